@@ -1,0 +1,93 @@
+//! Devices: every whole disk that is present, and what stands in the way of its being a volume's.
+
+use axum::Json;
+use axum::extract::State;
+use serde::Serialize;
+use utoipa::ToSchema;
+
+use super::Ctx;
+use super::error::ApiError;
+use crate::device::DevNum;
+use crate::device::facts::LinkTarget;
+use crate::engine::world::World;
+use crate::identity::{Serial, VolumeId};
+
+/// One disk.
+#[derive(Serialize, ToSchema)]
+pub(super) struct DeviceView {
+    node: String,
+    #[schema(value_type = String)]
+    devnum: DevNum,
+    diskseq: u64,
+    size_bytes: u64,
+    read_only: bool,
+    scheme: Option<&'static str>,
+    #[schema(value_type = Option<String>)]
+    serial: Option<Serial>,
+    link: Option<String>,
+    /// What the link leads to: a device number, `missing` or `other`.
+    link_target: Option<String>,
+    /// What this host uses it for.
+    uses: Vec<String>,
+    /// udevd has reported it.
+    settled: bool,
+    /// The volume whose intent it belongs to.
+    #[schema(value_type = Option<String>)]
+    volume_id: Option<VolumeId>,
+    /// Why it can be no volume's.
+    unusable: Option<String>,
+}
+
+/// All disks.
+#[derive(Serialize, ToSchema)]
+pub(super) struct DeviceList {
+    devices: Vec<DeviceView>,
+    count: usize,
+}
+
+/// Lists the present disks, by number.
+#[utoipa::path(get, path = "/api/v1/devices", responses((status = 200, body = DeviceList)))]
+pub(super) async fn list(State(context): Ctx) -> Result<Json<DeviceList>, ApiError> {
+    let look = |world: &World| {
+        let view = |device: &crate::device::table::Device| {
+            let facts = &device.facts;
+            let identity = facts.identity.as_ref().ok();
+            DeviceView {
+                node: format!("/dev/{}", facts.name),
+                devnum: facts.devnum,
+                diskseq: facts.diskseq,
+                size_bytes: facts.size_bytes,
+                read_only: facts.read_only,
+                scheme: identity.map(|identity| identity.scheme),
+                serial: identity.map(|identity| identity.serial),
+                link: identity.map(|identity| identity.link.clone()),
+                link_target: identity.map(|identity| match identity.link_target {
+                    LinkTarget::Missing => "missing".to_owned(),
+                    LinkTarget::Other => "other".to_owned(),
+                    LinkTarget::Device(devnum, _) => devnum.to_string(),
+                }),
+                uses: identity.map(|identity| identity.uses.iter().map(ToString::to_string).collect()).unwrap_or_default(),
+                settled: device.settled,
+                volume_id: identity.and_then(|identity| world.volume_of(identity.serial)),
+                unusable: facts.identity.as_ref().err().map(ToString::to_string),
+            }
+        };
+        let mut devices: Vec<DeviceView> = world.table.all().map(view).collect();
+        devices.sort_by_key(|device| device.devnum);
+        DeviceList { count: devices.len(), devices }
+    };
+    Ok(Json(context.inner.engine.read(look).await?))
+}
+
+/// A resync was made.
+#[derive(Serialize, ToSchema)]
+pub(super) struct Resynced {
+    message: String,
+}
+
+/// Reads all disks and the folder of exports again, and answers when every volume has been compared with them.
+#[utoipa::path(post, path = "/api/v1/resync", responses((status = 200, body = Resynced)))]
+pub(super) async fn resync(State(context): Ctx) -> Result<Json<Resynced>, ApiError> {
+    context.inner.engine.resync("asked for").await?;
+    Ok(Json(Resynced { message: "Everything was read again and compared".to_owned() }))
+}

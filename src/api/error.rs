@@ -1,0 +1,108 @@
+//! Refusals as callers see them: the right status and `{"error", "code", "details"}`.
+
+use axum::Json;
+use axum::http::{Method, StatusCode};
+use axum::response::{IntoResponse, Response};
+use serde::Serialize;
+use serde_json::{Value, json};
+use utoipa::ToSchema;
+
+use crate::engine::{Rejection, Stopping};
+use crate::identity::{NotAVolumeId, VolumeId};
+use crate::store::StoreError;
+
+/// A refusal.
+#[derive(Debug)]
+pub(super) struct ApiError {
+    status: StatusCode,
+    body: ErrorBody,
+}
+
+/// The body of every refusal.
+#[derive(Debug, Serialize, ToSchema)]
+pub(super) struct ErrorBody {
+    /// A sentence: what happened, to what, what to do.
+    error: String,
+    /// For programs.
+    code: &'static str,
+    /// Particulars, by code.
+    details: Value,
+}
+
+impl ApiError {
+    pub(super) fn new(status: StatusCode, code: &'static str, error: impl Into<String>, details: Value) -> Self {
+        Self { status, body: ErrorBody { error: error.into(), code, details } }
+    }
+
+    pub(super) fn bad_request(code: &'static str, error: impl Into<String>) -> Self {
+        Self::new(StatusCode::BAD_REQUEST, code, error, json!({}))
+    }
+
+    pub(super) fn unprocessable(code: &'static str, error: impl Into<String>, details: Value) -> Self {
+        Self::new(StatusCode::UNPROCESSABLE_ENTITY, code, error, details)
+    }
+
+    pub(super) fn no_such_volume(volume: VolumeId) -> Self {
+        Rejection::Unknown(volume).into()
+    }
+
+    pub(super) fn no_such_route(path: &str) -> Self {
+        let error = format!("there is no {path} here; GET /api/v1/openapi.json lists what there is");
+        Self::new(StatusCode::NOT_FOUND, "NO_SUCH_ROUTE", error, json!({ "path": path }))
+    }
+
+    pub(super) fn method_not_allowed(method: &Method, path: &str) -> Self {
+        let error = format!("{path} does not take {method}; the Allow header says what it takes");
+        Self::new(StatusCode::METHOD_NOT_ALLOWED, "METHOD_NOT_ALLOWED", error, json!({ "method": method.as_str() }))
+    }
+
+    pub(super) fn unavailable(code: &'static str, error: impl Into<String>) -> Self {
+        Self::new(StatusCode::SERVICE_UNAVAILABLE, code, error, json!({}))
+    }
+}
+
+impl IntoResponse for ApiError {
+    fn into_response(self) -> Response {
+        (self.status, Json(self.body)).into_response()
+    }
+}
+
+impl From<Rejection> for ApiError {
+    fn from(rejection: Rejection) -> Self {
+        let text = rejection.to_string();
+        let conflict = |code, details| Self::new(StatusCode::CONFLICT, code, text.clone(), details);
+        match rejection {
+            Rejection::Unknown(volume) => {
+                Self::new(StatusCode::NOT_FOUND, "NO_SUCH_INTENT", text, json!({ "volume_id": volume }))
+            }
+            Rejection::Differs { field, have, asked, .. } => {
+                conflict("INTENT_DIFFERS", json!({ "field": field, "have": have, "asked": asked }))
+            }
+            Rejection::SerialTaken { asked, have, serial } => {
+                conflict("SERIAL_TAKEN", json!({ "asked": asked, "have": have, "serial": serial }))
+            }
+            Rejection::InUseByHost { uses, .. } => conflict("IN_USE_BY_HOST", json!({ "uses": uses })),
+            Rejection::ClientsUnknown { clients, .. } => conflict("CLIENTS_UNKNOWN", json!({ "clients": clients })),
+            Rejection::Leaving(_) => conflict("BEING_WITHDRAWN", json!({})),
+            Rejection::NotDurable(_) => Self::unavailable("STORE_FAILED", text),
+        }
+    }
+}
+
+impl From<Stopping> for ApiError {
+    fn from(stopping: Stopping) -> Self {
+        Self::unavailable("STOPPING", stopping.to_string())
+    }
+}
+
+impl From<StoreError> for ApiError {
+    fn from(error: StoreError) -> Self {
+        Self::unavailable("STORE_FAILED", error.to_string())
+    }
+}
+
+impl From<NotAVolumeId> for ApiError {
+    fn from(error: NotAVolumeId) -> Self {
+        Self::bad_request("NOT_A_VOLUME_ID", error.to_string())
+    }
+}

@@ -1,0 +1,64 @@
+//! The stream of events (server-sent events). No keep-alives: an idle daemon stays asleep, listeners or not.
+
+use std::convert::Infallible;
+
+use axum::extract::State;
+use axum::response::Sse;
+use axum::response::sse::Event;
+use futures_util::Stream;
+use futures_util::stream;
+use serde::Deserialize;
+use serde_json::json;
+use tokio::sync::broadcast::Receiver;
+use tokio::sync::broadcast::error::RecvError;
+use utoipa::IntoParams;
+
+use super::Ctx;
+use super::body::QueryString;
+use super::error::ApiError;
+use super::volumes::long_request;
+use crate::engine::SharedEvent;
+use crate::identity::VolumeId;
+
+/// Which events.
+#[derive(Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Filter {
+    /// Only those of this volume.
+    volume_id: Option<String>,
+}
+
+/// Follows what happens from now on: `volume` events, and `missed` when the listener was too slow.
+#[utoipa::path(get, path = "/api/v1/events", params(Filter), responses(
+    (status = 200, body = crate::engine::Event, content_type = "text/event-stream")))]
+pub(super) async fn follow(
+    State(context): Ctx,
+    QueryString(filter): QueryString<Filter>,
+) -> Result<Sse<impl Stream<Item = Result<Event, Infallible>>>, ApiError> {
+    let only = filter.volume_id.as_deref().map(str::parse::<VolumeId>).transpose()?;
+    let permit = long_request(&context)?;
+    let events = context.inner.engine.events()?;
+    // The first line says that from here on nothing is left out.
+    let hello = stream::once(async { Ok(Event::default().comment("listening")) });
+    let follow = stream::unfold((events, permit), move |(mut events, permit)| async move {
+        next(&mut events, only).await.map(|event| (Ok(event), (events, permit)))
+    });
+    Ok(Sse::new(stream::StreamExt::chain(hello, follow)))
+}
+
+async fn next(events: &mut Receiver<SharedEvent>, only: Option<VolumeId>) -> Option<Event> {
+    loop {
+        return match events.recv().await {
+            Ok(event) if only.is_none_or(|volume| volume == event.volume_id) => {
+                let data = serde_json::to_string(&*event).unwrap_or_default();
+                Some(Event::default().event("volume").id(event.id.to_string()).data(data))
+            }
+            Ok(_) => continue,
+            Err(RecvError::Lagged(missed)) => {
+                Some(Event::default().event("missed").data(json!({ "missed": missed }).to_string()))
+            }
+            Err(RecvError::Closed) => None,
+        };
+    }
+}

@@ -1,0 +1,255 @@
+//! What is true now about each part. "unknown" is an answer.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::Ordering;
+
+use axum::Json;
+use axum::extract::State;
+use axum::http::StatusCode;
+use axum::response::{IntoResponse, Response};
+use jiff::Timestamp;
+use serde::Serialize;
+use utoipa::ToSchema;
+
+use super::{Context, Ctx};
+use crate::device::monitor::SocketStats;
+use crate::engine::udevd::Udevd;
+use crate::engine::world::World;
+use crate::export::server::Server;
+use crate::volume;
+
+/// Health.
+#[derive(Serialize, ToSchema)]
+pub(super) struct Health {
+    /// `healthy`, `degraded` (something needs a look) or `unhealthy` (nothing can be accepted; status 503).
+    status: &'static str,
+    #[schema(value_type = String, format = DateTime)]
+    timestamp: Timestamp,
+    version: &'static str,
+    #[schema(value_type = String, format = DateTime)]
+    started_at: Timestamp,
+    /// Everything that needs a look; empty when healthy.
+    problems: Vec<Problem>,
+    monitor: MonitorHealth,
+    udevd: UdevdHealth,
+    resync: ResyncHealth,
+    store: StoreHealth,
+    backend: BackendHealth,
+    /// How many volumes are in each state.
+    volumes: BTreeMap<&'static str, usize>,
+    /// In the predecessor's words from here on.
+    service: &'static str,
+    cloudstack_health: &'static str,
+    database_health: String,
+    device_monitor: &'static str,
+}
+
+/// One thing that needs a look.
+#[derive(Serialize, ToSchema)]
+struct Problem {
+    code: &'static str,
+    message: String,
+    hint: &'static str,
+    #[serde(skip)]
+    grave: bool,
+}
+
+#[derive(Serialize, ToSchema)]
+struct MonitorHealth {
+    udev: SocketHealth,
+    kernel: SocketHealth,
+}
+
+/// One netlink socket.
+#[derive(Serialize, ToSchema)]
+struct SocketHealth {
+    events: u64,
+    overruns: u64,
+    /// Datagrams the kernel threw away; `null`: unknown.
+    drops: Option<u64>,
+    receive_buffer_bytes: usize,
+}
+
+#[derive(Serialize, ToSchema)]
+struct UdevdHealth {
+    /// `heard`, `silent` (it owes an event for more than 10 s) or `unknown` (nothing happened yet that would tell).
+    state: &'static str,
+    #[schema(value_type = Option<String>, format = DateTime)]
+    since: Option<Timestamp>,
+}
+
+#[derive(Serialize, ToSchema)]
+struct ResyncHealth {
+    count: u64,
+    last_reason: &'static str,
+    #[schema(value_type = Option<String>, format = DateTime)]
+    last_at: Option<Timestamp>,
+    /// How often events were lost, each followed by a resync.
+    losses: u64,
+}
+
+#[derive(Serialize, ToSchema)]
+struct StoreHealth {
+    /// `ok` or `failing`.
+    state: &'static str,
+    error: Option<String>,
+    /// Rows the predecessor's tables have yet to be told.
+    outbox: Option<u64>,
+}
+
+#[derive(Serialize, ToSchema)]
+struct BackendHealth {
+    name: &'static str,
+    /// `up`, `down` or `unknown`.
+    state: &'static str,
+    pid: Option<i32>,
+    why: Option<String>,
+    listen: String,
+    insecure: bool,
+}
+
+/// Tells the truth about each part.
+#[utoipa::path(get, path = "/api/v1/health", responses((status = 200, body = Health), (status = 503, body = Health)))]
+pub(super) async fn show(State(context): Ctx) -> Response {
+    let health = health(&context).await;
+    let status = if health.status == "unhealthy" { StatusCode::SERVICE_UNAVAILABLE } else { StatusCode::OK };
+    (status, Json(health)).into_response()
+}
+
+async fn health(context: &Context) -> Health {
+    let settings = &context.inner.settings;
+    let mut problems = Vec::new();
+    let look = |world: &World| {
+        (counts(world), world.server.clone(), world.ear.udevd_is(), world.resyncs.clone(), world.foreign_exports.clone())
+    };
+    let (volumes, server, udevd, resyncs, foreign) =
+        context.inner.engine.read(look).await.unwrap_or_else(|_| (BTreeMap::new(), None, Udevd::Unknown, Default::default(), Vec::new()));
+    let pulse = context.inner.store.pulse().await;
+    let store = match pulse {
+        Ok(pulse) => StoreHealth {
+            state: if pulse.last_failure.is_none() { "ok" } else { "failing" },
+            error: pulse.last_failure,
+            outbox: Some(pulse.outbox),
+        },
+        Err(error) => StoreHealth { state: "failing", error: Some(error.to_string()), outbox: None },
+    };
+    if let Some(error) = &store.error {
+        problems.push(Problem {
+            code: "STORE_FAILED",
+            message: format!("the last write to {} failed: {error}", settings.store.display()),
+            hint: "Free space or repair the file: until then no intent is accepted.",
+            grave: true,
+        });
+    }
+    if let Some(Server::Down { why }) = &server {
+        problems.push(Problem {
+            code: "BACKEND_DOWN",
+            message: format!("the NBD server is down: {why}"),
+            hint: "Start it; exports are proven again at once.",
+            grave: false,
+        });
+    }
+    if let Udevd::Silent(since) = udevd {
+        problems.push(Problem {
+            code: "UDEVD_SILENT",
+            message: format!("udevd owes the event of a disk since {since}"),
+            hint: "Check `systemctl status systemd-udevd`; removals are still noticed, new disks are not served.",
+            grave: false,
+        });
+    }
+    if !foreign.is_empty() {
+        problems.push(Problem {
+            code: "FOREIGN_EXPORTS",
+            message: format!("{} holds what attachd did not make: {}", settings.exports.display(), foreign.join(", ")),
+            hint: "The NBD server offers these unproven; remove them.",
+            grave: false,
+        });
+    }
+    if !settings.listen.ip().is_loopback() {
+        problems.push(Problem {
+            code: "INSECURE",
+            message: format!("exports are served on {} without TLS (insecure = true)", settings.listen),
+            hint: "Listen on 127.0.0.1 and use the tunnel.",
+            grave: false,
+        });
+    }
+    if volumes.get("refused").is_some_and(|count| *count > 0) {
+        problems.push(Problem {
+            code: "VOLUMES_REFUSED",
+            message: format!("{} volume(s) have a disk that fails a check", volumes["refused"]),
+            hint: "`attachctl list` names the check and what to do.",
+            grave: false,
+        });
+    }
+    let status = if problems.iter().any(|problem| problem.grave) {
+        "unhealthy"
+    } else if problems.is_empty() {
+        "healthy"
+    } else {
+        "degraded"
+    };
+    let (udevd_state, since) = match udevd {
+        Udevd::Unknown => ("unknown", None),
+        Udevd::Heard(at) => ("heard", Some(at)),
+        Udevd::Silent(at) => ("silent", Some(at)),
+    };
+    Health {
+        status,
+        timestamp: Timestamp::now(),
+        version: env!("CARGO_PKG_VERSION"),
+        started_at: context.inner.started,
+        problems,
+        monitor: MonitorHealth {
+            udev: socket(&context.inner.monitor.udev),
+            kernel: socket(&context.inner.monitor.kernel),
+        },
+        udevd: UdevdHealth { state: udevd_state, since },
+        resync: ResyncHealth {
+            count: resyncs.count,
+            last_reason: resyncs.last_reason,
+            last_at: resyncs.last_at,
+            losses: resyncs.losses,
+        },
+        database_health: store.error.as_ref().map_or("healthy".to_owned(), |error| format!("unhealthy: {error}")),
+        store,
+        backend: backend(server, settings),
+        volumes,
+        service: "volume-management-daemon",
+        cloudstack_health: "unknown",
+        device_monitor: if udevd_state == "silent" { "unhealthy: udevd is silent" } else { "healthy" },
+    }
+}
+
+fn backend(server: Option<Server>, settings: &crate::config::Settings) -> BackendHealth {
+    let (state, pid, why) = match server {
+        None => ("unknown", None, None),
+        Some(Server::Up { pid }) => ("up", Some(pid), None),
+        Some(Server::Down { why }) => ("down", None, Some(why)),
+    };
+    BackendHealth {
+        name: "nbdkit",
+        state,
+        pid,
+        why,
+        listen: settings.listen.to_string(),
+        insecure: !settings.listen.ip().is_loopback(),
+    }
+}
+
+fn socket(stats: &SocketStats) -> SocketHealth {
+    SocketHealth {
+        events: stats.events.load(Ordering::Relaxed),
+        overruns: stats.overruns.load(Ordering::Relaxed),
+        drops: stats.drops(),
+        receive_buffer_bytes: stats.receive_buffer,
+    }
+}
+
+/// How many volumes are in each state; states without any are there with 0.
+pub(super) fn counts(world: &World) -> BTreeMap<&'static str, usize> {
+    let mut counts: BTreeMap<_, _> = volume::State::ALL.map(|state| (state.as_str(), 0)).into();
+    for volume in world.volumes() {
+        *counts.entry(volume.state.as_str()).or_default() += 1;
+    }
+    counts
+}

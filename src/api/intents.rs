@@ -1,0 +1,184 @@
+//! Intents: announce a volume, take the announcement back.
+
+use axum::extract::State;
+use axum::http::{StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use axum::{Extension, Json};
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+use serde_json::json;
+use utoipa::{IntoParams, ToSchema};
+
+use super::Ctx;
+use super::body::{JsonBody, QueryString, VolumePath};
+use super::error::{ApiError, ErrorBody};
+use super::serve::Peer;
+use crate::effect;
+use crate::engine::Accepted;
+use crate::export::clients;
+use crate::identity::{Serial, VolumeId};
+use crate::volume;
+
+/// The longest VM id the predecessor's tables hold.
+const LONGEST_VM_ID: usize = 64;
+
+/// An intent to add.
+#[derive(Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct NewIntent {
+    /// The CloudStack volume's UUID.
+    volume_id: String,
+    /// The VM it belongs to; by default this host's own.
+    vm_id: Option<String>,
+    /// The least size its disk must have, in bytes, from 1.
+    size_bytes: Option<u64>,
+    /// How long to wait for the disk, in seconds. A later disk is still served, and reported as late.
+    deadline_seconds: Option<u32>,
+}
+
+/// An intent on record.
+#[derive(Serialize, ToSchema)]
+pub(super) struct IntentView {
+    #[schema(value_type = String)]
+    volume_id: VolumeId,
+    #[schema(value_type = String)]
+    serial: Serial,
+    vm_id: String,
+    size_bytes: Option<u64>,
+    deadline_seconds: Option<u32>,
+    #[schema(value_type = Option<String>, format = DateTime)]
+    deadline_at: Option<Timestamp>,
+    #[schema(value_type = String, format = DateTime)]
+    created_at: Timestamp,
+    /// The user who asked.
+    uid: Option<u32>,
+    state: volume::State,
+}
+
+impl IntentView {
+    fn of(volume: &crate::engine::world::Volume) -> Self {
+        let intent = &volume.intent;
+        Self {
+            volume_id: intent.volume,
+            serial: intent.serial(),
+            vm_id: intent.vm_id.clone(),
+            size_bytes: intent.size_bytes,
+            deadline_seconds: intent.deadline_seconds,
+            deadline_at: intent.deadline(),
+            created_at: intent.created_at,
+            uid: intent.uid,
+            state: volume.state,
+        }
+    }
+}
+
+/// All intents.
+#[derive(Serialize, ToSchema)]
+pub(super) struct IntentList {
+    intents: Vec<IntentView>,
+    count: usize,
+}
+
+/// Lists all intents, oldest first.
+#[utoipa::path(get, path = "/api/v1/intents", responses((status = 200, body = IntentList)))]
+pub(super) async fn list(State(context): Ctx) -> Result<Json<IntentList>, ApiError> {
+    let mut intents: Vec<IntentView> =
+        context.inner.engine.read(|world| world.volumes().map(IntentView::of).collect()).await?;
+    intents.sort_by_key(|intent| (intent.created_at, intent.volume_id));
+    Ok(Json(IntentList { count: intents.len(), intents }))
+}
+
+/// Announces a volume. Durable when answered; asking again in the same words changes nothing.
+#[utoipa::path(post, path = "/api/v1/intents", request_body = NewIntent, responses(
+    (status = 201, body = IntentView, description = "Accepted, durably"),
+    (status = 200, body = IntentView, description = "Accepted before"),
+    (status = 409, body = ErrorBody, description = "INTENT_DIFFERS, SERIAL_TAKEN, IN_USE_BY_HOST, BEING_WITHDRAWN"),
+    (status = 422, body = ErrorBody, description = "INVALID_BODY"),
+    (status = 503, body = ErrorBody, description = "STORE_FAILED: nothing was changed")))]
+pub(super) async fn add(
+    State(context): Ctx,
+    Extension(peer): Extension<Peer>,
+    JsonBody(new): JsonBody<NewIntent>,
+) -> Result<Response, ApiError> {
+    let volume: VolumeId = new.volume_id.parse()?;
+    let vm_id = new.vm_id.unwrap_or_else(|| context.inner.settings.vm_id.clone());
+    if vm_id.len() > LONGEST_VM_ID || vm_id.chars().any(char::is_control) {
+        let text = format!("vm_id takes at most {LONGEST_VM_ID} printable characters");
+        return Err(ApiError::unprocessable("INVALID_BODY", text, json!({ "field": "vm_id" })));
+    }
+    if new.size_bytes == Some(0) {
+        let text = "size_bytes takes a number from 1; leave it out to accept any size";
+        return Err(ApiError::unprocessable("INVALID_BODY", text, json!({ "field": "size_bytes" })));
+    }
+    let intent = volume::Intent {
+        volume,
+        vm_id,
+        size_bytes: new.size_bytes,
+        deadline_seconds: new.deadline_seconds,
+        created_at: Timestamp::now(),
+        uid: peer.uid,
+    };
+    let accepted = context.inner.engine.intend(intent).await??;
+    let status = match accepted {
+        Accepted::New => StatusCode::CREATED,
+        Accepted::Known => StatusCode::OK,
+    };
+    let view = view_of(&context, volume).await?;
+    let location = [(header::LOCATION, format!("/api/v1/intents/{volume}"))];
+    Ok(effect::at("answer", || (status, location, Json(view)).into_response()))
+}
+
+/// Shows one intent.
+#[utoipa::path(get, path = "/api/v1/intents/{volume_id}", params(("volume_id" = String, Path)),
+    responses((status = 200, body = IntentView), (status = 404, body = ErrorBody)))]
+pub(super) async fn show(State(context): Ctx, VolumePath(volume): VolumePath) -> Result<Json<IntentView>, ApiError> {
+    Ok(Json(view_of(&context, volume).await?))
+}
+
+async fn view_of(context: &super::Context, volume: VolumeId) -> Result<IntentView, ApiError> {
+    let view = context.inner.engine.read(move |world| world.volume(volume).map(IntentView::of)).await?;
+    view.ok_or_else(|| ApiError::no_such_volume(volume))
+}
+
+/// How to withdraw.
+#[derive(Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
+#[serde(deny_unknown_fields)]
+pub(super) struct WithdrawOptions {
+    /// Also while NBD clients are connected; they stay connected, new ones are refused.
+    #[serde(default)]
+    force: bool,
+}
+
+/// A withdrawal that was carried out.
+#[derive(Serialize, ToSchema)]
+pub(super) struct WithdrawnView {
+    #[schema(value_type = String)]
+    volume_id: VolumeId,
+    message: String,
+    /// Connections to the NBD server that were open: the server does not cut them.
+    clients_still_connected: Vec<String>,
+}
+
+/// Takes an intent back, in any state: the export goes at once, then the mapping, then the claim.
+#[utoipa::path(delete, path = "/api/v1/intents/{volume_id}", params(("volume_id" = String, Path), WithdrawOptions), responses(
+    (status = 200, body = WithdrawnView),
+    (status = 404, body = ErrorBody),
+    (status = 409, body = ErrorBody, description = "CLIENTS_UNKNOWN, BEING_WITHDRAWN")))]
+pub(super) async fn withdraw(
+    State(context): Ctx,
+    VolumePath(volume): VolumePath,
+    QueryString(options): QueryString<WithdrawOptions>,
+) -> Result<Response, ApiError> {
+    let connected = clients::connected(context.inner.settings.listen)
+        .unwrap_or_else(|error| vec![format!("unknown: the table of connections cannot be read: {error}")]);
+    let withdrawal = context.inner.engine.withdraw(volume, options.force, connected).await??;
+    let message = if withdrawal.clients.is_empty() {
+        "Withdrawn: the export is gone".to_owned()
+    } else {
+        let count = withdrawal.clients.len();
+        format!("Withdrawn: new clients are refused; {count} connection(s) to the NBD server stay open until they are closed (`ss -K` or a restart of the server cuts them)")
+    };
+    let view = WithdrawnView { volume_id: volume, message, clients_still_connected: withdrawal.clients };
+    Ok(effect::at("answer", || Json(view).into_response()))
+}

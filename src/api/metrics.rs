@@ -1,0 +1,68 @@
+//! Figures for Prometheus, computed when asked for.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use axum::extract::State;
+use axum::http::header;
+use axum::response::IntoResponse;
+use prometheus_client::encoding::text::encode;
+use prometheus_client::metrics::counter::ConstCounter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::{ConstGauge, Gauge};
+use prometheus_client::registry::Registry;
+
+use super::error::ApiError;
+use super::health::counts;
+use super::{Context, Ctx};
+use crate::device::monitor::SocketStats;
+use crate::engine::udevd::Udevd;
+use crate::engine::world::World;
+use crate::export::server::Server;
+
+type ByLabel = Family<Vec<(&'static str, &'static str)>, Gauge<f64, AtomicU64>>;
+
+/// The Prometheus text format.
+#[utoipa::path(get, path = "/metrics", responses((status = 200, body = String, content_type = "text/plain")))]
+pub(super) async fn show(State(context): Ctx) -> Result<impl IntoResponse, ApiError> {
+    let text = encoded(&context).await?;
+    Ok(([(header::CONTENT_TYPE, "application/openmetrics-text; version=1.0.0; charset=utf-8")], text))
+}
+
+async fn encoded(context: &Context) -> Result<String, ApiError> {
+    let look = |world: &World| {
+        let up = matches!(world.server, Some(Server::Up { .. }));
+        let silent = matches!(world.ear.udevd_is(), Udevd::Silent(_));
+        (counts(world), world.table.all().count(), up, silent, world.resyncs.clone())
+    };
+    let (volumes, disks, up, silent, resyncs) = context.inner.engine.read(look).await?;
+    let pulse = context.inner.store.pulse().await.ok();
+    let mut registry = Registry::with_prefix("attachd");
+    let by_state = ByLabel::default();
+    for (state, count) in volumes {
+        by_state.get_or_create(&vec![("state", state)]).set(f64::from(u32::try_from(count).unwrap_or(u32::MAX)));
+    }
+    registry.register("volumes", "Volumes by state", by_state);
+    let mut gauge = |name: &str, help: &str, value: u64| registry.register(name, help, ConstGauge::new(value));
+    gauge("disks", "Whole disks that are present", disks as u64);
+    gauge("backend_up", "1 while the NBD server runs", u64::from(up));
+    gauge("udevd_silent", "1 while udevd owes an event for more than 10 s", u64::from(silent));
+    gauge("store_failing", "1 while the last write to the store failed", u64::from(pulse.as_ref().is_none_or(|p| p.last_failure.is_some())));
+    gauge("outbox_rows", "Rows the predecessor's tables have yet to be told", pulse.map_or(0, |pulse| pulse.outbox));
+    let mut counter = |name: &str, help: &str, value: u64| registry.register(name, help, ConstCounter::new(value));
+    counter("resyncs", "How often all disks were read", resyncs.count);
+    counter("losses", "How often events were lost", resyncs.losses);
+    for (group, stats) in [("udev", &context.inner.monitor.udev), ("kernel", &context.inner.monitor.kernel)] {
+        let sub = registry.sub_registry_with_label(("group".into(), group.into()));
+        figures(sub, stats);
+    }
+    let mut text = String::new();
+    encode(&mut text, &registry).map_err(|error| ApiError::unavailable("METRICS_FAILED", error.to_string()))?;
+    Ok(text)
+}
+
+fn figures(registry: &mut Registry, stats: &SocketStats) {
+    let mut counter = |name: &str, help: &str, value: u64| registry.register(name, help, ConstCounter::new(value));
+    counter("events", "Disk events received", stats.events.load(Ordering::Relaxed));
+    counter("overruns", "How often the socket's buffer overran", stats.overruns.load(Ordering::Relaxed));
+    counter("drops", "Datagrams the kernel threw away", stats.drops().unwrap_or(0));
+}

@@ -1,0 +1,105 @@
+//! The accept loop, and what a client may take: connections, time for a request's head, its size.
+
+use std::io;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::service::TowerToHyperService;
+use rustix::io::Errno;
+use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::{Semaphore, watch};
+use tower::ServiceExt;
+
+/// Connections at one time; more wait in the socket's queue.
+const CONNECTIONS: usize = 256;
+
+/// How long a connection may take for a request's head, idle time included.
+const HEAD_LIMIT: Duration = Duration::from_secs(10);
+
+/// Bytes of a request's head.
+const HEAD_BYTES: usize = 16 * 1024;
+
+/// Header lines of a request.
+const HEADERS: usize = 64;
+
+/// Pause after the process ran out of descriptors: accepting again at once would spin.
+const OUT_OF_DESCRIPTORS: Duration = Duration::from_millis(200);
+
+/// Who is on the other side.
+#[derive(Debug, Clone, Copy)]
+pub struct Peer {
+    /// The user, from the socket's credentials.
+    pub uid: Option<u32>,
+}
+
+/// The API's socket.
+pub struct Listener {
+    socket: UnixListener,
+}
+
+impl Listener {
+    /// Binds the path, in place of a socket that a dead daemon left there. Mode 0660: the group may ask.
+    pub fn bind(path: &Path) -> io::Result<Self> {
+        use std::os::unix::fs::{FileTypeExt, PermissionsExt};
+        if std::fs::symlink_metadata(path).is_ok_and(|there| there.file_type().is_socket()) {
+            std::fs::remove_file(path)?;
+        }
+        let socket = UnixListener::bind(path)?;
+        std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o660))?;
+        Ok(Self { socket })
+    }
+}
+
+/// Answers until `stop` changes, then lets running requests end; the caller bounds how long.
+pub async fn serve(listener: Listener, router: axum::Router, mut stop: watch::Receiver<bool>) {
+    let places = Arc::new(Semaphore::new(CONNECTIONS));
+    let connections = hyper_util::server::graceful::GracefulShutdown::new();
+    let mut http = hyper::server::conn::http1::Builder::new();
+    http.timer(TokioTimer::new())
+        .header_read_timeout(HEAD_LIMIT)
+        .max_headers(HEADERS)
+        .max_buf_size(HEAD_BYTES)
+        .half_close(false);
+    loop {
+        let Ok(place) = Arc::clone(&places).acquire_owned().await else { return };
+        let stream = tokio::select! {
+            accepted = listener.socket.accept() => match accepted {
+                Ok((stream, _)) => stream,
+                Err(error) => {
+                    rest_after(&error).await;
+                    continue;
+                }
+            },
+            _ = stop.changed() => break,
+        };
+        let peer = peer_of(&stream);
+        let service = router.clone().map_request(move |mut request: axum::http::Request<_>| {
+            request.extensions_mut().insert(peer);
+            request
+        });
+        let connection = http.serve_connection(TokioIo::new(stream), TowerToHyperService::new(service));
+        let connection = connections.watch(connection);
+        tokio::spawn(async move {
+            // A client that breaks off, or sends what is not HTTP, has been answered by hyper; nothing is left to do.
+            let _ = connection.await;
+            drop(place);
+        });
+    }
+    connections.shutdown().await;
+}
+
+fn peer_of(stream: &UnixStream) -> Peer {
+    Peer { uid: stream.peer_cred().ok().map(|credentials| credentials.uid()) }
+}
+
+async fn rest_after(error: &io::Error) {
+    let errno = Errno::from_io_error(error);
+    if matches!(errno, Some(Errno::MFILE | Errno::NFILE | Errno::NOBUFS | Errno::NOMEM)) {
+        tracing::warn!(%error, "cannot accept a connection; trying again shortly");
+        tokio::time::sleep(OUT_OF_DESCRIPTORS).await;
+    } else {
+        tracing::debug!(%error, "a connection broke off before it was accepted");
+    }
+}

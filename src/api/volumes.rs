@@ -1,0 +1,271 @@
+//! Volumes: the intent, its disk, its export and its story in one piece.
+
+use std::time::Duration;
+
+use axum::Json;
+use axum::extract::State;
+use axum::http::StatusCode;
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+use serde_json::json;
+use tokio::sync::broadcast::error::RecvError;
+use utoipa::{IntoParams, ToSchema};
+
+use super::body::{QueryString, VolumePath};
+use super::error::{ApiError, ErrorBody};
+use super::{Context, Ctx};
+use crate::device::DevNum;
+use crate::device::evidence::Evidence;
+use crate::engine::world::{Volume, World};
+use crate::identity::{Serial, VolumeId};
+use crate::volume::{self, Entry, Reason};
+
+/// How long `?wait=` waits when nothing else is asked for, and at most.
+const WAIT_SECONDS: (u32, u32) = (60, 3600);
+
+/// A volume.
+#[derive(Serialize, ToSchema)]
+pub(super) struct VolumeView {
+    #[schema(value_type = String)]
+    volume_id: VolumeId,
+    #[schema(value_type = String)]
+    serial: Serial,
+    vm_id: String,
+    state: volume::State,
+    /// Since when it is in this state.
+    #[schema(value_type = String, format = DateTime)]
+    since: Timestamp,
+    /// The by-id path, once a device was proven.
+    device_path: Option<String>,
+    /// What the by-id path resolves to now.
+    device_node: Option<String>,
+    size_bytes: Option<u64>,
+    diskseq: Option<u64>,
+    export: ExportView,
+    evidence: Option<EvidenceView>,
+    reason: Option<Reason>,
+    /// The story, oldest first; left out in lists.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    timeline: Option<Vec<Entry>>,
+    /// `size_bytes` under the predecessor's name; 0 while unknown.
+    size: u64,
+    /// As the predecessor has it.
+    #[schema(value_type = Option<String>)]
+    cloudstack_data: Option<()>,
+}
+
+/// An export.
+#[derive(Serialize, ToSchema)]
+pub(super) struct ExportView {
+    pub(super) name: String,
+    pub(super) uri: String,
+    /// `none`, `published` (offered, not proven yet) or `served`.
+    pub(super) state: &'static str,
+}
+
+/// What ties the device to the volume.
+#[derive(Serialize, ToSchema)]
+struct EvidenceView {
+    #[schema(value_type = String)]
+    serial: Serial,
+    scheme: String,
+    #[schema(value_type = String)]
+    devnum: DevNum,
+    diskseq: u64,
+    size_bytes: u64,
+    read_only: bool,
+    boot_id: String,
+    #[schema(value_type = String, format = DateTime)]
+    at: Timestamp,
+}
+
+impl ExportView {
+    pub(super) fn of(volume: &Volume, listen: std::net::SocketAddr) -> Self {
+        let name = volume.intent.volume.export_name();
+        let state = match (volume.published, volume.state) {
+            (true, volume::State::Ready) => "served",
+            (true, _) => "published",
+            (false, _) => "none",
+        };
+        Self { uri: format!("nbd://{listen}/{name}"), name, state }
+    }
+}
+
+impl EvidenceView {
+    fn of(evidence: &Evidence) -> Self {
+        Self {
+            serial: evidence.serial,
+            scheme: evidence.scheme.clone(),
+            devnum: evidence.devnum,
+            diskseq: evidence.diskseq,
+            size_bytes: evidence.size_bytes,
+            read_only: evidence.read_only,
+            boot_id: evidence.boot_id.clone(),
+            at: evidence.at,
+        }
+    }
+}
+
+impl VolumeView {
+    fn of(volume: &Volume, world: &World, listen: std::net::SocketAddr) -> Self {
+        let present = world.table.with_serial(volume.intent.serial()).next();
+        let mapping = volume.mapping.as_ref();
+        let size_bytes = mapping.map(|mapping| mapping.size_bytes);
+        Self {
+            volume_id: volume.intent.volume,
+            serial: volume.intent.serial(),
+            vm_id: volume.intent.vm_id.clone(),
+            state: volume.state,
+            since: volume.since,
+            device_path: mapping.map(|mapping| mapping.link.clone()),
+            device_node: present.map(|device| format!("/dev/{}", device.facts.name)),
+            size_bytes,
+            diskseq: mapping.map(|mapping| mapping.diskseq),
+            export: ExportView::of(volume, listen),
+            evidence: mapping.map(EvidenceView::of),
+            reason: volume.reason.clone(),
+            timeline: None,
+            size: size_bytes.unwrap_or(0),
+            cloudstack_data: None,
+        }
+    }
+}
+
+/// Which volumes.
+#[derive(Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Filter {
+    /// Only those in this state.
+    state: Option<String>,
+    /// Only those of this VM.
+    vm_id: Option<String>,
+}
+
+/// Volumes.
+#[derive(Serialize, ToSchema)]
+pub(super) struct VolumeList {
+    volumes: Vec<VolumeView>,
+    count: usize,
+}
+
+/// Lists volumes, by id.
+#[utoipa::path(get, path = "/api/v1/volumes", params(Filter), responses((status = 200, body = VolumeList)))]
+pub(super) async fn list(
+    State(context): Ctx,
+    QueryString(filter): QueryString<Filter>,
+) -> Result<Json<VolumeList>, ApiError> {
+    let state = filter.state.as_deref().map(state_of).transpose()?;
+    let listen = context.inner.settings.listen;
+    let look = move |world: &World| {
+        let wanted = |volume: &&Volume| {
+            state.is_none_or(|state| volume.state == state)
+                && filter.vm_id.as_ref().is_none_or(|vm| volume.intent.vm_id == *vm)
+        };
+        world.volumes().filter(wanted).map(|volume| VolumeView::of(volume, world, listen)).collect::<Vec<_>>()
+    };
+    let mut volumes = context.inner.engine.read(look).await?;
+    volumes.sort_by_key(|volume| volume.volume_id);
+    Ok(Json(VolumeList { count: volumes.len(), volumes }))
+}
+
+/// What to wait for.
+#[derive(Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Wait {
+    /// Answer as soon as the volume is in this state, like `ready`.
+    wait: Option<String>,
+    /// How long to wait for that, from 0 to 3600, by default 60.
+    timeout_seconds: Option<u32>,
+}
+
+/// Shows one volume, at once or as soon as it is in a state.
+#[utoipa::path(get, path = "/api/v1/volumes/{volume_id}", params(("volume_id" = String, Path), Wait), responses(
+    (status = 200, body = VolumeView),
+    (status = 404, body = ErrorBody),
+    (status = 504, body = ErrorBody, description = "WAIT_TIMEOUT: it is not in that state yet; details say where it is")))]
+pub(super) async fn show(
+    State(context): Ctx,
+    VolumePath(volume): VolumePath,
+    QueryString(wait): QueryString<Wait>,
+) -> Result<Json<VolumeView>, ApiError> {
+    if let Some(state) = &wait.wait {
+        let state = state_of(state)?;
+        let seconds = wait.timeout_seconds.unwrap_or(WAIT_SECONDS.0).min(WAIT_SECONDS.1);
+        let waited = tokio::time::timeout(Duration::from_secs(seconds.into()), reached(&context, volume, state)).await;
+        if let Ok(reached) = waited {
+            reached?;
+        } else {
+            let now = look(&context, volume).await?;
+            let text = format!("volume {volume} is {} after {seconds} s, not {state}", now.state);
+            let details = json!({ "state": now.state, "reason": now.reason });
+            return Err(ApiError::new(StatusCode::GATEWAY_TIMEOUT, "WAIT_TIMEOUT", text, details));
+        }
+    }
+    let mut view = look(&context, volume).await?;
+    view.timeline = Some(timeline(&context, volume).await?);
+    Ok(Json(view))
+}
+
+async fn reached(context: &Context, volume: VolumeId, state: volume::State) -> Result<(), ApiError> {
+    let _permit = long_request(context)?;
+    // Listen first, then look: nothing falls between.
+    let mut events = context.inner.engine.events()?;
+    loop {
+        let now = context.inner.engine.read(move |world| world.volume(volume).map(|volume| volume.state)).await?;
+        if now.ok_or_else(|| ApiError::no_such_volume(volume))? == state {
+            return Ok(());
+        }
+        loop {
+            match events.recv().await {
+                Ok(event) if event.volume_id == volume => break,
+                Ok(_) => {}
+                Err(RecvError::Lagged(_)) => break,
+                Err(RecvError::Closed) => return Err(crate::engine::Stopping.into()),
+            }
+        }
+    }
+}
+
+/// A place among the requests that may stay open.
+pub(super) fn long_request(context: &Context) -> Result<tokio::sync::OwnedSemaphorePermit, ApiError> {
+    let permit = std::sync::Arc::clone(&context.inner.long_requests).try_acquire_owned();
+    permit.map_err(|_| {
+        let text = format!("{} requests already wait for events; close some", super::LONG_REQUESTS);
+        ApiError::unavailable("TOO_MANY_LISTENERS", text)
+    })
+}
+
+async fn look(context: &Context, volume: VolumeId) -> Result<VolumeView, ApiError> {
+    let listen = context.inner.settings.listen;
+    let look = move |world: &World| world.volume(volume).map(|volume| VolumeView::of(volume, world, listen));
+    context.inner.engine.read(look).await?.ok_or_else(|| ApiError::no_such_volume(volume))
+}
+
+/// What the store has, and what it has not been told yet.
+async fn timeline(context: &Context, volume: VolumeId) -> Result<Vec<Entry>, ApiError> {
+    let unwritten = move |world: &World| world.volume(volume).map(|volume| volume.notes.clone());
+    let unwritten = context.inner.engine.read(unwritten).await?.unwrap_or_default();
+    let mut timeline = context.inner.store.timeline(volume).await?;
+    // The store keeps microseconds; an entry may have been written between the two looks.
+    let known = |entry: &Entry, timeline: &[Entry]| {
+        timeline.iter().any(|other| {
+            other.at.as_microsecond() == entry.at.as_microsecond() && other.event == entry.event
+        })
+    };
+    for entry in unwritten {
+        if !known(&entry, &timeline) {
+            timeline.push(entry);
+        }
+    }
+    timeline.sort_by_key(|entry| entry.at.as_microsecond());
+    Ok(timeline)
+}
+
+fn state_of(name: &str) -> Result<volume::State, ApiError> {
+    volume::State::from_name(name).ok_or_else(|| {
+        let names = volume::State::ALL.map(volume::State::as_str).join(", ");
+        ApiError::bad_request("INVALID_QUERY", format!("there is no state {name:?}; there are {names}"))
+    })
+}

@@ -1,0 +1,141 @@
+//! Start and stop, told from top to bottom.
+
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context as _, bail};
+use rustix::fs::FlockOperation;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::watch;
+use tokio::task::LocalSet;
+
+use crate::api;
+use crate::claims::Claims;
+use crate::config::{self, Settings};
+use crate::device::evidence::Ground;
+use crate::device::monitor::Monitor;
+use crate::device::sysfs::Sysfs;
+use crate::engine::{Engine, Handle, Tools};
+use crate::export::folder::Folder;
+use crate::export::server::Watch;
+use crate::store::Store;
+
+/// How long running requests may take to end when the daemon stops.
+const GRACE: Duration = Duration::from_secs(5);
+
+/// Disks read at one time; a disk whose serial never answers keeps one of these.
+const READERS: usize = 16;
+
+/// Runs the daemon until SIGTERM or SIGINT. Exports stay served.
+pub fn run(config: &Path) -> anyhow::Result<()> {
+    let settings = config::load(config)?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .max_blocking_threads(READERS)
+        .build()
+        .context("cannot start the runtime")?;
+    // The monitor's libudev objects stay on this thread.
+    let outcome = LocalSet::new().block_on(&runtime, serve(settings, config));
+    // A reader that is stuck in the kernel must not keep the daemon from ending.
+    runtime.shutdown_background();
+    outcome
+}
+
+async fn serve(settings: Settings, config: &Path) -> anyhow::Result<()> {
+    let _lock = lock(&settings.store)?;
+    let sysfs = Sysfs::new(settings.schemes.clone(), settings.host_disks.clone());
+    let ground = Ground {
+        boot_id: sysfs.boot_id().context("cannot read this boot's id")?,
+        nbd_gid: group_id(&settings.nbd_group)?,
+    };
+    // Listen first, then read what is there: nothing falls between.
+    let monitor = Monitor::subscribe()?;
+    let (store, store_task, records) =
+        Store::open(&settings.store, settings.history_days, settings.listen.port()).await?;
+    let claims = Claims::open(settings.claims.clone())
+        .and_then(|claims| Ok((claims.restore(records.iter().map(|record| record.intent.volume))?, claims)))
+        .with_context(|| format!("cannot write the claims in {}", settings.claims.display()))
+        .map(|(repaired, claims)| {
+            repaired.iter().for_each(|claim| tracing::warn!("the claim {claim}; repaired"));
+            claims
+        })?;
+    let watch_server = Watch::new(settings.pid_file.clone(), "nbdkit")?;
+    let listener = api::Listener::bind(&settings.socket)
+        .with_context(|| format!("cannot listen on {}", settings.socket.display()))?;
+
+    let stats = monitor.stats();
+    let tools = Tools {
+        sysfs,
+        store: store.clone(),
+        claims,
+        folder: Folder::new(settings.exports.clone()),
+        server: settings.listen,
+    };
+    let (engine, handle) = Engine::new(ground, tools, records);
+    let (stop, stopping) = watch::channel(false);
+    let stop_engine = stopped(stopping.clone());
+    let engine = tokio::spawn(engine.run(stop_engine));
+    tokio::task::spawn_local(monitor.follow(handle.inputs()));
+    tokio::spawn(watch_server.follow(handle.inputs()));
+    let context = api::Context::new(handle.clone(), store.clone(), settings, stats);
+    let server = tokio::spawn(api::serve(listener, api::router(context), stopping));
+    tracing::info!(version = env!("CARGO_PKG_VERSION"), "attachd is up");
+
+    until_told_to_stop(&handle, config).await?;
+    let _ = stop.send(true);
+    // The engine first: it ends the streams of events, which would otherwise never be done.
+    engine.await.context("the engine failed")?;
+    if tokio::time::timeout(GRACE, server).await.is_err() {
+        tracing::warn!("some requests did not end within {} s; cut", GRACE.as_secs());
+    }
+    drop((handle, store));
+    if tokio::time::timeout(GRACE, store_task).await.is_err() {
+        tracing::warn!("the store did not close in time; the next start recovers it");
+    }
+    tracing::info!("attachd has stopped; exports stay served");
+    Ok(())
+}
+
+async fn until_told_to_stop(handle: &Handle, config: &Path) -> anyhow::Result<()> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut hangup = signal(SignalKind::hangup())?;
+    loop {
+        tokio::select! {
+            _ = terminate.recv() => return Ok(()),
+            _ = interrupt.recv() => return Ok(()),
+            _ = hangup.recv() => {
+                match config::load(config) {
+                    Ok(_) => tracing::info!("the configuration is valid; settings take effect at the next start"),
+                    Err(invalid) => tracing::error!("the configuration is not valid, the one in use stays:\n{invalid}"),
+                }
+                handle.resync("reload").await?;
+            }
+        }
+    }
+}
+
+async fn stopped(mut stopping: watch::Receiver<bool>) {
+    let _ = stopping.wait_for(|stop| *stop).await;
+}
+
+/// One daemon for one store. Held until the process ends.
+fn lock(store: &Path) -> anyhow::Result<File> {
+    let path = PathBuf::from(format!("{}.lock", store.display()));
+    let file = File::create(&path).with_context(|| format!("cannot create {}", path.display()))?;
+    match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => Ok(file),
+        Err(_) => bail!("another attachd uses {}", store.display()),
+    }
+}
+
+/// The id of a group, from `/etc/group`: the package makes it there.
+fn group_id(name: &str) -> anyhow::Result<u32> {
+    let groups = std::fs::read_to_string("/etc/group").context("cannot read /etc/group")?;
+    let id = groups.lines().find_map(|line| {
+        let mut fields = line.split(':');
+        (fields.next()? == name).then(|| fields.nth(1)?.parse().ok()).flatten()
+    });
+    id.with_context(|| format!("there is no group {name} ([device] nbd_group): the NBD server could open no disk"))
+}

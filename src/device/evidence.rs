@@ -1,0 +1,176 @@
+//! What makes a device the volume's: the one judgement everything else rests on. Pure.
+
+use jiff::Timestamp;
+
+use super::DevNum;
+use super::facts::{LinkTarget, Use};
+use super::table::Device;
+use crate::identity::Serial;
+
+/// The checked facts that tie one device to one volume at one moment. Made by [`check`] alone, or read from the store.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Evidence {
+    /// Read live from the device.
+    pub serial: Serial,
+    /// Which scheme read it.
+    pub scheme: String,
+    /// The by-id path, the only path ever exported.
+    pub link: String,
+    /// The device at that moment.
+    pub devnum: DevNum,
+    /// That device's disk sequence number.
+    pub diskseq: u64,
+    /// Bytes.
+    pub size_bytes: u64,
+    /// The device refuses writes.
+    pub read_only: bool,
+    /// The boot in which `devnum` and `diskseq` have a meaning.
+    pub boot_id: String,
+    /// When the last check passed.
+    pub at: Timestamp,
+}
+
+impl Evidence {
+    /// Whether both speak of the same disk in the same condition; only the time may differ.
+    pub fn agrees(&self, other: &Self) -> bool {
+        Self { at: other.at, ..self.clone() } == *other
+    }
+}
+
+/// What evidence is held against and does not change while the daemon runs.
+#[derive(Debug, Clone)]
+pub struct Ground {
+    /// This boot.
+    pub boot_id: String,
+    /// The NBD server's group; its node must belong to it before the server can open the disk.
+    pub nbd_gid: u32,
+}
+
+/// A check that failed: its code is its name, its text names every party, [`Refusal::hint`] says what to do.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Refusal {
+    /// More than one present device has the serial.
+    #[error("{} disks show the serial {serial}: {}", devices.len(), devices.join(" and "))]
+    DuplicateSerial { serial: Serial, devices: Vec<String> },
+    /// The device was exchanged while it was read.
+    #[error("{device} was exchanged while it was being read (diskseq {before}, then {after})")]
+    DiskseqMoved { device: String, before: u64, after: u64 },
+    /// The host itself uses the disk.
+    #[error("this host uses {device}: {}", uses.iter().map(Use::to_string).collect::<Vec<_>>().join(", "))]
+    InUseByHost { device: String, uses: Vec<Use> },
+    /// The device reports no capacity.
+    #[error("{device} has size 0")]
+    SizeZero { device: String },
+    /// The device is smaller than the intent said.
+    #[error("{device} has {size} bytes, the intent named {wanted}")]
+    SizeTooSmall { device: String, size: u64, wanted: u64 },
+    /// udev has made no link.
+    #[error("{link} does not exist although {device} has the serial")]
+    LinkMissing { link: String, device: String },
+    /// udev's link leads to another device.
+    #[error("{link} leads to {target} instead of {device}")]
+    LinkElsewhere { link: String, target: String, device: String },
+    /// The NBD server may not open the node yet.
+    #[error("the node of {device} is not the NBD server's yet (its group is {gid})")]
+    NotMarked { device: String, gid: u32 },
+}
+
+impl Refusal {
+    /// The check's name, as callers see it.
+    pub fn code(&self) -> &'static str {
+        match self {
+            Self::DuplicateSerial { .. } => "DUPLICATE_SERIAL",
+            Self::DiskseqMoved { .. } => "DISKSEQ_MOVED",
+            Self::InUseByHost { .. } => "IN_USE_BY_HOST",
+            Self::SizeZero { .. } => "SIZE_ZERO",
+            Self::SizeTooSmall { .. } => "SIZE_TOO_SMALL",
+            Self::LinkMissing { .. } => "LINK_MISSING",
+            Self::LinkElsewhere { .. } => "LINK_ELSEWHERE",
+            Self::NotMarked { .. } => "NOT_MARKED",
+        }
+    }
+
+    /// What the operator can do.
+    pub fn hint(&self) -> String {
+        match self {
+            Self::DuplicateSerial { .. } => {
+                "Detach the disk that does not belong here; the volume is served again when one is left.".into()
+            }
+            Self::DiskseqMoved { .. } => "Nothing: the event of the new disk decides.".into(),
+            Self::InUseByHost { .. } => {
+                "If the disk is a customer's, end that use and run `attachctl resync`; if it is this host's own, withdraw the intent.".into()
+            }
+            Self::SizeZero { .. } => "Check the volume in CloudStack, then detach and attach it again.".into(),
+            Self::SizeTooSmall { .. } => {
+                "Compare the size in the intent with the volume's in CloudStack; withdraw the intent if it names the wrong volume.".into()
+            }
+            Self::LinkMissing { device, .. } | Self::LinkElsewhere { device, .. } => format!(
+                "udev has not finished with the disk, or was not running when it came: run `udevadm trigger --action=change {device}` as root."
+            ),
+            Self::NotMarked { device, .. } => format!(
+                "The disk was there before its intent; mark it with `udevadm trigger --action=add {device}` as root."
+            ),
+        }
+    }
+}
+
+/// Holds the devices that show a serial against what the intent named. `present` must not be empty.
+///
+/// The caller has sorted out what [`super::facts::Facts::identity`] and the partition check already exclude: every
+/// device here is a whole disk of an accepted bus whose serial was read live.
+pub fn check(
+    ground: &Ground,
+    present: &[&Device],
+    wanted_bytes: Option<u64>,
+    now: Timestamp,
+) -> Option<Result<Evidence, Refusal>> {
+    let facts = &present.first()?.facts;
+    let identity = facts.identity.as_ref().ok()?;
+    let device = format!("/dev/{}", facts.name);
+    let judge = || {
+        if present.len() > 1 {
+            let mut devices: Vec<String> =
+                present.iter().map(|device| format!("/dev/{} ({})", device.facts.name, device.facts.devnum)).collect();
+            devices.sort();
+            return Err(Refusal::DuplicateSerial { serial: identity.serial, devices });
+        }
+        if facts.diskseq != facts.diskseq_after {
+            return Err(Refusal::DiskseqMoved { device, before: facts.diskseq, after: facts.diskseq_after });
+        }
+        if !identity.uses.is_empty() {
+            return Err(Refusal::InUseByHost { device, uses: identity.uses.clone() });
+        }
+        if facts.size_bytes == 0 {
+            return Err(Refusal::SizeZero { device });
+        }
+        if let Some(wanted) = wanted_bytes.filter(|wanted| facts.size_bytes < *wanted) {
+            return Err(Refusal::SizeTooSmall { device, size: facts.size_bytes, wanted });
+        }
+        let link = identity.link.clone();
+        let gid = match identity.link_target {
+            LinkTarget::Device(devnum, gid) if devnum == facts.devnum => gid,
+            LinkTarget::Device(other, _) => {
+                return Err(Refusal::LinkElsewhere { link, target: format!("device {other}"), device });
+            }
+            LinkTarget::Other => {
+                return Err(Refusal::LinkElsewhere { link, target: "something that is no block device".into(), device });
+            }
+            LinkTarget::Missing => return Err(Refusal::LinkMissing { link, device }),
+        };
+        if gid != ground.nbd_gid {
+            return Err(Refusal::NotMarked { device, gid });
+        }
+        Ok(Evidence {
+            serial: identity.serial,
+            scheme: identity.scheme.to_owned(),
+            link,
+            devnum: facts.devnum,
+            diskseq: facts.diskseq,
+            size_bytes: facts.size_bytes,
+            read_only: facts.read_only,
+            boot_id: ground.boot_id.clone(),
+            at: now,
+        })
+    };
+    Some(judge())
+}

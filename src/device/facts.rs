@@ -1,0 +1,100 @@
+//! Everything that was read about one disk at one moment.
+
+use serde::Serialize;
+
+use super::DevNum;
+use crate::identity::Serial;
+
+/// What was read about one whole disk. Nothing here is a judgement; [`super::evidence`] makes that.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Facts {
+    /// The kernel's number of the disk.
+    pub devnum: DevNum,
+    /// The kernel's name of the disk now, like `vdb`.
+    pub name: String,
+    /// The disk sequence number, read first.
+    pub diskseq: u64,
+    /// The disk sequence number, read again after everything else.
+    pub diskseq_after: u64,
+    /// Bytes.
+    pub size_bytes: u64,
+    /// The device refuses writes.
+    pub read_only: bool,
+    /// Which volume's disk it says it is, or why it says nothing usable.
+    pub identity: Result<Identity, NoIdentity>,
+}
+
+/// A disk that names a serial, and what was read by means of that name.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Identity {
+    /// The scheme that knows this kind of disk.
+    pub scheme: &'static str,
+    /// The serial, read live.
+    pub serial: Serial,
+    /// The by-id path of the scheme for this serial.
+    pub link: String,
+    /// What that path resolves to.
+    pub link_target: LinkTarget,
+    /// Who on this host uses the disk or one of its partitions.
+    pub uses: Vec<Use>,
+}
+
+/// Why a disk cannot be matched with any volume.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum NoIdentity {
+    /// No enabled scheme knows this kind of disk.
+    #[error("it is on no bus that an enabled scheme accepts")]
+    OtherBus,
+    /// The disk has no serial.
+    #[error("it has no serial (a VM that was not restarted since its volume was attached or restored shows none)")]
+    NoSerial,
+    /// The serial is not one CloudStack gives.
+    #[error("its serial {0:?} is not 20 characters of 0-9 and a-f")]
+    OddSerial(String),
+    /// Reading the serial failed.
+    #[error("its serial could not be read: {0}")]
+    Unreadable(String),
+}
+
+/// What the by-id path led to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LinkTarget {
+    /// There is no such path.
+    Missing,
+    /// A block device, and the group that owns its node.
+    Device(DevNum, u32),
+    /// Something that is not a block device.
+    Other,
+}
+
+/// One use of a disk by this host.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Use {
+    /// Mounted there.
+    Mounted(String),
+    /// Swap space.
+    Swap,
+    /// Under another block device (LVM, MD, crypt).
+    Holder(String),
+    /// Listed in the host-disks folder.
+    HostDisk,
+}
+
+impl std::fmt::Display for Use {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Mounted(place) => write!(f, "mounted at {place}"),
+            Self::Swap => f.write_str("used as swap"),
+            Self::Holder(name) => write!(f, "held by {name}"),
+            Self::HostDisk => f.write_str("listed as a host disk"),
+        }
+    }
+}
+
+impl Facts {
+    /// The serial, when the disk shows a usable one.
+    pub fn serial(&self) -> Option<Serial> {
+        self.identity.as_ref().ok().map(|identity| identity.serial)
+    }
+}

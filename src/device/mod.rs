@@ -1,0 +1,62 @@
+//! What is plugged into this host: events about disks, what sysfs says of them, and what makes one a volume's disk.
+//!
+//! Call map, in the order of the data: [`monitor`] receives datagrams and copies each into an owned [`event::DiskEvent`];
+//! [`sysfs`] reads the [`facts::Facts`] of one disk; [`table`] remembers which disks are present; [`evidence`] decides,
+//! purely, whether a disk's facts prove that it is a volume's.
+
+pub mod event;
+pub mod evidence;
+pub mod facts;
+pub mod host;
+pub mod monitor;
+pub mod scheme;
+pub mod sysfs;
+pub mod table;
+
+use std::fmt;
+use std::str::FromStr;
+
+use serde::{Serialize, Serializer};
+
+/// The kernel's device number of a block device.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct DevNum {
+    /// The driver.
+    pub major: u32,
+    /// The device of that driver.
+    pub minor: u32,
+}
+
+impl DevNum {
+    /// From `st_rdev` or `st_dev` of a `stat` result.
+    pub fn from_raw(dev: u64) -> Self {
+        Self { major: rustix::fs::major(dev), minor: rustix::fs::minor(dev) }
+    }
+}
+
+impl fmt::Display for DevNum {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{}", self.major, self.minor)
+    }
+}
+
+impl fmt::Debug for DevNum {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+impl FromStr for DevNum {
+    type Err = ();
+
+    fn from_str(text: &str) -> Result<Self, ()> {
+        let (major, minor) = text.trim().split_once(':').ok_or(())?;
+        Ok(Self { major: major.parse().map_err(drop)?, minor: minor.parse().map_err(drop)? })
+    }
+}
+
+impl Serialize for DevNum {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}

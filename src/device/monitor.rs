@@ -1,0 +1,230 @@
+//! The only user of libudev: two netlink sockets, copied into owned events and sent on.
+//!
+//! libudev's objects count references without atomics, so everything here stays on one thread. The loop does nothing but
+//! copy and send; whatever is lost on the way (the kernel's buffer overran, the channel was full) becomes one
+//! [`Heard::Lost`], which the receiver answers with a resync.
+
+use std::io;
+use std::os::fd::AsFd;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use rustix::event::{PollFd, PollFlags};
+use rustix::io::Errno;
+use rustix::net::SocketAddrAny;
+use rustix::net::netlink::SocketAddrNetlink;
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+use tokio::sync::mpsc;
+
+use super::event::{DiskEvent, Origin};
+
+/// What the monitor sends.
+#[derive(Debug)]
+pub enum Heard {
+    /// One event.
+    Event(DiskEvent),
+    /// An unknown number of events is lost; the text says where.
+    Lost(&'static str),
+}
+
+/// Both sockets could not be joined.
+#[derive(Debug, thiserror::Error)]
+pub enum MonitorError {
+    /// A system call failed.
+    #[error("cannot listen to {0:?} events: {1}")]
+    Listen(Origin, #[source] io::Error),
+    /// The socket is bound but hears nothing: a private network namespace, or libudev found neither a running udevd nor
+    /// a devtmpfs and silently joined no group.
+    #[error(
+        "the socket for {origin:?} events joined multicast group {groups} instead of {wanted}: it would hear nothing. \
+         Is systemd-udevd running, and can this service see /run/udev?"
+    )]
+    Deaf {
+        /// Whose events.
+        origin: Origin,
+        /// The groups it joined.
+        groups: u32,
+        /// The group it needs.
+        wanted: u32,
+    },
+}
+
+/// Both sockets, not yet followed.
+pub struct Monitor {
+    listeners: [Listener; 2],
+    stats: Arc<Stats>,
+}
+
+/// What the sockets went through, for health and metrics.
+#[derive(Debug)]
+pub struct Stats {
+    /// udevd's group.
+    pub udev: SocketStats,
+    /// The kernel's group.
+    pub kernel: SocketStats,
+}
+
+/// One socket's figures.
+#[derive(Debug)]
+pub struct SocketStats {
+    port: u32,
+    group: u32,
+    /// Bytes the kernel reserves for unread events, its bookkeeping included.
+    pub receive_buffer: usize,
+    /// Disk events received.
+    pub events: AtomicU64,
+    /// How often the buffer overran.
+    pub overruns: AtomicU64,
+}
+
+struct Listener {
+    origin: Origin,
+    socket: AsyncFd<udev::MonitorSocket>,
+}
+
+impl Monitor {
+    /// Subscribes. Call before reading what is present, so that nothing falls between the two. Needs a tokio runtime.
+    pub fn subscribe() -> Result<Self, MonitorError> {
+        let (udev, udev_stats) = Listener::join(Origin::Udev)?;
+        let (kernel, kernel_stats) = Listener::join(Origin::Kernel)?;
+        let stats = Arc::new(Stats { udev: udev_stats, kernel: kernel_stats });
+        Ok(Self { listeners: [udev, kernel], stats })
+    }
+
+    /// The figures, shared with whoever reports them.
+    pub fn stats(&self) -> Arc<Stats> {
+        Arc::clone(&self.stats)
+    }
+
+    /// Follows both sockets until the receiver is gone.
+    pub async fn follow<Input: From<Heard>>(self, events: mpsc::Sender<Input>) {
+        let [udev, kernel] = &self.listeners;
+        tokio::join!(udev.follow(&self.stats.udev, &events), kernel.follow(&self.stats.kernel, &events));
+    }
+}
+
+impl Listener {
+    fn join(origin: Origin) -> Result<(Self, SocketStats), MonitorError> {
+        let failed = |error| MonitorError::Listen(origin, error);
+        let (builder, group) = match origin {
+            Origin::Udev => (udev::MonitorBuilder::new(), 2),
+            Origin::Kernel => (udev::MonitorBuilder::new_kernel(), 1),
+        };
+        // By type, not by tag: a tag filter loses the removal of a disk whose database entry is gone.
+        let socket = builder
+            .and_then(|builder| builder.match_subsystem_devtype("block", "disk"))
+            .and_then(udev::MonitorBuilder::listen)
+            .map_err(failed)?;
+        let address = rustix::net::getsockname(&socket).map_err(|errno| failed(errno.into()))?;
+        let address = netlink_address(address).map_err(|errno| failed(errno.into()))?;
+        if address.groups() != group {
+            return Err(MonitorError::Deaf { origin, groups: address.groups(), wanted: group });
+        }
+        let stats = SocketStats {
+            port: address.pid(),
+            group,
+            receive_buffer: rustix::net::sockopt::socket_recv_buffer_size(&socket)
+                .map_err(|errno| failed(errno.into()))?,
+            events: AtomicU64::new(0),
+            overruns: AtomicU64::new(0),
+        };
+        // SAFETY: the socket owns its descriptor until it is dropped and always returns that same one; `AsyncFd` owns
+        // the socket and nothing here takes it out again.
+        let socket = unsafe { AsyncFd::register_with_interest(socket, Interest::READABLE) }
+            .map_err(|error| failed(io::Error::other(error.to_string())))?;
+        Ok((Self { origin, socket }, stats))
+    }
+
+    async fn follow<Input: From<Heard>>(&self, stats: &SocketStats, events: &mpsc::Sender<Input>) {
+        while let Ok(mut ready) = self.socket.readable().await {
+            let lost = self.drain(stats, events);
+            // Data that came since `drain` saw the socket empty raises a new edge, so this loses no wake-up.
+            ready.clear_ready();
+            if let Some(place) = lost {
+                // Waiting here is right: what the socket cannot hold meanwhile becomes the next `Lost`.
+                if events.send(Heard::Lost(place).into()).await.is_err() {
+                    return;
+                }
+            } else if events.is_closed() {
+                return;
+            }
+        }
+    }
+
+    /// Reads until the socket is really empty and says whether anything was lost.
+    ///
+    /// libudev answers "nothing" in three cases: the socket is empty, the buffer overran (ENOBUFS, once, ahead of
+    /// the older events that are still queued), or a datagram was read and thrown away (EAGAIN, with more behind it).
+    fn drain<Input: From<Heard>>(&self, stats: &SocketStats, events: &mpsc::Sender<Input>) -> Option<&'static str> {
+        let socket = self.socket.get_ref();
+        let mut lost = None;
+        loop {
+            if let Some(event) = socket.iter().next() {
+                let property =
+                    |key: &str| event.property_value(key).and_then(|value| value.to_str()).map(str::to_owned);
+                if let Some(event) = DiskEvent::from_properties(self.origin, property) {
+                    stats.events.fetch_add(1, Ordering::Relaxed);
+                    if lost.is_none() && events.try_send(Heard::Event(event).into()).is_err() {
+                        lost = Some("the channel to the engine was full");
+                    }
+                }
+                continue;
+            }
+            if io::Error::last_os_error().raw_os_error() == Some(Errno::NOBUFS.raw_os_error()) {
+                stats.overruns.fetch_add(1, Ordering::Relaxed);
+                lost = Some("the socket's buffer overran");
+                continue;
+            }
+            if !readable(socket) {
+                return lost;
+            }
+        }
+    }
+}
+
+impl SocketStats {
+    /// Datagrams the kernel threw away because the buffer was full, since the socket was made. `None` when unreadable.
+    pub fn drops(&self) -> Option<u64> {
+        drops(&std::fs::read_to_string("/proc/self/net/netlink").ok()?, self.port, self.group)
+    }
+}
+
+fn readable(socket: &udev::MonitorSocket) -> bool {
+    let mut fds = [PollFd::from_borrowed_fd(socket.as_fd(), PollFlags::IN)];
+    rustix::event::poll(&mut fds, Some(&rustix::event::Timespec::default())).is_ok_and(|ready| ready > 0)
+}
+
+fn netlink_address(address: SocketAddrAny) -> Result<SocketAddrNetlink, Errno> {
+    address.try_into()
+}
+
+/// The `Drops` column of `/proc/net/netlink` for one socket of the uevent protocol.
+fn drops(table: &str, port: u32, group: u32) -> Option<u64> {
+    /// `NETLINK_KOBJECT_UEVENT`.
+    const UEVENT: &str = "15";
+    table.lines().skip(1).find_map(|line| {
+        let columns: Vec<&str> = line.split_whitespace().collect();
+        let [_, protocol, pid, groups, _, _, _, _, drops, ..] = columns[..] else { return None };
+        let ours = protocol == UEVENT
+            && pid.parse() == Ok(port)
+            && u32::from_str_radix(groups, 16) == Ok(group);
+        ours.then(|| drops.parse().ok()).flatten()
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_drop_counter_is_found_by_protocol_port_and_group() {
+        let table = "sk               Eth Pid        Groups   Rmem     Wmem     Dump  Locks    Drops    Inode\n\
+            0000000000000000 15  4711       00000001 0        0        0     2        3        60311\n\
+            0000000000000000 0   4712       00000002 0        0        0     2        9        60313\n\
+            0000000000000000 15  4712       00000002 0        0        0     2        834      60312\n";
+        assert_eq!(drops(table, 4712, 2), Some(834));
+        assert_eq!(drops(table, 4711, 2), None);
+        assert_eq!(drops("", 1, 2), None);
+    }
+}

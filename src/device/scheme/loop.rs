@@ -1,0 +1,37 @@
+//! Loop devices whose backing file is called `<serial>.img`: real block devices for the demo and the tests. Off by default.
+
+use std::fs;
+use std::io;
+use std::path::Path;
+
+use super::Scheme;
+use crate::identity::Serial;
+
+pub(super) struct Loop;
+
+impl Scheme for Loop {
+    fn name(&self) -> &'static str {
+        "loop"
+    }
+
+    fn accepts(&self, disk: &Path) -> bool {
+        disk.file_name().and_then(|name| name.to_str()).is_some_and(|name| {
+            name.strip_prefix("loop").is_some_and(|number| number.bytes().all(|b| b.is_ascii_digit()))
+        })
+    }
+
+    fn serial(&self, disk: &Path) -> io::Result<Option<String>> {
+        let file = match fs::read_to_string(disk.join("loop/backing_file")) {
+            Ok(text) => text,
+            // Nothing is bound to the device.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(error),
+        };
+        let name = file.trim_end().rsplit('/').next().unwrap_or_default();
+        Ok(name.strip_suffix(".img").map(str::to_owned))
+    }
+
+    fn link_name(&self, serial: Serial) -> String {
+        format!("loop-{serial}")
+    }
+}

@@ -1,0 +1,35 @@
+//! Identity schemes: how one kind of disk tells its serial, and which by-id link udev makes of it.
+//!
+//! A further scheme is one more file here and one more line in [`ALL`].
+
+mod r#loop;
+mod virtio;
+
+use std::io;
+use std::path::Path;
+
+use crate::identity::Serial;
+
+/// One kind of disk.
+pub trait Scheme: Sync {
+    /// The name used in the configuration.
+    fn name(&self) -> &'static str;
+
+    /// Whether the disk in this sysfs folder is of this kind.
+    fn accepts(&self, disk: &Path) -> bool;
+
+    /// The text the disk gives as its serial, read live; `None` when it gives none. May block: it can be a request to
+    /// the hypervisor.
+    fn serial(&self, disk: &Path) -> io::Result<Option<String>>;
+
+    /// The name below `/dev/disk/by-id/` that udev's rules give the disk with this serial.
+    fn link_name(&self, serial: Serial) -> String;
+}
+
+/// Every scheme there is.
+pub static ALL: &[&dyn Scheme] = &[&virtio::Virtio, &r#loop::Loop];
+
+/// The scheme of that name.
+pub fn by_name(name: &str) -> Option<&'static dyn Scheme> {
+    ALL.iter().copied().find(|scheme| scheme.name() == name)
+}

@@ -1,0 +1,214 @@
+//! The disks that are present, by number and by serial.
+
+use std::collections::HashMap;
+
+use jiff::Timestamp;
+
+use super::DevNum;
+use super::event::Origin;
+use super::facts::Facts;
+use crate::identity::Serial;
+
+/// Counts readings of sysfs; a later reading has a higher number.
+pub type Reading = u64;
+
+/// Why a disk was read. In the order of how much it counts when several reasons come together.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Heard {
+    /// A resync found it, or a decision asked for it: what udev has made of it shows in its link.
+    Look,
+    /// An event named it, with this disk sequence number, at that time.
+    Event(Origin, Option<u64>, Timestamp),
+}
+
+/// A present disk.
+#[derive(Debug, Clone)]
+pub struct Device {
+    /// What was read.
+    pub facts: Facts,
+    /// When: compare with the reading a decision asks for.
+    pub reading: Reading,
+    /// udevd has finished with this very disk, as far as is known. Without it nothing is published.
+    pub settled: bool,
+    /// When udevd's event that settled it was received; `None` when a resync found it.
+    pub heard_at: Option<Timestamp>,
+}
+
+/// All present disks.
+#[derive(Debug, Default)]
+pub struct Table {
+    by_devnum: HashMap<DevNum, Device>,
+    by_serial: HashMap<Serial, Vec<DevNum>>,
+    /// Which reading found a number empty, so that a slower, older reading does not bring its disk back.
+    gone: HashMap<DevNum, Reading>,
+}
+
+impl Table {
+    /// Takes in a reading of one device number (`None`: no disk there) and returns the serials it concerns.
+    pub fn update(&mut self, devnum: DevNum, facts: Option<Facts>, reading: Reading, heard: Heard) -> Vec<Serial> {
+        let before = self.by_devnum.get(&devnum);
+        let last = before.map(|device| device.reading).or_else(|| self.gone.get(&devnum).copied());
+        if last.is_some_and(|last| last > reading) {
+            return Vec::new();
+        }
+        let settled = facts.as_ref().is_some_and(|facts| {
+            let known = before.is_some_and(|device| device.settled && device.facts.diskseq == facts.diskseq);
+            known
+                || match heard {
+                    Heard::Look => true,
+                    // An event older than the disk that is there now says nothing about this one.
+                    Heard::Event(Origin::Udev, diskseq, _) => diskseq.is_none_or(|seq| seq == facts.diskseq),
+                    Heard::Event(Origin::Kernel, ..) => false,
+                }
+        });
+        let heard_at = match heard {
+            Heard::Event(Origin::Udev, _, at) => Some(at),
+            _ => before.filter(|_| settled).and_then(|device| device.heard_at),
+        };
+        let old = before.and_then(|device| device.facts.serial());
+        let new = facts.as_ref().and_then(Facts::serial);
+        if old != new {
+            if let Some(serial) = old {
+                self.forget(serial, devnum);
+            }
+            if let Some(serial) = new {
+                self.by_serial.entry(serial).or_default().push(devnum);
+            }
+        }
+        if let Some(facts) = facts {
+            self.gone.remove(&devnum);
+            self.by_devnum.insert(devnum, Device { facts, reading, settled, heard_at });
+        } else {
+            self.by_devnum.remove(&devnum);
+            self.gone.insert(devnum, reading);
+        }
+        old.into_iter().chain(new.filter(|new| Some(*new) != old)).collect()
+    }
+
+    /// Takes in a reading of everything and returns the serials it concerns. Disks read later than `reading` stay.
+    pub fn replace(&mut self, all: Vec<Facts>, reading: Reading) -> Vec<Serial> {
+        let present: std::collections::HashSet<DevNum> = all.iter().map(|facts| facts.devnum).collect();
+        let gone: Vec<DevNum> = self.by_devnum.keys().filter(|devnum| !present.contains(devnum)).copied().collect();
+        let mut touched = Vec::new();
+        for devnum in gone {
+            touched.extend(self.update(devnum, None, reading, Heard::Look));
+        }
+        self.gone.retain(|_, when| *when > reading);
+        for facts in all {
+            touched.extend(self.update(facts.devnum, Some(facts), reading, Heard::Look));
+        }
+        touched
+    }
+
+    /// The disks that show this serial: more than one is a conflict.
+    pub fn with_serial(&self, serial: Serial) -> impl Iterator<Item = &Device> {
+        self.by_serial.get(&serial).into_iter().flatten().filter_map(|devnum| self.by_devnum.get(devnum))
+    }
+
+    /// Every present disk, in no order.
+    pub fn all(&self) -> impl Iterator<Item = &Device> {
+        self.by_devnum.values()
+    }
+
+    fn forget(&mut self, serial: Serial, devnum: DevNum) {
+        if let Some(devnums) = self.by_serial.get_mut(&serial) {
+            devnums.retain(|other| *other != devnum);
+            if devnums.is_empty() {
+                self.by_serial.remove(&serial);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::facts::{Identity, LinkTarget};
+    use super::*;
+
+    const DISK: DevNum = DevNum { major: 254, minor: 16 };
+    const A: &str = "aaaaaaaaaaaaaaaaaaaa";
+    const B: &str = "bbbbbbbbbbbbbbbbbbbb";
+
+    fn facts(devnum: DevNum, serial: &str, diskseq: u64) -> Facts {
+        let identity = Identity {
+            scheme: "virtio",
+            serial: serial.parse().unwrap(),
+            link: String::new(),
+            link_target: LinkTarget::Missing,
+            uses: Vec::new(),
+        };
+        Facts {
+            devnum,
+            name: "vdb".into(),
+            diskseq,
+            diskseq_after: diskseq,
+            size_bytes: 512,
+            read_only: false,
+            identity: Ok(identity),
+        }
+    }
+
+    fn udev(diskseq: u64) -> Heard {
+        Heard::Event(Origin::Udev, Some(diskseq), Timestamp::UNIX_EPOCH)
+    }
+
+    fn kernel(diskseq: u64) -> Heard {
+        Heard::Event(Origin::Kernel, Some(diskseq), Timestamp::UNIX_EPOCH)
+    }
+
+    fn settled(table: &Table, serial: &str) -> Vec<bool> {
+        table.with_serial(serial.parse().unwrap()).map(|device| device.settled).collect()
+    }
+
+    #[test]
+    fn a_reused_number_concerns_the_old_and_the_new_serial() {
+        let mut table = Table::default();
+        assert_eq!(table.update(DISK, Some(facts(DISK, A, 1)), 1, udev(1)), [A.parse().unwrap()]);
+        assert_eq!(table.update(DISK, Some(facts(DISK, B, 2)), 2, kernel(2)), [A.parse().unwrap(), B.parse().unwrap()]);
+        assert_eq!(settled(&table, A), []);
+        assert_eq!(settled(&table, B), [false], "the kernel's word alone must not publish");
+        table.update(DISK, Some(facts(DISK, B, 2)), 3, udev(2));
+        assert_eq!(settled(&table, B), [true]);
+        table.update(DISK, Some(facts(DISK, B, 2)), 4, kernel(2));
+        assert_eq!(settled(&table, B), [true], "a disk that udev has finished stays so");
+    }
+
+    #[test]
+    fn an_event_about_the_disk_before_does_not_settle_the_one_after() {
+        let mut table = Table::default();
+        table.update(DISK, Some(facts(DISK, B, 2)), 1, udev(1));
+        assert_eq!(settled(&table, B), [false]);
+    }
+
+    #[test]
+    fn an_older_reading_never_replaces_a_newer_one() {
+        let mut table = Table::default();
+        table.update(DISK, None, 5, udev(1));
+        table.update(DISK, Some(facts(DISK, A, 2)), 7, udev(2));
+        assert!(table.update(DISK, Some(facts(DISK, B, 1)), 6, udev(1)).is_empty());
+        assert!(table.replace(Vec::new(), 6).is_empty(), "a resync that began before the disk came");
+        assert_eq!(settled(&table, A), [true]);
+        assert_eq!(table.replace(Vec::new(), 8), [A.parse().unwrap()]);
+        assert_eq!(table.all().count(), 0);
+    }
+
+    #[test]
+    fn a_slow_resync_does_not_bring_back_a_disk_that_was_pulled_meanwhile() {
+        let mut table = Table::default();
+        table.update(DISK, Some(facts(DISK, A, 1)), 1, udev(1));
+        table.update(DISK, None, 3, kernel(1));
+        assert!(table.replace(vec![facts(DISK, A, 1)], 2).is_empty());
+        assert_eq!(table.all().count(), 0);
+    }
+
+    #[test]
+    fn two_disks_with_one_serial_are_both_shown() {
+        let mut table = Table::default();
+        let other = DevNum { major: 254, minor: 32 };
+        table.update(DISK, Some(facts(DISK, A, 1)), 1, udev(1));
+        table.update(other, Some(facts(other, A, 2)), 2, kernel(2));
+        assert_eq!(settled(&table, A), [true, false]);
+        table.update(other, None, 3, kernel(2));
+        assert_eq!(settled(&table, A), [true]);
+    }
+}

@@ -1,0 +1,446 @@
+//! Doing what was decided.
+
+use jiff::{SignedDuration, Timestamp};
+use tokio::sync::oneshot;
+
+use super::decide::{Desired, Observed, Step, decide};
+use super::input::{Event, Input};
+use super::world::Trouble;
+use super::{Engine, LOOK_LIMIT, Look};
+use crate::device::DevNum;
+use crate::device::evidence::Evidence;
+use crate::device::facts::{Facts, LinkTarget};
+use crate::device::table::{Device, Heard, Reading};
+use crate::export::probe::{self, ProbeError, Served};
+use crate::export::server::Server;
+use crate::identity::VolumeId;
+use crate::store::{Change, Projection, StoreError};
+use crate::volume::{Entry, Reason, State};
+
+/// First and longest wait before a failed step is tried again; it doubles in between.
+const RETRY: (SignedDuration, SignedDuration) = (SignedDuration::from_millis(200), SignedDuration::from_secs(30));
+
+impl Engine {
+    /// Brings one volume as far as it gets without waiting.
+    pub(super) async fn settle(&mut self, id: VolumeId) {
+        let now = Timestamp::now();
+        loop {
+            let Some(volume) = self.world.volume(id) else { return };
+            let present: Vec<&Device> = self.world.table.with_serial(volume.intent.serial()).collect();
+            let trouble = volume.trouble.as_ref().filter(|trouble| trouble.again_at > now);
+            let decision = decide(
+                &Desired { intent: &volume.intent, mapping: volume.mapping.as_ref() },
+                &Observed {
+                    now,
+                    ground: &self.world.ground,
+                    present: &present,
+                    fresh: present.iter().all(|device| device.reading > volume.look_after),
+                    published: volume.published,
+                    proven: volume.proven,
+                    server: self.world.server.as_ref(),
+                    trouble: trouble.map(|trouble| &trouble.reason),
+                    standing: (volume.state, volume.reason.as_ref()),
+                },
+            );
+            let (busy, leaving) = (volume.busy, volume.leaving);
+            let heard = present.first().and_then(|device| device.heard_at);
+            if decision.revoke && !self.revoke(id, decision.reason.as_ref()) {
+                let stuck = self.world.volume(id).and_then(|volume| volume.trouble.as_ref());
+                let stuck = stuck.map(|trouble| trouble.reason.clone());
+                self.stand(id, decision.state, stuck);
+                break;
+            }
+            if leaving {
+                return;
+            }
+            if busy {
+                // The step under way comes back as an input and settles again; only what is known to be wrong shows now.
+                if decision.revoke {
+                    self.stand(id, decision.state, decision.reason);
+                }
+                return;
+            }
+            self.stand(id, decision.state, decision.reason);
+            match decision.step {
+                None => break,
+                Some(Step::Look(devnum)) => {
+                    let after = self.world.volume(id).map_or(0, |volume| volume.look_after);
+                    if self.looks.get(&devnum).is_none_or(|look| look.reading <= after) {
+                        self.look(devnum, Heard::Look);
+                    }
+                    break;
+                }
+                Some(Step::Record(evidence)) => {
+                    if let Some(at) = heard {
+                        self.note_at(id, at, "heard", String::new());
+                    }
+                    let detail = format!(
+                        "{} diskseq {} size {}",
+                        evidence.devnum, evidence.diskseq, evidence.size_bytes
+                    );
+                    self.note_at(id, evidence.at, "proven", detail);
+                    self.record(id, evidence).await;
+                    return;
+                }
+                Some(Step::Publish(evidence)) => self.publish(id, &evidence),
+                Some(Step::Probe(evidence)) => {
+                    self.probe(id, evidence);
+                    return;
+                }
+            }
+        }
+        self.rest(id).await;
+    }
+
+    /// Tells the store what happened and sets the clock, once a volume waits for nothing but events.
+    async fn rest(&mut self, id: VolumeId) {
+        let Some(volume) = self.world.volume_mut(id) else { return };
+        let deadline = volume.intent.deadline().filter(|_| volume.state == State::Waiting);
+        let now = Timestamp::now();
+        let again = volume.trouble.as_ref().map(|trouble| trouble.again_at).filter(|at| *at > now);
+        let wake = again.or(deadline);
+        let mut changes: Vec<Change> =
+            volume.notes.drain(..).map(|entry| Change::Note(id, entry)).collect();
+        if std::mem::take(&mut volume.unwritten) {
+            changes.push(Change::Stand(id, volume.state, volume.reason.clone()));
+        }
+        let status = match volume.state {
+            State::Ready => Some("active"),
+            State::Exporting => Some("pending"),
+            _ => None,
+        };
+        if volume.projected != Some(status) {
+            volume.projected = Some(status);
+            let mapping = volume.mapping.as_ref().filter(|_| status.is_some());
+            changes.push(Change::Project(Projection {
+                volume: id,
+                vm_id: volume.intent.vm_id.clone(),
+                at: now,
+                mapping: mapping.map(|mapping| (mapping.link.clone(), mapping.size_bytes)),
+                export_status: status,
+            }));
+        }
+        self.world.set_wake(id, wake);
+        if !changes.is_empty() && self.tools.store.post(changes).await.is_err() {
+            tracing::error!(VOLUME_ID = %id, "the store has ended; the volume's story is not kept");
+        }
+    }
+
+    /// Notes where a volume stands, and tells everybody when that has changed.
+    fn stand(&mut self, id: VolumeId, state: State, reason: Option<Reason>) {
+        let Some(volume) = self.world.volume_mut(id) else { return };
+        if volume.state == state && volume.reason == reason {
+            return;
+        }
+        let late = volume.state == State::Expired && state == State::Matched;
+        let silent = volume.state != state && matches!(state, State::Matched | State::Exporting) && reason.is_none();
+        volume.state = state;
+        volume.reason = reason;
+        volume.since = Timestamp::now();
+        volume.unwritten = true;
+        let detail = volume.reason.as_ref().map(|reason| format!("{}: {}", reason.code, reason.message));
+        if late {
+            self.note(id, "late", "the disk came after the deadline".to_owned());
+        }
+        // The steps between say the same with more to it: proven, recorded, published.
+        if !silent {
+            self.note(id, state.as_str(), detail.unwrap_or_default());
+        }
+    }
+
+    pub(super) fn note(&mut self, id: VolumeId, event: &'static str, detail: String) {
+        self.note_at(id, Timestamp::now(), event, detail);
+    }
+
+    fn note_at(&mut self, id: VolumeId, at: Timestamp, event: &'static str, detail: String) {
+        let Some(volume) = self.world.volume_mut(id) else { return };
+        let serial = volume.intent.serial();
+        let (state, reason) = (volume.state, volume.reason.clone());
+        tracing::info!(VOLUME_ID = %id, SERIAL = %serial, STATE = %state, detail, "{event}");
+        volume.notes.push(Entry { at, event: event.into(), detail: detail.clone() });
+        self.tell(Event { id: 0, at, volume_id: id, serial, event: event.into(), detail, state, reason });
+    }
+
+    pub(super) fn tell(&mut self, mut event: Event) {
+        self.event_id += 1;
+        event.id = self.event_id;
+        // Nobody listening is fine.
+        let _ = self.events.send(event.into());
+    }
+
+    /// A step failed: say why, and try again later.
+    fn trouble(&mut self, id: VolumeId, reason: Reason) {
+        let Some(volume) = self.world.volume_mut(id) else { return };
+        let attempts = volume.trouble.as_ref().map_or(0, |trouble| trouble.attempts) + 1;
+        let wait = (RETRY.0 * (1 << attempts.min(10) >> 1)).min(RETRY.1);
+        tracing::warn!(VOLUME_ID = %id, CODE = %reason.code, attempts, "{}", reason.message);
+        volume.trouble = Some(Trouble { reason, attempts, again_at: Timestamp::now() + wait });
+    }
+
+    // ---- reading disks
+
+    /// Reads one disk outside; it comes back as [`Input::Looked`].
+    pub(super) fn look(&mut self, devnum: DevNum, heard: Heard) {
+        if let Some(look) = self.looks.get_mut(&devnum) {
+            // udev's word counts for more than the kernel's, which counts for more than none.
+            look.again = look.again.max(Some(heard));
+            return;
+        }
+        let reading = self.next_reading();
+        self.looks.insert(devnum, Look { reading, again: None });
+        let (sysfs, back) = (self.tools.sysfs.clone(), self.back.clone());
+        tokio::spawn(async move {
+            let reader = sysfs.clone();
+            let mut read = tokio::task::spawn_blocking(move || reader.read(devnum));
+            let facts = match tokio::time::timeout(LOOK_LIMIT, &mut read).await {
+                Ok(facts) => facts,
+                Err(_) => {
+                    let why = format!("no answer within {} s", LOOK_LIMIT.as_secs());
+                    let facts = sysfs.read_unanswered(devnum, &why);
+                    let _ = back.send(Input::Looked { devnum, heard, reading, facts, finished: false }).await;
+                    read.await
+                }
+            };
+            let facts = facts.unwrap_or_default();
+            let _ = back.send(Input::Looked { devnum, heard, reading, facts, finished: true }).await;
+        });
+    }
+
+    /// Reads all disks outside; they come back as [`Input::Scanned`].
+    pub(super) fn scan(&mut self, reason: &'static str, done: Option<oneshot::Sender<()>>) {
+        let reading = self.next_reading();
+        let (sysfs, back) = (self.tools.sysfs.clone(), self.back.clone());
+        tokio::spawn(async move {
+            let facts = tokio::task::spawn_blocking(move || sysfs.read_all()).await;
+            let facts = facts.unwrap_or_else(|error| Err(std::io::Error::other(error)));
+            let _ = back.send(Input::Scanned { reading, facts, reason, done }).await;
+        });
+    }
+
+    pub(super) async fn scanned(
+        &mut self,
+        reading: Reading,
+        facts: std::io::Result<Vec<Facts>>,
+        reason: &'static str,
+        done: Option<oneshot::Sender<()>>,
+    ) {
+        match facts {
+            Ok(facts) => {
+                tracing::info!(reason, disks = facts.len(), "read all disks");
+                self.world.table.replace(facts, reading);
+                self.world.resyncs.count += 1;
+                self.world.resyncs.last_reason = reason;
+                self.world.resyncs.last_at = Some(Timestamp::now());
+                for id in self.world.ids() {
+                    self.settle(id).await;
+                }
+            }
+            Err(error) => tracing::error!(%error, reason, "cannot read the list of disks; run `attachctl resync`"),
+        }
+        done.map(|done| done.send(()));
+    }
+
+    fn next_reading(&mut self) -> Reading {
+        self.readings += 1;
+        self.readings
+    }
+
+    pub(super) fn next_epoch(&mut self) -> u64 {
+        self.epochs += 1;
+        self.epochs
+    }
+
+    /// From now on only a new reading of this volume's disk counts.
+    pub(super) fn distrust(&mut self, id: VolumeId) {
+        let readings = self.readings;
+        if let Some(volume) = self.world.volume_mut(id) {
+            volume.look_after = readings;
+        }
+    }
+
+    // ---- the steps
+
+    async fn record(&mut self, id: VolumeId, evidence: Evidence) {
+        if let Some(volume) = self.world.volume_mut(id) {
+            volume.busy = true;
+        }
+        let back = self.back.clone();
+        let begun = self.tools.store.begin(vec![Change::Map(id, evidence.clone())]).await;
+        tokio::spawn(async move {
+            let result = match begun {
+                Ok(answer) => answer.await.unwrap_or(Err(StoreError::Closed)),
+                Err(error) => Err(error),
+            };
+            let _ = back.send(Input::Recorded { volume: id, evidence, result }).await;
+        });
+    }
+
+    pub(super) async fn recorded(&mut self, id: VolumeId, evidence: Evidence, result: Result<(), StoreError>) {
+        let Some(volume) = self.world.volume_mut(id) else { return };
+        volume.busy = false;
+        match result {
+            Ok(()) => {
+                volume.mapping = Some(evidence);
+                volume.trouble = None;
+                // A projection of the mapping before says something else.
+                volume.projected = None;
+                self.note(id, "recorded", String::new());
+            }
+            Err(error) => {
+                let hint = "Free space or repair the file; the mapping is recorded as soon as that is possible.";
+                self.trouble(id, Reason::new("STORE_FAILED", error.to_string(), hint));
+            }
+        }
+        self.settle(id).await;
+    }
+
+    fn publish(&mut self, id: VolumeId, evidence: &Evidence) {
+        // The commit took a moment: the last look before the link is made.
+        if !self.tools.sysfs.still(evidence.devnum, evidence.diskseq) {
+            return self.distrust(id);
+        }
+        match self.tools.folder.publish(id, &evidence.link) {
+            Ok(()) => {
+                if let Some(volume) = self.world.volume_mut(id) {
+                    volume.published = true;
+                    volume.proven = false;
+                    volume.trouble = None;
+                }
+                self.note(id, "published", evidence.link.clone());
+            }
+            Err(error) => {
+                let message = format!("the export could not be made: {error}");
+                let hint = "Check that the folder of exports exists and belongs to attachd (systemd-tmpfiles --create).";
+                self.trouble(id, Reason::new("EXPORT_FOLDER", message, hint));
+            }
+        }
+    }
+
+    /// Takes the export away. False when that failed; it is tried again.
+    pub(super) fn revoke(&mut self, id: VolumeId, reason: Option<&Reason>) -> bool {
+        let epoch = self.next_epoch();
+        match self.tools.folder.revoke(id) {
+            Ok(()) => {
+                if let Some(volume) = self.world.volume_mut(id) {
+                    volume.published = false;
+                    volume.proven = false;
+                    volume.epoch = epoch;
+                    volume.trouble = None;
+                }
+                self.note(id, "revoked", reason.map(|reason| reason.message.clone()).unwrap_or_default());
+                true
+            }
+            Err(error) => {
+                let message = format!("the export could not be taken away: {error}");
+                let hint = "Remove it by hand, or stop the NBD server: it may serve a disk that is not the volume's.";
+                self.trouble(id, Reason::new("EXPORT_STUCK", message, hint));
+                false
+            }
+        }
+    }
+
+    fn probe(&mut self, id: VolumeId, evidence: Evidence) {
+        let Some(volume) = self.world.volume_mut(id) else { return };
+        volume.busy = true;
+        let epoch = volume.epoch;
+        let (server, back, sysfs) = (self.tools.server, self.back.clone(), self.tools.sysfs.clone());
+        tokio::spawn(async move {
+            let name = id.export_name();
+            let mut result = probe::probe(server, &name).await;
+            let there = |target| matches!(target, LinkTarget::Device(devnum, _) if devnum == evidence.devnum);
+            if result.is_ok()
+                && !(sysfs.still(evidence.devnum, evidence.diskseq) && there(sysfs.resolve(&evidence.link)))
+            {
+                result = Err(ProbeError::Refused { name, why: "the disk was exchanged during the handshake".into() });
+            }
+            let _ = back.send(Input::Probed { volume: id, epoch, evidence, result }).await;
+        });
+    }
+
+    pub(super) async fn probed(
+        &mut self,
+        id: VolumeId,
+        epoch: u64,
+        evidence: &Evidence,
+        result: Result<Served, ProbeError>,
+    ) {
+        let Some(volume) = self.world.volume_mut(id) else { return };
+        volume.busy = false;
+        if volume.epoch == epoch && volume.published {
+            match result {
+                Ok(served) if served.size == evidence.size_bytes => {
+                    volume.proven = true;
+                    volume.trouble = None;
+                }
+                Ok(served) => {
+                    let message =
+                        format!("the NBD server serves {} bytes, the disk has {}", served.size, evidence.size_bytes);
+                    self.trouble(id, Reason::new("SIZE_DIFFERS", message, "Run `attachctl resync`."));
+                    self.distrust(id);
+                }
+                Err(error) => {
+                    let code = if error.is_server() { "BACKEND_DOWN" } else { "EXPORT_REFUSED" };
+                    let hint = if error.is_server() {
+                        "Check the NBD server's unit and address; the export is proven again by itself."
+                    } else {
+                        "Check that the NBD server's user may open the disk (its node's group) and serves attachd's folder."
+                    };
+                    self.trouble(id, Reason::new(code, error.to_string(), hint));
+                }
+            }
+        }
+        self.settle(id).await;
+    }
+
+    // ---- the server and its folder
+
+    pub(super) async fn server_changed(&mut self, server: Server) {
+        if self.world.server.as_ref() == Some(&server) {
+            return;
+        }
+        match &server {
+            Server::Up { pid } => tracing::info!(pid, "the NBD server is up"),
+            Server::Down { why } => tracing::warn!(why, "the NBD server is down"),
+        }
+        let up = matches!(server, Server::Up { .. });
+        self.world.server = Some(server);
+        for id in self.world.ids() {
+            let epoch = self.next_epoch();
+            let Some(volume) = self.world.volume_mut(id) else { continue };
+            volume.proven = false;
+            volume.trouble = None;
+            volume.epoch = epoch;
+            if volume.published && up {
+                self.distrust(id);
+            }
+            self.settle(id).await;
+        }
+    }
+
+    /// Compares the folder with what is known: unknown exports go, known ones count as published.
+    pub(super) fn adopt_exports(&mut self) {
+        let contents = match self.tools.folder.list() {
+            Ok(contents) => contents,
+            Err(error) => return tracing::error!(%error, "cannot read the folder of exports"),
+        };
+        for name in &contents.foreign {
+            tracing::warn!(name, "the folder of exports holds something attachd did not make; the server offers it");
+        }
+        self.world.foreign_exports = contents.foreign;
+        for id in self.world.ids() {
+            let Some(volume) = self.world.volume_mut(id) else { continue };
+            let link = contents.links.get(&id);
+            volume.published = link.is_some() && link == volume.mapping.as_ref().map(|mapping| &mapping.link);
+            volume.proven &= volume.published;
+        }
+        for id in contents.links.keys() {
+            if !self.world.volume(*id).is_some_and(|volume| volume.published) {
+                tracing::warn!(VOLUME_ID = %id, "an export that is on no record is taken away");
+                if let Err(error) = self.tools.folder.revoke(*id) {
+                    tracing::error!(VOLUME_ID = %id, %error, "cannot take the export away: remove it by hand");
+                }
+            }
+        }
+    }
+}
+

@@ -1,0 +1,167 @@
+//! Everything that can happen to the engine: one type, one channel.
+
+use std::sync::Arc;
+
+use jiff::Timestamp;
+use serde::Serialize;
+use tokio::sync::oneshot;
+use utoipa::ToSchema;
+
+use super::world::World;
+use crate::device::facts::Facts;
+use crate::device::monitor;
+use crate::device::table::{Heard, Reading};
+use crate::device::DevNum;
+use crate::device::evidence::Evidence;
+use crate::export::probe::{ProbeError, Served};
+use crate::export::server::Server;
+use crate::identity::{Serial, VolumeId};
+use crate::store::StoreError;
+use crate::volume::{Intent, Reason, State};
+
+/// One thing that happened.
+pub(crate) enum Input {
+    /// The monitor heard or lost something.
+    Monitor(monitor::Heard),
+    /// The NBD server came or went.
+    Server(Server),
+    /// A caller asks.
+    Request(Request),
+    /// A disk was read.
+    Looked { devnum: DevNum, heard: Heard, reading: Reading, facts: Option<Facts>, finished: bool },
+    /// Every disk was read.
+    Scanned { reading: Reading, facts: std::io::Result<Vec<Facts>>, reason: &'static str, done: Option<oneshot::Sender<()>> },
+    /// The disks of a new intent's serial were read before it was accepted.
+    Examined { intent: Intent, disks: Vec<Facts>, reply: Reply<Accepted> },
+    /// A new intent is durable and claimed, or is not.
+    Admitted { intent: Intent, result: Result<(), Rejection>, reply: Reply<Accepted> },
+    /// A withdrawal is durable, or is not.
+    Withdrawn { volume: VolumeId, result: Result<Withdrawal, Rejection>, reply: Reply<Withdrawal> },
+    /// A mapping is durable, or is not.
+    Recorded { volume: VolumeId, evidence: Evidence, result: Result<(), StoreError> },
+    /// A handshake ended.
+    Probed { volume: VolumeId, epoch: u64, evidence: Evidence, result: Result<Served, ProbeError> },
+}
+
+impl From<monitor::Heard> for Input {
+    fn from(heard: monitor::Heard) -> Self {
+        Self::Monitor(heard)
+    }
+}
+
+impl From<Server> for Input {
+    fn from(server: Server) -> Self {
+        Self::Server(server)
+    }
+}
+
+/// Where an answer goes.
+pub(crate) type Reply<T> = oneshot::Sender<Result<T, Rejection>>;
+
+/// What a caller can ask.
+pub(crate) enum Request {
+    /// Accept an intent.
+    Intend(Intent, Reply<Accepted>),
+    /// Withdraw one. `clients` are the connections to the NBD server at that moment.
+    Withdraw { volume: VolumeId, force: bool, clients: Vec<String>, reply: Reply<Withdrawal> },
+    /// Read everything again.
+    Resync(&'static str, oneshot::Sender<()>),
+    /// Look at the world.
+    Read(Box<dyn FnOnce(&World) + Send>),
+}
+
+/// An intent was accepted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Accepted {
+    /// Just now.
+    New,
+    /// Already before, in the same words.
+    Known,
+}
+
+/// An intent was withdrawn.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Withdrawal {
+    /// Connections to the NBD server that were open and stay so: a server does not cut a client for a removed link.
+    pub clients: Vec<String>,
+}
+
+/// A request that cannot be met, for reasons the engine knows.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Rejection {
+    /// There is no such intent.
+    #[error("there is no intent for volume {0}")]
+    Unknown(VolumeId),
+    /// The volume is already wanted, with something else.
+    #[error("volume {volume} already has an intent whose {field} is {have}, not {asked}; withdraw it first to change that")]
+    Differs {
+        /// Which volume.
+        volume: VolumeId,
+        /// The name in the request.
+        field: &'static str,
+        /// On record.
+        have: String,
+        /// In the request.
+        asked: String,
+    },
+    /// Two volumes would show the same serial.
+    #[error("volumes {asked} and {have} have the same serial {serial}: their disks cannot be told apart. Withdraw {have} first, or give one of the volumes another id")]
+    SerialTaken {
+        /// In the request.
+        asked: VolumeId,
+        /// On record.
+        have: VolumeId,
+        /// Of both.
+        serial: Serial,
+    },
+    /// This host uses the volume's disk itself.
+    #[error("volume {volume} is a disk of this host's own: {uses}")]
+    InUseByHost {
+        /// Which volume.
+        volume: VolumeId,
+        /// How, with the device's name.
+        uses: String,
+    },
+    /// Somebody may be reading or writing the export.
+    #[error("volume {volume} cannot be withdrawn: {} NBD client connection(s) are open ({}) and which exports they use is not known; end them, or withdraw with force", clients.len(), clients.join(", "))]
+    ClientsUnknown {
+        /// Which volume.
+        volume: VolumeId,
+        /// Their addresses.
+        clients: Vec<String>,
+    },
+    /// The volume is just being accepted or withdrawn by another request.
+    #[error("volume {0} is just being withdrawn by another request; ask again")]
+    Leaving(VolumeId),
+    /// The store or the claims folder did not take it; nothing was changed.
+    #[error("{0}. Nothing was changed; free space or repair the folder, then ask again")]
+    NotDurable(String),
+}
+
+/// One step in a volume's life, as it happens.
+#[derive(Debug, Clone, Serialize, ToSchema)]
+pub struct Event {
+    /// Counts up from 1 since the daemon started; a gap means events were missed.
+    pub id: u64,
+    /// When.
+    #[schema(value_type = String, format = DateTime)]
+    pub at: Timestamp,
+    /// Which volume.
+    #[schema(value_type = String)]
+    pub volume_id: VolumeId,
+    /// Its serial.
+    #[schema(value_type = String)]
+    pub serial: Serial,
+    /// The name of the step.
+    pub event: String,
+    /// Particulars.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub detail: String,
+    /// Where the volume stands after it.
+    pub state: State,
+    /// Why it is not served.
+    pub reason: Option<Reason>,
+}
+
+/// Events are shared by all who listen.
+pub type SharedEvent = Arc<Event>;

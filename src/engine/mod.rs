@@ -1,0 +1,264 @@
+//! The only writer: inputs come in on one channel, each is decided on, and what follows is done.
+//!
+//! Call map: [`Engine::run`] takes an [`input::Input`] and hands it to `handle` (below) or to [`request`]; both change
+//! the [`world::World`] and then let [`act`] settle the volumes concerned: ask [`decide::decide`] what is next, do what
+//! is quick (a link is made or removed in microseconds), and start what is slow (reading a disk, a commit, a handshake)
+//! outside, from where it comes back as another input. One slow step per volume at a time keeps each volume's order;
+//! different volumes go side by side.
+
+mod act;
+pub mod decide;
+mod input;
+mod request;
+pub mod udevd;
+pub mod world;
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use jiff::Timestamp;
+use tokio::sync::{broadcast, mpsc, oneshot};
+
+use crate::claims::Claims;
+use crate::device::event::Origin;
+use crate::device::evidence::Ground;
+use crate::device::sysfs::Sysfs;
+use crate::device::table::{Heard, Reading};
+use crate::device::{DevNum, monitor};
+use crate::export::folder::Folder;
+use crate::identity::{Serial, VolumeId};
+use crate::store::Store;
+use crate::volume::{Intent, Record};
+pub(crate) use input::Input;
+use input::Request;
+pub use input::{Accepted, Event, Rejection, SharedEvent, Withdrawal};
+use world::{Volume, World};
+
+/// Inputs that may wait. A full channel makes the monitor ask for a resync, and callers wait.
+const QUEUE: usize = 8192;
+
+/// Events a slow listener may lag behind before it misses some (and is told so).
+const EVENTS: usize = 4096;
+
+/// How long a disk may take to tell its serial: it is a request to the hypervisor.
+const LOOK_LIMIT: Duration = Duration::from_secs(5);
+
+/// What the engine works with.
+pub struct Tools {
+    /// Reads disks.
+    pub sysfs: Sysfs,
+    /// Keeps the truth.
+    pub store: Store,
+    /// Marks wanted serials.
+    pub claims: Claims,
+    /// Holds the exports.
+    pub folder: Folder,
+    /// Where the NBD server listens.
+    pub server: std::net::SocketAddr,
+}
+
+/// The engine; [`Engine::run`] consumes it.
+pub struct Engine {
+    world: World,
+    tools: Tools,
+    inputs: mpsc::Receiver<Input>,
+    /// For results of what runs outside.
+    back: mpsc::Sender<Input>,
+    events: broadcast::Sender<SharedEvent>,
+    event_id: u64,
+    readings: Reading,
+    epochs: u64,
+    looks: HashMap<DevNum, Look>,
+    /// Intents on their way to being durable, and who else asked for the same meanwhile.
+    admissions: HashMap<VolumeId, (Intent, Vec<input::Reply<Accepted>>)>,
+}
+
+/// A disk being read.
+struct Look {
+    reading: Reading,
+    /// Something happened to it meanwhile: read it again afterwards.
+    again: Option<Heard>,
+}
+
+/// What others hold of the engine.
+#[derive(Clone)]
+pub struct Handle {
+    inputs: mpsc::Sender<Input>,
+    /// Weak: the stream ends with the engine.
+    events: broadcast::WeakSender<SharedEvent>,
+}
+
+/// The daemon is stopping.
+#[derive(Debug, Clone, Copy, thiserror::Error)]
+#[error("attachd is stopping")]
+pub struct Stopping;
+
+impl Handle {
+    /// Looks at the world.
+    pub async fn read<T: Send + 'static>(
+        &self,
+        look: impl FnOnce(&World) -> T + Send + 'static,
+    ) -> Result<T, Stopping> {
+        let (reply, answer) = oneshot::channel();
+        let look = Box::new(move |world: &World| drop(reply.send(look(world))));
+        self.ask(Request::Read(look)).await?;
+        answer.await.map_err(|_| Stopping)
+    }
+
+    /// Accepts an intent; it is durable when this answers with success.
+    pub async fn intend(&self, intent: Intent) -> Result<Result<Accepted, Rejection>, Stopping> {
+        let (reply, answer) = oneshot::channel();
+        self.ask(Request::Intend(intent, reply)).await?;
+        answer.await.map_err(|_| Stopping)
+    }
+
+    /// Withdraws an intent, whatever its state. `clients`: the connections to the NBD server that are open.
+    pub async fn withdraw(
+        &self,
+        volume: VolumeId,
+        force: bool,
+        clients: Vec<String>,
+    ) -> Result<Result<Withdrawal, Rejection>, Stopping> {
+        let (reply, answer) = oneshot::channel();
+        self.ask(Request::Withdraw { volume, force, clients, reply }).await?;
+        answer.await.map_err(|_| Stopping)
+    }
+
+    /// Reads everything again and answers when every volume has been compared with it.
+    pub async fn resync(&self, reason: &'static str) -> Result<(), Stopping> {
+        let (reply, answer) = oneshot::channel();
+        self.ask(Request::Resync(reason, reply)).await?;
+        answer.await.map_err(|_| Stopping)
+    }
+
+    /// Listens to what happens from now on.
+    pub fn events(&self) -> Result<broadcast::Receiver<SharedEvent>, Stopping> {
+        self.events.upgrade().map(|events| events.subscribe()).ok_or(Stopping)
+    }
+
+    /// Where the monitor and the server's watch send.
+    pub(crate) fn inputs(&self) -> mpsc::Sender<Input> {
+        self.inputs.clone()
+    }
+
+    async fn ask(&self, request: Request) -> Result<(), Stopping> {
+        self.inputs.send(Input::Request(request)).await.map_err(|_| Stopping)
+    }
+}
+
+impl Engine {
+    /// An engine that remembers `records`. Nothing happens before [`Engine::run`].
+    pub fn new(ground: Ground, tools: Tools, records: Vec<Record>) -> (Self, Handle) {
+        let (back, inputs) = mpsc::channel(QUEUE);
+        let (events, _) = broadcast::channel(EVENTS);
+        let handle = Handle { inputs: back.clone(), events: events.downgrade() };
+        let mut world = World::new(ground);
+        let now = Timestamp::now();
+        for record in records {
+            world.insert(Volume::from_record(record, now));
+        }
+        let engine = Self {
+            world,
+            tools,
+            inputs,
+            back,
+            events,
+            event_id: 0,
+            readings: 0,
+            epochs: 0,
+            looks: HashMap::new(),
+            admissions: HashMap::new(),
+        };
+        (engine, handle)
+    }
+
+    /// Works until `stop` resolves. Exports stay as they are.
+    pub async fn run(mut self, stop: impl Future<Output = ()>) {
+        self.adopt_exports();
+        self.scan("start", None);
+        tokio::pin!(stop);
+        loop {
+            let wake = self.world.next_wake();
+            tokio::select! {
+                biased;
+                () = &mut stop => return,
+                input = self.inputs.recv() => match input {
+                    Some(input) => self.handle(input).await,
+                    None => return,
+                },
+                () = until(wake) => self.tick().await,
+            }
+        }
+    }
+
+    async fn handle(&mut self, input: Input) {
+        match input {
+            Input::Monitor(monitor::Heard::Event(event)) => {
+                match event.origin {
+                    Origin::Kernel => self.world.ear.kernel(event.seqnum, event.at),
+                    Origin::Udev => self.world.ear.udevd(event.seqnum, event.at),
+                }
+                tracing::debug!(devnum = %event.devnum, action = event.action, origin = ?event.origin, "event");
+                self.look(event.devnum, Heard::Event(event.origin, event.diskseq, event.at));
+            }
+            Input::Monitor(monitor::Heard::Lost(place)) => {
+                tracing::warn!(place, "events were lost; reading all disks again");
+                self.world.resyncs.losses += 1;
+                self.world.ear.forget();
+                self.scan(place, None);
+            }
+            Input::Server(server) => self.server_changed(server).await,
+            Input::Request(Request::Read(look)) => look(&self.world),
+            Input::Request(Request::Resync(reason, done)) => {
+                self.adopt_exports();
+                self.scan(reason, Some(done));
+            }
+            Input::Request(Request::Intend(intent, reply)) => self.intend(intent, reply),
+            Input::Request(Request::Withdraw { volume, force, clients, reply }) => {
+                self.withdraw(volume, force, clients, reply).await;
+            }
+            Input::Examined { intent, disks, reply } => self.examined(intent, &disks, reply),
+            Input::Admitted { intent, result, reply } => self.admitted(intent, result, reply).await,
+            Input::Withdrawn { volume, result, reply } => self.withdrawn(volume, result, reply).await,
+            Input::Looked { devnum, heard, reading, facts, finished } => {
+                let touched = self.world.table.update(devnum, facts, reading, heard);
+                if finished && let Some(Look { again: Some(heard), .. }) = self.looks.remove(&devnum) {
+                    self.look(devnum, heard);
+                }
+                self.settle_serials(touched).await;
+            }
+            Input::Scanned { reading, facts, reason, done } => self.scanned(reading, facts, reason, done).await,
+            Input::Recorded { volume, evidence, result } => self.recorded(volume, evidence, result).await,
+            Input::Probed { volume, epoch, evidence, result } => self.probed(volume, epoch, &evidence, result).await,
+        }
+    }
+
+    async fn settle_serials(&mut self, serials: Vec<Serial>) {
+        for serial in serials {
+            if let Some(id) = self.world.volume_of(serial) {
+                self.settle(id).await;
+            }
+        }
+    }
+
+    async fn tick(&mut self) {
+        let now = Timestamp::now();
+        if self.world.ear.tick(now) {
+            tracing::warn!("udevd has not answered a kernel event for {} s", udevd::PATIENCE.as_secs());
+        }
+        for id in self.world.due(now) {
+            self.settle(id).await;
+        }
+    }
+}
+
+async fn until(wake: Option<Timestamp>) {
+    match wake {
+        // Rounded up: waking early would only mean to wake again.
+        Some(at) => {
+            let left = Duration::try_from(at.duration_since(Timestamp::now())).unwrap_or_default();
+            tokio::time::sleep(left + Duration::from_millis(1)).await;
+        }
+        None => std::future::pending().await,
+    }
+}

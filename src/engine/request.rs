@@ -1,0 +1,213 @@
+//! Accepting and withdrawing intents. Nothing is answered with success before it is durable.
+
+use super::input::{Accepted, Input, Rejection, Reply, Withdrawal};
+use super::world::Volume;
+use super::Engine;
+use crate::device::facts::Facts;
+use crate::identity::VolumeId;
+use crate::store::Change;
+use crate::volume::{Entry, Intent};
+use jiff::Timestamp;
+
+impl Engine {
+    /// Accepts an intent, or says why not.
+    ///
+    /// In this order: is it known already; does its serial belong to another; does the host use its disk (a look
+    /// outside); the row, then the claim with its folder, synced; the answer.
+    pub(super) fn intend(&mut self, intent: Intent, reply: Reply<Accepted>) {
+        let volume = intent.volume;
+        if let Some(known) = self.world.volume(volume) {
+            let answer = if known.leaving {
+                Err(Rejection::Leaving(volume))
+            } else {
+                differs(&known.intent, &intent).map_or(Ok(Accepted::Known), Err)
+            };
+            return drop(reply.send(answer));
+        }
+        if let Some((pending, waiting)) = self.admissions.get_mut(&volume) {
+            match differs(pending, &intent) {
+                Some(rejection) => drop(reply.send(Err(rejection))),
+                None => waiting.push(reply),
+            }
+            return;
+        }
+        let serial = intent.serial();
+        let taken = self.world.volume_of(serial).or_else(|| {
+            self.admissions.keys().find(|pending| pending.serial() == serial).copied()
+        });
+        if let Some(have) = taken {
+            return drop(reply.send(Err(Rejection::SerialTaken { asked: volume, have, serial })));
+        }
+        self.admissions.insert(volume, (intent.clone(), Vec::new()));
+        let present: Vec<_> = self.world.table.with_serial(serial).map(|device| device.facts.devnum).collect();
+        if present.is_empty() {
+            return self.admit(intent, reply);
+        }
+        let (sysfs, back) = (self.tools.sysfs.clone(), self.back.clone());
+        tokio::spawn(async move {
+            let read = move || present.into_iter().filter_map(|devnum| sysfs.read(devnum)).collect();
+            let disks = tokio::task::spawn_blocking(read).await.unwrap_or_default();
+            let _ = back.send(Input::Examined { intent, disks, reply }).await;
+        });
+    }
+
+    /// The disks that were already present have been read.
+    pub(super) fn examined(&mut self, intent: Intent, disks: &[Facts], reply: Reply<Accepted>) {
+        let used = disks.iter().find_map(|disk| {
+            let identity = disk.identity.as_ref().ok().filter(|identity| identity.serial == intent.serial())?;
+            let uses: Vec<String> = identity.uses.iter().map(ToString::to_string).collect();
+            (!uses.is_empty()).then(|| format!("/dev/{} is {}", disk.name, uses.join(", ")))
+        });
+        match used {
+            None => self.admit(intent, reply),
+            Some(uses) => self.answer_admission(intent.volume, &Err(Rejection::InUseByHost { volume: intent.volume, uses }), reply),
+        }
+    }
+
+    fn admit(&mut self, intent: Intent, reply: Reply<Accepted>) {
+        let (store, claims, back) = (self.tools.store.clone(), self.tools.claims.clone(), self.back.clone());
+        let volume = intent.volume;
+        let entry = Entry { at: intent.created_at, event: "intent".into(), detail: described(&intent) };
+        tokio::spawn(async move {
+            let result = match store.write(vec![Change::Intend(intent.clone()), Change::Note(volume, entry)]).await {
+                Err(error) => Err(Rejection::NotDurable(error.to_string())),
+                Ok(()) => match tokio::task::spawn_blocking(move || claims.add(volume)).await {
+                    Ok(Ok(())) => Ok(()),
+                    failed => {
+                        let why = failed.map_or_else(|e| e.to_string(), |r| r.map_or_else(|e| e.to_string(), |()| String::new()));
+                        let undone = store.write(vec![Change::Withdraw(volume)]).await;
+                        let rest = undone.err().map(|error| format!(", and the intent could not be taken back ({error})"));
+                        Err(Rejection::NotDurable(format!("the claim could not be written: {why}{}", rest.unwrap_or_default())))
+                    }
+                },
+            };
+            let _ = back.send(Input::Admitted { intent, result, reply }).await;
+        });
+    }
+
+    pub(super) async fn admitted(&mut self, intent: Intent, result: Result<(), Rejection>, reply: Reply<Accepted>) {
+        let volume = intent.volume;
+        if result.is_ok() {
+            let mut new = Volume::new(intent.clone(), Timestamp::now());
+            // A disk that is already here was not yet held against this intent.
+            new.look_after = self.readings;
+            new.epoch = self.next_epoch();
+            self.world.insert(new);
+            tracing::info!(VOLUME_ID = %volume, SERIAL = %volume.serial(), UID = intent.uid, "intent accepted: {}", described(&intent));
+            self.tell_intent(&intent);
+        }
+        self.answer_admission(volume, &result.map(|()| Accepted::New), reply);
+        self.settle(volume).await;
+    }
+
+    fn answer_admission(&mut self, volume: VolumeId, answer: &Result<Accepted, Rejection>, reply: Reply<Accepted>) {
+        let _ = reply.send(answer.clone());
+        if let Some((_, waiting)) = self.admissions.remove(&volume) {
+            for reply in waiting {
+                let _ = reply.send(answer.clone().map(|_| Accepted::Known));
+            }
+        }
+    }
+
+    fn tell_intent(&mut self, intent: &Intent) {
+        self.tell(super::Event {
+            id: 0,
+            at: intent.created_at,
+            volume_id: intent.volume,
+            serial: intent.serial(),
+            event: "intent".to_owned(),
+            detail: described(intent),
+            state: crate::volume::State::Waiting,
+            reason: None,
+        });
+    }
+
+    /// Withdraws an intent in any state: durable first, then the export goes, then the claim, then the answer.
+    pub(super) async fn withdraw(
+        &mut self,
+        id: VolumeId,
+        force: bool,
+        clients: Vec<String>,
+        reply: Reply<Withdrawal>,
+    ) {
+        let Some(volume) = self.world.volume_mut(id) else {
+            return drop(reply.send(Err(Rejection::Unknown(id))));
+        };
+        if volume.leaving {
+            return drop(reply.send(Err(Rejection::Leaving(id))));
+        }
+        if volume.published && !clients.is_empty() && !force {
+            return drop(reply.send(Err(Rejection::ClientsUnknown { volume: id, clients })));
+        }
+        volume.leaving = true;
+        let open = if volume.published { clients } else { Vec::new() };
+        let entry = Entry { at: Timestamp::now(), event: "withdrawn".into(), detail: open.join(", ") };
+        let mut changes: Vec<Change> = volume.notes.drain(..).map(|entry| Change::Note(id, entry)).collect();
+        changes.extend([Change::Note(id, entry), Change::Withdraw(id)]);
+        let (store, back) = (self.tools.store.clone(), self.back.clone());
+        tokio::spawn(async move {
+            let result = store.write(changes).await.map_err(|error| Rejection::NotDurable(error.to_string()));
+            let result = result.map(|()| Withdrawal { clients: open });
+            let _ = back.send(Input::Withdrawn { volume: id, result, reply }).await;
+        });
+    }
+
+    pub(super) async fn withdrawn(
+        &mut self,
+        id: VolumeId,
+        result: Result<Withdrawal, Rejection>,
+        reply: Reply<Withdrawal>,
+    ) {
+        let withdrawal = match result {
+            Ok(withdrawal) => withdrawal,
+            Err(rejection) => {
+                if let Some(volume) = self.world.volume_mut(id) {
+                    volume.leaving = false;
+                }
+                let _ = reply.send(Err(rejection));
+                return self.settle(id).await;
+            }
+        };
+        if self.world.volume(id).is_some_and(|volume| volume.published) {
+            self.revoke(id, None);
+        }
+        self.note(id, "withdrawn", String::new());
+        self.world.remove(id);
+        let claims = self.tools.claims.clone();
+        tokio::spawn(async move {
+            let removed = tokio::task::spawn_blocking(move || claims.remove(id.serial())).await;
+            if let Ok(Err(error)) = removed {
+                tracing::error!(VOLUME_ID = %id, %error, "the claim could not be removed; the next start removes it");
+            }
+            let _ = reply.send(Ok(withdrawal));
+        });
+    }
+}
+
+/// The first field in which a repeated request asks for something else. What it leaves out, it does not ask for.
+fn differs(have: &Intent, asked: &Intent) -> Option<Rejection> {
+    let number = |value: Option<u64>| value.map_or_else(|| "unset".to_owned(), |value| value.to_string());
+    let fields = [
+        (!asked.vm_id.is_empty(), "vm_id", have.vm_id.clone(), asked.vm_id.clone()),
+        (asked.size_bytes.is_some(), "size_bytes", number(have.size_bytes), number(asked.size_bytes)),
+        (
+            asked.deadline_seconds.is_some(),
+            "deadline_seconds",
+            number(have.deadline_seconds.map(u64::from)),
+            number(asked.deadline_seconds.map(u64::from)),
+        ),
+    ];
+    fields.into_iter().find(|(named, _, have, asked)| *named && have != asked).map(|(_, field, have, asked_value)| {
+        Rejection::Differs { volume: asked.volume, field, have, asked: asked_value }
+    })
+}
+
+fn described(intent: &Intent) -> String {
+    let mut words = Vec::new();
+    if !intent.vm_id.is_empty() {
+        words.push(format!("VM {}", intent.vm_id));
+    }
+    words.extend(intent.size_bytes.map(|size| format!("at least {size} bytes")));
+    words.extend(intent.deadline_seconds.map(|seconds| format!("within {seconds} s")));
+    words.join(", ")
+}

@@ -1,0 +1,207 @@
+//! Everything the engine knows. Only the engine writes it; others read it through [`super::Handle::read`].
+
+use std::collections::{BTreeSet, HashMap};
+
+use jiff::Timestamp;
+
+use super::udevd::Ear;
+use crate::device::evidence::{Evidence, Ground};
+use crate::device::table::{Reading, Table};
+use crate::export::server::Server;
+use crate::identity::{Serial, VolumeId};
+use crate::volume::{Entry, Intent, Reason, Record, State};
+
+/// All of it.
+pub struct World {
+    /// What evidence is held against.
+    pub ground: Ground,
+    /// The present disks.
+    pub table: Table,
+    /// The NBD server; `None`: not known yet.
+    pub server: Option<Server>,
+    /// Whether udevd is heard.
+    pub ear: Ear,
+    /// How often everything was read, and why last.
+    pub resyncs: Resyncs,
+    /// Names in the exports folder that attachd did not make.
+    pub foreign_exports: Vec<String>,
+    volumes: HashMap<VolumeId, Volume>,
+    by_serial: HashMap<Serial, VolumeId>,
+    /// When which volume needs a look at the clock. Empty when nothing is pending.
+    wakes: BTreeSet<(Timestamp, VolumeId)>,
+}
+
+/// The history of resyncs.
+#[derive(Debug, Clone, Default)]
+pub struct Resyncs {
+    /// Since the start.
+    pub count: u64,
+    /// Why the last one was made.
+    pub last_reason: &'static str,
+    /// When it was complete.
+    pub last_at: Option<Timestamp>,
+    /// How often events were lost.
+    pub losses: u64,
+}
+
+/// One volume.
+#[derive(Debug)]
+pub struct Volume {
+    /// The wish.
+    pub intent: Intent,
+    /// The recorded mapping.
+    pub mapping: Option<Evidence>,
+    /// Where it stands.
+    pub state: State,
+    /// Why it is not served.
+    pub reason: Option<Reason>,
+    /// Since when it stands there.
+    pub since: Timestamp,
+    /// The export's link exists.
+    pub published: bool,
+    /// A handshake has succeeded for this link and this run of the server.
+    pub proven: bool,
+    /// Steps the store has not been told yet.
+    pub notes: Vec<Entry>,
+    /// Being withdrawn: nothing new is begun.
+    pub leaving: bool,
+    pub(super) busy: bool,
+    /// Counts revocations, so that the answer to an older probe is not taken for one about the present link.
+    pub(super) epoch: u64,
+    /// Only a later reading of the disk counts.
+    pub(super) look_after: Reading,
+    pub(super) trouble: Option<Trouble>,
+    pub(super) unwritten: bool,
+    /// The export status the projection was last told; the outer `None`: not known.
+    pub(super) projected: Option<Option<&'static str>>,
+    wake: Option<Timestamp>,
+}
+
+/// A step failed and is tried again later.
+#[derive(Debug)]
+pub(super) struct Trouble {
+    pub(super) reason: Reason,
+    pub(super) attempts: u32,
+    pub(super) again_at: Timestamp,
+}
+
+impl Volume {
+    /// A new wish.
+    pub(super) fn new(intent: Intent, now: Timestamp) -> Self {
+        Self::from_record(Record { intent, mapping: None, state: State::Waiting, reason: None }, now)
+    }
+
+    /// As the store remembers it. What was `ready` is not so until it is proven again.
+    pub(super) fn from_record(record: Record, now: Timestamp) -> Self {
+        let state = match record.state {
+            State::Ready | State::Matched | State::Detaching => State::Exporting,
+            other => other,
+        };
+        let projected = match record.state {
+            State::Ready => Some(Some("active")),
+            State::Exporting => Some(Some("pending")),
+            _ => Some(None),
+        };
+        Self {
+            intent: record.intent,
+            mapping: record.mapping,
+            state,
+            reason: record.reason,
+            since: now,
+            published: false,
+            proven: false,
+            notes: Vec::new(),
+            leaving: false,
+            busy: false,
+            epoch: 0,
+            look_after: 0,
+            trouble: None,
+            unwritten: false,
+            projected,
+            wake: None,
+        }
+    }
+}
+
+impl World {
+    /// A world without volumes and disks.
+    pub(super) fn new(ground: Ground) -> Self {
+        Self {
+            ground,
+            table: Table::default(),
+            server: None,
+            ear: Ear::default(),
+            resyncs: Resyncs::default(),
+            foreign_exports: Vec::new(),
+            volumes: HashMap::new(),
+            by_serial: HashMap::new(),
+            wakes: BTreeSet::new(),
+        }
+    }
+
+    /// The volume of that id.
+    pub fn volume(&self, id: VolumeId) -> Option<&Volume> {
+        self.volumes.get(&id)
+    }
+
+    /// The volume whose disks show this serial: at most one.
+    pub fn volume_of(&self, serial: Serial) -> Option<VolumeId> {
+        self.by_serial.get(&serial).copied()
+    }
+
+    /// Every volume, in no order.
+    pub fn volumes(&self) -> impl ExactSizeIterator<Item = &Volume> {
+        self.volumes.values()
+    }
+
+    pub(super) fn volume_mut(&mut self, id: VolumeId) -> Option<&mut Volume> {
+        self.volumes.get_mut(&id)
+    }
+
+    pub(super) fn ids(&self) -> Vec<VolumeId> {
+        self.volumes.keys().copied().collect()
+    }
+
+    pub(super) fn insert(&mut self, volume: Volume) {
+        self.by_serial.insert(volume.intent.serial(), volume.intent.volume);
+        self.volumes.insert(volume.intent.volume, volume);
+    }
+
+    pub(super) fn remove(&mut self, id: VolumeId) -> Option<Volume> {
+        self.set_wake(id, None);
+        let volume = self.volumes.remove(&id)?;
+        self.by_serial.remove(&volume.intent.serial());
+        Some(volume)
+    }
+
+    /// When the clock is to be looked at for this volume; replaces what was set before.
+    pub(super) fn set_wake(&mut self, id: VolumeId, wake: Option<Timestamp>) {
+        let Some(volume) = self.volumes.get_mut(&id) else { return };
+        if volume.wake == wake {
+            return;
+        }
+        if let Some(old) = std::mem::replace(&mut volume.wake, wake) {
+            self.wakes.remove(&(old, id));
+        }
+        if let Some(new) = wake {
+            self.wakes.insert((new, id));
+        }
+    }
+
+    /// The next time anything needs a look at the clock.
+    pub(super) fn next_wake(&self) -> Option<Timestamp> {
+        self.wakes.first().map(|(at, _)| *at).into_iter().chain(self.ear.wake()).min()
+    }
+
+    /// The volumes whose time has come; each is handed out once.
+    pub(super) fn due(&mut self, now: Timestamp) -> Vec<VolumeId> {
+        let later = self.wakes.split_off(&(now + jiff::SignedDuration::from_micros(1), VolumeId::MIN));
+        let due: Vec<VolumeId> = std::mem::replace(&mut self.wakes, later).into_iter().map(|(_, id)| id).collect();
+        for id in &due {
+            if let Some(volume) = self.volumes.get_mut(id) {
+                volume.wake = None;
+            }
+        }
+        due
+    }
+}

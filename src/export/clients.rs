@@ -1,0 +1,102 @@
+//! Who is connected to the NBD server: established connections to its port, attachd's own handshakes left out.
+//!
+//! The table tells that a client is connected, not to which export. None at all is the certain answer; anything else is
+//! `unknown` for a single export.
+
+use std::collections::HashSet;
+use std::fmt::Write as _;
+use std::io;
+use std::net::SocketAddr;
+
+/// The remote addresses of clients connected to `server` now.
+pub fn connected(server: SocketAddr) -> io::Result<Vec<String>> {
+    let me = rustix::process::geteuid().as_raw();
+    let mut lines = std::fs::read_to_string("/proc/self/net/tcp")?;
+    // Absent when the kernel has no IPv6.
+    lines.push_str(&std::fs::read_to_string("/proc/self/net/tcp6").unwrap_or_default());
+    Ok(clients(&lines, server.port(), me))
+}
+
+/// One line of the table.
+struct Socket {
+    local: (String, u16),
+    remote: (String, u16),
+    established: bool,
+    uid: u32,
+}
+
+fn clients(table: &str, port: u16, me: u32) -> Vec<String> {
+    let sockets: Vec<Socket> = table.lines().filter_map(parse).filter(|socket| socket.established).collect();
+    let own: HashSet<u16> = sockets
+        .iter()
+        .filter(|socket| socket.remote.1 == port && socket.uid == me)
+        .map(|socket| socket.local.1)
+        .collect();
+    sockets
+        .iter()
+        .filter(|socket| socket.local.1 == port && !own.contains(&socket.remote.1))
+        .map(|socket| format!("{}:{}", readable(&socket.remote.0), socket.remote.1))
+        .collect()
+}
+
+fn parse(line: &str) -> Option<Socket> {
+    /// `TCP_ESTABLISHED`.
+    const ESTABLISHED: &str = "01";
+    let fields: Vec<&str> = line.split_whitespace().collect();
+    let [_, local, remote, state, _, _, _, uid, ..] = fields[..] else { return None };
+    let end = |text: &str| {
+        let (address, port) = text.split_once(':')?;
+        Some((address.to_owned(), u16::from_str_radix(port, 16).ok()?))
+    };
+    Some(Socket { local: end(local)?, remote: end(remote)?, established: state == ESTABLISHED, uid: uid.parse().ok()? })
+}
+
+/// The kernel writes addresses as words in the host's byte order.
+fn readable(hex: &str) -> String {
+    let word = |at: usize| hex.get(at..at + 8).and_then(|word| u32::from_str_radix(word, 16).ok());
+    match (hex.len(), word(0)) {
+        (8, Some(word)) => std::net::Ipv4Addr::from(word.to_ne_bytes()).to_string(),
+        _ => {
+            let bytes = (0..4).filter_map(|n| word(n * 8)).flat_map(u32::to_ne_bytes);
+            let address = bytes.fold(String::new(), |mut text, byte| {
+                let _ = write!(text, "{byte:02x}");
+                text
+            });
+            u128::from_str_radix(&address, 16).map_or(address, |bits| format!("[{}]", std::net::Ipv6Addr::from(bits)))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const HEAD: &str = "  sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout inode\n";
+
+    #[test]
+    fn clients_are_listed_without_listeners_closed_ones_and_our_own_handshakes() {
+        let table = format!(
+            "{HEAD}\
+             0: 0100007F:2A39 00000000:0000 0A 00000000:00000000 00:00000000 00000000   998 0 1\n\
+             1: 0100007F:2A39 0100007F:D431 01 00000000:00000000 00:00000000 00000000   998 0 2\n\
+             2: 0100007F:D431 0100007F:2A39 01 00000000:00000000 00:00000000 00000000     0 0 3\n\
+             3: 0100007F:2A39 0100007F:D432 01 00000000:00000000 00:00000000 00000000   998 0 4\n\
+             4: 0100007F:D432 0100007F:2A39 01 00000000:00000000 00:00000000 00000000   997 0 5\n\
+             5: 0100007F:2A39 0100007F:D433 08 00000000:00000000 00:00000000 00000000   998 0 6\n\
+             6: 0100007F:1F90 0100007F:D434 01 00000000:00000000 00:00000000 00000000     0 0 7\n"
+        );
+        assert_eq!(clients(&table, 10809, 997), ["127.0.0.1:54321"]);
+    }
+
+    #[test]
+    fn an_ipv6_client_is_listed_readably() {
+        let ends = "00000000000000000000000001000000:2A39 00000000000000000000000001000000:D431";
+        let table = format!("{HEAD} 0: {ends} 01 00000000:00000000 00:00000000 00000000 998 0 2\n");
+        assert_eq!(clients(&table, 10809, 997), ["[::1]:54321"]);
+    }
+
+    #[test]
+    fn garbage_is_passed_over() {
+        assert!(clients("x\n\n1 2 3 4 5 6 7 8\n0: zz:yy 00:00 01 0 0 0 0 0\n", 10809, 0).is_empty());
+    }
+}

@@ -1,0 +1,240 @@
+//! The proof that an export is served: a new connection, one NBD handshake, the size the server would serve.
+//!
+//! The NBD protocol's fixed newstyle negotiation up to `NBD_OPT_GO`
+//! (<https://github.com/NetworkBlockDevice/nbd/blob/master/doc/proto.md>), then an orderly disconnect.
+
+use std::io;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+
+/// No server that serves needs longer for a handshake.
+const TIME_LIMIT: Duration = Duration::from_secs(5);
+
+const INIT_PASSWD: u64 = u64::from_be_bytes(*b"NBDMAGIC");
+const OPTION: u64 = u64::from_be_bytes(*b"IHAVEOPT");
+const OPTION_REPLY: u64 = 0x0003_e889_0455_65a9;
+const REQUEST: u32 = 0x2560_9513;
+const FIXED_NEWSTYLE: u16 = 1;
+const NO_ZEROES: u16 = 1 << 1;
+const OPT_GO: u32 = 7;
+const REP_ACK: u32 = 1;
+const REP_INFO: u32 = 3;
+const REP_ERROR: u32 = 1 << 31;
+const REP_ERR_TLS_REQD: u32 = REP_ERROR | 5;
+const REP_ERR_UNKNOWN: u32 = REP_ERROR | 6;
+const INFO_EXPORT: u16 = 0;
+const CMD_DISC: u16 = 2;
+/// Replies are a few dozen bytes; a longer one is not NBD.
+const LONGEST_REPLY: u32 = 64 * 1024;
+
+/// What the server serves under the name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Served {
+    /// Bytes.
+    pub size: u64,
+    /// `NBD_FLAG_*`.
+    pub flags: u16,
+}
+
+/// The handshake did not succeed.
+#[derive(Debug, thiserror::Error)]
+pub enum ProbeError {
+    /// Nobody listens.
+    #[error("no NBD server answers at {0}: {1}")]
+    Connect(SocketAddr, #[source] io::Error),
+    /// The connection broke.
+    #[error("the NBD server at {0} hung up: {1}")]
+    Broken(SocketAddr, #[source] io::Error),
+    /// Not a word in time.
+    #[error("the NBD server at {0} did not finish a handshake within {limit} s", limit = TIME_LIMIT.as_secs())]
+    Slow(SocketAddr),
+    /// The server knows no such export, or cannot open its device.
+    #[error("the NBD server refused the export {name}: {why}")]
+    Refused {
+        /// The export.
+        name: String,
+        /// The server's words, or ours.
+        why: String,
+    },
+    /// Something else listens there.
+    #[error("what listens at {0} does not speak NBD")]
+    NotNbd(SocketAddr),
+}
+
+impl ProbeError {
+    /// Whether the server itself is the trouble, not this export.
+    pub fn is_server(&self) -> bool {
+        !matches!(self, Self::Refused { .. })
+    }
+}
+
+/// Asks the server for the export on a new connection. Opens the device on the server's side.
+pub async fn probe(server: SocketAddr, name: &str) -> Result<Served, ProbeError> {
+    tokio::time::timeout(TIME_LIMIT, handshake(server, name)).await.unwrap_or(Err(ProbeError::Slow(server)))
+}
+
+async fn handshake(server: SocketAddr, name: &str) -> Result<Served, ProbeError> {
+    let broken = |error| ProbeError::Broken(server, error);
+    let mut stream = TcpStream::connect(server).await.map_err(|error| ProbeError::Connect(server, error))?;
+    stream.set_nodelay(true).map_err(broken)?;
+    let mut greeting = [0; 18];
+    stream.read_exact(&mut greeting).await.map_err(broken)?;
+    let server_flags = parse_greeting(&greeting).ok_or(ProbeError::NotNbd(server))?;
+    stream.write_all(&ask(server_flags, name)).await.map_err(broken)?;
+    let mut export = None;
+    loop {
+        let mut head = [0; 20];
+        stream.read_exact(&mut head).await.map_err(broken)?;
+        let (kind, length) = parse_reply_head(&head).ok_or(ProbeError::NotNbd(server))?;
+        let mut data = vec![0; length as usize];
+        stream.read_exact(&mut data).await.map_err(broken)?;
+        match kind {
+            REP_ACK => break,
+            REP_INFO => export = parse_export_info(&data).or(export),
+            _ => return Err(ProbeError::Refused { name: name.to_owned(), why: refusal(kind, &data) }),
+        }
+    }
+    // Orderly, so that the server does not report a broken client; the answer is already known.
+    let _ = stream.write_all(&disconnect()).await;
+    export.ok_or(ProbeError::NotNbd(server))
+}
+
+fn parse_greeting(greeting: &[u8; 18]) -> Option<u16> {
+    let (magic, rest) = greeting.split_first_chunk::<8>()?;
+    let (option, flags) = rest.split_first_chunk::<8>()?;
+    let flags = u16::from_be_bytes(flags.try_into().ok()?);
+    let newstyle = u64::from_be_bytes(*magic) == INIT_PASSWD && u64::from_be_bytes(*option) == OPTION;
+    (newstyle && flags & FIXED_NEWSTYLE != 0).then_some(flags)
+}
+
+/// Client flags and `NBD_OPT_GO` in one segment.
+fn ask(server_flags: u16, name: &str) -> Vec<u8> {
+    let name_length = u32::try_from(name.len()).unwrap_or(u32::MAX);
+    let mut bytes = Vec::with_capacity(64 + name.len());
+    bytes.extend(u32::from(server_flags & (FIXED_NEWSTYLE | NO_ZEROES)).to_be_bytes());
+    bytes.extend(OPTION.to_be_bytes());
+    bytes.extend(OPT_GO.to_be_bytes());
+    // Name length, name, number of information requests: NBD_INFO_EXPORT comes unasked.
+    bytes.extend((name_length + 6).to_be_bytes());
+    bytes.extend(name_length.to_be_bytes());
+    bytes.extend(name.as_bytes());
+    bytes.extend(0_u16.to_be_bytes());
+    bytes
+}
+
+fn disconnect() -> [u8; 28] {
+    let mut bytes = [0; 28];
+    bytes[..4].copy_from_slice(&REQUEST.to_be_bytes());
+    bytes[6..8].copy_from_slice(&CMD_DISC.to_be_bytes());
+    bytes
+}
+
+/// Kind and length of an option reply.
+fn parse_reply_head(head: &[u8; 20]) -> Option<(u32, u32)> {
+    let word = |at: usize| head.get(at..at + 4).and_then(|b| b.try_into().ok()).map(u32::from_be_bytes);
+    let magic = u64::from_be_bytes(head[..8].try_into().ok()?);
+    let (option, kind, length) = (word(8)?, word(12)?, word(16)?);
+    (magic == OPTION_REPLY && option == OPT_GO && length <= LONGEST_REPLY).then_some((kind, length))
+}
+
+fn parse_export_info(data: &[u8]) -> Option<Served> {
+    let (kind, rest) = data.split_first_chunk::<2>()?;
+    let (size, flags) = rest.split_first_chunk::<8>()?;
+    (u16::from_be_bytes(*kind) == INFO_EXPORT)
+        .then(|| Some(Served { size: u64::from_be_bytes(*size), flags: u16::from_be_bytes(flags.try_into().ok()?) }))?
+}
+
+fn refusal(kind: u32, data: &[u8]) -> String {
+    let words = String::from_utf8_lossy(data);
+    let meaning = match kind {
+        REP_ERR_UNKNOWN => "it knows no such export, or cannot open its device",
+        REP_ERR_TLS_REQD => "it wants TLS",
+        _ => "it answered with an error",
+    };
+    if words.is_empty() { format!("{meaning} ({kind:#010x})") } else { format!("{meaning} ({kind:#010x}: {words})") }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use tokio::net::TcpListener;
+
+    /// A server that says these bytes and hangs up.
+    async fn server(says: Vec<u8>) -> SocketAddr {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        tokio::spawn(async move {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            stream.write_all(&says).await.unwrap();
+            stream.shutdown().await.unwrap();
+            let _ = tokio::io::copy(&mut stream, &mut tokio::io::sink()).await;
+        });
+        address
+    }
+
+    fn greeting() -> Vec<u8> {
+        let mut bytes = b"NBDMAGICIHAVEOPT".to_vec();
+        bytes.extend(3_u16.to_be_bytes());
+        bytes
+    }
+
+    fn reply(kind: u32, data: &[u8]) -> Vec<u8> {
+        let mut bytes = OPTION_REPLY.to_be_bytes().to_vec();
+        bytes.extend(OPT_GO.to_be_bytes());
+        bytes.extend(kind.to_be_bytes());
+        bytes.extend(u32::try_from(data.len()).unwrap().to_be_bytes());
+        bytes.extend(data);
+        bytes
+    }
+
+    fn info(size: u64, flags: u16) -> Vec<u8> {
+        [&[0, 0][..], &size.to_be_bytes(), &flags.to_be_bytes()].concat()
+    }
+
+    #[tokio::test]
+    async fn an_acknowledged_go_tells_the_size() {
+        let says = [greeting(), reply(REP_INFO, &info(4096, 0x10d)), reply(REP_ACK, b"")].concat();
+        assert_eq!(probe(server(says).await, "x").await.unwrap(), Served { size: 4096, flags: 0x10d });
+    }
+
+    #[tokio::test]
+    async fn a_refusal_is_told_apart_from_a_server_that_is_not_there() {
+        let says = [greeting(), reply(REP_ERR_UNKNOWN, b"")].concat();
+        assert!(!probe(server(says).await, "x").await.unwrap_err().is_server());
+        let nobody = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
+        assert!(matches!(probe(nobody, "x").await.unwrap_err(), ProbeError::Connect(..)));
+    }
+
+    #[tokio::test]
+    async fn anything_that_is_not_nbd_is_named_so() {
+        for says in [
+            b"HTTP/1.1 400 Bad Request\r\n\r\n".to_vec(),
+            [greeting(), b"garbage that is long enough".to_vec()].concat(),
+            [greeting(), reply(REP_ACK, b"")].concat(),
+        ] {
+            assert!(matches!(probe(server(says).await, "x").await.unwrap_err(), ProbeError::NotNbd(_)));
+        }
+        assert!(matches!(probe(server(greeting()).await, "x").await.unwrap_err(), ProbeError::Broken(..)));
+    }
+
+    #[tokio::test]
+    async fn a_reply_that_claims_to_be_huge_is_not_read() {
+        let mut huge = reply(REP_INFO, b"");
+        huge[16..20].copy_from_slice(&u32::MAX.to_be_bytes());
+        let says = [greeting(), huge].concat();
+        assert!(matches!(probe(server(says).await, "x").await.unwrap_err(), ProbeError::NotNbd(_)));
+    }
+
+    proptest! {
+        #[test]
+        fn no_bytes_make_the_parsers_panic(bytes in proptest::collection::vec(any::<u8>(), 0..64)) {
+            let _ = parse_export_info(&bytes);
+            if let Ok(head) = bytes.get(..20).unwrap_or_default().try_into() { let _ = parse_reply_head(head); }
+            if let Ok(head) = bytes.get(..18).unwrap_or_default().try_into() { let _ = parse_greeting(head); }
+        }
+    }
+}

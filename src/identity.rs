@@ -1,0 +1,209 @@
+//! Names: how a CloudStack volume id becomes a serial, a by-id link and an export name. Pure.
+//!
+//! CloudStack's KVM agent gives a disk the volume's UUID without hyphens, cut to 20 characters, as its serial
+//! (`LibvirtComputingResource.diskUuidToSerial`); udev makes the by-id link of it. 80 bits of 128 survive, so two volumes
+//! can share a serial: whoever matches must check for that, the types here only make the rule impossible to get wrong.
+
+use std::fmt;
+use std::str::FromStr;
+
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use uuid::Uuid;
+
+/// Length of a [`Serial`] in characters: virtio-blk has 20 bytes for it (`VIRTIO_BLK_ID_BYTES`).
+pub const SERIAL_LEN: usize = 20;
+
+/// What every export name starts with; callers strip it to get the volume id back.
+pub const EXPORT_PREFIX: &str = "migration-vol-";
+
+/// A CloudStack volume, by its UUID. Shown and compared in lower case with hyphens.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct VolumeId(Uuid);
+
+/// The identity a disk shows: exactly 20 lower-case hexadecimal characters.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Serial([u8; SERIAL_LEN]);
+
+/// The text was not a volume id.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{0:?} is not a volume id: it takes a UUID with hyphens, like b3bb9310-1b59-4f62-97e8-cefffdfe3804")]
+pub struct NotAVolumeId(pub String);
+
+/// The text was not a serial.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{0:?} is not a serial: it takes exactly {SERIAL_LEN} characters of 0-9 and a-f, like b3bb93101b594f6297e8")]
+pub struct NotASerial(pub String);
+
+impl VolumeId {
+    /// The lowest id in order.
+    pub const MIN: Self = Self(Uuid::nil());
+
+    /// The serial the hypervisor gives this volume's disk.
+    pub fn serial(&self) -> Serial {
+        let mut text = [0; uuid::fmt::Simple::LENGTH];
+        self.0.simple().encode_lower(&mut text);
+        let mut serial = [0; SERIAL_LEN];
+        serial.copy_from_slice(&text[..SERIAL_LEN]);
+        Serial(serial)
+    }
+
+    /// What an NBD client asks for.
+    pub fn export_name(&self) -> String {
+        format!("{EXPORT_PREFIX}{self}")
+    }
+
+    /// The volume an export name belongs to; `None` when the name is not one of ours.
+    pub fn from_export_name(name: &str) -> Option<Self> {
+        let volume: Self = name.strip_prefix(EXPORT_PREFIX)?.parse().ok()?;
+        // Only the one spelling is ours: a name in capitals would be another export to an NBD server.
+        (volume.export_name() == name).then_some(volume)
+    }
+}
+
+impl FromStr for VolumeId {
+    type Err = NotAVolumeId;
+
+    fn from_str(text: &str) -> Result<Self, NotAVolumeId> {
+        // `Uuid` also reads braces, URNs and no hyphens at all; CloudStack writes none of these.
+        let hyphenated = text.len() == uuid::fmt::Hyphenated::LENGTH;
+        match Uuid::try_parse(text) {
+            Ok(uuid) if hyphenated => Ok(Self(uuid)),
+            _ => Err(NotAVolumeId(text.chars().take(80).collect())),
+        }
+    }
+}
+
+impl Serial {
+    /// The serial as text.
+    pub fn as_str(&self) -> &str {
+        str::from_utf8(&self.0).unwrap_or_default()
+    }
+}
+
+impl FromStr for Serial {
+    type Err = NotASerial;
+
+    fn from_str(text: &str) -> Result<Self, NotASerial> {
+        let bytes: [u8; SERIAL_LEN] =
+            text.as_bytes().try_into().map_err(|_| NotASerial(text.chars().take(80).collect()))?;
+        if bytes.iter().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f')) {
+            Ok(Self(bytes))
+        } else {
+            Err(NotASerial(text.to_owned()))
+        }
+    }
+}
+
+impl fmt::Display for VolumeId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.as_hyphenated().fmt(f)
+    }
+}
+
+impl fmt::Debug for VolumeId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+impl fmt::Display for Serial {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+impl fmt::Debug for Serial {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+/// Serde goes through the text form, so that a bad value is refused with the sentence of its own error.
+macro_rules! as_text {
+    ($($name:ty),+) => { $(
+        impl Serialize for $name {
+            fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+                serializer.collect_str(self)
+            }
+        }
+        impl<'de> Deserialize<'de> for $name {
+            fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+                String::deserialize(deserializer)?.parse().map_err(serde::de::Error::custom)
+            }
+        }
+    )+ };
+}
+as_text!(VolumeId, Serial);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    const SEED: &str = "b3bb9310-1b59-4f62-97e8-cefffdfe3804";
+
+    #[test]
+    fn the_seeds_example_gives_its_serial_and_export_name() {
+        let volume: VolumeId = SEED.parse().unwrap();
+        assert_eq!(volume.serial().as_str(), "b3bb93101b594f6297e8");
+        assert_eq!(volume.export_name(), format!("migration-vol-{SEED}"));
+        assert_eq!(VolumeId::from_export_name(&volume.export_name()), Some(volume));
+    }
+
+    #[test]
+    fn upper_case_is_accepted_and_lowered() {
+        let volume: VolumeId = SEED.to_uppercase().parse().unwrap();
+        assert_eq!(volume.to_string(), SEED);
+    }
+
+    #[test]
+    fn anything_else_is_refused_with_a_sentence_that_shows_what_a_uuid_looks_like() {
+        for text in [
+            "",
+            "vol-1",
+            "b3bb93101b594f6297e8cefffdfe3804",
+            "{b3bb9310-1b59-4f62-97e8-cefffdfe3804}",
+            "urn:uuid:b3bb9310-1b59-4f62-97e8-cefffdfe3804",
+            "b3bb9310-1b59-4f62-97e8-cefffdfe380g",
+            " b3bb9310-1b59-4f62-97e8-cefffdfe3804",
+            "b3bb93101-b59-4f62-97e8-cefffdfe3804",
+        ] {
+            let error = text.parse::<VolumeId>().unwrap_err().to_string();
+            assert!(error.contains(SEED), "{text}: {error}");
+        }
+    }
+
+    #[test]
+    fn an_export_name_in_another_spelling_is_not_ours() {
+        for name in [
+            format!("migration-vol-{}", SEED.to_uppercase()),
+            format!("migration-vm-{SEED}"),
+            SEED.to_owned(),
+            "migration-vol-".to_owned(),
+        ] {
+            assert_eq!(VolumeId::from_export_name(&name), None, "{name}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn a_serial_is_the_first_20_hex_digits_of_any_volume(bits in any::<u128>()) {
+            let uuid = Uuid::from_u128(bits);
+            let volume: VolumeId = uuid.to_string().parse().unwrap();
+            prop_assert_eq!(volume.serial().as_str(), &uuid.simple().to_string()[..20]);
+            prop_assert_eq!(volume.serial().as_str().parse::<Serial>().unwrap(), volume.serial());
+        }
+
+        #[test]
+        fn only_20_lower_case_hex_characters_are_a_serial(text in "\\PC{0,24}|[0-9a-fA-F]{18,22}") {
+            let good = text.len() == 20 && text.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b));
+            prop_assert_eq!(text.parse::<Serial>().is_ok(), good);
+        }
+
+        #[test]
+        fn no_text_makes_the_parser_panic(text in any::<String>()) {
+            let _ = text.parse::<VolumeId>();
+            let _ = VolumeId::from_export_name(&text);
+        }
+    }
+}

@@ -1,0 +1,26 @@
+//! attachd: from "this cloud volume will be attached here" to "its bytes are served", driven by udev events.
+//!
+//! ```text
+//!  kernel ─▶ udevd ─▶ monitor ─▶ engine ─▶ evidence ─▶ store ─▶ export ─▶ probe ─▶ ready
+//!                     (a copy)     ▲        (sysfs)    (SQLite)  (a link)  (NBD    (answer, event
+//!  caller ─▶ socket ─▶ intent ─────┘                                       handshake)  stream)
+//! ```
+//!
+//! The modules below stand in the order of the data; each knows what comes before it, none what comes after.
+
+pub mod effect;
+pub mod identity;
+
+pub mod config;
+pub mod device;
+pub mod volume;
+
+pub mod store;
+
+pub mod claims;
+pub mod export;
+pub mod engine;
+pub mod api;
+
+pub mod daemon;
+pub mod telemetry;

@@ -1,0 +1,38 @@
+//! attachd, the daemon. `attachd --help` says how to start it.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use attachd::{config, daemon, telemetry};
+use clap::{Parser, Subcommand};
+
+/// Turns "this cloud volume will be attached here" into a served NBD export.
+#[derive(Parser)]
+#[command(version)]
+struct Arguments {
+    /// The configuration file.
+    #[arg(long, global = true, default_value = config::DEFAULT_PATH)]
+    config: PathBuf,
+    #[command(subcommand)]
+    command: Option<Command>,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Run the daemon (the default).
+    Run,
+    /// Check the configuration and say every mistake with its place.
+    CheckConfig,
+}
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    if matches!(arguments.command, Some(Command::CheckConfig)) {
+        return config::report(&arguments.config);
+    }
+    telemetry::init();
+    match daemon::run(&arguments.config) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => telemetry::failed(&error),
+    }
+}

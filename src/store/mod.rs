@@ -1,0 +1,263 @@
+//! The local truth: one SQLite file, one writer.
+//!
+//! [`Store`] is a handle to a task that owns the only connection. It takes whatever writes are queued into one
+//! transaction, so a burst of a thousand disks costs a few synced commits, and answers each writer after the commit
+//! that holds its changes. Rows for the predecessor's tables go through the [`outbox`] of the same transaction and are
+//! applied when no writer waits.
+
+mod outbox;
+mod read;
+mod write;
+
+use std::path::Path;
+use std::time::Duration;
+
+use sqlx::{Connection, SqlSafeStr};
+use sqlx::migrate::{Migration, MigrationType, Migrator};
+use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection, SqliteJournalMode, SqliteSynchronous};
+use tokio::sync::{mpsc, oneshot};
+use tokio::task::JoinHandle;
+
+use crate::identity::VolumeId;
+use crate::volume::{Entry, Record};
+pub use write::{Change, Projection};
+
+/// Writes that may wait for the task; more than that and a writer waits itself.
+const QUEUE: usize = 4096;
+
+/// How long a failed background write waits before it is tried again.
+const RETRY: Duration = Duration::from_secs(1);
+
+/// The store could not do it.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum StoreError {
+    /// SQLite refused.
+    #[error("the store {path} failed: {message}")]
+    Sqlite {
+        /// The file.
+        path: String,
+        /// SQLite's own words.
+        message: String,
+    },
+    /// The task has ended: the daemon is stopping.
+    #[error("the store is closed")]
+    Closed,
+}
+
+/// A handle to the store. Cheap to clone.
+#[derive(Clone)]
+pub struct Store {
+    commands: mpsc::Sender<Command>,
+}
+
+/// What there is to say about the store's health.
+#[derive(Debug, Clone)]
+pub struct Pulse {
+    /// Rows the projection has yet to be told.
+    pub outbox: u64,
+    /// Why the last write failed, when it did.
+    pub last_failure: Option<String>,
+}
+
+type Answer = oneshot::Sender<Result<(), StoreError>>;
+
+enum Command {
+    Write(Vec<Change>, Option<Answer>),
+    Timeline(VolumeId, oneshot::Sender<Result<Vec<Entry>, StoreError>>),
+    Pulse(oneshot::Sender<Result<Pulse, StoreError>>),
+}
+
+impl Store {
+    /// Opens the file, creates and migrates it, and reads what it holds. The task ends after the last handle is gone.
+    pub async fn open(
+        path: &Path,
+        history_days: u32,
+        port: u16,
+    ) -> Result<(Self, JoinHandle<()>, Vec<Record>), StoreError> {
+        let failed = |error: &dyn std::fmt::Display| StoreError::Sqlite {
+            path: path.display().to_string(),
+            message: error.to_string(),
+        };
+        let options = SqliteConnectOptions::new()
+            .filename(path)
+            .create_if_missing(true)
+            .journal_mode(SqliteJournalMode::Wal)
+            // FULL: in WAL mode NORMAL would lose the last commits at a power cut.
+            .synchronous(SqliteSynchronous::Full)
+            .foreign_keys(true)
+            .busy_timeout(Duration::from_secs(5));
+        let mut connection = SqliteConnection::connect_with(&options).await.map_err(|error| failed(&error))?;
+        migrations().run_direct(None, &mut connection, false).await.map_err(|error| failed(&error))?;
+        write::prune(&mut connection, history_days).await.map_err(|error| failed(&error))?;
+        let records = read::records(&mut connection).await.map_err(|error| failed(&error))?;
+        let (commands, queue) = mpsc::channel(QUEUE);
+        let task = Task {
+            connection,
+            path: path.display().to_string(),
+            port,
+            postponed: Vec::new(),
+            outbox_filled: true,
+            last_failure: None,
+        };
+        let task = tokio::spawn(task.run(queue));
+        Ok((Self { commands }, task, records))
+    }
+
+    /// Writes all changes in one transaction; durable when this answers with success, and not there at all otherwise.
+    pub async fn write(&self, changes: Vec<Change>) -> Result<(), StoreError> {
+        self.begin(changes).await?.await.map_err(|_| StoreError::Closed)?
+    }
+
+    /// Queues changes and returns the answer to wait for: calls queue in their order, the waiting can happen elsewhere.
+    pub async fn begin(
+        &self,
+        changes: Vec<Change>,
+    ) -> Result<oneshot::Receiver<Result<(), StoreError>>, StoreError> {
+        let (answer, result) = oneshot::channel();
+        self.send(Command::Write(changes, Some(answer))).await?;
+        Ok(result)
+    }
+
+    /// Queues changes nobody waits for. They are tried again until they are written.
+    pub async fn post(&self, changes: Vec<Change>) -> Result<(), StoreError> {
+        self.send(Command::Write(changes, None)).await
+    }
+
+    /// A volume's story, oldest first; empty when it has none.
+    pub async fn timeline(&self, volume: VolumeId) -> Result<Vec<Entry>, StoreError> {
+        let (answer, result) = oneshot::channel();
+        self.send(Command::Timeline(volume, answer)).await?;
+        result.await.map_err(|_| StoreError::Closed)?
+    }
+
+    /// Asks the database itself how it is.
+    pub async fn pulse(&self) -> Result<Pulse, StoreError> {
+        let (answer, result) = oneshot::channel();
+        self.send(Command::Pulse(answer)).await?;
+        result.await.map_err(|_| StoreError::Closed)?
+    }
+
+    async fn send(&self, command: Command) -> Result<(), StoreError> {
+        self.commands.send(command).await.map_err(|_| StoreError::Closed)
+    }
+}
+
+struct Task {
+    connection: SqliteConnection,
+    path: String,
+    /// The NBD port, which the projection repeats for each export.
+    port: u16,
+    /// Changes nobody waits for whose commit failed.
+    postponed: Vec<Change>,
+    outbox_filled: bool,
+    last_failure: Option<String>,
+}
+
+impl Task {
+    async fn run(mut self, mut queue: mpsc::Receiver<Command>) {
+        let mut batch = Vec::new();
+        loop {
+            tokio::select! {
+                received = queue.recv_many(&mut batch, QUEUE) => if received == 0 { break },
+                // A timer that exists only while something could not be written.
+                () = tokio::time::sleep(RETRY), if !self.postponed.is_empty() => {}
+            }
+            self.carry_out(std::mem::take(&mut batch)).await;
+            if queue.is_empty() && self.outbox_filled && self.postponed.is_empty() {
+                self.project().await;
+            }
+        }
+        if let Err(error) = self.connection.close().await {
+            tracing::warn!(store = self.path, %error, "closing the store failed; the next start recovers it");
+        }
+    }
+
+    async fn carry_out(&mut self, batch: Vec<Command>) {
+        let mut writes = Vec::new();
+        let mut reads = Vec::new();
+        for command in batch {
+            match command {
+                Command::Write(changes, answer) => writes.push((changes, answer)),
+                read => reads.push(read),
+            }
+        }
+        self.write(writes).await;
+        for read in reads {
+            match read {
+                Command::Timeline(volume, answer) => {
+                    let entries = read::timeline(&mut self.connection, volume).await;
+                    let _ = answer.send(entries.map_err(|error| self.failed(&error)));
+                }
+                Command::Pulse(answer) => {
+                    let outbox = read::outbox_length(&mut self.connection).await;
+                    let pulse = outbox.map(|outbox| Pulse { outbox, last_failure: self.last_failure.clone() });
+                    let _ = answer.send(pulse.map_err(|error| self.failed(&error)));
+                }
+                Command::Write(..) => {}
+            }
+        }
+    }
+
+    /// One transaction for all; when it fails, one for each, so that nobody fails for another's sake.
+    async fn write(&mut self, writes: Vec<(Vec<Change>, Option<Answer>)>) {
+        if writes.is_empty() && self.postponed.is_empty() {
+            return;
+        }
+        let postponed = std::mem::take(&mut self.postponed);
+        let mut all: Vec<&Change> = postponed.iter().collect();
+        for (changes, _) in &writes {
+            all.extend(changes);
+        }
+        match write::commit(&mut self.connection, &all).await {
+            Ok(projected) => {
+                self.outbox_filled |= projected;
+                self.last_failure = None;
+                for (_, answer) in writes {
+                    answer.map(|answer| answer.send(Ok(())));
+                }
+                return;
+            }
+            Err(error) => drop(self.failed(&error)),
+        }
+        self.write_alone(postponed, None).await;
+        for (changes, answer) in writes {
+            self.write_alone(changes, answer).await;
+        }
+    }
+
+    async fn write_alone(&mut self, changes: Vec<Change>, answer: Option<Answer>) {
+        if changes.is_empty() && answer.is_none() {
+            return;
+        }
+        let result = write::commit(&mut self.connection, &changes.iter().collect::<Vec<_>>()).await;
+        let result = result.map(|projected| self.outbox_filled |= projected).map_err(|error| self.failed(&error));
+        match answer {
+            Some(answer) => drop(answer.send(result)),
+            None if result.is_err() => self.postponed.extend(changes),
+            None => {}
+        }
+    }
+
+    async fn project(&mut self) {
+        match outbox::apply(&mut self.connection, self.port).await {
+            Ok(()) => self.outbox_filled = false,
+            // Tried again with the next write; the rows wait in order.
+            Err(error) => drop(self.failed(&error)),
+        }
+    }
+
+    fn failed(&mut self, error: &sqlx::Error) -> StoreError {
+        let message = match error {
+            sqlx::Error::Database(error) => error.message().to_owned(),
+            other => other.to_string(),
+        };
+        tracing::error!(store = self.path, error = message, "the store failed");
+        self.last_failure = Some(message.clone());
+        StoreError::Sqlite { path: self.path.clone(), message }
+    }
+}
+
+fn migrations() -> Migrator {
+    let sql = include_str!("../../migrations/0001_initial.sql").into_sql_str();
+    Migrator::with_migrations(vec![Migration::new(1, "initial".into(), MigrationType::Simple, sql, false)])
+}

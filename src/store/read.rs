@@ -1,0 +1,96 @@
+//! Reading back what was written.
+
+use jiff::Timestamp;
+use sqlx::Row;
+use sqlx::sqlite::{SqliteConnection, SqliteRow};
+
+use crate::device::evidence::Evidence;
+use crate::identity::VolumeId;
+use crate::volume::{Entry, Intent, Reason, Record, State};
+
+/// Every volume.
+pub(super) async fn records(connection: &mut SqliteConnection) -> sqlx::Result<Vec<Record>> {
+    let rows = sqlx::query(
+        "SELECT i.volume_id, i.vm_id, i.size_bytes, i.deadline_seconds, i.created_at, i.uid, i.state, \
+         i.reason_code, i.reason_message, i.reason_hint, m.serial AS mapped_serial, m.scheme, m.device_path, m.devnum, \
+         m.diskseq, m.size_bytes AS mapped_bytes, m.read_only, m.boot_id, m.proven_at \
+         FROM intents i LEFT JOIN mappings m USING (volume_id)",
+    )
+    .fetch_all(connection)
+    .await?;
+    rows.iter().map(record).collect()
+}
+
+/// One volume's story, oldest first.
+pub(super) async fn timeline(connection: &mut SqliteConnection, volume: VolumeId) -> sqlx::Result<Vec<Entry>> {
+    let rows = sqlx::query("SELECT at, event, detail FROM timeline WHERE volume_id = ? ORDER BY at, id")
+        .bind(volume.to_string())
+        .fetch_all(connection)
+        .await?;
+    rows.iter()
+        .map(|row| {
+            let event: String = row.try_get("event")?;
+            Ok(Entry { at: time(row, "at")?, event: event.into(), detail: row.try_get("detail")? })
+        })
+        .collect()
+}
+
+/// How many rows the projection has yet to be told.
+pub(super) async fn outbox_length(connection: &mut SqliteConnection) -> sqlx::Result<u64> {
+    let row = sqlx::query("SELECT COUNT(*) AS n FROM outbox").fetch_one(connection).await?;
+    row.try_get::<i64, _>("n").map(i64::unsigned_abs)
+}
+
+fn record(row: &SqliteRow) -> sqlx::Result<Record> {
+    let reason_code: Option<String> = row.try_get("reason_code")?;
+    let reason = match reason_code {
+        None => None,
+        Some(code) => Some(Reason {
+            code: code.into(),
+            message: row.try_get::<Option<String>, _>("reason_message")?.unwrap_or_default(),
+            hint: row.try_get::<Option<String>, _>("reason_hint")?.unwrap_or_default(),
+        }),
+    };
+    let state: String = row.try_get("state")?;
+    Ok(Record {
+        intent: Intent {
+            volume: text::<VolumeId>(row, "volume_id")?,
+            vm_id: row.try_get("vm_id")?,
+            size_bytes: row.try_get::<Option<i64>, _>("size_bytes")?.map(i64::unsigned_abs),
+            deadline_seconds: row.try_get("deadline_seconds")?,
+            created_at: time(row, "created_at")?,
+            uid: row.try_get("uid")?,
+        },
+        mapping: mapping(row)?,
+        state: State::from_name(&state).unwrap_or(State::Waiting),
+        reason,
+    })
+}
+
+fn mapping(row: &SqliteRow) -> sqlx::Result<Option<Evidence>> {
+    let Some(scheme) = row.try_get("scheme")? else { return Ok(None) };
+    Ok(Some(Evidence {
+        serial: text(row, "mapped_serial")?,
+        scheme,
+        link: row.try_get("device_path")?,
+        devnum: row.try_get::<String, _>("devnum")?.parse().map_err(|()| not_ours("devnum", "a device number"))?,
+        diskseq: row.try_get::<i64, _>("diskseq")?.unsigned_abs(),
+        size_bytes: row.try_get::<i64, _>("mapped_bytes")?.unsigned_abs(),
+        read_only: row.try_get("read_only")?,
+        boot_id: row.try_get("boot_id")?,
+        at: time(row, "proven_at")?,
+    }))
+}
+
+fn text<T: std::str::FromStr<Err: std::fmt::Display>>(row: &SqliteRow, column: &str) -> sqlx::Result<T> {
+    row.try_get::<String, _>(column)?.parse().map_err(|error| not_ours(column, error))
+}
+
+fn time(row: &SqliteRow, column: &str) -> sqlx::Result<Timestamp> {
+    Timestamp::from_microsecond(row.try_get(column)?).map_err(|error| not_ours(column, error))
+}
+
+/// A value nothing of ours has written: somebody edited the file.
+fn not_ours(column: &str, why: impl std::fmt::Display) -> sqlx::Error {
+    sqlx::Error::ColumnDecode { index: column.to_owned(), source: why.to_string().into() }
+}

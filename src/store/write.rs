@@ -1,0 +1,162 @@
+//! Changes, and the transaction that makes them durable.
+
+use jiff::Timestamp;
+use sqlx::Connection;
+use sqlx::sqlite::SqliteConnection;
+
+use crate::device::evidence::Evidence;
+use crate::effect;
+use crate::identity::VolumeId;
+use crate::volume::{Entry, Intent, Reason, State};
+
+/// One thing to write. Writing it twice changes nothing, except for [`Change::Note`], which is history.
+#[derive(Debug, Clone)]
+pub enum Change {
+    /// An intent was accepted.
+    Intend(Intent),
+    /// An intent was withdrawn: it, its mapping and its place in the projection go; its timeline stays.
+    Withdraw(VolumeId),
+    /// A device is proven to be the volume's.
+    Map(VolumeId, Evidence),
+    /// Where the volume stands.
+    Stand(VolumeId, State, Option<Reason>),
+    /// A step for the timeline.
+    Note(VolumeId, Entry),
+    /// How the predecessor's tables show the volume from now on.
+    Project(Projection),
+}
+
+/// A volume as the predecessor's tables show it.
+#[derive(Debug, Clone)]
+pub struct Projection {
+    /// Which volume.
+    pub volume: VolumeId,
+    /// The VM column.
+    pub vm_id: String,
+    /// When it came to look so.
+    pub at: Timestamp,
+    /// The by-id path and size in bytes of its mapping; `None`: its rows go.
+    pub mapping: Option<(String, u64)>,
+    /// `active` or `pending`; `None`: no export row.
+    pub export_status: Option<&'static str>,
+}
+
+impl Change {
+    fn effect(&self) -> &'static str {
+        match self {
+            Self::Intend(_) => "commit.intent",
+            Self::Withdraw(_) => "commit.withdrawal",
+            Self::Map(..) => "commit.mapping",
+            Self::Stand(..) | Self::Note(..) | Self::Project(_) => "commit.state",
+        }
+    }
+}
+
+/// Writes all changes durably or none. Says whether the outbox has got something.
+pub(super) async fn commit(connection: &mut SqliteConnection, changes: &[&Change]) -> sqlx::Result<bool> {
+    let mut names: Vec<&'static str> = changes.iter().map(|change| change.effect()).collect();
+    names.sort_unstable();
+    names.dedup();
+    effect::at_all(&names, async {
+        if let [only @ Change::Map(..)] = changes {
+            // The one write on the way from an event to its export: a single statement is its own transaction.
+            apply(connection, only).await?;
+        } else {
+            // IMMEDIATE: taking the write lock later could fail in the middle with SQLITE_BUSY.
+            let mut transaction = connection.begin_with("BEGIN IMMEDIATE").await?;
+            for change in changes {
+                apply(&mut transaction, change).await?;
+            }
+            transaction.commit().await?;
+        }
+        Ok::<_, sqlx::Error>(())
+    })
+    .await?;
+    Ok(changes.iter().any(|change| matches!(change, Change::Project(_) | Change::Withdraw(_))))
+}
+
+async fn apply(connection: &mut SqliteConnection, change: &Change) -> sqlx::Result<()> {
+    let query = match change {
+        Change::Intend(intent) => sqlx::query(
+            "INSERT INTO intents (volume_id, serial, vm_id, size_bytes, deadline_seconds, created_at, uid, state) \
+             VALUES (?, ?, ?, ?, ?, ?, ?, 'waiting') ON CONFLICT (volume_id) DO NOTHING",
+        )
+        .bind(intent.volume.to_string())
+        .bind(intent.serial().to_string())
+        .bind(&intent.vm_id)
+        .bind(intent.size_bytes.map(signed))
+        .bind(intent.deadline_seconds)
+        .bind(intent.created_at.as_microsecond())
+        .bind(intent.uid),
+        Change::Withdraw(volume) => {
+            sqlx::query(
+                "INSERT INTO outbox (volume_id, vm_id, at) \
+                 SELECT volume_id, vm_id, CAST(unixepoch('subsec') * 1000000 AS INTEGER) FROM intents WHERE volume_id = ?",
+            )
+            .bind(volume.to_string())
+            .execute(&mut *connection)
+            .await?;
+            sqlx::query("DELETE FROM intents WHERE volume_id = ?").bind(volume.to_string())
+        }
+        Change::Map(volume, evidence) => sqlx::query(
+            "INSERT INTO mappings \
+             (volume_id, serial, scheme, device_path, devnum, diskseq, size_bytes, read_only, boot_id, proven_at) \
+             VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (volume_id) DO UPDATE SET \
+             serial = excluded.serial, scheme = excluded.scheme, device_path = excluded.device_path, \
+             devnum = excluded.devnum, diskseq = excluded.diskseq, size_bytes = excluded.size_bytes, \
+             read_only = excluded.read_only, boot_id = excluded.boot_id, proven_at = excluded.proven_at",
+        )
+        .bind(volume.to_string())
+        .bind(evidence.serial.to_string())
+        .bind(&evidence.scheme)
+        .bind(&evidence.link)
+        .bind(evidence.devnum.to_string())
+        .bind(signed(evidence.diskseq))
+        .bind(signed(evidence.size_bytes))
+        .bind(evidence.read_only)
+        .bind(&evidence.boot_id)
+        .bind(evidence.at.as_microsecond()),
+        Change::Stand(volume, state, reason) => sqlx::query(
+            "UPDATE intents SET state = ?, reason_code = ?, reason_message = ?, reason_hint = ? WHERE volume_id = ?",
+        )
+        .bind(state.as_str())
+        .bind(reason.as_ref().map(|reason| reason.code.to_string()))
+        .bind(reason.as_ref().map(|reason| reason.message.clone()))
+        .bind(reason.as_ref().map(|reason| reason.hint.clone()))
+        .bind(volume.to_string()),
+        Change::Note(volume, entry) => {
+            sqlx::query("INSERT INTO timeline (volume_id, at, event, detail) VALUES (?, ?, ?, ?)")
+                .bind(volume.to_string())
+                .bind(entry.at.as_microsecond())
+                .bind(entry.event.to_string())
+                .bind(&entry.detail)
+        }
+        Change::Project(projection) => sqlx::query(
+            "INSERT INTO outbox (volume_id, vm_id, at, device_path, size_bytes, export_status) VALUES (?, ?, ?, ?, ?, ?)",
+        )
+        .bind(projection.volume.to_string())
+        .bind(&projection.vm_id)
+        .bind(projection.at.as_microsecond())
+        .bind(projection.mapping.as_ref().map(|(path, _)| path.clone()))
+        .bind(projection.mapping.as_ref().map(|(_, size)| signed(*size)))
+        .bind(projection.export_status),
+    };
+    query.execute(connection).await.map(drop)
+}
+
+/// Forgets the stories of volumes that were withdrawn long ago.
+pub(super) async fn prune(connection: &mut SqliteConnection, history_days: u32) -> sqlx::Result<()> {
+    sqlx::query(
+        "DELETE FROM timeline WHERE at < CAST(unixepoch('subsec') * 1000000 AS INTEGER) - ? * 86400000000 \
+         AND volume_id NOT IN (SELECT volume_id FROM intents)",
+    )
+    .bind(history_days)
+    .execute(connection)
+    .await
+    .map(drop)
+}
+
+/// SQLite's integers are signed; no disk and no sequence number comes near the difference.
+fn signed(value: u64) -> i64 {
+    i64::try_from(value).unwrap_or(i64::MAX)
+}

@@ -1,0 +1,149 @@
+//! What is kept about a volume: its intent, its state, and the timeline of how it got there.
+
+use jiff::Timestamp;
+use serde::Serialize;
+use utoipa::ToSchema;
+
+use crate::device::evidence::Evidence;
+use crate::identity::{Serial, VolumeId};
+
+/// A durable wish that a volume be mapped and exported on this host.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Intent {
+    /// Which volume.
+    pub volume: VolumeId,
+    /// The VM it belongs to; empty while unknown.
+    pub vm_id: String,
+    /// The least size its disk must have, in bytes.
+    pub size_bytes: Option<u64>,
+    /// How long to wait for the disk, in seconds; a disk that comes later is served all the same.
+    pub deadline_seconds: Option<u32>,
+    /// When it was accepted.
+    pub created_at: Timestamp,
+    /// The user who asked, from the socket's peer credentials.
+    pub uid: Option<u32>,
+}
+
+impl Intent {
+    /// The serial its disk will show.
+    pub fn serial(&self) -> Serial {
+        self.volume.serial()
+    }
+
+    /// When waiting ends.
+    pub fn deadline(&self) -> Option<Timestamp> {
+        let wait = jiff::SignedDuration::from_secs(self.deadline_seconds?.into());
+        Some(self.created_at.checked_add(wait).unwrap_or(Timestamp::MAX))
+    }
+}
+
+/// Where a volume stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum State {
+    /// CloudStack was asked to attach it.
+    Attaching,
+    /// No disk with its serial is here yet.
+    Waiting,
+    /// A disk is proven to be the volume's; being recorded.
+    Matched,
+    /// Recorded; on the way to being served, or the server is down.
+    Exporting,
+    /// Served: an NBD handshake succeeded.
+    Ready,
+    /// Was mapped, and its disk is gone.
+    Lost,
+    /// Being taken away.
+    Detaching,
+    /// A disk with its serial is here and fails a check.
+    Refused,
+    /// The deadline passed without a disk.
+    Expired,
+}
+
+impl State {
+    /// Every state, in the order of a volume's life.
+    pub const ALL: [Self; 9] = [
+        Self::Attaching,
+        Self::Waiting,
+        Self::Matched,
+        Self::Exporting,
+        Self::Ready,
+        Self::Lost,
+        Self::Detaching,
+        Self::Refused,
+        Self::Expired,
+    ];
+
+    /// The name in the API and the store.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Attaching => "attaching",
+            Self::Waiting => "waiting",
+            Self::Matched => "matched",
+            Self::Exporting => "exporting",
+            Self::Ready => "ready",
+            Self::Lost => "lost",
+            Self::Detaching => "detaching",
+            Self::Refused => "refused",
+            Self::Expired => "expired",
+        }
+    }
+
+    /// The state of that name.
+    pub fn from_name(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|state| state.as_str() == name)
+    }
+}
+
+impl std::fmt::Display for State {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.pad(self.as_str())
+    }
+}
+
+/// Why a volume is not served.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, ToSchema)]
+pub struct Reason {
+    /// For programs, like `IN_USE_BY_HOST`.
+    #[schema(value_type = String)]
+    pub code: std::borrow::Cow<'static, str>,
+    /// What happened, to what.
+    pub message: String,
+    /// What to do next.
+    pub hint: String,
+}
+
+impl Reason {
+    /// A reason of our own making.
+    pub fn new(code: &'static str, message: impl Into<String>, hint: impl Into<String>) -> Self {
+        Self { code: code.into(), message: message.into(), hint: hint.into() }
+    }
+}
+
+/// One step in a volume's story.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, ToSchema)]
+pub struct Entry {
+    /// When, with microseconds.
+    #[schema(value_type = String, format = DateTime)]
+    pub at: Timestamp,
+    /// What: `intent`, `heard`, `proven`, `recorded`, `published`, `ready`, `revoked`, `lost`, `refused` and others.
+    #[schema(value_type = String)]
+    pub event: std::borrow::Cow<'static, str>,
+    /// The particulars, for people.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub detail: String,
+}
+
+/// What the store keeps of a volume, besides its timeline.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Record {
+    /// The wish.
+    pub intent: Intent,
+    /// The last recorded mapping; kept while its disk is gone.
+    pub mapping: Option<Evidence>,
+    /// Where it stood.
+    pub state: State,
+    /// Why.
+    pub reason: Option<Reason>,
+}

@@ -1,0 +1,325 @@
+//! A disk of the box: a file of pseudo-random bytes that can be attached as a loop device and taken away again.
+
+use crate::loops;
+use crate::slot::{NUMBERS, Slot};
+use crate::world::{BACKSTAGE, node};
+use anyhow::{Context, Result, bail, ensure};
+use rustix::fs::FileType;
+use std::fs::{self, File};
+use std::io::{BufWriter, Write};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+const LOOP_MAJOR: u32 = 7;
+
+/// How a disk differs from the usual one.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct DiskOptions {
+    /// What the bytes are derived from; by default the serial. Two disks with one serial need different seeds to be
+    /// told apart.
+    pub seed: Option<u64>,
+    /// Attach read-only.
+    pub read_only: bool,
+    /// Leave the file sparse (reads as zeroes), for tests that only need a size.
+    pub blank: bool,
+}
+
+/// What disks of one lab share.
+#[derive(Debug)]
+pub(crate) struct Shelf {
+    slot: Arc<Slot>,
+    next_number: AtomicU32,
+    next_folder: AtomicU32,
+}
+
+impl Shelf {
+    pub(crate) fn new(slot: Arc<Slot>) -> Shelf {
+        Shelf { slot, next_number: AtomicU32::new(0), next_folder: AtomicU32::new(0) }
+    }
+
+    /// The number that was not used for the longest time: using one again is to be asked for, with `attach_as`.
+    fn free_number(&self) -> Result<u32> {
+        let range = self.slot.numbers();
+        for _ in range.clone() {
+            let number = range.start + self.next_number.fetch_add(1, Ordering::Relaxed) % NUMBERS;
+            if !fs::exists(format!("/sys/block/loop{number}"))? {
+                return Ok(number);
+            }
+        }
+        bail!("this lab has {NUMBERS} disks: it cannot have more")
+    }
+
+    /// The folder of all backing files.
+    pub(crate) fn dir(slot: &Slot) -> PathBuf {
+        slot.dir().join("disks")
+    }
+}
+
+/// A disk. Dropping it detaches it and deletes its file.
+#[derive(Debug)]
+pub struct Disk {
+    shelf: Arc<Shelf>,
+    serial: String,
+    file: PathBuf,
+    options: DiskOptions,
+    state: State,
+}
+
+/// Where the disk is. The held descriptor keeps AUTOCLEAR from freeing the device, and pins an unbound number.
+#[derive(Debug)]
+enum State {
+    Detached,
+    Attached {
+        number: u32,
+        held: File,
+    },
+    /// Only the number is left, unbound.
+    Kept {
+        number: u32,
+        _pin: File,
+    },
+}
+
+impl Disk {
+    pub(crate) fn new(shelf: &Arc<Shelf>, serial: &str, size: u64, options: DiskOptions) -> Result<Disk> {
+        // A folder per disk, so that two files may have the same name, which is the serial.
+        let folder = shelf.next_folder.fetch_add(1, Ordering::Relaxed);
+        let folder = Shelf::dir(&shelf.slot).join(folder.to_string());
+        fs::create_dir_all(&folder)?;
+        let file = folder.join(format!("{serial}.img"));
+        let image = File::create(&file).with_context(|| format!("creating {}", file.display()))?;
+        if options.blank {
+            image.set_len(size)?;
+        } else {
+            fill(&image, size, options.seed.unwrap_or_else(|| seed_of(serial)))?;
+        }
+        Ok(Disk { shelf: Arc::clone(shelf), serial: serial.to_owned(), file, options, state: State::Detached })
+    }
+
+    /// Attaches it under a number this lab has not used before: kernel `add`, then `change` with the serial.
+    /// On a number kept by [`Disk::detach_keep`]: only `change`.
+    pub fn attach(&mut self) -> Result<()> {
+        match std::mem::replace(&mut self.state, State::Detached) {
+            State::Detached => {
+                let number = self.shelf.free_number()?;
+                self.add_and_bind(number)
+            }
+            State::Kept { number, _pin } => self.bind(number),
+            attached @ State::Attached { .. } => {
+                self.state = attached;
+                bail!("{} is attached already", self.serial)
+            }
+        }
+    }
+
+    /// Attaches it under a given number, usually that of a disk just detached: the same name and device number, another
+    /// disk.
+    pub fn attach_as(&mut self, number: u32) -> Result<()> {
+        ensure!(matches!(self.state, State::Detached), "{} has a number already", self.serial);
+        ensure!(self.shelf.slot.numbers().contains(&number), "loop{number} does not belong to this lab");
+        self.add_and_bind(number)
+    }
+
+    fn add_and_bind(&mut self, number: u32) -> Result<()> {
+        let minor = loops::minor(number);
+        // Both nodes before the kernel's `add`, as devtmpfs does it: udevd gives owners to nodes it finds.
+        node(&backstage(number), FileType::BlockDevice, LOOP_MAJOR, minor, 0o600)?;
+        node(&front(number), FileType::BlockDevice, LOOP_MAJOR, minor, 0o600)?;
+        if let Err(e) = loops::add(number) {
+            remove_nodes(number);
+            return Err(e);
+        }
+        let bound = self.bind(number);
+        if bound.is_err() {
+            remove_nodes(number);
+            let _ = loops::remove(number, loops::BUSY);
+        }
+        bound
+    }
+
+    fn bind(&mut self, number: u32) -> Result<()> {
+        let backing = File::options().read(true).write(!self.options.read_only).open(&self.file)?;
+        let device = loops::open(&backstage(number))?;
+        loops::configure(&device, &backing, self.options.read_only)?;
+        self.state = State::Attached { number, held: device };
+        Ok(())
+    }
+
+    /// Gives the attached disk a partition (kernel `add` of it) without a partition table, and returns its node.
+    /// Nobody can know a partition's device number beforehand, so the node comes a moment after udevd's first look;
+    /// a trigger makes it look again.
+    pub fn add_partition(&self, number: u32, start: u64, length: u64) -> Result<PathBuf> {
+        let State::Attached { number: disk, held } = &self.state else { bail!("{} is not attached", self.serial) };
+        loops::add_partition(held, number, start, length)?;
+        let wanted = format!("loop{disk}p{number}");
+        let made = partitions(*disk)?.into_iter().find(|(name, ..)| *name == wanted);
+        let (name, major, minor) = made.with_context(|| format!("the kernel made no {wanted}"))?;
+        let path = Path::new("/dev").join(&name);
+        node(&path, FileType::BlockDevice, major, minor, 0o600)?;
+        if fs::exists("/run/udev/control")? {
+            crate::udevd::udevadm(&["trigger", "--action=add", &format!("/sys/class/block/{name}")])?;
+        }
+        Ok(path)
+    }
+
+    /// Takes it away altogether: kernel `change` (no backing file), then `remove`. Fails, naming the culprit, when
+    /// something keeps the device open: a loop device cannot vanish under a client as a virtio disk can.
+    pub fn detach(&mut self) -> Result<()> {
+        let number = match std::mem::replace(&mut self.state, State::Detached) {
+            State::Detached => bail!("{} is not attached", self.serial),
+            State::Kept { number, _pin } => number,
+            State::Attached { number, held } => {
+                remove_partition_nodes(number);
+                loops::clear(&held)?;
+                number
+            }
+        };
+        loops::wait_unbound(number)?;
+        // The kernel takes the node away before it announces the removal.
+        remove_nodes(number);
+        loops::remove(number, loops::BUSY)
+    }
+
+    /// Takes the backing file away and keeps the number: only `change`. The next [`Disk::attach`] uses it again.
+    pub fn detach_keep(&mut self) -> Result<()> {
+        let State::Attached { number, held } = std::mem::replace(&mut self.state, State::Detached) else {
+            bail!("{} is not attached", self.serial)
+        };
+        remove_partition_nodes(number);
+        loops::clear(&held)?;
+        drop(held);
+        loops::wait_unbound(number)?;
+        self.state = State::Kept { number, _pin: File::open(backstage(number))? };
+        Ok(())
+    }
+
+    /// Makes the disk (and its file) larger or smaller, while attached or not: kernel `change` with RESIZE=1. Size 0
+    /// is what a dying disk looks like.
+    pub fn resize(&mut self, size: u64) -> Result<()> {
+        File::options().write(true).open(&self.file)?.set_len(size)?;
+        match &self.state {
+            State::Attached { held, .. } => loops::refresh_size(held),
+            _ => Ok(()),
+        }
+    }
+
+    /// `/dev/loop<number>`.
+    ///
+    /// # Panics
+    /// When the disk has no number.
+    pub fn node(&self) -> PathBuf {
+        front(self.number())
+    }
+
+    /// The loop number.
+    ///
+    /// # Panics
+    /// When the disk has no number.
+    pub fn number(&self) -> u32 {
+        match &self.state {
+            State::Attached { number, .. } | State::Kept { number, .. } => *number,
+            State::Detached => panic!("{} has no number: attach() it first", self.serial),
+        }
+    }
+
+    /// Major and minor.
+    pub fn devnum(&self) -> (u32, u32) {
+        (LOOP_MAJOR, loops::minor(self.number()))
+    }
+
+    /// The device's sysfs folder.
+    pub fn sysfs(&self) -> PathBuf {
+        PathBuf::from(format!("/sys/block/loop{}", self.number()))
+    }
+
+    /// The kernel's diskseq now. (A loop device gets a new one at bind and at unbind.)
+    pub fn diskseq(&self) -> Result<u64> {
+        Ok(fs::read_to_string(self.sysfs().join("diskseq"))?.trim().parse()?)
+    }
+
+    /// The by-id link the loop scheme gives it.
+    pub fn link(&self) -> PathBuf {
+        PathBuf::from(format!("/dev/disk/by-id/loop-{}", self.serial))
+    }
+
+    /// The backing file, to compare what was read.
+    pub fn file(&self) -> &Path {
+        &self.file
+    }
+
+    /// The serial.
+    pub fn serial(&self) -> &str {
+        &self.serial
+    }
+
+    /// Whether it is bound to a loop device.
+    pub fn is_attached(&self) -> bool {
+        matches!(self.state, State::Attached { .. })
+    }
+}
+
+impl Drop for Disk {
+    fn drop(&mut self) {
+        if !matches!(self.state, State::Detached)
+            && let Err(e) = self.detach()
+        {
+            eprintln!("lab: leaving {} to the next lab's sweep: {e:#}", self.serial);
+        }
+        let _ = fs::remove_file(&self.file);
+    }
+}
+
+fn front(number: u32) -> PathBuf {
+    PathBuf::from(format!("/dev/loop{number}"))
+}
+
+fn backstage(number: u32) -> PathBuf {
+    Path::new(BACKSTAGE).join(format!("loop{number}"))
+}
+
+fn remove_nodes(number: u32) {
+    let _ = fs::remove_file(front(number));
+    let _ = fs::remove_file(backstage(number));
+}
+
+fn partitions(number: u32) -> Result<Vec<(String, u32, u32)>> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir(format!("/sys/block/loop{number}"))? {
+        let entry = entry?;
+        if entry.path().join("partition").exists() {
+            let devnum = fs::read_to_string(entry.path().join("dev"))?;
+            let (major, minor) = devnum.trim().split_once(':').context("dev is MAJOR:MINOR")?;
+            found.push((entry.file_name().to_string_lossy().into_owned(), major.parse()?, minor.parse()?));
+        }
+    }
+    Ok(found)
+}
+
+fn remove_partition_nodes(number: u32) {
+    for (name, _, _) in partitions(number).unwrap_or_default() {
+        let _ = fs::remove_file(Path::new("/dev").join(name));
+    }
+}
+
+/// FNV-1a: any stable function of the serial will do.
+fn seed_of(serial: &str) -> u64 {
+    serial.bytes().fold(0xcbf2_9ce4_8422_2325, |hash, b| (hash ^ u64::from(b)).wrapping_mul(0x0100_0000_01b3))
+}
+
+/// Writes `size` bytes of splitmix64: data without zero runs, so that no reader can pass by skipping holes.
+fn fill(image: &File, size: u64, seed: u64) -> Result<()> {
+    let mut out = BufWriter::with_capacity(1 << 20, image);
+    let mut state = seed;
+    let mut left = size;
+    while left > 0 {
+        state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = (state ^ (state >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        let bytes = (z ^ (z >> 31)).to_le_bytes();
+        let take = left.min(8);
+        out.write_all(&bytes[..usize::try_from(take).expect("at most eight")])?;
+        left -= take;
+    }
+    out.flush().context("filling a disk image")
+}

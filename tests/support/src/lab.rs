@@ -1,0 +1,268 @@
+//! The lab: one private world and what is in it.
+
+use crate::attachd::{Attachd, AttachdOptions, CONFIG, SOCKET};
+use crate::disk::{Disk, DiskOptions, Shelf};
+use crate::nbdkit::Nbdkit;
+use crate::udevd::{Udevd, udevadm};
+use crate::{BareListener, Forger, Heard, HeldSocket, NotifySocket, Volume, people, rules, slot::Slot, world};
+use anyhow::{Context, Result, ensure};
+use rustix::mount::mount_bind;
+use std::fs;
+use std::os::unix::fs::chown;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+/// How long an event of udev may take on a loaded machine.
+const EVENT: Duration = Duration::from_secs(20);
+
+/// The box. Fields are dropped in order: programs first, then what they use.
+#[derive(Debug)]
+pub struct Lab {
+    nbdkit: Nbdkit,
+    udevd: Udevd,
+    shelf: Arc<Shelf>,
+    slot: Arc<Slot>,
+}
+
+/// A lab that differs from the usual one.
+#[derive(Debug, Clone)]
+pub struct LabBuilder {
+    udevd: bool,
+    lab_claim_rules: bool,
+    rules: Vec<(String, String)>,
+}
+
+impl LabBuilder {
+    /// Do not start udevd (start it later with `lab.udevd().start()`).
+    #[must_use]
+    pub fn without_udevd(mut self) -> LabBuilder {
+        self.udevd = false;
+        self
+    }
+
+    /// Leave out the lab's own claim rules (files 59 and 61), to test the shipped ones with [`LabBuilder::rules`].
+    #[must_use]
+    pub fn without_claim_rules(mut self) -> LabBuilder {
+        self.lab_claim_rules = false;
+        self
+    }
+
+    /// Adds a rules file (`name` such as `59-attachd.rules`).
+    #[must_use]
+    pub fn rules(mut self, name: &str, text: &str) -> LabBuilder {
+        self.rules.push((name.to_owned(), text.to_owned()));
+        self
+    }
+
+    /// Builds it, for the calling thread.
+    pub fn build(self) -> Result<Lab> {
+        let slot = Arc::new(Slot::take()?);
+        slot.sweep_abandoned();
+        world::enter(slot.dir())?;
+        fs::create_dir_all("/run/udev/rules.d")?;
+        write_rules("50-lab-identity.rules", &rules::identity(&Shelf::dir(&slot)))?;
+        if self.lab_claim_rules {
+            write_rules("59-lab-claims.rules", &rules::claims())?;
+            write_rules("61-lab-claims.rules", &rules::nowatch())?;
+        }
+        for (name, text) in &self.rules {
+            write_rules(name, text)?;
+        }
+        let mut udevd = Udevd::new(slot.dir().join("udevd.log"));
+        if self.udevd {
+            udevd.start()?;
+        }
+        let nbdkit = Nbdkit::new(slot.dir().join("nbdkit.log"));
+        Ok(Lab { nbdkit, udevd, shelf: Arc::new(Shelf::new(Arc::clone(&slot))), slot })
+    }
+}
+
+fn write_rules(name: &str, text: &str) -> Result<()> {
+    fs::write(Path::new("/run/udev/rules.d").join(name), text).with_context(|| format!("writing {name}"))
+}
+
+impl Drop for Lab {
+    fn drop(&mut self) {
+        // So that also the last test of a run leaves nothing of those that were killed.
+        self.slot.sweep_abandoned();
+    }
+}
+
+impl Lab {
+    /// A box for the calling thread, with udevd running.
+    ///
+    /// # Panics
+    /// With what to do about it, when the box cannot be built.
+    #[expect(clippy::new_without_default, reason = "it moves the thread into namespaces: nothing to happen by default")]
+    pub fn new() -> Lab {
+        Lab::builder().build().unwrap_or_else(|e| panic!("cannot build the lab: {e:#}"))
+    }
+
+    /// A box with wishes.
+    pub fn builder() -> LabBuilder {
+        LabBuilder { udevd: true, lab_claim_rules: true, rules: Vec::new() }
+    }
+
+    /// The lab's folder on a real disk, world-traversable, gone with the lab.
+    pub fn dir(&self) -> &Path {
+        self.slot.dir()
+    }
+
+    /// A fresh volume whose serial no other test has.
+    pub fn volume(&self) -> Volume {
+        Volume::random()
+    }
+
+    /// A disk with this serial; not attached yet.
+    pub fn disk(&self, serial: &str, size: u64) -> Result<Disk> {
+        self.disk_with(serial, size, DiskOptions::default())
+    }
+
+    /// A disk with wishes.
+    pub fn disk_with(&self, serial: &str, size: u64, options: DiskOptions) -> Result<Disk> {
+        Disk::new(&self.shelf, serial, size, options)
+    }
+
+    /// Attaches the disk and returns when udevd has said so (link made, owner set), with what it said.
+    pub fn attach_settled(&self, disk: &mut Disk) -> Result<Heard> {
+        let ear = self.bare_listener()?;
+        disk.attach()?;
+        let (node, diskseq) = (disk.node(), disk.diskseq()?.to_string());
+        let is_it = |h: &Heard| Path::new(h.get("DEVNAME")) == node && h.get("DISKSEQ") == diskseq;
+        ear.wait_for(EVENT, |h| is_it(h) && h.get("ID_SERIAL") == disk.serial())
+    }
+
+    /// Detaches the disk and returns when udevd has said `remove`, with what it said.
+    pub fn detach_settled(&self, disk: &mut Disk) -> Result<Heard> {
+        let ear = self.bare_listener()?;
+        let node = disk.node();
+        disk.detach()?;
+        ear.wait_for(EVENT, |h| h.get("ACTION") == "remove" && Path::new(h.get("DEVNAME")) == node)
+    }
+
+    /// What the root helper does for one disk: an `add` trigger, and wait until udevd is done with it.
+    pub fn retrigger(&self, disk: &Disk) -> Result<()> {
+        ensure!(self.udevd.is_running(), "udevd does not run: a trigger would wait for ever");
+        udevadm(&["trigger", "--action=add", "--settle", &disk.sysfs().to_string_lossy()])
+    }
+
+    /// Marks a serial as claimed, as attachd would. Takes effect with the next event of the disk.
+    pub fn claim(&self, serial: &str) -> Result<()> {
+        let path = claim_path(serial);
+        fs::write(&path, "")?;
+        let owner = Some(people::ATTACHD.id);
+        chown(&path, owner, owner).with_context(|| format!("chown {}", path.display()))
+    }
+
+    /// Takes the mark away. Needs [`Lab::retrigger`] to give the old group back.
+    pub fn unclaim(&self, serial: &str) -> Result<()> {
+        fs::remove_file(claim_path(serial)).with_context(|| format!("{serial} is not claimed"))
+    }
+
+    /// Marks a serial as a host disk.
+    pub fn host_disk(&self, serial: &str) -> Result<()> {
+        Ok(fs::write(Path::new("/etc/attachd/host-disks").join(serial), "")?)
+    }
+
+    /// The box's udevd.
+    pub fn udevd(&mut self) -> &mut Udevd {
+        &mut self.udevd
+    }
+
+    /// Adds or replaces a rules file and makes udevd read it.
+    pub fn add_rules(&self, name: &str, text: &str) -> Result<()> {
+        write_rules(name, text)?;
+        if self.udevd.is_running() { self.udevd.reload() } else { Ok(()) }
+    }
+
+    /// Starts nbdkit over `/run/attachd/exports`; returns when it listens.
+    pub fn nbdkit_start(&mut self) -> Result<()> {
+        self.nbdkit.start(&[])
+    }
+
+    /// The same with more options (filters, `-r`, …).
+    pub fn nbdkit_start_with(&mut self, extra: &[&str]) -> Result<()> {
+        self.nbdkit.start(extra)
+    }
+
+    /// SIGKILL to nbdkit; its pid file stays behind.
+    pub fn nbdkit_kill(&mut self) -> Result<()> {
+        self.nbdkit.kill()
+    }
+
+    /// nbdkit's process id.
+    pub fn nbdkit_pid(&self) -> Option<u32> {
+        self.nbdkit.pid()
+    }
+
+    /// Publishes a link in the exports folder by hand, for tests without attachd.
+    pub fn publish(&self, export: &str, target: &Path) -> Result<()> {
+        Ok(std::os::unix::fs::symlink(target, Path::new("/run/attachd/exports").join(export))?)
+    }
+
+    /// Writes attachd's configuration.
+    pub fn attachd_config(&self, text: &str) -> Result<()> {
+        fs::write(CONFIG, text).context("writing attachd.toml")
+    }
+
+    /// Starts attachd, usually with `env!("CARGO_BIN_EXE_attachd")`.
+    pub fn attachd_start(&self, program: &Path, options: &AttachdOptions) -> Result<Attachd> {
+        let program = self.reachable(program)?;
+        Attachd::start(&program, self.dir().join("attachd.log"), options, None)
+    }
+
+    /// The same, started as systemd starts it when attachd.socket is active: the socket is passed as descriptor 3.
+    pub fn attachd_start_activated(
+        &self,
+        program: &Path,
+        options: &AttachdOptions,
+        socket: &HeldSocket,
+    ) -> Result<Attachd> {
+        let program = self.reachable(program)?;
+        Attachd::start(&program, self.dir().join("attachd.log"), options, Some(socket))
+    }
+
+    /// The API socket, held as attachd.socket would.
+    pub fn held_socket(&self) -> Result<HeldSocket> {
+        HeldSocket::listen(Path::new(SOCKET))
+    }
+
+    /// A stand-in for systemd's notification socket; give its `env()` to the daemon.
+    pub fn notify_socket(&self) -> Result<NotifySocket> {
+        NotifySocket::new(Path::new("/run/lab/notify"))
+    }
+
+    /// The program at a place an unprivileged user can reach: a build folder may be below a closed home.
+    pub fn reachable(&self, program: &Path) -> Result<PathBuf> {
+        let name = program.file_name().context("a program has a name")?;
+        let place = Path::new("/run/lab/bin").join(name);
+        if !fs::exists(&place)? {
+            fs::create_dir_all("/run/lab/bin")?;
+            fs::write(&place, "")?;
+            mount_bind(program, &place).with_context(|| format!("binding {} (is it built?)", program.display()))?;
+        }
+        Ok(place)
+    }
+
+    /// A sender of forged udev events.
+    pub fn forger(&self) -> Result<Forger> {
+        Forger::new()
+    }
+
+    /// Sends one forged event; returns the sender for more.
+    pub fn forge(&self, properties: &[(&str, &str)]) -> Result<Forger> {
+        let forger = self.forger()?;
+        forger.send(properties)?;
+        Ok(forger)
+    }
+
+    /// A witness of udev's events from now on.
+    pub fn bare_listener(&self) -> Result<BareListener> {
+        BareListener::new()
+    }
+}
+
+fn claim_path(serial: &str) -> PathBuf {
+    Path::new("/var/lib/attachd/claims").join(serial)
+}

@@ -1,0 +1,133 @@
+//! A client that stays connected: what "refuses while a client is connected" is tested with.
+
+use anyhow::{Context, Result, bail, ensure};
+use std::io::{Read, Write};
+use std::net::TcpStream;
+use std::time::Duration;
+
+const LIMIT: Duration = Duration::from_secs(20);
+const IHAVEOPT: u64 = 0x4948_4156_454f_5054;
+const REPLY_MAGIC: u64 = 0x0003_e889_0455_65a9;
+const OPT_LIST: u32 = 3;
+const OPT_GO: u32 = 7;
+const REP_ACK: u32 = 1;
+const REP_SERVER: u32 = 2;
+const REP_INFO: u32 = 3;
+const INFO_EXPORT: u16 = 0;
+const CMD_READ: u16 = 0;
+const CMD_DISC: u16 = 2;
+
+/// The names a server lists. Not `nbdinfo --list`: that opens every export too, and fails as a whole when one cannot
+/// be opened.
+pub fn list(address: &str) -> Result<Vec<String>> {
+    let mut stream = greet(address)?;
+    stream.write_all(&option(OPT_LIST, &[]))?;
+    let mut names = Vec::new();
+    loop {
+        let (kind, body) = option_reply(&mut stream)?;
+        match kind {
+            REP_ACK => return Ok(names),
+            REP_SERVER => names.push(String::from_utf8_lossy(body.get(4..).unwrap_or_default()).into_owned()),
+            refusal => bail!("LIST refused ({refusal:#x}): {}", String::from_utf8_lossy(&body)),
+        }
+    }
+}
+
+/// Connects and says hello: fixed newstyle, no zeroes.
+fn greet(address: &str) -> Result<TcpStream> {
+    let mut stream = TcpStream::connect(address).with_context(|| format!("connecting to {address}"))?;
+    stream.set_read_timeout(Some(LIMIT))?;
+    stream.set_nodelay(true)?;
+    let mut greeting = [0; 18];
+    stream.read_exact(&mut greeting)?;
+    ensure!(greeting.starts_with(b"NBDMAGICIHAVEOPT"), "not a newstyle NBD server: {greeting:?}");
+    stream.write_all(&3_u32.to_be_bytes())?;
+    Ok(stream)
+}
+
+fn option(code: u32, data: &[u8]) -> Vec<u8> {
+    let mut bytes = IHAVEOPT.to_be_bytes().to_vec();
+    bytes.extend(code.to_be_bytes());
+    bytes.extend(u32::try_from(data.len()).expect("an option is small").to_be_bytes());
+    bytes.extend(data);
+    bytes
+}
+
+fn option_reply(stream: &mut TcpStream) -> Result<(u32, Vec<u8>)> {
+    let mut header = [0; 20];
+    stream.read_exact(&mut header)?;
+    ensure!(header[..8] == REPLY_MAGIC.to_be_bytes(), "option reply without its magic: {header:?}");
+    let mut body = vec![0; u32::from_be_bytes(header[16..20].try_into()?) as usize];
+    stream.read_exact(&mut body)?;
+    Ok((u32::from_be_bytes(header[12..16].try_into()?), body))
+}
+
+/// A connected NBD client. Dropping it disconnects orderly; [`NbdClient::abandon`] just closes.
+#[derive(Debug)]
+pub struct NbdClient {
+    stream: TcpStream,
+    size: u64,
+}
+
+impl NbdClient {
+    /// Connects and opens an export (`NBD_OPT_GO`).
+    pub fn connect(address: &str, export: &str) -> Result<NbdClient> {
+        let mut stream = greet(address)?;
+        let mut data = u32::try_from(export.len())?.to_be_bytes().to_vec();
+        data.extend(export.as_bytes());
+        data.extend(0_u16.to_be_bytes());
+        stream.write_all(&option(OPT_GO, &data))?;
+        let mut size = None;
+        loop {
+            let (kind, body) = option_reply(&mut stream)?;
+            match kind {
+                REP_ACK => break,
+                REP_INFO if body.len() == 12 && body[..2] == INFO_EXPORT.to_be_bytes() => {
+                    size = Some(u64::from_be_bytes(body[2..10].try_into()?));
+                }
+                REP_INFO => {}
+                refusal => bail!("GO {export} refused ({refusal:#x}): {}", String::from_utf8_lossy(&body)),
+            }
+        }
+        Ok(NbdClient { stream, size: size.context("GO acknowledged without a size")? })
+    }
+
+    /// The size the server announced.
+    pub fn size(&self) -> u64 {
+        self.size
+    }
+
+    /// Reads; an NBD error is an error with its number.
+    pub fn read(&mut self, offset: u64, length: u32) -> Result<Vec<u8>> {
+        self.request(CMD_READ, offset, length)?;
+        let mut header = [0; 16];
+        self.stream.read_exact(&mut header)?;
+        ensure!(header[..4] == 0x6744_6698_u32.to_be_bytes(), "not a simple reply: {header:?}");
+        let error = u32::from_be_bytes(header[4..8].try_into()?);
+        ensure!(error == 0, "the server answered the read with error {error}");
+        let mut data = vec![0; length as usize];
+        self.stream.read_exact(&mut data)?;
+        Ok(data)
+    }
+
+    /// Closes without a word, like a client whose machine lost power.
+    pub fn abandon(self) {
+        let _ = self.stream.shutdown(std::net::Shutdown::Both);
+    }
+
+    fn request(&mut self, command: u16, offset: u64, length: u32) -> Result<()> {
+        let mut request = 0x2560_9513_u32.to_be_bytes().to_vec();
+        request.extend(0_u16.to_be_bytes());
+        request.extend(command.to_be_bytes());
+        request.extend(1_u64.to_be_bytes());
+        request.extend(offset.to_be_bytes());
+        request.extend(length.to_be_bytes());
+        Ok(self.stream.write_all(&request)?)
+    }
+}
+
+impl Drop for NbdClient {
+    fn drop(&mut self) {
+        let _ = self.request(CMD_DISC, 0, 0);
+    }
+}

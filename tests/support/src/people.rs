@@ -1,0 +1,63 @@
+//! The users and groups of the box. Fixed numbers that no distribution hands out, so that a file's owner reads the same
+//! in every lab and on the host.
+
+use anyhow::{Context, Result};
+use std::fs;
+
+/// A user with a group of the same name and number.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Person {
+    /// Name of the user and of the group.
+    pub name: &'static str,
+    /// Number of the user and of the group.
+    pub id: u32,
+}
+
+/// attachd itself; its group is the group of the API socket.
+pub const ATTACHD: Person = Person { name: "attachd", id: 61801 };
+/// The NBD servers; claimed disks belong to this group.
+pub const NBD: Person = Person { name: "attachd-nbd", id: 61802 };
+
+/// Adds both to the box's own `/etc/passwd` and `/etc/group`, replacing what the host may have under these names.
+pub(crate) fn add_to_etc() -> Result<()> {
+    rewrite("/etc/passwd", |p| format!("{0}:x:{1}:{1}::/nonexistent:/usr/sbin/nologin\n", p.name, p.id))?;
+    rewrite("/etc/group", |p| format!("{}:x:{}:\n", p.name, p.id))
+}
+
+fn rewrite(path: &str, line: impl Fn(Person) -> String) -> Result<()> {
+    let old = fs::read_to_string(path).with_context(|| format!("reading {path}"))?;
+    let mut new = String::new();
+    for kept in old.lines().filter(|l| !is_named(l, ATTACHD) && !is_named(l, NBD)) {
+        new.push_str(kept);
+        new.push('\n');
+    }
+    new.push_str(&line(ATTACHD));
+    new.push_str(&line(NBD));
+    fs::write(path, new).with_context(|| format!("writing the box's {path}"))
+}
+
+fn is_named(line: &str, person: Person) -> bool {
+    line.split(':').next() == Some(person.name)
+}
+
+/// The command line that runs a program as `person`: that group only, no capabilities, no way to get any back.
+///
+/// `--pdeathsig` is set by setpriv itself because the kernel clears it when the user changes.
+pub fn run_as(person: Person) -> Vec<String> {
+    [
+        "setpriv",
+        "--reuid",
+        person.name,
+        "--regid",
+        person.name,
+        "--clear-groups",
+        "--no-new-privs",
+        "--inh-caps=-all",
+        "--bounding-set=-all",
+        "--pdeathsig",
+        "KILL",
+        "--",
+    ]
+    .map(str::to_owned)
+    .to_vec()
+}

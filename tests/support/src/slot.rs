@@ -1,0 +1,110 @@
+//! A slot: the folder on a real disk and the range of loop numbers that belong to one lab.
+//!
+//! A slot is held by a lock on its file, which the kernel drops when the process dies. Whoever takes it next first
+//! removes what the last owner left, so nothing has to be cleaned up by someone who no longer lives. Because a range
+//! has one owner, adding a loop number and configuring it needs no lock against other tests.
+
+use crate::loops;
+use anyhow::{Context, Result, bail};
+use std::fs::{self, File, TryLockError};
+use std::ops::Range;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+/// Where slots live: a real disk, because the cost of fsync must be real. `ATTACHD_LAB_DIR` overrides it.
+const BASE: &str = "/var/tmp/attachd-lab";
+/// Loop numbers per slot.
+pub(crate) const NUMBERS: u32 = 1000;
+/// More labs at once than this is a mistake (and minors end at 2^20).
+const SLOTS: u32 = 256;
+
+/// One lab's exclusive share of what is global. Dropping it empties it.
+#[derive(Debug)]
+pub struct Slot {
+    index: u32,
+    dir: PathBuf,
+    _lock: File,
+}
+
+impl Slot {
+    /// Takes the first free slot and removes what its last owner left.
+    pub(crate) fn take() -> Result<Slot> {
+        let base = std::env::var_os("ATTACHD_LAB_DIR").map_or_else(|| PathBuf::from(BASE), PathBuf::from);
+        make_dir(&base)?;
+        for index in 0..SLOTS {
+            let Some(slot) = Slot::lock(&base, index)? else { continue };
+            // A loop number can stay busy when something outside the lab holds it; then this slot is no use to anyone.
+            if slot.sweep_loops(loops::BUSY).is_err() {
+                continue;
+            }
+            slot.sweep_dir()?;
+            make_dir(&slot.dir)?;
+            return Ok(slot);
+        }
+        bail!("all {SLOTS} lab slots in {} are taken: run fewer tests at once", base.display())
+    }
+
+    /// This slot, or `None` when it has an owner. (Dropping a slot sweeps it.)
+    fn lock(base: &Path, index: u32) -> Result<Option<Slot>> {
+        let path = base.join(format!("{index}.lock"));
+        let lock = File::options().create(true).truncate(false).write(true).open(&path);
+        let lock = lock.with_context(|| format!("opening {} (is it writable?)", path.display()))?;
+        match lock.try_lock() {
+            Ok(()) => Ok(Some(Slot { index, dir: base.join(index.to_string()), _lock: lock })),
+            Err(TryLockError::WouldBlock) => Ok(None),
+            Err(TryLockError::Error(e)) => Err(e).context("locking a lab slot"),
+        }
+    }
+
+    /// Empties slots whose owners were killed and which nobody has taken since.
+    pub(crate) fn sweep_abandoned(&self) {
+        let Some(base) = self.dir.parent() else { return };
+        let leftovers = fs::read_dir(base).into_iter().flatten().flatten();
+        let folders = leftovers.filter_map(|e| e.file_name().to_str()?.parse::<u32>().ok());
+        for index in folders.filter(|index| *index != self.index) {
+            let _ = Slot::lock(base, index);
+        }
+    }
+
+    /// The folder on the real disk, world-traversable.
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// The loop numbers that only this slot's owner may add.
+    pub fn numbers(&self) -> Range<u32> {
+        let first = (self.index + 1) * NUMBERS;
+        first..first + NUMBERS
+    }
+
+    fn sweep_loops(&self, limit: Duration) -> Result<()> {
+        let range = self.numbers();
+        for number in loops::existing()?.into_iter().filter(|n| range.contains(n)) {
+            loops::remove(number, limit).with_context(|| format!("removing leftover loop{number}"))?;
+        }
+        Ok(())
+    }
+
+    fn sweep_dir(&self) -> Result<()> {
+        match fs::remove_dir_all(&self.dir) {
+            Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
+                Err(e).with_context(|| format!("emptying {}", self.dir.display()))
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+impl Drop for Slot {
+    fn drop(&mut self) {
+        // Errors are left to the next owner's sweep: a panic here would hide the test's own failure.
+        let _ = self.sweep_loops(Duration::from_millis(200));
+        let _ = self.sweep_dir();
+    }
+}
+
+fn make_dir(dir: &Path) -> Result<()> {
+    fs::create_dir_all(dir).with_context(|| format!("creating {}", dir.display()))?;
+    fs::set_permissions(dir, fs::Permissions::from_mode(0o755)).with_context(|| format!("chmod {}", dir.display()))
+}
