@@ -29,9 +29,9 @@ const OUT_OF_DESCRIPTORS: Duration = Duration::from_millis(200);
 
 /// Who is on the other side.
 #[derive(Debug, Clone, Copy)]
-pub struct Peer {
+pub(super) struct Peer {
     /// The user, from the socket's credentials.
-    pub uid: Option<u32>,
+    pub(super) uid: Option<u32>,
 }
 
 /// The API's socket.

@@ -48,6 +48,7 @@ pub struct Ground {
 
 /// A check that failed: its code is its name, its text names every party, [`Refusal::hint`] says what to do.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[allow(missing_docs, reason = "each field is named in its variant's message")]
 pub enum Refusal {
     /// More than one present device has the serial.
     #[error("{} disks show the serial {serial}: {}", devices.len(), devices.join(" and "))]

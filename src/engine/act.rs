@@ -5,6 +5,7 @@ use tokio::sync::oneshot;
 
 use super::decide::{Desired, Observed, Step, decide};
 use super::input::{Event, Input};
+use super::udevd::Udevd;
 use super::world::Trouble;
 use super::{Engine, LOOK_LIMIT, Look};
 use crate::device::DevNum;
@@ -37,6 +38,7 @@ impl Engine {
                     fresh: present.iter().all(|device| device.reading > volume.look_after),
                     published: volume.published,
                     proven: volume.proven,
+                    udevd_silent: matches!(self.world.ear.udevd_is(), Udevd::Silent(_)),
                     server: self.world.server.as_ref(),
                     trouble: trouble.map(|trouble| &trouble.reason),
                     standing: (volume.state, volume.reason.as_ref()),

@@ -32,6 +32,8 @@ pub struct Observed<'a> {
     pub published: bool,
     /// A handshake has succeeded since the link was made and the server came up.
     pub proven: bool,
+    /// udevd owes the event of a disk for too long.
+    pub udevd_silent: bool,
     /// The NBD server; `None`: not known yet.
     pub server: Option<&'a Server>,
     /// The next step failed lately and is to wait.
@@ -101,12 +103,14 @@ fn absent(desired: &Desired<'_>, observed: &Observed<'_>) -> Decision {
     Decision { state, reason, revoke: observed.published, step: None }
 }
 
-/// The kernel shows the disk, udevd has not reported it: it may be half-way through its rules, or dead.
+/// The kernel shows the disk, udevd has not reported it: it is at its rules, which takes milliseconds, or it is dead.
 fn unfinished(desired: &Desired<'_>, observed: &Observed<'_>, device: &Device) -> Decision {
     let state = if desired.mapping.is_some() { State::Lost } else { State::Waiting };
+    let worth_saying = observed.udevd_silent || state == State::Lost;
     let message = format!("/dev/{} shows the serial, but udev has not reported it yet", device.facts.name);
-    let reason = Reason::new("UDEV_NOT_FINISHED", message, "If this lasts, check `systemctl status systemd-udevd`.");
-    Decision { state, reason: Some(reason), revoke: observed.published, step: None }
+    let hint = "If this lasts, check `systemctl status systemd-udevd`.";
+    let reason = worth_saying.then(|| Reason::new("UDEV_NOT_FINISHED", message, hint));
+    Decision { state, reason, revoke: observed.published, step: None }
 }
 
 fn refused(observed: &Observed<'_>, refusal: &Refusal) -> Decision {

@@ -245,6 +245,9 @@ impl Engine {
         let now = Timestamp::now();
         if self.world.ear.tick(now) {
             tracing::warn!("udevd has not answered a kernel event for {} s", udevd::PATIENCE.as_secs());
+            for id in self.world.ids() {
+                self.settle(id).await;
+            }
         }
         for id in self.world.due(now) {
             self.settle(id).await;
