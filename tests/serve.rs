@@ -3,17 +3,300 @@
 mod common;
 
 use common::*;
+use serde_json::json;
 
 #[test]
 fn an_intent_before_its_disk_is_served_byte_for_byte() {
     let (lab, _attachd, api) = up();
     let (volume, disk) = served(&lab, &api);
     let shown = show(&api, &volume);
-    println!("{shown:#}");
     assert_eq!(shown["device_path"], volume.link().to_str().unwrap());
     assert_eq!(shown["device_node"], disk.node().to_str().unwrap());
     assert_eq!(shown["size_bytes"], MIB);
     assert_eq!(shown["export"]["state"], "served");
     assert_eq!(story(&shown), ["intent", "heard", "proven", "recorded", "published", "ready"]);
     lab.nbdcopy_equals(&volume.export(), disk.file()).unwrap();
+}
+
+#[test]
+fn an_intent_after_its_disk_is_served_once_the_disk_is_marked() {
+    let (lab, _attachd, api) = up();
+    let volume = lab.volume();
+    let mut disk = lab.disk(&volume.serial, MIB).unwrap();
+    lab.attach_settled(&mut disk).unwrap();
+    intend(&api, &volume);
+    let refused = wait(&api, &volume, "refused");
+    assert_eq!(refused["reason"]["code"], "NOT_MARKED");
+    assert!(refused["reason"]["hint"].as_str().unwrap().contains("udevadm trigger --action=add"));
+    lab.retrigger(&disk).unwrap();
+    wait(&api, &volume, "ready");
+    lab.nbdcopy_equals(&volume.export(), disk.file()).unwrap();
+}
+
+#[test]
+fn a_disk_that_comes_after_the_deadline_is_served_and_reported_as_late() {
+    let (lab, _attachd, api) = up();
+    let volume = lab.volume();
+    let body = json!({ "volume_id": volume.id, "deadline_seconds": 0 });
+    api.post("/api/v1/intents", &body).unwrap().expect(201).unwrap();
+    let expired = wait(&api, &volume, "expired");
+    assert_eq!(expired["reason"]["code"], "DEADLINE_PASSED");
+    let mut disk = lab.disk(&volume.serial, MIB).unwrap();
+    disk.attach().unwrap();
+    let ready = wait(&api, &volume, "ready");
+    assert!(story(&ready).contains(&"late".to_owned()), "{ready:#}");
+}
+
+/// Invariant 5: a mapping is never left pointing at a device that is gone, and `lost` heals.
+#[test]
+fn a_pulled_disk_revokes_its_export_and_its_return_heals_it() {
+    let (lab, _attachd, api) = up();
+    let (volume, mut disk) = served(&lab, &api);
+    let neighbour = served(&lab, &api);
+    disk.detach().unwrap();
+    let lost = wait(&api, &volume, "lost");
+    assert_eq!(lost["reason"]["code"], "DEVICE_GONE");
+    assert_eq!(lost["export"]["state"], "none");
+    assert!(!lab.nbd_connects(&volume.export()));
+    assert!(lab.nbd_connects(&neighbour.0.export()), "the control: a neighbour stays served");
+    disk.attach().unwrap();
+    wait(&api, &volume, "ready");
+    lab.nbdcopy_equals(&volume.export(), disk.file()).unwrap();
+}
+
+#[test]
+fn a_withdrawal_takes_export_claim_and_rows_away_and_leaves_the_disk_alone() {
+    let (lab, _attachd, api) = up();
+    let (volume, disk) = served(&lab, &api);
+    withdraw(&api, &volume);
+    assert!(!lab.nbd_connects(&volume.export()));
+    assert!(!std::path::Path::new("/var/lib/attachd/claims").join(&volume.serial).exists());
+    assert_eq!(api.get(&format!("/api/v1/volumes/{}", volume.id)).unwrap().status, 404);
+    assert!(disk.is_attached() && disk.node().exists());
+    // The same volume can be announced again.
+    intend(&api, &volume);
+    wait(&api, &volume, "ready");
+}
+
+/// Invariant 6: the export is not taken from under a client, unless forced.
+#[test]
+fn a_withdrawal_is_refused_while_a_client_is_connected_unless_forced() {
+    let (lab, _attachd, api) = up();
+    let (volume, disk) = served(&lab, &api);
+    let client = lab.nbd_client(&volume.export()).unwrap();
+    let path = format!("/api/v1/intents/{}", volume.id);
+    let refused = api.delete(&path).unwrap().expect(409).unwrap();
+    assert_eq!(refused["code"], "CLIENTS_UNKNOWN");
+    assert_eq!(refused["details"]["clients"].as_array().unwrap().len(), 1, "{refused:#}");
+    assert_eq!(show(&api, &volume)["state"], "ready", "nothing was changed");
+    let forced = api.delete(&format!("{path}?force=true")).unwrap().expect(200).unwrap();
+    assert_eq!(forced["clients_still_connected"].as_array().unwrap().len(), 1, "{forced:#}");
+    assert!(!lab.nbd_connects(&volume.export()));
+    drop((client, disk));
+}
+
+/// Invariant 7: refuse rather than guess, and name both parties.
+#[test]
+fn a_second_disk_with_the_serial_of_a_served_volume_revokes_it_until_one_is_left() {
+    let (lab, _attachd, api) = up();
+    let (volume, disk) = served(&lab, &api);
+    let mut twin = lab.disk_with(&volume.serial, MIB, lab::DiskOptions { seed: Some(7), ..Default::default() }).unwrap();
+    twin.attach().unwrap();
+    let refused = wait(&api, &volume, "refused");
+    assert_eq!(refused["reason"]["code"], "DUPLICATE_SERIAL");
+    for node in [disk.node(), twin.node()] {
+        assert!(refused["reason"]["message"].as_str().unwrap().contains(node.to_str().unwrap()), "{refused:#}");
+    }
+    assert!(!lab.nbd_connects(&volume.export()));
+    twin.detach().unwrap();
+    wait(&api, &volume, "ready");
+    lab.nbdcopy_equals(&volume.export(), disk.file()).unwrap();
+}
+
+#[test]
+fn a_disk_that_is_too_small_is_refused_with_both_sizes() {
+    let (lab, _attachd, api) = up();
+    let volume = lab.volume();
+    let body = json!({ "volume_id": volume.id, "size_bytes": 2 * MIB });
+    api.post("/api/v1/intents", &body).unwrap().expect(201).unwrap();
+    let mut disk = lab.disk(&volume.serial, MIB).unwrap();
+    disk.attach().unwrap();
+    let refused = wait(&api, &volume, "refused");
+    assert_eq!(refused["reason"]["code"], "SIZE_TOO_SMALL");
+    let message = refused["reason"]["message"].as_str().unwrap();
+    assert!(message.contains("1048576") && message.contains("2097152"), "{message}");
+    assert!(!lab.nbd_connects(&volume.export()));
+}
+
+/// Invariant 7, a disk the host itself uses: when the intent comes, and when the disk comes.
+#[test]
+fn a_disk_the_host_uses_is_refused_by_name_before_and_after() {
+    let (lab, _attachd, api) = up();
+    let mounted = lab.volume();
+    let mut disk = lab.disk(&mounted.serial, 8 * MIB).unwrap();
+    lab.attach_settled(&mut disk).unwrap();
+    run("mkfs.ext4", &["-q", "-F", disk.node().to_str().unwrap()]);
+    let place = lab.dir().join("mounted here");
+    std::fs::create_dir(&place).unwrap();
+    run("mount", &[disk.node().to_str().unwrap(), place.to_str().unwrap()]);
+    let refused = api.post("/api/v1/intents", &json!({ "volume_id": mounted.id })).unwrap().expect(409).unwrap();
+    assert_eq!(refused["code"], "IN_USE_BY_HOST");
+    assert!(refused["error"].as_str().unwrap().contains("mounted here"), "{refused:#}");
+    assert_eq!(api.get(&format!("/api/v1/intents/{}", mounted.id)).unwrap().status, 404);
+    run("umount", &[place.to_str().unwrap()]);
+    intend(&api, &mounted);
+
+    let listed = lab.volume();
+    lab.host_disk(&listed.serial).unwrap();
+    intend(&api, &listed);
+    let mut disk = lab.disk(&listed.serial, MIB).unwrap();
+    disk.attach().unwrap();
+    let refused = wait(&api, &listed, "refused");
+    assert_eq!(refused["reason"]["code"], "IN_USE_BY_HOST");
+    assert!(refused["reason"]["message"].as_str().unwrap().contains("listed as a host disk"), "{refused:#}");
+}
+
+#[test]
+fn a_disk_with_a_partition_table_is_served_whole_and_its_partitions_are_nobodys() {
+    let (lab, _attachd, api) = up();
+    let volume = lab.volume();
+    intend(&api, &volume);
+    let mut disk = lab.disk(&volume.serial, 8 * MIB).unwrap();
+    lab.attach_settled(&mut disk).unwrap();
+    wait(&api, &volume, "ready");
+    disk.add_partition(1, MIB, 2 * MIB).unwrap();
+    resync(&api);
+    assert_eq!(show(&api, &volume)["state"], "ready");
+    assert_eq!(lab.nbd_list().unwrap(), [volume.export()]);
+    lab.nbdcopy_equals(&volume.export(), disk.file()).unwrap();
+}
+
+/// Invariant 8: the same again is the same; something else names the field.
+#[test]
+fn asking_twice_is_the_same_as_once_and_asking_otherwise_names_the_field() {
+    let (lab, _attachd, api) = up();
+    let volume = lab.volume();
+    let first = json!({ "volume_id": volume.id, "vm_id": "vm-1", "size_bytes": 4096 });
+    api.post("/api/v1/intents", &first).unwrap().expect(201).unwrap();
+    api.post("/api/v1/intents", &first).unwrap().expect(200).unwrap();
+    let upper = json!({ "volume_id": volume.id.to_uppercase() });
+    api.post("/api/v1/intents", &upper).unwrap().expect(200).unwrap();
+    for (field, value) in [("vm_id", json!("vm-2")), ("size_bytes", json!(8192)), ("deadline_seconds", json!(5))] {
+        let mut other = json!({ "volume_id": volume.id });
+        other[field] = value;
+        let refused = api.post("/api/v1/intents", &other).unwrap().expect(409).unwrap();
+        assert_eq!((&refused["code"], &refused["details"]["field"]), (&json!("INTENT_DIFFERS"), &json!(field)));
+    }
+}
+
+/// Invariant 7: two volumes whose ids begin alike cannot be told apart by their disks.
+#[test]
+fn two_volumes_with_one_prefix_are_refused_and_both_named() {
+    let (lab, _attachd, api) = up();
+    let volume = lab.volume();
+    intend(&api, &volume);
+    let tail = if volume.id.ends_with('0') { "1" } else { "0" };
+    let twin = format!("{}{tail}", &volume.id[..35]);
+    let refused = api.post("/api/v1/intents", &json!({ "volume_id": twin })).unwrap().expect(409).unwrap();
+    assert_eq!(refused["code"], "SERIAL_TAKEN");
+    let text = refused["error"].as_str().unwrap();
+    assert!(text.contains(&volume.id) && text.contains(&twin), "{text}");
+}
+
+/// Invariant 10: exports outlive the daemon; a start proves each again and takes away what fails.
+#[test]
+fn a_restart_finds_its_exports_and_proves_each_again() {
+    let (lab, mut attachd, api) = up();
+    let (kept, kept_disk) = served(&lab, &api);
+    let (pulled, mut pulled_disk) = served(&lab, &api);
+    attachd.kill9().unwrap();
+    lab.nbdcopy_equals(&kept.export(), kept_disk.file()).unwrap();
+    pulled_disk.detach().unwrap();
+    // Nobody has asked for this one.
+    let stray = lab.volume();
+    lab.publish(&stray.export(), &kept_disk.link()).unwrap();
+    let attachd = start(&lab);
+    let api = attachd.api();
+    wait(&api, &kept, "ready");
+    wait(&api, &pulled, "lost");
+    assert!(!lab.nbd_connects(&stray.export()));
+    assert_eq!(lab.nbd_list().unwrap(), [kept.export()]);
+}
+
+/// Invariant 10: an orderly stop leaves the exports served, too.
+#[test]
+fn an_orderly_stop_ends_in_time_with_a_listener_connected_and_leaves_exports_served() {
+    let (lab, mut attachd, api) = up();
+    let (volume, _disk) = served(&lab, &api);
+    let _events = api.events().unwrap();
+    assert!(attachd.terminate().unwrap().success(), "{}", attachd.stderr_text());
+    assert!(lab.nbd_connects(&volume.export()));
+    assert!(attachd.stderr_text().contains("attachd has stopped"), "{}", attachd.stderr_text());
+    assert!(!attachd.stderr_text().contains("cut"), "{}", attachd.stderr_text());
+}
+
+#[test]
+fn the_servers_death_is_said_and_its_return_proves_the_exports_again() {
+    let (mut lab, _attachd, api) = up();
+    let (volume, disk) = served(&lab, &api);
+    lab.nbdkit_kill().unwrap();
+    let down = wait(&api, &volume, "exporting");
+    assert_eq!(down["reason"]["code"], "BACKEND_DOWN");
+    assert_eq!(health(&api)["backend"]["state"], "down");
+    let late = lab.volume();
+    intend(&api, &late);
+    let mut late_disk = lab.disk(&late.serial, MIB).unwrap();
+    late_disk.attach().unwrap();
+    wait(&api, &late, "exporting");
+    lab.nbdkit_start().unwrap();
+    wait(&api, &volume, "ready");
+    wait(&api, &late, "ready");
+    lab.nbdcopy_equals(&volume.export(), disk.file()).unwrap();
+    lab.nbdcopy_equals(&late.export(), late_disk.file()).unwrap();
+}
+
+/// Nothing that attachd does to an export wakes attachd up again: the handshake opens the disk on the server's side, and
+/// udev's watch would make a `change` of the close.
+#[test]
+fn a_handshake_causes_no_event() {
+    let (mut lab, _attachd, api) = up();
+    let (volume, disk) = served(&lab, &api);
+    let listener = lab.bare_listener().unwrap();
+    let name = disk.node().to_str().unwrap().to_owned();
+    lab.nbdcopy_equals(&volume.export(), disk.file()).unwrap();
+    resync(&api);
+    lab.udevd().settle().unwrap();
+    let ours = |heard: &lab::Heard| heard.get("DEVNAME") == name;
+    assert_eq!(listener.drain().unwrap().iter().filter(|heard| ours(heard)).count(), 0);
+    // The control: the trap is live, an unclaimed disk's closing is heard.
+    let other = lab.volume();
+    let mut unclaimed = lab.disk(&other.serial, MIB).unwrap();
+    lab.attach_settled(&mut unclaimed).unwrap();
+    let unclaimed_name = unclaimed.node().to_str().unwrap().to_owned();
+    listener.drain().unwrap();
+    drop(std::fs::OpenOptions::new().write(true).open(unclaimed.node()).unwrap());
+    listener.wait_for(SOON, |heard| heard.get("DEVNAME") == unclaimed_name).unwrap();
+}
+
+#[test]
+fn the_predecessors_tables_show_what_is_served_and_nothing_else() {
+    let (lab, mut attachd, api) = up();
+    let (kept, _disk) = served(&lab, &api);
+    let (gone, _other) = served(&lab, &api);
+    withdraw(&api, &gone);
+    // An orderly stop writes what waits.
+    attachd.terminate().unwrap();
+    let sql = |text: &str| {
+        let output = std::process::Command::new("sqlite3").args(["/var/lib/attachd/attachd.db", text]).output().unwrap();
+        String::from_utf8(output.stdout).unwrap()
+    };
+    let mapping = sql("SELECT volume_uuid, device_path, size, cloudstack_state, linux_state, operation_mode FROM device_mappings");
+    assert_eq!(mapping, format!("{}|{}|{MIB}|attached|detected|oma\n", kept.id, kept.link().display()));
+    let export = sql("SELECT volume_id, export_name, port, status FROM nbd_exports");
+    assert_eq!(export, format!("{}|{}|10809|active\n", kept.id, kept.export()));
+}
+
+fn run(program: &str, arguments: &[&str]) {
+    let status = std::process::Command::new(program).args(arguments).status().unwrap();
+    assert!(status.success(), "{program} {arguments:?}");
 }

@@ -134,7 +134,9 @@ impl Engine {
         if volume.state == state && volume.reason == reason {
             return;
         }
-        let late = volume.state == State::Expired && state == State::Matched;
+        let late = state == State::Matched
+            && volume.mapping.is_none()
+            && volume.intent.deadline().is_some_and(|deadline| deadline <= Timestamp::now());
         let silent = volume.state != state && matches!(state, State::Matched | State::Exporting) && reason.is_none();
         volume.state = state;
         volume.reason = reason;

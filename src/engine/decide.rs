@@ -90,27 +90,42 @@ pub fn decide(desired: &Desired<'_>, observed: &Observed<'_>) -> Decision {
 }
 
 fn absent(desired: &Desired<'_>, observed: &Observed<'_>) -> Decision {
-    let (state, reason) = if let Some(mapping) = desired.mapping {
-        let message = format!("no disk with the serial {} is present any more", mapping.serial);
-        (State::Lost, Some(Reason::new("DEVICE_GONE", message, "Attach the volume again, or withdraw the intent.")))
-    } else if desired.intent.deadline().is_some_and(|deadline| deadline <= observed.now) {
-        let message = format!("no disk with the serial {} came before the deadline", desired.intent.serial());
-        let hint = "Check the volume in CloudStack and `attachctl devices` here; a disk that comes later is still served.";
-        (State::Expired, Some(Reason::new("DEADLINE_PASSED", message, hint)))
-    } else {
-        (State::Waiting, None)
+    let state = without_disk(desired, observed.now);
+    let serial = desired.intent.serial();
+    let reason = match state {
+        State::Lost => Some(Reason::new(
+            "DEVICE_GONE",
+            format!("no disk with the serial {serial} is present any more"),
+            "Attach the volume again, or withdraw the intent.",
+        )),
+        State::Expired => Some(Reason::new(
+            "DEADLINE_PASSED",
+            format!("no disk with the serial {serial} came before the deadline"),
+            "Check the volume in CloudStack and `attachctl devices` here; a disk that comes later is still served.",
+        )),
+        _ => None,
     };
     Decision { state, reason, revoke: observed.published, step: None }
 }
 
 /// The kernel shows the disk, udevd has not reported it: it is at its rules, which takes milliseconds, or it is dead.
 fn unfinished(desired: &Desired<'_>, observed: &Observed<'_>, device: &Device) -> Decision {
-    let state = if desired.mapping.is_some() { State::Lost } else { State::Waiting };
+    let state = without_disk(desired, observed.now);
     let worth_saying = observed.udevd_silent || state == State::Lost;
     let message = format!("/dev/{} shows the serial, but udev has not reported it yet", device.facts.name);
     let hint = "If this lasts, check `systemctl status systemd-udevd`.";
     let reason = worth_saying.then(|| Reason::new("UDEV_NOT_FINISHED", message, hint));
     Decision { state, reason, revoke: observed.published, step: None }
+}
+
+fn without_disk(desired: &Desired<'_>, now: Timestamp) -> State {
+    if desired.mapping.is_some() {
+        State::Lost
+    } else if desired.intent.deadline().is_some_and(|deadline| deadline <= now) {
+        State::Expired
+    } else {
+        State::Waiting
+    }
 }
 
 fn refused(observed: &Observed<'_>, refusal: &Refusal) -> Decision {
