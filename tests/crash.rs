@@ -1,0 +1,241 @@
+//! Killed at every step, restarted, and the end is the same (invariant 2; DESIGN: doing is idempotent).
+
+mod common;
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+
+use common::*;
+use lab::{Api, Attachd, AttachdOptions, Disk, Lab, Volume};
+use serde_json::json;
+
+const EFFECTS: &str = "/run/attachd/effects";
+const CLAIMS: &str = "/var/lib/attachd/claims";
+const EXPORTS: &str = "/run/attachd/exports";
+
+/// A lab with a daemon that may die at any moment; every step is repeated after a restart until it is through, as a
+/// caller who got no answer would repeat it.
+struct Story {
+    lab: Lab,
+    attachd: Attachd,
+    deaths: u32,
+    /// What was answered with success must be there after a restart.
+    answered: Vec<Volume>,
+}
+
+impl Story {
+    fn begin(kill_at: Option<&str>) -> Self {
+        let mut lab = Lab::new();
+        lab.attachd_config(CONFIG).unwrap();
+        lab.nbdkit_start().unwrap();
+        let mut options = AttachdOptions::default();
+        options.env.push(("ATTACHD_EFFECT_LOG".into(), EFFECTS.into()));
+        options.env.extend(kill_at.map(|point| ("ATTACHD_KILL_AT".into(), point.into())));
+        let attachd = lab.attachd_start(bin(), &options).unwrap();
+        Self { lab, attachd, deaths: 0, answered: Vec::new() }
+    }
+
+    /// Does a step until the daemon survives it.
+    fn step<T>(&mut self, what: &str, step: impl Fn(&Api) -> anyhow::Result<T>) -> T {
+        for _ in 0..5 {
+            let result = step(&self.attachd.api());
+            let error = match result {
+                Ok(value) => return value,
+                Err(error) => error,
+            };
+            // Either it is dead, or it has answered something it should not have.
+            self.attachd.wait_exit(SOON).unwrap_or_else(|_| panic!("{what}: {error:#}\n{}", self.attachd.stderr_text()));
+            self.deaths += 1;
+            self.attachd = start(&self.lab);
+            for volume in &self.answered {
+                let path = format!("/api/v1/intents/{}", volume.id);
+                assert_eq!(self.attachd.api().get(&path).unwrap().status, 200, "an answered intent is lost");
+            }
+        }
+        panic!("{what}: the daemon dies again and again\n{}", self.attachd.stderr_text());
+    }
+
+    fn intend(&mut self) -> Volume {
+        let volume = self.lab.volume();
+        self.step("intend", |api| {
+            let reply = api.post("/api/v1/intents", &json!({ "volume_id": volume.id }))?;
+            anyhow::ensure!(matches!(reply.status, 200 | 201), "{}", reply.text);
+            Ok(())
+        });
+        self.answered.push(volume.clone());
+        volume
+    }
+
+    fn wait(&mut self, volume: &Volume, state: &str) {
+        self.step(state, |api| api.wait_volume(&volume.id, state, SOON));
+    }
+
+    fn withdraw(&mut self, volume: &Volume) {
+        self.answered.retain(|answered| answered != volume);
+        self.step("withdraw", |api| {
+            let reply = api.delete(&format!("/api/v1/intents/{}", volume.id))?;
+            // 404: the answer to the first try was lost with the daemon.
+            anyhow::ensure!(matches!(reply.status, 200 | 404), "{}", reply.text);
+            Ok(())
+        });
+    }
+
+    fn attach(&mut self, volume: &Volume) -> Disk {
+        let mut disk = self.lab.disk(&volume.serial, MIB).unwrap();
+        self.lab.attach_settled(&mut disk).unwrap();
+        disk
+    }
+
+    /// Everything durable and visible, with the volumes under their names in the story.
+    fn end(mut self, names: &[(&Volume, &str)]) -> (String, u32) {
+        self.step("health", |api| api.get("/api/v1/health").map(drop));
+        self.attachd.terminate().unwrap();
+        let mut end = String::new();
+        for query in [
+            "SELECT volume_id, vm_id, state, reason_code FROM intents ORDER BY 1",
+            "SELECT volume_id, device_path, size_bytes FROM mappings ORDER BY 1",
+            "SELECT volume_uuid, device_path, size, linux_state FROM device_mappings ORDER BY 1",
+            "SELECT volume_id, export_name, status FROM nbd_exports ORDER BY 1",
+            "SELECT count(*) FROM outbox",
+            "PRAGMA integrity_check",
+        ] {
+            let output = Command::new("sqlite3").args(["/var/lib/attachd/attachd.db", query]).output().unwrap();
+            assert!(output.status.success(), "{output:?}");
+            end += &format!("{query}\n{}", String::from_utf8(output.stdout).unwrap());
+        }
+        for (what, folder) in [("claim", CLAIMS), ("export", EXPORTS)] {
+            listing(folder).iter().for_each(|(name, content)| end += &format!("{what} {name} {}\n", content.trim()));
+        }
+        for (volume, name) in names {
+            end = end.replace(&volume.id, name).replace(&volume.serial, &format!("{name}-serial"));
+        }
+        // Ids are random, so rows come in any order.
+        let mut lines: Vec<&str> = end.lines().collect();
+        lines.sort_unstable();
+        (lines.join("\n"), self.deaths)
+    }
+}
+
+fn listing(folder: &str) -> BTreeMap<String, String> {
+    let entries = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
+    let read = |path: &Path| {
+        fs::read_link(path).map(|target| target.display().to_string()).or_else(|_| fs::read_to_string(path)).unwrap()
+    };
+    entries.map(|path| (path.file_name().unwrap().to_str().unwrap().to_owned(), read(&path))).collect()
+}
+
+/// A little of everything: an intent served, one withdrawn, a disk pulled, one pulled and back, one still waited for.
+fn tell(kill_at: Option<&str>) -> (String, u32, Vec<String>) {
+    let mut story = Story::begin(kill_at);
+    story.step("start", |api| api.get("/api/v1/health").map(drop));
+    let served = story.intend();
+    let _served_disk = story.attach(&served);
+    story.wait(&served, "ready");
+    let waiting = story.intend();
+    let gone = story.intend();
+    let _gone_disk = story.attach(&gone);
+    story.wait(&gone, "ready");
+    story.withdraw(&gone);
+    let back = story.intend();
+    let mut back_disk = story.attach(&back);
+    story.wait(&back, "ready");
+    story.lab.detach_settled(&mut back_disk).unwrap();
+    story.wait(&back, "lost");
+    story.lab.attach_settled(&mut back_disk).unwrap();
+    story.wait(&back, "ready");
+    let lost = story.intend();
+    let mut lost_disk = story.attach(&lost);
+    story.wait(&lost, "ready");
+    story.lab.detach_settled(&mut lost_disk).unwrap();
+    story.wait(&lost, "lost");
+    let names = [(&served, "served"), (&waiting, "waiting"), (&gone, "gone"), (&back, "back"), (&lost, "lost")];
+    let passed = fs::read_to_string(EFFECTS).unwrap().lines().map(str::to_owned).collect();
+    let (end, deaths) = story.end(&names);
+    (end, deaths, passed)
+}
+
+/// Each lab wants a thread of its own.
+fn told(kill_at: Option<String>) -> (String, u32, Vec<String>) {
+    std::thread::spawn(move || tell(kill_at.as_deref())).join().unwrap()
+}
+
+#[test]
+fn killed_before_and_after_every_effect_the_end_is_the_same() {
+    let (end, deaths, passed) = told(None);
+    println!("the undisturbed end:\n{end}\n");
+    assert_eq!(deaths, 0);
+    let mut killed: BTreeMap<String, u32> = BTreeMap::new();
+    for point in &passed {
+        let name = point.rsplit_once(':').unwrap().0.to_owned();
+        let (disturbed, deaths, _) = told(Some(point.clone()));
+        assert_eq!(disturbed, end, "killed at {point}");
+        *killed.entry(name).or_default() += deaths;
+    }
+    println!("{} points, killed: {killed:#?}", passed.len());
+    let names = ["answer", "claim.remove", "claim.write", "commit.intent", "commit.mapping", "commit.projection",
+        "commit.state", "commit.withdrawal", "link.make", "link.remove"];
+    for name in names {
+        for side in ["before", "after"] {
+            assert!(killed.get(&format!("{side}:{name}")).is_some_and(|deaths| *deaths > 0), "never killed {side} {name}");
+        }
+    }
+    assert_eq!(killed.len(), 2 * names.len(), "an effect this test does not know");
+}
+
+/// Invariant 2: what was answered survives a death the moment the answer is out.
+#[test]
+fn an_answered_intent_survives_the_death_right_after_its_answer() {
+    let (lab, mut attachd, api) = up();
+    let volume = lab.volume();
+    intend(&api, &volume);
+    attachd.kill9().unwrap();
+    let attachd = start(&lab);
+    let mut disk = lab.disk(&volume.serial, MIB).unwrap();
+    disk.attach().unwrap();
+    wait(&attachd.api(), &volume, "ready");
+}
+
+/// Invariant 2, power loss: the row, then the claim, then its folder are synced before the answer is written.
+#[test]
+fn the_row_and_the_claim_are_synced_before_the_answer() {
+    let mut lab = Lab::new();
+    lab.attachd_config(CONFIG).unwrap();
+    lab.nbdkit_start().unwrap();
+    let log = lab.dir().join("strace");
+    let calls = "trace=openat,fsync,fdatasync,write,sendto,sendmsg,writev,pwrite64";
+    let options = AttachdOptions {
+        wrapper: ["strace", "-f", "-y", "-s", "64", "-e", calls, "-o", log.to_str().unwrap()].map(str::to_owned).to_vec(),
+        ..Default::default()
+    };
+    let mut attachd = lab.attachd_start(bin(), &options).unwrap();
+    let volume = lab.volume();
+    intend(&attachd.api(), &volume);
+    attachd.terminate().unwrap();
+    let text = fs::read_to_string(&log).unwrap();
+    let after = |from: usize, what: &str, line: &dyn Fn(&str) -> bool| {
+        let found = text.lines().skip(from).position(line);
+        let mut at = from + found.unwrap_or_else(|| panic!("no {what} after line {from} of\n{text}"));
+        let begun = text.lines().nth(at).unwrap();
+        if begun.contains("<unfinished") {
+            // Another thread's call was printed in between: what counts is the line that says it is done.
+            let thread = begun.split_whitespace().next().unwrap();
+            let resumed = |line: &str| line.starts_with(thread) && line.contains("resumed>");
+            at += text.lines().skip(at).position(resumed).unwrap();
+        }
+        println!("{:>4} {what}: {}", at + 1, text.lines().nth(at).unwrap());
+        at
+    };
+    let row = after(0, "row in the log", &|line| line.contains("pwrite64") && line.contains("attachd.db-wal"));
+    // The intent's own: an earlier one belongs to the migration.
+    let claim = after(row, "claim made", &|line| line.contains("openat") && line.contains(&volume.serial));
+    let synced_row = text.lines().take(claim).collect::<Vec<_>>();
+    let last_write = synced_row.iter().rposition(|line| line.contains("pwrite64") && line.contains("attachd.db-wal")).unwrap();
+    let synced = after(last_write, "row synced", &|line| line.contains("sync(") && line.contains("attachd.db-wal"));
+    assert!(synced < claim, "the row is synced before the claim is made");
+    let file = after(claim, "claim synced", &|line| line.contains("fsync(") && line.contains(&volume.serial));
+    let folder = after(file, "folder synced", &|line| line.contains("fsync(") && line.contains("/claims>"));
+    let answer = after(0, "answer", &|line| line.contains("HTTP/1.1 201"));
+    assert!(folder < answer, "the claim's folder is synced before the answer");
+}
