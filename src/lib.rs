@@ -21,6 +21,7 @@ pub mod claims;
 pub mod export;
 pub mod engine;
 pub mod api;
+pub mod ctl;
 
 pub mod daemon;
 pub mod telemetry;

@@ -189,6 +189,9 @@ impl Task {
                     let _ = answer.send(entries.map_err(|error| self.failed(&error)));
                 }
                 Command::Pulse(answer) => {
+                    if self.last_failure.is_some() && write::test(&mut self.connection).await.is_ok() {
+                        self.last_failure = None;
+                    }
                     let outbox = read::outbox_length(&mut self.connection).await;
                     let pulse = outbox.map(|outbox| Pulse { outbox, last_failure: self.last_failure.clone() });
                     let _ = answer.send(pulse.map_err(|error| self.failed(&error)));

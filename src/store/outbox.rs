@@ -1,9 +1,10 @@
 //! The projection: the predecessor's tables, told in order what has changed.
 
 use jiff::Timestamp;
+use sqlx::Row;
 use sqlx::sqlite::{SqliteConnection, SqliteRow};
-use sqlx::{Connection, Row};
 
+use super::write;
 use crate::effect;
 use crate::identity::EXPORT_PREFIX;
 
@@ -26,15 +27,19 @@ async fn apply_some(connection: &mut SqliteConnection, port: u16) -> sqlx::Resul
     let Some(last) = rows.last() else { return Ok(false) };
     let last: i64 = last.try_get("id")?;
     effect::at_all(&["commit.projection"], async {
-        let mut transaction = connection.begin_with("BEGIN IMMEDIATE").await?;
-        for row in &rows {
-            project(&mut transaction, row, port).await?;
-        }
-        sqlx::query("DELETE FROM outbox WHERE id <= ?").bind(last).execute(&mut *transaction).await?;
-        transaction.commit().await
+        write::begin(connection).await?;
+        let applied = project_all(connection, &rows, last, port).await;
+        write::end(connection, applied).await
     })
     .await?;
     Ok(true)
+}
+
+async fn project_all(connection: &mut SqliteConnection, rows: &[SqliteRow], last: i64, port: u16) -> sqlx::Result<()> {
+    for row in rows {
+        project(connection, row, port).await?;
+    }
+    sqlx::query("DELETE FROM outbox WHERE id <= ?").bind(last).execute(connection).await.map(drop)
 }
 
 async fn project(connection: &mut SqliteConnection, row: &SqliteRow, port: u16) -> sqlx::Result<()> {

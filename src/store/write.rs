@@ -1,7 +1,6 @@
 //! Changes, and the transaction that makes them durable.
 
 use jiff::Timestamp;
-use sqlx::Connection;
 use sqlx::sqlite::SqliteConnection;
 
 use crate::device::evidence::Evidence;
@@ -62,17 +61,42 @@ pub(super) async fn commit(connection: &mut SqliteConnection, changes: &[&Change
             // The one write on the way from an event to its export: a single statement is its own transaction.
             apply(connection, only).await?;
         } else {
-            // IMMEDIATE: taking the write lock later could fail in the middle with SQLITE_BUSY.
-            let mut transaction = connection.begin_with("BEGIN IMMEDIATE").await?;
+            begin(connection).await?;
+            let mut applied = Ok(());
             for change in changes {
-                apply(&mut transaction, change).await?;
+                applied = apply(connection, change).await;
+                if applied.is_err() {
+                    break;
+                }
             }
-            transaction.commit().await?;
+            end(connection, applied).await?;
         }
         Ok::<_, sqlx::Error>(())
     })
     .await?;
     Ok(changes.iter().any(|change| matches!(change, Change::Project(_) | Change::Withdraw(_))))
+}
+
+/// Begins a transaction.
+///
+/// Not sqlx's own: SQLite rolls back by itself when the disk is full, sqlx's rollback then fails, and sqlx believes for
+/// ever that a transaction is open (sqlx 0.9.0: "attempted to call `begin_with` at non-zero transaction depth").
+pub(super) async fn begin(connection: &mut SqliteConnection) -> sqlx::Result<()> {
+    // IMMEDIATE: taking the write lock later could fail in the middle with SQLITE_BUSY.
+    sqlx::query("BEGIN IMMEDIATE").execute(connection).await.map(drop)
+}
+
+/// Ends it: a commit when all went well, else a rollback. Afterwards no transaction is open.
+pub(super) async fn end(connection: &mut SqliteConnection, applied: sqlx::Result<()>) -> sqlx::Result<()> {
+    let ended = match applied {
+        Ok(()) => sqlx::query("COMMIT").execute(&mut *connection).await.map(drop),
+        Err(error) => Err(error),
+    };
+    if ended.is_err() {
+        // Fails when SQLite has done it already; then it is done.
+        let _ = sqlx::query("ROLLBACK").execute(connection).await;
+    }
+    ended
 }
 
 async fn apply(connection: &mut SqliteConnection, change: &Change) -> sqlx::Result<()> {
@@ -142,6 +166,11 @@ async fn apply(connection: &mut SqliteConnection, change: &Change) -> sqlx::Resu
         .bind(projection.export_status),
     };
     query.execute(connection).await.map(drop)
+}
+
+/// Writes something that changes nothing: whether a write succeeds is known only by trying.
+pub(super) async fn test(connection: &mut SqliteConnection) -> sqlx::Result<()> {
+    sqlx::query("PRAGMA user_version = 0").execute(connection).await.map(drop)
 }
 
 /// Forgets the stories of volumes that were withdrawn long ago.

@@ -1,0 +1,94 @@
+//! The benchmarks: attachd beside a polling loop, a shell script and the floor, in one run on one machine.
+//!
+//! ```text
+//! cargo bench --bench attach                     everything; writes docs/benchmarks.md and docs/bench-raw/
+//! cargo bench --bench attach -- served burst     only these; writes below the target folder
+//! cargo bench --bench attach -- --quick          small counts, to see that it works; writes below the target folder
+//! ```
+//!
+//! Everything is real (udevd, loop devices, nbdkit, the daemon as its own user) in the tests' lab; see
+//! `tests/support`. Needs root. Nothing is asserted by time: goals are printed beside what was measured.
+
+mod burst;
+mod flood;
+mod idle;
+mod report;
+mod scale;
+mod served;
+mod setup;
+mod startup;
+
+use std::path::Path;
+use std::process::ExitCode;
+
+use anyhow::{Context as _, Result, bail};
+use report::Section;
+
+/// How much of everything.
+#[derive(Debug, Clone, Copy)]
+struct Plan {
+    quick: bool,
+}
+
+impl Plan {
+    /// The count of a real run, or the one that only shows that the bench works.
+    fn count(self, full: usize, quick: usize) -> usize {
+        if self.quick { quick } else { full }
+    }
+}
+
+type Bench = fn(Plan) -> Result<Section>;
+
+/// In this order: the quiet ones first, so that no leftover of a flood disturbs them.
+const BENCHES: [(&str, Bench); 7] = [
+    ("idle", idle::switches),
+    ("memory", idle::memory),
+    ("served", served::bench),
+    ("scale", scale::bench),
+    ("startup", startup::bench),
+    ("burst", burst::bench),
+    ("flood", flood::bench),
+];
+
+fn main() -> ExitCode {
+    match run() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("bench: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run() -> Result<()> {
+    let mut plan = Plan { quick: false };
+    let mut wanted: Vec<String> = Vec::new();
+    for argument in std::env::args().skip(1) {
+        match argument.as_str() {
+            // Cargo's own.
+            "--bench" => {}
+            "--quick" => plan.quick = true,
+            name if BENCHES.iter().any(|(known, _)| *known == name) => wanted.push(name.to_owned()),
+            other => bail!("{other}? There are --quick and {}", BENCHES.map(|(name, _)| name).join(", ")),
+        }
+    }
+    let machine = report::machine()?;
+    println!("{machine}");
+    let mut sections = Vec::new();
+    for (name, bench) in BENCHES {
+        if wanted.is_empty() || wanted.iter().any(|asked| asked == name) {
+            println!("\n== {name}");
+            // A thread of its own: a lab's namespaces belong to the thread that made it.
+            let done = std::thread::spawn(move || bench(plan)).join();
+            let section = done.map_err(|_| anyhow::anyhow!("it panicked")).flatten().with_context(|| name)?;
+            println!("\n{}", section.markdown(name));
+            sections.push((name, section));
+        }
+    }
+    // A partial or a quick run must not pass for the real figures.
+    let whole = wanted.is_empty() && !plan.quick;
+    let place = if whole { concat!(env!("CARGO_MANIFEST_DIR"), "/docs") } else { env!("CARGO_TARGET_TMPDIR") };
+    report::write(Path::new(place), &machine, &sections)?;
+    println!("written to {place}/benchmarks.md");
+    Ok(())
+}

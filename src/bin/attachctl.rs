@@ -1,0 +1,10 @@
+//! attachctl, the command-line client. `attachctl --help` lists what it can do.
+
+use std::process::ExitCode;
+
+use attachd::ctl::Arguments;
+use clap::Parser;
+
+fn main() -> ExitCode {
+    Arguments::parse().run()
+}

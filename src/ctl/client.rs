@@ -1,0 +1,210 @@
+//! The API, from the other side of its socket.
+
+use std::error::Error;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use reqwest::{Method, Response, Url};
+use serde::de::DeserializeOwned;
+use serde_json::{Value, json};
+
+use super::failure::{Failure, UNREACHABLE};
+use super::sse::{Message, Parser};
+use crate::identity::VolumeId;
+
+/// How long an answer may take when it is not waited for on purpose.
+const ANSWER_LIMIT: Duration = Duration::from_secs(30);
+
+/// HTTP wants a host; the socket decides who answers.
+const BASE: &str = "http://attachd/api/v1/";
+
+/// A query string, pair by pair.
+pub(super) type Query<'a> = &'a [(&'a str, String)];
+
+/// The API behind one socket.
+pub(super) struct Client {
+    http: reqwest::Client,
+    socket: PathBuf,
+}
+
+/// An answer.
+pub(super) struct Answer {
+    /// The status code.
+    pub(super) status: u16,
+    /// The body, as attachd wrote it.
+    pub(super) text: String,
+}
+
+impl Answer {
+    /// Reads the body.
+    pub(super) fn read<T: DeserializeOwned>(&self) -> Result<T, Failure> {
+        understood(&self.text)
+    }
+
+    fn success(self) -> Result<Self, Failure> {
+        if (200..300).contains(&self.status) { Ok(self) } else { Err(Failure::from_answer(self.status, &self.text)) }
+    }
+}
+
+impl Client {
+    /// A client for this socket. Nothing is opened yet.
+    pub(super) fn new(socket: &Path) -> Result<Self, Failure> {
+        // A connection per request: attachd closes idle ones.
+        let http = reqwest::Client::builder().unix_socket(socket).pool_max_idle_per_host(0).build();
+        let http = http.map_err(|error| Failure::new("NO_CLIENT", format!("attachctl cannot start: {error}")))?;
+        Ok(Self { http, socket: socket.to_owned() })
+    }
+
+    /// GET.
+    pub(super) async fn get(&self, path: &str, query: Query<'_>) -> Result<Answer, Failure> {
+        self.get_any(path, query, Duration::ZERO).await?.success()
+    }
+
+    /// GET with an answer of any status, which attachd may hold back for `patience`.
+    pub(super) async fn get_any(&self, path: &str, query: Query<'_>, patience: Duration) -> Result<Answer, Failure> {
+        self.ask(Method::GET, path, query, None, ANSWER_LIMIT + patience).await
+    }
+
+    /// POST.
+    pub(super) async fn post(&self, path: &str, body: Option<Value>) -> Result<Answer, Failure> {
+        self.ask(Method::POST, path, &[], body, ANSWER_LIMIT).await?.success()
+    }
+
+    /// DELETE.
+    pub(super) async fn delete(&self, path: &str, query: Query<'_>) -> Result<Answer, Failure> {
+        self.ask(Method::DELETE, path, query, None, ANSWER_LIMIT).await?.success()
+    }
+
+    /// One volume as it is now.
+    pub(super) async fn volume(&self, volume: VolumeId) -> Result<Answer, Failure> {
+        self.get(&format!("volumes/{volume}"), &[]).await
+    }
+
+    /// Follows events, of one volume or of all. When this returns, nothing that happens later is left out.
+    pub(super) async fn events(&self, volume: Option<VolumeId>) -> Result<Events, Failure> {
+        let query: Vec<_> = volume.map(|volume| ("volume_id", volume.to_string())).into_iter().collect();
+        let response = self.within(ANSWER_LIMIT, self.send(Method::GET, "events", &query, None)).await?;
+        if response.status().is_success() {
+            return Ok(Events { response, parser: Parser::default() });
+        }
+        let status = response.status().as_u16();
+        let text = self.within(ANSWER_LIMIT, response.text()).await?;
+        Err(Failure::from_answer(status, &text))
+    }
+
+    async fn ask(
+        &self,
+        method: Method,
+        path: &str,
+        query: Query<'_>,
+        body: Option<Value>,
+        limit: Duration,
+    ) -> Result<Answer, Failure> {
+        let answer = async {
+            let response = self.send(method, path, query, body).await?;
+            Ok(Answer { status: response.status().as_u16(), text: response.text().await? })
+        };
+        self.within(limit, answer).await
+    }
+
+    async fn send(
+        &self,
+        method: Method,
+        path: &str,
+        query: Query<'_>,
+        body: Option<Value>,
+    ) -> Result<Response, reqwest::Error> {
+        let address = format!("{BASE}{path}");
+        // A bad address is told by the request itself.
+        let request = match Url::parse_with_params(&address, query) {
+            Ok(url) if !query.is_empty() => self.http.request(method, url),
+            _ => self.http.request(method, address),
+        };
+        match body {
+            Some(body) => request.header("content-type", "application/json").body(body.to_string()).send().await,
+            None => request.send().await,
+        }
+    }
+
+    async fn within<T>(
+        &self,
+        limit: Duration,
+        answer: impl Future<Output = Result<T, reqwest::Error>>,
+    ) -> Result<T, Failure> {
+        if let Ok(answer) = tokio::time::timeout(limit, answer).await {
+            return answer.map_err(|error| self.unreachable(&error));
+        }
+        let text = format!("attachd at {} gave no answer within {} s: {LOOK}", self.socket.display(), limit.as_secs());
+        Err(Failure::with(UNREACHABLE, "NO_ANSWER", text, json!({ "socket": self.socket })))
+    }
+
+    fn unreachable(&self, error: &reqwest::Error) -> Failure {
+        let causes = || std::iter::successors(error.source(), |error| (*error).source());
+        let cause = causes().find_map(|cause| cause.downcast_ref::<io::Error>());
+        let text = match cause {
+            Some(cause) if error.is_connect() => refused(&self.socket, cause),
+            _ => {
+                let last = causes().last().map_or_else(|| error.to_string(), ToString::to_string);
+                format!("attachd at {} broke off before it had answered ({last}): {LOOK}", self.socket.display())
+            }
+        };
+        Failure::with(UNREACHABLE, "UNREACHABLE", text, json!({ "socket": self.socket }))
+    }
+}
+
+/// What to do when attachd does not answer.
+const LOOK: &str = "look at `systemctl status attachd` and `journalctl -u attachd`";
+
+/// Why the socket cannot be connected to, and what to do about it.
+fn refused(socket: &Path, cause: &io::Error) -> String {
+    let socket = socket.display();
+    match cause.kind() {
+        io::ErrorKind::NotFound => format!(
+            "there is no socket {socket}: attachd does not run, or listens elsewhere. Check `systemctl status attachd`, \
+             or name the socket of its configuration ([api] socket) with --socket"
+        ),
+        io::ErrorKind::PermissionDenied => format!(
+            "this user may not use {socket}: only root and the group attachd may. See `id`; `usermod -aG attachd USER` as \
+             root adds a user, from the next login on"
+        ),
+        io::ErrorKind::ConnectionRefused => format!(
+            "nobody listens on {socket}: attachd has ended and left its socket behind. Check `systemctl status attachd` and \
+             `journalctl -u attachd`"
+        ),
+        _ => format!("attachd cannot be reached on {socket}: {cause}. Check `systemctl status attachd`"),
+    }
+}
+
+/// A stream of events.
+pub(super) struct Events {
+    response: Response,
+    parser: Parser,
+}
+
+impl Events {
+    /// The next message; `None` at the end, also when the connection is cut.
+    pub(super) async fn next(&mut self) -> Option<Message> {
+        loop {
+            if let Some(message) = self.parser.next() {
+                return Some(message);
+            }
+            let piece = self.response.chunk().await.ok().flatten()?;
+            self.parser.push(&piece);
+        }
+    }
+}
+
+impl Message {
+    /// Reads what it says.
+    pub(super) fn read<T: DeserializeOwned>(&self) -> Result<T, Failure> {
+        understood(&self.data)
+    }
+}
+
+fn understood<T: DeserializeOwned>(text: &str) -> Result<T, Failure> {
+    serde_json::from_str(text).map_err(|error| {
+        let text = format!("attachd's answer is not understood ({error}); is attachctl of the same version?");
+        Failure::new("BAD_ANSWER", text)
+    })
+}

@@ -1,0 +1,149 @@
+//! `attachctl health`.
+
+use std::collections::BTreeMap;
+use std::fmt::Write;
+use std::time::Duration;
+
+use jiff::Timestamp;
+use serde::Deserialize;
+
+use super::answers::Reason;
+use super::client::Client;
+use super::failure::{DONE, Failure};
+use super::output::Output;
+use crate::volume::State;
+
+const DEGRADED: u8 = 1;
+const UNHEALTHY: u8 = 2;
+
+/// This command's own, for `--help`.
+pub(super) const EXIT_STATUSES: &str = "\
+Exit statuses, as monitoring expects them:
+  0  healthy
+  1  degraded: something needs a look
+  2  unhealthy (no intent can be accepted), or attachd gave no answer";
+
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct Health {
+    status: String,
+    version: String,
+    started_at: Option<Timestamp>,
+    problems: Vec<Reason>,
+    monitor: Monitor,
+    udevd: Udevd,
+    resync: Resync,
+    store: Store,
+    backend: Backend,
+    volumes: BTreeMap<String, u64>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct Monitor {
+    udev: Socket,
+    kernel: Socket,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct Socket {
+    events: u64,
+    overruns: u64,
+    drops: Option<u64>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct Udevd {
+    state: String,
+    since: Option<Timestamp>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct Resync {
+    count: u64,
+    last_reason: String,
+    last_at: Option<Timestamp>,
+    losses: u64,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct Store {
+    state: String,
+    outbox: Option<u64>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct Backend {
+    name: String,
+    state: String,
+    pid: Option<i64>,
+    listen: String,
+}
+
+pub(super) async fn run(client: &Client, output: &Output) -> Result<u8, Failure> {
+    match ask(client, output).await {
+        // For monitoring, no answer is as bad as a bad one.
+        Err(Failure::Told { body, .. }) => Err(Failure::Told { status: UNHEALTHY, body }),
+        other => other,
+    }
+}
+
+async fn ask(client: &Client, output: &Output) -> Result<u8, Failure> {
+    let answer = client.get_any("health", &[], Duration::ZERO).await?;
+    let status = match answer.read::<Health>()?.status.as_str() {
+        "healthy" => DONE,
+        "degraded" => DEGRADED,
+        "unhealthy" => UNHEALTHY,
+        _ => return Err(Failure::from_answer(answer.status, &answer.text)),
+    };
+    output.answer(&answer, told)?;
+    Ok(status)
+}
+
+fn told(health: &Health) -> String {
+    let mut text = format!("{}: attachd {}, since {}\n", health.status, health.version, moment(health.started_at));
+    for Reason { code, message, hint } in &health.problems {
+        let _ = write!(text, "  {code}: {message}\n    {hint}\n");
+    }
+    let Health { monitor, udevd, resync, store, backend, .. } = health;
+    let outbox = store.outbox.map_or("unknown".to_owned(), |rows| rows.to_string());
+    let pid = backend.pid.map_or(String::new(), |pid| format!(" (pid {pid})"));
+    let lines = [
+        ("volumes", counts(&health.volumes)),
+        ("backend", format!("{} {}{pid}, {}", backend.name, backend.state, backend.listen)),
+        ("store", format!("{}, {outbox} rows to be told to the predecessor's tables", store.state)),
+        ("udevd", udevd.since.map_or(udevd.state.clone(), |since| format!("{}, since {since:.3}", udevd.state))),
+        ("udev", socket(&monitor.udev)),
+        ("kernel", socket(&monitor.kernel)),
+        (
+            "resync",
+            format!("{}, last {} ({}), after {} losses", resync.count, moment(resync.last_at), resync.last_reason, resync.losses),
+        ),
+    ];
+    for (name, line) in lines {
+        let _ = writeln!(text, "{name:<9}{line}");
+    }
+    text
+}
+
+fn socket(socket: &Socket) -> String {
+    let drops = socket.drops.map_or("unknown".to_owned(), |drops| drops.to_string());
+    format!("{} events, {} overruns, {drops} drops", socket.events, socket.overruns)
+}
+
+/// The states that have volumes, in the order of a volume's life.
+fn counts(volumes: &BTreeMap<String, u64>) -> String {
+    let count = |state: &str| volumes.get(state).copied().filter(|count| *count > 0);
+    let counts = State::ALL.into_iter().filter_map(|state| Some(format!("{} {state}", count(state.as_str())?)));
+    let counts: Vec<_> = counts.collect();
+    if counts.is_empty() { "none".to_owned() } else { counts.join(", ") }
+}
+
+fn moment(at: Option<Timestamp>) -> String {
+    at.map_or("-".to_owned(), |at| format!("{at:.3}"))
+}

@@ -1,0 +1,80 @@
+//! `attachctl intent add`.
+
+use serde_json::{Map, Value};
+
+use super::answers::{Intent, Volume};
+use super::client::Client;
+use super::failure::Failure;
+use super::output::Output;
+use super::wait::Wait;
+use crate::identity::VolumeId;
+
+/// The status of an answer to an intent that was not there before.
+const CREATED: u16 = 201;
+
+/// How `--wait` ends, for `--help`.
+pub(super) const WAITING: &str = "\
+With --wait, every step is shown with the milliseconds since the first, and the exit status says how it ended:
+  0  ready: served, and shown to be so by an NBD handshake
+  3  the time ended first; standard error says where the volume stands and why
+  4  the time ended, and the volume is refused: a disk with its serial is here and fails a check
+A refusal does not end the waiting, because it can heal: by itself (NOT_MARKED, within milliseconds) or by your hand. The
+intent stays in each case. With --json only the volume as it is at the end is printed.";
+
+/// What to announce.
+#[derive(clap::Args)]
+pub(super) struct Options {
+    /// The CloudStack volume's UUID.
+    volume_id: VolumeId,
+    /// The VM it belongs to; by default this host's own.
+    #[arg(long, value_name = "ID")]
+    vm: Option<String>,
+    /// The least size its disk must have.
+    #[arg(long, value_name = "BYTES", value_parser = clap::value_parser!(u64).range(1..))]
+    size: Option<u64>,
+    /// How long attachd waits for the disk. A later disk is still served, and reported as late.
+    #[arg(long, value_name = "SECONDS")]
+    deadline: Option<u32>,
+    /// Stay until the volume is ready, at most so long.
+    #[arg(long, value_name = "SECONDS", num_args = 0..=1, require_equals = true, default_missing_value = "60")]
+    wait: Option<u32>,
+}
+
+impl Options {
+    fn body(&self) -> Value {
+        let fields = [
+            ("volume_id", Some(self.volume_id.to_string().into())),
+            ("vm_id", self.vm.clone().map(Value::from)),
+            ("size_bytes", self.size.map(Value::from)),
+            ("deadline_seconds", self.deadline.map(Value::from)),
+        ];
+        let named = fields.into_iter().filter_map(|(name, value)| Some((name.to_owned(), value?)));
+        Value::Object(named.collect::<Map<_, _>>())
+    }
+}
+
+pub(super) async fn run(client: &Client, options: &Options, output: &Output) -> Result<(), Failure> {
+    let Some(seconds) = options.wait else {
+        let answer = client.post("intents", Some(options.body())).await?;
+        let new = answer.status == CREATED;
+        return output.answer(&answer, |intent: &Intent| accepted(intent, new));
+    };
+    let wait = Wait::listen(client, output, options.volume_id).await?;
+    let answer = client.post("intents", Some(options.body())).await?;
+    let known = answer.status != CREATED;
+    if known && !output.is_json() {
+        output.text(&accepted(&answer.read()?, false))?;
+    }
+    let answer = wait.until_ready(known, seconds).await?;
+    output.answer(&answer, served)
+}
+
+fn accepted(intent: &Intent, new: bool) -> String {
+    let Intent { volume_id, serial, state } = intent;
+    let when = if new { "accepted" } else { "accepted before" };
+    format!("Intent for volume {volume_id} {when}: {state}, serial {serial}\n")
+}
+
+fn served(volume: &Volume) -> String {
+    format!("Volume {} is ready: {}\n", volume.id, volume.export.uri)
+}

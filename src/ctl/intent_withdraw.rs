@@ -1,0 +1,35 @@
+//! `attachctl intent withdraw`.
+
+use serde::Deserialize;
+
+use super::client::Client;
+use super::failure::Failure;
+use super::output::Output;
+use crate::identity::VolumeId;
+
+/// What to withdraw.
+#[derive(clap::Args)]
+pub(super) struct Options {
+    /// The CloudStack volume's UUID.
+    volume_id: VolumeId,
+    /// Also while NBD clients are connected: they stay connected, new ones are refused.
+    #[arg(long)]
+    force: bool,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct Withdrawn {
+    message: String,
+    clients_still_connected: Vec<String>,
+}
+
+pub(super) async fn run(client: &Client, options: &Options, output: &Output) -> Result<(), Failure> {
+    let force = [("force", "true".to_owned())];
+    let query = if options.force { &force[..] } else { &[] };
+    let answer = client.delete(&format!("intents/{}", options.volume_id), query).await?;
+    output.answer(&answer, |withdrawn: &Withdrawn| {
+        let clients = withdrawn.clients_still_connected.iter().map(|client| format!("  {client}\n"));
+        format!("{}\n{}", withdrawn.message, clients.collect::<String>())
+    })
+}

@@ -1,0 +1,149 @@
+//! `attachctl`: what a person or a script types to talk to attachd. One file per subcommand.
+//!
+//! Each command asks through [`client`], reads the answer into [`answers`] and hands it to [`output`], which prints it
+//! for people (with [`table`] and [`units`]) or, with `--json`, as it came. What goes wrong is a [`failure`].
+
+mod answers;
+mod client;
+mod failure;
+mod output;
+mod sse;
+mod table;
+mod units;
+mod wait;
+
+mod check_config;
+mod devices;
+mod exports;
+mod health;
+mod intent_add;
+mod intent_withdraw;
+mod list;
+mod resync;
+mod show;
+mod watch;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+use crate::config::Settings;
+use client::Client;
+use failure::{DONE, Failure};
+use output::Output;
+
+/// What every `--help` of the whole program ends with.
+const EXIT_STATUSES: &str = "\
+Exit statuses:
+  0  done
+  1  attachd refused the request, or something failed; standard error says what
+  2  the command line cannot be used
+  3  waited in vain: the time ended before the state was reached
+  4  waited in vain, and the volume is refused: a disk with its serial is here and fails a check
+  5  attachd cannot be reached
+`health` has its own, as monitoring expects them: 0 healthy, 1 degraded, 2 unhealthy or no answer.
+
+With --json, results are attachd's own JSON on standard output; errors are {\"error\", \"code\", \"details\"} on standard
+error.";
+
+/// Announces volumes to attachd and shows what became of them.
+#[derive(Parser)]
+#[command(name = "attachctl", version, after_help = EXIT_STATUSES)]
+pub struct Arguments {
+    /// attachd's socket.
+    #[arg(long, global = true, value_name = "PATH", default_value_os_t = Settings::default().socket)]
+    socket: PathBuf,
+    /// Print attachd's own JSON.
+    #[arg(long, global = true)]
+    json: bool,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Announce a volume, or take that back.
+    #[command(subcommand)]
+    Intent(IntentCommand),
+    /// List volumes: where they stand, and why they are not served.
+    List(list::Options),
+    /// Show one volume: what proves its disk, and the story so far.
+    Show(show::Options),
+    /// List the disks that are present.
+    Devices,
+    /// List the exports that NBD clients can ask for.
+    Exports,
+    /// Follow what happens, until Ctrl-C.
+    Watch(watch::Options),
+    /// Have attachd read all disks and exports again.
+    Resync,
+    /// Say whether attachd is well, and what needs a look.
+    #[command(after_help = health::EXIT_STATUSES)]
+    Health,
+    /// Check a configuration and say every mistake with its place. Does not need attachd to run.
+    CheckConfig(check_config::Options),
+}
+
+#[derive(Subcommand)]
+enum IntentCommand {
+    /// Announce a volume: as soon as its disk appears, it is served. Asking again changes nothing.
+    #[command(after_help = intent_add::WAITING)]
+    Add(intent_add::Options),
+    /// Take an intent back: the export goes at once, then the mapping.
+    Withdraw(intent_withdraw::Options),
+}
+
+impl Arguments {
+    /// Does what was asked for, prints the result and returns the exit status.
+    pub fn run(self) -> ExitCode {
+        let output = Output::new(self.json);
+        let status = match self.command {
+            Command::CheckConfig(options) => return check_config::run(&options, &output),
+            command => ask(&self.socket, command, &output),
+        };
+        ExitCode::from(status.unwrap_or_else(|failure| output.failure(&failure)))
+    }
+}
+
+fn ask(socket: &std::path::Path, command: Command, output: &Output) -> Result<u8, Failure> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let runtime = runtime.map_err(|error| Failure::new("NO_RUNTIME", format!("attachctl cannot start: {error}")))?;
+    let client = Client::new(socket)?;
+    runtime.block_on(dispatch(&client, command, output))
+}
+
+async fn dispatch(client: &Client, command: Command, output: &Output) -> Result<u8, Failure> {
+    match command {
+        Command::Intent(IntentCommand::Add(options)) => intent_add::run(client, &options, output).await?,
+        Command::Intent(IntentCommand::Withdraw(options)) => intent_withdraw::run(client, &options, output).await?,
+        Command::List(options) => list::run(client, &options, output).await?,
+        Command::Show(options) => show::run(client, &options, output).await?,
+        Command::Devices => devices::run(client, output).await?,
+        Command::Exports => exports::run(client, output).await?,
+        Command::Watch(options) => watch::run(client, &options, output).await?,
+        Command::Resync => resync::run(client, output).await?,
+        Command::Health => return health::run(client, output).await,
+        Command::CheckConfig(_) => {}
+    }
+    Ok(DONE)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Arguments::command().debug_assert();
+    }
+
+    #[test]
+    fn help_names_every_exit_status() {
+        let help = Arguments::command().render_long_help().to_string();
+        for status in 0..=5 {
+            assert!(help.contains(&format!("\n  {status}  ")), "{status} in {help}");
+        }
+    }
+}

@@ -1,0 +1,76 @@
+//! Standard output for results, standard error for what went wrong; for people or for programs.
+
+use std::io::{self, ErrorKind, IsTerminal, Write};
+
+use serde::de::DeserializeOwned;
+use serde_json::Value;
+
+use super::client::Answer;
+use super::failure::{DONE, FAILED, Failure};
+
+/// Where results go, and in which form.
+pub(super) struct Output {
+    json: bool,
+}
+
+impl Output {
+    /// JSON, or text for people.
+    pub(super) fn new(json: bool) -> Self {
+        Self { json }
+    }
+
+    /// Whether JSON was asked for.
+    pub(super) fn is_json(&self) -> bool {
+        self.json
+    }
+
+    /// Prints an answer: as it came, or in words.
+    pub(super) fn answer<T: DeserializeOwned>(
+        &self,
+        answer: &Answer,
+        words: impl FnOnce(&T) -> String,
+    ) -> Result<(), Failure> {
+        if self.json { self.json(&answer.text) } else { self.text(&words(&answer.read()?)) }
+    }
+
+    /// Prints JSON: over several lines on a terminal, else on one.
+    pub(super) fn json(&self, text: &str) -> Result<(), Failure> {
+        let pretty = || serde_json::to_string_pretty(&serde_json::from_str::<Value>(text).ok()?).ok();
+        let spread = if io::stdout().is_terminal() { pretty() } else { None };
+        self.text(&format!("{}\n", spread.as_deref().unwrap_or(text)))
+    }
+
+    /// Prints text now.
+    #[expect(clippy::unused_self, reason = "whoever prints has an Output")]
+    pub(super) fn text(&self, text: &str) -> Result<(), Failure> {
+        let mut stdout = io::stdout().lock();
+        stdout.write_all(text.as_bytes())?;
+        Ok(stdout.flush()?)
+    }
+
+    /// Says something beside the result. Nothing can be done when nobody can read it.
+    #[expect(clippy::unused_self, reason = "whoever prints has an Output")]
+    pub(super) fn remark(&self, text: &str) {
+        let _ = writeln!(io::stderr(), "{text}");
+    }
+
+    /// Says what went wrong and returns the exit status.
+    pub(super) fn failure(&self, failure: &Failure) -> u8 {
+        match failure {
+            Failure::Told { status, body } => {
+                if self.json {
+                    self.remark(&serde_json::to_string(body).unwrap_or_default());
+                } else {
+                    self.remark(&format!("attachctl: {}\ncode: {}", body.error, body.code));
+                }
+                *status
+            }
+            // The reader has seen enough (`| head`).
+            Failure::Output(error) if error.kind() == ErrorKind::BrokenPipe => DONE,
+            Failure::Output(error) => {
+                self.remark(&format!("attachctl: the result cannot be written: {error}"));
+                FAILED
+            }
+        }
+    }
+}

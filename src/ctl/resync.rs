@@ -1,0 +1,18 @@
+//! `attachctl resync`.
+
+use serde::Deserialize;
+
+use super::client::Client;
+use super::failure::Failure;
+use super::output::Output;
+
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct Resynced {
+    message: String,
+}
+
+pub(super) async fn run(client: &Client, output: &Output) -> Result<(), Failure> {
+    let answer = client.post("resync", None).await?;
+    output.answer(&answer, |resynced: &Resynced| format!("{}\n", resynced.message))
+}

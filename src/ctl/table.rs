@@ -1,0 +1,62 @@
+//! Aligned columns.
+
+use std::fmt;
+
+/// What stands between two columns.
+const GAP: &str = "  ";
+
+/// A table. Empty cells read `-`; the last column may be as long as it likes.
+pub(super) struct Table<const COLUMNS: usize> {
+    rows: Vec<[String; COLUMNS]>,
+}
+
+impl<const COLUMNS: usize> Table<COLUMNS> {
+    /// A table with these headings.
+    pub(super) fn new(headings: [&str; COLUMNS]) -> Self {
+        Self { rows: vec![headings.map(str::to_owned)] }
+    }
+
+    /// Adds a row.
+    pub(super) fn row(&mut self, cells: [String; COLUMNS]) {
+        self.rows.push(cells.map(|cell| if cell.is_empty() { "-".to_owned() } else { cell }));
+    }
+
+    /// The table with its rows, or this sentence when there are none.
+    pub(super) fn or(&self, nothing: &str) -> String {
+        if self.rows.len() > 1 { self.to_string() } else { format!("{nothing}\n") }
+    }
+}
+
+impl<const COLUMNS: usize> fmt::Display for Table<COLUMNS> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut widths = [0; COLUMNS];
+        for row in &self.rows {
+            for (width, cell) in widths.iter_mut().zip(row) {
+                *width = (*width).max(cell.chars().count());
+            }
+        }
+        for row in &self.rows {
+            let cells = row.iter().zip(widths).map(|(cell, width)| format!("{cell:<width$}"));
+            writeln!(f, "{}", cells.collect::<Vec<_>>().join(GAP).trim_end())?;
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn columns_are_as_wide_as_their_widest_cell() {
+        let mut table = Table::new(["A", "LONG", "C"]);
+        table.row(["wider".into(), String::new(), "x y".into()]);
+        table.row(["ö".into(), "1".into(), String::new()]);
+        assert_eq!(table.to_string(), "A      LONG  C\nwider  -     x y\nö      1     -\n");
+    }
+
+    #[test]
+    fn an_empty_table_is_a_sentence() {
+        assert_eq!(Table::new(["A"]).or("Nothing here."), "Nothing here.\n");
+    }
+}

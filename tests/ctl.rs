@@ -1,0 +1,365 @@
+//! attachctl, as a person or a script runs it.
+
+mod common;
+
+use std::fs::File;
+use std::io::{BufRead, BufReader, Read};
+use std::path::Path;
+use std::process::{Child, Command, Output, Stdio};
+
+use common::*;
+use lab::people;
+use serde_json::Value;
+
+fn program() -> &'static Path {
+    Path::new(env!("CARGO_BIN_EXE_attachctl"))
+}
+
+/// What attachctl did.
+struct Ran {
+    status: Option<i32>,
+    out: String,
+    err: String,
+}
+
+impl Ran {
+    fn of(output: &Output) -> Self {
+        let text = |bytes: &[u8]| String::from_utf8(bytes.to_vec()).unwrap();
+        Self { status: output.status.code(), out: text(&output.stdout), err: text(&output.stderr) }
+    }
+
+    /// The output, when the exit status is the expected one.
+    fn expect(self, status: i32) -> Self {
+        assert_eq!(self.status, Some(status), "stdout:\n{}stderr:\n{}", self.out, self.err);
+        assert!(!self.err.contains("panicked"), "{}", self.err);
+        self
+    }
+
+    /// The result as JSON.
+    fn json(self) -> Value {
+        let Ran { out, err, .. } = self.expect(0);
+        assert_eq!((out.lines().count(), err.as_str()), (1, ""), "{out}");
+        serde_json::from_str(&out).unwrap()
+    }
+
+    /// The error as JSON; standard output stays empty.
+    fn json_error(self, status: i32) -> Value {
+        let Ran { out, err, .. } = self.expect(status);
+        assert_eq!((out.as_str(), err.lines().count()), ("", 1), "{err}");
+        serde_json::from_str(&err).unwrap()
+    }
+}
+
+fn ctl(arguments: &[&str]) -> Ran {
+    Ran::of(&Command::new(program()).args(arguments).stdin(Stdio::null()).output().unwrap())
+}
+
+/// attachctl in the background, with its first lines still to be read.
+struct Running {
+    child: Child,
+    out: BufReader<std::process::ChildStdout>,
+}
+
+impl Running {
+    fn start(arguments: &[&str]) -> Self {
+        let mut command = Command::new(program());
+        command.args(arguments).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut child = command.spawn().unwrap();
+        let out = BufReader::new(child.stdout.take().unwrap());
+        Self { child, out }
+    }
+
+    fn line(&mut self) -> String {
+        let mut line = String::new();
+        self.out.read_line(&mut line).unwrap();
+        line.trim_end().to_owned()
+    }
+
+    fn interrupt(&self) {
+        lab::child::Held::open(self.child.id()).unwrap().signal(rustix::process::Signal::INT);
+    }
+
+    fn end(mut self) -> Ran {
+        let mut out = String::new();
+        self.out.read_to_string(&mut out).unwrap();
+        let ended = Ran::of(&self.child.wait_with_output().unwrap());
+        Ran { out, ..ended }
+    }
+}
+
+/// The words of a progress line after its time.
+fn step(line: &str) -> Vec<&str> {
+    line.split_whitespace().skip(2).collect()
+}
+
+#[test]
+fn add_with_wait_shows_every_step_as_it_happens_and_ends_when_the_volume_is_ready() {
+    let (lab, _attachd, _api) = up();
+    let volume = lab.volume();
+    let mut add = Running::start(&["intent", "add", &volume.id, "--vm", "vm-1", "--size", "1048576", "--wait=20"]);
+    let first = add.line();
+    assert!(first.trim_start().starts_with("0.0 ms  intent"), "{first}");
+    assert_eq!(step(&first)[..4], ["intent", "waiting", "VM", "vm-1,"]);
+    let mut disk = lab.disk(&volume.serial, MIB).unwrap();
+    disk.attach().unwrap();
+    let ended = add.end().expect(0);
+    let lines: Vec<_> = ended.out.lines().collect();
+    let (last, steps) = lines.split_last().unwrap();
+    assert_eq!(*last, format!("Volume {} is ready: nbd://127.0.0.1:10809/{}", volume.id, volume.export()));
+    for name in ["proven", "recorded", "published", "ready"] {
+        assert!(steps.iter().any(|line| step(line)[0] == name), "{name} in {}", ended.out);
+    }
+    assert_eq!(step(steps.last().unwrap())[..2], ["ready", "ready"]);
+
+    // The same again: nothing to wait for.
+    let again = ctl(&["intent", "add", &volume.id, "--wait"]).expect(0);
+    assert!(again.out.contains("accepted before: ready") && again.out.contains("is ready: nbd://"), "{}", again.out);
+    let json = ctl(&["--json", "intent", "add", &volume.id, "--wait"]).json();
+    assert_eq!((&json["state"], &json["export"]["state"]), (&"ready".into(), &"served".into()));
+}
+
+#[test]
+fn every_view_is_there_for_people_and_for_programs() {
+    let (lab, _attachd, api) = up();
+    let (volume, disk) = served(&lab, &api);
+    let other = lab.volume();
+    let added = ctl(&["intent", "add", &other.id, "--vm", "vm-2", "--deadline", "0"]).expect(0);
+    assert!(added.out.starts_with(&format!("Intent for volume {} accepted: ", other.id)), "{}", added.out);
+    let (id, node) = (volume.id.as_str(), disk.node());
+    let (node, link) = (node.to_str().unwrap(), volume.link());
+
+    let waited = ctl(&["show", &other.id, "--wait", "expired", "--timeout", "20"]).expect(0).out;
+    assert!(waited.contains("\nreason      DEADLINE_PASSED: "), "{waited}");
+    let list = ctl(&["list"]).expect(0).out;
+    let row = |start: &str| list.lines().find(|line| line.starts_with(start)).unwrap().split_whitespace().collect();
+    let columns: Vec<&str> = row("VOLUME");
+    assert_eq!(columns, ["VOLUME", "STATE", "DEVICE", "SIZE", "EXPORT", "REASON"]);
+    let columns: Vec<&str> = row(id);
+    assert_eq!(columns, [id, "ready", node, "1", "MiB", "served", "-"]);
+    let columns: Vec<&str> = row(&other.id);
+    assert_eq!(columns[1..6], ["expired", "-", "-", "none", "DEADLINE_PASSED:"]);
+    assert_eq!(ctl(&["--json", "list"]).json()["count"], 2);
+    let filtered = ctl(&["list", "--json", "--state", "expired", "--vm", "vm-2"]).json();
+    assert_eq!((&filtered["count"], &filtered["volumes"][0]["volume_id"]), (&1.into(), &other.id.clone().into()));
+    assert_eq!(ctl(&["list", "--state", "lost"]).expect(0).out, "No volume is like that.\n");
+
+    let shown = ctl(&["show", id]).expect(0).out;
+    for part in [
+        &format!("serial      {}\n", volume.serial),
+        "state       ready, since 20",
+        &format!("by-id path  {}\n", link.display()),
+        &format!("device      {node}\n"),
+        "size        1 MiB (1048576 bytes)\n",
+        &format!("            served, nbd://127.0.0.1:10809/{}\n", volume.export()),
+        &format!("evidence    serial {} (scheme loop)\n", volume.serial),
+        &format!("diskseq {}, 1 MiB", disk.diskseq().unwrap()),
+        "timeline\n  AT ",
+        "  published  ",
+        " ms  ",
+    ] {
+        assert!(shown.contains(part), "{part:?} in\n{shown}");
+    }
+    let json = ctl(&["show", id, "--json"]).json();
+    assert_eq!((&json["state"], json["timeline"].as_array().unwrap().len()), (&"ready".into(), 6));
+
+    let devices = ctl(&["devices"]).expect(0).out;
+    let row = devices.lines().find(|line| line.starts_with(&format!("{node} "))).unwrap();
+    let columns: Vec<_> = row.split_whitespace().collect();
+    assert_eq!(columns[2..], ["1", "MiB", &volume.serial, id, "-"]);
+    let json = ctl(&["--json", "devices"]).json();
+    assert!(json["devices"].as_array().unwrap().iter().any(|device| device["node"] == node));
+
+    let exports = ctl(&["exports"]).expect(0).out;
+    let columns: Vec<_> = exports.lines().nth(1).unwrap().split_whitespace().collect();
+    assert_eq!(columns[..2], ["served", link.to_str().unwrap()]);
+    assert!(columns[2].ends_with(&volume.export()));
+    assert_eq!(ctl(&["--json", "exports"]).json()["exports"][0]["state"], "served");
+
+    let health = ctl(&["health"]).expect(0).out;
+    for part in ["healthy: attachd ", "\nvolumes  1 ready, 1 expired\n", "\nbackend  nbdkit up (pid ", "\nstore    ok, "] {
+        assert!(health.contains(part), "{part:?} in\n{health}");
+    }
+    assert_eq!(ctl(&["--json", "health"]).json()["status"], "healthy");
+    assert_eq!(ctl(&["resync"]).expect(0).out.lines().count(), 1);
+    assert!(ctl(&["--json", "resync"]).json()["message"].is_string());
+}
+
+#[test]
+fn a_withdrawal_is_told_and_the_volume_is_gone() {
+    let (lab, _attachd, api) = up();
+    let (volume, _disk) = served(&lab, &api);
+    assert_eq!(ctl(&["intent", "withdraw", &volume.id]).expect(0).out, "Withdrawn: the export is gone\n");
+    let gone = ctl(&["show", &volume.id]).expect(1);
+    let sentence = format!("attachctl: there is no intent for volume {}\ncode: NO_SUCH_INTENT\n", volume.id);
+    assert_eq!((gone.out.as_str(), gone.err), ("", sentence));
+    let again = ctl(&["--json", "intent", "withdraw", "--force", &volume.id]).json_error(1);
+    assert_eq!(again["details"]["volume_id"], volume.id);
+}
+
+#[test]
+fn an_intent_that_differs_is_refused_with_the_field() {
+    let (lab, _attachd, _api) = up();
+    let volume = lab.volume();
+    ctl(&["intent", "add", &volume.id, "--vm", "one"]).expect(0);
+    let other = ctl(&["intent", "add", &volume.id, "--vm", "two"]).expect(1);
+    assert!(other.err.contains("whose vm_id is one, not two"), "{}", other.err);
+    assert!(other.err.ends_with("\ncode: INTENT_DIFFERS\n"), "{}", other.err);
+    let json = ctl(&["--json", "intent", "add", &volume.id, "--vm", "two", "--wait"]).json_error(1);
+    assert_eq!((&json["code"], &json["details"]["field"]), (&"INTENT_DIFFERS".into(), &"vm_id".into()));
+}
+
+#[test]
+fn what_is_no_uuid_is_refused_before_anything_is_asked() {
+    for command in [&["intent", "add"][..], &["intent", "withdraw"], &["show"], &["watch"]] {
+        let refused = ctl(&[command, &["vol-1"]].concat()).expect(2);
+        assert!(refused.err.contains("is not a volume id: it takes a UUID with hyphens, like "), "{}", refused.err);
+    }
+}
+
+#[test]
+fn waiting_in_vain_says_where_the_volume_stands() {
+    let (lab, _attachd, _api) = up();
+    let volume = lab.volume();
+    let ended = ctl(&["intent", "add", &volume.id, "--wait=1"]).expect(3);
+    assert!(ended.err.contains(" is waiting after 1 s, not ready: no disk with its serial is here yet"), "{}", ended.err);
+    assert!(ended.err.ends_with("code: WAIT_TIMEOUT\n"), "{}", ended.err);
+    let json = ctl(&["--json", "intent", "add", &volume.id, "--wait=0"]).json_error(3);
+    assert_eq!(json["details"]["state"], "waiting");
+    let json = ctl(&["--json", "show", &volume.id, "--wait", "ready", "--timeout", "0"]).json_error(3);
+    assert_eq!((&json["code"], &json["details"]["state"]), (&"WAIT_TIMEOUT".into(), &"waiting".into()));
+}
+
+#[test]
+fn a_refused_disk_has_its_own_exit_status_and_may_heal_while_waited_for() {
+    let (lab, _attachd, _api) = up();
+    let volume = lab.volume();
+    let mut disk = lab.disk(&volume.serial, MIB).unwrap();
+    let mut add = Running::start(&["intent", "add", &volume.id, "--size", "2097152", "--wait=2"]);
+    add.line();
+    disk.attach().unwrap();
+    let ended = add.end().expect(4);
+    assert!(ended.out.contains("SIZE_TOO_SMALL: "), "{}", ended.out);
+    assert!(ended.err.contains(" is refused after 2 s, not ready: ") && ended.err.ends_with("code: SIZE_TOO_SMALL\n"));
+    let list = ctl(&["list", "--state", "refused"]).expect(0).out;
+    assert!(list.contains("SIZE_TOO_SMALL: Compare the size"), "{list}");
+    let json = ctl(&["--json", "show", &volume.id, "--wait", "ready", "--timeout", "0"]).json_error(4);
+    assert_eq!(json["details"]["reason"]["code"], "SIZE_TOO_SMALL");
+    let health = ctl(&["health"]).expect(1).out;
+    assert!(health.starts_with("degraded: ") && health.contains("\n  VOLUMES_REFUSED: "), "{health}");
+
+    let mut add = Running::start(&["intent", "add", &volume.id, "--wait=20"]);
+    assert!(add.line().contains("accepted before: refused"));
+    disk.resize(2 * MIB).unwrap();
+    add.end().expect(0);
+}
+
+#[test]
+fn waiting_outlives_a_restart_of_attachd() {
+    let (lab, mut attachd, _api) = up();
+    let volume = lab.volume();
+    let mut add = Running::start(&["intent", "add", &volume.id, "--wait=20"]);
+    add.line();
+    attachd.kill9().unwrap();
+    let _attachd = start(&lab);
+    let mut disk = lab.disk(&volume.serial, MIB).unwrap();
+    disk.attach().unwrap();
+    let ended = add.end().expect(0);
+    assert!(ended.err.contains("looking for it again"), "{}", ended.err);
+}
+
+#[test]
+fn events_are_followed_until_ctrl_c_or_the_end_of_attachd() {
+    let (lab, mut attachd, api) = up();
+    let (one, two) = (lab.volume(), lab.volume());
+    intend(&api, &one);
+    let (mut all, mut only) = (Running::start(&["watch"]), Running::start(&["--json", "watch", &two.id]));
+    let told = follow(&mut all, &mut only, &api, &two);
+    let words: Vec<_> = told.0.split_whitespace().collect();
+    assert_eq!(words[1..], [two.id.as_str(), "withdrawn", "waiting"]);
+    let event: Value = serde_json::from_str(&told.1).unwrap();
+    assert_eq!(event["volume_id"], two.id);
+    all.interrupt();
+    all.end().expect(0);
+    attachd.terminate().unwrap();
+    let ended = only.end().expect(5);
+    assert!(ended.err.contains("STREAM_ENDED"), "{}", ended.err);
+}
+
+/// Nothing says when a listener has begun to listen, so something is made to happen until both have heard of it.
+/// Returns the last line for people and the first for programs.
+fn follow(all: &mut Running, only: &mut Running, api: &lab::Api, volume: &lab::Volume) -> (String, String) {
+    std::thread::scope(|scope| {
+        let heard = (scope.spawn(|| all.line()), scope.spawn(|| only.line()));
+        while !(heard.0.is_finished() && heard.1.is_finished()) {
+            intend(api, volume);
+            withdraw(api, volume);
+        }
+        let (mut line, json) = (heard.0.join().unwrap(), heard.1.join().unwrap());
+        drop(scope);
+        while !line.contains("withdrawn") {
+            line = all.line();
+        }
+        (line, json)
+    })
+}
+
+#[test]
+fn when_attachd_cannot_be_reached_it_says_why() {
+    let mut lab = lab::Lab::new();
+    let missing = ctl(&["list"]).expect(5);
+    assert!(missing.err.contains("there is no socket /run/attachd/attachd.sock: attachd does not run"), "{}", missing.err);
+    assert!(missing.err.contains("systemctl status attachd"), "{}", missing.err);
+    assert_eq!(ctl(&["--json", "--socket", "/nowhere", "list"]).json_error(5)["details"]["socket"], "/nowhere");
+    assert!(ctl(&["health"]).expect(2).err.contains("there is no socket"));
+
+    lab.attachd_config(CONFIG).unwrap();
+    lab.nbdkit_start().unwrap();
+    let mut attachd = start(&lab);
+    let stranger = people::run_as(people::NBD);
+    let mut command = Command::new(&stranger[0]);
+    command.args(&stranger[1..]).arg(lab.reachable(program()).unwrap()).arg("list").current_dir("/");
+    let denied = Ran::of(&command.output().unwrap()).expect(5);
+    assert!(denied.err.contains("this user may not use ") && denied.err.contains("the group attachd"), "{}", denied.err);
+
+    attachd.kill9().unwrap();
+    let refused = ctl(&["show", &lab.volume().id]).expect(5);
+    assert!(refused.err.contains("nobody listens on "), "{}", refused.err);
+}
+
+#[test]
+fn a_configuration_is_checked_as_the_daemon_does_it() {
+    let lab = lab::Lab::new();
+    let path = lab.dir().join("attachd.toml");
+    std::fs::write(&path, "[export]\nlisten = \"127.0.0.1:10809\"\nlistn = 1\n").unwrap();
+    let path = path.to_str().unwrap();
+    let wrong = ctl(&["check-config", "--config", path]).expect(1);
+    assert!(wrong.err.starts_with(&format!("{path}:3:1: ")) && wrong.err.contains("listn"), "{}", wrong.err);
+    let daemons = Command::new(bin()).args(["check-config", "--config", path]).output().unwrap();
+    assert_eq!(wrong.err, Ran::of(&daemons).err);
+    let json = ctl(&["--json", "check-config", "--config", path]).json_error(1);
+    let problem = &json["details"]["problems"][0];
+    assert_eq!((&problem["line"], &problem["column"]), (&3.into(), &1.into()));
+
+    std::fs::write(path, CONFIG).unwrap();
+    assert_eq!(ctl(&["check-config", "--config", path]).expect(0).out, format!("{path}: valid\n"));
+    assert_eq!(ctl(&["--json", "check-config", "--config", path]).json()["valid"], true);
+    // Without --config: the usual place, where a missing file counts as empty.
+    ctl(&["check-config"]).expect(0);
+}
+
+#[test]
+fn a_reader_that_has_seen_enough_is_no_error_and_a_full_disk_is() {
+    let (lab, _attachd, api) = up();
+    intend(&api, &lab.volume());
+    for arguments in [&["list"][..], &["--json", "list"], &["health"], &["devices"]] {
+        let (reader, writer) = std::io::pipe().unwrap();
+        drop(reader);
+        let run = |stdout: Stdio| {
+            Ran::of(&Command::new(program()).args(arguments).stdin(Stdio::null()).stdout(stdout).output().unwrap())
+        };
+        assert_eq!(run(writer.into()).expect(0).err, "");
+        let full = File::options().write(true).open("/dev/full").unwrap();
+        let full = run(full.into()).expect(1);
+        assert!(full.err.contains("the result cannot be written"), "{}", full.err);
+    }
+}

@@ -1,0 +1,292 @@
+//! Bad input and failing parts: a clear error with its code, and nothing is lost or half done.
+
+mod common;
+
+use std::fs;
+use std::io::{Read, Write};
+use std::path::Path;
+use std::process::Command;
+
+use common::*;
+use lab::{Api, AttachdOptions, Lab};
+use serde_json::{Value, json};
+
+/// Sends a body as it is and returns status and code.
+fn post(api: &Api, body: &str) -> (u16, String) {
+    let reply = api.request("POST", "/api/v1/intents", Some(body), SOON).unwrap();
+    assert!(reply.json["error"].as_str().is_some_and(|text| text.len() > 10), "{body}: {}", reply.text);
+    (reply.status, reply.json["code"].as_str().unwrap_or_default().to_owned())
+}
+
+#[test]
+fn each_malformed_request_gets_its_status_its_code_and_a_sentence() {
+    let (_lab, _attachd, api) = up();
+    let id = "b3bb9310-1b59-4f62-97e8-cefffdfe3804";
+    for (body, status, code) in [
+        ("", 400, "EMPTY_BODY"),
+        ("{", 400, "BAD_JSON"),
+        ("volume_id=x", 400, "BAD_JSON"),
+        ("[]", 422, "INVALID_BODY"),
+        ("{}", 422, "INVALID_BODY"),
+        (r#"{"volume_id": 7}"#, 422, "INVALID_BODY"),
+        (r#"{"volume_id": "vol-1"}"#, 400, "NOT_A_VOLUME_ID"),
+        (r#"{"volume_id": "b3bb93101b594f6297e8cefffdfe3804"}"#, 400, "NOT_A_VOLUME_ID"),
+        (&format!(r#"{{"volume_id": "{id}", "volume": "x"}}"#), 422, "INVALID_BODY"),
+        (&format!(r#"{{"volume_id": "{id}", "size_bytes": -1}}"#), 422, "INVALID_BODY"),
+        (&format!(r#"{{"volume_id": "{id}", "size_bytes": 0}}"#), 422, "INVALID_BODY"),
+        (&format!(r#"{{"volume_id": "{id}", "deadline_seconds": 1e99}}"#), 422, "INVALID_BODY"),
+        (&format!(r#"{{"volume_id": "{id}", "vm_id": "{}"}}"#, "x".repeat(65)), 422, "INVALID_BODY"),
+        (&format!(r#"{{"volume_id": "{id}", "vm_id": "a\u0000b"}}"#), 422, "INVALID_BODY"),
+    ] {
+        assert_eq!(post(&api, body), (status, code.to_owned()), "{body}");
+    }
+    let refused = api.post("/api/v1/intents", &json!({ "volume_id": "vol-1" })).unwrap();
+    assert!(refused.text.contains("like b3bb9310-1b59-4f62-97e8-cefffdfe3804"), "{}", refused.text);
+    for (method, path, status, code) in [
+        ("GET", "/", 404, "NO_SUCH_ROUTE"),
+        ("GET", "/api/v1/volume", 404, "NO_SUCH_ROUTE"),
+        ("PUT", "/api/v1/intents", 405, "METHOD_NOT_ALLOWED"),
+        ("DELETE", "/api/v1/volumes", 405, "METHOD_NOT_ALLOWED"),
+        ("GET", "/api/v1/volumes/vol-1", 400, "NOT_A_VOLUME_ID"),
+        ("GET", "/api/v1/volumes/%2e%2e%2f", 400, "NOT_A_VOLUME_ID"),
+        ("GET", "/api/v1/volumes/%ff", 400, "NOT_A_VOLUME_ID"),
+        ("GET", &format!("/api/v1/volumes/{id}"), 404, "NO_SUCH_INTENT"),
+        ("GET", &format!("/api/v1/volumes/{id}?wait=redy"), 400, "INVALID_QUERY"),
+        ("GET", &format!("/api/v1/volumes/{id}?wait=ready"), 404, "NO_SUCH_INTENT"),
+        ("GET", "/api/v1/volumes?stat=ready", 400, "INVALID_QUERY"),
+        ("GET", "/api/v1/events?volume_id=x", 400, "NOT_A_VOLUME_ID"),
+        ("DELETE", &format!("/api/v1/intents/{id}"), 404, "NO_SUCH_INTENT"),
+        ("DELETE", &format!("/api/v1/intents/{id}?force=maybe"), 400, "INVALID_QUERY"),
+    ] {
+        let reply = api.request(method, path, None, SOON).unwrap();
+        assert_eq!((reply.status, &reply.json["code"]), (status, &json!(code)), "{method} {path}: {}", reply.text);
+    }
+    let allow = api.request("PUT", "/api/v1/intents", None, SOON).unwrap();
+    assert_eq!(allow.header("allow").map(|allow| allow.contains("POST")), Some(true), "{:?}", allow.headers);
+    let list = api.get("/api/v1/intents").unwrap().expect(200).unwrap();
+    assert_eq!(list["count"], 0, "nothing of all this was accepted");
+}
+
+#[test]
+fn a_body_of_ten_megabytes_is_refused_without_being_taken_in() {
+    let (_lab, attachd, api) = up();
+    let mut stream = api.connect(SOON).unwrap();
+    write!(stream, "POST /api/v1/intents HTTP/1.1\r\nHost: x\r\nContent-Length: 10485760\r\n\r\n").unwrap();
+    let piece = vec![b' '; 1 << 16];
+    // The daemon may hang up before everything is sent.
+    for _ in 0..160 {
+        if stream.write_all(&piece).is_err() {
+            break;
+        }
+    }
+    let mut answer = Vec::new();
+    let _ = stream.read_to_end(&mut answer);
+    let answer = String::from_utf8_lossy(&answer);
+    assert!(answer.starts_with("HTTP/1.1 413") && answer.contains("BODY_TOO_LARGE"), "{answer}");
+    let status = fs::read_to_string(format!("/proc/{}/status", attachd.pid().unwrap())).unwrap();
+    let resident = status.lines().find(|line| line.starts_with("VmHWM")).unwrap();
+    let kib: u64 = resident.split_whitespace().nth(1).unwrap().parse().unwrap();
+    assert!(kib < 60_000, "{resident}");
+}
+
+/// No client can hold the daemon up: neither by sending half a request, nor by many at once.
+#[test]
+fn half_sent_requests_hold_nobody_up_and_are_ended() {
+    let (lab, mut attachd, api) = up();
+    let half: Vec<_> = ["GET /api/v1/hea", "POST /api/v1/intents HTTP/1.1\r\nHost: x\r\nContent-Length: 99\r\n\r\n{", ""]
+        .iter()
+        .cycle()
+        .take(150)
+        .map(|text| {
+            let mut stream = api.connect(SOON).unwrap();
+            stream.write_all(text.as_bytes()).unwrap();
+            stream
+        })
+        .collect();
+    let (volume, _disk) = served(&lab, &api);
+    assert_eq!(show(&api, &volume)["state"], "ready", "with 150 half-sent requests open");
+    // The daemon ends each by itself, with a word where there is somebody to say it to.
+    for mut stream in half {
+        let mut answer = Vec::new();
+        stream.read_to_end(&mut answer).unwrap();
+        let answer = String::from_utf8_lossy(&answer);
+        assert!(answer.is_empty() || answer.starts_with("HTTP/1.1 408"), "{answer}");
+    }
+    assert!(attachd.terminate().unwrap().success());
+}
+
+#[test]
+fn a_request_head_that_is_too_long_or_no_http_is_refused() {
+    let (_lab, _attachd, api) = up();
+    let long = format!("GET /{} HTTP/1.1\r\nHost: x\r\n\r\n", "x".repeat(100_000));
+    let many = format!("GET /api/v1/health HTTP/1.1\r\n{}\r\n", "X-A: b\r\n".repeat(200));
+    for bytes in [long.as_bytes(), many.as_bytes(), b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03\r\n\r\n"] {
+        let answer = api.raw(bytes, SOON).unwrap_or_default();
+        let answer = String::from_utf8_lossy(&answer).into_owned();
+        assert!(answer.is_empty() || answer.starts_with("HTTP/1.1 4"), "{answer}");
+    }
+    api.get("/api/v1/health").unwrap().expect(200).unwrap();
+}
+
+#[test]
+fn listeners_are_limited_and_told_so() {
+    let (_lab, _attachd, api) = up();
+    let listeners: Vec<_> = (0..128).map(|_| api.events().unwrap()).collect();
+    let refused = api.get("/api/v1/events").unwrap();
+    assert_eq!((refused.status, &refused.json["code"]), (503, &json!("TOO_MANY_LISTENERS")));
+    api.get("/api/v1/health").unwrap().expect(200).unwrap();
+    drop(listeners);
+}
+
+/// A start that cannot succeed says why, and what to do.
+fn start_fails(lab: &Lab) -> String {
+    let options = AttachdOptions { wait_ready: false, ..Default::default() };
+    let mut attachd = lab.attachd_start(bin(), &options).unwrap();
+    let status = attachd.wait_exit(SOON).unwrap();
+    assert!(!status.success());
+    attachd.stderr_text()
+}
+
+#[test]
+fn a_typo_in_the_configuration_is_told_with_line_and_column_and_so_is_every_other() {
+    let mut lab = Lab::new();
+    lab.nbdkit_start().unwrap();
+    lab.attachd_config("[device]\nscheme = [\"loop\"]\n[export]\nlisten = \"0.0.0.0:10809\"\n").unwrap();
+    let text = start_fails(&lab);
+    assert!(text.contains("attachd.toml:2:1: [device] has no key \"scheme\"; it has schemes"), "{text}");
+    assert!(text.contains("attachd.toml:4:10: [export] other hosts reach this address"), "{text}");
+}
+
+#[test]
+fn a_database_file_that_is_not_a_database_is_named_and_left_alone() {
+    let mut lab = Lab::new();
+    lab.attachd_config(CONFIG).unwrap();
+    lab.nbdkit_start().unwrap();
+    let garbage = "this is not a database, it is a letter to somebody ".repeat(100);
+    fs::write("/var/lib/attachd/attachd.db", &garbage).unwrap();
+    std::os::unix::fs::chown("/var/lib/attachd/attachd.db", Some(lab::people::ATTACHD.id), None).unwrap();
+    let text = start_fails(&lab);
+    assert!(text.contains("/var/lib/attachd/attachd.db") && text.contains("not a database"), "{text}");
+    assert_eq!(fs::read_to_string("/var/lib/attachd/attachd.db").unwrap(), garbage);
+}
+
+#[test]
+fn a_second_daemon_on_the_same_store_is_refused_and_the_first_goes_on() {
+    let (lab, _attachd, api) = up();
+    let text = start_fails(&lab);
+    assert!(text.contains("another attachd uses /var/lib/attachd/attachd.db"), "{text}");
+    api.get("/api/v1/health").unwrap().expect(200).unwrap();
+}
+
+/// Full from the start: the intent is refused and leaves nothing; full at the match: it waits, and goes on by itself.
+#[test]
+fn a_full_disk_refuses_intents_and_delays_mappings_and_loses_neither() {
+    let mut lab = Lab::new();
+    let small = "/run/small";
+    fs::create_dir(small).unwrap();
+    let owner = format!("size=2m,mode=0755,uid={},gid={}", lab::people::ATTACHD.id, lab::people::ATTACHD.id);
+    run("mount", &["-t", "tmpfs", "-o", &owner, "tmpfs", small]);
+    // The rules test for claims in their usual place.
+    lab.attachd_config(&format!("{CONFIG}[store]\npath = \"{small}/attachd.db\"\n")).unwrap();
+    lab.nbdkit_start().unwrap();
+    let mut attachd = start(&lab);
+    let api = attachd.api();
+    let early = lab.volume();
+    intend(&api, &early);
+
+    let filler = Path::new(small).join("filler");
+    fill(&filler);
+    let refused = lab.volume();
+    let reply = api.post("/api/v1/intents", &json!({ "volume_id": refused.id })).unwrap().expect(503).unwrap();
+    assert_eq!(reply["code"], "STORE_FAILED");
+    assert!(reply["error"].as_str().unwrap().contains("full"), "{reply:#}");
+    assert_eq!(api.get(&format!("/api/v1/intents/{}", refused.id)).unwrap().status, 404);
+    let sick = api.get("/api/v1/health").unwrap();
+    assert_eq!((sick.status, &sick.json["status"]), (503, &json!("unhealthy")));
+
+    let mut disk = lab.disk(&early.serial, MIB).unwrap();
+    let mut events = api.events().unwrap();
+    disk.attach().unwrap();
+    let stuck = events.wait_for(|event| event["reason"]["code"] == "STORE_FAILED", SOON).unwrap();
+    assert_eq!(stuck["state"], "matched");
+    assert!(!lab.nbd_connects(&early.export()), "nothing is served that is not recorded");
+
+    fs::remove_file(&filler).unwrap();
+    assert_eq!(health(&api)["store"]["state"], "ok", "health tells what is true now");
+    wait(&api, &early, "ready");
+    intend(&api, &refused);
+    attachd.kill9().unwrap();
+    let attachd = start(&lab);
+    assert_eq!(attachd.api().get("/api/v1/intents").unwrap().expect(200).unwrap()["count"], 2);
+    assert_eq!(health(&attachd.api())["status"], "healthy");
+    // Mounted in this lab's own namespace; still, nothing is left busy.
+    drop(attachd);
+    run("umount", &[small]);
+}
+
+#[test]
+fn a_claim_that_cannot_be_written_takes_the_intent_back() {
+    let (lab, _attachd, api) = up();
+    let claims = "/var/lib/attachd/claims";
+    run("chown", &["root", claims]);
+    let volume = lab.volume();
+    let reply = api.post("/api/v1/intents", &json!({ "volume_id": volume.id })).unwrap().expect(503).unwrap();
+    assert!(reply["error"].as_str().unwrap().contains("claim"), "{reply:#}");
+    assert_eq!(api.get("/api/v1/intents").unwrap().expect(200).unwrap()["count"], 0);
+    run("chown", &["attachd", claims]);
+    intend(&api, &volume);
+}
+
+#[test]
+fn a_folder_of_exports_that_cannot_be_written_is_said_and_heals() {
+    let (lab, _attachd, api) = up();
+    let exports = "/run/attachd/exports";
+    run("chown", &["root", exports]);
+    let volume = lab.volume();
+    intend(&api, &volume);
+    let mut disk = lab.disk(&volume.serial, MIB).unwrap();
+    let mut events = api.events().unwrap();
+    disk.attach().unwrap();
+    let stuck = events.wait_for(|event| event["reason"]["code"] == "EXPORT_FOLDER", SOON).unwrap();
+    assert_eq!(stuck["state"], "exporting");
+    assert!(stuck["reason"]["message"].as_str().unwrap().contains("Permission denied"), "{stuck:#}");
+    run("chown", &["attachd", exports]);
+    wait(&api, &volume, "ready");
+}
+
+#[test]
+fn what_attachd_did_not_make_in_the_served_folder_is_named() {
+    let (_lab, _attachd, api) = up();
+    fs::write("/run/attachd/exports/by-hand", "").unwrap();
+    resync(&api);
+    let sick = health(&api);
+    let codes: Vec<&Value> = sick["problems"].as_array().unwrap().iter().map(|problem| &problem["code"]).collect();
+    assert_eq!(codes, [&json!("FOREIGN_EXPORTS")]);
+    assert!(Path::new("/run/attachd/exports/by-hand").exists(), "foreign files are not touched");
+}
+
+#[test]
+fn every_route_is_in_the_openapi_document_and_metrics_are_readable() {
+    let (lab, _attachd, api) = up();
+    let (_volume, _disk) = served(&lab, &api);
+    let document = api.get("/api/v1/openapi.json").unwrap().expect(200).unwrap();
+    for path in ["/api/v1/intents", "/api/v1/intents/{volume_id}", "/api/v1/volumes", "/api/v1/volumes/{volume_id}",
+        "/api/v1/devices", "/api/v1/exports", "/api/v1/resync", "/api/v1/events", "/api/v1/health", "/metrics"] {
+        assert!(document["paths"][path].is_object(), "{path}");
+    }
+    let metrics = api.get("/metrics").unwrap();
+    assert_eq!(metrics.status, 200);
+    assert!(metrics.text.contains("attachd_volumes{state=\"ready\"} 1"), "{}", metrics.text);
+    assert!(metrics.text.contains("attachd_backend_up 1"), "{}", metrics.text);
+}
+
+fn fill(path: &Path) {
+    let mut file = fs::File::create(path).unwrap();
+    let piece = [0; 4096];
+    while file.write_all(&piece).is_ok() {}
+}
+
+fn run(program: &str, arguments: &[&str]) {
+    let status = Command::new(program).args(arguments).status().unwrap();
+    assert!(status.success(), "{program} {arguments:?}");
+}
