@@ -190,8 +190,10 @@ mod tests {
         fn a_serial_is_the_first_20_hex_digits_of_any_volume(bits in any::<u128>()) {
             let uuid = Uuid::from_u128(bits);
             let volume: VolumeId = uuid.to_string().parse().unwrap();
-            prop_assert_eq!(volume.serial().as_str(), &uuid.simple().to_string()[..20]);
-            prop_assert_eq!(volume.serial().as_str().parse::<Serial>().unwrap(), volume.serial());
+            let simple = uuid.simple().to_string();
+            let serial = volume.serial();
+            prop_assert_eq!(serial.as_str(), &simple[..20]);
+            prop_assert_eq!(serial.as_str().parse::<Serial>().unwrap(), serial);
         }
 
         #[test]

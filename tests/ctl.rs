@@ -273,10 +273,15 @@ fn events_are_followed_until_ctrl_c_or_the_end_of_attachd() {
     let (one, two) = (lab.volume(), lab.volume());
     intend(&api, &one);
     let (mut all, mut only) = (Running::start(&["watch"]), Running::start(&["--json", "watch", &two.id]));
-    let told = follow(&mut all, &mut only, &api, &two);
-    let words: Vec<_> = told.0.split_whitespace().collect();
-    assert_eq!(words[1..], [two.id.as_str(), "withdrawn", "waiting"]);
-    let event: Value = serde_json::from_str(&told.1).unwrap();
+    let (mut line, json) = first_lines(&mut all, &mut only, || {
+        intend(&api, &two);
+        withdraw(&api, &two);
+    });
+    while !line.contains("withdrawn") {
+        line = all.line();
+    }
+    assert_eq!(line.split_whitespace().collect::<Vec<_>>()[1..], [two.id.as_str(), "withdrawn", "waiting"]);
+    let event: Value = serde_json::from_str(&json).unwrap();
     assert_eq!(event["volume_id"], two.id);
     all.interrupt();
     all.end().expect(0);
@@ -286,20 +291,13 @@ fn events_are_followed_until_ctrl_c_or_the_end_of_attachd() {
 }
 
 /// Nothing says when a listener has begun to listen, so something is made to happen until both have heard of it.
-/// Returns the last line for people and the first for programs.
-fn follow(all: &mut Running, only: &mut Running, api: &lab::Api, volume: &lab::Volume) -> (String, String) {
+fn first_lines(one: &mut Running, other: &mut Running, happen: impl Fn()) -> (String, String) {
     std::thread::scope(|scope| {
-        let heard = (scope.spawn(|| all.line()), scope.spawn(|| only.line()));
-        while !(heard.0.is_finished() && heard.1.is_finished()) {
-            intend(api, volume);
-            withdraw(api, volume);
+        let (one, other) = (scope.spawn(|| one.line()), scope.spawn(|| other.line()));
+        while !(one.is_finished() && other.is_finished()) {
+            happen();
         }
-        let (mut line, json) = (heard.0.join().unwrap(), heard.1.join().unwrap());
-        drop(scope);
-        while !line.contains("withdrawn") {
-            line = all.line();
-        }
-        (line, json)
+        (one.join().unwrap(), other.join().unwrap())
     })
 }
 

@@ -163,14 +163,14 @@ impl Section {
 /// What the figures were taken on.
 pub(crate) fn machine() -> Result<String> {
     let cores = std::thread::available_parallelism()?;
-    let uname = rustix::system::uname();
+    let kernel = fs::read_to_string("/proc/sys/kernel/osrelease")?;
     let model = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
     let model = model.lines().find_map(|line| line.strip_prefix("model name")?.split_once(": ")).map(|(_, name)| name);
     let date = jiff::Timestamp::now().strftime("%Y-%m-%d");
     Ok(format!(
         "{cores} cores ({}), Linux {}, {date}, attachd {} (release profile)",
         model.unwrap_or("unknown model"),
-        uname.release().to_string_lossy(),
+        kernel.trim(),
         env!("CARGO_PKG_VERSION"),
     ))
 }

@@ -28,7 +28,7 @@ use tokio::task::JoinHandle;
 
 use crate::Plan;
 use crate::report::{Goal, Samples, Section, Table, ms};
-use crate::setup::{self, EXPORTS, LIMIT, PORT, Witness, now_ns, on_timeline, runtime, time_ns};
+use crate::setup::{self, EXPORTS, LIMIT, PORT, Witness, on_timeline, runtime, time_ns};
 
 const SIZE: u64 = 1 << 20;
 
@@ -331,7 +331,9 @@ impl Floor {
         let options = SqliteConnectOptions::new()
             .filename(&file)
             .journal_mode(SqliteJournalMode::Wal)
-            .synchronous(SqliteSynchronous::Full);
+            .synchronous(SqliteSynchronous::Full)
+            // There are no intents here for mappings to belong to.
+            .foreign_keys(false);
         let runtime = runtime()?;
         let connection = runtime.block_on(options.connect())?;
         Ok(Self { runtime, connection, handshake: Handshake::Blocking, chosen: String::new() })
@@ -381,10 +383,8 @@ impl Floor {
         let (volume, mut disk) = stage.claimed_disk()?;
         // Everything that can be known beforehand is; and the file's caches are in the state they have for the others.
         let (link, place, export) = (volume.link(), Path::new(EXPORTS).join(volume.export()), volume.export());
-        let (major, minor) = {
-            stage.attach(&mut disk)?;
-            disk.devnum()
-        };
+        stage.attach(&mut disk)?;
+        let (major, minor) = disk.devnum();
         let diskseq = i64::try_from(disk.diskseq()?)?;
         let upsert = sqlx::query(UPSERT)
             .bind(&volume.id)
@@ -396,7 +396,7 @@ impl Floor {
             .bind(i64::try_from(SIZE)?)
             .bind(false)
             .bind("00000000-0000-0000-0000-000000000000")
-            .bind(now_ns().div_euclid(1000).to_string().parse::<i64>()?);
+            .bind(Timestamp::now().as_microsecond());
 
         let begun = Instant::now();
         self.runtime.block_on(upsert.execute(&mut self.connection))?;
@@ -415,22 +415,12 @@ impl Floor {
     }
 }
 
-/// The daemon's own tables in another file, without their ties to intents, which these contenders do not have.
+/// The daemon's own tables in another file.
 fn create_store(file: &Path) -> Result<()> {
-    let runtime = runtime()?;
-    runtime.block_on(async {
+    runtime()?.block_on(async {
         let (store, task, _) = Store::open(file, 90, PORT).await?;
         drop(store);
-        task.await?;
-        let mut connection = SqliteConnectOptions::new().filename(file).foreign_keys(false).connect().await?;
-        sqlx::raw_sql("DROP TABLE mappings").execute(&mut connection).await?;
-        let schema = include_str!("../../migrations/0001_initial.sql");
-        let table = schema.split("CREATE TABLE ").find(|part| part.starts_with("mappings"));
-        let table = table.and_then(|part| part.split_once(';')).context("the schema has a table mappings")?.0;
-        let table = table.replace("REFERENCES intents (volume_id) ON DELETE CASCADE", "");
-        sqlx::raw_sql(sqlx::AssertSqlSafe(format!("CREATE TABLE {table}"))).execute(&mut connection).await?;
-        sqlx::Connection::close(connection).await?;
-        Ok(())
+        Ok(task.await?)
     })
 }
 

@@ -35,12 +35,10 @@ impl Checks {
 
     /// The same, to be counted in the last line.
     pub(crate) fn add_about(&mut self, about: About, what: &str, result: Result<String>) {
-        let (word, detail) = match &result {
-            Ok(detail) => ("ok ", detail.clone()),
-            Err(error) => ("NOT", format!("{error:#}")),
-        };
-        print_folded(&format!(" {word} "), &if detail.is_empty() { what.to_owned() } else { format!("{what}: {detail}") });
-        self.0.push(Check { about, what: what.to_owned(), held: result.is_ok() });
+        let held = result.is_ok();
+        let detail = result.unwrap_or_else(|error| format!("{error:#}"));
+        print_folded(if held { " ok  " } else { " NOT " }, &format!("{what}: {detail}"));
+        self.0.push(Check { about, what: what.to_owned(), held });
     }
 
     pub(crate) fn all_held(&self) -> bool {

@@ -32,11 +32,11 @@ pub(crate) fn killed_between_match_and_ready(stage: &mut Stage) -> Result<()> {
     story.read(&stage.api)?;
     story.tell();
 
-    let state = at_the_kill["state"].as_str().unwrap_or_default();
-    let result = if state == "exporting" {
-        Ok(format!("state {state}, export {}", at_the_kill["export"]["state"].as_str().unwrap_or_default()))
+    let (stood, export) = (&at_the_kill["state"], &at_the_kill["export"]["state"]);
+    let result = if stood == "exporting" {
+        Ok(format!("state {stood}, export {export}"))
     } else {
-        Err(anyhow::anyhow!("the state was {state}"))
+        Err(anyhow::anyhow!("the state was {stood}"))
     };
     stage.checks.add("killed between match and ready", result);
     let result = if open == stage.served.len() {

@@ -24,8 +24,11 @@ use anyhow::{Context, Result, anyhow, ensure};
 use check::Checks;
 use stage::Stage;
 
+/// One part of the demonstration.
+type Scene = fn(&mut Stage) -> Result<()>;
+
 /// What is shown, in this order: later scenes rely on what earlier ones left served.
-const SCENES: &[(&str, fn(&mut Stage) -> Result<()>)] = &[
+const SCENES: &[(&str, Scene)] = &[
     ("attachd and nbdkit run as their own unprivileged users", host::users_are_unprivileged),
     ("an intent before its device", arrive::intent_before_its_device),
     ("an intent after its device", arrive::intent_after_its_device),
@@ -40,23 +43,26 @@ const SCENES: &[(&str, fn(&mut Stage) -> Result<()>)] = &[
 ];
 
 fn main() -> ExitCode {
-    let mut checks = Checks::default();
-    match attachd().and_then(|program| Stage::set(program, std::mem::take(&mut checks))) {
+    let checks = match attachd().and_then(Stage::set) {
         Ok(mut stage) => {
             for (number, (title, scene)) in SCENES.iter().enumerate() {
                 println!("\n{:─<100}", format!("── {}. {title} ", number + 1));
-                play(&mut stage, title, scene);
+                play(&mut stage, title, *scene);
             }
-            checks = stage.strike();
+            stage.strike()
         }
-        Err(error) => checks.add("the stage is set", Err(error)),
-    }
+        Err(error) => {
+            let mut checks = Checks::default();
+            checks.add("the stage is set", Err(error));
+            checks
+        }
+    };
     println!("\ndemo: {}", checks.summary());
     if checks.all_held() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
 /// Plays one scene. One that breaks off counts as a failed check, and the next one is played all the same.
-fn play(stage: &mut Stage, title: &str, scene: &fn(&mut Stage) -> Result<()>) {
+fn play(stage: &mut Stage, title: &str, scene: Scene) {
     let result = catch_unwind(AssertUnwindSafe(|| scene(stage)));
     let result = result.unwrap_or_else(|_| Err(anyhow!("a panic (see above)")));
     if let Err(error) = result {

@@ -34,14 +34,14 @@ pub(crate) struct Stage {
 
 impl Stage {
     /// Builds the world and starts udevd, nbdkit and attachd.
-    pub(crate) fn set(program: PathBuf, checks: Checks) -> Result<Self> {
+    pub(crate) fn set(program: PathBuf) -> Result<Self> {
         let mut lab = Lab::builder().build().context("building the lab")?;
         lab.attachd_config(CONFIG)?;
         lab.nbdkit_start()?;
         let ear = Ear::new()?;
         let attachd = lab.attachd_start(&program, &AttachdOptions::default())?;
         println!("attachd: {}; a private world with its own udevd, nbdkit and loop devices", program.display());
-        Ok(Self { served: Vec::new(), api: attachd.api(), attachd, ear, lab, checks, program })
+        Ok(Self { served: Vec::new(), api: attachd.api(), attachd, ear, lab, checks: Checks::default(), program })
     }
 
     /// Starts attachd again, on the same folders.
@@ -56,7 +56,7 @@ impl Stage {
         if !self.checks.all_held() {
             let log = self.attachd.stderr_text();
             let lines: Vec<&str> = log.lines().collect();
-            println!("\nattachd's last words:\n{}", lines[lines.len().saturating_sub(40)..].join("\n"));
+            println!("\nattachd's last words:\n{}", lines[lines.len().saturating_sub(20)..].join("\n"));
         }
         self.checks
     }
@@ -119,7 +119,7 @@ impl Stage {
         let seen = millis(since, Timestamp::now());
         let took = millis(since, time_of(revoked)?);
         ensure!(took < AT_ONCE_MS, "it took {took:.3} ms from {cause}");
-        Ok(format!("{took:.3} ms after {cause}; {seen:.0} ms after it list, GET exports and a new client had all shown so"))
+        Ok(format!("{took:.3} ms after {cause}; after {seen:.0} ms the server, GET exports and a new client agreed"))
     }
 
     /// No export of that name: not in the server's list, not in attachd's, not for a new client.

@@ -175,3 +175,93 @@ pub fn check(
     };
     Some(judge())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::facts::sample::{DEVNUM, SIZE, device, ground, spoilt, volume};
+    use super::*;
+
+    const OTHER: DevNum = DevNum { major: 254, minor: 32 };
+
+    fn judge(present: &[&Device], wanted: Option<u64>) -> Result<Evidence, Refusal> {
+        check(&ground(), present, wanted, Timestamp::UNIX_EPOCH).unwrap()
+    }
+
+    #[test]
+    fn a_sound_disk_is_evidence_with_everything_it_rests_on() {
+        let evidence = judge(&[&device()], Some(SIZE)).unwrap();
+        let expected = Evidence {
+            serial: volume().serial(),
+            scheme: "virtio".into(),
+            link: "/dev/disk/by-id/virtio-b3bb93101b594f6297e8".into(),
+            devnum: DEVNUM,
+            diskseq: 5,
+            size_bytes: SIZE,
+            read_only: false,
+            boot_id: "this boot".into(),
+            at: Timestamp::UNIX_EPOCH,
+        };
+        assert_eq!(evidence, expected);
+    }
+
+    #[test]
+    fn every_failed_check_is_refused_by_its_name_and_says_what_to_do() {
+        let twin = spoilt(|facts, _| (facts.devnum, facts.name) = (OTHER, "vdc".into()));
+        let cases = [
+            ("DISKSEQ_MOVED", spoilt(|facts, _| facts.diskseq_after = 6), "diskseq 5, then 6", "event of the new disk"),
+            ("IN_USE_BY_HOST", spoilt(|_, id| id.uses = vec![Use::Mounted("/srv".into()), Use::Swap]),
+                "mounted at /srv, used as swap", "attachctl resync"),
+            ("SIZE_ZERO", spoilt(|facts, _| facts.size_bytes = 0), "/dev/vdb has size 0", "CloudStack"),
+            ("SIZE_TOO_SMALL", spoilt(|facts, _| facts.size_bytes = SIZE - 1), "1073741823 bytes", "CloudStack"),
+            ("LINK_MISSING", spoilt(|_, id| id.link_target = LinkTarget::Missing), "does not exist",
+                "udevadm trigger --action=change /dev/vdb"),
+            ("LINK_ELSEWHERE", spoilt(|_, id| id.link_target = LinkTarget::Device(OTHER, 990)), "leads to device 254:32",
+                "udevadm trigger --action=change /dev/vdb"),
+            ("LINK_ELSEWHERE", spoilt(|_, id| id.link_target = LinkTarget::Other), "no block device",
+                "udevadm trigger --action=change /dev/vdb"),
+            ("NOT_MARKED", spoilt(|_, id| id.link_target = LinkTarget::Device(DEVNUM, 6)), "its group is 6",
+                "udevadm trigger --action=add /dev/vdb"),
+        ];
+        for (code, device, says, hint) in cases {
+            let refusal = judge(&[&device], Some(SIZE)).unwrap_err();
+            assert_eq!(refusal.code(), code);
+            assert!(refusal.to_string().contains(says), "{code}: {refusal}");
+            assert!(refusal.hint().contains(hint), "{code}: {}", refusal.hint());
+        }
+        let refusal = judge(&[&device(), &twin], None).unwrap_err();
+        assert_eq!(refusal.code(), "DUPLICATE_SERIAL");
+        assert!(refusal.to_string().contains("/dev/vdb (254:16) and /dev/vdc (254:32)"), "{refusal}");
+        assert!(refusal.hint().contains("Detach"), "{}", refusal.hint());
+    }
+
+    #[test]
+    fn a_larger_disk_than_the_intent_named_is_fine_and_so_is_any_size_when_it_named_none() {
+        assert!(judge(&[&device()], Some(SIZE - 512)).is_ok());
+        assert!(judge(&[&device()], None).is_ok());
+        assert!(judge(&[&device()], Some(SIZE + 1)).is_err());
+    }
+
+    #[test]
+    fn without_a_disk_or_without_a_serial_there_is_nothing_to_judge() {
+        assert!(check(&ground(), &[], None, Timestamp::UNIX_EPOCH).is_none());
+        let mut nameless = device();
+        nameless.facts.identity = Err(super::super::facts::NoIdentity::NoSerial);
+        assert!(check(&ground(), &[&nameless], None, Timestamp::UNIX_EPOCH).is_none());
+    }
+
+    #[test]
+    fn evidence_agrees_whenever_only_the_time_differs() {
+        let evidence = judge(&[&device()], None).unwrap();
+        let later = Evidence { at: Timestamp::MAX, ..evidence.clone() };
+        assert!(evidence.agrees(&later));
+        for other in [
+            Evidence { diskseq: 6, ..evidence.clone() },
+            Evidence { devnum: OTHER, ..evidence.clone() },
+            Evidence { boot_id: "the boot before".into(), ..evidence.clone() },
+            Evidence { size_bytes: 1, ..evidence.clone() },
+            Evidence { read_only: true, ..evidence.clone() },
+        ] {
+            assert!(!evidence.agrees(&other), "{other:?}");
+        }
+    }
+}

@@ -98,3 +98,53 @@ impl Facts {
         self.identity.as_ref().ok().map(|identity| identity.serial)
     }
 }
+
+#[cfg(test)]
+pub(crate) mod sample {
+    //! A disk that passes every check, to be spoilt in one place.
+
+    use super::*;
+    use crate::device::evidence::Ground;
+    use crate::device::table::Device;
+    use crate::identity::VolumeId;
+
+    pub(crate) const DEVNUM: DevNum = DevNum { major: 254, minor: 16 };
+    pub(crate) const SIZE: u64 = 1 << 30;
+    const NBD_GID: u32 = 990;
+
+    pub(crate) fn volume() -> VolumeId {
+        "b3bb9310-1b59-4f62-97e8-cefffdfe3804".parse().unwrap()
+    }
+
+    pub(crate) fn ground() -> Ground {
+        Ground { boot_id: "this boot".into(), nbd_gid: NBD_GID }
+    }
+
+    pub(crate) fn device() -> Device {
+        let identity = Identity {
+            scheme: "virtio",
+            serial: volume().serial(),
+            link: format!("/dev/disk/by-id/virtio-{}", volume().serial()),
+            link_target: LinkTarget::Device(DEVNUM, NBD_GID),
+            uses: Vec::new(),
+        };
+        let facts = Facts {
+            devnum: DEVNUM,
+            name: "vdb".into(),
+            diskseq: 5,
+            diskseq_after: 5,
+            size_bytes: SIZE,
+            read_only: false,
+            identity: Ok(identity),
+        };
+        Device { facts, reading: 1, settled: true, heard_at: None }
+    }
+
+    pub(crate) fn spoilt(spoil: impl FnOnce(&mut Facts, &mut Identity)) -> Device {
+        let mut device = device();
+        let mut identity = device.facts.identity.clone().unwrap();
+        spoil(&mut device.facts, &mut identity);
+        device.facts.identity = Ok(identity);
+        device
+    }
+}

@@ -158,3 +158,296 @@ fn proven(desired: &Desired<'_>, observed: &Observed<'_>, evidence: Evidence) ->
         None => Decision { state: State::Exporting, reason: None, revoke: false, step: None },
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::device::facts::sample::{DEVNUM, device, ground, spoilt, volume};
+    use crate::device::facts::{LinkTarget, Use};
+    use proptest::prelude::*;
+    use std::borrow::Cow;
+
+    fn now() -> Timestamp {
+        Timestamp::from_second(1_000_000).unwrap()
+    }
+
+    fn intent(deadline_seconds: Option<u32>) -> Intent {
+        Intent {
+            volume: volume(),
+            vm_id: String::new(),
+            size_bytes: None,
+            deadline_seconds,
+            created_at: now(),
+            uid: None,
+        }
+    }
+
+    /// Everything `decide` sees of one volume, owned.
+    #[derive(Debug, Clone)]
+    struct Scene {
+        now: Timestamp,
+        deadline: Option<u32>,
+        mapping: Option<Evidence>,
+        present: Vec<Device>,
+        fresh: bool,
+        published: bool,
+        proven: bool,
+        udevd_silent: bool,
+        server: Option<Server>,
+        trouble: Option<Reason>,
+        standing: State,
+    }
+
+    impl Scene {
+        /// A disk is there; nothing was done yet.
+        fn new() -> Self {
+            Self {
+                now: now(),
+                deadline: None,
+                mapping: None,
+                present: vec![device()],
+                fresh: true,
+                published: false,
+                proven: false,
+                udevd_silent: false,
+                server: Some(Server::Up { pid: 1 }),
+                trouble: None,
+                standing: State::Waiting,
+            }
+        }
+
+        fn served() -> Self {
+            let mapping = evidence::check(&ground(), &[&device()], None, now()).unwrap().unwrap();
+            Self { mapping: Some(mapping), published: true, proven: true, standing: State::Ready, ..Self::new() }
+        }
+
+        fn decide(&self) -> Decision {
+            let (intent, ground) = (intent(self.deadline), ground());
+            let present: Vec<&Device> = self.present.iter().collect();
+            let observed = Observed {
+                now: self.now,
+                ground: &ground,
+                present: &present,
+                fresh: self.fresh,
+                published: self.published,
+                proven: self.proven,
+                udevd_silent: self.udevd_silent,
+                server: self.server.as_ref(),
+                trouble: self.trouble.as_ref(),
+                standing: (self.standing, None),
+            };
+            decide(&Desired { intent: &intent, mapping: self.mapping.as_ref() }, &observed)
+        }
+
+        /// Does what was decided, as the engine would when everything succeeds. False when there was nothing to do.
+        fn carry_out(&mut self, decision: &Decision) -> bool {
+            if decision.revoke {
+                (self.published, self.proven) = (false, false);
+            }
+            self.standing = decision.state;
+            match &decision.step {
+                None => return decision.revoke,
+                Some(Step::Look(_)) => self.fresh = true,
+                Some(Step::Record(evidence)) => self.mapping = Some(evidence.clone()),
+                Some(Step::Publish(_)) => (self.published, self.proven) = (true, false),
+                Some(Step::Probe(_)) => self.proven = true,
+            }
+            true
+        }
+    }
+
+    fn code(decision: &Decision) -> Option<&'static str> {
+        match decision.reason.as_ref()?.code {
+            Cow::Borrowed(code) => Some(code),
+            Cow::Owned(_) => None,
+        }
+    }
+
+    #[test]
+    fn a_disk_is_recorded_published_probed_and_then_ready_in_this_order() {
+        let mut scene = Scene { fresh: false, ..Scene::new() };
+        let mut steps = Vec::new();
+        loop {
+            let decision = scene.decide();
+            steps.push((decision.state, decision.step.as_ref().map(|step| format!("{step:?}")[..4].to_owned())));
+            if !scene.carry_out(&decision) {
+                break;
+            }
+        }
+        let step = |name: &str| Some(name.to_owned());
+        assert_eq!(
+            steps,
+            [
+                (State::Waiting, step("Look")),
+                (State::Matched, step("Reco")),
+                (State::Exporting, step("Publ")),
+                (State::Exporting, step("Prob")),
+                (State::Ready, None)
+            ]
+        );
+    }
+
+    #[test]
+    fn a_served_volume_is_left_alone() {
+        let decision = Scene::served().decide();
+        assert_eq!(decision, Decision { state: State::Ready, reason: None, revoke: false, step: None });
+    }
+
+    #[test]
+    fn without_a_disk_it_waits_until_the_deadline_and_is_lost_when_it_had_one() {
+        let empty = Scene { present: Vec::new(), ..Scene::new() };
+        assert_eq!(empty.decide(), Decision { state: State::Waiting, reason: None, revoke: false, step: None });
+        let at = |seconds: i64| Scene {
+            deadline: Some(10),
+            now: now() + jiff::SignedDuration::from_secs(seconds),
+            ..empty.clone()
+        };
+        assert_eq!(at(9).decide().state, State::Waiting);
+        let expired = at(10).decide();
+        assert_eq!((expired.state, code(&expired)), (State::Expired, Some("DEADLINE_PASSED")));
+        let lost = Scene { present: Vec::new(), ..Scene::served() }.decide();
+        assert_eq!((lost.state, code(&lost), lost.revoke, lost.step), (State::Lost, Some("DEVICE_GONE"), true, None));
+    }
+
+    #[test]
+    fn the_kernels_word_alone_publishes_nothing_and_is_mentioned_only_when_udevd_is_silent() {
+        let unsettled = Device { settled: false, ..device() };
+        let scene = Scene { present: vec![unsettled], ..Scene::new() };
+        assert_eq!(scene.decide(), Decision { state: State::Waiting, reason: None, revoke: false, step: None });
+        let silent = Scene { udevd_silent: true, ..scene.clone() }.decide();
+        assert_eq!((silent.state, code(&silent), silent.step), (State::Waiting, Some("UDEV_NOT_FINISHED"), None));
+        // The disk of a served volume was exchanged for another with its serial.
+        let swapped = Scene { present: scene.present, ..Scene::served() }.decide();
+        assert_eq!((swapped.state, code(&swapped), swapped.revoke), (State::Lost, Some("UDEV_NOT_FINISHED"), true));
+    }
+
+    #[test]
+    fn an_old_reading_decides_nothing_but_to_read_again() {
+        let stale = Scene { fresh: false, ..Scene::served() }.decide();
+        let step = Some(Step::Look(DEVNUM));
+        assert_eq!(stale, Decision { state: State::Ready, reason: None, revoke: false, step });
+    }
+
+    #[test]
+    fn a_duplicate_is_refused_on_the_kernels_word_and_on_an_old_reading() {
+        let twin = Device {
+            settled: false,
+            ..spoilt(|facts, _| facts.devnum = crate::device::DevNum { major: 254, minor: 32 })
+        };
+        for fresh in [true, false] {
+            let decision = Scene { present: vec![device(), twin.clone()], fresh, ..Scene::served() }.decide();
+            let expected = (State::Refused, Some("DUPLICATE_SERIAL"), true, &None);
+            assert_eq!((decision.state, code(&decision), decision.revoke, &decision.step), expected);
+        }
+    }
+
+    #[test]
+    fn evidence_that_differs_from_the_record_takes_the_export_away_and_is_recorded_anew() {
+        let resized = spoilt(|facts, _| facts.size_bytes *= 2);
+        let decision = Scene { present: vec![resized], ..Scene::served() }.decide();
+        assert_eq!((decision.state, decision.revoke), (State::Matched, true));
+        assert!(matches!(decision.step, Some(Step::Record(_))));
+    }
+
+    #[test]
+    fn a_server_that_is_down_or_not_known_yet_is_not_asked() {
+        let down = Server::Down { why: "the process has ended".into() };
+        let decision = Scene { server: Some(down), ..Scene::served() }.decide();
+        assert_eq!((decision.state, code(&decision), decision.step), (State::Exporting, Some("BACKEND_DOWN"), None));
+        assert!(decision.reason.unwrap().message.contains("the process has ended"));
+        let unknown = Scene { server: None, ..Scene::served() }.decide();
+        assert_eq!(unknown, Decision { state: State::Exporting, reason: None, revoke: false, step: None });
+    }
+
+    #[test]
+    fn trouble_holds_the_next_step_back_and_is_shown() {
+        let trouble = Some(Reason::new("STORE_FAILED", "disk full", "free space"));
+        let record = Scene { trouble: trouble.clone(), ..Scene::new() };
+        let publish = Scene { published: false, proven: false, trouble: trouble.clone(), ..Scene::served() };
+        let probe = Scene { proven: false, trouble, ..Scene::served() };
+        for (scene, state) in [(record, State::Matched), (publish, State::Exporting), (probe, State::Exporting)] {
+            let decision = scene.decide();
+            assert_eq!((decision.state, code(&decision), decision.step), (state, Some("STORE_FAILED"), None));
+        }
+    }
+
+    fn scenes() -> impl Strategy<Value = Scene> {
+        let disk = (0..9_u8, any::<bool>()).prop_map(|(defect, settled)| {
+            let mut disk = spoilt(|facts, identity| match defect {
+                0 => facts.diskseq_after += 1,
+                1 => facts.size_bytes = 0,
+                2 => identity.uses.push(Use::HostDisk),
+                3 => identity.link_target = LinkTarget::Missing,
+                4 => identity.link_target = LinkTarget::Device(DEVNUM, 0),
+                5 => identity.link_target = LinkTarget::Device(crate::device::DevNum { major: 1, minor: 1 }, 990),
+                _ => {}
+            });
+            disk.settled = settled;
+            (defect < 6, disk)
+        });
+        let mapping = 0..3_u8;
+        (proptest::collection::vec(disk, 0..3), mapping, any::<[bool; 6]>()).prop_map(|(disks, mapping, flags)| {
+            let [fresh, published, proven, udevd_silent, up, trouble] = flags;
+            let mapping = match mapping {
+                0 => None,
+                1 => Scene::served().mapping,
+                _ => Scene::served().mapping.map(|mapping| Evidence { boot_id: "before".into(), ..mapping }),
+            };
+            Scene {
+                mapping,
+                present: disks.into_iter().map(|(_, disk)| disk).collect(),
+                fresh,
+                published,
+                proven: proven && published,
+                udevd_silent,
+                server: Some(if up { Server::Up { pid: 1 } } else { Server::Down { why: String::new() } }),
+                trouble: trouble.then(|| Reason::new("X", "x", "x")),
+                ..Scene::new()
+            }
+        })
+    }
+
+    proptest! {
+        /// Invariants 1, 4 and 7, for any situation at all: only a disk that passes every check, read afresh, reported
+        /// by udev and on record as it is, is published or ready; anything else that is published is taken away.
+        #[test]
+        fn only_what_is_proven_is_published_or_ready(scene in scenes()) {
+            let decision = scene.decide();
+            let present: Vec<&Device> = scene.present.iter().collect();
+            let sound = evidence::check(&ground(), &present, None, now()).and_then(Result::ok);
+            let certain = scene.fresh && present.iter().all(|disk| disk.settled);
+            let on_record = sound.as_ref().zip(scene.mapping.as_ref()).is_some_and(|(now, then)| then.agrees(now));
+            if matches!(decision.step, Some(Step::Publish(_) | Step::Probe(_))) || decision.state == State::Ready {
+                prop_assert!(certain && on_record, "{decision:?}");
+            }
+            if decision.state == State::Ready {
+                let up = matches!(scene.server, Some(Server::Up { .. }));
+                prop_assert!(scene.published && scene.proven && up);
+            }
+            if matches!(decision.step, Some(Step::Record(_))) {
+                prop_assert!(certain && sound.is_some() && !on_record);
+            }
+            let waits_for_a_look = matches!(decision.step, Some(Step::Look(_)));
+            if scene.published && !waits_for_a_look && !on_record {
+                prop_assert!(decision.revoke, "{decision:?}");
+            }
+            if decision.revoke {
+                prop_assert!(scene.published, "there is something to take away");
+            }
+        }
+
+        /// Doing what is decided comes to an end, and deciding again then changes nothing.
+        #[test]
+        fn it_comes_to_rest_and_stays_there(mut scene in scenes()) {
+            for _ in 0..8 {
+                let decision = scene.decide();
+                if !scene.carry_out(&decision) {
+                    break;
+                }
+            }
+            let rest = scene.decide();
+            prop_assert!(rest.step.is_none() && !rest.revoke, "{rest:?}");
+            prop_assert_eq!(scene.decide(), rest);
+        }
+    }
+}

@@ -1,0 +1,175 @@
+//! A thousand disks at once: none lost, all served soon after the last event.
+
+use std::collections::{HashMap, HashSet};
+use std::time::Duration;
+
+use anyhow::{Context as _, Result};
+use attachd::identity::VolumeId;
+use lab::{Api, Disk, Lab, Volume};
+use serde_json::Value;
+
+use crate::Plan;
+use crate::flood::Yardstick;
+use crate::report::{Goal, Samples, Section, Table, ms};
+use crate::setup::{self, Witness, now_ns, on_timeline, time_ns, wait_count};
+
+/// Per disk.
+const SIZE: u64 = 64 << 10;
+
+pub(crate) fn bench(plan: Plan) -> Result<Section> {
+    // A lab has as many loop numbers.
+    let count = plan.count(1000, 50);
+    let lab = setup::lab()?;
+    println!("preparing {count} disks");
+    let mut disks = prepare(&lab, count)?;
+    let volumes = disks.iter().map(|(volume, _)| Ok((volume.id.parse::<VolumeId>()?, None))).collect::<Result<Vec<_>>>()?;
+    setup::seed(&lab, &volumes)?;
+    let attachd = setup::start(&lab)?;
+    let api = attachd.api();
+    wait_count(&api, "waiting", count)?;
+    let buffer = setup::health(&api)?["monitor"]["udev"]["receive_buffer_bytes"].as_u64().context("a number")?;
+    let witness = Witness::new(&lab)?;
+    let yardstick = Yardstick::start(&lab, usize::try_from(buffer)?)?;
+
+    println!("attaching them as fast as udevd goes");
+    let begun_ns = now_ns();
+    let told = attach_all(&mut disks, &witness)?;
+    let paced = Burst::finish(&api, begun_ns, told, &yardstick)?;
+
+    println!("taking them away, and attaching them while nobody reads");
+    disks.iter_mut().try_for_each(|(_, disk)| disk.detach_keep())?;
+    wait_count(&api, "lost", count)?;
+    // Both sockets are to be empty before the burst, and to hold all of it when reading begins.
+    std::thread::sleep(Duration::from_millis(500));
+    attachd.sigstop()?;
+    yardstick.pause();
+    let told = attach_all(&mut disks, &witness)?;
+    let begun_ns = now_ns();
+    attachd.sigcont()?;
+    yardstick.resume();
+    let held = Burst::finish(&api, begun_ns, told, &yardstick)?;
+
+    let mut table = Table::new(&[
+        "burst",
+        "disks",
+        "events' span ms",
+        "last event → all ready ms",
+        "per disk p50 ms",
+        "p99 ms",
+        "max ms",
+        "not served",
+        "overruns",
+        "drops",
+        "tokio-udev heard",
+    ]);
+    let mut goals = Vec::new();
+    for (name, burst) in [("as fast as udevd goes", &paced), ("all at once", &held)] {
+        table.row(burst.cells(name, count));
+        let missing = count - burst.ready.len();
+        goals.push(Goal {
+            goal: format!("{name}: none lost, all ready within 1 s of the last event"),
+            measured: format!("{missing} lost, {} ms", ms(burst.after_last)),
+            met: missing == 0 && burst.after_last < 1000.0,
+        });
+    }
+    let about = format!(
+        "{count} real disks with an intent each, their loop numbers prepared beforehand. First they are attached as fast as \
+         the kernel and udevd go. Then all again while attachd is stopped (SIGSTOP) and tokio-udev's stream is not read: \
+         both find every event in their sockets at one moment, which then counts as that of the last event. Per disk: from \
+         udev's event, or that moment, to `ready` by the daemon's own clock. Receive buffer of both: {buffer} bytes (the \
+         daemon has no CAP_NET_ADMIN). Overruns and drops are the daemon's, of udev's group."
+    );
+    let raw = vec![("as fast as udevd goes".to_owned(), paced.ready), ("all at once".to_owned(), held.ready)];
+    Ok(Section { title: "A burst of disks", about, tables: vec![table], goals, raw })
+}
+
+/// Disks whose loop numbers exist already: attaching one is then a single system call.
+fn prepare(lab: &Lab, count: usize) -> Result<Vec<(Volume, Disk)>> {
+    let mut disks = Vec::new();
+    for _ in 0..count {
+        let volume = lab.volume();
+        let mut disk = setup::disk(lab, &volume.serial, SIZE)?;
+        disk.attach()?;
+        disk.detach_keep()?;
+        disks.push((volume, disk));
+    }
+    // Their events are to be over before anybody listens.
+    let witness = Witness::new(lab)?;
+    let (last, _) = disks.last().context("some disks")?;
+    let extra = setup::disk(lab, &lab.volume().serial, SIZE);
+    drop((witness, last, extra));
+    Ok(disks)
+}
+
+/// Attaches all and returns when udev announced which volume's disk, on the timeline's clock.
+fn attach_all(disks: &mut [(Volume, Disk)], witness: &Witness) -> Result<HashMap<String, i128>> {
+    let mut awaited = HashMap::new();
+    for (volume, disk) in disks {
+        disk.attach()?;
+        awaited.insert((volume.serial.clone(), disk.diskseq()?.to_string()), volume.id.clone());
+    }
+    let mut told = HashMap::new();
+    while !awaited.is_empty() {
+        let key = |heard: &lab::Heard| (heard.get("ID_SERIAL").to_owned(), heard.get("DISKSEQ").to_owned());
+        let heard = witness.wait_for(|heard| awaited.contains_key(&key(heard)))?;
+        if let Some(id) = awaited.remove(&key(&heard)) {
+            told.insert(id, on_timeline(heard.monotonic_ns));
+        }
+    }
+    Ok(told)
+}
+
+struct Burst {
+    span: f64,
+    after_last: f64,
+    ready: Samples,
+    overruns: u64,
+    drops: Value,
+    yardstick: usize,
+}
+
+impl Burst {
+    /// Waits for all to be served. Events before `begun_ns` (nobody read them then) count as told at that moment.
+    fn finish(api: &Api, begun_ns: i128, told: HashMap<String, i128>, yardstick: &Yardstick) -> Result<Self> {
+        let counted = wait_count(api, "ready", told.len());
+        let list = api.get("/api/v1/volumes?state=ready")?.expect(200)?;
+        if let Err(error) = counted {
+            println!("{error:#}");
+        }
+        let (first, last) = (told.values().min(), told.values().max().copied().context("some events")?);
+        let mut span = Samples::default();
+        span.add_between(*first.context("some events")?, last);
+        let mut ready = Samples::default();
+        let mut latest = last;
+        for volume in list["volumes"].as_array().context("a list")? {
+            let told = volume["volume_id"].as_str().and_then(|id| told.get(id)).context("a volume of ours")?;
+            let since = time_ns(&volume["since"])?;
+            ready.add_between((*told).max(begun_ns), since);
+            latest = latest.max(since);
+        }
+        let mut after_last = Samples::default();
+        after_last.add_between(last.max(begun_ns), latest);
+        let udev = &setup::health(api)?["monitor"]["udev"];
+        let (overruns, drops) = (udev["overruns"].as_u64().unwrap_or(0), udev["drops"].clone());
+        let heard: HashSet<String> = yardstick.take().into_iter().collect();
+        let wanted = told.keys().map(|id| Volume::of(id).serial);
+        let yardstick = wanted.filter(|serial| heard.contains(serial)).count();
+        Ok(Self { span: span.max(), after_last: after_last.max(), ready, overruns, drops, yardstick })
+    }
+
+    fn cells(&self, name: &str, count: usize) -> Vec<String> {
+        vec![
+            name.to_owned(),
+            count.to_string(),
+            ms(self.span),
+            ms(self.after_last),
+            ms(self.ready.p50()),
+            ms(self.ready.p99()),
+            ms(self.ready.max()),
+            (count - self.ready.len()).to_string(),
+            self.overruns.to_string(),
+            self.drops.to_string(),
+            format!("{} of {count}", self.yardstick),
+        ]
+    }
+}

@@ -1,0 +1,176 @@
+//! What an idle daemon costs: context switches, memory.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, bail};
+use lab::Attachd;
+use serde_json::Value;
+
+use crate::Plan;
+use crate::report::{Goal, Section, Table};
+use crate::setup::{self, LIMIT, absent_evidence, absent_volume, wait_count};
+
+/// Longer than the runtime keeps a thread of its blocking pool (10 s) and udevd may owe an event (10 s).
+const QUIET: Duration = Duration::from_secs(15);
+
+const SERVED: usize = 5;
+const WAITING: usize = 1000;
+
+/// Context switches of a daemon that has nothing to do.
+pub(crate) fn switches(plan: Plan) -> Result<Section> {
+    let window = if plan.quick { Duration::from_secs(5) } else { Duration::from_secs(60) };
+    let lab = setup::lab()?;
+    let waiting: Vec<_> = (0..WAITING).map(|n| Ok((absent_volume(n)?, None))).collect::<Result<_>>()?;
+    setup::seed(&lab, &waiting)?;
+    let attachd = setup::start(&lab)?;
+    let api = attachd.api();
+    // Somebody listens all the time: that must not wake the daemon either.
+    let _events = api.events()?;
+    let mut disks = Vec::new();
+    for _ in 0..SERVED {
+        let volume = lab.volume();
+        setup::intend(&api, &volume.id)?;
+        let mut disk = setup::disk(&lab, &volume.serial, 1 << 20)?;
+        disk.attach()?;
+        api.wait_volume(&volume.id, "ready", LIMIT)?;
+        disks.push(disk);
+    }
+    wait_count(&api, "waiting", WAITING)?;
+    let heard_before = kernel_events(&setup::health(&api)?);
+    quiet(&attachd)?;
+
+    println!("counting for {} s", window.as_secs());
+    let before = threads(attachd.pid()?)?;
+    std::thread::sleep(window);
+    let after = threads(attachd.pid()?)?;
+    let heard = kernel_events(&setup::health(&api)?) - heard_before;
+
+    let mut table = Table::new(&["thread", "voluntary", "involuntary"]);
+    let mut sum = 0;
+    for (id, now) in &after {
+        let was = before.get(id);
+        let [voluntary, involuntary] = [0, 1].map(|n| now.switches[n] - was.map_or(0, |was| was.switches[n]));
+        sum += voluntary + involuntary;
+        table.row([now.name.clone(), voluntary.to_string(), involuntary.to_string()]);
+    }
+    table.row(["all".to_owned(), sum.to_string(), format!("of {} threads", after.len())]);
+    let about = format!(
+        "{SERVED} volumes served, {WAITING} intents waiting, one listener on the event stream. Once the number of threads \
+         had not changed for {} s, all context switches of all threads were counted over {} s. From the last served volume \
+         to the end of the count the kernel announced {heard} disk events of other programs' disks; each of them wakes \
+         every listener, and a count above zero beside none of them would be the daemon's own doing.",
+        QUIET.as_secs(),
+        window.as_secs(),
+    );
+    let goals = vec![Goal {
+        goal: format!("no context switch in {} s", window.as_secs()),
+        measured: sum.to_string(),
+        met: sum == 0,
+    }];
+    Ok(Section { title: "Idle: context switches", about, tables: vec![table], goals, raw: Vec::new() })
+}
+
+/// Resident memory: idle, and with many mappings.
+pub(crate) fn memory(plan: Plan) -> Result<Section> {
+    let mappings = plan.count(10_000, 1000);
+    let lab = setup::lab()?;
+    let mut table = Table::new(&["", "resident MB", "anonymous MB", "file pages MB", "peak MB"]);
+    let mut resident = Vec::new();
+    let mut measure = |name: &str, attachd: &Attachd| {
+        quiet(attachd)?;
+        let figures = ["VmRSS", "RssAnon", "RssFile", "VmHWM"].map(|field| memory_of(attachd, field));
+        let figures = figures.into_iter().collect::<Result<Vec<f64>>>()?;
+        resident.push(figures[0]);
+        table.row([name.to_owned()].into_iter().chain(figures.iter().map(|mb| format!("{mb:.1}"))));
+        anyhow::Ok(())
+    };
+
+    let mut attachd = setup::start(&lab)?;
+    measure("idle", &attachd)?;
+    attachd.terminate()?;
+    let volumes = (0..mappings).map(|n| {
+        let volume = absent_volume(n)?;
+        Ok((volume, Some(absent_evidence(volume, n)?)))
+    });
+    setup::seed(&lab, &volumes.collect::<Result<Vec<_>>>()?)?;
+    let mut attachd = setup::start(&lab)?;
+    wait_count(&attachd.api(), "lost", mappings)?;
+    measure(&format!("{mappings} mappings, just found lost"), &attachd)?;
+    attachd.terminate()?;
+    let attachd = setup::start(&lab)?;
+    wait_count(&attachd.api(), "lost", mappings)?;
+    measure(&format!("{mappings} mappings, started again"), &attachd)?;
+
+    let many = resident[1].max(resident[2]);
+    let goals = vec![
+        Goal {
+            goal: "at most 12 MB resident when idle".into(),
+            measured: format!("{:.1} MB", resident[0]),
+            met: resident[0] <= 12.0,
+        },
+        Goal {
+            goal: "at most 40 MB resident with 10,000 mappings".into(),
+            measured: format!("{many:.1} MB with {mappings}"),
+            met: many <= 40.0,
+        },
+    ];
+    let about = "Once the daemon is quiet, from /proc/PID/status (1 MB = 10⁶ bytes). The mappings' disks are not present: \
+                 the first start finds every one of them lost and says so; the second only remembers."
+        .into();
+    Ok(Section { title: "Memory", about, tables: vec![table], goals, raw: Vec::new() })
+}
+
+/// Waits until the daemon's threads have been the same for a while, without touching the daemon.
+fn quiet(attachd: &Attachd) -> Result<()> {
+    let ids = || anyhow::Ok(threads(attachd.pid()?)?.into_keys().collect::<Vec<u32>>());
+    let begun = Instant::now();
+    let (mut last, mut since) = (ids()?, Instant::now());
+    while since.elapsed() < QUIET {
+        std::thread::sleep(Duration::from_millis(200));
+        let now = ids()?;
+        if now != last {
+            (last, since) = (now, Instant::now());
+        }
+        if begun.elapsed() > LIMIT * 2 {
+            bail!("the daemon's threads come and go: {last:?}");
+        }
+    }
+    Ok(())
+}
+
+struct Thread {
+    name: String,
+    /// Voluntary and involuntary.
+    switches: [u64; 2],
+}
+
+fn threads(pid: u32) -> Result<BTreeMap<u32, Thread>> {
+    let mut threads = BTreeMap::new();
+    for task in fs::read_dir(format!("/proc/{pid}/task"))? {
+        let task = task?.path();
+        // A thread may end between the two.
+        let Ok(status) = fs::read_to_string(task.join("status")) else { continue };
+        let number = |name| field(&status, name).and_then(|value| value.parse().ok()).context("the kernel's own format");
+        let switches = [number("voluntary_ctxt_switches")?, number("nonvoluntary_ctxt_switches")?];
+        let id = number("Pid")?;
+        let name = field(&status, "Name").unwrap_or_default().to_owned();
+        threads.insert(u32::try_from(id)?, Thread { name, switches });
+    }
+    Ok(threads)
+}
+
+fn memory_of(attachd: &Attachd, name: &str) -> Result<f64> {
+    let status = fs::read_to_string(format!("/proc/{}/status", attachd.pid()?))?;
+    let kib = field(&status, name).and_then(|value| value.strip_suffix(" kB")?.trim().parse::<f64>().ok());
+    Ok(kib.with_context(|| format!("no {name}"))? * 1024.0 / 1e6)
+}
+
+fn field<'a>(status: &'a str, name: &str) -> Option<&'a str> {
+    status.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':')).map(str::trim)
+}
+
+fn kernel_events(health: &Value) -> u64 {
+    health["monitor"]["kernel"]["events"].as_u64().unwrap_or(0)
+}
