@@ -76,13 +76,15 @@ mod tests {
     fn restoring_writes_what_is_missing_and_removes_what_nobody_wants() {
         let dir = tempfile::tempdir().unwrap();
         let claims = Claims::open(dir.path().join("claims")).unwrap();
-        let [kept, missing]: [VolumeId; 2] = ["b3bb9310-1b59-4f62-97e8-cefffdfe3804", "00000000-0000-4000-8000-000000000001"]
-            .map(|id| id.parse().unwrap());
+        let [kept, missing]: [VolumeId; 2] =
+            ["b3bb9310-1b59-4f62-97e8-cefffdfe3804", "00000000-0000-4000-8000-000000000001"]
+                .map(|id| id.parse().unwrap());
         claims.add(kept).unwrap();
         fs::write(dir.path().join("claims/by-hand"), "").unwrap();
         let repaired = claims.restore([kept, missing].into_iter()).unwrap();
         assert_eq!(repaired.len(), 2, "{repaired:?}");
-        let mut names: Vec<_> = fs::read_dir(dir.path().join("claims")).unwrap().map(|e| e.unwrap().file_name()).collect();
+        let mut names: Vec<_> =
+            fs::read_dir(dir.path().join("claims")).unwrap().map(|e| e.unwrap().file_name()).collect();
         names.sort();
         assert_eq!(names, [missing.serial().as_str(), kept.serial().as_str()]);
         claims.remove(kept.serial()).unwrap();

@@ -148,7 +148,10 @@ pub fn parse(text: &str) -> Result<Settings, Vec<Problem>> {
         export.set("insecure", &mut settings.insecure);
         let at = export.set("listen", &mut settings.listen);
         if !settings.listen.ip().is_loopback() && !settings.insecure {
-            export.complain(at, "other hosts reach this address without TLS: listen on 127.0.0.1, or say insecure = true");
+            export.complain(
+                at,
+                "other hosts reach this address without TLS: listen on 127.0.0.1, or say insecure = true",
+            );
         }
     });
     file.section("host", |host| host.set("vm_id", &mut settings.vm_id));
@@ -188,8 +191,7 @@ impl<'a> File<'a> {
                 }
             }
         };
-        let mut section =
-            Section { name, table, known: Vec::new(), text: self.text, problems: &mut self.problems };
+        let mut section = Section { name, table, known: Vec::new(), text: self.text, problems: &mut self.problems };
         read(&mut section);
         section.finish();
     }
@@ -298,8 +300,7 @@ impl Setting for Vec<&'static dyn Scheme> {
         let names: Vec<&str> = scheme::ALL.iter().map(|scheme| scheme.name()).collect();
         let wrong = || format!("takes a list of {}, like [\"virtio\"]", names.join(", "));
         let list = value.get_ref().as_array().ok_or_else(wrong)?;
-        let schemes: Option<Self> =
-            list.iter().map(|name| name.get_ref().as_str().and_then(scheme::by_name)).collect();
+        let schemes: Option<Self> = list.iter().map(|name| name.get_ref().as_str().and_then(scheme::by_name)).collect();
         schemes.filter(|schemes| !schemes.is_empty()).ok_or_else(wrong)
     }
 }
@@ -310,7 +311,12 @@ mod tests {
     use proptest::prelude::*;
 
     fn problems(text: &str) -> Vec<String> {
-        parse(text).err().unwrap_or_default().iter().map(|problem| format!("{:?} {}", problem.place, problem.message)).collect()
+        parse(text)
+            .err()
+            .unwrap_or_default()
+            .iter()
+            .map(|problem| format!("{:?} {}", problem.place, problem.message))
+            .collect()
     }
 
     #[test]

@@ -20,6 +20,7 @@ use crate::engine::{Engine, Handle, Tools};
 use crate::export::folder::Folder;
 use crate::export::server::Watch;
 use crate::store::Store;
+use crate::volume::Record;
 
 /// How long running requests may take to end when the daemon stops.
 const GRACE: Duration = Duration::from_secs(5);
@@ -53,13 +54,8 @@ async fn serve(settings: Settings, config: &Path) -> anyhow::Result<()> {
     let monitor = Monitor::subscribe()?;
     let (store, store_task, records) =
         Store::open(&settings.store, settings.history_days, settings.listen.port()).await?;
-    let claims = Claims::open(settings.claims.clone())
-        .and_then(|claims| Ok((claims.restore(records.iter().map(|record| record.intent.volume))?, claims)))
-        .with_context(|| format!("cannot write the claims in {}", settings.claims.display()))
-        .map(|(repaired, claims)| {
-            repaired.iter().for_each(|claim| tracing::warn!("the claim {claim}; repaired"));
-            claims
-        })?;
+    let claims = restored_claims(&settings, &records)
+        .with_context(|| format!("cannot write the claims in {}", settings.claims.display()))?;
     let watch_server = Watch::new(settings.pid_file.clone(), "nbdkit")?;
     let listener = api::Listener::bind(&settings.socket)
         .with_context(|| format!("cannot listen on {}", settings.socket.display()))?;
@@ -95,6 +91,15 @@ async fn serve(settings: Settings, config: &Path) -> anyhow::Result<()> {
     }
     tracing::info!("attachd has stopped; exports stay served");
     Ok(())
+}
+
+/// The claims are derived from the store: what was added or removed by hand is put right.
+fn restored_claims(settings: &Settings, records: &[Record]) -> std::io::Result<Claims> {
+    let claims = Claims::open(settings.claims.clone())?;
+    for claim in claims.restore(records.iter().map(|record| record.intent.volume))? {
+        tracing::warn!("the claim {claim}; repaired");
+    }
+    Ok(claims)
 }
 
 async fn until_told_to_stop(handle: &Handle, config: &Path) -> anyhow::Result<()> {

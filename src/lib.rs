@@ -17,11 +17,11 @@ pub mod volume;
 
 pub mod store;
 
-pub mod claims;
-pub mod export;
-pub mod engine;
 pub mod api;
+pub mod claims;
 pub mod ctl;
+pub mod engine;
+pub mod export;
 
 pub mod daemon;
 pub mod telemetry;

@@ -1,4 +1,5 @@
 //! Killed at every step, restarted, and the end is the same (invariant 2; DESIGN: doing is idempotent).
+#![allow(clippy::unwrap_used, reason = "a test's panic is its failure")]
 
 mod common;
 
@@ -46,7 +47,9 @@ impl Story {
                 Err(error) => error,
             };
             // Either it is dead, or it has answered something it should not have.
-            self.attachd.wait_exit(SOON).unwrap_or_else(|_| panic!("{what}: {error:#}\n{}", self.attachd.stderr_text()));
+            self.attachd
+                .wait_exit(SOON)
+                .unwrap_or_else(|_| panic!("{what}: {error:#}\n{}", self.attachd.stderr_text()));
             self.deaths += 1;
             self.attachd = start(&self.lab);
             for volume in &self.answered {
@@ -174,11 +177,24 @@ fn killed_before_and_after_every_effect_the_end_is_the_same() {
         *killed.entry(name).or_default() += deaths;
     }
     println!("{} points, killed: {killed:#?}", passed.len());
-    let names = ["answer", "claim.remove", "claim.write", "commit.intent", "commit.mapping", "commit.projection",
-        "commit.state", "commit.withdrawal", "link.make", "link.remove"];
+    let names = [
+        "answer",
+        "claim.remove",
+        "claim.write",
+        "commit.intent",
+        "commit.mapping",
+        "commit.projection",
+        "commit.state",
+        "commit.withdrawal",
+        "link.make",
+        "link.remove",
+    ];
     for name in names {
         for side in ["before", "after"] {
-            assert!(killed.get(&format!("{side}:{name}")).is_some_and(|deaths| *deaths > 0), "never killed {side} {name}");
+            assert!(
+                killed.get(&format!("{side}:{name}")).is_some_and(|deaths| *deaths > 0),
+                "never killed {side} {name}"
+            );
         }
     }
     assert_eq!(killed.len(), 2 * names.len(), "an effect this test does not know");
@@ -206,7 +222,9 @@ fn the_row_and_the_claim_are_synced_before_the_answer() {
     let log = lab.dir().join("strace");
     let calls = "trace=openat,fsync,fdatasync,write,sendto,sendmsg,writev,pwrite64";
     let options = AttachdOptions {
-        wrapper: ["strace", "-f", "-y", "-s", "64", "-e", calls, "-o", log.to_str().unwrap()].map(str::to_owned).to_vec(),
+        wrapper: ["strace", "-f", "-y", "-s", "64", "-e", calls, "-o", log.to_str().unwrap()]
+            .map(str::to_owned)
+            .to_vec(),
         ..Default::default()
     };
     let mut attachd = lab.attachd_start(bin(), &options).unwrap();
@@ -231,7 +249,8 @@ fn the_row_and_the_claim_are_synced_before_the_answer() {
     // The intent's own: an earlier one belongs to the migration.
     let claim = after(row, "claim made", &|line| line.contains("openat") && line.contains(&volume.serial));
     let synced_row = text.lines().take(claim).collect::<Vec<_>>();
-    let last_write = synced_row.iter().rposition(|line| line.contains("pwrite64") && line.contains("attachd.db-wal")).unwrap();
+    let last_write =
+        synced_row.iter().rposition(|line| line.contains("pwrite64") && line.contains("attachd.db-wal")).unwrap();
     let synced = after(last_write, "row synced", &|line| line.contains("sync(") && line.contains("attachd.db-wal"));
     assert!(synced < claim, "the row is synced before the claim is made");
     let file = after(claim, "claim synced", &|line| line.contains("fsync(") && line.contains(&volume.serial));

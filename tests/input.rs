@@ -1,4 +1,5 @@
 //! Bad input and failing parts: a clear error with its code, and nothing is lost or half done.
+#![allow(clippy::unwrap_used, reason = "a test's panic is its failure")]
 
 mod common;
 
@@ -93,16 +94,17 @@ fn a_body_of_ten_megabytes_is_refused_without_being_taken_in() {
 #[test]
 fn half_sent_requests_hold_nobody_up_and_are_ended() {
     let (lab, mut attachd, api) = up();
-    let half: Vec<_> = ["GET /api/v1/hea", "POST /api/v1/intents HTTP/1.1\r\nHost: x\r\nContent-Length: 99\r\n\r\n{", ""]
-        .iter()
-        .cycle()
-        .take(150)
-        .map(|text| {
-            let mut stream = api.connect(SOON).unwrap();
-            stream.write_all(text.as_bytes()).unwrap();
-            stream
-        })
-        .collect();
+    let half: Vec<_> =
+        ["GET /api/v1/hea", "POST /api/v1/intents HTTP/1.1\r\nHost: x\r\nContent-Length: 99\r\n\r\n{", ""]
+            .iter()
+            .cycle()
+            .take(150)
+            .map(|text| {
+                let mut stream = api.connect(SOON).unwrap();
+                stream.write_all(text.as_bytes()).unwrap();
+                stream
+            })
+            .collect();
     let (volume, _disk) = served(&lab, &api);
     assert_eq!(show(&api, &volume)["state"], "ready", "with 150 half-sent requests open");
     // The daemon ends each by itself, with a word where there is somebody to say it to.
@@ -270,8 +272,18 @@ fn every_route_is_in_the_openapi_document_and_metrics_are_readable() {
     let (lab, _attachd, api) = up();
     let (_volume, _disk) = served(&lab, &api);
     let document = api.get("/api/v1/openapi.json").unwrap().expect(200).unwrap();
-    for path in ["/api/v1/intents", "/api/v1/intents/{volume_id}", "/api/v1/volumes", "/api/v1/volumes/{volume_id}",
-        "/api/v1/devices", "/api/v1/exports", "/api/v1/resync", "/api/v1/events", "/api/v1/health", "/metrics"] {
+    for path in [
+        "/api/v1/intents",
+        "/api/v1/intents/{volume_id}",
+        "/api/v1/volumes",
+        "/api/v1/volumes/{volume_id}",
+        "/api/v1/devices",
+        "/api/v1/exports",
+        "/api/v1/resync",
+        "/api/v1/events",
+        "/api/v1/health",
+        "/metrics",
+    ] {
         assert!(document["paths"][path].is_object(), "{path}");
     }
     let metrics = api.get("/metrics").unwrap();

@@ -1,4 +1,5 @@
 //! Events are hints: lost, forged, late or missing ones change nothing but the latency (invariant 3).
+#![allow(clippy::unwrap_used, reason = "a test's panic is its failure")]
 
 mod common;
 
@@ -15,7 +16,7 @@ fn an_overrun_misses_nothing() {
     let _rmem = RmemMax::set(212_992).unwrap();
     lab.attachd_config(CONFIG).unwrap();
     lab.nbdkit_start().unwrap();
-    let mut attachd = start(&lab);
+    let attachd = start(&lab);
     let api = attachd.api();
     let (pulled, mut pulled_disk) = served(&lab, &api);
     let volume = lab.volume();
@@ -36,8 +37,10 @@ fn an_overrun_misses_nothing() {
     lab.nbdcopy_equals(&volume.export(), disk.file()).unwrap();
     let health = health(&api);
     let socket = &health["monitor"]["udev"];
-    println!("receive buffer {} bytes, drops {}, overruns {}, resyncs {}",
-        socket["receive_buffer_bytes"], socket["drops"], socket["overruns"], health["resync"]["count"]);
+    println!(
+        "receive buffer {} bytes, drops {}, overruns {}, resyncs {}",
+        socket["receive_buffer_bytes"], socket["drops"], socket["overruns"], health["resync"]["count"]
+    );
     assert_eq!(socket["receive_buffer_bytes"], 425_984);
     assert!(socket["drops"].as_u64().unwrap() > 0, "the control: the flood really overran");
     assert!(socket["overruns"].as_u64().unwrap() > 0);
@@ -64,7 +67,7 @@ fn flood(forger: &lab::Forger, events: u32) {
 /// Invariant 3. A forged event can only make the daemon look.
 #[test]
 fn forged_events_publish_nothing_and_revoke_nothing() {
-    let (mut lab, _attachd, api) = up();
+    let (lab, _attachd, api) = up();
     let (kept, kept_disk) = served(&lab, &api);
     let wanted = lab.volume();
     intend(&api, &wanted);
@@ -73,7 +76,10 @@ fn forged_events_publish_nothing_and_revoke_nothing() {
     lab.attach_settled(&mut other_disk).unwrap();
 
     let lie = |action: &str, disk: &lab::Disk, serial: &str| {
-        let (major, minor) = { let number = disk.devnum(); (number.0.to_string(), number.1.to_string()) };
+        let (major, minor) = {
+            let number = disk.devnum();
+            (number.0.to_string(), number.1.to_string())
+        };
         let diskseq = disk.diskseq().unwrap().to_string();
         lab.forge(&[
             ("ACTION", action),

@@ -1,4 +1,5 @@
 //! The main job: from an announced volume and a disk to an export, and back.
+#![allow(clippy::unwrap_used, reason = "a test's panic is its failure")]
 
 mod common;
 
@@ -100,7 +101,8 @@ fn a_withdrawal_is_refused_while_a_client_is_connected_unless_forced() {
 fn a_second_disk_with_the_serial_of_a_served_volume_revokes_it_until_one_is_left() {
     let (lab, _attachd, api) = up();
     let (volume, disk) = served(&lab, &api);
-    let mut twin = lab.disk_with(&volume.serial, MIB, lab::DiskOptions { seed: Some(7), ..Default::default() }).unwrap();
+    let mut twin =
+        lab.disk_with(&volume.serial, MIB, lab::DiskOptions { seed: Some(7), ..Default::default() }).unwrap();
     twin.attach().unwrap();
     let refused = wait(&api, &volume, "refused");
     assert_eq!(refused["reason"]["code"], "DUPLICATE_SERIAL");
@@ -287,10 +289,13 @@ fn the_predecessors_tables_show_what_is_served_and_nothing_else() {
     // An orderly stop writes what waits.
     attachd.terminate().unwrap();
     let sql = |text: &str| {
-        let output = std::process::Command::new("sqlite3").args(["/var/lib/attachd/attachd.db", text]).output().unwrap();
+        let output =
+            std::process::Command::new("sqlite3").args(["/var/lib/attachd/attachd.db", text]).output().unwrap();
         String::from_utf8(output.stdout).unwrap()
     };
-    let mapping = sql("SELECT volume_uuid, device_path, size, cloudstack_state, linux_state, operation_mode FROM device_mappings");
+    let mapping = sql(
+        "SELECT volume_uuid, device_path, size, cloudstack_state, linux_state, operation_mode FROM device_mappings",
+    );
     assert_eq!(mapping, format!("{}|{}|{MIB}|attached|detected|oma\n", kept.id, kept.link().display()));
     let export = sql("SELECT volume_id, export_name, port, status FROM nbd_exports");
     assert_eq!(export, format!("{}|{}|10809|active\n", kept.id, kept.export()));

@@ -19,10 +19,11 @@ const SIZE: u64 = 64 << 10;
 pub(crate) fn bench(plan: Plan) -> Result<Section> {
     // A lab has as many loop numbers.
     let count = plan.count(1000, 50);
-    let lab = setup::lab()?;
+    let mut lab = setup::lab()?;
     println!("preparing {count} disks");
-    let mut disks = prepare(&lab, count)?;
-    let volumes = disks.iter().map(|(volume, _)| Ok((volume.id.parse::<VolumeId>()?, None))).collect::<Result<Vec<_>>>()?;
+    let mut disks = prepare(&mut lab, count)?;
+    let volumes =
+        disks.iter().map(|(volume, _)| Ok((volume.id.parse::<VolumeId>()?, None))).collect::<Result<Vec<_>>>()?;
     setup::seed(&lab, &volumes)?;
     let attachd = setup::start(&lab)?;
     let api = attachd.api();
@@ -84,7 +85,7 @@ pub(crate) fn bench(plan: Plan) -> Result<Section> {
 }
 
 /// Disks whose loop numbers exist already: attaching one is then a single system call.
-fn prepare(lab: &Lab, count: usize) -> Result<Vec<(Volume, Disk)>> {
+fn prepare(lab: &mut Lab, count: usize) -> Result<Vec<(Volume, Disk)>> {
     let mut disks = Vec::new();
     for _ in 0..count {
         let volume = lab.volume();
@@ -94,10 +95,7 @@ fn prepare(lab: &Lab, count: usize) -> Result<Vec<(Volume, Disk)>> {
         disks.push((volume, disk));
     }
     // Their events are to be over before anybody listens.
-    let witness = Witness::new(lab)?;
-    let (last, _) = disks.last().context("some disks")?;
-    let extra = setup::disk(lab, &lab.volume().serial, SIZE);
-    drop((witness, last, extra));
+    lab.udevd().settle()?;
     Ok(disks)
 }
 

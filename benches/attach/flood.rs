@@ -32,7 +32,13 @@ pub(crate) fn bench(plan: Plan) -> Result<Section> {
     let forged = forged();
 
     let mut ready = Samples::default();
-    let mut rows = Table::new(&["round", "attachd: ready after ms", "tokio-udev: events received", "of the real disk", "errors told"]);
+    let mut rows = Table::new(&[
+        "round",
+        "attachd: ready after ms",
+        "tokio-udev: events received",
+        "of the real disk",
+        "errors told",
+    ]);
     let mut seen = 0;
     for round in 1..=rounds {
         let volume = lab.volume();
@@ -71,10 +77,19 @@ pub(crate) fn bench(plan: Plan) -> Result<Section> {
     let health = setup::health(&api)?;
     let udev = &health["monitor"]["udev"];
     let mut counts = Table::new(&["attachd", "overruns", "drops", "losses answered with a resync"]);
-    counts.row(["all rounds".to_owned(), udev["overruns"].to_string(), udev["drops"].to_string(), health["resync"]["losses"].to_string()]);
+    counts.row([
+        "all rounds".to_owned(),
+        udev["overruns"].to_string(),
+        udev["drops"].to_string(),
+        health["resync"]["losses"].to_string(),
+    ]);
     let goals = vec![Goal {
         goal: "attachd misses nothing: every real disk in the flood is served".into(),
-        measured: format!("{} of {rounds} (max {} ms); seen by tokio-udev's stream: {seen} of {rounds}", ready.len(), ms(ready.max())),
+        measured: format!(
+            "{} of {rounds} (max {} ms); seen by tokio-udev's stream: {seen} of {rounds}",
+            ready.len(),
+            ms(ready.max())
+        ),
         met: ready.len() == rounds,
     }];
     let about = format!(

@@ -116,9 +116,10 @@ pub(crate) fn memory(plan: Plan) -> Result<Section> {
             met: many <= 40.0,
         },
     ];
-    let about = "Once the daemon is quiet, from /proc/PID/status (1 MB = 10⁶ bytes). The mappings' disks are not present: \
+    let about =
+        "Once the daemon is quiet, from /proc/PID/status (1 MB = 10⁶ bytes). The mappings' disks are not present: \
                  the first start finds every one of them lost and says so; the second only remembers."
-        .into();
+            .into();
     Ok(Section { title: "Memory", about, tables: vec![table], goals, raw: Vec::new() })
 }
 
@@ -152,7 +153,8 @@ fn threads(pid: u32) -> Result<BTreeMap<u32, Thread>> {
         let task = task?.path();
         // A thread may end between the two.
         let Ok(status) = fs::read_to_string(task.join("status")) else { continue };
-        let number = |name| field(&status, name).and_then(|value| value.parse().ok()).context("the kernel's own format");
+        let number =
+            |name| field(&status, name).and_then(|value| value.parse().ok()).context("the kernel's own format");
         let switches = [number("voluntary_ctxt_switches")?, number("nonvoluntary_ctxt_switches")?];
         let id = number("Pid")?;
         let name = field(&status, "Name").unwrap_or_default().to_owned();

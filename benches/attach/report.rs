@@ -116,12 +116,14 @@ impl Table {
         let line = |row: &Vec<String>| {
             let cells = row.iter().zip(&widths).enumerate();
             // Names to the left, figures to the right.
-            let cells = cells.map(|(n, (cell, width))| if n == 0 { format!("{cell:<width$}") } else { format!("{cell:>width$}") });
+            let cells = cells
+                .map(|(n, (cell, width))| if n == 0 { format!("{cell:<width$}") } else { format!("{cell:>width$}") });
             format!("| {} |\n", cells.collect::<Vec<_>>().join(" | "))
         };
-        let rule = widths.iter().enumerate().map(|(n, width)| {
-            if n == 0 { "-".repeat(*width) } else { format!("{}:", "-".repeat(width - 1)) }
-        });
+        let rule = widths
+            .iter()
+            .enumerate()
+            .map(|(n, width)| if n == 0 { "-".repeat(*width) } else { format!("{}:", "-".repeat(width - 1)) });
         let rule = format!("| {} |\n", rule.collect::<Vec<_>>().join(" | "));
         let rows: String = self.rows.iter().map(line).collect();
         format!("{}{rule}{rows}", line(&self.head))

@@ -141,10 +141,7 @@ impl Daemon {
         std::thread::sleep(Duration::from_millis(50));
         let from = stage.attach(&mut disk)?;
         // The stream was opened long before: a waiting caller is woken by the daemon's own write.
-        let served = self.events.wait_for(
-            |event| event["volume_id"] == volume.id && event["event"] == "ready",
-            LIMIT,
-        );
+        let served = self.events.wait_for(|event| event["volume_id"] == volume.id && event["event"] == "ready", LIMIT);
         served.with_context(|| self.attachd.stderr_text())?;
         let to = monotonic_ns();
         times.attachd.add_between(from.into(), to.into());
@@ -483,7 +480,9 @@ impl Times {
         ];
         let names = STEPS.into_iter().chain(["caller"]).map(|step| format!("attachd to {step}"));
         raw.extend(names.zip(self.steps));
-        raw.extend(["commit", "link", "handshake"].map(|step| format!("floor {step}")).into_iter().zip(self.floor_steps));
+        raw.extend(
+            ["commit", "link", "handshake"].map(|step| format!("floor {step}")).into_iter().zip(self.floor_steps),
+        );
         Section { title: "Event to served", about, tables: vec![contenders, steps], goals, raw }
     }
 }

@@ -133,7 +133,9 @@ pub(crate) fn seed(lab: &Lab, volumes: &[(VolumeId, Option<Evidence>)]) -> Resul
     runtime()?.block_on(async {
         let (store, task, _) = Store::open(Path::new(STORE), 90, PORT).await?;
         for some in volumes.chunks(1000) {
-            store.write(some.iter().flat_map(|(volume, evidence)| changes(*volume, evidence.as_ref())).collect()).await?;
+            store
+                .write(some.iter().flat_map(|(volume, evidence)| changes(*volume, evidence.as_ref())).collect())
+                .await?;
         }
         drop(store);
         task.await?;
@@ -187,9 +189,7 @@ impl Witness {
         let (sender, heard) = mpsc::channel();
         let life = Arc::new(());
         let alive = Arc::downgrade(&life);
-        std::thread::spawn(move || {
-            while alive.strong_count() > 0 && pass_on(&ear, &sender) {}
-        });
+        std::thread::spawn(move || while alive.strong_count() > 0 && pass_on(&ear, &sender) {});
         Ok(Self { heard, _life: life })
     }
 

@@ -124,7 +124,8 @@ fn prove(disk: &Disk) -> Result<Evidence> {
     let (major, minor) = disk.devnum();
     let facts = sysfs.read(DevNum { major, minor }).context("the disk is present")?;
     let device = Device { facts, reading: 1, settled: true, heard_at: None };
-    let evidence = evidence::check(&ground, &[&device], None, Timestamp::now()).context("the disk shows a serial")??;
+    let evidence =
+        evidence::check(&ground, &[&device], None, Timestamp::now()).context("the disk shows a serial")??;
     ensure!(evidence.serial.as_str() == disk.serial(), "{evidence:?}");
     Ok(evidence)
 }

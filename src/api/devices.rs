@@ -66,7 +66,9 @@ pub(super) async fn list(State(context): Ctx) -> Result<Json<DeviceList>, ApiErr
                     LinkTarget::Other => "other".to_owned(),
                     LinkTarget::Device(devnum, _) => devnum.to_string(),
                 }),
-                uses: identity.map(|identity| identity.uses.iter().map(ToString::to_string).collect()).unwrap_or_default(),
+                uses: identity
+                    .map(|identity| identity.uses.iter().map(ToString::to_string).collect())
+                    .unwrap_or_default(),
                 settled: device.settled,
                 volume_id: identity.and_then(|identity| world.volume_of(identity.serial)),
                 unusable: facts.identity.as_ref().err().map(ToString::to_string),

@@ -12,14 +12,17 @@ use serde::Serialize;
 use utoipa::ToSchema;
 
 use super::{Context, Ctx};
+use crate::config::Settings;
 use crate::device::monitor::SocketStats;
 use crate::engine::udevd::Udevd;
-use crate::engine::world::World;
+use crate::engine::world::{Resyncs, World};
 use crate::export::server::Server;
+use crate::store::{Pulse, StoreError};
 use crate::volume;
 
 /// Health.
 #[derive(Serialize, ToSchema)]
+#[allow(clippy::struct_field_names, reason = "the predecessor's names")]
 pub(super) struct Health {
     /// `healthy`, `degraded` (something needs a look) or `unhealthy` (nothing can be accepted; status 503).
     status: &'static str,
@@ -116,71 +119,34 @@ pub(super) async fn show(State(context): Ctx) -> Response {
     (status, Json(health)).into_response()
 }
 
+/// What the engine knows, copied at one moment.
+#[derive(Default)]
+struct Seen {
+    volumes: BTreeMap<&'static str, usize>,
+    server: Option<Server>,
+    udevd: Udevd,
+    resyncs: Resyncs,
+    foreign: Vec<String>,
+}
+
+impl Seen {
+    fn of(world: &World) -> Self {
+        Self {
+            volumes: counts(world),
+            server: world.server.clone(),
+            udevd: world.ear.udevd_is(),
+            resyncs: world.resyncs.clone(),
+            foreign: world.foreign_exports.clone(),
+        }
+    }
+}
+
 async fn health(context: &Context) -> Health {
     let settings = &context.inner.settings;
-    let mut problems = Vec::new();
-    let look = |world: &World| {
-        (counts(world), world.server.clone(), world.ear.udevd_is(), world.resyncs.clone(), world.foreign_exports.clone())
-    };
-    let (volumes, server, udevd, resyncs, foreign) =
-        context.inner.engine.read(look).await.unwrap_or_else(|_| (BTreeMap::new(), None, Udevd::Unknown, Default::default(), Vec::new()));
-    let pulse = context.inner.store.pulse().await;
-    let store = match pulse {
-        Ok(pulse) => StoreHealth {
-            state: if pulse.last_failure.is_none() { "ok" } else { "failing" },
-            error: pulse.last_failure,
-            outbox: Some(pulse.outbox),
-        },
-        Err(error) => StoreHealth { state: "failing", error: Some(error.to_string()), outbox: None },
-    };
-    if let Some(error) = &store.error {
-        problems.push(Problem {
-            code: "STORE_FAILED",
-            message: format!("the last write to {} failed: {error}", settings.store.display()),
-            hint: "Free space or repair the file: until then no intent is accepted.",
-            grave: true,
-        });
-    }
-    if let Some(Server::Down { why }) = &server {
-        problems.push(Problem {
-            code: "BACKEND_DOWN",
-            message: format!("the NBD server is down: {why}"),
-            hint: "Start it; exports are proven again at once.",
-            grave: false,
-        });
-    }
-    if let Udevd::Silent(since) = udevd {
-        problems.push(Problem {
-            code: "UDEVD_SILENT",
-            message: format!("udevd owes the event of a disk since {since}"),
-            hint: "Check `systemctl status systemd-udevd`; removals are still noticed, new disks are not served.",
-            grave: false,
-        });
-    }
-    if !foreign.is_empty() {
-        problems.push(Problem {
-            code: "FOREIGN_EXPORTS",
-            message: format!("{} holds what attachd did not make: {}", settings.exports.display(), foreign.join(", ")),
-            hint: "The NBD server offers these unproven; remove them.",
-            grave: false,
-        });
-    }
-    if !settings.listen.ip().is_loopback() {
-        problems.push(Problem {
-            code: "INSECURE",
-            message: format!("exports are served on {} without TLS (insecure = true)", settings.listen),
-            hint: "Listen on 127.0.0.1 and use the tunnel.",
-            grave: false,
-        });
-    }
-    if volumes.get("refused").is_some_and(|count| *count > 0) {
-        problems.push(Problem {
-            code: "VOLUMES_REFUSED",
-            message: format!("{} volume(s) have a disk that fails a check", volumes["refused"]),
-            hint: "`attachctl list` names the check and what to do.",
-            grave: false,
-        });
-    }
+    // An engine that is gone has nothing to say: everything is unknown then.
+    let seen = context.inner.engine.read(Seen::of).await.unwrap_or_default();
+    let store = store(context.inner.store.pulse().await);
+    let problems = problems(&seen, &store, settings);
     let status = if problems.iter().any(|problem| problem.grave) {
         "unhealthy"
     } else if problems.is_empty() {
@@ -188,7 +154,7 @@ async fn health(context: &Context) -> Health {
     } else {
         "degraded"
     };
-    let (udevd_state, since) = match udevd {
+    let (udevd_state, since) = match seen.udevd {
         Udevd::Unknown => ("unknown", None),
         Udevd::Heard(at) => ("heard", Some(at)),
         Udevd::Silent(at) => ("silent", Some(at)),
@@ -205,22 +171,65 @@ async fn health(context: &Context) -> Health {
         },
         udevd: UdevdHealth { state: udevd_state, since },
         resync: ResyncHealth {
-            count: resyncs.count,
-            last_reason: resyncs.last_reason,
-            last_at: resyncs.last_at,
-            losses: resyncs.losses,
+            count: seen.resyncs.count,
+            last_reason: seen.resyncs.last_reason,
+            last_at: seen.resyncs.last_at,
+            losses: seen.resyncs.losses,
         },
         database_health: store.error.as_ref().map_or("healthy".to_owned(), |error| format!("unhealthy: {error}")),
         store,
-        backend: backend(server, settings),
-        volumes,
+        backend: backend(seen.server, settings),
+        volumes: seen.volumes,
         service: "volume-management-daemon",
         cloudstack_health: "unknown",
         device_monitor: if udevd_state == "silent" { "unhealthy: udevd is silent" } else { "healthy" },
     }
 }
 
-fn backend(server: Option<Server>, settings: &crate::config::Settings) -> BackendHealth {
+fn store(pulse: Result<Pulse, StoreError>) -> StoreHealth {
+    match pulse {
+        Ok(pulse) => StoreHealth {
+            state: if pulse.last_failure.is_none() { "ok" } else { "failing" },
+            error: pulse.last_failure,
+            outbox: Some(pulse.outbox),
+        },
+        Err(error) => StoreHealth { state: "failing", error: Some(error.to_string()), outbox: None },
+    }
+}
+
+fn problems(seen: &Seen, store: &StoreHealth, settings: &Settings) -> Vec<Problem> {
+    let mut problems = Vec::new();
+    let mut add = |code, grave, message, hint| problems.push(Problem { code, message, hint, grave });
+    if let Some(error) = &store.error {
+        let message = format!("the last write to {} failed: {error}", settings.store.display());
+        add("STORE_FAILED", true, message, "Free space or repair the file: until then no intent is accepted.");
+    }
+    if let Some(Server::Down { why }) = &seen.server {
+        let message = format!("the NBD server is down: {why}");
+        add("BACKEND_DOWN", false, message, "Start it; exports are proven again at once.");
+    }
+    if let Udevd::Silent(since) = seen.udevd {
+        let message = format!("udevd owes the event of a disk since {since}");
+        let hint = "Check `systemctl status systemd-udevd`; removals are still noticed, new disks are not served.";
+        add("UDEVD_SILENT", false, message, hint);
+    }
+    if !seen.foreign.is_empty() {
+        let names = seen.foreign.join(", ");
+        let message = format!("{} holds what attachd did not make: {names}", settings.exports.display());
+        add("FOREIGN_EXPORTS", false, message, "The NBD server offers these unproven; remove them.");
+    }
+    if !settings.listen.ip().is_loopback() {
+        let message = format!("exports are served on {} without TLS (insecure = true)", settings.listen);
+        add("INSECURE", false, message, "Listen on 127.0.0.1 and use the tunnel.");
+    }
+    if let Some(count) = seen.volumes.get("refused").filter(|count| **count > 0) {
+        let message = format!("{count} volume(s) have a disk that fails a check");
+        add("VOLUMES_REFUSED", false, message, "`attachctl list` names the check and what to do.");
+    }
+    problems
+}
+
+fn backend(server: Option<Server>, settings: &Settings) -> BackendHealth {
     let (state, pid, why) = match server {
         None => ("unknown", None, None),
         Some(Server::Up { pid }) => ("up", Some(pid), None),

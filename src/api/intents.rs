@@ -177,7 +177,9 @@ pub(super) async fn withdraw(
         "Withdrawn: the export is gone".to_owned()
     } else {
         let count = withdrawal.clients.len();
-        format!("Withdrawn: new clients are refused; {count} connection(s) to the NBD server stay open until they are closed (`ss -K` or a restart of the server cuts them)")
+        format!(
+            "Withdrawn: new clients are refused; {count} connection(s) to the NBD server stay open until they are closed (`ss -K` or a restart of the server cuts them)"
+        )
     };
     let view = WithdrawnView { volume_id: volume, message, clients_still_connected: withdrawal.clients };
     Ok(effect::at("answer", || Json(view).into_response()))

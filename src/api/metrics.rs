@@ -46,7 +46,11 @@ async fn encoded(context: &Context) -> Result<String, ApiError> {
     gauge("disks", "Whole disks that are present", disks as u64);
     gauge("backend_up", "1 while the NBD server runs", u64::from(up));
     gauge("udevd_silent", "1 while udevd owes an event for more than 10 s", u64::from(silent));
-    gauge("store_failing", "1 while the last write to the store failed", u64::from(pulse.as_ref().is_none_or(|p| p.last_failure.is_some())));
+    gauge(
+        "store_failing",
+        "1 while the last write to the store failed",
+        u64::from(pulse.as_ref().is_none_or(|p| p.last_failure.is_some())),
+    );
     gauge("outbox_rows", "Rows the predecessor's tables have yet to be told", pulse.map_or(0, |pulse| pulse.outbox));
     let mut counter = |name: &str, help: &str, value: u64| registry.register(name, help, ConstCounter::new(value));
     counter("resyncs", "How often all disks were read", resyncs.count);

@@ -250,9 +250,9 @@ async fn timeline(context: &Context, volume: VolumeId) -> Result<Vec<Entry>, Api
     let mut timeline = context.inner.store.timeline(volume).await?;
     // The store keeps microseconds; an entry may have been written between the two looks.
     let known = |entry: &Entry, timeline: &[Entry]| {
-        timeline.iter().any(|other| {
-            other.at.as_microsecond() == entry.at.as_microsecond() && other.event == entry.event
-        })
+        timeline
+            .iter()
+            .any(|other| other.at.as_microsecond() == entry.at.as_microsecond() && other.event == entry.event)
     };
     for entry in unwritten {
         if !known(&entry, &timeline) {

@@ -17,19 +17,17 @@ pub(super) struct Options {
     config: PathBuf,
 }
 
-pub(super) fn run(options: &Options, output: &Output) -> ExitCode {
+pub(super) fn run(options: &Options, output: &Output) -> Result<ExitCode, Failure> {
     if !output.is_json() {
-        return config::report(&options.config);
+        return Ok(config::report(&options.config));
     }
-    let result = match config::load(&options.config) {
-        Ok(_) => output.json(&json!({ "path": options.config, "valid": true }).to_string()),
-        Err(invalid) => {
-            let problems: Vec<Value> = invalid.problems.iter().map(told).collect();
-            let details = json!({ "path": options.config, "problems": problems });
-            Err(Failure::with(FAILED, "INVALID_CONFIG", invalid.to_string(), details))
-        }
-    };
-    result.map_or_else(|failure| output.failure(&failure).into(), |()| ExitCode::SUCCESS)
+    config::load(&options.config).map_err(|invalid| {
+        let problems: Vec<Value> = invalid.problems.iter().map(told).collect();
+        let details = json!({ "path": options.config, "problems": problems });
+        Failure::with(FAILED, "INVALID_CONFIG", invalid.to_string(), details)
+    })?;
+    output.json(&json!({ "path": options.config, "valid": true }).to_string())?;
+    Ok(ExitCode::SUCCESS)
 }
 
 fn told(problem: &Problem) -> Value {

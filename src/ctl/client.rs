@@ -161,16 +161,16 @@ fn refused(socket: &Path, cause: &io::Error) -> String {
     let socket = socket.display();
     match cause.kind() {
         io::ErrorKind::NotFound => format!(
-            "there is no socket {socket}: attachd does not run, or listens elsewhere. Check `systemctl status attachd`, \
-             or name the socket of its configuration ([api] socket) with --socket"
+            "there is no socket {socket}: attachd does not run, or listens elsewhere. Check `systemctl status \
+             attachd`, or name the socket of its configuration ([api] socket) with --socket"
         ),
         io::ErrorKind::PermissionDenied => format!(
-            "this user may not use {socket}: only root and the group attachd may. See `id`; `usermod -aG attachd USER` as \
-             root adds a user, from the next login on"
+            "this user may not use {socket}: only root and the group attachd may. See `id`; `usermod -aG attachd USER` \
+             as root adds a user, from the next login on"
         ),
         io::ErrorKind::ConnectionRefused => format!(
-            "nobody listens on {socket}: attachd has ended and left its socket behind. Check `systemctl status attachd` and \
-             `journalctl -u attachd`"
+            "nobody listens on {socket}: attachd has ended and left its socket behind. Check `systemctl status attachd` \
+             and `journalctl -u attachd`"
         ),
         _ => format!("attachd cannot be reached on {socket}: {cause}. Check `systemctl status attachd`"),
     }

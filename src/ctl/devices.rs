@@ -79,7 +79,8 @@ mod tests {
 
     #[test]
     fn remarks_name_everything_that_stands_in_the_way() {
-        let odd = r#"{"devnum":"7:1","uses":["used as swap"],"settled":false,"link":"/l","link_target":"7:2","read_only":true}"#;
+        let odd = r#"{"devnum":"7:1","uses":["used as swap"],"settled":false,
+                      "link":"/l","link_target":"7:2","read_only":true}"#;
         let device: Device = serde_json::from_str(odd).unwrap();
         assert_eq!(device.remarks(), "used as swap; not reported by udev yet; /l leads to 7:2; read-only");
         let fine = r#"{"devnum":"7:1","settled":true,"link":"/l","link_target":"7:1"}"#;

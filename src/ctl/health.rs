@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt::Write;
+use std::process::ExitCode;
 use std::time::Duration;
 
 use jiff::Timestamp;
@@ -85,7 +86,7 @@ struct Backend {
     listen: String,
 }
 
-pub(super) async fn run(client: &Client, output: &Output) -> Result<u8, Failure> {
+pub(super) async fn run(client: &Client, output: &Output) -> Result<ExitCode, Failure> {
     match ask(client, output).await {
         // For monitoring, no answer is as bad as a bad one.
         Err(Failure::Told { body, .. }) => Err(Failure::Told { status: UNHEALTHY, body }),
@@ -93,7 +94,7 @@ pub(super) async fn run(client: &Client, output: &Output) -> Result<u8, Failure>
     }
 }
 
-async fn ask(client: &Client, output: &Output) -> Result<u8, Failure> {
+async fn ask(client: &Client, output: &Output) -> Result<ExitCode, Failure> {
     let answer = client.get_any("health", &[], Duration::ZERO).await?;
     let status = match answer.read::<Health>()?.status.as_str() {
         "healthy" => DONE,
@@ -102,7 +103,7 @@ async fn ask(client: &Client, output: &Output) -> Result<u8, Failure> {
         _ => return Err(Failure::from_answer(answer.status, &answer.text)),
     };
     output.answer(&answer, told)?;
-    Ok(status)
+    Ok(status.into())
 }
 
 fn told(health: &Health) -> String {
@@ -110,20 +111,18 @@ fn told(health: &Health) -> String {
     for Reason { code, message, hint } in &health.problems {
         let _ = write!(text, "  {code}: {message}\n    {hint}\n");
     }
-    let Health { monitor, udevd, resync, store, backend, .. } = health;
+    let Health { monitor, udevd, store, backend, .. } = health;
+    let Resync { count, last_reason, last_at, losses } = &health.resync;
     let outbox = store.outbox.map_or("unknown".to_owned(), |rows| rows.to_string());
     let pid = backend.pid.map_or(String::new(), |pid| format!(" (pid {pid})"));
     let lines = [
         ("volumes", counts(&health.volumes)),
         ("backend", format!("{} {}{pid}, {}", backend.name, backend.state, backend.listen)),
-        ("store", format!("{}, {outbox} rows to be told to the predecessor's tables", store.state)),
+        ("store", format!("{}, {outbox} rows in the outbox", store.state)),
         ("udevd", udevd.since.map_or(udevd.state.clone(), |since| format!("{}, since {since:.3}", udevd.state))),
         ("udev", socket(&monitor.udev)),
         ("kernel", socket(&monitor.kernel)),
-        (
-            "resync",
-            format!("{}, last {} ({}), after {} losses", resync.count, moment(resync.last_at), resync.last_reason, resync.losses),
-        ),
+        ("resync", format!("{count}, last {} ({last_reason}); {losses} losses of events", moment(*last_at))),
     ];
     for (name, line) in lines {
         let _ = writeln!(text, "{name:<9}{line}");

@@ -18,8 +18,8 @@ With --wait, every step is shown with the milliseconds since the first, and the 
   0  ready: served, and shown to be so by an NBD handshake
   3  the time ended first; standard error says where the volume stands and why
   4  the time ended, and the volume is refused: a disk with its serial is here and fails a check
-A refusal does not end the waiting, because it can heal: by itself (NOT_MARKED, within milliseconds) or by your hand. The
-intent stays in each case. With --json only the volume as it is at the end is printed.";
+A refusal does not end the waiting: it can heal, by itself (NOT_MARKED, as soon as udev has marked the disk) or by your
+hand. In both cases the intent stays. With --json only the volume as it is at the end is printed.";
 
 /// What to announce.
 #[derive(clap::Args)]

@@ -23,14 +23,14 @@ mod resync;
 mod show;
 mod watch;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
 use crate::config::Settings;
 use client::Client;
-use failure::{DONE, Failure};
+use failure::Failure;
 use output::Output;
 
 /// What every `--help` of the whole program ends with.
@@ -44,8 +44,8 @@ Exit statuses:
   5  attachd cannot be reached
 `health` has its own, as monitoring expects them: 0 healthy, 1 degraded, 2 unhealthy or no answer.
 
-With --json, results are attachd's own JSON on standard output; errors are {\"error\", \"code\", \"details\"} on standard
-error.";
+With --json, results are attachd's own JSON on standard output; errors are {\"error\", \"code\", \"details\"} on
+standard error.";
 
 /// Announces volumes to attachd and shows what became of them.
 #[derive(Parser)]
@@ -98,22 +98,18 @@ impl Arguments {
     /// Does what was asked for, prints the result and returns the exit status.
     pub fn run(self) -> ExitCode {
         let output = Output::new(self.json);
-        let status = match self.command {
-            Command::CheckConfig(options) => return check_config::run(&options, &output),
-            command => ask(&self.socket, command, &output),
-        };
-        ExitCode::from(status.unwrap_or_else(|failure| output.failure(&failure)))
+        run(&self.socket, self.command, &output).unwrap_or_else(|failure| output.failure(&failure).into())
     }
 }
 
-fn ask(socket: &std::path::Path, command: Command, output: &Output) -> Result<u8, Failure> {
+fn run(socket: &Path, command: Command, output: &Output) -> Result<ExitCode, Failure> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime.map_err(|error| Failure::new("NO_RUNTIME", format!("attachctl cannot start: {error}")))?;
     let client = Client::new(socket)?;
     runtime.block_on(dispatch(&client, command, output))
 }
 
-async fn dispatch(client: &Client, command: Command, output: &Output) -> Result<u8, Failure> {
+async fn dispatch(client: &Client, command: Command, output: &Output) -> Result<ExitCode, Failure> {
     match command {
         Command::Intent(IntentCommand::Add(options)) => intent_add::run(client, &options, output).await?,
         Command::Intent(IntentCommand::Withdraw(options)) => intent_withdraw::run(client, &options, output).await?,
@@ -124,9 +120,9 @@ async fn dispatch(client: &Client, command: Command, output: &Output) -> Result<
         Command::Watch(options) => watch::run(client, &options, output).await?,
         Command::Resync => resync::run(client, output).await?,
         Command::Health => return health::run(client, output).await,
-        Command::CheckConfig(_) => {}
+        Command::CheckConfig(options) => return check_config::run(&options, output),
     }
-    Ok(DONE)
+    Ok(ExitCode::SUCCESS)
 }
 
 #[cfg(test)]

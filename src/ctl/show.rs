@@ -151,6 +151,9 @@ mod tests {
     fn a_volume_of_which_little_is_known_can_be_shown() {
         let volume: Volume = serde_json::from_str(r#"{"volume_id":"v","state":"waiting","news":[]}"#).unwrap();
         let text = told(&volume);
-        assert!(text.contains("state       waiting, since -\n") && text.ends_with("timeline\n  nothing yet\n"), "{text}");
+        assert!(
+            text.contains("state       waiting, since -\n") && text.ends_with("timeline\n  nothing yet\n"),
+            "{text}"
+        );
     }
 }

@@ -76,8 +76,9 @@ mod tests {
         Message { event: event.into(), data: data.into() }
     }
 
-    const STREAM: &str = ": listening\n\nevent: volume\nid: 1\ndata: {\"a\":\"ö\"}\n\nevent:missed\r\ndata: {\"missed\":2}\r\n\
-                          \r\ndata: one\ndata:two\n\nid: 9\n\nevent: volume\ndata: cut off";
+    const STREAM: &str = ": listening\n\nevent: volume\nid: 1\ndata: {\"a\":\"ö\"}\n\n\
+                          event:missed\r\ndata: {\"missed\":2}\r\n\r\n\
+                          data: one\ndata:two\n\nid: 9\n\nevent: volume\ndata: cut off";
 
     fn expected() -> Vec<Message> {
         vec![message("volume", "{\"a\":\"ö\"}"), message("missed", "{\"missed\":2}"), message("", "one\ntwo")]

@@ -154,7 +154,11 @@ pub fn check(
                 return Err(Refusal::LinkElsewhere { link, target: format!("device {other}"), device });
             }
             LinkTarget::Other => {
-                return Err(Refusal::LinkElsewhere { link, target: "something that is no block device".into(), device });
+                return Err(Refusal::LinkElsewhere {
+                    link,
+                    target: "something that is no block device".into(),
+                    device,
+                });
             }
             LinkTarget::Missing => return Err(Refusal::LinkMissing { link, device }),
         };
@@ -209,18 +213,38 @@ mod tests {
         let twin = spoilt(|facts, _| (facts.devnum, facts.name) = (OTHER, "vdc".into()));
         let cases = [
             ("DISKSEQ_MOVED", spoilt(|facts, _| facts.diskseq_after = 6), "diskseq 5, then 6", "event of the new disk"),
-            ("IN_USE_BY_HOST", spoilt(|_, id| id.uses = vec![Use::Mounted("/srv".into()), Use::Swap]),
-                "mounted at /srv, used as swap", "attachctl resync"),
+            (
+                "IN_USE_BY_HOST",
+                spoilt(|_, id| id.uses = vec![Use::Mounted("/srv".into()), Use::Swap]),
+                "mounted at /srv, used as swap",
+                "attachctl resync",
+            ),
             ("SIZE_ZERO", spoilt(|facts, _| facts.size_bytes = 0), "/dev/vdb has size 0", "CloudStack"),
             ("SIZE_TOO_SMALL", spoilt(|facts, _| facts.size_bytes = SIZE - 1), "1073741823 bytes", "CloudStack"),
-            ("LINK_MISSING", spoilt(|_, id| id.link_target = LinkTarget::Missing), "does not exist",
-                "udevadm trigger --action=change /dev/vdb"),
-            ("LINK_ELSEWHERE", spoilt(|_, id| id.link_target = LinkTarget::Device(OTHER, 990)), "leads to device 254:32",
-                "udevadm trigger --action=change /dev/vdb"),
-            ("LINK_ELSEWHERE", spoilt(|_, id| id.link_target = LinkTarget::Other), "no block device",
-                "udevadm trigger --action=change /dev/vdb"),
-            ("NOT_MARKED", spoilt(|_, id| id.link_target = LinkTarget::Device(DEVNUM, 6)), "its group is 6",
-                "udevadm trigger --action=add /dev/vdb"),
+            (
+                "LINK_MISSING",
+                spoilt(|_, id| id.link_target = LinkTarget::Missing),
+                "does not exist",
+                "udevadm trigger --action=change /dev/vdb",
+            ),
+            (
+                "LINK_ELSEWHERE",
+                spoilt(|_, id| id.link_target = LinkTarget::Device(OTHER, 990)),
+                "leads to device 254:32",
+                "udevadm trigger --action=change /dev/vdb",
+            ),
+            (
+                "LINK_ELSEWHERE",
+                spoilt(|_, id| id.link_target = LinkTarget::Other),
+                "no block device",
+                "udevadm trigger --action=change /dev/vdb",
+            ),
+            (
+                "NOT_MARKED",
+                spoilt(|_, id| id.link_target = LinkTarget::Device(DEVNUM, 6)),
+                "its group is 6",
+                "udevadm trigger --action=add /dev/vdb",
+            ),
         ];
         for (code, device, says, hint) in cases {
             let refusal = judge(&[&device], Some(SIZE)).unwrap_err();

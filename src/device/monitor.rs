@@ -206,9 +206,7 @@ fn drops(table: &str, port: u32, group: u32) -> Option<u64> {
     table.lines().skip(1).find_map(|line| {
         let columns: Vec<&str> = line.split_whitespace().collect();
         let [_, protocol, pid, groups, _, _, _, _, drops, ..] = columns[..] else { return None };
-        let ours = protocol == UEVENT
-            && pid.parse() == Ok(port)
-            && u32::from_str_radix(groups, 16) == Ok(group);
+        let ours = protocol == UEVENT && pid.parse() == Ok(port) && u32::from_str_radix(groups, 16) == Ok(group);
         ours.then(|| drops.parse().ok()).flatten()
     })
 }

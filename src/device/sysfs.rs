@@ -36,7 +36,8 @@ impl Sysfs {
 
     /// Reads `sys`, `proc` and `dev` below another root: recorded trees in tests.
     pub fn below(root: &Path, schemes: Vec<&'static dyn Scheme>, host_disks: PathBuf) -> Self {
-        let inner = Inner { sys: root.join("sys"), proc: root.join("proc"), dev: root.join("dev"), host_disks, schemes };
+        let inner =
+            Inner { sys: root.join("sys"), proc: root.join("proc"), dev: root.join("dev"), host_disks, schemes };
         Self { inner: Arc::new(inner) }
     }
 
@@ -97,11 +98,7 @@ impl Sysfs {
         })
     }
 
-    fn read_as(
-        &self,
-        devnum: DevNum,
-        identify: impl FnOnce(&Path) -> Result<Identity, NoIdentity>,
-    ) -> Option<Facts> {
+    fn read_as(&self, devnum: DevNum, identify: impl FnOnce(&Path) -> Result<Identity, NoIdentity>) -> Option<Facts> {
         let disk = fs::canonicalize(self.folder(devnum)).ok()?;
         let diskseq = read_number(&disk.join("diskseq"))?;
         if disk.join("partition").exists() {

@@ -6,7 +6,7 @@ use tokio::sync::oneshot;
 use super::decide::{Desired, Observed, Step, decide};
 use super::input::{Event, Input};
 use super::udevd::Udevd;
-use super::world::Trouble;
+use super::world::{Projected, Trouble};
 use super::{Engine, LOOK_LIMIT, Look};
 use crate::device::DevNum;
 use crate::device::evidence::Evidence;
@@ -76,10 +76,8 @@ impl Engine {
                     if let Some(at) = heard {
                         self.note_at(id, at, "heard", String::new());
                     }
-                    let detail = format!(
-                        "{} diskseq {} size {}",
-                        evidence.devnum, evidence.diskseq, evidence.size_bytes
-                    );
+                    let detail =
+                        format!("{} diskseq {} size {}", evidence.devnum, evidence.diskseq, evidence.size_bytes);
                     self.note_at(id, evidence.at, "proven", detail);
                     self.record(id, evidence).await;
                     return;
@@ -101,8 +99,7 @@ impl Engine {
         let now = Timestamp::now();
         let again = volume.trouble.as_ref().map(|trouble| trouble.again_at).filter(|at| *at > now);
         let wake = again.or(deadline);
-        let mut changes: Vec<Change> =
-            volume.notes.drain(..).map(|entry| Change::Note(id, entry)).collect();
+        let mut changes: Vec<Change> = volume.notes.drain(..).map(|entry| Change::Note(id, entry)).collect();
         if std::mem::take(&mut volume.unwritten) {
             changes.push(Change::Stand(id, volume.state, volume.reason.clone()));
         }
@@ -111,8 +108,8 @@ impl Engine {
             State::Exporting => Some("pending"),
             _ => None,
         };
-        if volume.projected != Some(status) {
-            volume.projected = Some(status);
+        if volume.projected != Projected::As(status) {
+            volume.projected = Projected::As(status);
             let mapping = volume.mapping.as_ref().filter(|_| status.is_some());
             changes.push(Change::Project(Projection {
                 volume: id,
@@ -196,14 +193,13 @@ impl Engine {
         tokio::spawn(async move {
             let reader = sysfs.clone();
             let mut read = tokio::task::spawn_blocking(move || reader.read(devnum));
-            let facts = match tokio::time::timeout(LOOK_LIMIT, &mut read).await {
-                Ok(facts) => facts,
-                Err(_) => {
-                    let why = format!("no answer within {} s", LOOK_LIMIT.as_secs());
-                    let facts = sysfs.read_unanswered(devnum, &why);
-                    let _ = back.send(Input::Looked { devnum, heard, reading, facts, finished: false }).await;
-                    read.await
-                }
+            let facts = if let Ok(facts) = tokio::time::timeout(LOOK_LIMIT, &mut read).await {
+                facts
+            } else {
+                let why = format!("no answer within {} s", LOOK_LIMIT.as_secs());
+                let facts = sysfs.read_unanswered(devnum, &why);
+                let _ = back.send(Input::Looked { devnum, heard, reading, facts, finished: false }).await;
+                read.await
             };
             let facts = facts.unwrap_or_default();
             let _ = back.send(Input::Looked { devnum, heard, reading, facts, finished: true }).await;
@@ -287,7 +283,7 @@ impl Engine {
                 volume.mapping = Some(evidence);
                 volume.trouble = None;
                 // A projection of the mapping before says something else.
-                volume.projected = None;
+                volume.projected = Projected::Outdated;
                 self.note(id, "recorded", String::new());
             }
             Err(error) => {
@@ -314,7 +310,8 @@ impl Engine {
             }
             Err(error) => {
                 let message = format!("the export could not be made: {error}");
-                let hint = "Check that the folder of exports exists and belongs to attachd (systemd-tmpfiles --create).";
+                let hint =
+                    "Check that the folder of exports exists and belongs to attachd (systemd-tmpfiles --create).";
                 self.trouble(id, Reason::new("EXPORT_FOLDER", message, hint));
             }
         }
@@ -447,4 +444,3 @@ impl Engine {
         }
     }
 }
-

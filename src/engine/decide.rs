@@ -2,9 +2,9 @@
 
 use jiff::Timestamp;
 
+use crate::device::DevNum;
 use crate::device::evidence::{self, Evidence, Ground, Refusal};
 use crate::device::table::Device;
-use crate::device::DevNum;
 use crate::export::server::Server;
 use crate::volume::{Intent, Reason, State};
 
@@ -19,6 +19,7 @@ pub struct Desired<'a> {
 
 /// What is there.
 #[derive(Debug, Clone, Copy)]
+#[allow(clippy::struct_excessive_bools, reason = "each is a fact of its own; together they are no state machine")]
 pub struct Observed<'a> {
     /// The time, for deadlines and evidence.
     pub now: Timestamp,
@@ -184,6 +185,7 @@ mod tests {
 
     /// Everything `decide` sees of one volume, owned.
     #[derive(Debug, Clone)]
+    #[allow(clippy::struct_excessive_bools, reason = "as in Observed")]
     struct Scene {
         now: Timestamp,
         deadline: Option<u32>,

@@ -8,11 +8,11 @@ use tokio::sync::oneshot;
 use utoipa::ToSchema;
 
 use super::world::World;
+use crate::device::DevNum;
+use crate::device::evidence::Evidence;
 use crate::device::facts::Facts;
 use crate::device::monitor;
 use crate::device::table::{Heard, Reading};
-use crate::device::DevNum;
-use crate::device::evidence::Evidence;
 use crate::export::probe::{ProbeError, Served};
 use crate::export::server::Server;
 use crate::identity::{Serial, VolumeId};
@@ -30,7 +30,12 @@ pub(crate) enum Input {
     /// A disk was read.
     Looked { devnum: DevNum, heard: Heard, reading: Reading, facts: Option<Facts>, finished: bool },
     /// Every disk was read.
-    Scanned { reading: Reading, facts: std::io::Result<Vec<Facts>>, reason: &'static str, done: Option<oneshot::Sender<()>> },
+    Scanned {
+        reading: Reading,
+        facts: std::io::Result<Vec<Facts>>,
+        reason: &'static str,
+        done: Option<oneshot::Sender<()>>,
+    },
     /// The disks of a new intent's serial were read before it was accepted.
     Examined { intent: Intent, disks: Vec<Facts>, reply: Reply<Accepted> },
     /// A new intent is durable and claimed, or is not.
@@ -93,7 +98,9 @@ pub enum Rejection {
     #[error("there is no intent for volume {0}")]
     Unknown(VolumeId),
     /// The volume is already wanted, with something else.
-    #[error("volume {volume} already has an intent whose {field} is {have}, not {asked}; withdraw it first to change that")]
+    #[error(
+        "volume {volume} already has an intent whose {field} is {have}, not {asked}; withdraw it first to change that"
+    )]
     Differs {
         /// Which volume.
         volume: VolumeId,
@@ -105,7 +112,9 @@ pub enum Rejection {
         asked: String,
     },
     /// Two volumes would show the same serial.
-    #[error("volumes {asked} and {have} have the same serial {serial}: their disks cannot be told apart. Withdraw {have} first, or give one of the volumes another id")]
+    #[error(
+        "volumes {asked} and {have} have the same serial {serial}: their disks cannot be told apart. Withdraw {have} first, or give one of the volumes another id"
+    )]
     SerialTaken {
         /// In the request.
         asked: VolumeId,

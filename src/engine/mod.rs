@@ -215,7 +215,7 @@ impl Engine {
             }
             Input::Request(Request::Intend(intent, reply)) => self.intend(intent, reply),
             Input::Request(Request::Withdraw { volume, force, clients, reply }) => {
-                self.withdraw(volume, force, clients, reply).await;
+                self.withdraw(volume, force, clients, reply);
             }
             Input::Examined { intent, disks, reply } => self.examined(intent, &disks, reply),
             Input::Admitted { intent, result, reply } => self.admitted(intent, result, reply).await,

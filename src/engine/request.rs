@@ -1,8 +1,8 @@
 //! Accepting and withdrawing intents. Nothing is answered with success before it is durable.
 
+use super::Engine;
 use super::input::{Accepted, Input, Rejection, Reply, Withdrawal};
 use super::world::Volume;
-use super::Engine;
 use crate::device::facts::Facts;
 use crate::identity::VolumeId;
 use crate::store::Change;
@@ -32,9 +32,10 @@ impl Engine {
             return;
         }
         let serial = intent.serial();
-        let taken = self.world.volume_of(serial).or_else(|| {
-            self.admissions.keys().find(|pending| pending.serial() == serial).copied()
-        });
+        let taken = self
+            .world
+            .volume_of(serial)
+            .or_else(|| self.admissions.keys().find(|pending| pending.serial() == serial).copied());
         if let Some(have) = taken {
             return drop(reply.send(Err(Rejection::SerialTaken { asked: volume, have, serial })));
         }
@@ -60,7 +61,11 @@ impl Engine {
         });
         match used {
             None => self.admit(intent, reply),
-            Some(uses) => self.answer_admission(intent.volume, &Err(Rejection::InUseByHost { volume: intent.volume, uses }), reply),
+            Some(uses) => self.answer_admission(
+                intent.volume,
+                &Err(Rejection::InUseByHost { volume: intent.volume, uses }),
+                reply,
+            ),
         }
     }
 
@@ -74,10 +79,15 @@ impl Engine {
                 Ok(()) => match tokio::task::spawn_blocking(move || claims.add(volume)).await {
                     Ok(Ok(())) => Ok(()),
                     failed => {
-                        let why = failed.map_or_else(|e| e.to_string(), |r| r.map_or_else(|e| e.to_string(), |()| String::new()));
+                        let why = failed
+                            .map_or_else(|e| e.to_string(), |r| r.map_or_else(|e| e.to_string(), |()| String::new()));
                         let undone = store.write(vec![Change::Withdraw(volume)]).await;
-                        let rest = undone.err().map(|error| format!(", and the intent could not be taken back ({error})"));
-                        Err(Rejection::NotDurable(format!("the claim could not be written: {why}{}", rest.unwrap_or_default())))
+                        let rest =
+                            undone.err().map(|error| format!(", and the intent could not be taken back ({error})"));
+                        Err(Rejection::NotDurable(format!(
+                            "the claim could not be written: {why}{}",
+                            rest.unwrap_or_default()
+                        )))
                     }
                 },
             };
@@ -123,13 +133,7 @@ impl Engine {
     }
 
     /// Withdraws an intent in any state: durable first, then the export goes, then the claim, then the answer.
-    pub(super) async fn withdraw(
-        &mut self,
-        id: VolumeId,
-        force: bool,
-        clients: Vec<String>,
-        reply: Reply<Withdrawal>,
-    ) {
+    pub(super) fn withdraw(&mut self, id: VolumeId, force: bool, clients: Vec<String>, reply: Reply<Withdrawal>) {
         let Some(volume) = self.world.volume_mut(id) else {
             return drop(reply.send(Err(Rejection::Unknown(id))));
         };

@@ -12,9 +12,10 @@ pub const PATIENCE: Duration = Duration::from_secs(10);
 const MOST: usize = 4096;
 
 /// What is known of udevd.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum Udevd {
     /// Nothing happened yet that would tell.
+    #[default]
     Unknown,
     /// Its last event was received then.
     Heard(Timestamp),

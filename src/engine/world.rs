@@ -46,6 +46,7 @@ pub struct Resyncs {
 
 /// One volume.
 #[derive(Debug)]
+#[allow(clippy::struct_excessive_bools, reason = "each is a fact of its own; together they are no state machine")]
 pub struct Volume {
     /// The wish.
     pub intent: Intent,
@@ -72,9 +73,17 @@ pub struct Volume {
     pub(super) look_after: Reading,
     pub(super) trouble: Option<Trouble>,
     pub(super) unwritten: bool,
-    /// The export status the projection was last told; the outer `None`: not known.
-    pub(super) projected: Option<Option<&'static str>>,
+    pub(super) projected: Projected,
     wake: Option<Timestamp>,
+}
+
+/// What the projection was last told of the volume's export.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Projected {
+    /// Not known, or about another mapping: tell it again.
+    Outdated,
+    /// This status; `None`: that there is no export.
+    As(Option<&'static str>),
 }
 
 /// A step failed and is tried again later.
@@ -98,9 +107,9 @@ impl Volume {
             other => other,
         };
         let projected = match record.state {
-            State::Ready => Some(Some("active")),
-            State::Exporting => Some(Some("pending")),
-            _ => Some(None),
+            State::Ready => Projected::As(Some("active")),
+            State::Exporting => Projected::As(Some("pending")),
+            _ => Projected::As(None),
         };
         Self {
             intent: record.intent,

@@ -4,7 +4,6 @@
 //! `unknown` for a single export.
 
 use std::collections::HashSet;
-use std::fmt::Write as _;
 use std::io;
 use std::net::SocketAddr;
 
@@ -53,17 +52,15 @@ fn parse(line: &str) -> Option<Socket> {
 
 /// The kernel writes addresses as words in the host's byte order.
 fn readable(hex: &str) -> String {
-    let word = |at: usize| hex.get(at..at + 8).and_then(|word| u32::from_str_radix(word, 16).ok());
-    match (hex.len(), word(0)) {
-        (8, Some(word)) => std::net::Ipv4Addr::from(word.to_ne_bytes()).to_string(),
-        _ => {
-            let bytes = (0..4).filter_map(|n| word(n * 8)).flat_map(u32::to_ne_bytes);
-            let address = bytes.fold(String::new(), |mut text, byte| {
-                let _ = write!(text, "{byte:02x}");
-                text
-            });
-            u128::from_str_radix(&address, 16).map_or(address, |bits| format!("[{}]", std::net::Ipv6Addr::from(bits)))
-        }
+    let bytes = |word: &str| u32::from_str_radix(word, 16).map(u32::to_ne_bytes).ok();
+    let words: Option<Vec<[u8; 4]>> = (0..hex.len() / 8).map(|n| bytes(&hex[n * 8..n * 8 + 8])).collect();
+    let all = words.unwrap_or_default().concat();
+    if let Ok(v4) = <[u8; 4]>::try_from(&*all) {
+        std::net::Ipv4Addr::from(v4).to_string()
+    } else if let Ok(v6) = <[u8; 16]>::try_from(&*all) {
+        format!("[{}]", std::net::Ipv6Addr::from(v6))
+    } else {
+        hex.to_owned()
     }
 }
 
@@ -71,7 +68,8 @@ fn readable(hex: &str) -> String {
 mod tests {
     use super::*;
 
-    const HEAD: &str = "  sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout inode\n";
+    const HEAD: &str =
+        "  sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout inode\n";
 
     #[test]
     fn clients_are_listed_without_listeners_closed_ones_and_our_own_handshakes() {

@@ -96,7 +96,8 @@ impl Watch {
             let mut ours = false;
             while let Ok(event) = reader.next() {
                 let name = event.file_name().map(|name| name.to_bytes().to_vec());
-                ours |= name.is_none_or(|name| self.pid_file.file_name().is_some_and(|own| own.as_encoded_bytes() == name));
+                ours |=
+                    name.is_none_or(|name| self.pid_file.file_name().is_some_and(|own| own.as_encoded_bytes() == name));
             }
             ready.clear_ready();
             if ours {

@@ -12,9 +12,9 @@ mod write;
 use std::path::Path;
 use std::time::Duration;
 
-use sqlx::{Connection, SqlSafeStr};
 use sqlx::migrate::{Migration, MigrationType, Migrator};
 use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection, SqliteJournalMode, SqliteSynchronous};
+use sqlx::{Connection, SqlSafeStr};
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 
@@ -109,10 +109,7 @@ impl Store {
     }
 
     /// Queues changes and returns the answer to wait for: calls queue in their order, the waiting can happen elsewhere.
-    pub async fn begin(
-        &self,
-        changes: Vec<Change>,
-    ) -> Result<oneshot::Receiver<Result<(), StoreError>>, StoreError> {
+    pub async fn begin(&self, changes: Vec<Change>) -> Result<oneshot::Receiver<Result<(), StoreError>>, StoreError> {
         let (answer, result) = oneshot::channel();
         self.send(Command::Write(changes, Some(answer))).await?;
         Ok(result)

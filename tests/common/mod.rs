@@ -1,5 +1,6 @@
 //! What the system tests share: a lab with nbdkit and the daemon in it, and the words they use.
 #![allow(dead_code, reason = "each test binary uses a part")]
+#![allow(clippy::unwrap_used, reason = "a test's panic is its failure")]
 
 use std::path::Path;
 use std::time::Duration;
@@ -8,20 +9,20 @@ use lab::{Api, Attachd, AttachdOptions, Disk, Lab, Volume};
 use serde_json::{Value, json};
 
 /// Longer than anything takes that works; a test that waits as long has failed.
-pub const SOON: Duration = Duration::from_secs(20);
+pub(crate) const SOON: Duration = Duration::from_secs(20);
 
-pub const MIB: u64 = 1 << 20;
+pub(crate) const MIB: u64 = 1 << 20;
 
 /// The daemon under test.
-pub fn bin() -> &'static Path {
+pub(crate) fn bin() -> &'static Path {
     Path::new(env!("CARGO_BIN_EXE_attachd"))
 }
 
 /// The configuration of every lab: loop devices in place of virtio disks.
-pub const CONFIG: &str = "[device]\nschemes = [\"loop\"]\n";
+pub(crate) const CONFIG: &str = "[device]\nschemes = [\"loop\"]\n";
 
 /// A lab whose NBD server and daemon run.
-pub fn up() -> (Lab, Attachd, Api) {
+pub(crate) fn up() -> (Lab, Attachd, Api) {
     let mut lab = Lab::new();
     lab.attachd_config(CONFIG).unwrap();
     lab.nbdkit_start().unwrap();
@@ -30,38 +31,38 @@ pub fn up() -> (Lab, Attachd, Api) {
     (lab, attachd, api)
 }
 
-pub fn start(lab: &Lab) -> Attachd {
+pub(crate) fn start(lab: &Lab) -> Attachd {
     lab.attachd_start(bin(), &AttachdOptions::default()).unwrap()
 }
 
 /// Announces a volume.
-pub fn intend(api: &Api, volume: &Volume) -> Value {
+pub(crate) fn intend(api: &Api, volume: &Volume) -> Value {
     api.post("/api/v1/intents", &json!({ "volume_id": volume.id })).unwrap().expect(201).unwrap()
 }
 
 /// Waits for a state and returns the volume.
-pub fn wait(api: &Api, volume: &Volume, state: &str) -> Value {
+pub(crate) fn wait(api: &Api, volume: &Volume, state: &str) -> Value {
     api.wait_volume(&volume.id, state, SOON).unwrap()
 }
 
-pub fn show(api: &Api, volume: &Volume) -> Value {
+pub(crate) fn show(api: &Api, volume: &Volume) -> Value {
     api.get(&format!("/api/v1/volumes/{}", volume.id)).unwrap().expect(200).unwrap()
 }
 
-pub fn withdraw(api: &Api, volume: &Volume) -> Value {
+pub(crate) fn withdraw(api: &Api, volume: &Volume) -> Value {
     api.delete(&format!("/api/v1/intents/{}", volume.id)).unwrap().expect(200).unwrap()
 }
 
-pub fn health(api: &Api) -> Value {
+pub(crate) fn health(api: &Api) -> Value {
     api.get("/api/v1/health").unwrap().json
 }
 
-pub fn resync(api: &Api) {
+pub(crate) fn resync(api: &Api) {
     api.post("/api/v1/resync", &json!({})).unwrap().expect(200).unwrap();
 }
 
 /// A volume that is announced, attached and served.
-pub fn served(lab: &Lab, api: &Api) -> (Volume, Disk) {
+pub(crate) fn served(lab: &Lab, api: &Api) -> (Volume, Disk) {
     let volume = lab.volume();
     intend(api, &volume);
     let mut disk = lab.disk(&volume.serial, MIB).unwrap();
@@ -71,7 +72,7 @@ pub fn served(lab: &Lab, api: &Api) -> (Volume, Disk) {
 }
 
 /// The names of the steps in a volume's story.
-pub fn story(volume: &Value) -> Vec<String> {
+pub(crate) fn story(volume: &Value) -> Vec<String> {
     let timeline = volume["timeline"].as_array().unwrap();
     timeline.iter().map(|entry| entry["event"].as_str().unwrap().to_owned()).collect()
 }

@@ -1,0 +1,38 @@
+# The way in. Each target installs what it needs from Debian's packages and says so; run as root.
+
+.PHONY: help setup fmt fmt-check lint test demo bench mutants
+
+help:
+	@echo "make demo     one run of everything attachd does, on real block devices"
+	@echo "make test     all tests"
+	@echo "make bench    measurements side by side, written to docs/benchmarks.md"
+	@echo "make lint     formatting and lints, as CI checks them"
+	@echo "make fmt      put the formatting right"
+	@echo "make mutants  cargo-mutants over identity, evidence and decide (not part of CI)"
+
+setup:
+	@tools/setup
+
+fmt:
+	cargo fmt --all
+
+fmt-check:
+	cargo fmt --all --check
+
+lint: setup fmt-check
+	cargo clippy --workspace --all-targets --all-features -- -D warnings
+
+# The tests kill the daemon at named points, which a release does not have.
+test: setup
+	cargo test --workspace --features kill-points
+
+demo: setup
+	cargo build --release --bins
+	cargo run --release --quiet --example demo
+
+bench: setup
+	cargo bench --bench attach
+
+mutants: setup
+	cargo mutants --no-shuffle --test-tool nextest --in-place=false \
+	    --file src/identity.rs --file src/device/evidence.rs --file src/engine/decide.rs -- --lib
