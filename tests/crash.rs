@@ -4,6 +4,7 @@
 mod common;
 
 use std::collections::BTreeMap;
+use std::fmt::Write as _;
 use std::fs;
 use std::path::Path;
 use std::process::Command;
@@ -106,10 +107,12 @@ impl Story {
         ] {
             let output = Command::new("sqlite3").args(["/var/lib/attachd/attachd.db", query]).output().unwrap();
             assert!(output.status.success(), "{output:?}");
-            end += &format!("{query}\n{}", String::from_utf8(output.stdout).unwrap());
+            writeln!(end, "{query}\n{}", String::from_utf8(output.stdout).unwrap()).unwrap();
         }
         for (what, folder) in [("claim", CLAIMS), ("export", EXPORTS)] {
-            listing(folder).iter().for_each(|(name, content)| end += &format!("{what} {name} {}\n", content.trim()));
+            for (name, content) in listing(folder) {
+                writeln!(end, "{what} {name} {}", content.trim()).unwrap();
+            }
         }
         for (volume, name) in names {
             end = end.replace(&volume.id, name).replace(&volume.serial, &format!("{name}-serial"));

@@ -3,6 +3,11 @@
 
 mod common;
 
+use std::io::{Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
 use common::*;
 use serde_json::json;
 
@@ -299,6 +304,92 @@ fn the_predecessors_tables_show_what_is_served_and_nothing_else() {
     assert_eq!(mapping, format!("{}|{}|{MIB}|attached|detected|oma\n", kept.id, kept.link().display()));
     let export = sql("SELECT volume_id, export_name, port, status FROM nbd_exports");
     assert_eq!(export, format!("{}|{}|10809|active\n", kept.id, kept.export()));
+}
+
+/// Invariant 4: `ready` means served with the device's own size, whoever listens on the port.
+#[test]
+fn a_server_that_serves_another_size_never_makes_a_volume_ready() {
+    let lab = lab::Lab::new();
+    lab.attachd_config(CONFIG).unwrap();
+    // A process that goes by nbdkit's name, and a liar on its port.
+    let name = lab.dir().join("nbdkit");
+    std::fs::copy("/bin/sleep", &name).unwrap();
+    let mut server = std::process::Command::new(&name).arg("1000").spawn().unwrap();
+    std::fs::write("/run/attachd-nbdkit/nbdkit.pid", server.id().to_string()).unwrap();
+    let port = TcpListener::bind("127.0.0.1:10809").unwrap();
+    let size = Arc::new(AtomicU64::new(2 * MIB));
+    let told = Arc::clone(&size);
+    std::thread::spawn(move || port.incoming().for_each(|client| lie(client.unwrap(), told.load(Ordering::SeqCst))));
+
+    let attachd = start(&lab);
+    let api = attachd.api();
+    let volume = lab.volume();
+    intend(&api, &volume);
+    let mut events = api.events().unwrap();
+    let mut disk = lab.disk(&volume.serial, MIB).unwrap();
+    disk.attach().unwrap();
+    let differs = events.wait_for(|event| event["reason"]["code"] == "SIZE_DIFFERS", SOON).unwrap();
+    assert_eq!(differs["state"], "exporting");
+    assert!(differs["reason"]["message"].as_str().unwrap().contains("2097152"), "{differs:#}");
+    // The control: the same liar, telling the truth.
+    size.store(MIB, Ordering::SeqCst);
+    wait(&api, &volume, "ready");
+    server.kill().unwrap();
+    server.wait().unwrap();
+}
+
+/// An NBD server of a few lines, which acknowledges any export with this size.
+fn lie(mut client: TcpStream, size: u64) {
+    client.write_all(b"NBDMAGICIHAVEOPT\0\x03").unwrap();
+    let mut asked = [0; 4 + 16];
+    if client.read_exact(&mut asked).is_err() {
+        return;
+    }
+    let length = u32::from_be_bytes(asked[16..20].try_into().unwrap());
+    client.read_exact(&mut vec![0; length as usize]).unwrap();
+    let reply = |kind: u32, data: &[u8]| {
+        let head = [&0x0003_e889_0455_65a9_u64.to_be_bytes()[..], &7_u32.to_be_bytes(), &kind.to_be_bytes()].concat();
+        [&head[..], &u32::try_from(data.len()).unwrap().to_be_bytes(), data].concat()
+    };
+    let info = [&[0, 0][..], &size.to_be_bytes(), &[0, 1]].concat();
+    client.write_all(&[reply(3, &info), reply(1, b"")].concat()).unwrap();
+    let _ = client.read_to_end(&mut Vec::new());
+}
+
+/// Invariant 9: nothing is created or removed under `/dev`, no node is opened, no program is run.
+#[test]
+fn a_whole_life_touches_nothing_under_dev_and_runs_no_program() {
+    let mut lab = lab::Lab::new();
+    lab.attachd_config(CONFIG).unwrap();
+    lab.nbdkit_start().unwrap();
+    let log = lab.dir().join("strace");
+    let options = lab::AttachdOptions {
+        wrapper: ["strace", "-f", "-e", "trace=%file,%process", "-o", log.to_str().unwrap()]
+            .map(str::to_owned)
+            .to_vec(),
+        ..Default::default()
+    };
+    let mut attachd = lab.attachd_start(bin(), &options).unwrap();
+    let api = attachd.api();
+    let (volume, mut disk) = served(&lab, &api);
+    disk.detach().unwrap();
+    wait(&api, &volume, "lost");
+    disk.attach().unwrap();
+    wait(&api, &volume, "ready");
+    withdraw(&api, &volume);
+    attachd.terminate().unwrap();
+    let text = std::fs::read_to_string(&log).unwrap();
+    let lines: Vec<&str> =
+        text.lines().skip_while(|line| !(line.contains("open") && line.contains("attachd.toml"))).collect();
+    assert!(lines.iter().any(|line| line.contains("/dev/disk/by-id/loop-")), "the control: the log shows the link");
+    for line in lines {
+        let harmless = ["stat(", "statx(", "newfstatat(", "readlink("].iter().any(|call| line.contains(call));
+        let under_dev = line.contains("\"/dev/") && !line.contains("/dev/null") && !harmless;
+        // An export points below /dev, and is made below /run.
+        let export = line.contains("symlink") && line.contains("\"/run/attachd/exports/");
+        assert!(!under_dev || export, "{line}");
+        assert!(!line.contains("execve("), "{line}");
+    }
 }
 
 fn run(program: &str, arguments: &[&str]) {
