@@ -384,7 +384,8 @@ fn a_whole_life_touches_nothing_under_dev_and_runs_no_program() {
     assert!(lines.iter().any(|line| line.contains("/dev/disk/by-id/loop-")), "the control: the log shows the link");
     for line in lines {
         let harmless = ["stat(", "statx(", "newfstatat(", "readlink("].iter().any(|call| line.contains(call));
-        let under_dev = line.contains("\"/dev/") && !line.contains("/dev/null") && !harmless;
+        // SQLite takes its random numbers from there.
+        let under_dev = line.replace("\"/dev/urandom", "").contains("\"/dev/") && !harmless;
         // An export points below /dev, and is made below /run.
         let export = line.contains("symlink") && line.contains("\"/run/attachd/exports/");
         assert!(!under_dev || export, "{line}");

@@ -49,6 +49,10 @@ impl Samples {
         self.0.push((to_ns - from_ns) as f64 / 1e6);
     }
 
+    pub(crate) fn extend(&mut self, more: &Self) {
+        self.0.extend(&more.0);
+    }
+
     pub(crate) fn len(&self) -> usize {
         self.0.len()
     }

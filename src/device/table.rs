@@ -49,17 +49,11 @@ impl Table {
         let before = self.by_devnum.get(&devnum);
         let last = before.map(|device| device.reading).or_else(|| self.gone.get(&devnum).copied());
         if last.is_some_and(|last| last > reading) {
-            return Vec::new();
+            return self.settle_late(devnum, facts.as_ref(), heard).into_iter().collect();
         }
         let settled = facts.as_ref().is_some_and(|facts| {
             let known = before.is_some_and(|device| device.settled && device.facts.diskseq == facts.diskseq);
-            known
-                || match heard {
-                    Heard::Look => true,
-                    // An event older than the disk that is there now says nothing about this one.
-                    Heard::Event(Origin::Udev, diskseq, _) => diskseq.is_none_or(|seq| seq == facts.diskseq),
-                    Heard::Event(Origin::Kernel, ..) => false,
-                }
+            known || settles(heard, facts)
         });
         let heard_at = match heard {
             Heard::Event(Origin::Udev, _, at) => Some(at),
@@ -83,6 +77,20 @@ impl Table {
             self.gone.insert(devnum, reading);
         }
         old.into_iter().chain(new.filter(|new| Some(*new) != old)).collect()
+    }
+
+    /// A later reading is known already; what an older one can add is that udev has finished with that very disk.
+    ///
+    /// It matters after a loss: the kernel's event of a disk, still queued, is read after the resync began, and udev's
+    /// event of it is among the lost. What was read later shows at least what udev had done by then.
+    fn settle_late(&mut self, devnum: DevNum, older: Option<&Facts>, heard: Heard) -> Option<Serial> {
+        let device = self.by_devnum.get_mut(&devnum)?;
+        let older = older.filter(|older| older.diskseq == device.facts.diskseq && settles(heard, older))?;
+        if device.settled {
+            return None;
+        }
+        device.settled = true;
+        older.serial()
     }
 
     /// Takes in a reading of everything and returns the serials it concerns. Disks read later than `reading` stay.
@@ -117,6 +125,16 @@ impl Table {
                 self.by_serial.remove(&serial);
             }
         }
+    }
+}
+
+/// Whether a reading made for this reason shows a disk that udevd has finished with.
+fn settles(heard: Heard, facts: &Facts) -> bool {
+    match heard {
+        Heard::Look => true,
+        // An event older than the disk that is there now says nothing about this one.
+        Heard::Event(Origin::Udev, diskseq, _) => diskseq.is_none_or(|seq| seq == facts.diskseq),
+        Heard::Event(Origin::Kernel, ..) => false,
     }
 }
 
@@ -199,6 +217,20 @@ mod tests {
         table.update(DISK, None, 3, kernel(1));
         assert!(table.replace(vec![facts(DISK, A, 1)], 2).is_empty());
         assert_eq!(table.all().count(), 0);
+    }
+
+    #[test]
+    fn a_resync_settles_a_disk_that_the_kernels_event_made_it_read_later() {
+        let mut table = Table::default();
+        table.update(DISK, Some(facts(DISK, A, 7)), 2, kernel(7));
+        assert_eq!(settled(&table, A), [false]);
+        assert_eq!(table.replace(vec![facts(DISK, A, 7)], 1), [A.parse().unwrap()]);
+        assert_eq!(settled(&table, A), [true]);
+        assert!(table.replace(vec![facts(DISK, A, 7)], 1).is_empty(), "said once");
+        // Another disk under the same number is another matter.
+        table.update(DISK, Some(facts(DISK, B, 8)), 4, kernel(8));
+        assert!(table.replace(vec![facts(DISK, A, 7)], 3).is_empty());
+        assert_eq!(settled(&table, B), [false]);
     }
 
     #[test]

@@ -54,7 +54,7 @@ impl Ear {
         self.heard = Some(now);
         if self.silent.take().is_some() {
             // It is back; what it missed while it was away it never sends.
-            self.owed.retain(|_, since| *since + PATIENCE > now);
+            self.owed.retain(|owed, _| *owed > seqnum);
         }
     }
 
@@ -124,8 +124,9 @@ mod tests {
         assert!(ear.tick(second(10)));
         assert!(!ear.tick(second(11)), "said once");
         assert_eq!((ear.wake(), ear.udevd_is()), (None, Udevd::Silent(second(0))));
+        ear.kernel(12, second(20));
         ear.udevd(9, second(20));
         assert_eq!(ear.udevd_is(), Udevd::Heard(second(20)));
-        assert_eq!(ear.wake(), Some(second(25)), "event 8 is still owed");
+        assert_eq!(ear.wake(), Some(second(30)), "event 8 was missed for good, event 12 is owed");
     }
 }
