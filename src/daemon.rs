@@ -68,7 +68,8 @@ async fn serve(settings: Settings, config: &Path) -> anyhow::Result<()> {
         folder: Folder::new(settings.exports.clone()),
         server: settings.listen,
     };
-    let (engine, handle) = Engine::new(ground, tools, records);
+    let (mut engine, handle) = Engine::new(ground, tools, records);
+    engine.look_around().await.context("cannot read the list of disks")?;
     let (stop, stopping) = watch::channel(false);
     let stop_engine = stopped(stopping.clone());
     let engine = tokio::spawn(engine.run(stop_engine));

@@ -224,7 +224,9 @@ fn a_restart_finds_its_exports_and_proves_each_again() {
     lab.publish(&stray.export(), &kept_disk.link()).unwrap();
     let attachd = start(&lab);
     let api = attachd.api();
-    wait(&api, &kept, "ready");
+    let kept_now = wait(&api, &kept, "ready");
+    let once = |event: &str| story(&kept_now).iter().filter(|step| *step == event).count();
+    assert_eq!((once("published"), once("revoked"), once("ready")), (1, 0, 2), "proven again, never taken away");
     wait(&api, &pulled, "lost");
     assert!(!lab.nbd_connects(&stray.export()));
     assert_eq!(lab.nbd_list().unwrap(), [kept.export()]);

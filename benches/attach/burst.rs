@@ -70,7 +70,7 @@ pub(crate) fn bench(plan: Plan) -> Result<Section> {
         table.row(burst.cells(name, count));
         let missing = count - burst.ready.len();
         goals.push(Goal {
-            goal: format!("{name}: none lost, all ready within 1 s of the last event"),
+            wanted: format!("{name}: none lost, all ready within 1 s of the last event"),
             measured: format!("{missing} lost, {} ms", ms(burst.after_last)),
             met: missing == 0 && burst.after_last < 1000.0,
         });

@@ -87,7 +87,7 @@ pub(crate) fn bench(plan: Plan) -> Result<Section> {
         health["resync"]["losses"].to_string(),
     ]);
     let goals = vec![Goal {
-        goal: "attachd misses nothing: every real disk in the flood is served".into(),
+        wanted: "attachd misses nothing: every real disk in the flood is served".into(),
         measured: format!(
             "{} of {rounds} (max {} ms); seen by tokio-udev's stream: {seen} of {rounds}",
             ready.len(),

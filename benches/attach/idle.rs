@@ -20,7 +20,7 @@ const WAITING: usize = 1000;
 
 /// Context switches of a daemon that has nothing to do.
 pub(crate) fn switches(plan: Plan) -> Result<Section> {
-    let window = if plan.quick { Duration::from_secs(5) } else { Duration::from_secs(60) };
+    let window = if plan.quick { Duration::from_secs(5) } else { Duration::from_mins(1) };
     let lab = setup::lab()?;
     let waiting: Vec<_> = (0..WAITING).map(|n| Ok((absent_volume(n)?, None))).collect::<Result<_>>()?;
     setup::seed(&lab, &waiting)?;
@@ -65,7 +65,7 @@ pub(crate) fn switches(plan: Plan) -> Result<Section> {
         window.as_secs(),
     );
     let goals = vec![Goal {
-        goal: format!("no context switch in {} s", window.as_secs()),
+        wanted: format!("no context switch in {} s", window.as_secs()),
         measured: sum.to_string(),
         met: sum == 0,
     }];
@@ -106,12 +106,12 @@ pub(crate) fn memory(plan: Plan) -> Result<Section> {
     let many = resident[1].max(resident[2]);
     let goals = vec![
         Goal {
-            goal: "at most 12 MB resident when idle".into(),
+            wanted: "at most 12 MB resident when idle".into(),
             measured: format!("{:.1} MB", resident[0]),
             met: resident[0] <= 12.0,
         },
         Goal {
-            goal: "at most 40 MB resident with 10,000 mappings".into(),
+            wanted: "at most 40 MB resident with 10,000 mappings".into(),
             measured: format!("{many:.1} MB with {mappings}"),
             met: many <= 40.0,
         },

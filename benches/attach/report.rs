@@ -29,7 +29,7 @@ pub(crate) struct Table {
 
 /// A goal and whether it is met.
 pub(crate) struct Goal {
-    pub(crate) goal: String,
+    pub(crate) wanted: String,
     pub(crate) measured: String,
     pub(crate) met: bool,
 }
@@ -143,8 +143,8 @@ impl Section {
         }
         if !self.goals.is_empty() {
             let mut goals = Table::new(&["goal", "measured", "met"]);
-            for Goal { goal, measured, met } in &self.goals {
-                goals.row([goal.clone(), measured.clone(), if *met { "yes" } else { "**no**" }.to_owned()]);
+            for Goal { wanted, measured, met } in &self.goals {
+                goals.row([wanted.clone(), measured.clone(), if *met { "yes" } else { "**no**" }.to_owned()]);
             }
             let _ = write!(text, "\n{}", goals.markdown());
         }

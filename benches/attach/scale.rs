@@ -41,7 +41,7 @@ pub(crate) fn bench(plan: Plan) -> Result<Section> {
     }
     let ratio = many.p50() / few.p50();
     let goals = vec![Goal {
-        goal: "the same within 10 % (p50)".into(),
+        wanted: "the same within 10 % (p50)".into(),
         measured: format!("{:+.1} % ({} against {} ms)", (ratio - 1.0) * 100.0, ms(many.p50()), ms(few.p50())),
         met: (ratio - 1.0).abs() <= 0.1,
     }];

@@ -91,7 +91,7 @@ impl Stage {
         Ok((volume, disk))
     }
 
-    /// Attaches the disk and returns when udev's event about it was received (CLOCK_MONOTONIC).
+    /// Attaches the disk and returns when udev's event about it was received (`CLOCK_MONOTONIC`).
     fn attach(&self, disk: &mut Disk) -> Result<u64> {
         disk.attach()?;
         Ok(self.witness.announced(disk)?.monotonic_ns)
@@ -397,16 +397,16 @@ impl Floor {
 
         let begun = Instant::now();
         self.runtime.block_on(upsert.execute(&mut self.connection))?;
-        let committed = begun.elapsed();
+        let committed = Instant::now();
         symlink(&link, &place)?;
-        let linked = begun.elapsed();
+        let linked = Instant::now();
         let (size, client) = self.shake(&export)?;
-        let served = begun.elapsed();
+        let served = Instant::now();
 
         ensure!(size == SIZE, "{size} bytes served");
         drop(client);
-        times.floor.add(served);
-        let steps = [committed, linked - committed, served - linked];
+        times.floor.add(served.duration_since(begun));
+        let steps = [committed.duration_since(begun), linked.duration_since(committed), served.duration_since(linked)];
         times.floor_steps.iter_mut().zip(steps).for_each(|(samples, time)| samples.add(time));
         stage.clear(&volume, disk)
     }
@@ -452,12 +452,12 @@ impl Times {
         let faster = self.poll.p50() / self.attachd.p50();
         let goals = vec![
             Goal {
-                goal: "attachd at most 1.5 × the floor (p50)".into(),
+                wanted: "attachd at most 1.5 × the floor (p50)".into(),
                 measured: format!("{ratio:.2} × ({} against {} ms)", ms(self.attachd.p50()), ms(base)),
                 met: ratio <= 1.5,
             },
             Goal {
-                goal: "attachd at least 8 × faster than the poll (p50)".into(),
+                wanted: "attachd at least 8 × faster than the poll (p50)".into(),
                 measured: format!("{faster:.1} × ({} against {} ms)", ms(self.attachd.p50()), ms(self.poll.p50())),
                 met: faster >= 8.0,
             },

@@ -16,7 +16,7 @@ use lab::{Api, Attachd, AttachdOptions, BareListener, Disk, DiskOptions, Heard, 
 use serde_json::{Value, json};
 
 /// Longer than anything takes that works.
-pub(crate) const LIMIT: Duration = Duration::from_secs(60);
+pub(crate) const LIMIT: Duration = Duration::from_mins(1);
 
 /// Where the daemon keeps its truth.
 pub(crate) const STORE: &str = "/var/lib/attachd/attachd.db";
@@ -90,7 +90,7 @@ pub(crate) fn now_ns() -> i128 {
     Timestamp::now().as_nanosecond()
 }
 
-/// A moment of CLOCK_MONOTONIC on the clock of the daemon's timeline.
+/// A moment of `CLOCK_MONOTONIC` on the clock of the daemon's timeline.
 pub(crate) fn on_timeline(monotonic_ns: u64) -> i128 {
     now_ns() - i128::from(lab::listen::monotonic_ns()) + i128::from(monotonic_ns)
 }

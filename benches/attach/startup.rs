@@ -63,7 +63,7 @@ pub(crate) fn bench(plan: Plan) -> Result<Section> {
     table.samples("restart: until health answers", &restart.health, []);
     table.samples(&format!("restart: until all {present} are ready"), &restart.ready, []);
     let goal = |what: &str, samples: &Samples| Goal {
-        goal: format!("{what} in less than 1 s (max of {rounds})"),
+        wanted: format!("{what} in less than 1 s (max of {rounds})"),
         measured: format!("{} ms", ms(samples.max())),
         met: samples.max() < 1000.0,
     };

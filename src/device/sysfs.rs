@@ -51,16 +51,13 @@ impl Sysfs {
         self.read_as(devnum, |_| Err(NoIdentity::Unreadable(why.to_owned())))
     }
 
-    /// The facts of every whole disk that is present. A disk that vanishes meanwhile is left out.
-    pub fn read_all(&self) -> io::Result<Vec<Facts>> {
-        let host = HostUse::read(&self.inner.proc);
-        let mut all = Vec::new();
-        for entry in fs::read_dir(self.inner.sys.join("dev/block"))? {
-            let name = entry?.file_name();
-            let Some(devnum) = name.to_str().and_then(|name| name.parse().ok()) else { continue };
-            all.extend(self.read_with(devnum, &host));
-        }
-        Ok(all)
+    /// The numbers of all block devices, partitions included: [`Sysfs::read`] tells them apart. Never blocks.
+    pub fn list(&self) -> io::Result<Vec<DevNum>> {
+        let entries = fs::read_dir(self.inner.sys.join("dev/block"))?;
+        let number = |entry: io::Result<fs::DirEntry>| {
+            entry.map(|entry| entry.file_name().to_str().and_then(|name| name.parse().ok())).transpose()
+        };
+        entries.filter_map(number).collect()
     }
 
     /// Whether the disk of this number is still the one with this disk sequence number: the kernel never gives a
@@ -128,7 +125,7 @@ impl Sysfs {
     fn uses(&self, disk: &Path, devnum: DevNum, serial: Serial, host: &HostUse) -> Vec<Use> {
         let mut uses: Vec<Use> = host.of(devnum).to_vec();
         uses.extend(holders(disk));
-        for part in entries(disk).filter(|part| part.join("partition").exists()) {
+        for part in partitions(disk) {
             let part_devnum = fs::read_to_string(part.join("dev")).ok().and_then(|text| text.parse().ok());
             uses.extend(part_devnum.iter().flat_map(|devnum| host.of(*devnum).iter().cloned()));
             uses.extend(holders(&part));
@@ -138,6 +135,16 @@ impl Sysfs {
         }
         uses
     }
+}
+
+/// The folders of a disk's partitions: they stand in the disk's own and begin with its name.
+fn partitions(disk: &Path) -> impl Iterator<Item = PathBuf> + use<> {
+    let name = disk.file_name().unwrap_or_default().to_owned();
+    let named_so = move |path: &PathBuf| {
+        let own = path.file_name().unwrap_or_default();
+        own.as_encoded_bytes().starts_with(name.as_encoded_bytes())
+    };
+    entries(disk).filter(named_so).filter(|path| path.join("partition").exists())
 }
 
 fn entries(folder: &Path) -> impl Iterator<Item = PathBuf> + use<> {

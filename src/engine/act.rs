@@ -11,6 +11,7 @@ use super::{Engine, LOOK_LIMIT, Look};
 use crate::device::DevNum;
 use crate::device::evidence::Evidence;
 use crate::device::facts::{Facts, LinkTarget};
+use crate::device::sysfs::Sysfs;
 use crate::device::table::{Device, Heard, Reading};
 use crate::export::probe::{self, ProbeError, Served};
 use crate::export::server::Server;
@@ -20,6 +21,30 @@ use crate::volume::{Entry, Reason, State};
 
 /// First and longest wait before a failed step is tried again; it doubles in between.
 const RETRY: (SignedDuration, SignedDuration) = (SignedDuration::from_millis(200), SignedDuration::from_secs(30));
+
+/// Reads one disk in a thread of its own. When its serial does not answer in time: what is known without it, and the
+/// reading that still hangs.
+async fn read(
+    sysfs: Sysfs,
+    devnum: DevNum,
+) -> Result<Option<Facts>, (Option<Facts>, tokio::task::JoinHandle<Option<Facts>>)> {
+    let reader = sysfs.clone();
+    let mut reading = tokio::task::spawn_blocking(move || reader.read(devnum));
+    if let Ok(facts) = tokio::time::timeout(LOOK_LIMIT, &mut reading).await {
+        return Ok(facts.unwrap_or_default());
+    }
+    let why = format!("no answer within {} s", LOOK_LIMIT.as_secs());
+    Err((sysfs.read_unanswered(devnum, &why), reading))
+}
+
+/// Reads every disk that is present; one that does not answer holds nobody up for long.
+pub(super) async fn read_all(sysfs: Sysfs) -> std::io::Result<Vec<Facts>> {
+    let mut all = Vec::new();
+    for devnum in sysfs.list()? {
+        all.extend(read(sysfs.clone(), devnum).await.unwrap_or_else(|(unanswered, _)| unanswered));
+    }
+    Ok(all)
+}
 
 impl Engine {
     /// Brings one volume as far as it gets without waiting.
@@ -85,7 +110,8 @@ impl Engine {
                 Some(Step::Publish(evidence)) => self.publish(id, &evidence),
                 Some(Step::Probe(evidence)) => {
                     self.probe(id, evidence);
-                    return;
+                    // While the server is asked, the story so far is written: it is to survive a death from here on.
+                    return self.write_notes(id).await;
                 }
             }
         }
@@ -99,7 +125,7 @@ impl Engine {
         let now = Timestamp::now();
         let again = volume.trouble.as_ref().map(|trouble| trouble.again_at).filter(|at| *at > now);
         let wake = again.or(deadline);
-        let mut changes: Vec<Change> = volume.notes.drain(..).map(|entry| Change::Note(id, entry)).collect();
+        let mut changes = Vec::new();
         if std::mem::take(&mut volume.unwritten) {
             changes.push(Change::Stand(id, volume.state, volume.reason.clone()));
         }
@@ -120,6 +146,17 @@ impl Engine {
             }));
         }
         self.world.set_wake(id, wake);
+        self.post(id, changes).await;
+    }
+
+    async fn write_notes(&mut self, id: VolumeId) {
+        self.post(id, Vec::new()).await;
+    }
+
+    /// Hands changes and the unwritten notes to the store; nobody waits for them.
+    async fn post(&mut self, id: VolumeId, mut changes: Vec<Change>) {
+        let Some(volume) = self.world.volume_mut(id) else { return };
+        changes.extend(volume.notes.drain(..).map(|entry| Change::Note(id, entry)));
         if !changes.is_empty() && self.tools.store.post(changes).await.is_err() {
             tracing::error!(VOLUME_ID = %id, "the store has ended; the volume's story is not kept");
         }
@@ -191,18 +228,15 @@ impl Engine {
         self.looks.insert(devnum, Look { reading, again: None });
         let (sysfs, back) = (self.tools.sysfs.clone(), self.back.clone());
         tokio::spawn(async move {
-            let reader = sysfs.clone();
-            let mut read = tokio::task::spawn_blocking(move || reader.read(devnum));
-            let facts = if let Ok(facts) = tokio::time::timeout(LOOK_LIMIT, &mut read).await {
-                facts
-            } else {
-                let why = format!("no answer within {} s", LOOK_LIMIT.as_secs());
-                let facts = sysfs.read_unanswered(devnum, &why);
-                let _ = back.send(Input::Looked { devnum, heard, reading, facts, finished: false }).await;
-                read.await
+            let looked = |facts, finished| Input::Looked { devnum, heard, reading, facts, finished };
+            let facts = match read(sysfs, devnum).await {
+                Ok(facts) => facts,
+                Err((unanswered, hanging)) => {
+                    let _ = back.send(looked(unanswered, false)).await;
+                    hanging.await.unwrap_or_default()
+                }
             };
-            let facts = facts.unwrap_or_default();
-            let _ = back.send(Input::Looked { devnum, heard, reading, facts, finished: true }).await;
+            let _ = back.send(looked(facts, true)).await;
         });
     }
 
@@ -211,8 +245,7 @@ impl Engine {
         let reading = self.next_reading();
         let (sysfs, back) = (self.tools.sysfs.clone(), self.back.clone());
         tokio::spawn(async move {
-            let facts = tokio::task::spawn_blocking(move || sysfs.read_all()).await;
-            let facts = facts.unwrap_or_else(|error| Err(std::io::Error::other(error)));
+            let facts = read_all(sysfs).await;
             let _ = back.send(Input::Scanned { reading, facts, reason, done }).await;
         });
     }
@@ -240,7 +273,7 @@ impl Engine {
         done.map(|done| done.send(()));
     }
 
-    fn next_reading(&mut self) -> Reading {
+    pub(super) fn next_reading(&mut self) -> Reading {
         self.readings += 1;
         self.readings
     }
@@ -403,7 +436,8 @@ impl Engine {
             Server::Up { pid } => tracing::info!(pid, "the NBD server is up"),
             Server::Down { why } => tracing::warn!(why, "the NBD server is down"),
         }
-        let up = matches!(server, Server::Up { .. });
+        // At the start everything has just been read.
+        let up_again = self.world.server.is_some() && matches!(server, Server::Up { .. });
         self.world.server = Some(server);
         for id in self.world.ids() {
             let epoch = self.next_epoch();
@@ -411,7 +445,7 @@ impl Engine {
             volume.proven = false;
             volume.trouble = None;
             volume.epoch = epoch;
-            if volume.published && up {
+            if volume.published && up_again {
                 self.distrust(id);
             }
             self.settle(id).await;

@@ -112,10 +112,14 @@ fn absent(desired: &Desired<'_>, observed: &Observed<'_>) -> Decision {
 /// The kernel shows the disk, udevd has not reported it: it is at its rules, which takes milliseconds, or it is dead.
 fn unfinished(desired: &Desired<'_>, observed: &Observed<'_>, device: &Device) -> Decision {
     let state = without_disk(desired, observed.now);
-    let worth_saying = observed.udevd_silent || state == State::Lost;
-    let message = format!("/dev/{} shows the serial, but udev has not reported it yet", device.facts.name);
-    let hint = "If this lasts, check `systemctl status systemd-udevd`.";
-    let reason = worth_saying.then(|| Reason::new("UDEV_NOT_FINISHED", message, hint));
+    let (stood, reason) = observed.standing;
+    let reason = if observed.udevd_silent || observed.published {
+        let message = format!("/dev/{} shows the serial, but udev has not reported it yet", device.facts.name);
+        let hint = "If this lasts, check `systemctl status systemd-udevd`.";
+        Some(Reason::new("UDEV_NOT_FINISHED", message, hint))
+    } else {
+        reason.filter(|_| stood == state).cloned()
+    };
     Decision { state, reason, revoke: observed.published, step: None }
 }
 
@@ -197,7 +201,7 @@ mod tests {
         udevd_silent: bool,
         server: Option<Server>,
         trouble: Option<Reason>,
-        standing: State,
+        standing: (State, Option<Reason>),
     }
 
     impl Scene {
@@ -214,13 +218,19 @@ mod tests {
                 udevd_silent: false,
                 server: Some(Server::Up { pid: 1 }),
                 trouble: None,
-                standing: State::Waiting,
+                standing: (State::Waiting, None),
             }
         }
 
         fn served() -> Self {
             let mapping = evidence::check(&ground(), &[&device()], None, now()).unwrap().unwrap();
-            Self { mapping: Some(mapping), published: true, proven: true, standing: State::Ready, ..Self::new() }
+            Self {
+                mapping: Some(mapping),
+                published: true,
+                proven: true,
+                standing: (State::Ready, None),
+                ..Self::new()
+            }
         }
 
         fn decide(&self) -> Decision {
@@ -236,7 +246,7 @@ mod tests {
                 udevd_silent: self.udevd_silent,
                 server: self.server.as_ref(),
                 trouble: self.trouble.as_ref(),
-                standing: (self.standing, None),
+                standing: (self.standing.0, self.standing.1.as_ref()),
             };
             decide(&Desired { intent: &intent, mapping: self.mapping.as_ref() }, &observed)
         }
@@ -246,7 +256,7 @@ mod tests {
             if decision.revoke {
                 (self.published, self.proven) = (false, false);
             }
-            self.standing = decision.state;
+            self.standing = (decision.state, decision.reason.clone());
             match &decision.step {
                 None => return decision.revoke,
                 Some(Step::Look(_)) => self.fresh = true,
@@ -318,6 +328,11 @@ mod tests {
         assert_eq!(scene.decide(), Decision { state: State::Waiting, reason: None, revoke: false, step: None });
         let silent = Scene { udevd_silent: true, ..scene.clone() }.decide();
         assert_eq!((silent.state, code(&silent), silent.step), (State::Waiting, Some("UDEV_NOT_FINISHED"), None));
+        // The disk of a lost volume is coming back: milliseconds that are not worth a word.
+        let gone = Reason::new("DEVICE_GONE", "gone", "");
+        let standing = (State::Lost, Some(gone.clone()));
+        let back = Scene { mapping: Scene::served().mapping, standing, ..scene.clone() }.decide();
+        assert_eq!(back, Decision { state: State::Lost, reason: Some(gone), revoke: false, step: None });
         // The disk of a served volume was exchanged for another with its serial.
         let swapped = Scene { present: scene.present, ..Scene::served() }.decide();
         assert_eq!((swapped.state, code(&swapped), swapped.revoke), (State::Lost, Some("UDEV_NOT_FINISHED"), true));

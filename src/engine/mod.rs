@@ -172,10 +172,18 @@ impl Engine {
         (engine, handle)
     }
 
+    /// Reads what is there and holds every volume against it. Until this is done nothing can be decided, so nothing else is
+    /// handled before: an empty table would read as "every disk is gone".
+    pub async fn look_around(&mut self) -> std::io::Result<()> {
+        self.adopt_exports();
+        let reading = self.next_reading();
+        let facts = act::read_all(self.tools.sysfs.clone()).await?;
+        self.scanned(reading, Ok(facts), "start", None).await;
+        Ok(())
+    }
+
     /// Works until `stop` resolves. Exports stay as they are.
     pub async fn run(mut self, stop: impl Future<Output = ()>) {
-        self.adopt_exports();
-        self.scan("start", None);
         tokio::pin!(stop);
         loop {
             let wake = self.world.next_wake();
