@@ -34,5 +34,5 @@ bench: setup
 	cargo bench --bench attach
 
 mutants: setup
-	cargo mutants --no-shuffle --test-tool nextest --in-place=false \
+	cargo mutants --no-shuffle \
 	    --file src/identity.rs --file src/device/evidence.rs --file src/engine/decide.rs -- --lib
