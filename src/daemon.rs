@@ -20,6 +20,7 @@ use crate::engine::{Engine, Handle, Tools};
 use crate::export::folder::Folder;
 use crate::export::server::Watch;
 use crate::store::Store;
+use crate::telemetry;
 use crate::volume::Record;
 
 /// How long running requests may take to end when the daemon stops.
@@ -57,7 +58,7 @@ async fn serve(settings: Settings, config: &Path) -> anyhow::Result<()> {
     let claims = restored_claims(&settings, &records)
         .with_context(|| format!("cannot write the claims in {}", settings.claims.display()))?;
     let watch_server = Watch::new(settings.pid_file.clone(), "nbdkit")?;
-    let listener = api::Listener::bind(&settings.socket)
+    let listener = api::Listener::open(&settings.socket)
         .with_context(|| format!("cannot listen on {}", settings.socket.display()))?;
 
     let stats = monitor.stats();
@@ -78,8 +79,11 @@ async fn serve(settings: Settings, config: &Path) -> anyhow::Result<()> {
     let context = api::Context::new(handle.clone(), store.clone(), settings, stats);
     let server = tokio::spawn(api::serve(listener, api::router(context), stopping));
     tracing::info!(version = env!("CARGO_PKG_VERSION"), "attachd is up");
+    let manager = tokio::spawn(telemetry::manager::report(handle.clone()));
 
     until_told_to_stop(&handle, config).await?;
+    telemetry::manager::stopping();
+    manager.abort();
     let _ = stop.send(true);
     // The engine first: it ends the streams of events, which would otherwise never be done.
     engine.await.context("the engine failed")?;
@@ -112,11 +116,13 @@ async fn until_told_to_stop(handle: &Handle, config: &Path) -> anyhow::Result<()
             _ = terminate.recv() => return Ok(()),
             _ = interrupt.recv() => return Ok(()),
             _ = hangup.recv() => {
+                telemetry::manager::reloading();
                 match config::load(config) {
                     Ok(_) => tracing::info!("the configuration is valid; settings take effect at the next start"),
                     Err(invalid) => tracing::error!("the configuration is not valid, the one in use stays:\n{invalid}"),
                 }
                 handle.resync("reload").await?;
+                telemetry::manager::ready();
             }
         }
     }

@@ -154,6 +154,7 @@ mod tests {
     fn upper_case_is_accepted_and_lowered() {
         let volume: VolumeId = SEED.to_uppercase().parse().unwrap();
         assert_eq!(volume.to_string(), SEED);
+        assert_eq!(format!("{volume:?} {:?}", volume.serial()), format!("{SEED} b3bb93101b594f6297e8"));
     }
 
     #[test]

@@ -18,7 +18,6 @@ use crate::engine::udevd::Udevd;
 use crate::engine::world::{Resyncs, World};
 use crate::export::server::Server;
 use crate::store::{Pulse, StoreError};
-use crate::volume;
 
 /// Health.
 #[derive(Serialize, ToSchema)]
@@ -254,11 +253,7 @@ fn socket(stats: &SocketStats) -> SocketHealth {
     }
 }
 
-/// How many volumes are in each state; states without any are there with 0.
+/// How many volumes are in each state, by the state's name.
 pub(super) fn counts(world: &World) -> BTreeMap<&'static str, usize> {
-    let mut counts: BTreeMap<_, _> = volume::State::ALL.map(|state| (state.as_str(), 0)).into();
-    for volume in world.volumes() {
-        *counts.entry(volume.state.as_str()).or_default() += 1;
-    }
-    counts
+    world.counts().iter().map(|(state, count)| (state.as_str(), *count)).collect()
 }

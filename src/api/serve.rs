@@ -1,6 +1,7 @@
 //! The accept loop, and what a client may take: connections, time for a request's head, its size.
 
 use std::io;
+use std::os::fd::{FromRawFd, RawFd};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -40,8 +41,24 @@ pub struct Listener {
 }
 
 impl Listener {
+    /// The socket systemd hands over, else one of our own at this path.
+    pub fn open(path: &Path) -> io::Result<Self> {
+        match sd_notify::listen_fds()?.next() {
+            Some(fd) => Self::inherited(fd),
+            None => Self::bind(path),
+        }
+    }
+
+    fn inherited(fd: RawFd) -> io::Result<Self> {
+        // SAFETY: systemd has opened this descriptor for this process (LISTEN_PID is ours) and nothing else here takes
+        // it: this is called once, at the start.
+        let socket = unsafe { std::os::unix::net::UnixListener::from_raw_fd(fd) };
+        socket.set_nonblocking(true)?;
+        Ok(Self { socket: UnixListener::from_std(socket)? })
+    }
+
     /// Binds the path, in place of a socket that a dead daemon left there. Mode 0660: the group may ask.
-    pub fn bind(path: &Path) -> io::Result<Self> {
+    fn bind(path: &Path) -> io::Result<Self> {
         use std::os::unix::fs::{FileTypeExt, PermissionsExt};
         if std::fs::symlink_metadata(path).is_ok_and(|there| there.file_type().is_socket()) {
             std::fs::remove_file(path)?;

@@ -172,11 +172,11 @@ impl Engine {
             && volume.mapping.is_none()
             && volume.intent.deadline().is_some_and(|deadline| deadline <= Timestamp::now());
         let silent = volume.state != state && matches!(state, State::Matched | State::Exporting) && reason.is_none();
-        volume.state = state;
         volume.reason = reason;
         volume.since = Timestamp::now();
         volume.unwritten = true;
         let detail = volume.reason.as_ref().map(|reason| format!("{}: {}", reason.code, reason.message));
+        self.world.set_state(id, state);
         if late {
             self.note(id, "late", "the disk came after the deadline".to_owned());
         }

@@ -279,7 +279,7 @@ mod tests {
     fn a_disk_is_recorded_published_probed_and_then_ready_in_this_order() {
         let mut scene = Scene { fresh: false, ..Scene::new() };
         let mut steps = Vec::new();
-        loop {
+        for _ in 0..9 {
             let decision = scene.decide();
             steps.push((decision.state, decision.step.as_ref().map(|step| format!("{step:?}")[..4].to_owned())));
             if !scene.carry_out(&decision) {

@@ -1,6 +1,6 @@
 //! Everything the engine knows. Only the engine writes it; others read it through [`super::Handle::read`].
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use jiff::Timestamp;
 
@@ -27,6 +27,8 @@ pub struct World {
     pub foreign_exports: Vec<String>,
     volumes: HashMap<VolumeId, Volume>,
     by_serial: HashMap<Serial, VolumeId>,
+    /// How many volumes are in each state: kept, because it is asked for at each event.
+    counts: BTreeMap<State, usize>,
     /// When which volume needs a look at the clock. Empty when nothing is pending.
     wakes: BTreeSet<(Timestamp, VolumeId)>,
 }
@@ -52,7 +54,7 @@ pub struct Volume {
     pub intent: Intent,
     /// The recorded mapping.
     pub mapping: Option<Evidence>,
-    /// Where it stands.
+    /// Where it stands; changed by [`World::set_state`] alone, which counts.
     pub state: State,
     /// Why it is not served.
     pub reason: Option<Reason>,
@@ -144,6 +146,7 @@ impl World {
             foreign_exports: Vec::new(),
             volumes: HashMap::new(),
             by_serial: HashMap::new(),
+            counts: State::ALL.map(|state| (state, 0)).into(),
             wakes: BTreeSet::new(),
         }
     }
@@ -163,6 +166,24 @@ impl World {
         self.volumes.values()
     }
 
+    /// How many volumes are in each state; states without any are there with 0.
+    pub fn counts(&self) -> &BTreeMap<State, usize> {
+        &self.counts
+    }
+
+    /// Moves a volume to another state.
+    pub(super) fn set_state(&mut self, id: VolumeId, state: State) {
+        let Some(volume) = self.volumes.get_mut(&id) else { return };
+        let old = std::mem::replace(&mut volume.state, state);
+        self.count(old, |n| n - 1);
+        self.count(state, |n| n + 1);
+    }
+
+    fn count(&mut self, state: State, change: impl FnOnce(usize) -> usize) {
+        let count = self.counts.entry(state).or_default();
+        *count = change(*count);
+    }
+
     pub(super) fn volume_mut(&mut self, id: VolumeId) -> Option<&mut Volume> {
         self.volumes.get_mut(&id)
     }
@@ -173,12 +194,14 @@ impl World {
 
     pub(super) fn insert(&mut self, volume: Volume) {
         self.by_serial.insert(volume.intent.serial(), volume.intent.volume);
+        self.count(volume.state, |n| n + 1);
         self.volumes.insert(volume.intent.volume, volume);
     }
 
     pub(super) fn remove(&mut self, id: VolumeId) -> Option<Volume> {
         self.set_wake(id, None);
         let volume = self.volumes.remove(&id)?;
+        self.count(volume.state, |n| n - 1);
         self.by_serial.remove(&volume.intent.serial());
         Some(volume)
     }

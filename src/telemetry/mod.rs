@@ -1,5 +1,7 @@
 //! What operators see: one line per event on standard error, with its fields.
 
+pub mod manager;
+
 use std::io::IsTerminal;
 use std::process::ExitCode;
 
