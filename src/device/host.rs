@@ -1,11 +1,11 @@
 //! What this host itself uses: mounts, swap, host disks. Read once for any number of disks.
 
 use std::collections::HashMap;
-use std::fs;
 use std::io;
 use std::path::Path;
 
 use super::DevNum;
+use super::attribute;
 use super::facts::Use;
 
 /// Which device numbers this host has mounted or swaps to.
@@ -18,7 +18,7 @@ impl HostUse {
     /// Reads `/proc/self/mountinfo` and `/proc/swaps` below `proc`.
     pub fn read(proc: &Path) -> io::Result<Self> {
         let mut all = Self::default();
-        for (devnum, source, place) in mounts(&fs::read_to_string(proc.join("self/mountinfo"))?) {
+        for (devnum, source, place) in mounts(&attribute::table(&proc.join("self/mountinfo"))?) {
             // btrfs and others show an anonymous device number; the source's node tells the disk.
             let of_source = node_devnum(Path::new(&source)).filter(|other| *other != devnum);
             for devnum in [Some(devnum), of_source].into_iter().flatten() {
@@ -26,7 +26,7 @@ impl HostUse {
             }
         }
         // A kernel without swap has no such file.
-        let swaps_text = fs::read_to_string(proc.join("swaps")).unwrap_or_default();
+        let swaps_text = attribute::table(&proc.join("swaps")).unwrap_or_default();
         for devnum in swaps(&swaps_text).iter().filter_map(|path| node_devnum(Path::new(path))) {
             all.by_devnum.entry(devnum).or_default().push(Use::Swap);
         }

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::DevNum;
+use super::attribute;
 use super::facts::{Facts, Identity, LinkTarget, NoIdentity, Use};
 use super::host::HostUse;
 use super::scheme::Scheme;
@@ -63,7 +64,7 @@ impl Sysfs {
     /// Whether the disk of this number is still the one with this disk sequence number: the kernel never gives a
     /// sequence number twice in one boot. Never blocks.
     pub fn still(&self, devnum: DevNum, diskseq: u64) -> bool {
-        read_number(&self.folder(devnum).join("diskseq")) == Some(diskseq)
+        attribute::number(&self.folder(devnum).join("diskseq")) == Some(diskseq)
     }
 
     /// What a by-id path resolves to now. Never blocks.
@@ -80,7 +81,7 @@ impl Sysfs {
 
     /// This boot's id: disk sequence numbers mean nothing outside of it.
     pub fn boot_id(&self) -> io::Result<String> {
-        Ok(fs::read_to_string(self.inner.proc.join("sys/kernel/random/boot_id"))?.trim().to_owned())
+        Ok(attribute::text(&self.inner.proc.join("sys/kernel/random/boot_id"))?.trim().to_owned())
     }
 
     fn folder(&self, devnum: DevNum) -> PathBuf {
@@ -96,16 +97,17 @@ impl Sysfs {
     }
 
     fn read_as(&self, devnum: DevNum, identify: impl FnOnce(&Path) -> Result<Identity, NoIdentity>) -> Option<Facts> {
-        let disk = fs::canonicalize(self.folder(devnum)).ok()?;
-        let diskseq = read_number(&disk.join("diskseq"))?;
+        let link = self.folder(devnum);
+        let disk = link.parent()?.join(fs::read_link(&link).ok()?);
+        let diskseq = attribute::number(&disk.join("diskseq"))?;
         if disk.join("partition").exists() {
             return None;
         }
         let identity = identify(&disk);
-        let size_bytes = read_number(&disk.join("size")).unwrap_or(0) * SECTOR;
-        let read_only = read_number(&disk.join("ro")) == Some(1);
+        let size_bytes = attribute::number(&disk.join("size")).unwrap_or(0) * SECTOR;
+        let read_only = attribute::number(&disk.join("ro")) == Some(1);
         // Read last: when it moved, the readings above may be of two disks.
-        let diskseq_after = read_number(&disk.join("diskseq"))?;
+        let diskseq_after = attribute::number(&disk.join("diskseq"))?;
         let name = disk.file_name()?.to_string_lossy().into_owned();
         Some(Facts { devnum, name, diskseq, diskseq_after, size_bytes, read_only, identity })
     }
@@ -126,7 +128,7 @@ impl Sysfs {
         let mut uses: Vec<Use> = host.of(devnum).to_vec();
         uses.extend(holders(disk));
         for part in partitions(disk) {
-            let part_devnum = fs::read_to_string(part.join("dev")).ok().and_then(|text| text.parse().ok());
+            let part_devnum = attribute::text(&part.join("dev")).ok().and_then(|text| text.parse().ok());
             uses.extend(part_devnum.iter().flat_map(|devnum| host.of(*devnum).iter().cloned()));
             uses.extend(holders(&part));
         }
@@ -154,8 +156,4 @@ fn entries(folder: &Path) -> impl Iterator<Item = PathBuf> + use<> {
 fn holders(device: &Path) -> impl Iterator<Item = Use> + use<> {
     entries(&device.join("holders"))
         .filter_map(|path| path.file_name().map(|name| Use::Holder(name.to_string_lossy().into_owned())))
-}
-
-fn read_number(path: &Path) -> Option<u64> {
-    fs::read_to_string(path).ok()?.trim().parse().ok()
 }

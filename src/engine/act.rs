@@ -22,6 +22,13 @@ use crate::volume::{Entry, Reason, State};
 /// First and longest wait before a failed step is tried again; it doubles in between.
 const RETRY: (SignedDuration, SignedDuration) = (SignedDuration::from_millis(200), SignedDuration::from_secs(30));
 
+/// One line for each step. Written with the store's copy: formatting on the way to `ready` would be felt.
+pub(super) fn log(id: VolumeId, state: State, notes: &[Entry]) {
+    for note in notes {
+        tracing::info!(VOLUME_ID = %id, SERIAL = %id.serial(), STATE = %state, AT = %note.at, "{} {}", note.event, note.detail);
+    }
+}
+
 /// Reads one disk in a thread of its own. When its serial does not answer in time: what is known without it, and the
 /// reading that still hangs.
 async fn read(
@@ -156,7 +163,9 @@ impl Engine {
     /// Hands changes and the unwritten notes to the store; nobody waits for them.
     async fn post(&mut self, id: VolumeId, mut changes: Vec<Change>) {
         let Some(volume) = self.world.volume_mut(id) else { return };
-        changes.extend(volume.notes.drain(..).map(|entry| Change::Note(id, entry)));
+        let notes = std::mem::take(&mut volume.notes);
+        log(id, volume.state, &notes);
+        changes.extend(notes.into_iter().map(|entry| Change::Note(id, entry)));
         if !changes.is_empty() && self.tools.store.post(changes).await.is_err() {
             tracing::error!(VOLUME_ID = %id, "the store has ended; the volume's story is not kept");
         }
@@ -194,7 +203,6 @@ impl Engine {
         let Some(volume) = self.world.volume_mut(id) else { return };
         let serial = volume.intent.serial();
         let (state, reason) = (volume.state, volume.reason.clone());
-        tracing::info!(VOLUME_ID = %id, SERIAL = %serial, STATE = %state, detail, "{event}");
         volume.notes.push(Entry { at, event: event.into(), detail: detail.clone() });
         self.tell(Event { id: 0, at, volume_id: id, serial, event: event.into(), detail, state, reason });
     }

@@ -146,7 +146,9 @@ impl Engine {
         volume.leaving = true;
         let open = if volume.published { clients } else { Vec::new() };
         let entry = Entry { at: Timestamp::now(), event: "withdrawn".into(), detail: open.join(", ") };
-        let mut changes: Vec<Change> = volume.notes.drain(..).map(|entry| Change::Note(id, entry)).collect();
+        let notes = std::mem::take(&mut volume.notes);
+        super::act::log(id, volume.state, &notes);
+        let mut changes: Vec<Change> = notes.into_iter().map(|entry| Change::Note(id, entry)).collect();
         changes.extend([Change::Note(id, entry), Change::Withdraw(id)]);
         let (store, back) = (self.tools.store.clone(), self.back.clone());
         tokio::spawn(async move {
@@ -176,7 +178,11 @@ impl Engine {
             self.revoke(id, None);
         }
         self.note(id, "withdrawn", String::new());
-        self.world.remove(id);
+        let notes = self.world.remove(id).map(|volume| volume.notes).unwrap_or_default();
+        super::act::log(id, crate::volume::State::Detaching, &notes);
+        // The withdrawal itself is on record already, with its rows.
+        let rest = notes.into_iter().filter(|note| note.event != "withdrawn").map(|note| Change::Note(id, note));
+        let _ = self.tools.store.post(rest.collect()).await;
         let claims = self.tools.claims.clone();
         tokio::spawn(async move {
             let removed = tokio::task::spawn_blocking(move || claims.remove(id.serial())).await;

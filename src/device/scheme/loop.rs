@@ -1,10 +1,10 @@
 //! Loop devices whose backing file is called `<serial>.img`: real block devices for the demo and the tests. Off by default.
 
-use std::fs;
 use std::io;
 use std::path::Path;
 
 use super::Scheme;
+use crate::device::attribute;
 use crate::identity::Serial;
 
 pub(super) struct Loop;
@@ -21,7 +21,7 @@ impl Scheme for Loop {
     }
 
     fn serial(&self, disk: &Path) -> io::Result<Option<String>> {
-        let file = match fs::read_to_string(disk.join("loop/backing_file")) {
+        let file = match attribute::text(&disk.join("loop/backing_file")) {
             Ok(text) => text,
             // Nothing is bound to the device.
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),

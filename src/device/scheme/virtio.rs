@@ -5,6 +5,7 @@ use std::io;
 use std::path::Path;
 
 use super::Scheme;
+use crate::device::attribute;
 use crate::identity::Serial;
 
 pub(super) struct Virtio;
@@ -20,7 +21,7 @@ impl Scheme for Virtio {
 
     fn serial(&self, disk: &Path) -> io::Result<Option<String>> {
         // No newline when the serial fills all 20 bytes, an empty file when there is none.
-        let text = fs::read_to_string(disk.join("serial"))?;
+        let text = attribute::text(&disk.join("serial"))?;
         Ok(Some(text.trim_end_matches('\n').to_owned()).filter(|serial| !serial.is_empty()))
     }
 
