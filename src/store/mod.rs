@@ -25,6 +25,13 @@ pub use write::{Change, Projection};
 /// Writes that may wait for the task; more than that and a writer waits itself.
 const QUEUE: usize = 4096;
 
+/// Pages of the log (4 KiB each) after which SQLite itself moves them into the database, within some commit: only the
+/// backstop for [`CHECKPOINT`].
+const LAST_RESORT_PAGES: &str = "10000";
+
+/// Commits after which the log is moved into the database, as soon as nobody waits.
+const CHECKPOINT: u32 = 200;
+
 /// How long a failed background write waits before it is tried again.
 const RETRY: Duration = Duration::from_secs(1);
 
@@ -85,6 +92,7 @@ impl Store {
             // FULL: in WAL mode NORMAL would lose the last commits at a power cut.
             .synchronous(SqliteSynchronous::Full)
             .foreign_keys(true)
+            .pragma("wal_autocheckpoint", LAST_RESORT_PAGES)
             .busy_timeout(Duration::from_secs(5));
         let mut connection = SqliteConnection::connect_with(&options).await.map_err(|error| failed(&error))?;
         migrations().run_direct(None, &mut connection, false).await.map_err(|error| failed(&error))?;
@@ -97,6 +105,7 @@ impl Store {
             port,
             postponed: Vec::new(),
             outbox_filled: true,
+            commits: 0,
             last_failure: None,
         };
         let task = tokio::spawn(task.run(queue));
@@ -147,6 +156,8 @@ struct Task {
     /// Changes nobody waits for whose commit failed.
     postponed: Vec<Change>,
     outbox_filled: bool,
+    /// Since the log was last moved into the database.
+    commits: u32,
     last_failure: Option<String>,
 }
 
@@ -162,6 +173,9 @@ impl Task {
             self.carry_out(std::mem::take(&mut batch)).await;
             if queue.is_empty() && self.outbox_filled && self.postponed.is_empty() {
                 self.project().await;
+            }
+            if queue.is_empty() && self.commits >= CHECKPOINT {
+                self.checkpoint().await;
             }
         }
         if let Err(error) = self.connection.close().await {
@@ -204,6 +218,7 @@ impl Task {
             return;
         }
         let postponed = std::mem::take(&mut self.postponed);
+        self.commits += 1;
         let mut all: Vec<&Change> = postponed.iter().collect();
         for (changes, _) in &writes {
             all.extend(changes);
@@ -243,6 +258,15 @@ impl Task {
             Ok(()) => self.outbox_filled = false,
             // Tried again with the next write; the rows wait in order.
             Err(error) => drop(self.failed(&error)),
+        }
+    }
+
+    /// Moves the log into the database, so that no commit has to.
+    async fn checkpoint(&mut self) {
+        self.commits = 0;
+        if let Err(error) = sqlx::query("PRAGMA wal_checkpoint(PASSIVE)").execute(&mut self.connection).await {
+            // The log stays longer; nothing is lost by that.
+            tracing::warn!(store = self.path, %error, "the log could not be moved into the database");
         }
     }
 
