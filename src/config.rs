@@ -37,6 +37,8 @@ pub struct Settings {
     pub pid_file: PathBuf,
     /// `[export] insecure`: `listen` may be an address other hosts reach, without TLS.
     pub insecure: bool,
+    /// `[helper] socket`: where attachd-helper listens.
+    pub helper: PathBuf,
     /// `[host] vm_id`: this host's own VM in CloudStack, for intents that name none; empty while unknown.
     pub vm_id: String,
     /// `[history] days`: how long the timeline of a withdrawn volume is kept.
@@ -56,6 +58,7 @@ impl Default for Settings {
             listen: SocketAddr::from(([127, 0, 0, 1], 10809)),
             pid_file: "/run/attachd-nbdkit/nbdkit.pid".into(),
             insecure: false,
+            helper: "/run/attachd/helper.sock".into(),
             vm_id: String::new(),
             history_days: 90,
         }
@@ -156,6 +159,7 @@ pub fn parse(text: &str) -> Result<Settings, Vec<Problem>> {
             );
         }
     });
+    file.section("helper", |helper| helper.set("socket", &mut settings.helper));
     file.section("host", |host| host.set("vm_id", &mut settings.vm_id));
     file.section("history", |history| history.set("days", &mut settings.history_days));
     file.finish()?;
@@ -199,7 +203,7 @@ impl<'a> File<'a> {
     }
 
     fn finish(mut self) -> Result<(), Vec<Problem>> {
-        let sections = ["api", "store", "device", "export", "host", "history"];
+        let sections = ["api", "store", "device", "export", "helper", "host", "history"];
         for (key, _) in &self.root {
             let message = format!("there is no section [{}]; there are {}", key.get_ref(), sections.join(", "));
             self.problems.push(Problem { place: Some(place(self.text, key.span().start)), message });

@@ -19,6 +19,7 @@ use crate::device::sysfs::Sysfs;
 use crate::engine::{Engine, Handle, Tools};
 use crate::export::folder::Folder;
 use crate::export::server::Watch;
+use crate::helper_client::HelperClient;
 use crate::store::Store;
 use crate::telemetry;
 use crate::volume::Record;
@@ -67,6 +68,7 @@ async fn serve(settings: Settings, config: &Path) -> anyhow::Result<()> {
         store: store.clone(),
         claims,
         folder: Folder::new(settings.exports.clone()),
+        helper: HelperClient::new(settings.helper.clone()),
         server: settings.listen,
     };
     let (mut engine, handle) = Engine::new(ground, tools, records);

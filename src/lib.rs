@@ -22,6 +22,8 @@ pub mod claims;
 pub mod ctl;
 pub mod engine;
 pub mod export;
+pub mod helper_client;
 
 pub mod daemon;
+pub mod helper;
 pub mod telemetry;

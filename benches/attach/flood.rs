@@ -96,10 +96,10 @@ pub(crate) fn bench(plan: Plan) -> Result<Section> {
         met: ready.len() == rounds,
     }];
     let about = format!(
-        "rmem_max is {RMEM_MAX}, as most distributions have it; the receive buffer of both listeners is {buffer} bytes. \
-         attachd is stopped (SIGSTOP), tokio-udev's stream is not read, {flood} forged events are sent with one real attach \
-         in their midst, then both go on. Measured from that moment. tokio-udev hides an overrun: its stream neither shows \
-         the disk nor an error."
+        "rmem_max is {RMEM_MAX}, as most distributions have it; the receive buffer of both listeners is {buffer} \
+         bytes. attachd is stopped (SIGSTOP), tokio-udev's stream is not read, {flood} forged events are sent with one \
+         real attach in their midst, then both go on. Measured from that moment. tokio-udev hides an overrun: its \
+         stream neither shows the disk nor an error."
     );
     let raw = vec![("attachd ready".to_owned(), ready)];
     Ok(Section { title: "A forged flood", about, tables: vec![rows, counts], goals, raw })

@@ -186,8 +186,8 @@ pub(crate) fn write(folder: &Path, machine: &str, sections: &[(&str, Section)]) 
     let raw = folder.join("bench-raw");
     fs::create_dir_all(&raw).with_context(|| format!("creating {}", raw.display()))?;
     let mut page = format!(
-        "# Benchmarks\n\nWritten by `make bench`; do not edit. Contenders run side by side in one run, so ratios mean more \
-         than times.\n\n{machine}\n"
+        "# Benchmarks\n\nWritten by `make bench`; do not edit. Contenders run side by side in one run, so ratios mean \
+         more than times.\n\n{machine}\n"
     );
     for (name, section) in sections {
         let _ = write!(page, "\n{}", section.markdown(name));

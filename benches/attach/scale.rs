@@ -8,7 +8,7 @@ use lab::{Api, Attachd, Lab};
 
 use crate::Plan;
 use crate::report::{Goal, Samples, Section, Table, ms};
-use crate::setup::{self, LIMIT, absent_volume, time_ns, wait_count};
+use crate::setup::{self, LIMIT, absent_volume, step_ns, wait_count};
 
 pub(crate) fn bench(plan: Plan) -> Result<Section> {
     let rounds = plan.count(300, 10);
@@ -46,7 +46,8 @@ pub(crate) fn bench(plan: Plan) -> Result<Section> {
         met: (ratio - 1.0).abs() <= 0.1,
     }];
     let about = "From the daemon's own timeline: the event is taken from the socket → every check of its evidence has \
-                 passed. Two labs with a daemon each, which attach a disk in turn; the other daemon is stopped meanwhile."
+                 passed. Two labs with a daemon each, which attach a disk in turn; the other daemon is stopped \
+                 meanwhile."
         .into();
     let raw = counts.iter().map(|count| format!("{count} intents")).zip([few, many]).collect();
     Ok(Section { title: "Matching among many intents", about, tables: vec![table], goals, raw })
@@ -97,12 +98,7 @@ fn attach(lab: &Lab, attachd: &Attachd, api: &Api, samples: &mut Samples) -> Res
     thread::sleep(std::time::Duration::from_millis(30));
     disk.attach()?;
     let shown = api.wait_volume(&volume.id, "ready", LIMIT).with_context(|| attachd.stderr_text())?;
-    let timeline = shown["timeline"].as_array().context("a volume has a timeline")?;
-    let at = |step: &str| {
-        let entry = timeline.iter().find(|entry| entry["event"] == step).with_context(|| format!("no {step}"))?;
-        time_ns(&entry["at"])
-    };
-    samples.add_between(at("heard")?, at("proven")?);
+    samples.add_between(step_ns(&shown, "heard")?, step_ns(&shown, "proven")?);
     setup::withdraw(api, &volume.id)?;
     disk.detach()
 }

@@ -28,7 +28,7 @@ use tokio::task::JoinHandle;
 
 use crate::Plan;
 use crate::report::{Goal, Samples, Section, Table, ms};
-use crate::setup::{self, EXPORTS, LIMIT, PORT, Witness, on_timeline, runtime, time_ns};
+use crate::setup::{self, EXPORTS, LIMIT, PORT, Witness, on_timeline, runtime, step_ns};
 
 const SIZE: u64 = 1 << 20;
 
@@ -147,11 +147,9 @@ impl Daemon {
         times.attachd.add_between(from.into(), to.into());
 
         let shown = self.api.get(&format!("/api/v1/volumes/{}", volume.id))?.expect(200)?;
-        let timeline = shown["timeline"].as_array().context("a volume has a timeline")?;
         let mut last = on_timeline(from);
         for (step, samples) in STEPS.iter().zip(&mut times.steps) {
-            let entry = timeline.iter().find(|entry| entry["event"] == *step).with_context(|| format!("no {step}"))?;
-            let at = time_ns(&entry["at"])?;
+            let at = step_ns(&shown, step)?;
             samples.add_between(last, at);
             last = at;
         }
@@ -249,9 +247,10 @@ backing=$(<"$disk/loop/backing_file")
 ! grep -q " $devnum " /proc/self/mountinfo
 [[ $(<"$disk/diskseq") == "$seq" ]]
 size=$((sectors * 512))
+boot=$(</proc/sys/kernel/random/boot_id)
 sqlite3 "$db" "PRAGMA synchronous=FULL; INSERT OR REPLACE INTO mappings
   (volume_id, serial, scheme, device_path, devnum, diskseq, size_bytes, read_only, boot_id, proven_at) VALUES
-  ('$volume', '$serial', 'loop', '$link', '$devnum', $seq, $size, $ro, '$(</proc/sys/kernel/random/boot_id)', unixepoch())"
+  ('$volume', '$serial', 'loop', '$link', '$devnum', $seq, $size, $ro, '$boot', unixepoch())"
 ln -s "$link" "/run/attachd/exports/migration-vol-$volume"
 [[ $(nbdinfo --size "nbd://127.0.0.1:10809/migration-vol-$volume") == "$size" ]]
 echo served
@@ -312,7 +311,7 @@ enum Handshake {
     Runtime,
 }
 
-/// How many synced commits attachd makes between the event and `ready`: one, of one statement (see `src/store/write.rs`).
+/// What attachd commits between the event and `ready`: this one statement (see `src/store/write.rs`).
 const UPSERT: &str = "INSERT INTO mappings \
     (volume_id, serial, scheme, device_path, devnum, diskseq, size_bytes, read_only, boot_id, proven_at) \
     VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (volume_id) DO UPDATE SET \
@@ -463,12 +462,13 @@ impl Times {
             },
         ];
         let about = format!(
-            "From udev's broadcast, as a bare socket receives it, to the moment a caller knows that the volume is served. \
-             attachd: the `ready` event on an open event stream. Poll: looks for the link every {} ms, at a random phase, \
-             then does the same work with attachd's own functions. Script: bash, `udevadm wait` begun before the disk \
-             came, `sqlite3`, `ln`, `nbdinfo`. Floor: as many synced commits as attachd makes before `ready` (one), one \
-             link, one handshake, straight after each other; handshake by {}. The contenders take turns in one lab, with \
-             one udevd and one nbdkit, on one disk; attachd is stopped (SIGSTOP) while it is not its turn.",
+            "From udev's broadcast, as a bare socket receives it, to the moment a caller knows that the volume is \
+             served. attachd: the `ready` event on an open event stream. Poll: looks for the link every {} ms, at a \
+             random phase, then does the same work with attachd's own functions. Script: bash, `udevadm wait` begun \
+             before the disk came, `sqlite3`, `ln`, `nbdinfo`. Floor: as many synced commits as attachd makes before \
+             `ready` (one), one link, one handshake, straight after each other; handshake by {}. The contenders take \
+             turns in one lab, with one udevd and one nbdkit, on one disk; attachd is stopped (SIGSTOP) while it is \
+             not its turn.",
             POLL.as_millis(),
             floor.chosen,
         );

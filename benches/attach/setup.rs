@@ -85,6 +85,13 @@ pub(crate) fn time_ns(value: &Value) -> Result<i128> {
     Ok(text.parse::<Timestamp>()?.as_nanosecond())
 }
 
+/// When a volume last came to a step of its story, by the answer of `GET /api/v1/volumes/{id}`.
+pub(crate) fn step_ns(shown: &Value, step: &str) -> Result<i128> {
+    let timeline = shown["timeline"].as_array().context("a volume has a timeline")?;
+    let entry = timeline.iter().rfind(|entry| entry["event"] == step).with_context(|| format!("no {step}"))?;
+    time_ns(&entry["at"])
+}
+
 /// Now, on the clock of the daemon's timeline.
 pub(crate) fn now_ns() -> i128 {
     Timestamp::now().as_nanosecond()

@@ -75,10 +75,10 @@ pub(crate) fn bench(plan: Plan) -> Result<Section> {
     ];
     let about = format!(
         "{mappings} mappings on record, {present} of their disks present, from the start of the process (fork and exec \
-         included). Reboot: the folder of exports is empty and every mapping on record is of an earlier boot, so each of \
-         the {present} is proven, recorded, published and shaken hands with, and {} are found lost. Restart: everything is \
-         on record and exported, and each export is proven again. Ready is the daemon's own time of the last volume that \
-         became so.",
+         included). Reboot: the folder of exports is empty and every mapping on record is of an earlier boot, so each \
+         of the {present} is proven, recorded, published and shaken hands with, and {} are found lost. Restart: \
+         everything is on record and exported, and each export is proven again. Ready is the daemon's own time of the \
+         last volume that became so.",
         mappings - present
     );
     let raw = vec![

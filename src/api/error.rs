@@ -82,6 +82,8 @@ impl From<Rejection> for ApiError {
                 conflict("SERIAL_TAKEN", json!({ "asked": asked, "have": have, "serial": serial }))
             }
             Rejection::InUseByHost { uses, .. } => conflict("IN_USE_BY_HOST", json!({ "uses": uses })),
+            Rejection::ClientsConnected { clients, .. } => conflict("CLIENTS_CONNECTED", json!({ "clients": clients })),
+            Rejection::ExportStuck(_) => Self::unavailable("EXPORT_STUCK", text),
             Rejection::ClientsUnknown { clients, .. } => conflict("CLIENTS_UNKNOWN", json!({ "clients": clients })),
             Rejection::Leaving(_) => conflict("BEING_WITHDRAWN", json!({})),
             Rejection::NotDurable(_) => Self::unavailable("STORE_FAILED", text),

@@ -37,6 +37,7 @@ pub(super) struct Health {
     resync: ResyncHealth,
     store: StoreHealth,
     backend: BackendHealth,
+    helper: HelperHealth,
     /// How many volumes are in each state.
     volumes: BTreeMap<&'static str, usize>,
     /// In the predecessor's words from here on.
@@ -99,6 +100,14 @@ struct StoreHealth {
     outbox: Option<u64>,
 }
 
+/// The one privileged program.
+#[derive(Serialize, ToSchema)]
+struct HelperHealth {
+    /// `answers`, `silent`, or `unknown` (not asked yet).
+    state: &'static str,
+    why: Option<String>,
+}
+
 #[derive(Serialize, ToSchema)]
 struct BackendHealth {
     name: &'static str,
@@ -123,6 +132,7 @@ pub(super) async fn show(State(context): Ctx) -> Response {
 struct Seen {
     volumes: BTreeMap<&'static str, usize>,
     server: Option<Server>,
+    helper: Option<Result<(), String>>,
     udevd: Udevd,
     resyncs: Resyncs,
     foreign: Vec<String>,
@@ -133,6 +143,7 @@ impl Seen {
         Self {
             volumes: counts(world),
             server: world.server.clone(),
+            helper: world.helper.clone(),
             udevd: world.ear.udevd_is(),
             resyncs: world.resyncs.clone(),
             foreign: world.foreign_exports.clone(),
@@ -178,6 +189,11 @@ async fn health(context: &Context) -> Health {
         database_health: store.error.as_ref().map_or("healthy".to_owned(), |error| format!("unhealthy: {error}")),
         store,
         backend: backend(seen.server, settings),
+        helper: match seen.helper {
+            None => HelperHealth { state: "unknown", why: None },
+            Some(Ok(())) => HelperHealth { state: "answers", why: None },
+            Some(Err(why)) => HelperHealth { state: "silent", why: Some(why) },
+        },
         volumes: seen.volumes,
         service: "volume-management-daemon",
         cloudstack_health: "unknown",
@@ -211,6 +227,10 @@ fn problems(seen: &Seen, store: &StoreHealth, settings: &Settings) -> Vec<Proble
         let message = format!("udevd owes the event of a disk since {since}");
         let hint = "Check `systemctl status systemd-udevd`; removals are still noticed, new disks are not served.";
         add("UDEVD_SILENT", false, message, hint);
+    }
+    if let Some(Err(why)) = &seen.helper {
+        let hint = "Check `systemctl status attachd-helper.socket`: without it late intents are not marked and clients not told apart.";
+        add("HELPER_SILENT", false, why.clone(), hint);
     }
     if !seen.foreign.is_empty() {
         let names = seen.foreign.join(", ");

@@ -15,7 +15,6 @@ use super::error::{ApiError, ErrorBody};
 use super::serve::Peer;
 use crate::effect;
 use crate::engine::Accepted;
-use crate::export::clients;
 use crate::identity::{Serial, VolumeId};
 use crate::volume;
 
@@ -164,15 +163,13 @@ pub(super) struct WithdrawnView {
 #[utoipa::path(delete, path = "/api/v1/intents/{volume_id}", params(("volume_id" = String, Path), WithdrawOptions), responses(
     (status = 200, body = WithdrawnView),
     (status = 404, body = ErrorBody),
-    (status = 409, body = ErrorBody, description = "CLIENTS_UNKNOWN, BEING_WITHDRAWN")))]
+    (status = 409, body = ErrorBody, description = "CLIENTS_CONNECTED, CLIENTS_UNKNOWN, BEING_WITHDRAWN")))]
 pub(super) async fn withdraw(
     State(context): Ctx,
     VolumePath(volume): VolumePath,
     QueryString(options): QueryString<WithdrawOptions>,
 ) -> Result<Response, ApiError> {
-    let connected = clients::connected(context.inner.settings.listen)
-        .unwrap_or_else(|error| vec![format!("unknown: the table of connections cannot be read: {error}")]);
-    let withdrawal = context.inner.engine.withdraw(volume, options.force, connected).await??;
+    let withdrawal = context.inner.engine.withdraw(volume, options.force).await??;
     let message = if withdrawal.clients.is_empty() {
         "Withdrawn: the export is gone".to_owned()
     } else {

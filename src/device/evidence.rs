@@ -91,6 +91,11 @@ impl Refusal {
         }
     }
 
+    /// Whether udev would put it right if it looked at the disk again.
+    pub fn wants_retrigger(&self) -> bool {
+        matches!(self, Self::NotMarked { .. } | Self::LinkMissing { .. } | Self::LinkElsewhere { .. })
+    }
+
     /// What the operator can do.
     pub fn hint(&self) -> String {
         match self {
@@ -251,6 +256,8 @@ mod tests {
             assert_eq!(refusal.code(), code);
             assert!(refusal.to_string().contains(says), "{code}: {refusal}");
             assert!(refusal.hint().contains(hint), "{code}: {}", refusal.hint());
+            let udev_helps = ["LINK_MISSING", "LINK_ELSEWHERE", "NOT_MARKED"].contains(&code);
+            assert_eq!(refusal.wants_retrigger(), udev_helps, "{code}");
         }
         let refusal = judge(&[&device(), &twin], None).unwrap_err();
         assert_eq!(refusal.code(), "DUPLICATE_SERIAL");

@@ -15,12 +15,18 @@ use crate::device::sysfs::Sysfs;
 use crate::device::table::{Device, Heard, Reading};
 use crate::export::probe::{self, ProbeError, Served};
 use crate::export::server::Server;
-use crate::identity::VolumeId;
+use crate::helper_client::HelperError;
+use crate::identity::{Serial, VolumeId};
 use crate::store::{Change, Projection, StoreError};
 use crate::volume::{Entry, Reason, State};
 
 /// First and longest wait before a failed step is tried again; it doubles in between.
 const RETRY: (SignedDuration, SignedDuration) = (SignedDuration::from_millis(200), SignedDuration::from_secs(30));
+
+/// Which disk: numbers are used again, sequence numbers are not.
+pub(super) fn disk(device: &Device) -> (DevNum, u64) {
+    (device.facts.devnum, device.facts.diskseq)
+}
 
 /// One line for each step. Written with the store's copy: formatting on the way to `ready` would be felt.
 pub(super) fn log(id: VolumeId, state: State, notes: &[Entry]) {
@@ -69,6 +75,7 @@ impl Engine {
                     present: &present,
                     fresh: present.iter().all(|device| device.reading > volume.look_after),
                     published: volume.published,
+                    retriggered: present.first().is_some_and(|device| volume.retriggered == Some(disk(device))),
                     proven: volume.proven,
                     udevd_silent: matches!(self.world.ear.udevd_is(), Udevd::Silent(_)),
                     server: self.world.server.as_ref(),
@@ -78,6 +85,7 @@ impl Engine {
             );
             let (busy, leaving) = (volume.busy, volume.leaving);
             let heard = present.first().and_then(|device| device.heard_at);
+            let this_disk = present.first().copied().map(disk);
             if decision.revoke && !self.revoke(id, decision.reason.as_ref()) {
                 let stuck = self.world.volume(id).and_then(|volume| volume.trouble.as_ref());
                 let stuck = stuck.map(|trouble| trouble.reason.clone());
@@ -85,6 +93,9 @@ impl Engine {
                 break;
             }
             if leaving {
+                if self.world.volume(id).is_some_and(|volume| volume.lingering.is_some()) {
+                    self.still_connected(id);
+                }
                 return;
             }
             if busy {
@@ -102,6 +113,10 @@ impl Engine {
                     if self.looks.get(&devnum).is_none_or(|look| look.reading <= after) {
                         self.look(devnum, Heard::Look);
                     }
+                    break;
+                }
+                Some(Step::Retrigger(serial)) => {
+                    self.retrigger(id, serial, this_disk);
                     break;
                 }
                 Some(Step::Record(evidence)) => {
@@ -126,7 +141,7 @@ impl Engine {
     }
 
     /// Tells the store what happened and sets the clock, once a volume waits for nothing but events.
-    async fn rest(&mut self, id: VolumeId) {
+    pub(super) async fn rest(&mut self, id: VolumeId) {
         let Some(volume) = self.world.volume_mut(id) else { return };
         let deadline = volume.intent.deadline().filter(|_| volume.state == State::Waiting);
         let now = Timestamp::now();
@@ -161,7 +176,7 @@ impl Engine {
     }
 
     /// Hands changes and the unwritten notes to the store; nobody waits for them.
-    async fn post(&mut self, id: VolumeId, mut changes: Vec<Change>) {
+    pub(super) async fn post(&mut self, id: VolumeId, mut changes: Vec<Change>) {
         let Some(volume) = self.world.volume_mut(id) else { return };
         let notes = std::mem::take(&mut volume.notes);
         log(id, volume.state, &notes);
@@ -172,7 +187,7 @@ impl Engine {
     }
 
     /// Notes where a volume stands, and tells everybody when that has changed.
-    fn stand(&mut self, id: VolumeId, state: State, reason: Option<Reason>) {
+    pub(super) fn stand(&mut self, id: VolumeId, state: State, reason: Option<Reason>) {
         let Some(volume) = self.world.volume_mut(id) else { return };
         if volume.state == state && volume.reason == reason {
             return;
@@ -300,6 +315,35 @@ impl Engine {
     }
 
     // ---- the steps
+
+    /// What comes of it is an event of udev's.
+    fn retrigger(&mut self, id: VolumeId, serial: Serial, disk: Option<(DevNum, u64)>) {
+        if let Some(volume) = self.world.volume_mut(id) {
+            volume.retriggered = disk;
+        }
+        self.ask_for_retrigger(serial);
+    }
+
+    /// Has udev look at the disk of this serial again, outside; remembers whether the helper answered.
+    pub(super) fn ask_for_retrigger(&self, serial: Serial) {
+        let (helper, back) = (self.tools.helper.clone(), self.back.clone());
+        tokio::spawn(async move {
+            let asked = helper.retrigger(serial).await;
+            let _ = back.send(Input::Helper(asked)).await;
+        });
+    }
+
+    pub(super) fn helper_answered(&mut self, asked: Result<(), HelperError>) {
+        match &asked {
+            Ok(()) => {}
+            Err(error) => tracing::warn!(%error, "a disk could not be given to udev again"),
+        }
+        self.world.helper = Some(match asked {
+            // A refusal is an answer.
+            Ok(()) | Err(HelperError::Refused { .. }) => Ok(()),
+            Err(error) => Err(error.to_string()),
+        });
+    }
 
     async fn record(&mut self, id: VolumeId, evidence: Evidence) {
         if let Some(volume) = self.world.volume_mut(id) {
@@ -473,7 +517,8 @@ impl Engine {
         for id in self.world.ids() {
             let Some(volume) = self.world.volume_mut(id) else { continue };
             let link = contents.links.get(&id);
-            volume.published = link.is_some() && link == volume.mapping.as_ref().map(|mapping| &mapping.link);
+            volume.published =
+                !volume.leaving && link.is_some() && link == volume.mapping.as_ref().map(|mapping| &mapping.link);
             volume.proven &= volume.published;
         }
         for id in contents.links.keys() {

@@ -6,6 +6,7 @@ use crate::device::DevNum;
 use crate::device::evidence::{self, Evidence, Ground, Refusal};
 use crate::device::table::Device;
 use crate::export::server::Server;
+use crate::identity::Serial;
 use crate::volume::{Intent, Reason, State};
 
 /// What is wanted, and what is on record.
@@ -31,6 +32,8 @@ pub struct Observed<'a> {
     pub fresh: bool,
     /// The export's link exists.
     pub published: bool,
+    /// udev was asked once to look at this very disk again.
+    pub retriggered: bool,
     /// A handshake has succeeded since the link was made and the server came up.
     pub proven: bool,
     /// udevd owes the event of a disk for too long.
@@ -61,6 +64,8 @@ pub struct Decision {
 pub enum Step {
     /// Read the disk again.
     Look(DevNum),
+    /// Have udev look at the present disk again.
+    Retrigger(Serial),
     /// Make the mapping durable.
     Record(Evidence),
     /// Make the link.
@@ -84,7 +89,7 @@ pub fn decide(desired: &Desired<'_>, observed: &Observed<'_>) -> Decision {
     }
     match evidence::check(observed.ground, observed.present, desired.intent.size_bytes, observed.now) {
         Some(Ok(evidence)) => proven(desired, observed, evidence),
-        Some(Err(refusal)) => refused(observed, &refusal),
+        Some(Err(refusal)) => refused(desired, observed, &refusal),
         // Only disks that show a serial are looked up by it.
         None => absent(desired, observed),
     }
@@ -133,9 +138,11 @@ fn without_disk(desired: &Desired<'_>, now: Timestamp) -> State {
     }
 }
 
-fn refused(observed: &Observed<'_>, refusal: &Refusal) -> Decision {
+fn refused(desired: &Desired<'_>, observed: &Observed<'_>, refusal: &Refusal) -> Decision {
     let reason = Reason::new(refusal.code(), refusal.to_string(), refusal.hint());
-    Decision { state: State::Refused, reason: Some(reason), revoke: observed.published, step: None }
+    let retrigger = refusal.wants_retrigger() && !observed.retriggered;
+    let step = retrigger.then(|| Step::Retrigger(desired.intent.serial()));
+    Decision { state: State::Refused, reason: Some(reason), revoke: observed.published, step }
 }
 
 fn proven(desired: &Desired<'_>, observed: &Observed<'_>, evidence: Evidence) -> Decision {
@@ -197,6 +204,7 @@ mod tests {
         present: Vec<Device>,
         fresh: bool,
         published: bool,
+        retriggered: bool,
         proven: bool,
         udevd_silent: bool,
         server: Option<Server>,
@@ -214,6 +222,7 @@ mod tests {
                 present: vec![device()],
                 fresh: true,
                 published: false,
+                retriggered: false,
                 proven: false,
                 udevd_silent: false,
                 server: Some(Server::Up { pid: 1 }),
@@ -242,6 +251,7 @@ mod tests {
                 present: &present,
                 fresh: self.fresh,
                 published: self.published,
+                retriggered: self.retriggered,
                 proven: self.proven,
                 udevd_silent: self.udevd_silent,
                 server: self.server.as_ref(),
@@ -260,6 +270,7 @@ mod tests {
             match &decision.step {
                 None => return decision.revoke,
                 Some(Step::Look(_)) => self.fresh = true,
+                Some(Step::Retrigger(_)) => self.retriggered = true,
                 Some(Step::Record(evidence)) => self.mapping = Some(evidence.clone()),
                 Some(Step::Publish(_)) => (self.published, self.proven) = (true, false),
                 Some(Step::Probe(_)) => self.proven = true,
@@ -359,6 +370,19 @@ mod tests {
     }
 
     #[test]
+    fn udev_is_asked_once_to_look_again_where_that_can_help() {
+        let unmarked = spoilt(|_, identity| identity.link_target = LinkTarget::Device(DEVNUM, 0));
+        let scene = Scene { present: vec![unmarked], ..Scene::new() };
+        let decision = scene.decide();
+        let asks = Some(Step::Retrigger(volume().serial()));
+        assert_eq!((decision.state, code(&decision), decision.step), (State::Refused, Some("NOT_MARKED"), asks));
+        let asked = Scene { retriggered: true, ..scene }.decide();
+        assert_eq!((asked.state, code(&asked), asked.step), (State::Refused, Some("NOT_MARKED"), None));
+        let used = spoilt(|_, identity| identity.uses.push(Use::Swap));
+        assert_eq!(Scene { present: vec![used], ..Scene::new() }.decide().step, None);
+    }
+
+    #[test]
     fn evidence_that_differs_from_the_record_takes_the_export_away_and_is_recorded_anew() {
         let resized = spoilt(|facts, _| facts.size_bytes *= 2);
         let decision = Scene { present: vec![resized], ..Scene::served() }.decide();
@@ -403,8 +427,8 @@ mod tests {
             (defect < 6, disk)
         });
         let mapping = 0..3_u8;
-        (proptest::collection::vec(disk, 0..3), mapping, any::<[bool; 6]>()).prop_map(|(disks, mapping, flags)| {
-            let [fresh, published, proven, udevd_silent, up, trouble] = flags;
+        (proptest::collection::vec(disk, 0..3), mapping, any::<[bool; 7]>()).prop_map(|(disks, mapping, flags)| {
+            let [fresh, published, proven, udevd_silent, up, trouble, retriggered] = flags;
             let mapping = match mapping {
                 0 => None,
                 1 => Scene::served().mapping,
@@ -415,6 +439,7 @@ mod tests {
                 present: disks.into_iter().map(|(_, disk)| disk).collect(),
                 fresh,
                 published,
+                retriggered,
                 proven: proven && published,
                 udevd_silent,
                 server: Some(if up { Server::Up { pid: 1 } } else { Server::Down { why: String::new() } }),

@@ -15,6 +15,7 @@ use crate::device::monitor;
 use crate::device::table::{Heard, Reading};
 use crate::export::probe::{ProbeError, Served};
 use crate::export::server::Server;
+use crate::helper_client::HelperError;
 use crate::identity::{Serial, VolumeId};
 use crate::store::StoreError;
 use crate::volume::{Intent, Reason, State};
@@ -40,10 +41,29 @@ pub(crate) enum Input {
     Examined { intent: Intent, disks: Vec<Facts>, reply: Reply<Accepted> },
     /// A new intent is durable and claimed, or is not.
     Admitted { intent: Intent, result: Result<(), Rejection>, reply: Reply<Accepted> },
+    /// It is known who is connected to a volume's export; with the request that asked, if one did.
+    Clients {
+        volume: VolumeId,
+        clients: Clients,
+        asked: Option<Result<(), HelperError>>,
+        request: Option<(bool, Reply<Withdrawal>)>,
+    },
+    /// The wish to take a volume away as soon as its clients are gone is durable, or is not.
+    Detaching {
+        volume: VolumeId,
+        reason: Reason,
+        clients: Vec<String>,
+        result: Result<(), Rejection>,
+        reply: Reply<Withdrawal>,
+    },
     /// A withdrawal is durable, or is not.
-    Withdrawn { volume: VolumeId, result: Result<Withdrawal, Rejection>, reply: Reply<Withdrawal> },
+    Withdrawn { volume: VolumeId, result: Result<Withdrawal, Rejection>, reply: Option<Reply<Withdrawal>> },
+    /// A withdrawn volume's claim is gone.
+    Unclaimed { volume: VolumeId, answer: Result<Withdrawal, Rejection>, reply: Option<Reply<Withdrawal>> },
     /// A mapping is durable, or is not.
     Recorded { volume: VolumeId, evidence: Evidence, result: Result<(), StoreError> },
+    /// The helper was asked to have udev look at a disk again.
+    Helper(Result<(), HelperError>),
     /// A handshake ended.
     Probed { volume: VolumeId, epoch: u64, evidence: Evidence, result: Result<Served, ProbeError> },
 }
@@ -67,12 +87,23 @@ pub(crate) type Reply<T> = oneshot::Sender<Result<T, Rejection>>;
 pub(crate) enum Request {
     /// Accept an intent.
     Intend(Intent, Reply<Accepted>),
-    /// Withdraw one. `clients` are the connections to the NBD server at that moment.
-    Withdraw { volume: VolumeId, force: bool, clients: Vec<String>, reply: Reply<Withdrawal> },
+    /// Withdraw one.
+    Withdraw { volume: VolumeId, force: bool, reply: Reply<Withdrawal> },
     /// Read everything again.
     Resync(&'static str, oneshot::Sender<()>),
     /// Look at the world.
     Read(Box<dyn FnOnce(&World) + Send>),
+}
+
+/// Who is connected to an export.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Clients {
+    /// Nobody, for certain.
+    None,
+    /// These, as the NBD server's open files show.
+    Connected(Vec<String>),
+    /// Perhaps some of these, which are connected to the server.
+    Unknown(Vec<String>),
 }
 
 /// An intent was accepted.
@@ -131,6 +162,19 @@ pub enum Rejection {
         /// How, with the device's name.
         uses: String,
     },
+    /// Somebody uses the export.
+    #[error("volume {volume} cannot be withdrawn: NBD clients are connected to it ({}); end them, or withdraw with force", clients.join(", "))]
+    ClientsConnected {
+        /// Which volume.
+        volume: VolumeId,
+        /// Their addresses.
+        clients: Vec<String>,
+    },
+    /// The export could not be taken away.
+    #[error(
+        "volume {0} is withdrawn, but its export could not be removed from the served folder; remove it by hand, or stop the NBD server"
+    )]
+    ExportStuck(VolumeId),
     /// Somebody may be reading or writing the export.
     #[error("volume {volume} cannot be withdrawn: {} NBD client connection(s) are open ({}) and which exports they use is not known; end them, or withdraw with force", clients.len(), clients.join(", "))]
     ClientsUnknown {

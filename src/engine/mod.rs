@@ -1,6 +1,6 @@
 //! The only writer: inputs come in on one channel, each is decided on, and what follows is done.
 //!
-//! Call map: [`Engine::run`] takes an [`input::Input`] and hands it to `handle` (below) or to [`request`]; both change
+//! Call map: [`Engine::run`] takes an [`input::Input`] and hands it to `handle` (below), to [`request`] or to [`withdraw`]; both change
 //! the [`world::World`] and then let [`act`] settle the volumes concerned: ask [`decide::decide`] what is next, do what
 //! is quick (a link is made or removed in microseconds), and start what is slow (reading a disk, a commit, a handshake)
 //! outside, from where it comes back as another input. One slow step per volume at a time keeps each volume's order;
@@ -11,6 +11,7 @@ pub mod decide;
 mod input;
 mod request;
 pub mod udevd;
+mod withdraw;
 pub mod world;
 
 use std::collections::HashMap;
@@ -26,6 +27,7 @@ use crate::device::sysfs::Sysfs;
 use crate::device::table::{Heard, Reading};
 use crate::device::{DevNum, monitor};
 use crate::export::folder::Folder;
+use crate::helper_client::HelperClient;
 use crate::identity::{Serial, VolumeId};
 use crate::store::Store;
 use crate::volume::{Intent, Record};
@@ -53,6 +55,8 @@ pub struct Tools {
     pub claims: Claims,
     /// Holds the exports.
     pub folder: Folder,
+    /// Does what takes privilege.
+    pub helper: HelperClient,
     /// Where the NBD server listens.
     pub server: std::net::SocketAddr,
 }
@@ -112,15 +116,10 @@ impl Handle {
         answer.await.map_err(|_| Stopping)
     }
 
-    /// Withdraws an intent, whatever its state. `clients`: the connections to the NBD server that are open.
-    pub async fn withdraw(
-        &self,
-        volume: VolumeId,
-        force: bool,
-        clients: Vec<String>,
-    ) -> Result<Result<Withdrawal, Rejection>, Stopping> {
+    /// Withdraws an intent, whatever its state; with `force` also while clients are connected.
+    pub async fn withdraw(&self, volume: VolumeId, force: bool) -> Result<Result<Withdrawal, Rejection>, Stopping> {
         let (reply, answer) = oneshot::channel();
-        self.ask(Request::Withdraw { volume, force, clients, reply }).await?;
+        self.ask(Request::Withdraw { volume, force, reply }).await?;
         answer.await.map_err(|_| Stopping)
     }
 
@@ -219,12 +218,18 @@ impl Engine {
             Input::Request(Request::Read(look)) => look(&self.world),
             Input::Request(Request::Resync(reason, done)) => {
                 self.adopt_exports();
+                self.world.forget_retriggers();
                 self.scan(reason, Some(done));
             }
             Input::Request(Request::Intend(intent, reply)) => self.intend(intent, reply),
-            Input::Request(Request::Withdraw { volume, force, clients, reply }) => {
-                self.withdraw(volume, force, clients, reply);
+            Input::Request(Request::Withdraw { volume, force, reply }) => self.withdraw(volume, force, reply),
+            Input::Clients { volume, clients, asked, request } => {
+                self.clients_known(volume, clients, asked, request).await;
             }
+            Input::Detaching { volume, reason, clients, result, reply } => {
+                self.detaching(volume, reason, clients, result, reply).await;
+            }
+            Input::Unclaimed { volume, answer, reply } => self.unclaimed(volume, answer, reply).await,
             Input::Examined { intent, disks, reply } => self.examined(intent, &disks, reply),
             Input::Admitted { intent, result, reply } => self.admitted(intent, result, reply).await,
             Input::Withdrawn { volume, result, reply } => self.withdrawn(volume, result, reply).await,
@@ -235,6 +240,7 @@ impl Engine {
                 }
                 self.settle_serials(touched).await;
             }
+            Input::Helper(asked) => self.helper_answered(asked),
             Input::Scanned { reading, facts, reason, done } => self.scanned(reading, facts, reason, done).await,
             Input::Recorded { volume, evidence, result } => self.recorded(volume, evidence, result).await,
             Input::Probed { volume, epoch, evidence, result } => self.probed(volume, epoch, &evidence, result).await,

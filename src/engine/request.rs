@@ -1,7 +1,7 @@
-//! Accepting and withdrawing intents. Nothing is answered with success before it is durable.
+//! Accepting intents. Nothing is answered with success before it is durable.
 
 use super::Engine;
-use super::input::{Accepted, Input, Rejection, Reply, Withdrawal};
+use super::input::{Accepted, Input, Rejection, Reply};
 use super::world::Volume;
 use crate::device::facts::Facts;
 use crate::identity::VolumeId;
@@ -129,67 +129,6 @@ impl Engine {
             detail: described(intent),
             state: crate::volume::State::Waiting,
             reason: None,
-        });
-    }
-
-    /// Withdraws an intent in any state: durable first, then the export goes, then the claim, then the answer.
-    pub(super) fn withdraw(&mut self, id: VolumeId, force: bool, clients: Vec<String>, reply: Reply<Withdrawal>) {
-        let Some(volume) = self.world.volume_mut(id) else {
-            return drop(reply.send(Err(Rejection::Unknown(id))));
-        };
-        if volume.leaving {
-            return drop(reply.send(Err(Rejection::Leaving(id))));
-        }
-        if volume.published && !clients.is_empty() && !force {
-            return drop(reply.send(Err(Rejection::ClientsUnknown { volume: id, clients })));
-        }
-        volume.leaving = true;
-        let open = if volume.published { clients } else { Vec::new() };
-        let entry = Entry { at: Timestamp::now(), event: "withdrawn".into(), detail: open.join(", ") };
-        let notes = std::mem::take(&mut volume.notes);
-        super::act::log(id, volume.state, &notes);
-        let mut changes: Vec<Change> = notes.into_iter().map(|entry| Change::Note(id, entry)).collect();
-        changes.extend([Change::Note(id, entry), Change::Withdraw(id)]);
-        let (store, back) = (self.tools.store.clone(), self.back.clone());
-        tokio::spawn(async move {
-            let result = store.write(changes).await.map_err(|error| Rejection::NotDurable(error.to_string()));
-            let result = result.map(|()| Withdrawal { clients: open });
-            let _ = back.send(Input::Withdrawn { volume: id, result, reply }).await;
-        });
-    }
-
-    pub(super) async fn withdrawn(
-        &mut self,
-        id: VolumeId,
-        result: Result<Withdrawal, Rejection>,
-        reply: Reply<Withdrawal>,
-    ) {
-        let withdrawal = match result {
-            Ok(withdrawal) => withdrawal,
-            Err(rejection) => {
-                if let Some(volume) = self.world.volume_mut(id) {
-                    volume.leaving = false;
-                }
-                let _ = reply.send(Err(rejection));
-                return self.settle(id).await;
-            }
-        };
-        if self.world.volume(id).is_some_and(|volume| volume.published) {
-            self.revoke(id, None);
-        }
-        self.note(id, "withdrawn", String::new());
-        let notes = self.world.remove(id).map(|volume| volume.notes).unwrap_or_default();
-        super::act::log(id, crate::volume::State::Detaching, &notes);
-        // The withdrawal itself is on record already, with its rows.
-        let rest = notes.into_iter().filter(|note| note.event != "withdrawn").map(|note| Change::Note(id, note));
-        let _ = self.tools.store.post(rest.collect()).await;
-        let claims = self.tools.claims.clone();
-        tokio::spawn(async move {
-            let removed = tokio::task::spawn_blocking(move || claims.remove(id.serial())).await;
-            if let Ok(Err(error)) = removed {
-                tracing::error!(VOLUME_ID = %id, %error, "the claim could not be removed; the next start removes it");
-            }
-            let _ = reply.send(Ok(withdrawal));
         });
     }
 }

@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use jiff::Timestamp;
 
 use super::udevd::Ear;
+use crate::device::DevNum;
 use crate::device::evidence::{Evidence, Ground};
 use crate::device::table::{Reading, Table};
 use crate::export::server::Server;
@@ -21,6 +22,8 @@ pub struct World {
     pub server: Option<Server>,
     /// Whether udevd is heard.
     pub ear: Ear,
+    /// attachd-helper: whether it answered when it was last asked; `None`: not asked yet.
+    pub helper: Option<Result<(), String>>,
     /// How often everything was read, and why last.
     pub resyncs: Resyncs,
     /// Names in the exports folder that attachd did not make.
@@ -68,12 +71,16 @@ pub struct Volume {
     pub notes: Vec<Entry>,
     /// Being withdrawn: nothing new is begun.
     pub leaving: bool,
+    /// Withdrawn by force, and its clients are still connected: how often that was looked at.
+    pub(super) lingering: Option<u32>,
     pub(super) busy: bool,
     /// Counts revocations, so that the answer to an older probe is not taken for one about the present link.
     pub(super) epoch: u64,
     /// Only a later reading of the disk counts.
     pub(super) look_after: Reading,
     pub(super) trouble: Option<Trouble>,
+    /// The disk that udev was asked to look at again: its number and sequence number.
+    pub(super) retriggered: Option<(DevNum, u64)>,
     pub(super) unwritten: bool,
     pub(super) projected: Projected,
     wake: Option<Timestamp>,
@@ -105,7 +112,7 @@ impl Volume {
     /// As the store remembers it. What was `ready` is not so until it is proven again.
     pub(super) fn from_record(record: Record, now: Timestamp) -> Self {
         let state = match record.state {
-            State::Ready | State::Matched | State::Detaching => State::Exporting,
+            State::Ready | State::Matched => State::Exporting,
             other => other,
         };
         let projected = match record.state {
@@ -122,11 +129,13 @@ impl Volume {
             published: false,
             proven: false,
             notes: Vec::new(),
-            leaving: false,
+            leaving: record.state == State::Detaching,
+            lingering: (record.state == State::Detaching).then_some(0),
             busy: false,
             epoch: 0,
             look_after: 0,
             trouble: None,
+            retriggered: None,
             unwritten: false,
             projected,
             wake: None,
@@ -142,6 +151,7 @@ impl World {
             table: Table::default(),
             server: None,
             ear: Ear::default(),
+            helper: None,
             resyncs: Resyncs::default(),
             foreign_exports: Vec::new(),
             volumes: HashMap::new(),
@@ -177,6 +187,11 @@ impl World {
         let old = std::mem::replace(&mut volume.state, state);
         self.count(old, |n| n - 1);
         self.count(state, |n| n + 1);
+    }
+
+    /// Lets udev be asked again, once, about every disk.
+    pub(super) fn forget_retriggers(&mut self) {
+        self.volumes.values_mut().for_each(|volume| volume.retriggered = None);
     }
 
     fn count(&mut self, state: State, change: impl FnOnce(usize) -> usize) {

@@ -3,7 +3,7 @@
 //! The table tells that a client is connected, not to which export. None at all is the certain answer; anything else is
 //! `unknown` for a single export.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::io;
 use std::net::SocketAddr;
 
@@ -14,6 +14,17 @@ pub fn connected(server: SocketAddr) -> io::Result<Vec<String>> {
     // Absent when the kernel has no IPv6.
     lines.push_str(&std::fs::read_to_string("/proc/self/net/tcp6").unwrap_or_default());
     Ok(clients(&lines, server.port(), me))
+}
+
+/// The remote end of each connection in a table, by the inode of its socket.
+pub(crate) fn remotes(table: &str) -> HashMap<u64, String> {
+    let remote = |line: &str| {
+        let inode = line.split_whitespace().nth(9)?.parse().ok()?;
+        let (address, port) = parse(line)?.remote;
+        // A listener has none.
+        (port != 0).then(|| (inode, format!("{}:{port}", readable(&address))))
+    };
+    table.lines().filter_map(remote).collect()
 }
 
 /// One line of the table.

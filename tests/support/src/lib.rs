@@ -37,6 +37,7 @@ pub mod rmem;
 pub mod rules;
 pub mod slot;
 pub mod sse;
+pub mod systemd_box;
 pub mod udevd;
 pub mod volume;
 pub mod watch;

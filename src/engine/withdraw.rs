@@ -1,0 +1,227 @@
+//! Taking a volume away, told in the order it happens.
+//!
+//! [`Engine::withdraw`] asks who is connected; [`Engine::clients_known`] refuses, or begins. Without clients the rows are
+//! committed away, then the export goes, then the claim, then the answer is given. With clients that are connected and
+//! `force`, the export goes at once and the volume stays, `detaching`, until they are gone: also across a restart.
+
+use jiff::{SignedDuration, Timestamp};
+
+use super::Engine;
+use super::input::{Clients, Input, Rejection, Reply, Withdrawal};
+use crate::device::DevNum;
+use crate::export::clients;
+use crate::helper_client::{HelperClient, HelperError};
+use crate::identity::VolumeId;
+use crate::store::Change;
+use crate::volume::{Entry, Reason, State};
+
+/// First and longest wait between two looks whether a `detaching` volume's clients are gone: nothing tells that by itself.
+const LOOK_AGAIN: (SignedDuration, SignedDuration) = (SignedDuration::from_secs(1), SignedDuration::from_secs(30));
+
+impl Engine {
+    /// A caller wants a volume withdrawn. First of all: who is connected?
+    pub(super) fn withdraw(&mut self, id: VolumeId, force: bool, reply: Reply<Withdrawal>) {
+        match self.world.volume(id) {
+            None => drop(reply.send(Err(Rejection::Unknown(id)))),
+            Some(volume) if volume.leaving && volume.lingering.is_none() => {
+                drop(reply.send(Err(Rejection::Leaving(id))));
+            }
+            Some(_) => self.ask_for_clients(id, Some((force, reply))),
+        }
+    }
+
+    fn ask_for_clients(&mut self, id: VolumeId, request: Option<(bool, Reply<Withdrawal>)>) {
+        let offered = self.world.volume(id).filter(|volume| volume.published || volume.lingering.is_some());
+        let mapped =
+            offered.and_then(|volume| volume.mapping.as_ref()).map(|mapping| (mapping.devnum, mapping.diskseq));
+        // A disk that is gone has no clients, whoever has its number now.
+        let present = |disk: &(DevNum, u64)| {
+            self.world.table.with_serial(id.serial()).any(|device| super::act::disk(device) == *disk)
+        };
+        let devnum = mapped.filter(present).map(|(devnum, _)| devnum);
+        let (helper, back, server) = (self.tools.helper.clone(), self.back.clone(), self.tools.server);
+        tokio::spawn(async move {
+            let (clients, asked) = match devnum {
+                Some(devnum) => clients_of(&helper, server, devnum).await,
+                None => (Clients::None, None),
+            };
+            let _ = back.send(Input::Clients { volume: id, clients, asked, request }).await;
+        });
+    }
+
+    /// It is known who is connected, as far as it can be.
+    pub(super) async fn clients_known(
+        &mut self,
+        id: VolumeId,
+        clients: Clients,
+        asked: Option<Result<(), HelperError>>,
+        request: Option<(bool, Reply<Withdrawal>)>,
+    ) {
+        if let Some(asked) = asked {
+            self.helper_answered(asked);
+        }
+        let Some(volume) = self.world.volume(id) else {
+            if let Some((_, reply)) = request {
+                let _ = reply.send(Err(Rejection::Unknown(id)));
+            }
+            return;
+        };
+        let lingering = volume.lingering.is_some();
+        match (clients, request) {
+            (Clients::None, request) => self.take_away(id, Vec::new(), request.map(|(_, reply)| reply)).await,
+            // It was forced before: the same answer again.
+            (Clients::Connected(clients) | Clients::Unknown(clients), Some((_, reply))) if lingering => {
+                let _ = reply.send(Ok(Withdrawal { clients }));
+            }
+            (Clients::Connected(_) | Clients::Unknown(_), None) => self.look_again_later(id),
+            (Clients::Connected(clients), Some((false, reply))) => {
+                let _ = reply.send(Err(Rejection::ClientsConnected { volume: id, clients }));
+            }
+            (Clients::Unknown(clients), Some((false, reply))) => {
+                let _ = reply.send(Err(Rejection::ClientsUnknown { volume: id, clients }));
+            }
+            (Clients::Connected(clients), Some((true, reply))) => self.linger(id, clients, reply),
+            // Nobody could say when they are gone.
+            (Clients::Unknown(clients), Some((true, reply))) => self.take_away(id, clients, Some(reply)).await,
+        }
+    }
+
+    /// Clients are connected and the caller insists: the wish is made durable, then the export goes.
+    fn linger(&mut self, id: VolumeId, clients: Vec<String>, reply: Reply<Withdrawal>) {
+        let Some(volume) = self.world.volume_mut(id) else { return };
+        volume.leaving = true;
+        let reason = Reason::new(
+            "CLIENTS_CONNECTED",
+            format!("withdrawn by force while NBD clients are connected: {}", clients.join(", ")),
+            "They keep what they have opened. To cut them: `ss -K dst <address>` as root, or restart the NBD server.",
+        );
+        let changes = vec![Change::Stand(id, State::Detaching, Some(reason.clone()))];
+        let (store, back) = (self.tools.store.clone(), self.back.clone());
+        tokio::spawn(async move {
+            let result = store.write(changes).await.map_err(|error| Rejection::NotDurable(error.to_string()));
+            let _ = back.send(Input::Detaching { volume: id, reason, clients, result, reply }).await;
+        });
+    }
+
+    pub(super) async fn detaching(
+        &mut self,
+        id: VolumeId,
+        reason: Reason,
+        clients: Vec<String>,
+        result: Result<(), Rejection>,
+        reply: Reply<Withdrawal>,
+    ) {
+        let Some(volume) = self.world.volume_mut(id) else { return };
+        if let Err(rejection) = result {
+            volume.leaving = false;
+            let _ = reply.send(Err(rejection));
+            return self.settle(id).await;
+        }
+        volume.lingering = Some(0);
+        let revoked = !volume.published || self.revoke(id, None);
+        self.stand(id, State::Detaching, Some(reason));
+        let _ = reply.send(if revoked { Ok(Withdrawal { clients }) } else { Err(Rejection::ExportStuck(id)) });
+        self.rest(id).await;
+        self.look_again_later(id);
+    }
+
+    /// A `detaching` volume's time has come, or its disk has changed.
+    pub(super) fn still_connected(&mut self, id: VolumeId) {
+        self.ask_for_clients(id, None);
+    }
+
+    fn look_again_later(&mut self, id: VolumeId) {
+        let Some(volume) = self.world.volume_mut(id) else { return };
+        let looks = volume.lingering.unwrap_or(0);
+        volume.lingering = Some(looks + 1);
+        let wait = (LOOK_AGAIN.0 * (1 << looks.min(5))).min(LOOK_AGAIN.1);
+        self.world.set_wake(id, Some(Timestamp::now() + wait));
+    }
+
+    /// The rows go first: from here on nothing brings the volume back.
+    async fn take_away(&mut self, id: VolumeId, open: Vec<String>, reply: Option<Reply<Withdrawal>>) {
+        let Some(volume) = self.world.volume_mut(id) else { return };
+        volume.leaving = true;
+        let entry = Entry { at: Timestamp::now(), event: "withdrawn".into(), detail: open.join(", ") };
+        let changes = vec![Change::Note(id, entry), Change::Withdraw(id)];
+        self.post(id, Vec::new()).await;
+        let (store, back) = (self.tools.store.clone(), self.back.clone());
+        tokio::spawn(async move {
+            let result = store.write(changes).await.map_err(|error| Rejection::NotDurable(error.to_string()));
+            let result = result.map(|()| Withdrawal { clients: open });
+            let _ = back.send(Input::Withdrawn { volume: id, result, reply }).await;
+        });
+    }
+
+    pub(super) async fn withdrawn(
+        &mut self,
+        id: VolumeId,
+        result: Result<Withdrawal, Rejection>,
+        reply: Option<Reply<Withdrawal>>,
+    ) {
+        let Some(volume) = self.world.volume_mut(id) else { return };
+        let withdrawal = match result {
+            Ok(withdrawal) => withdrawal,
+            Err(rejection) => {
+                volume.leaving = volume.lingering.is_some();
+                reply.map(|reply| reply.send(Err(rejection)));
+                return if self.world.volume(id).is_some_and(|volume| volume.leaving) {
+                    self.look_again_later(id);
+                } else {
+                    self.settle(id).await;
+                };
+            }
+        };
+        let stuck = volume.published && !self.revoke(id, None);
+        let answer = if stuck { Err(Rejection::ExportStuck(id)) } else { Ok(withdrawal) };
+        let (claims, back) = (self.tools.claims.clone(), self.back.clone());
+        tokio::spawn(async move {
+            // The volume stays known, and so nobody else's, until its claim is gone: a new intent for it would make one.
+            let removed = tokio::task::spawn_blocking(move || claims.remove(id.serial())).await;
+            if let Ok(Err(error)) = removed {
+                tracing::error!(VOLUME_ID = %id, %error, "the claim could not be removed; the next start removes it");
+            }
+            let _ = back.send(Input::Unclaimed { volume: id, answer, reply }).await;
+        });
+    }
+
+    pub(super) async fn unclaimed(
+        &mut self,
+        id: VolumeId,
+        answer: Result<Withdrawal, Rejection>,
+        reply: Option<Reply<Withdrawal>>,
+    ) {
+        self.note(id, "withdrawn", String::new());
+        let serial = id.serial();
+        let present = self.world.table.with_serial(serial).next().is_some();
+        let notes = self.world.remove(id).map(|volume| volume.notes).unwrap_or_default();
+        super::act::log(id, State::Detaching, &notes);
+        // The withdrawal itself is on record already, with its rows.
+        let rest = notes.into_iter().filter(|note| note.event != "withdrawn").map(|note| Change::Note(id, note));
+        let _ = self.tools.store.post(rest.collect()).await;
+        reply.map(|reply| reply.send(answer));
+        if present {
+            // The claim is gone: the node goes back to its old group.
+            self.ask_for_retrigger(serial);
+        }
+    }
+}
+
+/// Who is connected to this device's export, and whether the helper answered if it was asked.
+async fn clients_of(
+    helper: &HelperClient,
+    server: std::net::SocketAddr,
+    devnum: DevNum,
+) -> (Clients, Option<Result<(), HelperError>>) {
+    // No connection to the server at all needs nobody's help to be read.
+    let candidates = match clients::connected(server) {
+        Ok(candidates) if candidates.is_empty() => return (Clients::None, None),
+        Ok(candidates) => candidates,
+        Err(error) => vec![format!("unknown, the table of connections cannot be read: {error}")],
+    };
+    match helper.holders(devnum).await {
+        Ok(holders) if holders.clients.is_empty() => (Clients::None, Some(Ok(()))),
+        Ok(holders) => (Clients::Connected(holders.clients), Some(Ok(()))),
+        Err(error) => (Clients::Unknown(candidates), Some(Err(error))),
+    }
+}

@@ -1,0 +1,66 @@
+//! attachd as a service: the package, its units and rules under a real systemd.
+#![allow(clippy::unwrap_used, reason = "a test's panic is its failure")]
+
+#[path = "service/host.rs"]
+mod host;
+#[path = "service/package.rs"]
+mod package;
+
+use std::time::{Duration, Instant};
+
+use host::Host;
+
+/// The units of the package.
+const UNITS: [&str; 6] = [
+    "attachd.service",
+    "attachd.socket",
+    "attachd-helper.service",
+    "attachd-helper.socket",
+    "attachd-nbdkit.service",
+    "attachd-nbdkit.socket",
+];
+
+#[test]
+fn three_commands_lead_from_an_empty_host_to_a_served_volume() {
+    let host = Host::empty();
+    let volume = host.lab().volume();
+    let mut disk = host.lab().disk(&volume.serial, host::MIB).unwrap();
+    let deb = package::deb().to_str().unwrap();
+
+    let ran = host.show("dpkg", &["-i", deb]);
+    println!("   ({ran:.1?})");
+    host.show("systemctl", &["start", "attachd"]);
+    host.show("attachctl", &["intent", "add", &volume.id]);
+    let began = Instant::now();
+    disk.attach().unwrap();
+    host.wait(&volume, "ready");
+    let took = began.elapsed();
+    println!("attached, marked, proven and served in {took:.0?}");
+    host.lab().nbdcopy_equals(&volume.export(), disk.file()).unwrap();
+    assert!(took < Duration::from_secs(1), "{took:?}");
+}
+
+#[test]
+fn systemd_has_nothing_to_say_against_any_unit() {
+    let host = Host::installed();
+    for unit in UNITS {
+        let path = format!("/usr/lib/systemd/system/{unit}");
+        let said = host.inside.output("systemd-analyze", &["verify", "--man=no", &path]).unwrap();
+        let words = [said.stdout, said.stderr].concat();
+        assert!(said.status.success() && words.is_empty(), "{unit}: {}", String::from_utf8_lossy(&words));
+    }
+}
+
+#[test]
+fn the_exposure_of_each_service_is_as_low_as_documented() {
+    let host = Host::installed();
+    for (unit, limit) in [("attachd.service", 1.5), ("attachd-nbdkit.service", 1.5), ("attachd-helper.service", 2.5)] {
+        let table = host.inside.run("systemd-analyze", &["security", "--no-pager", unit]).unwrap();
+        for line in table.lines().filter(|line| line.starts_with('✗') || line.contains("Overall")) {
+            println!("{line}");
+        }
+        let overall = table.lines().rev().find(|line| line.contains("Overall exposure level")).unwrap();
+        let level: f64 = overall.split(':').next_back().unwrap().split_whitespace().next().unwrap().parse().unwrap();
+        assert!(level <= limit, "{unit}: {level}");
+    }
+}

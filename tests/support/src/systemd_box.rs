@@ -1,0 +1,325 @@
+//! systemd in a box: a lab whose programs are started by a real systemd as process 1, with a real udevd, journald and
+//! `dpkg -i` inside. Host needs: packages `systemd`, `udev`, `dpkg`, `util-linux`, `iproute2`; a kernel with cgroup v2.
+//!
+//! The box stands in the lab's own world (network, `/dev`, `/run`, `/etc`, `/var/lib`), so the lab's disks, listeners,
+//! NBD clients and the API reach it as they reach a daemon without systemd. On top come a process id space, a cgroup and
+//! an overlay on `/usr`, `/var/log` and `/var/cache`. Nothing of what the host would start is started: the box wants
+//! journald and udevd and nothing else. State is on tmpfs, so a sync costs nothing here.
+//!
+//! When the test dies, the kernel kills process 1 and with it everything inside.
+
+use crate::child::{Proc, children_of};
+use crate::{Lab, LabBuilder, NotifySocket, people};
+use anyhow::{Context, Result, bail, ensure};
+use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
+use std::fs;
+use std::io::ErrorKind;
+use std::os::fd::AsRawFd;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+/// How long process 1 may take to come up, and to go.
+const BOOT: Duration = Duration::from_secs(60);
+
+/// The cgroup tree, mounted for the test's own use.
+const CGROUPS: &str = "/run/lab/cgroup";
+
+/// A lab with systemd in it.
+#[derive(Debug)]
+pub struct SystemdBox {
+    pid1: Proc,
+    cgroup: PathBuf,
+    inside: u32,
+    log: PathBuf,
+    /// The world: disks, listeners, NBD clients.
+    pub lab: Lab,
+}
+
+impl SystemdBox {
+    /// Starts one, for the calling thread.
+    ///
+    /// # Panics
+    /// With what to do about it, when it cannot be built.
+    #[expect(clippy::new_without_default, reason = "it moves the thread into namespaces: nothing to happen by default")]
+    pub fn new() -> SystemdBox {
+        SystemdBox::build(Lab::builder()).unwrap_or_else(|e| panic!("cannot build the box: {e:#}"))
+    }
+
+    /// The same in a lab with wishes. udevd and the claim rules come from the box and the package.
+    pub fn build(lab: LabBuilder) -> Result<SystemdBox> {
+        let lab = lab.without_udevd().without_claim_rules().build()?;
+        as_before_the_package()?;
+        for dir in ["/usr", "/var/log", "/var/cache"] {
+            overlay(dir)?;
+        }
+        want_only(&[
+            ("sysinit.target", &["systemd-journald.service", "systemd-udevd.service"]),
+            (
+                "sockets.target",
+                &[
+                    "systemd-journald.socket",
+                    "systemd-journald-dev-log.socket",
+                    "systemd-udevd-control.socket",
+                    "systemd-udevd-kernel.socket",
+                ],
+            ),
+        ])?;
+        let cgroup = own_cgroup(&lab)?;
+        let log = lab.dir().join("systemd.log");
+        let notify = lab.notify_socket()?;
+        let mut pid1 = start(&cgroup, &log, &notify)?;
+        let inside = match booted(&mut pid1, &notify) {
+            Ok(()) => children_of(pid1.pid()).first().copied().context("process 1 has ended"),
+            Err(e) => Err(e),
+        };
+        let inside = inside.with_context(|| fs::read_to_string(&log).unwrap_or_default())?;
+        Ok(SystemdBox { pid1, cgroup, inside, log, lab })
+    }
+
+    /// A command inside, as root, to be run with the usual means.
+    pub fn command(&self, program: &str, args: &[&str]) -> Command {
+        let mut command = Command::new("nsenter");
+        command.arg(format!("--target={}", self.inside));
+        command.args(["--pid", "--mount", "--uts", "--ipc", "--cgroup", "--", program]).args(args);
+        command.env_remove("NOTIFY_SOCKET").env("DEBIAN_FRONTEND", "noninteractive").env("SYSTEMD_PAGER", "");
+        command.current_dir("/").stdin(Stdio::null());
+        command
+    }
+
+    /// Runs a command inside and returns what it wrote to standard output. An error shows what it said.
+    pub fn run(&self, program: &str, args: &[&str]) -> Result<String> {
+        let output = self.output(program, args)?;
+        let said = String::from_utf8_lossy(&output.stdout).into_owned();
+        ensure!(
+            output.status.success(),
+            "{program} {}: {}\n{said}{}",
+            args.join(" "),
+            output.status,
+            String::from_utf8_lossy(&output.stderr)
+        );
+        Ok(said)
+    }
+
+    /// Runs a command inside, whatever comes of it.
+    pub fn output(&self, program: &str, args: &[&str]) -> Result<Output> {
+        self.command(program, args).output().with_context(|| format!("running {program}"))
+    }
+
+    /// One property of a unit.
+    pub fn property(&self, unit: &str, property: &str) -> Result<String> {
+        Ok(self.run("systemctl", &["show", "--property", property, "--value", unit])?.trim().to_owned())
+    }
+
+    /// The main process of a service, as the test sees it (outside of the box's process id space).
+    pub fn main_pid(&self, unit: &str) -> Result<u32> {
+        let inner = self.property(unit, "MainPID")?;
+        ensure!(inner != "0", "{unit} has no process: {}", self.status(unit));
+        for pid in pids_of(&self.cgroup)? {
+            let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+            let numbers = status.lines().find_map(|line| line.strip_prefix("NSpid:")).unwrap_or_default();
+            if numbers.split_whitespace().last() == Some(&inner) {
+                return Ok(pid);
+            }
+        }
+        bail!("{unit}'s process {inner} is not in the box's cgroup")
+    }
+
+    /// What systemd and the journal say of a unit, for messages.
+    pub fn status(&self, unit: &str) -> String {
+        self.output("systemctl", &["status", "--full", "--lines=40", unit])
+            .map(|out| String::from_utf8_lossy(&out.stdout).into_owned())
+            .unwrap_or_default()
+    }
+
+    /// The journal.
+    pub fn journal(&self) -> String {
+        self.run("journalctl", &["--no-pager", "--output=short-monotonic"]).unwrap_or_default()
+    }
+
+    /// Process 1's own words.
+    pub fn log(&self) -> String {
+        fs::read_to_string(&self.log).unwrap_or_default()
+    }
+
+    /// A drop-in for a unit.
+    pub fn drop_in(&self, unit: &str, text: &str) -> Result<()> {
+        let dir = PathBuf::from(format!("/etc/systemd/system/{unit}.d"));
+        fs::create_dir_all(&dir)?;
+        fs::write(dir.join("lab.conf"), text)?;
+        self.run("systemctl", &["daemon-reload"]).map(drop)
+    }
+}
+
+impl Drop for SystemdBox {
+    fn drop(&mut self) {
+        let _ = self.pid1.kill();
+        if let Err(e) = remove_cgroup(&self.cgroup) {
+            eprintln!("lab: leaving {} to the next lab's sweep: {e:#}", self.cgroup.display());
+        }
+    }
+}
+
+/// The rules of the package, for loop devices: the kernel's name and where the serial comes from are exchanged, the rest
+/// is tested as shipped.
+///
+/// # Panics
+/// When the shipped rules no longer have these lines.
+pub fn rules_for_loops(shipped: &str) -> String {
+    let mut changed = 0;
+    let mut text = String::new();
+    for line in shipped.lines() {
+        let line = if line == r#"KERNEL!="vd*", GOTO="attachd_end""# {
+            changed += 1;
+            r#"KERNEL!="loop*", GOTO="attachd_end""#.to_owned()
+        } else if let Some((_, pattern)) = line.split_once(r#"KERNELS=="vd*", SUBSYSTEMS=="block", ATTRS{serial}=="#) {
+            changed += 1;
+            format!(r"ENV{{ID_SERIAL}}=={}", pattern.replace("$attr{serial}", "$env{ID_SERIAL}"))
+        } else {
+            line.to_owned()
+        };
+        text.push_str(&line);
+        text.push('\n');
+    }
+    assert_eq!(changed, 2, "the shipped rules have changed: this exchange must follow them");
+    text
+}
+
+/// Takes away what the lab lays out in the package's place: users, folders.
+fn as_before_the_package() -> Result<()> {
+    unmount("/var/lib/attachd", UnmountFlags::DETACH).context("unmounting the lab's /var/lib/attachd")?;
+    for dir in ["/var/lib/attachd", "/etc/attachd", "/run/attachd", "/run/attachd-nbdkit"] {
+        fs::remove_dir_all(dir).with_context(|| format!("removing {dir}"))?;
+    }
+    for file in ["/etc/passwd", "/etc/group"] {
+        let kept = |line: &&str| {
+            let name = line.split(':').next();
+            name != Some(people::ATTACHD.name) && name != Some(people::NBD.name)
+        };
+        let text: String = fs::read_to_string(file)?.lines().filter(kept).flat_map(|line| [line, "\n"]).collect();
+        fs::write(file, text)?;
+    }
+    Ok(())
+}
+
+fn overlay(at: &str) -> Result<()> {
+    let name = at.trim_matches('/').replace('/', "-");
+    let (upper, work) = (format!("/run/lab/{name}.upper"), format!("/run/lab/{name}.work"));
+    fs::create_dir_all(&upper)?;
+    fs::create_dir_all(&work)?;
+    let options = std::ffi::CString::new(format!("lowerdir={at},upperdir={upper},workdir={work}"))?;
+    mount("overlay", at, "overlay", MountFlags::empty(), options.as_c_str()).with_context(|| format!("overlay on {at}"))
+}
+
+/// Of all that the host's units want, only this: nothing that sets the clock, triggers devices or mounts.
+fn want_only(wanted: &[(&str, &[&str])]) -> Result<()> {
+    const UNITS: &str = "/usr/lib/systemd/system";
+    for dir in [UNITS, "/etc/systemd/system"] {
+        for entry in fs::read_dir(dir)? {
+            let path = entry?.path();
+            if path.extension().is_some_and(|kind| kind == "wants" || kind == "requires") {
+                fs::remove_dir_all(path)?;
+            }
+        }
+    }
+    for generator in fs::read_dir("/usr/lib/systemd/system-generators")? {
+        fs::remove_file(generator?.path())?;
+    }
+    // The host's may be on its disk, and its swap area.
+    let _ = fs::remove_file("/etc/fstab");
+    for (target, units) in wanted {
+        let dir = Path::new(UNITS).join(format!("{target}.wants"));
+        fs::create_dir_all(&dir)?;
+        for unit in *units {
+            std::os::unix::fs::symlink(format!("../{unit}"), dir.join(unit))?;
+        }
+    }
+    // An image of a container may forbid packages to start services.
+    let _ = fs::remove_file("/usr/sbin/policy-rc.d");
+    // A machine id of its own keeps its journal apart from the host's.
+    Ok(fs::write("/etc/machine-id", "0123456789abcdef0123456789abcdef\n")?)
+}
+
+/// A cgroup of the box's own. What a killed test has left there is removed first.
+fn own_cgroup(lab: &Lab) -> Result<PathBuf> {
+    fs::create_dir_all(CGROUPS)?;
+    mount("cgroup2", CGROUPS, "cgroup2", MountFlags::empty(), None).context("mounting cgroup2 (kernel support?)")?;
+    let slot = lab.dir().file_name().context("a lab has a folder")?;
+    let cgroup = Path::new(CGROUPS).join(format!("attachd-lab-{}", slot.to_string_lossy()));
+    remove_cgroup(&cgroup)?;
+    fs::create_dir(&cgroup).with_context(|| format!("creating {}", cgroup.display()))?;
+    Ok(cgroup)
+}
+
+fn start(cgroup: &Path, log: &Path, notify: &NotifySocket) -> Result<Proc> {
+    let out = fs::File::create(log)?;
+    // The cgroup is entered before its namespace is made, so that it is the root of what systemd sees.
+    let into_cgroup = r#"echo $$ > "$0/cgroup.procs" && exec "$@""#;
+    let in_own_world = r#"mount -t cgroup2 cgroup2 /sys/fs/cgroup && exec "$@""#;
+    let mut command = Command::new("sh");
+    command.args(["-c", into_cgroup]).arg(cgroup);
+    command.args(["unshare", "--pid", "--fork", "--kill-child=KILL", "--mount", "--mount-proc", "--uts", "--ipc"]);
+    command.args(["--cgroup", "--propagation", "private", "sh", "-c", in_own_world, "sh"]);
+    command.args(["/lib/systemd/systemd", "--system", "--unit=multi-user.target"]);
+    command.args(["--log-target=console", "--show-status=no"]);
+    // A clean environment: systemd hands its own to every service.
+    command.env_clear().envs([notify.env()]);
+    command.envs([("container", "lab"), ("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin")]);
+    command.current_dir("/").stdin(Stdio::null()).stdout(out.try_clone()?).stderr(out);
+    Proc::spawn("systemd", &mut command)
+}
+
+/// systemd tells its container's manager when it is up.
+fn booted(pid1: &mut Proc, notify: &NotifySocket) -> Result<()> {
+    let deadline = Instant::now() + BOOT;
+    loop {
+        // Once a second, whether it still lives.
+        if let Some(message) = notify.next(Duration::from_secs(1))?
+            && message.lines().any(|line| line == "READY=1")
+        {
+            return Ok(());
+        }
+        if let Some(status) = pid1.try_wait()? {
+            bail!("systemd has ended ({status})");
+        }
+        ensure!(Instant::now() < deadline, "systemd is not up after {BOOT:?}");
+    }
+}
+
+fn pids_of(cgroup: &Path) -> Result<Vec<u32>> {
+    let mut pids = Vec::new();
+    let text = fs::read_to_string(cgroup.join("cgroup.procs")).unwrap_or_default();
+    pids.extend(text.lines().filter_map(|line| line.parse::<u32>().ok()));
+    for entry in fs::read_dir(cgroup).into_iter().flatten().flatten() {
+        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+            pids.extend(pids_of(&entry.path())?);
+        }
+    }
+    Ok(pids)
+}
+
+/// Kills what is in it and removes it with all below.
+fn remove_cgroup(cgroup: &Path) -> Result<()> {
+    match fs::write(cgroup.join("cgroup.kill"), "1") {
+        Err(e) if e.kind() == ErrorKind::NotFound => return Ok(()),
+        result => result.context("killing a cgroup")?,
+    }
+    let events = fs::File::open(cgroup.join("cgroup.events"))?;
+    let deadline = Instant::now() + BOOT;
+    while fs::read_to_string(format!("/proc/self/fd/{}", events.as_raw_fd()))?.contains("populated 1") {
+        ensure!(Instant::now() < deadline, "processes in {} do not end", cgroup.display());
+        // The kernel reports a change of this file as an exceptional condition.
+        let mut set = [rustix::event::PollFd::new(&events, rustix::event::PollFlags::PRI)];
+        rustix::event::poll(&mut set, Some(&rustix::event::Timespec { tv_sec: 1, tv_nsec: 0 }))?;
+    }
+    remove_below(cgroup)
+}
+
+fn remove_below(cgroup: &Path) -> Result<()> {
+    for entry in fs::read_dir(cgroup)?.flatten() {
+        if entry.file_type()?.is_dir() {
+            remove_below(&entry.path())?;
+        }
+    }
+    fs::remove_dir(cgroup).with_context(|| format!("removing {}", cgroup.display()))
+}
