@@ -1,24 +1,13 @@
 //! attachd-helper, the one program that runs as root. Started by its socket; `attachd::helper` says what it does.
 
-use std::path::PathBuf;
 use std::process::ExitCode;
 
-use clap::Parser;
-
-/// Does the four things attachd needs root for. Started by attachd-helper.socket.
-#[derive(Parser)]
-#[command(version)]
-struct Arguments {
-    /// Listen here, without systemd, and stay.
-    #[arg(long)]
-    socket: Option<PathBuf>,
-}
-
 fn main() -> ExitCode {
-    match attachd::helper::run(Arguments::parse().socket.as_deref()) {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    match attachd::helper::run(&arguments) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            attachd::helper::journal(&format!("cannot serve: {error}"));
+            attachd::helper::journal(&format!("attachd-helper cannot serve: {error}"));
             ExitCode::FAILURE
         }
     }

@@ -1,15 +1,12 @@
 //! Reading disks' serials, each of which is a request to the hypervisor that may never be answered.
 
 use std::collections::BTreeSet;
-use std::iter;
 use std::sync::{Mutex, PoisonError, mpsc};
-use std::thread;
 use std::time::{Duration, Instant};
+use std::{iter, thread};
 
-use super::HOST_DISKS;
 use crate::device::DevNum;
 use crate::device::facts::Facts;
-use crate::device::scheme;
 use crate::device::sysfs::Sysfs;
 
 /// How long disks may take to say their serials. A healthy one takes milliseconds.
@@ -19,24 +16,19 @@ const LIMIT: Duration = Duration::from_secs(2);
 static READING: Mutex<()> = Mutex::new(());
 static HANGING: Mutex<BTreeSet<DevNum>> = Mutex::new(BTreeSet::new());
 
-/// The running kernel's disks.
-pub(super) fn sysfs() -> Sysfs {
-    Sysfs::new(scheme::ALL.to_vec(), HOST_DISKS.into())
-}
-
 /// The facts of those that answer in time. A disk that hangs costs one thread, not one per request.
 pub(super) fn read(sysfs: &Sysfs, devnums: impl IntoIterator<Item = DevNum>) -> Vec<Facts> {
     let hanging = || HANGING.lock().unwrap_or_else(PoisonError::into_inner);
     let _reading = READING.lock().unwrap_or_else(PoisonError::into_inner);
     let (found, facts) = mpsc::channel();
-    for devnum in devnums {
+    for devnum in devnums.into_iter().filter(|devnum| hanging().insert(*devnum)) {
         let (sysfs, found) = (sysfs.clone(), found.clone());
         let read_one = move || {
             let facts = sysfs.read(devnum);
             hanging().remove(&devnum);
             let _ = found.send(facts);
         };
-        if hanging().insert(devnum) && thread::Builder::new().spawn(read_one).is_err() {
+        if thread::Builder::new().spawn(read_one).is_err() {
             hanging().remove(&devnum);
         }
     }

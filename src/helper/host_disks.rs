@@ -2,54 +2,54 @@
 //! use just now stays one.
 
 use std::collections::BTreeSet;
-use std::fs::{self, DirBuilder, File};
-use std::io;
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
-use std::path::{Path, PathBuf};
+use std::fs::{self, File};
+use std::path::Path;
 
 use serde_json::{Value, json};
 
-use super::{HOST_DISKS, Refusal, disks};
-use crate::device::DevNum;
+use super::{Refusal, disks};
 use crate::device::facts::{Facts, Use};
 use crate::device::host::HostUse;
-use crate::identity::Serial;
+use crate::device::sysfs::Sysfs;
+use crate::device::{DevNum, scheme};
 
+/// One file per serial that is never to be claimed.
+const HOST_DISKS: &str = "/etc/attachd/host-disks";
 /// Where a host's own file systems are mounted.
 const HOME: [&str; 5] = ["/", "/boot", "/boot/efi", "/usr", "/var"];
 
+/// The running kernel's disks.
+pub(super) fn sysfs() -> Sysfs {
+    Sysfs::new(scheme::ALL.to_vec(), HOST_DISKS.into())
+}
+
 pub(super) fn host_disks() -> Result<Value, Refusal> {
-    let sysfs = disks::sysfs();
     let host = HostUse::read(Path::new("/proc"))?;
     let is_home = |used: &Use| matches!(used, Use::Swap) || matches!(used, Use::Mounted(at) if HOME.contains(&&**at));
     let mut whole = BTreeSet::new();
-    for devnum in sysfs.list()?.into_iter().filter(|devnum| host.of(*devnum).iter().any(is_home)) {
+    for devnum in sysfs().list()?.into_iter().filter(|devnum| host.of(*devnum).iter().any(is_home)) {
         below(Path::new("/sys/dev/block"), devnum, &mut whole);
     }
-    let found = disks::read(&sysfs, whole);
-    let serials: BTreeSet<Serial> = found.iter().filter_map(Facts::serial).collect();
+    let found = disks::read(&sysfs(), whole);
     let names: BTreeSet<&str> = found.iter().map(|disk| &*disk.name).collect();
+    let serials: BTreeSet<_> = found.iter().filter_map(Facts::serial).collect();
+    fs::create_dir_all(HOST_DISKS)?;
     for serial in &serials {
-        add(Path::new(HOST_DISKS), *serial)?;
+        File::options().create(true).append(true).open(Path::new(HOST_DISKS).join(serial.as_str()))?;
     }
     Ok(json!({ "serials": serials, "disks": names }))
-}
-
-fn add(folder: &Path, serial: Serial) -> io::Result<()> {
-    DirBuilder::new().recursive(true).mode(0o755).create(folder)?;
-    File::options().create(true).append(true).mode(0o644).open(folder.join(serial.as_str())).map(drop)
 }
 
 /// Collects the whole disks that a block device sits on: a partition's disk, and what LVM, MD or crypt are made of.
 fn below(numbers: &Path, devnum: DevNum, whole: &mut BTreeSet<DevNum>) {
     let Ok(device) = fs::canonicalize(numbers.join(devnum.to_string())) else { return };
     let disk = if device.join("partition").exists() { device.parent().unwrap_or(&device) } else { &device };
-    let under: Vec<PathBuf> =
-        fs::read_dir(disk.join("slaves")).into_iter().flatten().filter_map(|slave| Some(slave.ok()?.path())).collect();
+    let slaves = fs::read_dir(disk.join("slaves")).into_iter().flatten().flatten().map(|slave| slave.path());
+    let under: Vec<DevNum> = slaves.filter_map(|slave| number(&slave)).collect();
     if under.is_empty() {
         whole.extend(number(disk));
     }
-    for devnum in under.iter().filter_map(|slave| number(slave)) {
+    for devnum in under {
         below(numbers, devnum, whole);
     }
 }
@@ -61,7 +61,7 @@ fn number(device: &Path) -> Option<DevNum> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::os::unix::fs::{PermissionsExt, symlink};
+    use std::os::unix::fs::symlink;
 
     /// sysfs as far as the walk looks: `/sys/dev/block/M:m`, `dev`, `partition`, `slaves/`.
     struct Tree(tempfile::TempDir);
@@ -114,20 +114,5 @@ mod tests {
         assert_eq!(tree.below("253:0"), ["254:0", "254:16"], "crypt on a partition of the mirror");
         assert_eq!(tree.below("253:1"), ["254:0", "254:16", "254:32"], "a volume of two physical volumes");
         assert!(tree.below("8:0").is_empty(), "gone meanwhile");
-    }
-
-    #[test]
-    fn a_host_disk_is_written_down_for_everybody_to_read_and_stays() {
-        let dir = tempfile::tempdir().unwrap();
-        let folder = dir.path().join("etc/host-disks");
-        let serial: Serial = "b3bb93101b594f6297e8".parse().unwrap();
-        fs::create_dir_all(&folder).unwrap();
-        fs::write(folder.join("by-hand"), "").unwrap();
-        for _ in 0..2 {
-            add(&folder, serial).unwrap();
-        }
-        let mode = fs::metadata(folder.join(serial.as_str())).unwrap().permissions().mode();
-        assert_eq!(mode & 0o777, 0o644);
-        assert_eq!(fs::read_dir(&folder).unwrap().count(), 2);
     }
 }

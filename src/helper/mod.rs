@@ -1,16 +1,14 @@
 //! attachd-helper: the four things attachd needs root for, and nothing else.
 //!
-//! A request is one line, its answer one line of JSON: `{"ok":true,…}`, or `{"ok":false,"code":"…","error":"…"}`.
+//! A connection carries one line to ask and one line of JSON as the answer: `{"ok":true,…}`, or
+//! `{"ok":false,"code":"…","error":"…"}`. There is no configuration: who may ask chooses among four verbs, no more.
 //!
-//! | request | does |
-//! |---|---|
-//! | `retrigger <serial>` | has udev mark (or un-mark) the one disk with that serial: [`retrigger`] |
-//! | `holders <maj:min>` | tells which NBD clients have that disk open: [`holders`] |
-//! | `reload` | SIGHUP to nbd-server's main process: [`reload`] |
-//! | `host-disks` | writes down which disks this host lives on: [`host_disks`] |
-//!
-//! What is not a request is answered with `BAD_REQUEST`, and the connection is closed. There is no configuration: who can
-//! speak to this program can choose among four verbs, and nothing else.
+//! | line | does | answers |
+//! |---|---|---|
+//! | `retrigger <serial>` | has udev mark (or un-mark) the one disk with that serial | `devices` |
+//! | `holders <maj:min>` | tells which NBD clients have that disk open | `open`, `clients`, `exact` |
+//! | `reload` | SIGHUP to nbd-server's main process | `pid` |
+//! | `host-disks` | writes down which disks this host lives on | `serials`, `disks` |
 
 mod disks;
 mod holders;
@@ -20,92 +18,57 @@ mod retrigger;
 mod server;
 
 use std::io::{self, Write};
-use std::path::Path;
 
 use serde_json::{Value, json};
 
 use crate::device::DevNum;
-use crate::identity::Serial;
 pub use server::run;
 
-/// Written by attachd, one file per wanted serial.
-const CLAIMS: &str = "/var/lib/attachd/claims";
-/// Written here, one file per serial that is never to be exported.
-const HOST_DISKS: &str = "/etc/attachd/host-disks";
-/// Where nbd-server says which process it is.
-const NBD_SERVER_PID: &str = "/run/attachd/nbd-server.pid";
-/// The NBD servers' group, to which udev's rules give a claimed disk.
-const NBD_GROUP: &str = "attachd-nbd";
-/// Who may ask, root apart.
-const CALLER: &str = "attachd";
-
-/// What can be asked.
-#[derive(Debug, PartialEq, Eq)]
-enum Request {
-    Retrigger(Serial),
-    Holders(DevNum),
-    Reload,
-    HostDisks,
-}
-
-/// What was not done, and why.
-#[derive(Debug, thiserror::Error)]
-#[error("{code}: {error}")]
-struct Refusal {
-    code: &'static str,
-    error: String,
-}
-
-impl Refusal {
-    fn new(code: &'static str, error: impl Into<String>) -> Self {
-        Self { code, error: error.into() }
-    }
-}
+/// Why nothing was done: a code for attachd, a sentence for people.
+#[derive(Debug)]
+struct Refusal(&'static str, String);
 
 impl From<io::Error> for Refusal {
     fn from(error: io::Error) -> Self {
-        Self::new("FAILED", error.to_string())
+        Self("FAILED", error.to_string())
     }
 }
 
-/// A request, in its one spelling.
-fn parse(line: &[u8]) -> Option<Request> {
-    let words: Vec<&str> = str::from_utf8(line).ok()?.split(' ').collect();
+/// Does what the line asks for, if it is a request in its one spelling.
+fn perform(line: &[u8]) -> Result<Value, Refusal> {
+    let text = line.strip_suffix(b"\n").and_then(|line| str::from_utf8(line).ok()).unwrap_or_default();
+    let words: Vec<&str> = text.split(' ').collect();
     match words[..] {
-        ["retrigger", serial] => serial.parse().ok().map(Request::Retrigger),
-        ["holders", number] => {
-            let devnum: DevNum = number.parse().ok()?;
-            (devnum.to_string() == number).then_some(Request::Holders(devnum))
+        ["retrigger", serial] if let Ok(serial) = serial.parse() => retrigger::retrigger(serial),
+        ["holders", number] if let Some(devnum) = exact_number(number) => holders::holders(devnum),
+        ["reload"] => reload::reload(),
+        ["host-disks"] => host_disks::host_disks(),
+        _ => {
+            let verbs = "retrigger <serial>, holders <major:minor>, reload or host-disks";
+            Err(Refusal("BAD_REQUEST", format!("a request is one line: {verbs}")))
         }
-        ["reload"] => Some(Request::Reload),
-        ["host-disks"] => Some(Request::HostDisks),
-        _ => None,
     }
 }
 
-fn perform(request: &Request) -> Result<Value, Refusal> {
-    match request {
-        Request::Retrigger(serial) => retrigger::retrigger(*serial),
-        Request::Holders(devnum) => holders::holders(*devnum),
-        Request::Reload => reload::reload(),
-        Request::HostDisks => host_disks::host_disks(),
-    }
+fn exact_number(text: &str) -> Option<DevNum> {
+    text.parse().ok().filter(|devnum: &DevNum| devnum.to_string() == text)
 }
 
 /// The answer's line.
-fn render(outcome: Result<Value, Refusal>) -> Value {
-    match outcome {
-        Ok(mut answer) => {
+fn render(outcome: Result<Value, Refusal>) -> String {
+    let answer = outcome.map_or_else(
+        |Refusal(code, error)| json!({ "ok": false, "code": code, "error": error }),
+        |mut answer| {
             answer["ok"] = true.into();
             answer
-        }
-        Err(Refusal { code, error }) => json!({ "ok": false, "code": code, "error": error }),
-    }
+        },
+    );
+    format!("{answer}\n")
 }
 
 /// The id of a user or group, from a file in the shape of `/etc/passwd`.
 fn id_of(file: &str, name: &str) -> io::Result<u32> {
-    let found = std::fs::read_to_string(Path::new(file))?.lines().find_map(|line| {
+    let found = std::fs::read_to_string(file)?.lines().find_map(|line| {
         let mut fields = line.split(':');
         (fields.next()? == name).then(|| fields.nth(1)?.parse().ok()).flatten()
     });
@@ -122,38 +85,40 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
+    fn is_bad(line: &[u8]) -> bool {
+        matches!(perform(line), Err(Refusal("BAD_REQUEST", _)))
+    }
+
     #[test]
-    fn each_verb_has_one_spelling() {
-        let serial = "b3bb93101b594f6297e8";
-        assert_eq!(parse(format!("retrigger {serial}").as_bytes()), Some(Request::Retrigger(serial.parse().unwrap())));
-        assert_eq!(parse(b"holders 7:1000"), Some(Request::Holders(DevNum { major: 7, minor: 1000 })));
-        assert_eq!(parse(b"reload"), Some(Request::Reload));
-        assert_eq!(parse(b"host-disks"), Some(Request::HostDisks));
+    fn whatever_is_not_a_request_in_its_one_spelling_is_refused() {
         for bad in [
             "",
-            " ",
-            "reload ",
-            " reload",
-            "RELOAD",
-            "reload now",
-            "reload\0",
-            "holders",
-            "holders +7:1",
-            "holders 7:01",
-            "holders 7:1 7:2",
-            "holders  7:1",
-            "holders 7:4294967296",
-            "holders /dev/loop0",
-            "retrigger",
-            "retrigger ../../../etc/passwd",
-            "retrigger b3bb93101b594f6297e",
-            "retrigger b3bb93101b594f6297e80",
-            "retrigger B3BB93101B594F6297E8",
-            "retrigger b3bb93101b594f6297e8\r",
+            "reload",
+            "\n",
+            " \n",
+            "reload \n",
+            " reload\n",
+            "RELOAD\n",
+            "reload now\n",
+            "reload\nreload\n",
+            "reload\0\n",
+            "holders\n",
+            "holders +7:1\n",
+            "holders 7:01\n",
+            "holders 7:1 7:2\n",
+            "holders  7:1\n",
+            "holders 7:4294967296\n",
+            "holders /dev/loop0\n",
+            "retrigger\n",
+            "retrigger ../../../etc/passwd\n",
+            "retrigger b3bb93101b594f6297e\n",
+            "retrigger b3bb93101b594f6297e80\n",
+            "retrigger B3BB93101B594F6297E8\n",
+            "retrigger b3bb93101b594f6297e8\r\n",
         ] {
-            assert_eq!(parse(bad.as_bytes()), None, "{bad:?}");
+            assert!(is_bad(bad.as_bytes()), "{bad:?}");
         }
-        assert_eq!(parse(b"\xff\xfe"), None);
+        assert!(is_bad(b"\xff\xfe\n"));
     }
 
     #[test]
@@ -168,8 +133,8 @@ mod tests {
 
     proptest! {
         #[test]
-        fn no_bytes_make_the_parser_panic(line in proptest::collection::vec(any::<u8>(), 0..300)) {
-            let _ = parse(&line);
+        fn no_bytes_are_a_request_by_chance(line in proptest::collection::vec(any::<u8>(), 0..300)) {
+            prop_assert!(is_bad(&line));
         }
     }
 }

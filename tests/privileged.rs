@@ -1,0 +1,153 @@
+//! With attachd-helper at hand: late intents, clients by name, nodes given back.
+#![allow(clippy::unwrap_used, reason = "a test's panic is its failure")]
+
+mod common;
+
+use std::os::unix::fs::MetadataExt;
+use std::process::{Child, Command, Stdio};
+
+use common::*;
+use lab::{Api, Attachd, Disk, Lab, Volume};
+use serde_json::json;
+
+const SOCKET: &str = "/run/attachd/helper.sock";
+
+/// The helper, as root, as its unit starts it. Ended with the test.
+struct Helper(Child);
+
+impl Helper {
+    fn start() -> Self {
+        let _ = std::fs::remove_file(SOCKET);
+        let folder = lab::watch::FolderWatch::new(std::path::Path::new("/run/attachd")).unwrap();
+        let child = Command::new(env!("CARGO_BIN_EXE_attachd-helper"))
+            .args(["--socket", SOCKET])
+            .stderr(Stdio::inherit())
+            .spawn()
+            .unwrap();
+        while !std::path::Path::new(SOCKET).exists() {
+            assert!(lab::watch::readable(&[folder.fd()], SOON).unwrap(), "the helper has made no socket");
+            folder.take();
+        }
+        // The file is there a moment before it can be connected to, and nothing tells when.
+        let begun = std::time::Instant::now();
+        while std::os::unix::net::UnixStream::connect(SOCKET).is_err() {
+            assert!(begun.elapsed() < SOON);
+            std::thread::yield_now();
+        }
+        Self(child)
+    }
+}
+
+impl Drop for Helper {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+fn up_with_helper() -> (Lab, Attachd, Api, Helper) {
+    let (lab, attachd, api) = up();
+    let helper = Helper::start();
+    (lab, attachd, api, helper)
+}
+
+fn group(disk: &Disk) -> u32 {
+    std::fs::metadata(disk.node()).unwrap().gid()
+}
+
+/// A path unit with systemd's start limit would die here.
+#[test]
+fn eleven_late_intents_at_once_are_all_marked_and_served() {
+    let (lab, _attachd, api, _helper) = up_with_helper();
+    let mut disks = Vec::new();
+    for _ in 0..11 {
+        let volume = lab.volume();
+        let mut disk = lab.disk(&volume.serial, MIB).unwrap();
+        lab.attach_settled(&mut disk).unwrap();
+        disks.push((volume, disk));
+    }
+    let before = group(&disks[0].1);
+    for (volume, _) in &disks {
+        intend(&api, volume);
+    }
+    for (volume, disk) in &disks {
+        wait(&api, volume, "ready");
+        lab.nbdcopy_equals(&volume.export(), disk.file()).unwrap();
+        assert_eq!(group(disk), lab::people::NBD.id);
+    }
+    assert_eq!(health(&api)["helper"]["state"], "answers");
+    // Un-claiming gives the node back its old group.
+    let listener = lab.bare_listener().unwrap();
+    let (volume, disk) = &disks[0];
+    withdraw(&api, volume);
+    let node = disk.node().to_str().unwrap().to_owned();
+    listener.wait_for(SOON, |heard| heard.get("DEVNAME") == node).unwrap();
+    assert_eq!(group(disk), before);
+    assert_eq!(group(&disks[1].1), lab::people::NBD.id, "the control: a neighbour stays marked");
+}
+
+#[test]
+fn a_missing_link_is_put_right_by_one_retrigger() {
+    let (mut lab, _attachd, api, _helper) = up_with_helper();
+    let volume = lab.volume();
+    intend(&api, &volume);
+    lab.udevd().stop().unwrap();
+    let mut disk = lab.disk(&volume.serial, MIB).unwrap();
+    disk.attach().unwrap();
+    lab.udevd().start().unwrap();
+    // udevd started anew replays nothing: a resync finds the disk, its link is missing, the helper has udev look.
+    resync(&api);
+    wait(&api, &volume, "ready");
+    lab.nbdcopy_equals(&volume.export(), disk.file()).unwrap();
+}
+
+/// Invariant 6, with names.
+#[test]
+fn a_connected_client_is_named_and_a_forced_withdrawal_waits_until_it_is_gone() {
+    let (lab, mut attachd, api, _helper) = up_with_helper();
+    let (volume, disk) = served(&lab, &api);
+    let (neighbour, _other) = served(&lab, &api);
+    let mut client = lab.nbd_client(&volume.export()).unwrap();
+    let path = |volume: &Volume| format!("/api/v1/intents/{}", volume.id);
+
+    let refused = api.delete(&path(&volume)).unwrap().expect(409).unwrap();
+    assert_eq!(refused["code"], "CLIENTS_CONNECTED");
+    assert_eq!(refused["details"]["clients"].as_array().unwrap().len(), 1, "{refused:#}");
+    // Whose export it is shows: the neighbour's can go.
+    api.delete(&path(&neighbour)).unwrap().expect(200).unwrap();
+
+    let forced = api.delete(&format!("{}?force=true", path(&volume))).unwrap().expect(200).unwrap();
+    assert_eq!(forced["clients_still_connected"], refused["details"]["clients"]);
+    let detaching = show(&api, &volume);
+    assert_eq!((&detaching["state"], &detaching["reason"]["code"]), (&json!("detaching"), &json!("CLIENTS_CONNECTED")));
+    assert!(detaching["reason"]["hint"].as_str().unwrap().contains("ss -K"), "{detaching:#}");
+    assert!(!lab.nbd_connects(&volume.export()), "new clients are refused");
+    client.read(0, 4096).unwrap();
+    let again = api.post("/api/v1/intents", &json!({ "volume_id": volume.id })).unwrap().expect(409).unwrap();
+    assert_eq!(again["code"], "BEING_WITHDRAWN");
+
+    // The wish survives the daemon.
+    attachd.kill9().unwrap();
+    let attachd = start(&lab);
+    let api = attachd.api();
+    assert_eq!(show(&api, &volume)["state"], "detaching");
+    assert!(!lab.nbd_connects(&volume.export()));
+    let mut events = api.events().unwrap();
+    client.abandon();
+    events.wait_for(|event| event["event"] == "withdrawn", SOON).unwrap();
+    assert_eq!(api.get(&path(&volume)).unwrap().status, 404);
+    assert!(!std::path::Path::new("/var/lib/attachd/claims").join(&volume.serial).exists());
+    drop(disk);
+}
+
+#[test]
+fn with_the_helper_dead_the_answer_is_that_the_clients_are_unknown() {
+    let (lab, _attachd, api, helper) = up_with_helper();
+    let (volume, _disk) = served(&lab, &api);
+    let _client = lab.nbd_client(&volume.export()).unwrap();
+    drop(helper);
+    let refused = api.delete(&format!("/api/v1/intents/{}", volume.id)).unwrap().expect(409).unwrap();
+    assert_eq!(refused["code"], "CLIENTS_UNKNOWN");
+    let sick = health(&api);
+    assert_eq!((&sick["status"], &sick["helper"]["state"]), (&json!("degraded"), &json!("silent")), "{sick:#}");
+}
