@@ -16,7 +16,7 @@ const LIMIT: Duration = Duration::from_secs(2);
 static READING: Mutex<()> = Mutex::new(());
 static HANGING: Mutex<BTreeSet<DevNum>> = Mutex::new(BTreeSet::new());
 
-/// The facts of those that answer in time. A disk that hangs costs one thread, not one per request.
+/// The facts of those that answer in time, in order. A disk that hangs costs one thread, not one per request.
 pub(super) fn read(sysfs: &Sysfs, devnums: impl IntoIterator<Item = DevNum>) -> Vec<Facts> {
     let hanging = || HANGING.lock().unwrap_or_else(PoisonError::into_inner);
     let _reading = READING.lock().unwrap_or_else(PoisonError::into_inner);
@@ -35,5 +35,7 @@ pub(super) fn read(sysfs: &Sysfs, devnums: impl IntoIterator<Item = DevNum>) -> 
     drop(found);
     let deadline = Instant::now() + LIMIT;
     let next = || facts.recv_timeout(deadline.saturating_duration_since(Instant::now())).ok();
-    iter::from_fn(next).flatten().collect()
+    let mut all: Vec<Facts> = iter::from_fn(next).flatten().collect();
+    all.sort_by_key(|disk| disk.devnum);
+    all
 }

@@ -56,13 +56,11 @@ fn exact_number(text: &str) -> Option<DevNum> {
 
 /// The answer's line.
 fn render(outcome: Result<Value, Refusal>) -> String {
-    let answer = outcome.map_or_else(
-        |Refusal(code, error)| json!({ "ok": false, "code": code, "error": error }),
-        |mut answer| {
-            answer["ok"] = true.into();
-            answer
-        },
-    );
+    let mut answer = match outcome {
+        Ok(answer) => answer,
+        Err(Refusal(code, error)) => return format!("{}\n", json!({ "ok": false, "code": code, "error": error })),
+    };
+    answer["ok"] = true.into();
     format!("{answer}\n")
 }
 

@@ -12,6 +12,9 @@ use crate::package;
 
 pub(crate) const MIB: u64 = 1 << 20;
 
+/// The box's configuration, at a place that is not the package's.
+const CONFIG: &str = "/run/lab/attachd.toml";
+
 /// Longer than anything takes that works.
 const SOON: Duration = Duration::from_secs(20);
 
@@ -28,11 +31,9 @@ impl Host {
         let shipped = include_str!("../../udev-rules/59-attachd.rules");
         // A file of the same name in /run goes before the package's.
         fs::write("/run/udev/rules.d/59-attachd.rules", rules_for_loops(shipped)).unwrap();
-        fs::create_dir("/etc/attachd").unwrap();
-        fs::write("/etc/attachd/lab.toml", "[device]\nschemes = [\"loop\"]\n").unwrap();
-        let daemon = "[Service]\nExecStart=\nExecStart=/usr/sbin/attachd --config /etc/attachd/lab.toml\n";
-        let interim = if notifies() { "" } else { "Type=exec\nWatchdogSec=0\n" };
-        inside.drop_in("attachd.service", &format!("{daemon}{interim}")).unwrap();
+        fs::write(CONFIG, "[device]\nschemes = [\"loop\"]\n").unwrap();
+        let daemon = format!("[Service]\nExecStart=\nExecStart=/usr/sbin/attachd --config {CONFIG}\n");
+        inside.drop_in("attachd.service", &daemon).unwrap();
         inside.drop_in("attachd-nbdkit.service", "[Service]\nDeviceAllow=block-loop rw\n").unwrap();
         Self { inside, api: Api::new("/run/attachd/attachd.sock") }
     }
@@ -89,14 +90,29 @@ impl Host {
         (volume, disk)
     }
 
+    /// Withdraws a volume.
+    pub(crate) fn withdraw(&self, volume: &Volume) {
+        let answer = self.api.delete(&format!("/api/v1/intents/{}", volume.id));
+        answer.and_then(|reply| reply.expect(200)).unwrap_or_else(|e| panic!("{e:#}\n{}", self.story()));
+    }
+
+    /// Lines of a process's `/proc/PID/status`.
+    pub(crate) fn process(&self, unit: &str, field: &str) -> String {
+        let pid = self.inside.main_pid(unit).unwrap();
+        let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+        let line = status.lines().find_map(|line| line.strip_prefix(field)?.strip_prefix(':'));
+        line.unwrap().split_whitespace().collect::<Vec<_>>().join(" ")
+    }
+
+    /// The number of a group or user in the box.
+    pub(crate) fn id_of(&self, file: &str, name: &str) -> u32 {
+        let text = fs::read_to_string(file).unwrap();
+        let line = text.lines().find(|line| line.split(':').next() == Some(name)).unwrap();
+        line.split(':').nth(2).unwrap().parse().unwrap()
+    }
+
     /// What there is to read after a failure.
     pub(crate) fn story(&self) -> String {
         format!("{}\n{}", self.inside.log(), self.inside.journal())
     }
-}
-
-/// Whether the daemon under test can tell systemd that it is ready.
-fn notifies() -> bool {
-    let program = fs::read(env!("CARGO_BIN_EXE_attachd")).unwrap();
-    program.windows(b"NOTIFY_SOCKET".len()).any(|text| text == b"NOTIFY_SOCKET")
 }

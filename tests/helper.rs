@@ -1,0 +1,501 @@
+//! attachd-helper: what it does for attachd, and everything it refuses.
+#![allow(clippy::unwrap_used, reason = "a test's panic is its failure")]
+
+mod common;
+
+use std::fs;
+use std::io::{Read, Write};
+use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use common::*;
+use lab::child::Proc;
+use lab::people::{ATTACHD, NBD};
+use lab::{Disk, DiskOptions, Lab};
+use rustix::thread::set_thread_res_uid;
+use serde_json::{Value, json};
+
+const SOCKET: &str = "/run/attachd/helper.sock";
+const PID_FILE: &str = "/run/attachd/nbd-server.pid";
+const HOST_DISKS: &str = "/etc/attachd/host-disks";
+
+/// The helper as its units run it; its socket is held here, as systemd holds it.
+struct Helper {
+    socket: UnixListener,
+    process: Proc,
+    log: PathBuf,
+}
+
+impl Helper {
+    fn start(lab: &Lab) -> Self {
+        let socket = UnixListener::bind(SOCKET).unwrap();
+        // Open to all, so that what refuses a stranger is the helper.
+        fs::set_permissions(SOCKET, fs::Permissions::from_mode(0o666)).unwrap();
+        let log = lab.dir().join("helper.log");
+        let process = activate(&socket, &log);
+        Self { socket, process, log }
+    }
+
+    fn log_text(&self) -> String {
+        fs::read_to_string(&self.log).unwrap()
+    }
+}
+
+fn activate(socket: &UnixListener, log: &Path) -> Proc {
+    let log = fs::File::options().create(true).append(true).open(log).unwrap();
+    let mut command = Command::new("sh");
+    command.args([
+        "-c",
+        "LISTEN_PID=$$ LISTEN_FDS=1 exec \"$0\" 3<&0 0</dev/null",
+        env!("CARGO_BIN_EXE_attachd-helper"),
+    ]);
+    command.stdin(std::os::fd::OwnedFd::from(socket.try_clone().unwrap())).stdout(Stdio::null()).stderr(log);
+    Proc::spawn("attachd-helper", &mut command).unwrap()
+}
+
+/// A request as attachd makes it.
+fn ask(line: &str) -> Value {
+    ask_as(ATTACHD.id, format!("{line}\n").as_bytes())
+}
+
+fn ask_as(uid: u32, bytes: &[u8]) -> Value {
+    as_user(uid, || exchange(bytes))
+}
+
+/// Runs this in a thread of another user: on Linux each thread has its own.
+fn as_user<T: Send>(uid: u32, what: impl FnOnce() -> T + Send) -> T {
+    let become_user = move || {
+        let uid = rustix::process::Uid::from_raw(uid);
+        set_thread_res_uid(uid, uid, uid).unwrap();
+    };
+    thread::scope(|scope| {
+        scope
+            .spawn(move || {
+                become_user();
+                what()
+            })
+            .join()
+            .unwrap()
+    })
+}
+
+fn exchange(bytes: &[u8]) -> Value {
+    let mut stream = UnixStream::connect(SOCKET).unwrap();
+    // Longer than the helper reads: it may close before all is written.
+    let _ = stream.write_all(bytes);
+    receive(&mut stream)
+}
+
+/// The one line of the answer, and nothing after it.
+fn receive(stream: &mut UnixStream) -> Value {
+    stream.set_read_timeout(Some(SOON)).unwrap();
+    let mut answer = Vec::new();
+    // What the helper did not read of the request resets the connection, after the answer.
+    let _ = stream.read_to_end(&mut answer);
+    let text = String::from_utf8(answer).unwrap();
+    serde_json::from_str(text.strip_suffix('\n').unwrap_or_else(|| panic!("not a line: {text:?}"))).unwrap()
+}
+
+fn group(disk: &Disk) -> u32 {
+    fs::metadata(disk.node()).unwrap().gid()
+}
+
+fn number(disk: &Disk) -> String {
+    let (major, minor) = disk.devnum();
+    format!("{major}:{minor}")
+}
+
+/// Asks for a retrigger and returns when udevd is done with the disks.
+fn retriggered(lab: &Lab, disks: &[&Disk]) {
+    let ear = lab.bare_listener().unwrap();
+    let answer = ask(&format!("retrigger {}", disks[0].serial()));
+    let numbers: Vec<String> = disks.iter().map(|disk| number(disk)).collect();
+    assert_eq!(answer, json!({ "ok": true, "devices": numbers }));
+    let mut missing: Vec<PathBuf> = disks.iter().map(|disk| disk.node()).collect();
+    while !missing.is_empty() {
+        let is_ours = |heard: &lab::Heard| heard.get("ACTION") == "add" && heard.get("DEVTYPE") == "disk";
+        let heard = ear.wait_for(SOON, is_ours).unwrap();
+        missing.retain(|node| node != Path::new(heard.get("DEVNAME")));
+    }
+}
+
+fn attached(lab: &Lab) -> Disk {
+    let mut disk = lab.disk(&lab.volume().serial, MIB).unwrap();
+    lab.attach_settled(&mut disk).unwrap();
+    disk
+}
+
+#[test]
+fn a_disk_claimed_late_is_marked_and_gets_its_old_group_back_when_the_claim_is_gone() {
+    let lab = Lab::new();
+    let helper = Helper::start(&lab);
+    let disk = attached(&lab);
+    let old = group(&disk);
+    assert_ne!(old, NBD.id);
+    lab.claim(disk.serial()).unwrap();
+    retriggered(&lab, &[&disk]);
+    assert_eq!(group(&disk), NBD.id);
+    lab.unclaim(disk.serial()).unwrap();
+    retriggered(&lab, &[&disk]);
+    assert_eq!(group(&disk), old);
+    // It is nobody's business any more.
+    assert_eq!(ask(&format!("retrigger {}", disk.serial()))["code"], "NOT_CLAIMED");
+    let story = helper.log_text();
+    let done = format!("uid {} pid {} asked \"retrigger {}\"", ATTACHD.id, std::process::id(), disk.serial());
+    assert_eq!(story.lines().filter(|line| line.starts_with(&done)).count(), 3, "{story}");
+}
+
+#[test]
+fn a_disk_that_is_unclaimed_absent_or_the_hosts_is_not_touched() {
+    let lab = Lab::new();
+    let _helper = Helper::start(&lab);
+    let disk = attached(&lab);
+    let code = |serial: &str| ask(&format!("retrigger {serial}"))["code"].clone();
+    assert_eq!(code(disk.serial()), "NOT_CLAIMED");
+    lab.claim(disk.serial()).unwrap();
+    lab.host_disk(disk.serial()).unwrap();
+    assert_eq!(code(disk.serial()), "IN_USE_BY_HOST");
+    let absent = lab.volume();
+    assert_eq!(code(&absent.serial), "NOT_CLAIMED");
+    lab.claim(&absent.serial).unwrap();
+    assert_eq!(code(&absent.serial), "NOT_PRESENT");
+    assert_ne!(group(&disk), NBD.id);
+}
+
+#[test]
+fn a_claimed_disk_that_is_mounted_is_not_given_to_the_nbd_servers() {
+    let lab = Lab::new();
+    let _helper = Helper::start(&lab);
+    let mut disk = lab.disk(&lab.volume().serial, 8 * MIB).unwrap();
+    lab.attach_settled(&mut disk).unwrap();
+    let place = lab.dir().join("mounted");
+    fs::create_dir(&place).unwrap();
+    run("mkfs.ext4", &["-q", "-F", disk.node().to_str().unwrap()]);
+    run("mount", &[disk.node().to_str().unwrap(), place.to_str().unwrap()]);
+    lab.claim(disk.serial()).unwrap();
+    let refused = ask(&format!("retrigger {}", disk.serial()));
+    assert_eq!(refused["code"], "IN_USE_BY_HOST");
+    assert!(refused["error"].as_str().unwrap().contains(place.to_str().unwrap()), "{refused}");
+    assert_ne!(group(&disk), NBD.id);
+    run("umount", &[place.to_str().unwrap()]);
+    retriggered(&lab, &[&disk]);
+}
+
+#[test]
+fn two_disks_with_one_serial_are_not_marked_but_both_are_unmarked() {
+    let lab = Lab::new();
+    let _helper = Helper::start(&lab);
+    let disk = attached(&lab);
+    let old = group(&disk);
+    let mut twin = lab.disk_with(disk.serial(), MIB, DiskOptions { seed: Some(7), ..Default::default() }).unwrap();
+    lab.attach_settled(&mut twin).unwrap();
+    lab.claim(disk.serial()).unwrap();
+    let refused = ask(&format!("retrigger {}", disk.serial()));
+    assert_eq!(refused["code"], "DUPLICATE");
+    for name in [disk.node(), twin.node()] {
+        assert!(refused["error"].as_str().unwrap().contains(name.file_name().unwrap().to_str().unwrap()), "{refused}");
+    }
+    lab.retrigger(&disk).unwrap();
+    lab.retrigger(&twin).unwrap();
+    assert_eq!([group(&disk), group(&twin)], [NBD.id; 2]);
+    lab.unclaim(disk.serial()).unwrap();
+    let mut both = [&disk, &twin];
+    both.sort_by_key(|disk| disk.devnum());
+    retriggered(&lab, &both);
+    assert_eq!([group(&disk), group(&twin)], [old; 2]);
+}
+
+#[test]
+fn nobody_but_attachd_and_root_is_answered() {
+    let lab = Lab::new();
+    let helper = Helper::start(&lab);
+    let disk = attached(&lab);
+    lab.claim(disk.serial()).unwrap();
+    let line = format!("retrigger {}\n", disk.serial());
+    for stranger in [65534, NBD.id] {
+        let refused = ask_as(stranger, line.as_bytes());
+        assert_eq!((&refused["ok"], &refused["code"]), (&json!(false), &json!("NOT_ALLOWED")));
+        assert!(helper.log_text().contains(&format!("uid {stranger} ")), "{}", helper.log_text());
+    }
+    assert_ne!(group(&disk), NBD.id);
+    assert_eq!(ask_as(0, line.as_bytes())["ok"], true);
+}
+
+#[test]
+fn the_client_of_an_export_is_named_and_candidates_are_told_from_certainty() {
+    let mut lab = Lab::new();
+    lab.nbdkit_start().unwrap();
+    let _helper = Helper::start(&lab);
+    let [(busy, busy_export), (other, other_export)] = [(); 2].map(|()| {
+        let volume = lab.volume();
+        lab.claim(&volume.serial).unwrap();
+        let mut disk = lab.disk(&volume.serial, MIB).unwrap();
+        lab.attach_settled(&mut disk).unwrap();
+        lab.publish(&volume.export(), &disk.link()).unwrap();
+        (disk, volume.export())
+    });
+    let holders = |disk: &Disk| ask(&format!("holders {}", number(disk)));
+    assert_eq!(holders(&busy)["code"], "NOT_OPEN");
+
+    let first = lab.nbd_client(&busy_export).unwrap();
+    let address = connected();
+    assert_eq!(holders(&busy), json!({ "ok": true, "open": 1, "clients": address, "exact": true }));
+    assert_eq!(holders(&other)["code"], "NOT_OPEN");
+    let second = lab.nbd_client(&busy_export).unwrap();
+    let both = holders(&busy);
+    assert_eq!((&both["open"], &both["exact"]), (&json!(2), &json!(true)));
+    assert_eq!(both["clients"].as_array().unwrap().len(), 2);
+
+    let third = lab.nbd_client(&other_export).unwrap();
+    let candidates = holders(&other);
+    assert_eq!((&candidates["open"], &candidates["exact"]), (&json!(1), &json!(false)));
+    assert_eq!(candidates["clients"].as_array().unwrap().len(), 3);
+    drop((first, second, third));
+    eventually(|| holders(&busy)["code"] == "NOT_OPEN");
+    assert_eq!(ask("holders 1:3")["code"], "NOT_OPEN", "a number no disk has");
+}
+
+/// Every NBD server's process counts: one that outlived its main process has no pid file, and still has its client.
+#[test]
+fn an_nbd_server_without_a_pid_file_is_seen_holding_a_disk() {
+    let lab = Lab::new();
+    let _helper = Helper::start(&lab);
+    let disk = attached(&lab);
+    let script = format!("exec 7<>{}; echo open; read", disk.node().display());
+    let (mut server, _said) = nbd_server(&lab, &script);
+    let held = json!({ "ok": true, "open": 1, "clients": [], "exact": false });
+    assert_eq!(ask(&format!("holders {}", number(&disk))), held);
+    server.kill().unwrap();
+    assert_eq!(ask(&format!("holders {}", number(&disk)))["code"], "NOT_OPEN");
+}
+
+#[test]
+fn only_an_nbd_server_that_catches_sighup_is_told_to_reload() {
+    let lab = Lab::new();
+    let _helper = Helper::start(&lab);
+    let code = || ask("reload")["code"].clone();
+    assert_eq!(code(), "NO_SERVER", "no pid file");
+    fs::write(PID_FILE, "not a number").unwrap();
+    assert_eq!(code(), "NO_SERVER");
+    fs::write(PID_FILE, std::process::id().to_string()).unwrap();
+    let refused = ask("reload");
+    assert_eq!(refused["code"], "NO_SERVER", "some other process");
+    assert!(refused["error"].as_str().unwrap().contains("helper-"), "names it: {refused}");
+
+    let (deaf, _said) = nbd_server(&lab, "echo up; read");
+    fs::write(PID_FILE, deaf.pid().to_string()).unwrap();
+    assert_eq!(code(), "NOT_LISTENING");
+
+    let (mut server, mut said) = nbd_server(&lab, "trap 'echo reloaded' HUP; echo up; while :; do read -t 60; done");
+    fs::write(PID_FILE, format!("{}\n", server.pid())).unwrap();
+    assert_eq!(ask("reload"), json!({ "ok": true, "pid": server.pid() }));
+    let mut heard = [0; 8];
+    said.read_exact(&mut heard).unwrap();
+    assert_eq!(&heard, b"reloaded");
+    server.kill().unwrap();
+    assert_eq!(code(), "NO_SERVER", "a stale pid file");
+}
+
+/// attachd owns the folder: what it puts there must neither hold the helper up nor show it another file.
+#[test]
+fn a_pid_file_that_is_a_pipe_or_a_link_is_refused_at_once() {
+    let lab = Lab::new();
+    let _helper = Helper::start(&lab);
+    run("mkfifo", &[PID_FILE]);
+    let begun = Instant::now();
+    assert_eq!(ask("reload")["code"], "NO_SERVER");
+    assert!(begun.elapsed() < Duration::from_secs(3));
+    fs::remove_file(PID_FILE).unwrap();
+    symlink("/etc/shadow", PID_FILE).unwrap();
+    assert_eq!(ask("reload")["code"], "NO_SERVER");
+}
+
+#[test]
+fn garbage_is_answered_and_changes_nothing() {
+    let lab = Lab::new();
+    let _helper = Helper::start(&lab);
+    let disk = attached(&lab);
+    lab.claim(disk.serial()).unwrap();
+    let serial = disk.serial();
+    for line in [
+        "",
+        "retrigger ../x",
+        &format!("retrigger {serial}0"),
+        &format!("retrigger {}", serial.to_uppercase()),
+        &format!("retrigger /dev/disk/by-id/loop-{serial}"),
+        &format!("retrigger {serial} {serial}"),
+        &format!("retrigger {serial}\nretrigger {serial}"),
+        "holders /dev/loop0",
+        "holders 7:-1",
+        "reload now",
+        "{\"verb\":\"reload\"}",
+        "GET / HTTP/1.1\r",
+        &"x".repeat(300),
+        &"x".repeat(100_000),
+    ] {
+        assert_eq!(ask(line)["code"], "BAD_REQUEST", "{line:.80}");
+    }
+    assert_eq!(ask_as(ATTACHD.id, &[0, 0xff, 0xfe, b'\n'])["code"], "BAD_REQUEST");
+    assert_ne!(group(&disk), NBD.id);
+    retriggered(&lab, &[&disk]);
+}
+
+#[test]
+fn callers_who_send_half_a_line_are_answered_in_time_and_hold_nobody_up() {
+    let lab = Lab::new();
+    let _helper = Helper::start(&lab);
+    let halves = |count: usize| -> Vec<UnixStream> {
+        (0..count)
+            .map(|_| {
+                let mut stream = UnixStream::connect(SOCKET).unwrap();
+                stream.write_all(b"retrig").unwrap();
+                stream
+            })
+            .collect()
+    };
+    let begun = Instant::now();
+    let mut few = halves(15);
+    assert_eq!(ask("holders 1:1")["code"], "NOT_OPEN");
+    assert!(begun.elapsed() < Duration::from_secs(3), "one place is left, and is used at once");
+    // All places taken: the next one waits until a half line's time is over.
+    let mut many = halves(10);
+    assert_eq!(ask("holders 1:1")["code"], "NOT_OPEN");
+    assert!(begun.elapsed() < Duration::from_secs(12));
+    for stream in few.iter_mut().chain(&mut many) {
+        assert_eq!(receive(stream)["code"], "BAD_REQUEST");
+    }
+    // Dripping does not lengthen the time.
+    let begun = Instant::now();
+    let mut dripping = UnixStream::connect(SOCKET).unwrap();
+    while dripping.write_all(b"r").is_ok() && begun.elapsed() < SOON {
+        thread::sleep(Duration::from_millis(100));
+    }
+    assert!(begun.elapsed() < Duration::from_secs(8));
+}
+
+#[test]
+fn ten_thousand_requests_at_once_are_all_answered() {
+    const CALLERS: usize = 100;
+    let lab = Lab::new();
+    let _helper = Helper::start(&lab);
+    let disk = attached(&lab);
+    let lines = [
+        format!("retrigger {}\n", disk.serial()),
+        "retrigger ../x\n".into(),
+        "holders 1:1\n".into(),
+        "reload\n".into(),
+    ];
+    let expected = ["NOT_CLAIMED", "BAD_REQUEST", "NOT_OPEN", "NO_SERVER"];
+    thread::scope(|scope| {
+        for _ in 0..CALLERS {
+            scope.spawn(|| {
+                for request in 0..10_000 / CALLERS {
+                    assert_eq!(exchange(lines[request % 4].as_bytes())["code"], expected[request % 4]);
+                }
+            });
+        }
+    });
+    lab.claim(disk.serial()).unwrap();
+    retriggered(&lab, &[&disk]);
+}
+
+#[test]
+fn the_disks_a_host_lives_on_are_written_down_and_kept() {
+    let lab = Lab::new();
+    let _helper = Helper::start(&lab);
+    let mut disk = lab.disk(&lab.volume().serial, 16 * MIB).unwrap();
+    lab.attach_settled(&mut disk).unwrap();
+    let partition = disk.add_partition(1, MIB, 12 * MIB).unwrap();
+    run("mkfs.ext4", &["-q", "-F", partition.to_str().unwrap()]);
+    run("mount", &[partition.to_str().unwrap(), "/boot"]);
+    // Emptied by hand, folder and all.
+    fs::remove_dir(HOST_DISKS).unwrap();
+    let answer = ask("host-disks");
+    let has = |list: &Value, name: &str| list.as_array().unwrap().iter().any(|entry| entry == name);
+    assert!(has(&answer["serials"], disk.serial()), "{answer}");
+    assert!(has(&answer["disks"], disk.node().file_name().unwrap().to_str().unwrap()), "{answer}");
+    let file = Path::new(HOST_DISKS).join(disk.serial());
+    let mode = |path: &Path| fs::metadata(path).unwrap().mode() & 0o777;
+    assert_eq!((mode(&file), mode(Path::new(HOST_DISKS)), fs::metadata(&file).unwrap().uid()), (0o644, 0o755, 0));
+    run("umount", &["/boot"]);
+    let answer = ask("host-disks");
+    assert!(!has(&answer["serials"], disk.serial()), "{answer}");
+    assert!(file.exists(), "once a host disk, always one, until somebody removes the file");
+    lab.claim(disk.serial()).unwrap();
+    assert_eq!(ask(&format!("retrigger {}", disk.serial()))["code"], "IN_USE_BY_HOST");
+}
+
+/// Nothing runs while nothing is to do; the socket stays, and starts it again.
+#[test]
+fn without_work_it_ends_and_the_socket_starts_it_again() {
+    let lab = Lab::new();
+    let mut helper = Helper::start(&lab);
+    assert_eq!(ask("holders 1:1")["code"], "NOT_OPEN");
+    let status = helper.process.wait(Duration::from_secs(40)).unwrap();
+    assert!(status.success(), "{}", helper.log_text());
+    let waiting = thread::spawn(|| ask("holders 1:1"));
+    helper.process = activate(&helper.socket, &helper.log);
+    assert_eq!(waiting.join().unwrap()["code"], "NOT_OPEN");
+}
+
+#[test]
+fn without_a_socket_from_systemd_it_says_so_or_takes_the_one_it_is_told() {
+    let lab = Lab::new();
+    let program = env!("CARGO_BIN_EXE_attachd-helper");
+    for arguments in [&[][..], &["--socket"], &["--socket", "a", "b"], &["reload"]] {
+        let output = Command::new(program).args(arguments).stdin(Stdio::null()).output().unwrap();
+        assert_eq!(output.status.code(), Some(1), "{arguments:?}");
+        assert!(String::from_utf8(output.stderr).unwrap().starts_with("attachd-helper cannot serve: "));
+    }
+    let _helper = Proc::spawn("attachd-helper", Command::new(program).args(["--socket", SOCKET])).unwrap();
+    eventually(|| UnixStream::connect(SOCKET).is_ok());
+    assert_eq!(ask_as(0, b"holders 1:1\n")["code"], "NOT_OPEN");
+    drop(lab);
+}
+
+/// A process that goes by nbd-server's name; returns when it has said its first line.
+fn nbd_server(lab: &Lab, script: &str) -> (Proc, std::process::ChildStdout) {
+    let program = lab.dir().join("nbd-server");
+    if !program.exists() {
+        fs::copy("/bin/bash", &program).unwrap();
+    }
+    let mut command = Command::new(&program);
+    command.args(["-c", script]).stdin(Stdio::piped()).stdout(Stdio::piped());
+    let mut server = Proc::spawn("nbd-server", &mut command).unwrap();
+    let mut said = server.take_stdout().unwrap();
+    let mut byte = [0];
+    while byte != *b"\n" {
+        said.read_exact(&mut byte).unwrap();
+    }
+    (server, said)
+}
+
+/// The clients' ends of this box's connections to the NBD server.
+fn connected() -> Vec<String> {
+    let table = fs::read_to_string("/proc/thread-self/net/tcp").unwrap();
+    let port = |end: &str| u16::from_str_radix(end.rsplit(':').next().unwrap(), 16).unwrap();
+    table
+        .lines()
+        .skip(1)
+        .map(|line| line.split_whitespace().collect::<Vec<_>>())
+        .filter(|fields| port(fields[1]) == 10809 && fields[3] == "01")
+        .map(|fields| format!("127.0.0.1:{}", port(fields[2])))
+        .collect()
+}
+
+fn eventually(mut holds: impl FnMut() -> bool) {
+    let deadline = Instant::now() + SOON;
+    while !holds() {
+        assert!(Instant::now() < deadline, "not within {SOON:?}");
+        thread::sleep(Duration::from_millis(10));
+    }
+}
+
+fn run(program: &str, arguments: &[&str]) {
+    let status = Command::new(program).args(arguments).status().unwrap();
+    assert!(status.success(), "{program} {arguments:?}");
+}

@@ -1,0 +1,86 @@
+//! Every door: listeners, sockets, files.
+
+use crate::host::Host;
+
+#[test]
+fn every_listener_is_one_of_these() {
+    let host = Host::installed();
+    let (_volume, _disk) = host.served();
+    let tcp = host.run("ss", &["-Hltn"]);
+    println!("# ss -ltn\n{tcp}");
+    let addresses: Vec<_> = tcp.lines().filter_map(|line| line.split_whitespace().nth(3)).collect();
+    assert_eq!(addresses, ["127.0.0.1:10809"], "nbdkit, the tunnel's end");
+
+    let unix = host.run("ss", &["-Hlx"]);
+    let ours: Vec<_> = unix.lines().filter(|line| line.contains("attachd")).collect();
+    println!("# ss -lx\n{}", ours.join("\n"));
+    let mut paths: Vec<_> = ours.iter().filter_map(|line| line.split_whitespace().nth(4)).collect();
+    paths.sort_unstable();
+    assert_eq!(paths, ["/run/attachd/attachd.sock", "/run/attachd/helper.sock"]);
+}
+
+#[test]
+fn every_file_has_the_owner_and_mode_that_the_documentation_says() {
+    let host = Host::installed();
+    let (volume, _disk) = host.served();
+    let claim = format!("/var/lib/attachd/claims/{}", volume.serial);
+    for (path, expected) in [
+        ("/usr/sbin/attachd", "root root 755"),
+        ("/usr/bin/attachctl", "root root 755"),
+        ("/usr/libexec/attachd-helper", "root root 755"),
+        ("/usr/libexec/attachd-host-disks", "root root 755"),
+        ("/etc/attachd", "root root 755"),
+        ("/etc/attachd/attachd.toml", "root root 644"),
+        ("/etc/attachd/host-disks", "root root 755"),
+        ("/var/lib/attachd", "attachd attachd 755"),
+        ("/var/lib/attachd/attachd.db", "attachd attachd 600"),
+        ("/var/lib/attachd/claims", "attachd attachd 755"),
+        (&claim, "attachd attachd 600"),
+        ("/run/attachd", "attachd attachd 755"),
+        ("/run/attachd/attachd.sock", "attachd attachd 660"),
+        ("/run/attachd/helper.sock", "attachd attachd 600"),
+        ("/run/attachd/exports", "attachd attachd 755"),
+        ("/run/attachd/exports.new", "attachd attachd 755"),
+        ("/run/attachd-nbdkit", "attachd-nbd attachd-nbd 755"),
+        ("/usr/lib/udev/rules.d/59-attachd.rules", "root root 644"),
+    ] {
+        let shown = host.run("stat", &["--format=%U %G %a", path]);
+        println!("{path:48} {}", shown.trim());
+        assert_eq!(shown.trim(), expected, "{path}");
+    }
+    // Of what the package installed, nothing but programs may be run and nothing may be written.
+    let loose = host.run("sh", &["-c", "dpkg -L attachd | xargs -r -d '\\n' stat --format='%F %U %a %n'"]);
+    for line in loose.lines() {
+        let mode = line.split_whitespace().rev().nth(1).unwrap();
+        assert!(line.contains(" root ") && ["755", "644"].contains(&mode), "{line}");
+    }
+}
+
+/// The shipped example says every key, with the value that holds without it.
+#[test]
+fn the_shipped_configuration_is_valid_as_it_is_and_with_every_line_in_force() {
+    let shipped = include_str!("../../packaging/deb/attachd.toml");
+    let in_force: String = shipped
+        .lines()
+        .map(|line| {
+            line.strip_prefix('#').filter(|rest| rest.starts_with(|c: char| c.is_ascii_lowercase())).unwrap_or(line)
+        })
+        .flat_map(|line| [line, "\n"])
+        .collect();
+    let dir = tempfile::tempdir().unwrap();
+    for (name, text) in [("shipped.toml", shipped), ("in-force.toml", &in_force)] {
+        let path = dir.path().join(name);
+        std::fs::write(&path, text).unwrap();
+        let check = std::process::Command::new(env!("CARGO_BIN_EXE_attachd"))
+            .args(["check-config", "--config"])
+            .arg(&path)
+            .output()
+            .unwrap();
+        assert!(check.status.success(), "{}", String::from_utf8_lossy(&check.stderr));
+    }
+    let source = include_str!("../../src/config.rs");
+    for (_, rest) in source.match_indices(".set(\"").map(|(at, mark)| source.split_at(at + mark.len())) {
+        let key = rest.split('"').next().unwrap();
+        assert!(in_force.contains(&format!("\n{key} = ")), "the example does not say {key}");
+    }
+}

@@ -1,0 +1,125 @@
+//! Who may do what.
+
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+
+use crate::host::{Host, MIB};
+
+/// Debian's number of the group that may open every disk.
+const GROUP_DISK: u32 = 6;
+
+#[test]
+fn daemon_and_nbd_server_are_nobody_special() {
+    let host = Host::installed();
+    for (unit, user) in [("attachd.service", "attachd"), ("attachd-nbdkit.service", "attachd-nbd")] {
+        let id = host.id_of("/etc/passwd", user);
+        assert!(id != 0);
+        assert_eq!(host.process(unit, "Uid"), format!("{id} {id} {id} {id}"), "{unit}");
+        let group = host.id_of("/etc/group", user);
+        assert_eq!(host.process(unit, "Gid"), format!("{group} {group} {group} {group}"), "{unit}");
+        assert_eq!(host.process(unit, "Groups"), group.to_string(), "{unit}: no further group, disk least of all");
+        for set in ["CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb"] {
+            assert_eq!(host.process(unit, set), "0000000000000000", "{unit} {set}");
+        }
+        assert_eq!(host.process(unit, "NoNewPrivs"), "1", "{unit}");
+        assert_eq!(host.process(unit, "Seccomp"), "2", "{unit}");
+    }
+}
+
+#[test]
+fn the_nbd_server_opens_claimed_disks_and_no_others() {
+    let host = Host::installed();
+    let (volume, disk) = host.served();
+    let group = host.id_of("/etc/group", "attachd-nbd");
+    let of = |disk: &lab::Disk| fs::metadata(disk.node()).unwrap();
+    assert_eq!((of(&disk).gid(), of(&disk).mode() & 0o7777), (group, 0o660));
+    assert!(host.lab().nbd_connects(&volume.export()), "the control");
+
+    let stranger = host.lab().volume();
+    let mut unclaimed = host.lab().disk(&stranger.serial, MIB).unwrap();
+    host.lab().attach_settled(&mut unclaimed).unwrap();
+    assert_eq!(of(&unclaimed).gid(), GROUP_DISK);
+    // Even with a link in the folder, which only attachd and root can make.
+    host.lab().publish("by-hand", &unclaimed.node()).unwrap();
+    assert!(!host.lab().nbd_connects("by-hand"));
+    fs::remove_file("/run/attachd/exports/by-hand").unwrap();
+}
+
+/// The class is the second wall: not even a node with open modes is opened when it is no disk.
+#[test]
+fn the_nbd_server_opens_no_device_that_is_no_disk() {
+    let host = Host::installed();
+    let (volume, _disk) = host.served();
+    host.run("mknod", &["-m", "666", "/dev/lab-loop-control", "c", "10", "237"]);
+    host.lab().publish("no-disk", "/dev/lab-loop-control".as_ref()).unwrap();
+    assert!(!host.lab().nbd_connects("no-disk"));
+    assert!(host.lab().nbd_connects(&volume.export()), "the control");
+}
+
+#[test]
+fn eleven_late_intents_at_once_are_all_marked_and_served_and_given_back() {
+    let host = Host::installed();
+    let mut disks = Vec::new();
+    for _ in 0..11 {
+        let volume = host.lab().volume();
+        let mut disk = host.lab().disk(&volume.serial, MIB).unwrap();
+        host.lab().attach_settled(&mut disk).unwrap();
+        disks.push((volume, disk));
+    }
+    for (volume, _) in &disks {
+        host.intend(volume);
+    }
+    let group = host.id_of("/etc/group", "attachd-nbd");
+    for (volume, disk) in &disks {
+        host.wait(volume, "ready");
+        assert_eq!(fs::metadata(disk.node()).unwrap().gid(), group);
+    }
+    for (volume, _) in &disks {
+        host.withdraw(volume);
+    }
+    host.run("udevadm", &["settle"]);
+    for (_, disk) in &disks {
+        assert_eq!(fs::metadata(disk.node()).unwrap().gid(), GROUP_DISK);
+    }
+}
+
+/// A trap of sandboxes: `ProtectHome=yes` would unmount it in the daemon's own view, and the disk would look unused.
+#[test]
+fn a_disk_mounted_anywhere_on_the_host_is_refused_before_and_after_the_start() {
+    let host = Host::installed();
+    host.run("mount", &["-t", "tmpfs", "tmpfs", "/home"]);
+    host.run("mount", &["-t", "tmpfs", "tmpfs", "/tmp"]);
+    let mounted = |place: &str| {
+        let volume = host.lab().volume();
+        let mut disk =
+            host.lab().disk_with(&volume.serial, 8 * MIB, lab::DiskOptions { blank: true, ..Default::default() });
+        let disk_ref = disk.as_mut().unwrap();
+        host.lab().attach_settled(disk_ref).unwrap();
+        let node = disk_ref.node();
+        host.run("mkfs.ext4", &["-q", node.to_str().unwrap()]);
+        fs::create_dir_all("/run/lab").unwrap();
+        host.run("mkdir", &[place]);
+        host.run("mount", &[node.to_str().unwrap(), place]);
+        (volume, disk.unwrap())
+    };
+    let places = ["/home/before", "/tmp/before", "/home/after", "/tmp/after", "/run/after"];
+    let mut all: Vec<_> = places[..2].iter().map(|place| (*place, mounted(place))).collect();
+    host.run("systemctl", &["restart", "attachd"]);
+    all.extend(places[2..].iter().map(|place| (*place, mounted(place))));
+    for (place, (volume, disk)) in &all {
+        let body = serde_json::json!({ "volume_id": volume.id });
+        let refused = host.api.post("/api/v1/intents", &body).unwrap();
+        assert_eq!(
+            (refused.status, refused.json["code"].as_str()),
+            (409, Some("IN_USE_BY_HOST")),
+            "{place}: {}",
+            refused.text
+        );
+        assert!(refused.text.contains(place), "{}", refused.text);
+        assert_eq!(fs::metadata(disk.node()).unwrap().gid(), GROUP_DISK);
+        host.run("mountpoint", &["-q", place]);
+    }
+    for place in places {
+        host.run("umount", &[place]);
+    }
+}
