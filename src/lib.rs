@@ -10,6 +10,7 @@
 
 pub mod effect;
 pub mod identity;
+mod procfs;
 
 pub mod config;
 pub mod device;

@@ -47,12 +47,11 @@ impl Helper {
 
 fn activate(socket: &UnixListener, log: &Path) -> Proc {
     let log = fs::File::options().create(true).append(true).open(log).unwrap();
+    // LISTEN_PID is the service's own pid: only something that becomes it can say it.
+    let script = "LISTEN_PID=$$ LISTEN_FDS=1 exec setpriv --no-new-privs --inh-caps=-all \
+        --bounding-set=-all,+sys_ptrace,+dac_read_search,+kill -- \"$0\" 3<&0 0</dev/null";
     let mut command = Command::new("sh");
-    command.args([
-        "-c",
-        "LISTEN_PID=$$ LISTEN_FDS=1 exec \"$0\" 3<&0 0</dev/null",
-        env!("CARGO_BIN_EXE_attachd-helper"),
-    ]);
+    command.args(["-c", script, env!("CARGO_BIN_EXE_attachd-helper")]);
     command.stdin(std::os::fd::OwnedFd::from(socket.try_clone().unwrap())).stdout(Stdio::null()).stderr(log);
     Proc::spawn("attachd-helper", &mut command).unwrap()
 }

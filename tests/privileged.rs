@@ -28,6 +28,8 @@ impl Helper {
             assert!(lab::watch::readable(&[folder.fd()], SOON).unwrap(), "the helper has made no socket");
             folder.take();
         }
+        // As attachd-helper.socket has it.
+        std::os::unix::fs::chown(SOCKET, Some(lab::people::ATTACHD.id), None).unwrap();
         // The file is there a moment before it can be connected to, and nothing tells when.
         let begun = std::time::Instant::now();
         while std::os::unix::net::UnixStream::connect(SOCKET).is_err() {

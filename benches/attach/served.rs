@@ -212,7 +212,7 @@ impl Poll {
         self.store.write(vec![Change::Map(id, evidence.clone())]).await?;
         ensure!(self.sysfs.still(evidence.devnum, evidence.diskseq), "the disk was exchanged");
         self.folder.publish(id, &evidence.link)?;
-        let served = probe::probe(SERVER, &id.export_name()).await?;
+        let served = probe::probe(probe::greet(SERVER).await?, &id.export_name()).await?;
         ensure!(served.size == evidence.size_bytes, "{served:?}");
         Ok(monotonic_ns())
     }
@@ -373,7 +373,10 @@ impl Floor {
                 let client = NbdClient::connect(&SERVER.to_string(), export)?;
                 Ok((client.size(), Some(client)))
             }
-            Handshake::Runtime => Ok((self.runtime.block_on(probe::probe(SERVER, export))?.size, None)),
+            Handshake::Runtime => {
+                let handshake = async { probe::probe(probe::greet(SERVER).await?, export).await };
+                Ok((self.runtime.block_on(handshake)?.size, None))
+            }
         }
     }
 

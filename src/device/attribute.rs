@@ -1,4 +1,4 @@
-//! Reading small files of sysfs and procfs with as few system calls as there can be: these lie on the way of every event.
+//! Reading small files of sysfs with as few system calls as there can be: these lie on the way of every event.
 
 use std::fs::File;
 use std::io::{self, Read};
@@ -6,9 +6,6 @@ use std::path::Path;
 
 /// sysfs gives an attribute whole in one read, and never more than a page.
 const PAGE: usize = 4096;
-
-/// A mount table of an ordinary host fits.
-const TABLE: usize = 64 * 1024;
 
 /// The text of one sysfs attribute.
 pub(super) fn text(path: &Path) -> io::Result<String> {
@@ -20,12 +17,4 @@ pub(super) fn text(path: &Path) -> io::Result<String> {
 /// The number in one sysfs attribute; `None` when there is no such file or no number in it.
 pub(super) fn number(path: &Path) -> Option<u64> {
     text(path).ok()?.trim().parse().ok()
-}
-
-/// A text of procfs, which tells no size beforehand.
-pub(super) fn table(path: &Path) -> io::Result<String> {
-    let mut text = String::with_capacity(TABLE);
-    // `take` hides that this is a file: std would ask for its size (0) and then read in tiny pieces.
-    File::open(path)?.take(u64::MAX).read_to_string(&mut text)?;
-    Ok(text)
 }

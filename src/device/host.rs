@@ -5,8 +5,8 @@ use std::io;
 use std::path::Path;
 
 use super::DevNum;
-use super::attribute;
 use super::facts::Use;
+use crate::procfs;
 
 /// Which device numbers this host has mounted or swaps to.
 #[derive(Debug, Default)]
@@ -18,15 +18,17 @@ impl HostUse {
     /// Reads `/proc/self/mountinfo` and `/proc/swaps` below `proc`.
     pub fn read(proc: &Path) -> io::Result<Self> {
         let mut all = Self::default();
-        for (devnum, source, place) in mounts(&attribute::table(&proc.join("self/mountinfo"))?) {
+        let mut nodes = HashMap::new();
+        for (devnum, source, place) in mounts(&procfs::table(&proc.join("self/mountinfo"))?) {
             // btrfs and others show an anonymous device number; the source's node tells the disk.
-            let of_source = node_devnum(Path::new(&source)).filter(|other| *other != devnum);
+            let of_source = *nodes.entry(source).or_insert_with_key(|source| node_devnum(Path::new(source)));
+            let of_source = of_source.filter(|other| *other != devnum);
             for devnum in [Some(devnum), of_source].into_iter().flatten() {
                 all.by_devnum.entry(devnum).or_default().push(Use::Mounted(place.clone()));
             }
         }
         // A kernel without swap has no such file.
-        let swaps_text = attribute::table(&proc.join("swaps")).unwrap_or_default();
+        let swaps_text = procfs::table(&proc.join("swaps")).unwrap_or_default();
         for devnum in swaps(&swaps_text).iter().filter_map(|path| node_devnum(Path::new(path))) {
             all.by_devnum.entry(devnum).or_default().push(Use::Swap);
         }

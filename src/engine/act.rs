@@ -1,5 +1,7 @@
 //! Doing what was decided.
 
+use std::net::SocketAddr;
+
 use jiff::{SignedDuration, Timestamp};
 use tokio::sync::oneshot;
 
@@ -13,7 +15,7 @@ use crate::device::evidence::Evidence;
 use crate::device::facts::{Facts, LinkTarget};
 use crate::device::sysfs::Sysfs;
 use crate::device::table::{Device, Heard, Reading};
-use crate::export::probe::{self, ProbeError, Served};
+use crate::export::probe::{self, Greeted, ProbeError, Served};
 use crate::export::server::Server;
 use crate::helper_client::HelperError;
 use crate::identity::{Serial, VolumeId};
@@ -22,6 +24,21 @@ use crate::volume::{Entry, Reason, State};
 
 /// First and longest wait before a failed step is tried again; it doubles in between.
 const RETRY: (SignedDuration, SignedDuration) = (SignedDuration::from_millis(200), SignedDuration::from_secs(30));
+
+/// Connects to the NBD server outside.
+fn greeting(server: SocketAddr) -> oneshot::Receiver<Result<Greeted, ProbeError>> {
+    let (greeted, greeting) = oneshot::channel();
+    tokio::spawn(async move { greeted.send(probe::greet(server).await) });
+    greeting
+}
+
+/// The handshake: the greeting, once it is there, and the question.
+async fn ask(greeting: oneshot::Receiver<Result<Greeted, ProbeError>>, name: &str) -> Result<Served, ProbeError> {
+    match greeting.await {
+        Ok(greeted) => probe::probe(greeted?, name).await,
+        Err(_) => Err(ProbeError::Refused { name: name.to_owned(), why: "attachd is stopping".to_owned() }),
+    }
+}
 
 /// Which disk: numbers are used again, sequence numbers are not.
 pub(super) fn disk(device: &Device) -> (DevNum, u64) {
@@ -63,6 +80,7 @@ impl Engine {
     /// Brings one volume as far as it gets without waiting.
     pub(super) async fn settle(&mut self, id: VolumeId) {
         let now = Timestamp::now();
+        let mut published = None;
         loop {
             let Some(volume) = self.world.volume(id) else { return };
             let present: Vec<&Device> = self.world.table.with_serial(volume.intent.serial()).collect();
@@ -119,30 +137,35 @@ impl Engine {
                     self.retrigger(id, serial, this_disk);
                     break;
                 }
+                // First begun, then told: what is slow is not to wait for words.
                 Some(Step::Record(evidence)) => {
+                    self.record(id, evidence.clone()).await;
                     if let Some(at) = heard {
                         self.note_at(id, at, "heard", String::new());
                     }
                     let detail =
                         format!("{} diskseq {} size {}", evidence.devnum, evidence.diskseq, evidence.size_bytes);
                     self.note_at(id, evidence.at, "proven", detail);
-                    self.record(id, evidence).await;
                     return;
                 }
-                Some(Step::Publish(evidence)) => self.publish(id, &evidence),
+                Some(Step::Publish(evidence)) => published = self.publish(id, &evidence).or(published),
                 Some(Step::Probe(evidence)) => {
                     self.probe(id, evidence);
+                    self.note_published(id, published);
                     // While the server is asked, the story so far is written: it is to survive a death from here on.
                     return self.write_notes(id).await;
                 }
             }
         }
+        self.note_published(id, published);
         self.rest(id).await;
     }
 
     /// Tells the store what happened and sets the clock, once a volume waits for nothing but events.
     pub(super) async fn rest(&mut self, id: VolumeId) {
         let Some(volume) = self.world.volume_mut(id) else { return };
+        // A connection nobody asks on is not kept.
+        volume.greeting = None;
         let deadline = volume.intent.deadline().filter(|_| volume.state == State::Waiting);
         let now = Timestamp::now();
         let again = volume.trouble.as_ref().map(|trouble| trouble.again_at).filter(|at| *at > now);
@@ -346,8 +369,11 @@ impl Engine {
     }
 
     async fn record(&mut self, id: VolumeId, evidence: Evidence) {
+        let up = matches!(self.world.server, Some(Server::Up { .. }));
         if let Some(volume) = self.world.volume_mut(id) {
             volume.busy = true;
+            // The server's greeting names no export: it can come while the commit is under way.
+            volume.greeting = up.then(|| greeting(self.tools.server));
         }
         let back = self.back.clone();
         let begun = self.tools.store.begin(vec![Change::Map(id, evidence.clone())]).await;
@@ -379,10 +405,12 @@ impl Engine {
         self.settle(id).await;
     }
 
-    fn publish(&mut self, id: VolumeId, evidence: &Evidence) {
+    /// Makes the link. Says when, if it was made.
+    fn publish(&mut self, id: VolumeId, evidence: &Evidence) -> Option<Timestamp> {
         // The commit took a moment: the last look before the link is made.
         if !self.tools.sysfs.still(evidence.devnum, evidence.diskseq) {
-            return self.distrust(id);
+            self.distrust(id);
+            return None;
         }
         match self.tools.folder.publish(id, &evidence.link) {
             Ok(()) => {
@@ -391,14 +419,22 @@ impl Engine {
                     volume.proven = false;
                     volume.trouble = None;
                 }
-                self.note(id, "published", evidence.link.clone());
+                Some(Timestamp::now())
             }
             Err(error) => {
                 let message = format!("the export could not be made: {error}");
                 let hint =
                     "Check that the folder of exports exists and belongs to attachd (systemd-tmpfiles --create).";
                 self.trouble(id, Reason::new("EXPORT_FOLDER", message, hint));
+                None
             }
+        }
+    }
+
+    fn note_published(&mut self, id: VolumeId, at: Option<Timestamp>) {
+        let mapping = self.world.volume(id).and_then(|volume| volume.mapping.as_ref());
+        if let (Some(at), Some(link)) = (at, mapping.map(|mapping| mapping.link.clone())) {
+            self.note_at(id, at, "published", link);
         }
     }
 
@@ -429,10 +465,11 @@ impl Engine {
         let Some(volume) = self.world.volume_mut(id) else { return };
         volume.busy = true;
         let epoch = volume.epoch;
-        let (server, back, sysfs) = (self.tools.server, self.back.clone(), self.tools.sysfs.clone());
+        let greeting = volume.greeting.take().unwrap_or_else(|| greeting(self.tools.server));
+        let (back, sysfs) = (self.back.clone(), self.tools.sysfs.clone());
         tokio::spawn(async move {
             let name = id.export_name();
-            let mut result = probe::probe(server, &name).await;
+            let mut result = ask(greeting, &name).await;
             let there = |target| matches!(target, LinkTarget::Device(devnum, _) if devnum == evidence.devnum);
             if result.is_ok()
                 && !(sysfs.still(evidence.devnum, evidence.diskseq) && there(sysfs.resolve(&evidence.link)))
@@ -496,6 +533,7 @@ impl Engine {
             let Some(volume) = self.world.volume_mut(id) else { continue };
             volume.proven = false;
             volume.trouble = None;
+            volume.greeting = None;
             volume.epoch = epoch;
             if volume.published && up_again {
                 self.distrust(id);

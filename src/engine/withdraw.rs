@@ -214,7 +214,8 @@ async fn clients_of(
     devnum: DevNum,
 ) -> (Clients, Option<Result<(), HelperError>>) {
     // No connection to the server at all needs nobody's help to be read.
-    let candidates = match clients::connected(server) {
+    let read = tokio::task::spawn_blocking(move || clients::connected(server)).await;
+    let candidates = match read.unwrap_or_else(|error| Err(std::io::Error::other(error))) {
         Ok(candidates) if candidates.is_empty() => return (Clients::None, None),
         Ok(candidates) => candidates,
         Err(error) => vec![format!("unknown, the table of connections cannot be read: {error}")],

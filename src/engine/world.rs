@@ -3,11 +3,13 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use jiff::Timestamp;
+use tokio::sync::oneshot;
 
 use super::udevd::Ear;
 use crate::device::DevNum;
 use crate::device::evidence::{Evidence, Ground};
 use crate::device::table::{Reading, Table};
+use crate::export::probe::{Greeted, ProbeError};
 use crate::export::server::Server;
 use crate::identity::{Serial, VolumeId};
 use crate::volume::{Entry, Intent, Reason, Record, State};
@@ -78,6 +80,8 @@ pub struct Volume {
     pub(super) epoch: u64,
     /// Only a later reading of the disk counts.
     pub(super) look_after: Reading,
+    /// A connection to the NBD server, made while the mapping was being recorded, to ask on for the export.
+    pub(super) greeting: Option<oneshot::Receiver<Result<Greeted, ProbeError>>>,
     pub(super) trouble: Option<Trouble>,
     /// The disk that udev was asked to look at again: its number and sequence number.
     pub(super) retriggered: Option<(DevNum, u64)>,
@@ -134,6 +138,7 @@ impl Volume {
             busy: false,
             epoch: 0,
             look_after: 0,
+            greeting: None,
             trouble: None,
             retriggered: None,
             unwritten: false,
@@ -203,8 +208,11 @@ impl World {
         self.volumes.get_mut(&id)
     }
 
+    /// Every volume's id, those first whose disk is here: they have somebody waiting.
     pub(super) fn ids(&self) -> Vec<VolumeId> {
-        self.volumes.keys().copied().collect()
+        let mut ids: Vec<VolumeId> = self.volumes.keys().copied().collect();
+        ids.sort_by_cached_key(|id| self.table.with_serial(id.serial()).next().is_none());
+        ids
     }
 
     pub(super) fn insert(&mut self, volume: Volume) {

@@ -7,13 +7,13 @@ use std::collections::{HashMap, HashSet};
 use std::io;
 use std::net::SocketAddr;
 
-/// The remote addresses of clients connected to `server` now.
+use crate::procfs;
+
+/// The remote addresses of clients connected to `server` now. Blocks for milliseconds: the kernel walks its whole table.
 pub fn connected(server: SocketAddr) -> io::Result<Vec<String>> {
     let me = rustix::process::geteuid().as_raw();
-    let mut lines = std::fs::read_to_string("/proc/self/net/tcp")?;
-    // Absent when the kernel has no IPv6.
-    lines.push_str(&std::fs::read_to_string("/proc/self/net/tcp6").unwrap_or_default());
-    Ok(clients(&lines, server.port(), me))
+    let family = if server.is_ipv4() { "/proc/self/net/tcp" } else { "/proc/self/net/tcp6" };
+    Ok(clients(&procfs::table(family.as_ref())?, server.port(), me))
 }
 
 /// The remote end of each connection in a table, by the inode of its socket.
@@ -95,6 +95,8 @@ mod tests {
              6: 0100007F:1F90 0100007F:D434 01 00000000:00000000 00:00000000 00000000     0 0 7\n"
         );
         assert_eq!(clients(&table, 10809, 997), ["127.0.0.1:54321"]);
+        let remotes = remotes(&table);
+        assert_eq!((remotes.len(), remotes[&2].as_str()), (6, "127.0.0.1:54321"), "all but the listener: {remotes:?}");
     }
 
     #[test]

@@ -71,19 +71,39 @@ impl ProbeError {
     }
 }
 
-/// Asks the server for the export on a new connection. Opens the device on the server's side.
-pub async fn probe(server: SocketAddr, name: &str) -> Result<Served, ProbeError> {
-    tokio::time::timeout(TIME_LIMIT, handshake(server, name)).await.unwrap_or(Err(ProbeError::Slow(server)))
+/// A new connection on which the server has said who it is, and nothing was asked yet.
+#[derive(Debug)]
+pub struct Greeted {
+    server: SocketAddr,
+    stream: TcpStream,
+    flags: u16,
 }
 
-async fn handshake(server: SocketAddr, name: &str) -> Result<Served, ProbeError> {
+/// Connects and reads the greeting: the part of a handshake that needs no export yet.
+pub async fn greet(server: SocketAddr) -> Result<Greeted, ProbeError> {
+    tokio::time::timeout(TIME_LIMIT, greeting(server)).await.unwrap_or(Err(ProbeError::Slow(server)))
+}
+
+/// Asks the server for the export on this connection, which is used up by it. Opens the device on the server's side.
+pub async fn probe(greeted: Greeted, name: &str) -> Result<Served, ProbeError> {
+    let server = greeted.server;
+    tokio::time::timeout(TIME_LIMIT, go(greeted, name)).await.unwrap_or(Err(ProbeError::Slow(server)))
+}
+
+async fn greeting(server: SocketAddr) -> Result<Greeted, ProbeError> {
     let broken = |error| ProbeError::Broken(server, error);
     let mut stream = TcpStream::connect(server).await.map_err(|error| ProbeError::Connect(server, error))?;
     stream.set_nodelay(true).map_err(broken)?;
     let mut greeting = [0; 18];
     stream.read_exact(&mut greeting).await.map_err(broken)?;
-    let server_flags = parse_greeting(&greeting).ok_or(ProbeError::NotNbd(server))?;
-    stream.write_all(&ask(server_flags, name)).await.map_err(broken)?;
+    let flags = parse_greeting(&greeting).ok_or(ProbeError::NotNbd(server))?;
+    Ok(Greeted { server, stream, flags })
+}
+
+async fn go(greeted: Greeted, name: &str) -> Result<Served, ProbeError> {
+    let Greeted { server, mut stream, flags } = greeted;
+    let broken = |error| ProbeError::Broken(server, error);
+    stream.write_all(&ask(flags, name)).await.map_err(broken)?;
     let mut export = None;
     loop {
         let mut head = [0; 20];
@@ -97,8 +117,8 @@ async fn handshake(server: SocketAddr, name: &str) -> Result<Served, ProbeError>
             _ => return Err(ProbeError::Refused { name: name.to_owned(), why: refusal(kind, &data) }),
         }
     }
-    // Orderly, so that the server does not report a broken client; the answer is already known.
-    let _ = stream.write_all(&disconnect()).await;
+    // The answer is known; the goodbye, so that the server does not report a broken client, keeps nobody waiting.
+    tokio::spawn(async move { stream.write_all(&disconnect()).await });
     export.ok_or(ProbeError::NotNbd(server))
 }
 
@@ -174,6 +194,10 @@ mod tests {
             let _ = tokio::io::copy(&mut stream, &mut tokio::io::sink()).await;
         });
         address
+    }
+
+    async fn probe(server: SocketAddr, name: &str) -> Result<Served, ProbeError> {
+        super::probe(greet(server).await?, name).await
     }
 
     fn greeting() -> Vec<u8> {

@@ -32,6 +32,12 @@ const LAST_RESORT_PAGES: &str = "10000";
 /// Commits after which the log is moved into the database, as soon as nobody waits.
 const CHECKPOINT: u32 = 200;
 
+/// Rows read ahead.
+const ROWS: usize = 1000;
+
+/// Writes taken into one transaction: more would make whoever asks something wait for long.
+const AT_ONCE: usize = 512;
+
 /// How long a failed background write waits before it is tried again.
 const RETRY: Duration = Duration::from_secs(1);
 
@@ -55,6 +61,8 @@ pub enum StoreError {
 #[derive(Clone)]
 pub struct Store {
     commands: mpsc::Sender<Command>,
+    /// Asked between two transactions, ahead of the writes that wait.
+    pulses: mpsc::Sender<oneshot::Sender<Result<Pulse, StoreError>>>,
 }
 
 /// What there is to say about the store's health.
@@ -71,7 +79,6 @@ type Answer = oneshot::Sender<Result<(), StoreError>>;
 enum Command {
     Write(Vec<Change>, Option<Answer>),
     Timeline(VolumeId, oneshot::Sender<Result<Vec<Entry>, StoreError>>),
-    Pulse(oneshot::Sender<Result<Pulse, StoreError>>),
 }
 
 impl Store {
@@ -93,12 +100,15 @@ impl Store {
             .synchronous(SqliteSynchronous::Full)
             .foreign_keys(true)
             .pragma("wal_autocheckpoint", LAST_RESORT_PAGES)
-            .busy_timeout(Duration::from_secs(5));
+            .busy_timeout(Duration::from_secs(5))
+            // Rows that may wait between SQLite's thread and this one: with fewer the two keep waking each other.
+            .row_buffer_size(ROWS);
         let mut connection = SqliteConnection::connect_with(&options).await.map_err(|error| failed(&error))?;
         migrations().run_direct(None, &mut connection, false).await.map_err(|error| failed(&error))?;
         write::prune(&mut connection, history_days).await.map_err(|error| failed(&error))?;
         let records = read::records(&mut connection).await.map_err(|error| failed(&error))?;
         let (commands, queue) = mpsc::channel(QUEUE);
+        let (pulses, asked) = mpsc::channel(1);
         let task = Task {
             connection,
             path: path.display().to_string(),
@@ -108,8 +118,8 @@ impl Store {
             commits: 0,
             last_failure: None,
         };
-        let task = tokio::spawn(task.run(queue));
-        Ok((Self { commands }, task, records))
+        let task = tokio::spawn(task.run(queue, asked));
+        Ok((Self { commands, pulses }, task, records))
     }
 
     /// Writes all changes in one transaction; durable when this answers with success, and not there at all otherwise.
@@ -139,7 +149,7 @@ impl Store {
     /// Asks the database itself how it is.
     pub async fn pulse(&self) -> Result<Pulse, StoreError> {
         let (answer, result) = oneshot::channel();
-        self.send(Command::Pulse(answer)).await?;
+        self.pulses.send(answer).await.map_err(|_| StoreError::Closed)?;
         result.await.map_err(|_| StoreError::Closed)?
     }
 
@@ -162,11 +172,17 @@ struct Task {
 }
 
 impl Task {
-    async fn run(mut self, mut queue: mpsc::Receiver<Command>) {
+    async fn run(
+        mut self,
+        mut queue: mpsc::Receiver<Command>,
+        mut pulses: mpsc::Receiver<oneshot::Sender<Result<Pulse, StoreError>>>,
+    ) {
         let mut batch = Vec::new();
         loop {
             tokio::select! {
-                received = queue.recv_many(&mut batch, QUEUE) => if received == 0 { break },
+                biased;
+                Some(answer) = pulses.recv() => drop(answer.send(self.pulse().await)),
+                received = queue.recv_many(&mut batch, AT_ONCE) => if received == 0 { break },
                 // A timer that exists only while something could not be written.
                 () = tokio::time::sleep(RETRY), if !self.postponed.is_empty() => {}
             }
@@ -185,31 +201,26 @@ impl Task {
 
     async fn carry_out(&mut self, batch: Vec<Command>) {
         let mut writes = Vec::new();
-        let mut reads = Vec::new();
+        let mut timelines = Vec::new();
         for command in batch {
             match command {
                 Command::Write(changes, answer) => writes.push((changes, answer)),
-                read => reads.push(read),
+                Command::Timeline(volume, answer) => timelines.push((volume, answer)),
             }
         }
         self.write(writes).await;
-        for read in reads {
-            match read {
-                Command::Timeline(volume, answer) => {
-                    let entries = read::timeline(&mut self.connection, volume).await;
-                    let _ = answer.send(entries.map_err(|error| self.failed(&error)));
-                }
-                Command::Pulse(answer) => {
-                    if self.last_failure.is_some() && write::test(&mut self.connection).await.is_ok() {
-                        self.last_failure = None;
-                    }
-                    let outbox = read::outbox_length(&mut self.connection).await;
-                    let pulse = outbox.map(|outbox| Pulse { outbox, last_failure: self.last_failure.clone() });
-                    let _ = answer.send(pulse.map_err(|error| self.failed(&error)));
-                }
-                Command::Write(..) => {}
-            }
+        for (volume, answer) in timelines {
+            let entries = read::timeline(&mut self.connection, volume).await;
+            let _ = answer.send(entries.map_err(|error| self.failed(&error)));
         }
+    }
+
+    async fn pulse(&mut self) -> Result<Pulse, StoreError> {
+        if self.last_failure.is_some() && write::test(&mut self.connection).await.is_ok() {
+            self.last_failure = None;
+        }
+        let outbox = read::outbox_length(&mut self.connection).await.map_err(|error| self.failed(&error))?;
+        Ok(Pulse { outbox, last_failure: self.last_failure.clone() })
     }
 
     /// One transaction for all; when it fails, one for each, so that nobody fails for another's sake.
