@@ -10,6 +10,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 use tokio::task::LocalSet;
 
+use crate::accounts::id_of;
 use crate::api;
 use crate::claims::Claims;
 use crate::config::{self, Settings};
@@ -50,7 +51,8 @@ async fn serve(settings: Settings, config: &Path) -> anyhow::Result<()> {
     let sysfs = Sysfs::new(settings.schemes.clone(), settings.host_disks.clone());
     let ground = Ground {
         boot_id: sysfs.boot_id().context("cannot read this boot's id")?,
-        nbd_gid: group_id(&settings.nbd_group)?,
+        nbd_gid: id_of("/etc/group", &settings.nbd_group)
+            .context("the NBD server could open no disk ([device] nbd_group)")?,
     };
     // Listen first, then read what is there: nothing falls between.
     let monitor = Monitor::subscribe()?;
@@ -142,14 +144,4 @@ fn lock(store: &Path) -> anyhow::Result<File> {
         Ok(()) => Ok(file),
         Err(_) => bail!("another attachd uses {}", store.display()),
     }
-}
-
-/// The id of a group, from `/etc/group`: the package makes it there.
-fn group_id(name: &str) -> anyhow::Result<u32> {
-    let groups = std::fs::read_to_string("/etc/group").context("cannot read /etc/group")?;
-    let id = groups.lines().find_map(|line| {
-        let mut fields = line.split(':');
-        (fields.next()? == name).then(|| fields.nth(1)?.parse().ok()).flatten()
-    });
-    id.with_context(|| format!("there is no group {name} ([device] nbd_group): the NBD server could open no disk"))
 }

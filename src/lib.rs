@@ -8,6 +8,7 @@
 //!
 //! The modules below stand in the order of the data; each knows what comes before it, none what comes after.
 
+mod accounts;
 pub mod effect;
 pub mod identity;
 mod procfs;

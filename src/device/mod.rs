@@ -9,8 +9,10 @@ pub mod event;
 pub mod evidence;
 pub mod facts;
 pub mod host;
+pub mod limited;
 pub mod monitor;
 pub mod scheme;
+pub mod stack;
 pub mod sysfs;
 pub mod table;
 

@@ -10,7 +10,6 @@
 //! | `reload` | SIGHUP to nbd-server's main process | `pid` |
 //! | `host-disks` | writes down which disks this host lives on | `serials`, `disks` |
 
-mod disks;
 mod holders;
 mod host_disks;
 mod reload;
@@ -62,15 +61,6 @@ fn render(outcome: Result<Value, Refusal>) -> String {
     };
     answer["ok"] = true.into();
     format!("{answer}\n")
-}
-
-/// The id of a user or group, from a file in the shape of `/etc/passwd`.
-fn id_of(file: &str, name: &str) -> io::Result<u32> {
-    let found = std::fs::read_to_string(file)?.lines().find_map(|line| {
-        let mut fields = line.split(':');
-        (fields.next()? == name).then(|| fields.nth(1)?.parse().ok()).flatten()
-    });
-    found.ok_or_else(|| io::Error::other(format!("there is no {name} in {file}")))
 }
 
 /// One line to the journal. A journal that is away is no reason to stop.

@@ -5,9 +5,10 @@ use std::path::Path;
 
 use serde_json::{Value, json};
 
-use super::{Refusal, disks, host_disks, id_of};
-use crate::device::DevNum;
+use super::{Refusal, host_disks};
+use crate::accounts::id_of;
 use crate::device::facts::{Facts, Use};
+use crate::device::{DevNum, limited};
 use crate::identity::Serial;
 
 /// Written by attachd, one file per wanted serial.
@@ -20,7 +21,7 @@ pub(super) fn retrigger(serial: Serial) -> Result<Value, Refusal> {
     let nbd_gid = id_of("/etc/group", NBD_GROUP)?;
     let sysfs = host_disks::sysfs();
     let candidates = sysfs.list()?.into_iter().filter(|devnum| claimed || is_marked(*devnum, nbd_gid));
-    let mut found = disks::read(&sysfs, candidates);
+    let mut found = limited::read(&sysfs, candidates);
     found.retain(|disk| disk.serial() == Some(serial));
     check(serial, claimed, &found)?;
     // In the moment since the reading the number could have got another disk.
@@ -70,10 +71,10 @@ mod tests {
         let code = |claimed, disks: &[Facts]| check(serial, claimed, disks).map_err(|refusal| refusal.0);
         let free = sample::device().facts;
         let used = sample::spoilt(|_, identity| identity.uses.push(Use::HostDisk)).facts;
-        assert_eq!(code(true, &[free.clone()]), Ok(()));
+        assert_eq!(code(true, std::slice::from_ref(&free)), Ok(()));
         assert_eq!(code(true, &[]), Err("NOT_PRESENT"));
         assert_eq!(code(true, &[free.clone(), free.clone()]), Err("DUPLICATE"));
-        assert_eq!(code(true, &[used.clone()]), Err("IN_USE_BY_HOST"));
+        assert_eq!(code(true, std::slice::from_ref(&used)), Err("IN_USE_BY_HOST"));
         assert_eq!(code(true, &[free.clone(), used.clone()]), Err("IN_USE_BY_HOST"));
         assert_eq!(code(false, &[]), Err("NOT_CLAIMED"));
         assert_eq!(code(false, &[free.clone(), free]), Ok(()), "each is un-marked");

@@ -10,7 +10,8 @@ use std::time::{Duration, Instant};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::net::UCred;
 
-use super::{Refusal, id_of, journal, perform, render};
+use super::{Refusal, journal, perform, render};
+use crate::accounts::id_of;
 
 /// Who may ask, root apart.
 const CALLER: &str = "attachd";

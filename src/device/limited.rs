@@ -1,13 +1,14 @@
-//! Reading disks' serials, each of which is a request to the hypervisor that may never be answered.
+//! Reading several disks without a runtime, in a limited time: each serial is a request to the hypervisor that may never be
+//! answered.
 
 use std::collections::BTreeSet;
 use std::sync::{Mutex, PoisonError, mpsc};
 use std::time::{Duration, Instant};
 use std::{iter, thread};
 
-use crate::device::DevNum;
-use crate::device::facts::Facts;
-use crate::device::sysfs::Sysfs;
+use super::DevNum;
+use super::facts::Facts;
+use super::sysfs::Sysfs;
 
 /// How long disks may take to say their serials. A healthy one takes milliseconds.
 const LIMIT: Duration = Duration::from_secs(2);
@@ -17,7 +18,7 @@ static READING: Mutex<()> = Mutex::new(());
 static HANGING: Mutex<BTreeSet<DevNum>> = Mutex::new(BTreeSet::new());
 
 /// The facts of those that answer in time, in order. A disk that hangs costs one thread, not one per request.
-pub(super) fn read(sysfs: &Sysfs, devnums: impl IntoIterator<Item = DevNum>) -> Vec<Facts> {
+pub fn read(sysfs: &Sysfs, devnums: impl IntoIterator<Item = DevNum>) -> Vec<Facts> {
     let hanging = || HANGING.lock().unwrap_or_else(PoisonError::into_inner);
     let _reading = READING.lock().unwrap_or_else(PoisonError::into_inner);
     let (found, facts) = mpsc::channel();
