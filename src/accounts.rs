@@ -10,3 +10,18 @@ pub fn id_of(file: &str, name: &str) -> io::Result<u32> {
     });
     found.ok_or_else(|| io::Error::other(format!("there is no {name} in {file}")))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_id_is_found_by_the_whole_name_alone() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("group");
+        std::fs::write(&file, "attachd-nbd-x:x:1:\nattachd-nbd:x:990:\nbroken\nattachd-nbd:x:991:\n").unwrap();
+        assert_eq!(id_of(file.to_str().unwrap(), "attachd-nbd").unwrap(), 990);
+        assert!(id_of(file.to_str().unwrap(), "attachd").is_err());
+        assert!(id_of(file.to_str().unwrap(), "broken").is_err());
+    }
+}

@@ -109,16 +109,6 @@ mod tests {
         assert!(is_bad(b"\xff\xfe\n"));
     }
 
-    #[test]
-    fn an_id_is_found_by_the_whole_name_alone() {
-        let dir = tempfile::tempdir().unwrap();
-        let file = dir.path().join("group");
-        std::fs::write(&file, "attachd-nbd-x:x:1:\nattachd-nbd:x:990:\nbroken\nattachd-nbd:x:991:\n").unwrap();
-        assert_eq!(id_of(file.to_str().unwrap(), "attachd-nbd").unwrap(), 990);
-        assert!(id_of(file.to_str().unwrap(), "attachd").is_err());
-        assert!(id_of(file.to_str().unwrap(), "broken").is_err());
-    }
-
     proptest! {
         #[test]
         fn no_bytes_are_a_request_by_chance(line in proptest::collection::vec(any::<u8>(), 0..300)) {
