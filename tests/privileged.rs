@@ -48,8 +48,12 @@ impl Drop for Helper {
 }
 
 fn up_with_helper() -> (Lab, Attachd, Api, Helper) {
-    let (lab, attachd, api) = up();
+    let mut lab = Lab::new();
+    lab.attachd_config(CONFIG).unwrap();
+    lab.nbdkit_start().unwrap();
     let helper = Helper::start();
+    let attachd = start(&lab);
+    let api = attachd.api();
     (lab, attachd, api, helper)
 }
 
@@ -86,6 +90,22 @@ fn eleven_late_intents_at_once_are_all_marked_and_served() {
     listener.wait_for(SOON, |heard| heard.get("DEVNAME") == node).unwrap();
     assert_eq!(group(disk), before);
     assert_eq!(group(&disks[1].1), lab::people::NBD.id, "the control: a neighbour stays marked");
+}
+
+/// Nothing is to be made up: with everything in place, health has nothing to say.
+#[test]
+fn with_everything_in_place_the_daemon_is_healthy_and_has_host_disks_written_down() {
+    let (lab, _attachd, api, _helper) = up_with_helper();
+    let (_volume, _disk) = served(&lab, &api);
+    // The answer about the host's disks comes by itself, soon after the start.
+    let mut health = health(&api);
+    let begun = std::time::Instant::now();
+    while health["helper"]["state"] == "unknown" && begun.elapsed() < SOON {
+        std::thread::yield_now();
+        health = common::health(&api);
+    }
+    assert_eq!((&health["status"], &health["problems"]), (&json!("healthy"), &json!([])), "{health:#}");
+    assert!(std::path::Path::new("/etc/attachd/host-disks").is_dir());
 }
 
 #[test]

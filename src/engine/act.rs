@@ -350,16 +350,19 @@ impl Engine {
     /// Has udev look at the disk of this serial again, outside; remembers whether the helper answered.
     pub(super) fn ask_for_retrigger(&self, serial: Serial) {
         let (helper, back) = (self.tools.helper.clone(), self.back.clone());
-        tokio::spawn(async move {
-            let asked = helper.retrigger(serial).await;
-            let _ = back.send(Input::Helper(asked)).await;
-        });
+        tokio::spawn(async move { back.send(Input::Helper(helper.retrigger(serial).await)).await });
+    }
+
+    /// Has the disks this host lives on written down, outside. Until then, what is mounted or swapped to is refused anyway.
+    pub(super) fn ask_for_host_disks(&self) {
+        let (helper, back) = (self.tools.helper.clone(), self.back.clone());
+        tokio::spawn(async move { back.send(Input::Helper(helper.host_disks().await)).await });
     }
 
     pub(super) fn helper_answered(&mut self, asked: Result<(), HelperError>) {
         match &asked {
             Ok(()) => {}
-            Err(error) => tracing::warn!(%error, "a disk could not be given to udev again"),
+            Err(error) => tracing::warn!("{error}"),
         }
         self.world.helper = Some(match asked {
             // A refusal is an answer.

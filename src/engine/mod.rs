@@ -183,6 +183,7 @@ impl Engine {
 
     /// Works until `stop` resolves. Exports stay as they are.
     pub async fn run(mut self, stop: impl Future<Output = ()>) {
+        self.ask_for_host_disks();
         tokio::pin!(stop);
         loop {
             let wake = self.world.next_wake();
