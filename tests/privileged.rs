@@ -109,6 +109,28 @@ fn with_everything_in_place_the_daemon_is_healthy_and_has_host_disks_written_dow
 }
 
 #[test]
+fn claims_changed_by_hand_and_host_disks_emptied_by_hand_are_put_right_by_a_resync_and_said() {
+    let (lab, attachd, api, _helper) = up_with_helper();
+    let volume = lab.volume();
+    intend(&api, &volume);
+    let claims = std::path::Path::new("/var/lib/attachd/claims");
+    std::fs::remove_file(claims.join(&volume.serial)).unwrap();
+    let foreign = lab.volume().serial;
+    std::fs::write(claims.join(&foreign), "").unwrap();
+    std::fs::remove_dir_all("/etc/attachd/host-disks").unwrap();
+    resync(&api);
+    assert!(claims.join(&volume.serial).exists() && !claims.join(&foreign).exists());
+    let said = attachd.stderr_text();
+    assert!(said.contains(&format!("{} was missing", volume.serial)), "{said}");
+    assert!(said.contains(&format!("{foreign} belonged to no intent")), "{said}");
+    let begun = std::time::Instant::now();
+    while !std::path::Path::new("/etc/attachd/host-disks").is_dir() {
+        assert!(begun.elapsed() < SOON);
+        std::thread::yield_now();
+    }
+}
+
+#[test]
 fn a_missing_link_is_put_right_by_one_retrigger() {
     let (mut lab, _attachd, api, _helper) = up_with_helper();
     let volume = lab.volume();

@@ -545,6 +545,16 @@ impl Engine {
         }
     }
 
+    /// Puts right what was added to the claims or taken from them by hand.
+    pub(super) fn restore_claims(&mut self) {
+        // Also those that are just being made: nothing else can begin while this runs.
+        let wanted = self.world.ids().into_iter().chain(self.admissions.keys().copied());
+        match self.tools.claims.restore(wanted) {
+            Ok(repaired) => repaired.iter().for_each(|claim| tracing::warn!("the claim {claim}; repaired")),
+            Err(error) => tracing::error!(%error, "the claims cannot be put right"),
+        }
+    }
+
     /// Compares the folder with what is known: unknown exports go, known ones count as published.
     pub(super) fn adopt_exports(&mut self) {
         let contents = match self.tools.folder.list() {

@@ -219,6 +219,8 @@ impl Engine {
             Input::Request(Request::Read(look)) => look(&self.world),
             Input::Request(Request::Resync(reason, done)) => {
                 self.adopt_exports();
+                self.restore_claims();
+                self.ask_for_host_disks();
                 self.world.forget_retriggers();
                 self.scan(reason, Some(done));
             }
