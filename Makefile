@@ -34,5 +34,6 @@ bench: setup
 	cargo bench --bench attach
 
 mutants: setup
-	cargo mutants --no-shuffle \
-	    --file src/identity.rs --file src/device/evidence.rs --file src/engine/decide.rs -- --lib
+	@command -v cargo-mutants >/dev/null || cargo install cargo-mutants --locked
+	cargo mutants --no-shuffle --cargo-arg=--lib \
+	    --file src/identity.rs --file src/device/evidence.rs --file src/engine/decide.rs

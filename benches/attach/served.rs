@@ -212,7 +212,7 @@ impl Poll {
         self.store.write(vec![Change::Map(id, evidence.clone())]).await?;
         ensure!(self.sysfs.still(evidence.devnum, evidence.diskseq), "the disk was exchanged");
         self.folder.publish(id, &evidence.link)?;
-        let served = probe::probe(probe::greet(SERVER).await?, &id.export_name()).await?;
+        let (served, _goodbye) = probe::probe(probe::greet(SERVER).await?, &id.export_name()).await?;
         ensure!(served.size == evidence.size_bytes, "{served:?}");
         Ok(monotonic_ns())
     }
@@ -375,7 +375,7 @@ impl Floor {
             }
             Handshake::Runtime => {
                 let handshake = async { probe::probe(probe::greet(SERVER).await?, export).await };
-                Ok((self.runtime.block_on(handshake)?.size, None))
+                Ok((self.runtime.block_on(handshake)?.0.size, None))
             }
         }
     }

@@ -15,7 +15,7 @@ use crate::device::evidence::Evidence;
 use crate::device::facts::{Facts, LinkTarget};
 use crate::device::sysfs::Sysfs;
 use crate::device::table::{Device, Heard, Reading};
-use crate::export::probe::{self, Greeted, ProbeError, Served};
+use crate::export::probe::{self, Goodbye, Greeted, ProbeError, Served};
 use crate::export::server::Server;
 use crate::helper_client::HelperError;
 use crate::identity::{Serial, VolumeId};
@@ -33,7 +33,10 @@ fn greeting(server: SocketAddr) -> oneshot::Receiver<Result<Greeted, ProbeError>
 }
 
 /// The handshake: the greeting, once it is there, and the question.
-async fn ask(greeting: oneshot::Receiver<Result<Greeted, ProbeError>>, name: &str) -> Result<Served, ProbeError> {
+async fn ask(
+    greeting: oneshot::Receiver<Result<Greeted, ProbeError>>,
+    name: &str,
+) -> Result<(Served, Goodbye), ProbeError> {
     match greeting.await {
         Ok(greeted) => probe::probe(greeted?, name).await,
         Err(_) => Err(ProbeError::Refused { name: name.to_owned(), why: "attachd is stopping".to_owned() }),
@@ -472,7 +475,9 @@ impl Engine {
         let (back, sysfs) = (self.back.clone(), self.tools.sysfs.clone());
         tokio::spawn(async move {
             let name = id.export_name();
-            let mut result = ask(greeting, &name).await;
+            let (mut result, goodbye) = ask(greeting, &name)
+                .await
+                .map_or_else(|error| (Err(error), None), |(served, goodbye)| (Ok(served), Some(goodbye)));
             let there = |target| matches!(target, LinkTarget::Device(devnum, _) if devnum == evidence.devnum);
             if result.is_ok()
                 && !(sysfs.still(evidence.devnum, evidence.diskseq) && there(sysfs.resolve(&evidence.link)))
@@ -480,6 +485,9 @@ impl Engine {
                 result = Err(ProbeError::Refused { name, why: "the disk was exchanged during the handshake".into() });
             }
             let _ = back.send(Input::Probed { volume: id, epoch, evidence, result }).await;
+            // The engine first: closing the connection wakes the server's threads.
+            tokio::task::yield_now().await;
+            drop(goodbye);
         });
     }
 

@@ -79,13 +79,26 @@ pub struct Greeted {
     flags: u16,
 }
 
+/// A connection whose question is answered. Ends it in good order when dropped, so that the server reports no broken client.
+#[derive(Debug)]
+pub struct Goodbye(TcpStream);
+
+impl Drop for Goodbye {
+    fn drop(&mut self) {
+        // 28 bytes always fit; a server that is gone needs no goodbye.
+        let _ = self.0.try_write(&disconnect());
+    }
+}
+
 /// Connects and reads the greeting: the part of a handshake that needs no export yet.
 pub async fn greet(server: SocketAddr) -> Result<Greeted, ProbeError> {
     tokio::time::timeout(TIME_LIMIT, greeting(server)).await.unwrap_or(Err(ProbeError::Slow(server)))
 }
 
 /// Asks the server for the export on this connection, which is used up by it. Opens the device on the server's side.
-pub async fn probe(greeted: Greeted, name: &str) -> Result<Served, ProbeError> {
+///
+/// The answer is known before the connection is closed: drop the [`Goodbye`] when nobody waits any more.
+pub async fn probe(greeted: Greeted, name: &str) -> Result<(Served, Goodbye), ProbeError> {
     let server = greeted.server;
     tokio::time::timeout(TIME_LIMIT, go(greeted, name)).await.unwrap_or(Err(ProbeError::Slow(server)))
 }
@@ -100,7 +113,7 @@ async fn greeting(server: SocketAddr) -> Result<Greeted, ProbeError> {
     Ok(Greeted { server, stream, flags })
 }
 
-async fn go(greeted: Greeted, name: &str) -> Result<Served, ProbeError> {
+async fn go(greeted: Greeted, name: &str) -> Result<(Served, Goodbye), ProbeError> {
     let Greeted { server, mut stream, flags } = greeted;
     let broken = |error| ProbeError::Broken(server, error);
     stream.write_all(&ask(flags, name)).await.map_err(broken)?;
@@ -117,9 +130,7 @@ async fn go(greeted: Greeted, name: &str) -> Result<Served, ProbeError> {
             _ => return Err(ProbeError::Refused { name: name.to_owned(), why: refusal(kind, &data) }),
         }
     }
-    // The answer is known; the goodbye, so that the server does not report a broken client, keeps nobody waiting.
-    tokio::spawn(async move { stream.write_all(&disconnect()).await });
-    export.ok_or(ProbeError::NotNbd(server))
+    export.map(|served| (served, Goodbye(stream))).ok_or(ProbeError::NotNbd(server))
 }
 
 fn parse_greeting(greeting: &[u8; 18]) -> Option<u16> {
@@ -197,7 +208,7 @@ mod tests {
     }
 
     async fn probe(server: SocketAddr, name: &str) -> Result<Served, ProbeError> {
-        super::probe(greet(server).await?, name).await
+        super::probe(greet(server).await?, name).await.map(|(served, _goodbye)| served)
     }
 
     fn greeting() -> Vec<u8> {

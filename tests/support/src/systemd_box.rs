@@ -31,7 +31,6 @@ pub struct SystemdBox {
     pid1: Proc,
     cgroup: PathBuf,
     inside: u32,
-    log: PathBuf,
     /// The world: disks, listeners, NBD clients.
     pub lab: Lab,
 }
@@ -74,7 +73,7 @@ impl SystemdBox {
             Err(e) => Err(e),
         };
         let inside = inside.with_context(|| fs::read_to_string(&log).unwrap_or_default())?;
-        Ok(SystemdBox { pid1, cgroup, inside, log, lab })
+        Ok(SystemdBox { pid1, cgroup, inside, lab })
     }
 
     /// A command inside, as root, to be run with the usual means.
@@ -132,14 +131,9 @@ impl SystemdBox {
             .unwrap_or_default()
     }
 
-    /// The journal.
+    /// The journal, process 1's own words included.
     pub fn journal(&self) -> String {
         self.run("journalctl", &["--no-pager", "--output=short-monotonic"]).unwrap_or_default()
-    }
-
-    /// Process 1's own words.
-    pub fn log(&self) -> String {
-        fs::read_to_string(&self.log).unwrap_or_default()
     }
 
     /// A drop-in for a unit.
@@ -169,9 +163,9 @@ pub fn rules_for_loops(shipped: &str) -> String {
     let mut changed = 0;
     let mut text = String::new();
     for line in shipped.lines() {
-        let line = if line == r#"KERNEL!="vd*", GOTO="attachd_end""# {
+        let line = if line.starts_with(r#"KERNEL!="vd*", GOTO="#) {
             changed += 1;
-            r#"KERNEL!="loop*", GOTO="attachd_end""#.to_owned()
+            line.replace("vd*", "loop*")
         } else if let Some((_, pattern)) = line.split_once(r#"KERNELS=="vd*", SUBSYSTEMS=="block", ATTRS{serial}=="#) {
             changed += 1;
             format!(r"ENV{{ID_SERIAL}}=={}", pattern.replace("$attr{serial}", "$env{ID_SERIAL}"))
@@ -255,13 +249,15 @@ fn start(cgroup: &Path, log: &Path, notify: &NotifySocket) -> Result<Proc> {
     let out = fs::File::create(log)?;
     // The cgroup is entered before its namespace is made, so that it is the root of what systemd sees.
     let into_cgroup = r#"echo $$ > "$0/cgroup.procs" && exec "$@""#;
-    let in_own_world = r#"mount -t cgroup2 cgroup2 /sys/fs/cgroup && exec "$@""#;
+    // As on a host, mounts made later reach the services. Their private /tmp folders are not made on the host's disk.
+    let in_own_world = r#"mount --make-rshared / && mount -t cgroup2 cgroup2 /sys/fs/cgroup &&
+        mount -t tmpfs tmpfs /tmp && mount -t tmpfs tmpfs /var/tmp && exec "$@""#;
     let mut command = Command::new("sh");
     command.args(["-c", into_cgroup]).arg(cgroup);
     command.args(["unshare", "--pid", "--fork", "--kill-child=KILL", "--mount", "--mount-proc", "--uts", "--ipc"]);
     command.args(["--cgroup", "--propagation", "private", "sh", "-c", in_own_world, "sh"]);
     command.args(["/lib/systemd/systemd", "--system", "--unit=multi-user.target"]);
-    command.args(["--log-target=console", "--show-status=no"]);
+    command.args(["--log-target=journal", "--show-status=no"]);
     // A clean environment: systemd hands its own to every service.
     command.env_clear().envs([notify.env()]);
     command.envs([("container", "lab"), ("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin")]);
