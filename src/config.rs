@@ -35,6 +35,8 @@ pub struct Settings {
     pub listen: SocketAddr,
     /// `[export] pid_file`: the NBD server's.
     pub pid_file: PathBuf,
+    /// `[export] tls_ca`, `tls_certificate`, `tls_key`, `tls_name`: TLS towards the NBD server; `None`: in the clear.
+    pub tls: Option<TlsFiles>,
     /// `[export] insecure`: `listen` may be an address other hosts reach, without TLS.
     pub insecure: bool,
     /// `[helper] socket`: where attachd-helper listens.
@@ -57,12 +59,24 @@ impl Default for Settings {
             exports: "/run/attachd/exports".into(),
             listen: SocketAddr::from(([127, 0, 0, 1], 10809)),
             pid_file: "/run/attachd-nbdkit/nbdkit.pid".into(),
+            tls: None,
             insecure: false,
             helper: "/run/attachd/helper.sock".into(),
             vm_id: String::new(),
             history_days: 90,
         }
     }
+}
+
+/// Which certificates are used; all files are PEM.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TlsFiles {
+    /// The authority that has signed the server's certificate.
+    pub ca: PathBuf,
+    /// attachd's own certificate and key, for a server that verifies its clients.
+    pub identity: Option<(PathBuf, PathBuf)>,
+    /// The name in the server's certificate; `None`: its address.
+    pub name: Option<String>,
 }
 
 /// One mistake.
@@ -152,11 +166,10 @@ pub fn parse(text: &str) -> Result<Settings, Vec<Problem>> {
         export.set("pid_file", &mut settings.pid_file);
         export.set("insecure", &mut settings.insecure);
         let at = export.set("listen", &mut settings.listen);
-        if !settings.listen.ip().is_loopback() && !settings.insecure {
-            export.complain(
-                at,
-                "other hosts reach this address without TLS: listen on 127.0.0.1, or say insecure = true",
-            );
+        settings.tls = tls(export);
+        if !settings.listen.ip().is_loopback() && settings.tls.is_none() && !settings.insecure {
+            let advice = "listen on 127.0.0.1, give it TLS (tls_ca = \"...\"), or say insecure = true";
+            export.complain(at, &format!("other hosts reach this address without TLS: {advice}"));
         }
     });
     file.section("helper", |helper| helper.set("socket", &mut settings.helper));
@@ -164,6 +177,29 @@ pub fn parse(text: &str) -> Result<Settings, Vec<Problem>> {
     file.section("history", |history| history.set("days", &mut settings.history_days));
     file.finish()?;
     Ok(settings)
+}
+
+/// The keys about TLS, which only make sense together.
+fn tls(export: &mut Section<'_, '_>) -> Option<TlsFiles> {
+    let [mut ca, mut certificate, mut key] = [const { PathBuf::new() }; 3];
+    let mut name = String::new();
+    let given = [
+        export.set("tls_ca", &mut ca),
+        export.set("tls_certificate", &mut certificate),
+        export.set("tls_key", &mut key),
+        export.set("tls_name", &mut name),
+    ];
+    if given[1].is_some() != given[2].is_some() {
+        export.complain(given[1].or(given[2]), "tls_certificate and tls_key belong together");
+    }
+    if given[0].is_none() {
+        if let Some(at) = given.into_iter().flatten().next() {
+            export.complain(Some(at), "tls_ca is missing: it says whose certificates the NBD server may show");
+        }
+        return None;
+    }
+    let identity = given[1].and(given[2]).map(|_| (certificate, key));
+    Some(TlsFiles { ca, identity, name: given[3].map(|_| name) })
 }
 
 /// The file being checked; what was understood is taken out of it.
@@ -356,6 +392,16 @@ mod tests {
         assert!(problems("[export]\nlisten = \"0.0.0.0:10809\"")[0].contains("insecure = true"));
         assert!(parse("[export]\nlisten = \"[::1]:10809\"").is_ok());
         assert!(parse("[export]\nlisten = \"10.0.0.1:10809\"\ninsecure = true").unwrap().insecure);
+    }
+
+    #[test]
+    fn tls_takes_an_authority_and_a_whole_identity() {
+        let whole =
+            "[export]\nlisten = \"10.0.0.1:10809\"\ntls_ca = \"/ca\"\ntls_certificate = \"/c\"\ntls_key = \"/k\"";
+        let tls = parse(whole).unwrap().tls.unwrap();
+        assert_eq!((tls.ca, tls.identity, tls.name), ("/ca".into(), Some(("/c".into(), "/k".into())), None));
+        assert!(problems("[export]\ntls_ca = \"/ca\"\ntls_key = \"/k\"")[0].contains("belong together"));
+        assert!(problems("[export]\ntls_name = \"x\"")[0].contains("tls_ca is missing"));
     }
 
     #[test]

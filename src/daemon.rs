@@ -19,7 +19,9 @@ use crate::device::monitor::Monitor;
 use crate::device::sysfs::Sysfs;
 use crate::engine::{Engine, Handle, Tools};
 use crate::export::folder::Folder;
+use crate::export::probe::Endpoint;
 use crate::export::server::Watch;
+use crate::export::tls::Tls;
 use crate::helper_client::HelperClient;
 use crate::store::Store;
 use crate::telemetry;
@@ -54,6 +56,7 @@ async fn serve(settings: Settings, config: &Path) -> anyhow::Result<()> {
         nbd_gid: id_of("/etc/group", &settings.nbd_group)
             .context("the NBD server could open no disk ([device] nbd_group)")?,
     };
+    let tls = settings.tls.as_ref().map(|files| Tls::load(files, settings.listen.ip())).transpose()?;
     // Listen first, then read what is there: nothing falls between.
     let monitor = Monitor::subscribe()?;
     let (store, store_task, records) =
@@ -71,7 +74,7 @@ async fn serve(settings: Settings, config: &Path) -> anyhow::Result<()> {
         claims,
         folder: Folder::new(settings.exports.clone()),
         helper: HelperClient::new(settings.helper.clone()),
-        server: settings.listen,
+        server: Endpoint { address: settings.listen, tls },
     };
     let (mut engine, handle) = Engine::new(ground, tools, records);
     engine.look_around().await.context("cannot read the list of disks")?;

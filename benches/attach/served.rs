@@ -212,7 +212,9 @@ impl Poll {
         self.store.write(vec![Change::Map(id, evidence.clone())]).await?;
         ensure!(self.sysfs.still(evidence.devnum, evidence.diskseq), "the disk was exchanged");
         self.folder.publish(id, &evidence.link)?;
-        let (served, _goodbye) = probe::probe(probe::greet(SERVER).await?, &id.export_name()).await?;
+        let (served, _goodbye) =
+            probe::probe(probe::greet(&probe::Endpoint { address: SERVER, tls: None }).await?, &id.export_name())
+                .await?;
         ensure!(served.size == evidence.size_bytes, "{served:?}");
         Ok(monotonic_ns())
     }
@@ -374,7 +376,9 @@ impl Floor {
                 Ok((client.size(), Some(client)))
             }
             Handshake::Runtime => {
-                let handshake = async { probe::probe(probe::greet(SERVER).await?, export).await };
+                let handshake = async {
+                    probe::probe(probe::greet(&probe::Endpoint { address: SERVER, tls: None }).await?, export).await
+                };
                 Ok((self.runtime.block_on(handshake)?.0.size, None))
             }
         }

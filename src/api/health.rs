@@ -237,7 +237,7 @@ fn problems(seen: &Seen, store: &StoreHealth, settings: &Settings) -> Vec<Proble
         let message = format!("{} holds what attachd did not make: {names}", settings.exports.display());
         add("FOREIGN_EXPORTS", false, message, "The NBD server offers these unproven; remove them.");
     }
-    if !settings.listen.ip().is_loopback() {
+    if is_insecure(settings) {
         let message = format!("exports are served on {} without TLS (insecure = true)", settings.listen);
         add("INSECURE", false, message, "Listen on 127.0.0.1 and use the tunnel.");
     }
@@ -260,8 +260,13 @@ fn backend(server: Option<Server>, settings: &Settings) -> BackendHealth {
         pid,
         why,
         listen: settings.listen.to_string(),
-        insecure: !settings.listen.ip().is_loopback(),
+        insecure: is_insecure(settings),
     }
+}
+
+/// Other hosts reach the exports in the clear.
+fn is_insecure(settings: &Settings) -> bool {
+    !settings.listen.ip().is_loopback() && settings.tls.is_none()
 }
 
 fn socket(stats: &SocketStats) -> SocketHealth {

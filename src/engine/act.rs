@@ -1,7 +1,5 @@
 //! Doing what was decided.
 
-use std::net::SocketAddr;
-
 use jiff::{SignedDuration, Timestamp};
 use tokio::sync::oneshot;
 
@@ -15,7 +13,7 @@ use crate::device::evidence::Evidence;
 use crate::device::facts::{Facts, LinkTarget};
 use crate::device::sysfs::Sysfs;
 use crate::device::table::{Device, Heard, Reading};
-use crate::export::probe::{self, Goodbye, Greeted, ProbeError, Served};
+use crate::export::probe::{self, Endpoint, Goodbye, Greeted, ProbeError, Served};
 use crate::export::server::Server;
 use crate::helper_client::HelperError;
 use crate::identity::{Serial, VolumeId};
@@ -26,9 +24,9 @@ use crate::volume::{Entry, Reason, State};
 const RETRY: (SignedDuration, SignedDuration) = (SignedDuration::from_millis(200), SignedDuration::from_secs(30));
 
 /// Connects to the NBD server outside.
-fn greeting(server: SocketAddr) -> oneshot::Receiver<Result<Greeted, ProbeError>> {
+fn greeting(server: Endpoint) -> oneshot::Receiver<Result<Greeted, ProbeError>> {
     let (greeted, greeting) = oneshot::channel();
-    tokio::spawn(async move { greeted.send(probe::greet(server).await) });
+    tokio::spawn(async move { greeted.send(probe::greet(&server).await) });
     greeting
 }
 
@@ -379,7 +377,7 @@ impl Engine {
         if let Some(volume) = self.world.volume_mut(id) {
             volume.busy = true;
             // The server's greeting names no export: it can come while the commit is under way.
-            volume.greeting = up.then(|| greeting(self.tools.server));
+            volume.greeting = up.then(|| greeting(self.tools.server.clone()));
         }
         let back = self.back.clone();
         let begun = self.tools.store.begin(vec![Change::Map(id, evidence.clone())]).await;
@@ -471,7 +469,7 @@ impl Engine {
         let Some(volume) = self.world.volume_mut(id) else { return };
         volume.busy = true;
         let epoch = volume.epoch;
-        let greeting = volume.greeting.take().unwrap_or_else(|| greeting(self.tools.server));
+        let greeting = volume.greeting.take().unwrap_or_else(|| greeting(self.tools.server.clone()));
         let (back, sysfs) = (self.back.clone(), self.tools.sysfs.clone());
         tokio::spawn(async move {
             let name = id.export_name();

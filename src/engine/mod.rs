@@ -27,6 +27,7 @@ use crate::device::sysfs::Sysfs;
 use crate::device::table::{Heard, Reading};
 use crate::device::{DevNum, monitor};
 use crate::export::folder::Folder;
+use crate::export::probe::Endpoint;
 use crate::helper_client::HelperClient;
 use crate::identity::{Serial, VolumeId};
 use crate::store::Store;
@@ -57,8 +58,8 @@ pub struct Tools {
     pub folder: Folder,
     /// Does what takes privilege.
     pub helper: HelperClient,
-    /// Where the NBD server listens.
-    pub server: std::net::SocketAddr,
+    /// Where the NBD server is asked.
+    pub server: Endpoint,
 }
 
 /// The engine; [`Engine::run`] consumes it.

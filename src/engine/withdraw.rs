@@ -39,7 +39,7 @@ impl Engine {
             self.world.table.with_serial(id.serial()).any(|device| super::act::disk(device) == *disk)
         };
         let devnum = mapped.filter(present).map(|(devnum, _)| devnum);
-        let (helper, back, server) = (self.tools.helper.clone(), self.back.clone(), self.tools.server);
+        let (helper, back, server) = (self.tools.helper.clone(), self.back.clone(), self.tools.server.address);
         tokio::spawn(async move {
             let (clients, asked) = match devnum {
                 Some(devnum) => clients_of(&helper, server, devnum).await,

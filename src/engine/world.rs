@@ -52,7 +52,6 @@ pub struct Resyncs {
 }
 
 /// One volume.
-#[derive(Debug)]
 #[allow(clippy::struct_excessive_bools, reason = "each is a fact of its own; together they are no state machine")]
 pub struct Volume {
     /// The wish.

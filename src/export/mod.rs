@@ -7,3 +7,4 @@ pub mod clients;
 pub mod folder;
 pub mod probe;
 pub mod server;
+pub mod tls;

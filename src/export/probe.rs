@@ -7,8 +7,11 @@ use std::io;
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
+use tokio_rustls::client::TlsStream;
+
+use super::tls::Tls;
 
 /// No server that serves needs longer for a handshake.
 const TIME_LIMIT: Duration = Duration::from_secs(5);
@@ -19,6 +22,7 @@ const OPTION_REPLY: u64 = 0x0003_e889_0455_65a9;
 const REQUEST: u32 = 0x2560_9513;
 const FIXED_NEWSTYLE: u16 = 1;
 const NO_ZEROES: u16 = 1 << 1;
+const OPT_STARTTLS: u32 = 5;
 const OPT_GO: u32 = 7;
 const REP_ACK: u32 = 1;
 const REP_INFO: u32 = 3;
@@ -59,6 +63,9 @@ pub enum ProbeError {
         /// The server's words, or ours.
         why: String,
     },
+    /// The server and attachd do not come together about TLS.
+    #[error("no TLS with the NBD server at {0}: {1}")]
+    Tls(SocketAddr, String),
     /// Something else listens there.
     #[error("what listens at {0} does not speak NBD")]
     NotNbd(SocketAddr),
@@ -71,28 +78,57 @@ impl ProbeError {
     }
 }
 
-/// A new connection on which the server has said who it is, and nothing was asked yet.
-#[derive(Debug)]
-pub struct Greeted {
-    server: SocketAddr,
-    stream: TcpStream,
-    flags: u16,
+/// Where the NBD server is asked, and how.
+#[derive(Clone)]
+pub struct Endpoint {
+    /// Its address.
+    pub address: SocketAddr,
+    /// `None`: in the clear.
+    pub tls: Option<Tls>,
 }
 
-/// A connection whose question is answered. Ends it in good order when dropped, so that the server reports no broken client.
-#[derive(Debug)]
-pub struct Goodbye(TcpStream);
+/// A new connection on which both sides have said who they are, and nothing was asked yet.
+pub struct Greeted {
+    server: SocketAddr,
+    stream: Stream,
+}
 
-impl Drop for Goodbye {
-    fn drop(&mut self) {
-        // 28 bytes always fit; a server that is gone needs no goodbye.
-        let _ = self.0.try_write(&disconnect());
+/// A connection, in the clear or not.
+enum Stream {
+    Plain(TcpStream),
+    Tls(Box<TlsStream<TcpStream>>),
+}
+
+/// What both kinds of connection can do.
+trait Io: AsyncRead + AsyncWrite + Send + Unpin {}
+
+impl<T: AsyncRead + AsyncWrite + Send + Unpin> Io for T {}
+
+impl Stream {
+    fn io(&mut self) -> &mut dyn Io {
+        match self {
+            Self::Plain(stream) => stream,
+            Self::Tls(stream) => stream.as_mut(),
+        }
     }
 }
 
-/// Connects and reads the greeting: the part of a handshake that needs no export yet.
-pub async fn greet(server: SocketAddr) -> Result<Greeted, ProbeError> {
-    tokio::time::timeout(TIME_LIMIT, greeting(server)).await.unwrap_or(Err(ProbeError::Slow(server)))
+/// A connection whose question is answered. Ends it in good order when dropped, so that the server reports no broken client.
+pub struct Goodbye(Stream);
+
+impl Drop for Goodbye {
+    fn drop(&mut self) {
+        // 28 bytes always fit; a server that is gone needs no goodbye. Under TLS it would take a wait: hanging up must do.
+        if let Stream::Plain(stream) = &self.0 {
+            let _ = stream.try_write(&disconnect());
+        }
+    }
+}
+
+/// Connects and exchanges greetings, under TLS if wanted: the part of a handshake that needs no export yet.
+pub async fn greet(endpoint: &Endpoint) -> Result<Greeted, ProbeError> {
+    let slow = Err(ProbeError::Slow(endpoint.address));
+    tokio::time::timeout(TIME_LIMIT, greeting(endpoint)).await.unwrap_or(slow)
 }
 
 /// Asks the server for the export on this connection, which is used up by it. Opens the device on the server's side.
@@ -103,27 +139,41 @@ pub async fn probe(greeted: Greeted, name: &str) -> Result<(Served, Goodbye), Pr
     tokio::time::timeout(TIME_LIMIT, go(greeted, name)).await.unwrap_or(Err(ProbeError::Slow(server)))
 }
 
-async fn greeting(server: SocketAddr) -> Result<Greeted, ProbeError> {
+async fn greeting(endpoint: &Endpoint) -> Result<Greeted, ProbeError> {
+    let server = endpoint.address;
     let broken = |error| ProbeError::Broken(server, error);
     let mut stream = TcpStream::connect(server).await.map_err(|error| ProbeError::Connect(server, error))?;
     stream.set_nodelay(true).map_err(broken)?;
     let mut greeting = [0; 18];
     stream.read_exact(&mut greeting).await.map_err(broken)?;
     let flags = parse_greeting(&greeting).ok_or(ProbeError::NotNbd(server))?;
-    Ok(Greeted { server, stream, flags })
+    let flags = u32::from(flags & (FIXED_NEWSTYLE | NO_ZEROES)).to_be_bytes();
+    stream.write_all(&flags).await.map_err(broken)?;
+    let Some(tls) = &endpoint.tls else { return Ok(Greeted { server, stream: Stream::Plain(stream) }) };
+    stream.write_all(&option(OPT_STARTTLS, &[])).await.map_err(broken)?;
+    let mut head = [0; 20];
+    stream.read_exact(&mut head).await.map_err(broken)?;
+    match parse_reply_head(&head, OPT_STARTTLS) {
+        Some((REP_ACK, 0)) => {}
+        Some((kind, _)) => return Err(ProbeError::Tls(server, format!("it does not offer TLS ({kind:#010x})"))),
+        None => return Err(ProbeError::NotNbd(server)),
+    }
+    let stream = tls.connect(stream).await.map_err(|error| ProbeError::Tls(server, error.to_string()))?;
+    Ok(Greeted { server, stream: Stream::Tls(Box::new(stream)) })
 }
 
 async fn go(greeted: Greeted, name: &str) -> Result<(Served, Goodbye), ProbeError> {
-    let Greeted { server, mut stream, flags } = greeted;
+    let Greeted { server, mut stream } = greeted;
     let broken = |error| ProbeError::Broken(server, error);
-    stream.write_all(&ask(flags, name)).await.map_err(broken)?;
+    let io = stream.io();
+    io.write_all(&ask(name)).await.map_err(broken)?;
     let mut export = None;
     loop {
         let mut head = [0; 20];
-        stream.read_exact(&mut head).await.map_err(broken)?;
-        let (kind, length) = parse_reply_head(&head).ok_or(ProbeError::NotNbd(server))?;
+        io.read_exact(&mut head).await.map_err(broken)?;
+        let (kind, length) = parse_reply_head(&head, OPT_GO).ok_or(ProbeError::NotNbd(server))?;
         let mut data = vec![0; length as usize];
-        stream.read_exact(&mut data).await.map_err(broken)?;
+        io.read_exact(&mut data).await.map_err(broken)?;
         match kind {
             REP_ACK => break,
             REP_INFO => export = parse_export_info(&data).or(export),
@@ -141,19 +191,15 @@ fn parse_greeting(greeting: &[u8; 18]) -> Option<u16> {
     (newstyle && flags & FIXED_NEWSTYLE != 0).then_some(flags)
 }
 
-/// Client flags and `NBD_OPT_GO` in one segment.
-fn ask(server_flags: u16, name: &str) -> Vec<u8> {
-    let name_length = u32::try_from(name.len()).unwrap_or(u32::MAX);
-    let mut bytes = Vec::with_capacity(64 + name.len());
-    bytes.extend(u32::from(server_flags & (FIXED_NEWSTYLE | NO_ZEROES)).to_be_bytes());
-    bytes.extend(OPTION.to_be_bytes());
-    bytes.extend(OPT_GO.to_be_bytes());
-    // Name length, name, number of information requests: NBD_INFO_EXPORT comes unasked.
-    bytes.extend((name_length + 6).to_be_bytes());
-    bytes.extend(name_length.to_be_bytes());
-    bytes.extend(name.as_bytes());
-    bytes.extend(0_u16.to_be_bytes());
-    bytes
+/// `NBD_OPT_GO` for an export: name length, name, and no information requests, for `NBD_INFO_EXPORT` comes unasked.
+fn ask(name: &str) -> Vec<u8> {
+    let length = u32::try_from(name.len()).unwrap_or(u32::MAX).to_be_bytes();
+    option(OPT_GO, &[&length, name.as_bytes(), &[0, 0]].concat())
+}
+
+fn option(option: u32, data: &[u8]) -> Vec<u8> {
+    let length = u32::try_from(data.len()).unwrap_or(u32::MAX).to_be_bytes();
+    [&OPTION.to_be_bytes()[..], &option.to_be_bytes(), &length, data].concat()
 }
 
 fn disconnect() -> [u8; 28] {
@@ -163,12 +209,12 @@ fn disconnect() -> [u8; 28] {
     bytes
 }
 
-/// Kind and length of an option reply.
-fn parse_reply_head(head: &[u8; 20]) -> Option<(u32, u32)> {
+/// Kind and length of the reply to this option.
+fn parse_reply_head(head: &[u8; 20], to: u32) -> Option<(u32, u32)> {
     let word = |at: usize| head.get(at..at + 4).and_then(|b| b.try_into().ok()).map(u32::from_be_bytes);
     let magic = u64::from_be_bytes(head[..8].try_into().ok()?);
     let (option, kind, length) = (word(8)?, word(12)?, word(16)?);
-    (magic == OPTION_REPLY && option == OPT_GO && length <= LONGEST_REPLY).then_some((kind, length))
+    (magic == OPTION_REPLY && option == to && length <= LONGEST_REPLY).then_some((kind, length))
 }
 
 fn parse_export_info(data: &[u8]) -> Option<Served> {
@@ -208,7 +254,9 @@ mod tests {
     }
 
     async fn probe(server: SocketAddr, name: &str) -> Result<Served, ProbeError> {
-        super::probe(greet(server).await?, name).await.map(|(served, _goodbye)| served)
+        super::probe(greet(&Endpoint { address: server, tls: None }).await?, name)
+            .await
+            .map(|(served, _goodbye)| served)
     }
 
     fn greeting() -> Vec<u8> {
@@ -268,7 +316,7 @@ mod tests {
         #[test]
         fn no_bytes_make_the_parsers_panic(bytes in proptest::collection::vec(any::<u8>(), 0..64)) {
             let _ = parse_export_info(&bytes);
-            if let Ok(head) = bytes.get(..20).unwrap_or_default().try_into() { let _ = parse_reply_head(head); }
+            if let Ok(head) = bytes.get(..20).unwrap_or_default().try_into() { let _ = parse_reply_head(head, OPT_GO); }
             if let Ok(head) = bytes.get(..18).unwrap_or_default().try_into() { let _ = parse_greeting(head); }
         }
     }

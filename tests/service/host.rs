@@ -46,14 +46,8 @@ impl Host {
     }
 
     pub(crate) fn install(&self, deb: &Path) {
-        self.run("dpkg", &["-i", self.brought(deb)]);
+        self.run("dpkg", &["-i", bring(deb)]);
         assert_eq!(self.inside.property("attachd.service", "ActiveState").unwrap(), "active", "{}", self.story());
-    }
-
-    /// Copies a package into the box, which has a `/tmp` of its own.
-    pub(crate) fn brought(&self, deb: &Path) -> &'static str {
-        fs::copy(deb, "/run/lab/attachd.deb").unwrap();
-        "/run/lab/attachd.deb"
     }
 
     pub(crate) fn lab(&self) -> &Lab {
@@ -110,15 +104,21 @@ impl Host {
         line.unwrap().split_whitespace().collect::<Vec<_>>().join(" ")
     }
 
-    /// The number of a group or user in the box.
-    pub(crate) fn id_of(&self, file: &str, name: &str) -> u32 {
-        let text = fs::read_to_string(file).unwrap();
-        let line = text.lines().find(|line| line.split(':').next() == Some(name)).unwrap();
-        line.split(':').nth(2).unwrap().parse().unwrap()
-    }
-
     /// What there is to read after a failure.
     pub(crate) fn story(&self) -> String {
         self.inside.journal()
     }
+}
+
+/// Copies a package into the box, which has a `/tmp` of its own.
+pub(crate) fn bring(deb: &Path) -> &'static str {
+    fs::copy(deb, "/run/lab/attachd.deb").unwrap();
+    "/run/lab/attachd.deb"
+}
+
+/// The number of a group or user in the box.
+pub(crate) fn id_of(file: &str, name: &str) -> u32 {
+    let text = fs::read_to_string(file).unwrap();
+    let line = text.lines().find(|line| line.split(':').next() == Some(name)).unwrap();
+    line.split(':').nth(2).unwrap().parse().unwrap()
 }

@@ -1,9 +1,11 @@
 //! Who may do what.
 
 use std::fs;
+use std::io::{Read, Write};
 use std::os::unix::fs::MetadataExt;
+use std::os::unix::net::UnixStream;
 
-use crate::host::{Host, MIB};
+use crate::host::{Host, MIB, id_of};
 
 /// Debian's number of the group that may open every disk.
 const GROUP_DISK: u32 = 6;
@@ -12,10 +14,10 @@ const GROUP_DISK: u32 = 6;
 fn daemon_and_nbd_server_are_nobody_special() {
     let host = Host::installed();
     for (unit, user) in [("attachd.service", "attachd"), ("attachd-nbdkit.service", "attachd-nbd")] {
-        let id = host.id_of("/etc/passwd", user);
+        let id = id_of("/etc/passwd", user);
         assert!(id != 0);
         assert_eq!(host.process(unit, "Uid"), format!("{id} {id} {id} {id}"), "{unit}");
-        let group = host.id_of("/etc/group", user);
+        let group = id_of("/etc/group", user);
         assert_eq!(host.process(unit, "Gid"), format!("{group} {group} {group} {group}"), "{unit}");
         assert_eq!(host.process(unit, "Groups"), group.to_string(), "{unit}: no further group, disk least of all");
         for set in ["CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb"] {
@@ -30,7 +32,7 @@ fn daemon_and_nbd_server_are_nobody_special() {
 fn the_nbd_server_opens_claimed_disks_and_no_others() {
     let host = Host::installed();
     let (volume, disk) = host.served();
-    let group = host.id_of("/etc/group", "attachd-nbd");
+    let group = id_of("/etc/group", "attachd-nbd");
     let of = |disk: &lab::Disk| fs::metadata(disk.node()).unwrap();
     assert_eq!((of(&disk).gid(), of(&disk).mode() & 0o7777), (group, 0o660));
     assert!(host.lab().nbd_connects(&volume.export()), "the control");
@@ -69,7 +71,7 @@ fn eleven_late_intents_at_once_are_all_marked_and_served_and_given_back() {
     for (volume, _) in &disks {
         host.intend(volume);
     }
-    let group = host.id_of("/etc/group", "attachd-nbd");
+    let group = id_of("/etc/group", "attachd-nbd");
     for (volume, disk) in &disks {
         host.wait(volume, "ready");
         assert_eq!(fs::metadata(disk.node()).unwrap().gid(), group);
@@ -91,16 +93,13 @@ fn a_disk_mounted_anywhere_on_the_host_is_refused_before_and_after_the_start() {
     host.run("mount", &["-t", "tmpfs", "tmpfs", "/tmp"]);
     let mounted = |place: &str| {
         let volume = host.lab().volume();
-        let mut disk =
-            host.lab().disk_with(&volume.serial, 8 * MIB, lab::DiskOptions { blank: true, ..Default::default() });
-        let disk_ref = disk.as_mut().unwrap();
-        host.lab().attach_settled(disk_ref).unwrap();
-        let node = disk_ref.node();
-        host.run("mkfs.ext4", &["-q", node.to_str().unwrap()]);
-        fs::create_dir_all("/run/lab").unwrap();
+        let mut disk = host.lab().disk(&volume.serial, 8 * MIB).unwrap();
+        host.lab().attach_settled(&mut disk).unwrap();
+        let node = disk.node();
+        host.run("mkfs.ext4", &["-q", "-F", node.to_str().unwrap()]);
         host.run("mkdir", &[place]);
         host.run("mount", &[node.to_str().unwrap(), place]);
-        (volume, disk.unwrap())
+        (volume, disk)
     };
     let places = ["/home/before", "/tmp/before", "/home/after", "/tmp/after", "/run/after"];
     let mut all: Vec<_> = places[..2].iter().map(|place| (*place, mounted(place))).collect();
@@ -122,4 +121,52 @@ fn a_disk_mounted_anywhere_on_the_host_is_refused_before_and_after_the_start() {
     for place in places {
         host.run("umount", &[place]);
     }
+}
+
+#[test]
+fn the_sandboxed_helper_names_the_clients_and_without_it_nobody_guesses() {
+    let host = Host::installed();
+    let (volume, _disk) = host.served();
+    let client = host.lab().nbd_client(&volume.export()).unwrap();
+    let path = format!("/api/v1/intents/{}", volume.id);
+    let named = host.api.delete(&path).unwrap().expect(409).unwrap();
+    assert_eq!(named["code"], "CLIENTS_CONNECTED", "{named:#}");
+    assert_eq!(named["details"]["clients"].as_array().unwrap().len(), 1, "{named:#}");
+    host.run("systemctl", &["stop", "attachd-helper.socket", "attachd-helper.service"]);
+    let unknown = host.api.delete(&path).unwrap().expect(409).unwrap();
+    assert_eq!(unknown["code"], "CLIENTS_UNKNOWN", "{unknown:#}");
+    drop(client);
+}
+
+#[test]
+fn the_folder_of_host_disks_is_made_again_when_somebody_took_it_away() {
+    let host = Host::installed();
+    host.run("systemctl", &["stop", "attachd-helper.service"]);
+    fs::remove_dir_all("/etc/attachd/host-disks").unwrap();
+    let mut helper = UnixStream::connect("/run/attachd/helper.sock").unwrap();
+    helper.write_all(b"host-disks\n").unwrap();
+    let mut answer = String::new();
+    helper.read_to_string(&mut answer).unwrap();
+    assert!(answer.contains(r#""ok":true"#), "{answer}{}", host.story());
+    let folder = fs::metadata("/etc/attachd/host-disks").unwrap();
+    assert_eq!((folder.uid(), folder.mode() & 0o7777), (0, 0o755));
+}
+
+#[test]
+fn the_api_is_for_the_group_and_the_helper_for_the_daemon() {
+    let host = Host::installed();
+    let as_user = |group: &str, program: &[&str]| {
+        let who = ["--reuid=nobody", &format!("--regid={group}"), "--clear-groups", "--"];
+        host.inside.output("setpriv", &[&who, program].concat()).unwrap().status.success()
+    };
+    assert!(as_user("attachd", &["attachctl", "list"]), "a member of the group");
+    assert!(!as_user("nogroup", &["attachctl", "list"]), "anybody else");
+    let writable = |group, path| as_user(group, &["test", "-w", path]);
+    assert!(writable("attachd", "/run/attachd/attachd.sock"), "the control");
+    assert!(!writable("attachd", "/run/attachd/helper.sock"));
+    assert!(!writable("nogroup", "/run/attachd/attachd.sock"));
+    for path in ["/var/lib/attachd/claims", "/run/attachd/exports", "/etc/attachd/host-disks"] {
+        assert!(!writable("attachd", path), "{path}");
+    }
+    assert!(!as_user("attachd", &["test", "-r", "/var/lib/attachd/attachd.db"]));
 }
