@@ -56,7 +56,7 @@ fn every_file_has_the_owner_and_mode_that_the_documentation_says() {
     }
 }
 
-/// The shipped example says every key, with the value that holds without it.
+/// The shipped example says every key.
 #[test]
 fn the_shipped_configuration_is_valid_as_it_is_and_with_every_line_in_force() {
     let shipped = include_str!("../../packaging/deb/attachd.toml");

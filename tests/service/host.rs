@@ -16,7 +16,7 @@ pub(crate) const MIB: u64 = 1 << 20;
 const CONFIG: &str = "/run/lab/attachd.toml";
 
 /// Longer than anything takes that works.
-const SOON: Duration = Duration::from_secs(20);
+pub(crate) const SOON: Duration = Duration::from_secs(20);
 
 pub(crate) struct Host {
     pub(crate) inside: SystemdBox,

@@ -4,8 +4,9 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::OnceLock;
 
-/// Where the helper would be; it is a program of this package like the others.
-const HELPER: Option<&str> = option_env!("CARGO_BIN_EXE_attachd-helper");
+/// The programs under test.
+const PROGRAMS: [&str; 3] =
+    [env!("CARGO_BIN_EXE_attachd"), env!("CARGO_BIN_EXE_attachctl"), env!("CARGO_BIN_EXE_attachd-helper")];
 
 /// The package, built once for all tests of a run from the programs cargo has built for them.
 pub(crate) fn deb() -> &'static Path {
@@ -18,10 +19,7 @@ pub(crate) fn build(revision: &str) -> PathBuf {
     let staging = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("package-{revision}"));
     let programs = staging.join("release");
     std::fs::create_dir_all(&programs).unwrap();
-    let beside = || Path::new(env!("CARGO_BIN_EXE_attachd")).with_file_name("attachd-helper");
-    let helper = HELPER.map_or_else(beside, PathBuf::from);
-    for program in [env!("CARGO_BIN_EXE_attachd").as_ref(), env!("CARGO_BIN_EXE_attachctl").as_ref(), helper.as_path()]
-    {
+    for program in PROGRAMS.map(Path::new) {
         let place = programs.join(program.file_name().unwrap());
         let _ = std::fs::remove_file(&place);
         std::fs::copy(program, &place).unwrap();

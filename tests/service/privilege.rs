@@ -1,11 +1,11 @@
 //! Who may do what.
 
 use std::fs;
-use std::io::{Read, Write};
 use std::os::unix::fs::MetadataExt;
-use std::os::unix::net::UnixStream;
 
-use crate::host::{Host, MIB, id_of};
+use lab::watch::{FolderWatch, readable};
+
+use crate::host::{Host, MIB, SOON, id_of};
 
 /// Debian's number of the group that may open every disk.
 const GROUP_DISK: u32 = 6;
@@ -143,11 +143,12 @@ fn the_folder_of_host_disks_is_made_again_when_somebody_took_it_away() {
     let host = Host::installed();
     host.run("systemctl", &["stop", "attachd-helper.service"]);
     fs::remove_dir_all("/etc/attachd/host-disks").unwrap();
-    let mut helper = UnixStream::connect("/run/attachd/helper.sock").unwrap();
-    helper.write_all(b"host-disks\n").unwrap();
-    let mut answer = String::new();
-    helper.read_to_string(&mut answer).unwrap();
-    assert!(answer.contains(r#""ok":true"#), "{answer}{}", host.story());
+    let watch = FolderWatch::new("/etc/attachd".as_ref()).unwrap();
+    // At its start it has the host's disks written down.
+    host.run("systemctl", &["restart", "attachd"]);
+    while !watch.take().iter().any(|(name, _)| name == "host-disks") {
+        assert!(readable(&[watch.fd()], SOON).unwrap(), "{}", host.story());
+    }
     let folder = fs::metadata("/etc/attachd/host-disks").unwrap();
     assert_eq!((folder.uid(), folder.mode() & 0o7777), (0, 0o755));
 }
