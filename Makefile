@@ -1,11 +1,12 @@
 # The way in. Each target installs what it needs from Debian's packages and says so; run as root.
 
-.PHONY: help setup fmt fmt-check lint test demo bench mutants
+.PHONY: help setup fmt fmt-check lint test demo bench mutants deb cargo-deb
 
 help:
 	@echo "make demo     one run of everything attachd does, on real block devices"
 	@echo "make test     all tests"
 	@echo "make bench    measurements side by side, written to docs/benchmarks.md"
+	@echo "make deb      the Debian package"
 	@echo "make lint     formatting and lints, as CI checks them"
 	@echo "make fmt      put the formatting right"
 	@echo "make mutants  cargo-mutants over identity, evidence and decide (not part of CI)"
@@ -25,6 +26,15 @@ lint: setup fmt-check
 # The tests kill the daemon at named points, which a release does not have.
 test: setup
 	cargo test --workspace --features kill-points
+
+# The service tests build and install the package.
+test: cargo-deb
+
+cargo-deb:
+	@cargo deb --version >/dev/null 2>&1 || cargo install cargo-deb --locked
+
+deb: setup cargo-deb
+	cargo deb
 
 demo: setup
 	cargo build --release --bins

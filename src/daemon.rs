@@ -79,24 +79,27 @@ async fn serve(settings: Settings, config: &Path) -> anyhow::Result<()> {
     let (mut engine, handle) = Engine::new(ground, tools, records);
     engine.look_around().await.context("cannot read the list of disks")?;
     let (stop, stopping) = watch::channel(false);
-    let stop_engine = stopped(stopping.clone());
-    let engine = tokio::spawn(engine.run(stop_engine));
+    let engine = tokio::spawn(engine.run(stopped(stopping)));
     tokio::task::spawn_local(monitor.follow(handle.inputs()));
     tokio::spawn(watch_server.follow(handle.inputs()));
     let context = api::Context::new(handle.clone(), store.clone(), settings, stats);
-    let server = tokio::spawn(api::serve(listener, api::router(context), stopping));
+    let (stop_serving, serving_stops) = watch::channel(false);
+    let server = tokio::spawn(api::serve(listener, api::router(context), serving_stops));
     tracing::info!(version = env!("CARGO_PKG_VERSION"), "attachd is up");
     let manager = tokio::spawn(telemetry::manager::report(handle.clone()));
 
     until_told_to_stop(&handle, config).await?;
     telemetry::manager::stopping();
     manager.abort();
-    let _ = stop.send(true);
-    // The engine first: it ends the streams of events, which would otherwise never be done.
-    engine.await.context("the engine failed")?;
+    // No new requests (they wait in the socket's queue for the next start); those under way get their answer. Streams of
+    // events would otherwise never be done.
+    handle.hush().await?;
+    let _ = stop_serving.send(true);
     if tokio::time::timeout(GRACE, server).await.is_err() {
         tracing::warn!("some requests did not end within {} s; cut", GRACE.as_secs());
     }
+    let _ = stop.send(true);
+    engine.await.context("the engine failed")?;
     drop((handle, store));
     if tokio::time::timeout(GRACE, store_task).await.is_err() {
         tracing::warn!("the store did not close in time; the next start recovers it");

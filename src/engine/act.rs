@@ -23,6 +23,9 @@ use crate::volume::{Entry, Reason, State};
 /// First and longest wait before a failed step is tried again; it doubles in between.
 const RETRY: (SignedDuration, SignedDuration) = (SignedDuration::from_millis(200), SignedDuration::from_secs(30));
 
+/// Volumes settled in one go when many wait.
+const AT_ONCE: usize = 64;
+
 /// Connects to the NBD server outside.
 fn greeting(server: Endpoint) -> oneshot::Receiver<Result<Greeted, ProbeError>> {
     let (greeted, greeting) = oneshot::channel();
@@ -152,9 +155,7 @@ impl Engine {
                 Some(Step::Publish(evidence)) => published = self.publish(id, &evidence).or(published),
                 Some(Step::Probe(evidence)) => {
                     self.probe(id, evidence);
-                    self.note_published(id, published);
-                    // While the server is asked, the story so far is written: it is to survive a death from here on.
-                    return self.write_notes(id).await;
+                    return self.note_published(id, published);
                 }
             }
         }
@@ -193,10 +194,6 @@ impl Engine {
         }
         self.world.set_wake(id, wake);
         self.post(id, changes).await;
-    }
-
-    async fn write_notes(&mut self, id: VolumeId) {
-        self.post(id, Vec::new()).await;
     }
 
     /// Hands changes and the unwritten notes to the store; nobody waits for them.
@@ -250,7 +247,9 @@ impl Engine {
         self.event_id += 1;
         event.id = self.event_id;
         // Nobody listening is fine.
-        let _ = self.events.send(event.into());
+        if let Some(events) = &self.events {
+            let _ = events.send(event.into());
+        }
     }
 
     /// A step failed: say why, and try again later.
@@ -311,13 +310,27 @@ impl Engine {
                 self.world.resyncs.count += 1;
                 self.world.resyncs.last_reason = reason;
                 self.world.resyncs.last_at = Some(Timestamp::now());
-                for id in self.world.ids() {
-                    self.settle(id).await;
-                }
+                let ids = self.world.ids();
+                self.settle_some(ids, done).await;
             }
             Err(error) => tracing::error!(%error, reason, "cannot read the list of disks; run `attachctl resync`"),
         }
-        done.map(|done| done.send(()));
+    }
+
+    /// Settles the first of these, and the rest in turn with other inputs: ten thousand volumes whose disks are away must
+    /// keep nobody waiting. Says `done` after the last.
+    pub(super) async fn settle_some(&mut self, mut ids: Vec<VolumeId>, done: Option<oneshot::Sender<()>>) {
+        let here = |id: &VolumeId| self.world.table.with_serial(id.serial()).next().is_some();
+        let first = ids.iter().take_while(|id| here(id)).count().max(AT_ONCE).min(ids.len());
+        for id in ids.drain(..first) {
+            self.settle(id).await;
+        }
+        if ids.is_empty() {
+            done.map(|done| done.send(()));
+            return;
+        }
+        let back = self.back.clone();
+        tokio::spawn(async move { back.send(Input::Settle { ids, done }).await });
     }
 
     pub(super) fn next_reading(&mut self) -> Reading {

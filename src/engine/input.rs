@@ -28,6 +28,8 @@ pub(crate) enum Input {
     Server(Server),
     /// A caller asks.
     Request(Request),
+    /// Volumes that a resync has not compared yet.
+    Settle { ids: Vec<VolumeId>, done: Option<oneshot::Sender<()>> },
     /// A disk was read.
     Looked { devnum: DevNum, heard: Heard, reading: Reading, facts: Option<Facts>, finished: bool },
     /// Every disk was read.
@@ -91,6 +93,8 @@ pub(crate) enum Request {
     Withdraw { volume: VolumeId, force: bool, reply: Reply<Withdrawal> },
     /// Read everything again.
     Resync(&'static str, oneshot::Sender<()>),
+    /// End the streams of events: the daemon is stopping.
+    Hush,
     /// Look at the world.
     Read(Box<dyn FnOnce(&World) + Send>),
 }

@@ -69,7 +69,8 @@ pub struct Engine {
     inputs: mpsc::Receiver<Input>,
     /// For results of what runs outside.
     back: mpsc::Sender<Input>,
-    events: broadcast::Sender<SharedEvent>,
+    /// `None` once the daemon is stopping.
+    events: Option<broadcast::Sender<SharedEvent>>,
     event_id: u64,
     readings: Reading,
     epochs: u64,
@@ -136,6 +137,11 @@ impl Handle {
         self.events.upgrade().map(|events| events.subscribe()).ok_or(Stopping)
     }
 
+    /// Ends the streams of events; requests are still answered.
+    pub async fn hush(&self) -> Result<(), Stopping> {
+        self.ask(Request::Hush).await
+    }
+
     /// Where the monitor and the server's watch send.
     pub(crate) fn inputs(&self) -> mpsc::Sender<Input> {
         self.inputs.clone()
@@ -162,7 +168,7 @@ impl Engine {
             tools,
             inputs,
             back,
-            events,
+            events: Some(events),
             event_id: 0,
             readings: 0,
             epochs: 0,
@@ -234,6 +240,8 @@ impl Engine {
                 self.detaching(volume, reason, clients, result, reply).await;
             }
             Input::Unclaimed { volume, answer, reply } => self.unclaimed(volume, answer, reply).await,
+            Input::Request(Request::Hush) => self.events = None,
+            Input::Settle { ids, done } => self.settle_some(ids, done).await,
             Input::Examined { intent, disks, reply } => self.examined(intent, &disks, reply),
             Input::Admitted { intent, result, reply } => self.admitted(intent, result, reply).await,
             Input::Withdrawn { volume, result, reply } => self.withdrawn(volume, result, reply).await,

@@ -79,8 +79,10 @@ impl Watch {
         // First the handle, then the name: the other way round the number could change hands in between.
         let handle = rustix::process::pidfd_open(pid, PidfdFlags::NONBLOCK)
             .map_err(|_| format!("the process {number} of {file} does not run"))?;
-        let comm = fs::read_to_string(format!("/proc/{number}/comm")).unwrap_or_default();
-        if comm.trim() != self.comm {
+        // Hidden from the sandboxed daemon (ProtectProc=invisible); there the unit removes the file when the server ends.
+        if let Ok(comm) = fs::read_to_string(format!("/proc/{number}/comm"))
+            && comm.trim() != self.comm
+        {
             return Err(format!("the process {number} of {file} is {:?}, not {}", comm.trim(), self.comm));
         }
         let handle = register(handle).map_err(|error| error.to_string())?;
