@@ -40,14 +40,22 @@ impl Claims {
         })
     }
 
-    /// Makes the folder hold exactly the claims of these volumes, and says which files were in the way or missing.
-    pub fn restore(&self, volumes: impl Iterator<Item = VolumeId>) -> io::Result<Vec<String>> {
+    /// Makes the folder hold the claims of the wanted volumes and no others, those apart that are just being made or
+    /// removed; says which files were in the way or missing.
+    pub fn restore(
+        &self,
+        wanted: impl Iterator<Item = VolumeId>,
+        under_way: impl Iterator<Item = VolumeId>,
+    ) -> io::Result<Vec<String>> {
         let mut present = HashSet::new();
         for entry in fs::read_dir(&self.path)? {
             present.insert(entry?.file_name());
         }
+        for volume in under_way {
+            present.remove(std::ffi::OsStr::new(volume.serial().as_str()));
+        }
         let mut repaired = Vec::new();
-        for volume in volumes {
+        for volume in wanted {
             if !present.remove(std::ffi::OsStr::new(volume.serial().as_str())) {
                 self.add(volume)?;
                 repaired.push(format!("{} was missing", volume.serial()));
@@ -76,17 +84,18 @@ mod tests {
     fn restoring_writes_what_is_missing_and_removes_what_nobody_wants() {
         let dir = tempfile::tempdir().unwrap();
         let claims = Claims::open(dir.path().join("claims")).unwrap();
-        let [kept, missing]: [VolumeId; 2] =
-            ["b3bb9310-1b59-4f62-97e8-cefffdfe3804", "00000000-0000-4000-8000-000000000001"]
-                .map(|id| id.parse().unwrap());
+        let [kept, missing, going]: [VolumeId; 3] = ["b3bb9310", "00000001", "00000002"]
+            .map(|start| format!("{start}-1b59-4f62-97e8-cefffdfe3804").parse().unwrap());
         claims.add(kept).unwrap();
+        claims.add(going).unwrap();
         fs::write(dir.path().join("claims/by-hand"), "").unwrap();
-        let repaired = claims.restore([kept, missing].into_iter()).unwrap();
+        let repaired = claims.restore([kept, missing].into_iter(), [going].into_iter()).unwrap();
         assert_eq!(repaired.len(), 2, "{repaired:?}");
         let mut names: Vec<_> =
             fs::read_dir(dir.path().join("claims")).unwrap().map(|e| e.unwrap().file_name()).collect();
         names.sort();
-        assert_eq!(names, [missing.serial().as_str(), kept.serial().as_str()]);
+        let serials = [missing, going, kept].map(|volume| std::ffi::OsString::from(volume.serial().as_str()));
+        assert_eq!(names, serials);
         claims.remove(kept.serial()).unwrap();
         claims.remove(kept.serial()).unwrap();
     }

@@ -30,8 +30,8 @@ use crate::volume::Record;
 /// How long running requests may take to end when the daemon stops.
 const GRACE: Duration = Duration::from_secs(5);
 
-/// Disks read at one time; a disk whose serial never answers keeps one of these.
-const READERS: usize = 16;
+/// Threads for what may block; a disk whose serial never answers keeps one of these.
+const READERS: usize = 256;
 
 /// Runs the daemon until SIGTERM or SIGINT. Exports stay served.
 pub fn run(config: &Path) -> anyhow::Result<()> {
@@ -74,21 +74,28 @@ async fn serve(settings: Settings, config: &Path) -> anyhow::Result<()> {
         claims,
         folder: Folder::new(settings.exports.clone()),
         helper: HelperClient::new(settings.helper.clone()),
+        vm_id: settings.vm_id.clone(),
         server: Endpoint { address: settings.listen, tls },
     };
     let (mut engine, handle) = Engine::new(ground, tools, records);
     engine.look_around().await.context("cannot read the list of disks")?;
     let (stop, stopping) = watch::channel(false);
-    let engine = tokio::spawn(engine.run(stopped(stopping)));
-    tokio::task::spawn_local(monitor.follow(handle.inputs()));
-    tokio::spawn(watch_server.follow(handle.inputs()));
+    let mut engine = tokio::spawn(engine.run(stopped(stopping)));
+    let monitor = tokio::task::spawn_local(monitor.follow(handle.inputs()));
+    let watch_server = tokio::spawn(watch_server.follow(handle.inputs()));
     let context = api::Context::new(handle.clone(), store.clone(), settings, stats);
     let (stop_serving, serving_stops) = watch::channel(false);
     let server = tokio::spawn(api::serve(listener, api::router(context), serving_stops));
     tracing::info!(version = env!("CARGO_PKG_VERSION"), "attachd is up");
     let manager = tokio::spawn(telemetry::manager::report(handle.clone()));
 
-    until_told_to_stop(&handle, config).await?;
+    tokio::select! {
+        told = until_told_to_stop(&handle, config) => told?,
+        // Whatever of these ends, ends for a defect: nothing would be revoked any more. A new start puts everything right.
+        ended = &mut engine => bail!("the engine has ended: {ended:?}"),
+        ended = monitor => bail!("the monitor has ended: {ended:?}"),
+        ended = watch_server => bail!("the watch on the NBD server has ended: {ended:?}"),
+    }
     telemetry::manager::stopping();
     manager.abort();
     // No new requests (they wait in the socket's queue for the next start); those under way get their answer. Streams of
@@ -111,7 +118,7 @@ async fn serve(settings: Settings, config: &Path) -> anyhow::Result<()> {
 /// The claims are derived from the store: what was added or removed by hand is put right.
 fn restored_claims(settings: &Settings, records: &[Record]) -> std::io::Result<Claims> {
     let claims = Claims::open(settings.claims.clone())?;
-    for claim in claims.restore(records.iter().map(|record| record.intent.volume))? {
+    for claim in claims.restore(records.iter().map(|record| record.intent.volume), std::iter::empty())? {
         tracing::warn!("the claim {claim}; repaired");
     }
     Ok(claims)
@@ -131,7 +138,9 @@ async fn until_told_to_stop(handle: &Handle, config: &Path) -> anyhow::Result<()
                     Ok(_) => tracing::info!("the configuration is valid; settings take effect at the next start"),
                     Err(invalid) => tracing::error!("the configuration is not valid, the one in use stays:\n{invalid}"),
                 }
-                handle.resync("reload").await?;
+                if let Err(why) = handle.resync("reload").await? {
+                    tracing::error!("the resync failed: {why}");
+                }
                 telemetry::manager::ready();
             }
         }

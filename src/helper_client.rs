@@ -40,15 +40,6 @@ pub enum HelperError {
     },
 }
 
-/// Who has a device open, through the NBD server.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Holders {
-    /// The clients' addresses.
-    pub clients: Vec<String>,
-    /// Whether each of them uses this very device; else they are the candidates.
-    pub exact: bool,
-}
-
 #[derive(Deserialize)]
 struct Answer {
     ok: bool,
@@ -58,8 +49,6 @@ struct Answer {
     error: String,
     #[serde(default)]
     clients: Vec<String>,
-    #[serde(default)]
-    exact: bool,
 }
 
 impl HelperClient {
@@ -73,11 +62,11 @@ impl HelperClient {
         self.ask(&format!("retrigger {serial}\n")).await.map(drop)
     }
 
-    /// The clients that have this device open; none is certain.
-    pub async fn holders(&self, devnum: DevNum) -> Result<Holders, HelperError> {
+    /// The clients that have this device open; `None`: no NBD server has it open. An empty list: somebody who cannot be seen.
+    pub async fn holders(&self, devnum: DevNum) -> Result<Option<Vec<String>>, HelperError> {
         match self.ask(&format!("holders {devnum}\n")).await {
-            Ok(answer) => Ok(Holders { clients: answer.clients, exact: answer.exact }),
-            Err(HelperError::Refused { code, .. }) if code == NOT_OPEN => Ok(Holders::default()),
+            Ok(answer) => Ok(Some(answer.clients)),
+            Err(HelperError::Refused { code, .. }) if code == NOT_OPEN => Ok(None),
             Err(error) => Err(error),
         }
     }

@@ -122,7 +122,7 @@ fn add_with_wait_shows_every_step_as_it_happens_and_ends_when_the_volume_is_read
 
 #[test]
 fn every_view_is_there_for_people_and_for_programs() {
-    let (lab, _attachd, api) = up();
+    let (lab, _attachd, api, _helper) = up_with_helper();
     let (volume, disk) = served(&lab, &api);
     let other = lab.volume();
     let added = ctl(&["intent", "add", &other.id, "--vm", "vm-2", "--deadline", "0"]).expect(0);

@@ -3,59 +3,14 @@
 
 mod common;
 
+use std::io::{BufRead, BufReader, Write};
 use std::os::unix::fs::MetadataExt;
-use std::process::{Child, Command, Stdio};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::sync::mpsc;
 
 use common::*;
 use lab::{Api, Attachd, Disk, Lab, Volume};
 use serde_json::json;
-
-const SOCKET: &str = "/run/attachd/helper.sock";
-
-/// The helper, as root, as its unit starts it. Ended with the test.
-struct Helper(Child);
-
-impl Helper {
-    fn start() -> Self {
-        let _ = std::fs::remove_file(SOCKET);
-        let folder = lab::watch::FolderWatch::new(std::path::Path::new("/run/attachd")).unwrap();
-        let child = Command::new(env!("CARGO_BIN_EXE_attachd-helper"))
-            .args(["--socket", SOCKET])
-            .stderr(Stdio::inherit())
-            .spawn()
-            .unwrap();
-        while !std::path::Path::new(SOCKET).exists() {
-            assert!(lab::watch::readable(&[folder.fd()], SOON).unwrap(), "the helper has made no socket");
-            folder.take();
-        }
-        // As attachd-helper.socket has it.
-        std::os::unix::fs::chown(SOCKET, Some(lab::people::ATTACHD.id), None).unwrap();
-        // The file is there a moment before it can be connected to, and nothing tells when.
-        let begun = std::time::Instant::now();
-        while std::os::unix::net::UnixStream::connect(SOCKET).is_err() {
-            assert!(begun.elapsed() < SOON);
-            std::thread::yield_now();
-        }
-        Self(child)
-    }
-}
-
-impl Drop for Helper {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
-
-fn up_with_helper() -> (Lab, Attachd, Api, Helper) {
-    let mut lab = Lab::new();
-    lab.attachd_config(CONFIG).unwrap();
-    lab.nbdkit_start().unwrap();
-    let helper = Helper::start();
-    let attachd = start(&lab);
-    let api = attachd.api();
-    (lab, attachd, api, helper)
-}
 
 fn group(disk: &Disk) -> u32 {
     std::fs::metadata(disk.node()).unwrap().gid()
@@ -194,4 +149,81 @@ fn with_the_helper_dead_the_answer_is_that_the_clients_are_unknown() {
     assert_eq!(refused["code"], "CLIENTS_UNKNOWN");
     let sick = health(&api);
     assert_eq!((&sick["status"], &sick["helper"]["state"]), (&json!("degraded"), &json!("silent")), "{sick:#}");
+}
+
+/// A helper whose answers to `holders` the test gives, at its own pace.
+fn helper_of_the_tests() -> mpsc::Receiver<UnixStream> {
+    let listener = UnixListener::bind(HELPER_SOCKET).unwrap();
+    std::os::unix::fs::chown(HELPER_SOCKET, Some(lab::people::ATTACHD.id), None).unwrap();
+    let (asked, asking) = mpsc::channel();
+    std::thread::spawn(move || {
+        for stream in listener.incoming() {
+            let mut stream = stream.unwrap();
+            let mut line = String::new();
+            BufReader::new(stream.try_clone().unwrap()).read_line(&mut line).unwrap();
+            if line.starts_with("holders") {
+                let _ = asked.send(stream);
+            } else {
+                let _ = stream.write_all(b"{\"ok\":true}\n");
+            }
+        }
+    });
+    asking
+}
+
+const NOBODY: &[u8] = b"{\"ok\":false,\"code\":\"NOT_OPEN\",\"error\":\"x\"}\n";
+
+/// Invariant 2: an answer that belongs to a life before must not touch the volume that was announced anew.
+#[test]
+fn a_late_answer_about_clients_does_not_withdraw_a_new_intent() {
+    let (lab, attachd, api) = up();
+    let asking = helper_of_the_tests();
+    let (volume, _disk) = served(&lab, &api);
+    let client = lab.nbd_client(&volume.export()).unwrap();
+    let path = format!("/api/v1/intents/{}", volume.id);
+    let (other, forced_path) = (attachd.api(), format!("{path}?force=true"));
+    let forced = std::thread::spawn(move || other.delete(&forced_path).unwrap().status);
+    let mut first = asking.recv_timeout(SOON).unwrap();
+    first.write_all(b"{\"ok\":true,\"open\":1,\"clients\":[\"127.0.0.1:1\"],\"exact\":true}\n").unwrap();
+    assert_eq!(forced.join().unwrap(), 200);
+    assert_eq!(show(&api, &volume)["state"], "detaching");
+    // However often it is settled, one look at a time.
+    resync(&api);
+    let mut look = asking.recv_timeout(SOON).unwrap();
+    resync(&api);
+    resync(&api);
+    assert!(asking.try_recv().is_err(), "a second look while one is under way");
+    assert_eq!(api.delete(&path).unwrap().expect(409).unwrap()["code"], "BEING_WITHDRAWN");
+    let mut events = api.events().unwrap();
+    look.write_all(NOBODY).unwrap();
+    events.wait_for(|event| event["event"] == "withdrawn", SOON).unwrap();
+    drop(client);
+    intend(&api, &volume);
+    wait(&api, &volume, "ready");
+    assert!(asking.try_recv().is_err());
+}
+
+#[test]
+fn a_disk_that_is_open_by_nobody_who_can_be_seen_is_not_taken_for_free() {
+    let (lab, attachd, api) = up();
+    let asking = helper_of_the_tests();
+    let (volume, _disk) = served(&lab, &api);
+    let _client = lab.nbd_client(&volume.export()).unwrap();
+    let (other, path) = (attachd.api(), format!("/api/v1/intents/{}", volume.id));
+    let asked = std::thread::spawn(move || other.delete(&path).unwrap().expect(409).unwrap());
+    let mut look = asking.recv_timeout(SOON).unwrap();
+    look.write_all(b"{\"ok\":true,\"open\":1,\"clients\":[],\"exact\":false}\n").unwrap();
+    assert_eq!(asked.join().unwrap()["code"], "CLIENTS_UNKNOWN");
+}
+
+#[test]
+fn a_helper_that_was_away_is_asked_again_and_marks_the_disk() {
+    let (lab, _attachd, api) = up();
+    let volume = lab.volume();
+    let mut disk = lab.disk(&volume.serial, MIB).unwrap();
+    lab.attach_settled(&mut disk).unwrap();
+    intend(&api, &volume);
+    wait(&api, &volume, "refused");
+    let _helper = Helper::start();
+    wait(&api, &volume, "ready");
 }

@@ -308,6 +308,76 @@ fn the_predecessors_tables_show_what_is_served_and_nothing_else() {
     assert_eq!(export, format!("{}|{}|10809|active\n", kept.id, kept.export()));
 }
 
+/// Invariant 1: the link is the twin's until udev says otherwise, and may lead anywhere once the twin is gone.
+#[test]
+fn after_a_duplicate_the_survivor_is_published_only_when_the_link_leads_to_it() {
+    let (mut lab, _attachd, api) = up();
+    let (volume, disk) = served(&lab, &api);
+    let mut twin =
+        lab.disk_with(&volume.serial, MIB, lab::DiskOptions { seed: Some(7), ..Default::default() }).unwrap();
+    lab.attach_settled(&mut twin).unwrap();
+    wait(&api, &volume, "refused");
+    assert_eq!(std::fs::canonicalize(volume.link()).unwrap(), twin.node(), "the control: the twin has the link");
+    lab.udevd().stop().unwrap();
+    let number = twin.number();
+    twin.detach_keep().unwrap();
+    drop(twin);
+    let stranger = lab.volume();
+    let mut other = lab.disk(&stranger.serial, 2 * MIB).unwrap();
+    other.attach_as(number).unwrap();
+    // So that nothing but the link stands between the server and the stranger's disk.
+    std::os::unix::fs::chown(other.node(), None, Some(lab::people::NBD.id)).unwrap();
+    std::fs::set_permissions(other.node(), std::os::unix::fs::PermissionsExt::from_mode(0o660)).unwrap();
+    let mut events = api.events().unwrap();
+    let elsewhere = |shown: &serde_json::Value| shown["reason"]["code"] == "LINK_ELSEWHERE";
+    let shown = show(&api, &volume);
+    if !elsewhere(&shown) {
+        events.wait_for(elsewhere, SOON).unwrap();
+    }
+    assert!(!lab.nbd_connects(&volume.export()));
+    lab.udevd().start().unwrap();
+    lab.retrigger(&disk).unwrap();
+    wait(&api, &volume, "ready");
+    lab.nbdcopy_equals(&volume.export(), disk.file()).unwrap();
+}
+
+/// Invariant 8: what a request leaves out it does not ask for, whatever the default is by now.
+#[test]
+fn the_hosts_own_vm_is_not_asked_for_by_leaving_the_vm_out() {
+    let mut lab = lab::Lab::new();
+    lab.attachd_config(&format!("{CONFIG}[host]\nvm_id = \"vm-host\"\n")).unwrap();
+    lab.nbdkit_start().unwrap();
+    let attachd = start(&lab);
+    let api = attachd.api();
+    let (named, unnamed) = (lab.volume(), lab.volume());
+    let body = json!({ "volume_id": named.id, "vm_id": "vm-9" });
+    assert_eq!(api.post("/api/v1/intents", &body).unwrap().expect(201).unwrap()["vm_id"], "vm-9");
+    let again = api.post("/api/v1/intents", &json!({ "volume_id": named.id })).unwrap().expect(200).unwrap();
+    assert_eq!(again["vm_id"], "vm-9");
+    assert_eq!(intend(&api, &unnamed)["vm_id"], "vm-host");
+}
+
+/// What fails again and again is told once.
+#[test]
+fn retries_do_not_fill_the_timeline() {
+    let (mut lab, _attachd, api) = up();
+    let (volume, disk) = served(&lab, &api);
+    let mode = |bits| std::os::unix::fs::PermissionsExt::from_mode(bits);
+    std::fs::set_permissions(disk.node(), mode(0o600)).unwrap();
+    lab.nbdkit_kill().unwrap();
+    let mut events = api.events().unwrap();
+    lab.nbdkit_start().unwrap();
+    events.wait_for(|event| event["reason"]["code"] == "EXPORT_REFUSED", SOON).unwrap();
+    let before = show(&api, &volume)["timeline"].as_array().unwrap().len();
+    // Each resync has it tried again.
+    for _ in 0..5 {
+        resync(&api);
+    }
+    std::fs::set_permissions(disk.node(), mode(0o660)).unwrap();
+    let shown = wait(&api, &volume, "ready");
+    assert!(shown["timeline"].as_array().unwrap().len() <= before + 2, "{shown:#}");
+}
+
 /// Invariant 4: `ready` means served with the device's own size, whoever listens on the port.
 #[test]
 fn a_server_that_serves_another_size_never_makes_a_volume_ready() {

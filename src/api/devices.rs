@@ -90,6 +90,7 @@ pub(super) struct Resynced {
 /// Reads all disks and the folder of exports again, and answers when every volume has been compared with them.
 #[utoipa::path(post, path = "/api/v1/resync", responses((status = 200, body = Resynced)))]
 pub(super) async fn resync(State(context): Ctx) -> Result<Json<Resynced>, ApiError> {
-    context.inner.engine.resync("asked for").await?;
+    let done = context.inner.engine.resync("asked for").await?;
+    done.map_err(|why| ApiError::unavailable("RESYNC_FAILED", format!("the disks cannot be read: {why}")))?;
     Ok(Json(Resynced { message: "Everything was read again and compared".to_owned() }))
 }

@@ -153,10 +153,15 @@ impl Seen {
 
 async fn health(context: &Context) -> Health {
     let settings = &context.inner.settings;
-    // An engine that is gone has nothing to say: everything is unknown then.
-    let seen = context.inner.engine.read(Seen::of).await.unwrap_or_default();
+    let seen = context.inner.engine.read(Seen::of).await;
+    let stopping = seen.is_err();
+    let seen = seen.unwrap_or_default();
     let store = store(context.inner.store.pulse().await);
-    let problems = problems(&seen, &store, settings);
+    let mut problems = problems(&seen, &store, settings);
+    if stopping {
+        let message = "the engine does not run: attachd is stopping".to_owned();
+        problems.push(Problem { code: "STOPPING", message, hint: "Ask again when it has started.", grave: true });
+    }
     let status = if problems.iter().any(|problem| problem.grave) {
         "unhealthy"
     } else if problems.is_empty() {

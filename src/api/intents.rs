@@ -91,6 +91,8 @@ pub(super) async fn list(State(context): Ctx) -> Result<Json<IntentList>, ApiErr
 #[utoipa::path(post, path = "/api/v1/intents", request_body = NewIntent, responses(
     (status = 201, body = IntentView, description = "Accepted, durably"),
     (status = 200, body = IntentView, description = "Accepted before"),
+    (status = 400, body = ErrorBody, description = "EMPTY_BODY, BAD_JSON, NOT_A_VOLUME_ID"),
+    (status = 413, body = ErrorBody, description = "BODY_TOO_LARGE"),
     (status = 409, body = ErrorBody, description = "INTENT_DIFFERS, SERIAL_TAKEN, IN_USE_BY_HOST, BEING_WITHDRAWN"),
     (status = 422, body = ErrorBody, description = "INVALID_BODY"),
     (status = 503, body = ErrorBody, description = "STORE_FAILED: nothing was changed")))]
@@ -100,7 +102,7 @@ pub(super) async fn add(
     JsonBody(new): JsonBody<NewIntent>,
 ) -> Result<Response, ApiError> {
     let volume: VolumeId = new.volume_id.parse()?;
-    let vm_id = new.vm_id.unwrap_or_else(|| context.inner.settings.vm_id.clone());
+    let vm_id = new.vm_id.unwrap_or_default();
     if vm_id.len() > LONGEST_VM_ID || vm_id.chars().any(char::is_control) {
         let text = format!("vm_id takes at most {LONGEST_VM_ID} printable characters");
         return Err(ApiError::unprocessable("INVALID_BODY", text, json!({ "field": "vm_id" })));
@@ -159,11 +161,12 @@ pub(super) struct WithdrawnView {
     clients_still_connected: Vec<String>,
 }
 
-/// Takes an intent back, in any state: the export goes at once, then the mapping, then the claim.
+/// Takes an intent back, in any state: rows, export, claim, in this order, then the answer.
 #[utoipa::path(delete, path = "/api/v1/intents/{volume_id}", params(("volume_id" = String, Path), WithdrawOptions), responses(
     (status = 200, body = WithdrawnView),
     (status = 404, body = ErrorBody),
-    (status = 409, body = ErrorBody, description = "CLIENTS_CONNECTED, CLIENTS_UNKNOWN, BEING_WITHDRAWN")))]
+    (status = 409, body = ErrorBody, description = "CLIENTS_CONNECTED, CLIENTS_UNKNOWN, BEING_WITHDRAWN"),
+    (status = 503, body = ErrorBody, description = "STORE_FAILED: nothing was changed; EXPORT_STUCK")))]
 pub(super) async fn withdraw(
     State(context): Ctx,
     VolumePath(volume): VolumePath,

@@ -19,6 +19,9 @@ use tokio::sync::mpsc;
 
 use super::event::{DiskEvent, Origin};
 
+/// Datagrams read in one go.
+const AT_ONCE: usize = 256;
+
 /// What the monitor sends.
 #[derive(Debug)]
 pub enum Heard {
@@ -138,7 +141,11 @@ impl Listener {
 
     async fn follow<Input: From<Heard>>(&self, stats: &SocketStats, events: &mpsc::Sender<Input>) {
         while let Ok(mut ready) = self.socket.readable().await {
-            let lost = self.drain(stats, events);
+            let mut lost = None;
+            while self.drain(stats, events, &mut lost) {
+                // A storm of events must not starve everything else on this thread.
+                tokio::task::yield_now().await;
+            }
             // Data that came since `drain` saw the socket empty raises a new edge, so this loses no wake-up.
             ready.clear_ready();
             if let Some(place) = lost {
@@ -152,34 +159,35 @@ impl Listener {
         }
     }
 
-    /// Reads until the socket is really empty and says whether anything was lost.
+    /// Reads some, up to [`AT_ONCE`], or until the socket is really empty: false then. Notes whether anything was lost.
     ///
     /// libudev answers "nothing" in three cases: the socket is empty, the buffer overran (ENOBUFS, once, ahead of
     /// the older events that are still queued), or a datagram was read and thrown away (EAGAIN, with more behind it).
-    fn drain<Input: From<Heard>>(&self, stats: &SocketStats, events: &mpsc::Sender<Input>) -> Option<&'static str> {
+    fn drain<Input: From<Heard>>(
+        &self,
+        stats: &SocketStats,
+        events: &mpsc::Sender<Input>,
+        lost: &mut Option<&'static str>,
+    ) -> bool {
         let socket = self.socket.get_ref();
-        let mut lost = None;
-        loop {
+        for _ in 0..AT_ONCE {
             if let Some(event) = socket.iter().next() {
                 let property =
                     |key: &str| event.property_value(key).and_then(|value| value.to_str()).map(str::to_owned);
                 if let Some(event) = DiskEvent::from_properties(self.origin, property) {
                     stats.events.fetch_add(1, Ordering::Relaxed);
                     if lost.is_none() && events.try_send(Heard::Event(event).into()).is_err() {
-                        lost = Some("the channel to the engine was full");
+                        *lost = Some("the channel to the engine was full");
                     }
                 }
-                continue;
-            }
-            if io::Error::last_os_error().raw_os_error() == Some(Errno::NOBUFS.raw_os_error()) {
+            } else if io::Error::last_os_error().raw_os_error() == Some(Errno::NOBUFS.raw_os_error()) {
                 stats.overruns.fetch_add(1, Ordering::Relaxed);
-                lost = Some("the socket's buffer overran");
-                continue;
-            }
-            if !readable(socket) {
-                return lost;
+                *lost = Some("the socket's buffer overran");
+            } else if !readable(socket) {
+                return false;
             }
         }
+        true
     }
 }
 

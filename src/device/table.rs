@@ -15,7 +15,9 @@ pub type Reading = u64;
 /// Why a disk was read. In the order of how much it counts when several reasons come together.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Heard {
-    /// A resync found it, or a decision asked for it: what udev has made of it shows in its link.
+    /// A decision asked for it: that says nothing about udev.
+    Asked,
+    /// A resync found it: what udev has made of it shows in its link.
     Look,
     /// An event named it, with this disk sequence number, at that time.
     Event(Origin, Option<u64>, Timestamp),
@@ -108,6 +110,11 @@ impl Table {
         touched
     }
 
+    /// The disk sequence number of the disk that was last seen under this number.
+    pub fn diskseq(&self, devnum: DevNum) -> Option<u64> {
+        self.by_devnum.get(&devnum).map(|device| device.facts.diskseq)
+    }
+
     /// The disks that show this serial: more than one is a conflict.
     pub fn with_serial(&self, serial: Serial) -> impl Iterator<Item = &Device> {
         self.by_serial.get(&serial).into_iter().flatten().filter_map(|devnum| self.by_devnum.get(devnum))
@@ -134,7 +141,7 @@ fn settles(heard: Heard, facts: &Facts) -> bool {
         Heard::Look => true,
         // An event older than the disk that is there now says nothing about this one.
         Heard::Event(Origin::Udev, diskseq, _) => diskseq.is_none_or(|seq| seq == facts.diskseq),
-        Heard::Event(Origin::Kernel, ..) => false,
+        Heard::Asked | Heard::Event(Origin::Kernel, ..) => false,
     }
 }
 
@@ -189,6 +196,17 @@ mod tests {
         assert_eq!(settled(&table, B), [true]);
         table.update(DISK, Some(facts(DISK, B, 2)), 4, kernel(2));
         assert_eq!(settled(&table, B), [true], "a disk that udev has finished stays so");
+    }
+
+    #[test]
+    fn a_look_that_was_asked_for_settles_nothing_by_itself() {
+        let mut table = Table::default();
+        table.update(DISK, Some(facts(DISK, A, 1)), 1, Heard::Asked);
+        assert_eq!(settled(&table, A), [false]);
+        table.update(DISK, Some(facts(DISK, A, 1)), 2, udev(1));
+        table.update(DISK, Some(facts(DISK, A, 1)), 3, Heard::Asked);
+        assert_eq!(settled(&table, A), [true]);
+        assert_eq!(table.diskseq(DISK), Some(1));
     }
 
     #[test]

@@ -4,15 +4,14 @@ use jiff::{SignedDuration, Timestamp};
 use tokio::sync::oneshot;
 
 use super::decide::{Desired, Observed, Step, decide};
-use super::input::{Event, Input};
+use super::input::{Asked, Done, Event, Input, Ticket};
 use super::udevd::Udevd;
 use super::world::{Projected, Trouble};
-use super::{Engine, LOOK_LIMIT, Look};
-use crate::device::DevNum;
+use super::{Engine, Look};
 use crate::device::evidence::Evidence;
 use crate::device::facts::{Facts, LinkTarget};
-use crate::device::sysfs::Sysfs;
 use crate::device::table::{Device, Heard, Reading};
+use crate::device::{DevNum, monitor};
 use crate::export::probe::{self, Endpoint, Goodbye, Greeted, ProbeError, Served};
 use crate::export::server::Server;
 use crate::helper_client::HelperError;
@@ -22,6 +21,9 @@ use crate::volume::{Entry, Reason, State};
 
 /// First and longest wait before a failed step is tried again; it doubles in between.
 const RETRY: (SignedDuration, SignedDuration) = (SignedDuration::from_millis(200), SignedDuration::from_secs(30));
+
+/// How long until the list of disks is read again after that failed.
+const LIST_AGAIN: std::time::Duration = std::time::Duration::from_secs(1);
 
 /// Volumes settled in one go when many wait.
 const AT_ONCE: usize = 64;
@@ -44,6 +46,11 @@ async fn ask(
     }
 }
 
+/// How long to wait after so many failed attempts.
+fn pause(attempts: u32) -> SignedDuration {
+    (RETRY.0 * (1 << attempts.min(10) >> 1)).min(RETRY.1)
+}
+
 /// Which disk: numbers are used again, sequence numbers are not.
 pub(super) fn disk(device: &Device) -> (DevNum, u64) {
     (device.facts.devnum, device.facts.diskseq)
@@ -56,30 +63,6 @@ pub(super) fn log(id: VolumeId, state: State, notes: &[Entry]) {
     }
 }
 
-/// Reads one disk in a thread of its own. When its serial does not answer in time: what is known without it, and the
-/// reading that still hangs.
-async fn read(
-    sysfs: Sysfs,
-    devnum: DevNum,
-) -> Result<Option<Facts>, (Option<Facts>, tokio::task::JoinHandle<Option<Facts>>)> {
-    let reader = sysfs.clone();
-    let mut reading = tokio::task::spawn_blocking(move || reader.read(devnum));
-    if let Ok(facts) = tokio::time::timeout(LOOK_LIMIT, &mut reading).await {
-        return Ok(facts.unwrap_or_default());
-    }
-    let why = format!("no answer within {} s", LOOK_LIMIT.as_secs());
-    Err((sysfs.read_unanswered(devnum, &why), reading))
-}
-
-/// Reads every disk that is present; one that does not answer holds nobody up for long.
-pub(super) async fn read_all(sysfs: Sysfs) -> std::io::Result<Vec<Facts>> {
-    let mut all = Vec::new();
-    for devnum in sysfs.list()? {
-        all.extend(read(sysfs.clone(), devnum).await.unwrap_or_else(|(unanswered, _)| unanswered));
-    }
-    Ok(all)
-}
-
 impl Engine {
     /// Brings one volume as far as it gets without waiting.
     pub(super) async fn settle(&mut self, id: VolumeId) {
@@ -88,7 +71,8 @@ impl Engine {
         loop {
             let Some(volume) = self.world.volume(id) else { return };
             let present: Vec<&Device> = self.world.table.with_serial(volume.intent.serial()).collect();
-            let trouble = volume.trouble.as_ref().filter(|trouble| trouble.again_at > now);
+            let retriggered = present.first().is_some_and(|device| volume.retriggered == Some(disk(device)));
+            let helper_waits = volume.helper_again.is_none_or(|(at, _)| at > now);
             let decision = decide(
                 &Desired { intent: &volume.intent, mapping: volume.mapping.as_ref() },
                 &Observed {
@@ -97,28 +81,32 @@ impl Engine {
                     present: &present,
                     fresh: present.iter().all(|device| device.reading > volume.look_after),
                     published: volume.published,
-                    retriggered: present.first().is_some_and(|device| volume.retriggered == Some(disk(device))),
+                    retriggered: retriggered && helper_waits,
                     proven: volume.proven,
                     udevd_silent: matches!(self.world.ear.udevd_is(), Udevd::Silent(_)),
                     server: self.world.server.as_ref(),
-                    trouble: trouble.map(|trouble| &trouble.reason),
+                    trouble: volume.trouble.as_ref().map(|trouble| (&trouble.reason, trouble.again_at > now)),
                     standing: (volume.state, volume.reason.as_ref()),
                 },
             );
             let (busy, leaving) = (volume.busy, volume.leaving);
             let heard = present.first().and_then(|device| device.heard_at);
             let this_disk = present.first().copied().map(disk);
+            let several = present.len() > 1;
+            if several {
+                // Which of them the link leads to changes without a word about the one that is left.
+                self.distrust(id);
+            }
             if decision.revoke && !self.revoke(id, decision.reason.as_ref()) {
                 let stuck = self.world.volume(id).and_then(|volume| volume.trouble.as_ref());
                 let stuck = stuck.map(|trouble| trouble.reason.clone());
-                self.stand(id, decision.state, stuck);
+                if !leaving {
+                    self.stand(id, decision.state, stuck);
+                }
                 break;
             }
             if leaving {
-                if self.world.volume(id).is_some_and(|volume| volume.lingering.is_some()) {
-                    self.still_connected(id);
-                }
-                return;
+                return self.go_on_leaving(id);
             }
             if busy {
                 // The step under way comes back as an input and settles again; only what is known to be wrong shows now.
@@ -133,7 +121,7 @@ impl Engine {
                 Some(Step::Look(devnum)) => {
                     let after = self.world.volume(id).map_or(0, |volume| volume.look_after);
                     if self.looks.get(&devnum).is_none_or(|look| look.reading <= after) {
-                        self.look(devnum, Heard::Look);
+                        self.look(devnum, Heard::Asked);
                     }
                     break;
                 }
@@ -171,7 +159,8 @@ impl Engine {
         let deadline = volume.intent.deadline().filter(|_| volume.state == State::Waiting);
         let now = Timestamp::now();
         let again = volume.trouble.as_ref().map(|trouble| trouble.again_at).filter(|at| *at > now);
-        let wake = again.or(deadline);
+        let helper = volume.helper_again.map(|(at, _)| at).filter(|at| *at > now);
+        let wake = [again, helper, deadline].into_iter().flatten().min();
         let mut changes = Vec::new();
         if std::mem::take(&mut volume.unwritten) {
             changes.push(Change::Stand(id, volume.state, volume.reason.clone()));
@@ -256,7 +245,7 @@ impl Engine {
     fn trouble(&mut self, id: VolumeId, reason: Reason) {
         let Some(volume) = self.world.volume_mut(id) else { return };
         let attempts = volume.trouble.as_ref().map_or(0, |trouble| trouble.attempts) + 1;
-        let wait = (RETRY.0 * (1 << attempts.min(10) >> 1)).min(RETRY.1);
+        let wait = pause(attempts);
         tracing::warn!(VOLUME_ID = %id, CODE = %reason.code, attempts, "{}", reason.message);
         volume.trouble = Some(Trouble { reason, attempts, again_at: Timestamp::now() + wait });
     }
@@ -272,26 +261,30 @@ impl Engine {
         }
         let reading = self.next_reading();
         self.looks.insert(devnum, Look { reading, again: None });
-        let (sysfs, back) = (self.tools.sysfs.clone(), self.back.clone());
+        let (reader, back) = (self.reader.clone(), self.back.clone());
         tokio::spawn(async move {
-            let looked = |facts, finished| Input::Looked { devnum, heard, reading, facts, finished };
-            let facts = match read(sysfs, devnum).await {
-                Ok(facts) => facts,
-                Err((unanswered, hanging)) => {
-                    let _ = back.send(looked(unanswered, false)).await;
-                    hanging.await.unwrap_or_default()
-                }
-            };
-            let _ = back.send(looked(facts, true)).await;
+            let facts = reader.read(devnum).await;
+            let _ = back.send(Input::Looked { devnum, heard, reading, facts }).await;
         });
     }
 
+    /// The disk that was known under this number is not there any more: what it served goes at once, whatever the disk
+    /// that may have its number now says of itself, and however long it takes to say it.
+    pub(super) async fn drop_exchanged(&mut self, devnum: DevNum) {
+        let known = self.world.table.diskseq(devnum);
+        if known.is_some_and(|diskseq| !self.tools.sysfs.still(devnum, diskseq)) {
+            let reading = self.next_reading();
+            let touched = self.world.table.update(devnum, None, reading, Heard::Asked);
+            self.settle_serials(touched).await;
+        }
+    }
+
     /// Reads all disks outside; they come back as [`Input::Scanned`].
-    pub(super) fn scan(&mut self, reason: &'static str, done: Option<oneshot::Sender<()>>) {
+    pub(super) fn scan(&mut self, reason: &'static str, done: Option<Done>) {
         let reading = self.next_reading();
-        let (sysfs, back) = (self.tools.sysfs.clone(), self.back.clone());
+        let (reader, back) = (self.reader.clone(), self.back.clone());
         tokio::spawn(async move {
-            let facts = read_all(sysfs).await;
+            let facts = reader.read_all().await;
             let _ = back.send(Input::Scanned { reading, facts, reason, done }).await;
         });
     }
@@ -301,7 +294,7 @@ impl Engine {
         reading: Reading,
         facts: std::io::Result<Vec<Facts>>,
         reason: &'static str,
-        done: Option<oneshot::Sender<()>>,
+        done: Option<Done>,
     ) {
         match facts {
             Ok(facts) => {
@@ -313,20 +306,29 @@ impl Engine {
                 let ids = self.world.ids();
                 self.settle_some(ids, done).await;
             }
-            Err(error) => tracing::error!(%error, reason, "cannot read the list of disks; run `attachctl resync`"),
+            Err(error) => {
+                tracing::error!(%error, reason, "cannot read the list of disks; trying again shortly");
+                done.map(|done| done.send(Err(error.to_string())));
+                // What was lost is still lost: until this succeeds there is a timer.
+                let back = self.back.clone();
+                tokio::spawn(async move {
+                    tokio::time::sleep(LIST_AGAIN).await;
+                    back.send(monitor::Heard::Lost("the list of disks could not be read").into()).await
+                });
+            }
         }
     }
 
     /// Settles the first of these, and the rest in turn with other inputs: ten thousand volumes whose disks are away must
     /// keep nobody waiting. Says `done` after the last.
-    pub(super) async fn settle_some(&mut self, mut ids: Vec<VolumeId>, done: Option<oneshot::Sender<()>>) {
+    pub(super) async fn settle_some(&mut self, mut ids: Vec<VolumeId>, done: Option<Done>) {
         let here = |id: &VolumeId| self.world.table.with_serial(id.serial()).next().is_some();
         let first = ids.iter().take_while(|id| here(id)).count().max(AT_ONCE).min(ids.len());
         for id in ids.drain(..first) {
             self.settle(id).await;
         }
         if ids.is_empty() {
-            done.map(|done| done.send(()));
+            done.map(|done| done.send(Ok(())));
             return;
         }
         let back = self.back.clone();
@@ -355,38 +357,53 @@ impl Engine {
 
     /// What comes of it is an event of udev's.
     fn retrigger(&mut self, id: VolumeId, serial: Serial, disk: Option<(DevNum, u64)>) {
-        if let Some(volume) = self.world.volume_mut(id) {
+        if let (Some(ticket), Some(volume)) = (self.world.ticket(id), self.world.volume_mut(id)) {
             volume.retriggered = disk;
+            self.ask_for_retrigger(serial, Asked::Mark(ticket));
         }
-        self.ask_for_retrigger(serial);
     }
 
-    /// Has udev look at the disk of this serial again, outside; remembers whether the helper answered.
-    pub(super) fn ask_for_retrigger(&self, serial: Serial) {
+    /// Has udev look at the disk of this serial again, outside.
+    pub(super) fn ask_for_retrigger(&self, serial: Serial, asked: Asked) {
         let (helper, back) = (self.tools.helper.clone(), self.back.clone());
-        tokio::spawn(async move { back.send(Input::Helper(helper.retrigger(serial).await)).await });
+        tokio::spawn(async move {
+            let answer = helper.retrigger(serial).await;
+            back.send(Input::Helper { asked, answer }).await
+        });
     }
 
     /// Has the disks this host lives on written down, outside. Until then, what is mounted or swapped to is refused anyway.
     pub(super) fn ask_for_host_disks(&self) {
         let (helper, back) = (self.tools.helper.clone(), self.back.clone());
-        tokio::spawn(async move { back.send(Input::Helper(helper.host_disks().await)).await });
+        tokio::spawn(async move {
+            let answer = helper.host_disks().await;
+            back.send(Input::Helper { asked: Asked::HostDisks, answer }).await
+        });
     }
 
-    pub(super) fn helper_answered(&mut self, asked: Result<(), HelperError>) {
-        match &asked {
-            Ok(()) => {}
-            Err(error) => tracing::warn!("{error}"),
+    pub(super) async fn helper_answered(&mut self, asked: Asked, answer: Result<(), HelperError>) {
+        if let Err(error) = &answer {
+            tracing::warn!(?asked, "{error}");
         }
-        self.world.helper = Some(match asked {
+        let marked = answer.is_ok();
+        self.world.helper = Some(match answer {
             // A refusal is an answer.
             Ok(()) | Err(HelperError::Refused { .. }) => Ok(()),
             Err(error) => Err(error.to_string()),
         });
+        let Asked::Mark(ticket) = asked else { return };
+        if self.world.holds(ticket)
+            && let Some(volume) = self.world.volume_mut(ticket.volume)
+        {
+            let attempts = volume.helper_again.map_or(0, |(_, attempts)| attempts) + 1;
+            volume.helper_again = (!marked).then(|| (Timestamp::now() + pause(attempts), attempts));
+            self.rest(ticket.volume).await;
+        }
     }
 
     async fn record(&mut self, id: VolumeId, evidence: Evidence) {
         let up = matches!(self.world.server, Some(Server::Up { .. }));
+        let Some(ticket) = self.world.ticket(id) else { return };
         if let Some(volume) = self.world.volume_mut(id) {
             volume.busy = true;
             // The server's greeting names no export: it can come while the commit is under way.
@@ -399,11 +416,15 @@ impl Engine {
                 Ok(answer) => answer.await.unwrap_or(Err(StoreError::Closed)),
                 Err(error) => Err(error),
             };
-            let _ = back.send(Input::Recorded { volume: id, evidence, result }).await;
+            let _ = back.send(Input::Recorded { ticket, evidence, result }).await;
         });
     }
 
-    pub(super) async fn recorded(&mut self, id: VolumeId, evidence: Evidence, result: Result<(), StoreError>) {
+    pub(super) async fn recorded(&mut self, ticket: Ticket, evidence: Evidence, result: Result<(), StoreError>) {
+        let id = ticket.volume;
+        if !self.world.holds(ticket) {
+            return;
+        }
         let Some(volume) = self.world.volume_mut(id) else { return };
         volume.busy = false;
         match result {
@@ -425,7 +446,9 @@ impl Engine {
     /// Makes the link. Says when, if it was made.
     fn publish(&mut self, id: VolumeId, evidence: &Evidence) -> Option<Timestamp> {
         // The commit took a moment: the last look before the link is made.
-        if !self.tools.sysfs.still(evidence.devnum, evidence.diskseq) {
+        let sysfs = &self.tools.sysfs;
+        let leads_there = LinkTarget::Device(evidence.devnum, self.world.ground.nbd_gid);
+        if !sysfs.still(evidence.devnum, evidence.diskseq) || sysfs.resolve(&evidence.link) != leads_there {
             self.distrust(id);
             return None;
         }
@@ -466,6 +489,8 @@ impl Engine {
                     volume.epoch = epoch;
                     volume.trouble = None;
                 }
+                // Whatever made it go, what was read before counts no more.
+                self.distrust(id);
                 self.note(id, "revoked", reason.map(|reason| reason.message.clone()).unwrap_or_default());
                 true
             }
@@ -479,6 +504,7 @@ impl Engine {
     }
 
     fn probe(&mut self, id: VolumeId, evidence: Evidence) {
+        let Some(ticket) = self.world.ticket(id) else { return };
         let Some(volume) = self.world.volume_mut(id) else { return };
         volume.busy = true;
         let epoch = volume.epoch;
@@ -493,9 +519,9 @@ impl Engine {
             if result.is_ok()
                 && !(sysfs.still(evidence.devnum, evidence.diskseq) && there(sysfs.resolve(&evidence.link)))
             {
-                result = Err(ProbeError::Refused { name, why: "the disk was exchanged during the handshake".into() });
+                result = Err(ProbeError::Exchanged(name));
             }
-            let _ = back.send(Input::Probed { volume: id, epoch, evidence, result }).await;
+            let _ = back.send(Input::Probed { ticket, epoch, evidence, result }).await;
             // The engine first: closing the connection wakes the server's threads.
             tokio::task::yield_now().await;
             drop(goodbye);
@@ -504,11 +530,15 @@ impl Engine {
 
     pub(super) async fn probed(
         &mut self,
-        id: VolumeId,
+        ticket: Ticket,
         epoch: u64,
         evidence: &Evidence,
         result: Result<Served, ProbeError>,
     ) {
+        let id = ticket.volume;
+        if !self.world.holds(ticket) {
+            return;
+        }
         let Some(volume) = self.world.volume_mut(id) else { return };
         volume.busy = false;
         if volume.epoch == epoch && volume.published {
@@ -520,8 +550,12 @@ impl Engine {
                 Ok(served) => {
                     let message =
                         format!("the NBD server serves {} bytes, the disk has {}", served.size, evidence.size_bytes);
-                    self.trouble(id, Reason::new("SIZE_DIFFERS", message, "Run `attachctl resync`."));
-                    self.distrust(id);
+                    let hint = "It is tried again by itself; if it lasts, restart the NBD server.";
+                    self.not_this(id, Reason::new("SIZE_DIFFERS", message, hint));
+                }
+                Err(error @ ProbeError::Exchanged(_)) => {
+                    let hint = "The disk that is there now decides; if it lasts, run `attachctl resync`.";
+                    self.not_this(id, Reason::new("DISK_EXCHANGED", error.to_string(), hint));
                 }
                 Err(error) => {
                     let code = if error.is_server() { "BACKEND_DOWN" } else { "EXPORT_REFUSED" };
@@ -535,6 +569,13 @@ impl Engine {
             }
         }
         self.settle(id).await;
+    }
+
+    /// What the server serves under this name is not the disk on record: it goes, and is tried again later.
+    fn not_this(&mut self, id: VolumeId, reason: Reason) {
+        if self.revoke(id, Some(&reason)) {
+            self.trouble(id, reason);
+        }
     }
 
     // ---- the server and its folder
@@ -566,9 +607,11 @@ impl Engine {
 
     /// Puts right what was added to the claims or taken from them by hand.
     pub(super) fn restore_claims(&mut self) {
-        // Also those that are just being made: nothing else can begin while this runs.
-        let wanted = self.world.ids().into_iter().chain(self.admissions.keys().copied());
-        match self.tools.claims.restore(wanted) {
+        let leaving = |id: &VolumeId| self.world.volume(*id).is_some_and(|volume| volume.leaving);
+        let (going, wanted): (Vec<VolumeId>, Vec<VolumeId>) = self.world.ids().into_iter().partition(leaving);
+        // Nothing else can begin while this runs.
+        let under_way = going.into_iter().chain(self.admissions.keys().copied());
+        match self.tools.claims.restore(wanted.into_iter(), under_way) {
             Ok(repaired) => repaired.iter().for_each(|claim| tracing::warn!("the claim {claim}; repaired")),
             Err(error) => tracing::error!(%error, "the claims cannot be put right"),
         }

@@ -40,8 +40,8 @@ pub struct Observed<'a> {
     pub udevd_silent: bool,
     /// The NBD server; `None`: not known yet.
     pub server: Option<&'a Server>,
-    /// The next step failed lately and is to wait.
-    pub trouble: Option<&'a Reason>,
+    /// The next step failed lately; `true`: it is to wait.
+    pub trouble: Option<(&'a Reason, bool)>,
     /// Where the volume stands.
     pub standing: (State, Option<&'a Reason>),
 }
@@ -146,9 +146,12 @@ fn refused(desired: &Desired<'_>, observed: &Observed<'_>, refusal: &Refusal) ->
 }
 
 fn proven(desired: &Desired<'_>, observed: &Observed<'_>, evidence: Evidence) -> Decision {
+    // The reason stays while the step is tried again: it is told once, not at every try.
     let go = |state, step| match observed.trouble {
         None => Decision { state, reason: None, revoke: false, step: Some(step) },
-        Some(trouble) => Decision { state, reason: Some(trouble.clone()), revoke: false, step: None },
+        Some((reason, waits)) => {
+            Decision { state, reason: Some(reason.clone()), revoke: false, step: (!waits).then_some(step) }
+        }
     };
     if !desired.mapping.is_some_and(|mapping| mapping.agrees(&evidence)) {
         // Not the disk on record: whatever is published under this name is not proven.
@@ -208,7 +211,7 @@ mod tests {
         proven: bool,
         udevd_silent: bool,
         server: Option<Server>,
-        trouble: Option<Reason>,
+        trouble: Option<(Reason, bool)>,
         standing: (State, Option<Reason>),
     }
 
@@ -255,7 +258,7 @@ mod tests {
                 proven: self.proven,
                 udevd_silent: self.udevd_silent,
                 server: self.server.as_ref(),
-                trouble: self.trouble.as_ref(),
+                trouble: self.trouble.as_ref().map(|(reason, waits)| (reason, *waits)),
                 standing: (self.standing.0, self.standing.1.as_ref()),
             };
             decide(&Desired { intent: &intent, mapping: self.mapping.as_ref() }, &observed)
@@ -267,6 +270,9 @@ mod tests {
                 (self.published, self.proven) = (false, false);
             }
             self.standing = (decision.state, decision.reason.clone());
+            if decision.step.is_some() {
+                self.trouble = None;
+            }
             match &decision.step {
                 None => return decision.revoke,
                 Some(Step::Look(_)) => self.fresh = true,
@@ -402,13 +408,17 @@ mod tests {
 
     #[test]
     fn trouble_holds_the_next_step_back_and_is_shown() {
-        let trouble = Some(Reason::new("STORE_FAILED", "disk full", "free space"));
+        let trouble = Some((Reason::new("STORE_FAILED", "disk full", "free space"), true));
         let record = Scene { trouble: trouble.clone(), ..Scene::new() };
         let publish = Scene { published: false, proven: false, trouble: trouble.clone(), ..Scene::served() };
         let probe = Scene { proven: false, trouble, ..Scene::served() };
         for (scene, state) in [(record, State::Matched), (publish, State::Exporting), (probe, State::Exporting)] {
             let decision = scene.decide();
             assert_eq!((decision.state, code(&decision), decision.step), (state, Some("STORE_FAILED"), None));
+            let trouble = scene.trouble.clone().map(|(reason, _)| (reason, false));
+            let again = Scene { trouble, ..scene }.decide();
+            assert_eq!((again.state, code(&again)), (state, Some("STORE_FAILED")), "said until it succeeds");
+            assert!(again.step.is_some());
         }
     }
 
@@ -427,8 +437,8 @@ mod tests {
             (defect < 6, disk)
         });
         let mapping = 0..3_u8;
-        (proptest::collection::vec(disk, 0..3), mapping, any::<[bool; 7]>()).prop_map(|(disks, mapping, flags)| {
-            let [fresh, published, proven, udevd_silent, up, trouble, retriggered] = flags;
+        (proptest::collection::vec(disk, 0..3), mapping, any::<[bool; 8]>()).prop_map(|(disks, mapping, flags)| {
+            let [fresh, published, proven, udevd_silent, up, trouble, retriggered, waits] = flags;
             let mapping = match mapping {
                 0 => None,
                 1 => Scene::served().mapping,
@@ -443,7 +453,7 @@ mod tests {
                 proven: proven && published,
                 udevd_silent,
                 server: Some(if up { Server::Up { pid: 1 } } else { Server::Down { why: String::new() } }),
-                trouble: trouble.then(|| Reason::new("X", "x", "x")),
+                trouble: trouble.then(|| (Reason::new("X", "x", "x"), waits)),
                 ..Scene::new()
             }
         })

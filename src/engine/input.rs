@@ -29,45 +29,47 @@ pub(crate) enum Input {
     /// A caller asks.
     Request(Request),
     /// Volumes that a resync has not compared yet.
-    Settle { ids: Vec<VolumeId>, done: Option<oneshot::Sender<()>> },
+    Settle { ids: Vec<VolumeId>, done: Option<Done> },
     /// A disk was read.
-    Looked { devnum: DevNum, heard: Heard, reading: Reading, facts: Option<Facts>, finished: bool },
+    Looked { devnum: DevNum, heard: Heard, reading: Reading, facts: Option<Facts> },
+    /// A disk that did not answer in time has answered after all.
+    Answered(DevNum),
     /// Every disk was read.
-    Scanned {
-        reading: Reading,
-        facts: std::io::Result<Vec<Facts>>,
-        reason: &'static str,
-        done: Option<oneshot::Sender<()>>,
-    },
+    Scanned { reading: Reading, facts: std::io::Result<Vec<Facts>>, reason: &'static str, done: Option<Done> },
     /// The disks of a new intent's serial were read before it was accepted.
     Examined { intent: Intent, disks: Vec<Facts>, reply: Reply<Accepted> },
     /// A new intent is durable and claimed, or is not.
     Admitted { intent: Intent, result: Result<(), Rejection>, reply: Reply<Accepted> },
     /// It is known who is connected to a volume's export; with the request that asked, if one did.
     Clients {
-        volume: VolumeId,
+        ticket: Ticket,
         clients: Clients,
-        asked: Option<Result<(), HelperError>>,
+        answer: Option<Result<(), HelperError>>,
         request: Option<(bool, Reply<Withdrawal>)>,
     },
     /// The wish to take a volume away as soon as its clients are gone is durable, or is not.
     Detaching {
-        volume: VolumeId,
+        ticket: Ticket,
         reason: Reason,
         clients: Vec<String>,
         result: Result<(), Rejection>,
         reply: Reply<Withdrawal>,
     },
     /// A withdrawal is durable, or is not.
-    Withdrawn { volume: VolumeId, result: Result<Withdrawal, Rejection>, reply: Option<Reply<Withdrawal>> },
+    Withdrawn {
+        ticket: Ticket,
+        lingering: Option<u32>,
+        result: Result<Withdrawal, Rejection>,
+        reply: Option<Reply<Withdrawal>>,
+    },
     /// A withdrawn volume's claim is gone.
-    Unclaimed { volume: VolumeId, answer: Result<Withdrawal, Rejection>, reply: Option<Reply<Withdrawal>> },
+    Unclaimed { ticket: Ticket, answer: Result<Withdrawal, Rejection>, reply: Option<Reply<Withdrawal>> },
     /// A mapping is durable, or is not.
-    Recorded { volume: VolumeId, evidence: Evidence, result: Result<(), StoreError> },
-    /// The helper was asked to have udev look at a disk again.
-    Helper(Result<(), HelperError>),
+    Recorded { ticket: Ticket, evidence: Evidence, result: Result<(), StoreError> },
+    /// The helper has answered, or has not.
+    Helper { asked: Asked, answer: Result<(), HelperError> },
     /// A handshake ended.
-    Probed { volume: VolumeId, epoch: u64, evidence: Evidence, result: Result<Served, ProbeError> },
+    Probed { ticket: Ticket, epoch: u64, evidence: Evidence, result: Result<Served, ProbeError> },
 }
 
 impl From<monitor::Heard> for Input {
@@ -82,6 +84,30 @@ impl From<Server> for Input {
     }
 }
 
+/// Where the end of a resync is told, or why there was none.
+pub(crate) type Done = oneshot::Sender<Result<(), String>>;
+
+/// One life of a volume in the engine. A volume that was withdrawn and announced again has another: what belongs to
+/// the one before must not touch it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Ticket {
+    pub(super) volume: VolumeId,
+    pub(super) instance: u64,
+}
+
+/// What the helper was asked for.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Asked {
+    /// To have udev mark this volume's disk.
+    Mark(Ticket),
+    /// To have udev un-mark a disk that is no longer claimed.
+    Unmark,
+    /// Who is connected.
+    Holders,
+    /// To write down the host's own disks.
+    HostDisks,
+}
+
 /// Where an answer goes.
 pub(crate) type Reply<T> = oneshot::Sender<Result<T, Rejection>>;
 
@@ -92,7 +118,7 @@ pub(crate) enum Request {
     /// Withdraw one.
     Withdraw { volume: VolumeId, force: bool, reply: Reply<Withdrawal> },
     /// Read everything again.
-    Resync(&'static str, oneshot::Sender<()>),
+    Resync(&'static str, Done),
     /// End the streams of events: the daemon is stopping.
     Hush,
     /// Look at the world.

@@ -9,6 +9,7 @@
 mod act;
 pub mod decide;
 mod input;
+mod reader;
 mod request;
 pub mod udevd;
 mod withdraw;
@@ -35,6 +36,7 @@ use crate::volume::{Intent, Record};
 pub(crate) use input::Input;
 use input::Request;
 pub use input::{Accepted, Event, Rejection, SharedEvent, Withdrawal};
+use reader::Reader;
 use world::{Volume, World};
 
 /// Inputs that may wait. A full channel makes the monitor ask for a resync, and callers wait.
@@ -60,12 +62,15 @@ pub struct Tools {
     pub helper: HelperClient,
     /// Where the NBD server is asked.
     pub server: Endpoint,
+    /// This host's own VM, for intents that name none; empty while unknown.
+    pub vm_id: String,
 }
 
 /// The engine; [`Engine::run`] consumes it.
 pub struct Engine {
     world: World,
     tools: Tools,
+    reader: Reader,
     inputs: mpsc::Receiver<Input>,
     /// For results of what runs outside.
     back: mpsc::Sender<Input>,
@@ -125,8 +130,8 @@ impl Handle {
         answer.await.map_err(|_| Stopping)
     }
 
-    /// Reads everything again and answers when every volume has been compared with it.
-    pub async fn resync(&self, reason: &'static str) -> Result<(), Stopping> {
+    /// Reads everything again and answers when every volume has been compared with it, or says why that failed.
+    pub async fn resync(&self, reason: &'static str) -> Result<Result<(), String>, Stopping> {
         let (reply, answer) = oneshot::channel();
         self.ask(Request::Resync(reason, reply)).await?;
         answer.await.map_err(|_| Stopping)
@@ -165,6 +170,7 @@ impl Engine {
         }
         let engine = Self {
             world,
+            reader: Reader::new(tools.sysfs.clone(), back.clone()),
             tools,
             inputs,
             back,
@@ -183,7 +189,7 @@ impl Engine {
     pub async fn look_around(&mut self) -> std::io::Result<()> {
         self.adopt_exports();
         let reading = self.next_reading();
-        let facts = act::read_all(self.tools.sysfs.clone()).await?;
+        let facts = self.reader.read_all().await?;
         self.scanned(reading, Ok(facts), "start", None).await;
         Ok(())
     }
@@ -197,11 +203,11 @@ impl Engine {
             tokio::select! {
                 biased;
                 () = &mut stop => return,
+                () = until(wake) => self.tick().await,
                 input = self.inputs.recv() => match input {
                     Some(input) => self.handle(input).await,
                     None => return,
                 },
-                () = until(wake) => self.tick().await,
             }
         }
     }
@@ -214,6 +220,7 @@ impl Engine {
                     Origin::Udev => self.world.ear.udevd(event.seqnum, event.at),
                 }
                 tracing::debug!(devnum = %event.devnum, action = event.action, origin = ?event.origin, "event");
+                self.drop_exchanged(event.devnum).await;
                 self.look(event.devnum, Heard::Event(event.origin, event.diskseq, event.at));
             }
             Input::Monitor(monitor::Heard::Lost(place)) => {
@@ -233,29 +240,32 @@ impl Engine {
             }
             Input::Request(Request::Intend(intent, reply)) => self.intend(intent, reply),
             Input::Request(Request::Withdraw { volume, force, reply }) => self.withdraw(volume, force, reply),
-            Input::Clients { volume, clients, asked, request } => {
-                self.clients_known(volume, clients, asked, request).await;
+            Input::Clients { ticket, clients, answer, request } => {
+                self.clients_known(ticket, clients, answer, request).await;
             }
-            Input::Detaching { volume, reason, clients, result, reply } => {
-                self.detaching(volume, reason, clients, result, reply).await;
+            Input::Detaching { ticket, reason, clients, result, reply } => {
+                self.detaching(ticket, reason, clients, result, reply).await;
             }
-            Input::Unclaimed { volume, answer, reply } => self.unclaimed(volume, answer, reply).await,
+            Input::Unclaimed { ticket, answer, reply } => self.unclaimed(ticket, answer, reply).await,
             Input::Request(Request::Hush) => self.events = None,
             Input::Settle { ids, done } => self.settle_some(ids, done).await,
             Input::Examined { intent, disks, reply } => self.examined(intent, &disks, reply),
             Input::Admitted { intent, result, reply } => self.admitted(intent, result, reply).await,
-            Input::Withdrawn { volume, result, reply } => self.withdrawn(volume, result, reply).await,
-            Input::Looked { devnum, heard, reading, facts, finished } => {
+            Input::Withdrawn { ticket, lingering, result, reply } => {
+                self.withdrawn(ticket, lingering, result, reply).await;
+            }
+            Input::Answered(devnum) => self.look(devnum, Heard::Asked),
+            Input::Looked { devnum, heard, reading, facts } => {
                 let touched = self.world.table.update(devnum, facts, reading, heard);
-                if finished && let Some(Look { again: Some(heard), .. }) = self.looks.remove(&devnum) {
+                if let Some(Look { again: Some(heard), .. }) = self.looks.remove(&devnum) {
                     self.look(devnum, heard);
                 }
                 self.settle_serials(touched).await;
             }
-            Input::Helper(asked) => self.helper_answered(asked),
+            Input::Helper { asked, answer } => self.helper_answered(asked, answer).await,
             Input::Scanned { reading, facts, reason, done } => self.scanned(reading, facts, reason, done).await,
-            Input::Recorded { volume, evidence, result } => self.recorded(volume, evidence, result).await,
-            Input::Probed { volume, epoch, evidence, result } => self.probed(volume, epoch, &evidence, result).await,
+            Input::Recorded { ticket, evidence, result } => self.recorded(ticket, evidence, result).await,
+            Input::Probed { ticket, epoch, evidence, result } => self.probed(ticket, epoch, &evidence, result).await,
         }
     }
 
@@ -276,6 +286,8 @@ impl Engine {
             }
         }
         for id in self.world.due(now) {
+            // What was read before the wait is of a past moment.
+            self.distrust(id);
             self.settle(id).await;
         }
     }

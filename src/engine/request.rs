@@ -14,7 +14,7 @@ impl Engine {
     ///
     /// In this order: is it known already; does its serial belong to another; does the host use its disk (a look
     /// outside); the row, then the claim with its folder, synced; the answer.
-    pub(super) fn intend(&mut self, intent: Intent, reply: Reply<Accepted>) {
+    pub(super) fn intend(&mut self, mut intent: Intent, reply: Reply<Accepted>) {
         let volume = intent.volume;
         if let Some(known) = self.world.volume(volume) {
             let answer = if known.leaving {
@@ -39,15 +39,21 @@ impl Engine {
         if let Some(have) = taken {
             return drop(reply.send(Err(Rejection::SerialTaken { asked: volume, have, serial })));
         }
+        if intent.vm_id.is_empty() {
+            intent.vm_id.clone_from(&self.tools.vm_id);
+        }
         self.admissions.insert(volume, (intent.clone(), Vec::new()));
         let present: Vec<_> = self.world.table.with_serial(serial).map(|device| device.facts.devnum).collect();
         if present.is_empty() {
             return self.admit(intent, reply);
         }
-        let (sysfs, back) = (self.tools.sysfs.clone(), self.back.clone());
+        let (reader, back) = (self.reader.clone(), self.back.clone());
         tokio::spawn(async move {
-            let read = move || present.into_iter().filter_map(|devnum| sysfs.read(devnum)).collect();
-            let disks = tokio::task::spawn_blocking(read).await.unwrap_or_default();
+            let mut disks = Vec::new();
+            for devnum in present {
+                // One that does not answer in time names no use; evidence looks again before anything is published.
+                disks.extend(reader.read(devnum).await);
+            }
             let _ = back.send(Input::Examined { intent, disks, reply }).await;
         });
     }
@@ -73,6 +79,7 @@ impl Engine {
         let (store, claims, back) = (self.tools.store.clone(), self.tools.claims.clone(), self.back.clone());
         let volume = intent.volume;
         let entry = Entry { at: intent.created_at, event: "intent".into(), detail: described(&intent) };
+        let left = claims.clone();
         tokio::spawn(async move {
             let result = match store.write(vec![Change::Intend(intent.clone()), Change::Note(volume, entry)]).await {
                 Err(error) => Err(Rejection::NotDurable(error.to_string())),
@@ -81,6 +88,7 @@ impl Engine {
                     failed => {
                         let why = failed
                             .map_or_else(|e| e.to_string(), |r| r.map_or_else(|e| e.to_string(), |()| String::new()));
+                        let _ = tokio::task::spawn_blocking(move || left.remove(volume.serial())).await;
                         let undone = store.write(vec![Change::Withdraw(volume)]).await;
                         let rest =
                             undone.err().map(|error| format!(", and the intent could not be taken back ({error})"));
@@ -102,6 +110,7 @@ impl Engine {
             // A disk that is already here was not yet held against this intent.
             new.look_after = self.readings;
             new.epoch = self.next_epoch();
+            new.instance = new.epoch;
             self.world.insert(new);
             tracing::info!(VOLUME_ID = %volume, SERIAL = %volume.serial(), UID = intent.uid, "intent accepted: {}", described(&intent));
             self.tell_intent(&intent);

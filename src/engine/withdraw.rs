@@ -7,7 +7,7 @@
 use jiff::{SignedDuration, Timestamp};
 
 use super::Engine;
-use super::input::{Clients, Input, Rejection, Reply, Withdrawal};
+use super::input::{Asked, Clients, Input, Rejection, Reply, Ticket, Withdrawal};
 use crate::device::DevNum;
 use crate::export::clients;
 use crate::helper_client::{HelperClient, HelperError};
@@ -23,7 +23,8 @@ impl Engine {
     pub(super) fn withdraw(&mut self, id: VolumeId, force: bool, reply: Reply<Withdrawal>) {
         match self.world.volume(id) {
             None => drop(reply.send(Err(Rejection::Unknown(id)))),
-            Some(volume) if volume.leaving && volume.lingering.is_none() => {
+            // Another request, or a look of our own, is at it.
+            Some(volume) if volume.asking || (volume.leaving && volume.lingering.is_none()) => {
                 drop(reply.send(Err(Rejection::Leaving(id))));
             }
             Some(_) => self.ask_for_clients(id, Some((force, reply))),
@@ -31,6 +32,7 @@ impl Engine {
     }
 
     fn ask_for_clients(&mut self, id: VolumeId, request: Option<(bool, Reply<Withdrawal>)>) {
+        let Some(ticket) = self.world.ticket(id) else { return };
         let offered = self.world.volume(id).filter(|volume| volume.published || volume.lingering.is_some());
         let mapped =
             offered.and_then(|volume| volume.mapping.as_ref()).map(|mapping| (mapping.devnum, mapping.diskseq));
@@ -39,39 +41,45 @@ impl Engine {
             self.world.table.with_serial(id.serial()).any(|device| super::act::disk(device) == *disk)
         };
         let devnum = mapped.filter(present).map(|(devnum, _)| devnum);
+        if let Some(volume) = self.world.volume_mut(id) {
+            volume.asking = true;
+        }
         let (helper, back, server) = (self.tools.helper.clone(), self.back.clone(), self.tools.server.address);
         tokio::spawn(async move {
-            let (clients, asked) = match devnum {
+            let (clients, answer) = match devnum {
                 Some(devnum) => clients_of(&helper, server, devnum).await,
                 None => (Clients::None, None),
             };
-            let _ = back.send(Input::Clients { volume: id, clients, asked, request }).await;
+            let _ = back.send(Input::Clients { ticket, clients, answer, request }).await;
         });
     }
 
     /// It is known who is connected, as far as it can be.
     pub(super) async fn clients_known(
         &mut self,
-        id: VolumeId,
+        ticket: Ticket,
         clients: Clients,
-        asked: Option<Result<(), HelperError>>,
+        answer: Option<Result<(), HelperError>>,
         request: Option<(bool, Reply<Withdrawal>)>,
     ) {
-        if let Some(asked) = asked {
-            self.helper_answered(asked);
+        if let Some(answer) = answer {
+            self.helper_answered(Asked::Holders, answer).await;
         }
-        let Some(volume) = self.world.volume(id) else {
+        let id = ticket.volume;
+        let Some(volume) = self.world.volume_mut(id).filter(|volume| volume.instance == ticket.instance) else {
             if let Some((_, reply)) = request {
                 let _ = reply.send(Err(Rejection::Unknown(id)));
             }
             return;
         };
+        volume.asking = false;
         let lingering = volume.lingering.is_some();
         match (clients, request) {
             (Clients::None, request) => self.take_away(id, Vec::new(), request.map(|(_, reply)| reply)).await,
             // It was forced before: the same answer again.
             (Clients::Connected(clients) | Clients::Unknown(clients), Some((_, reply))) if lingering => {
                 let _ = reply.send(Ok(Withdrawal { clients }));
+                self.look_again_later(id);
             }
             (Clients::Connected(_) | Clients::Unknown(_), None) => self.look_again_later(id),
             (Clients::Connected(clients), Some((false, reply))) => {
@@ -80,14 +88,15 @@ impl Engine {
             (Clients::Unknown(clients), Some((false, reply))) => {
                 let _ = reply.send(Err(Rejection::ClientsUnknown { volume: id, clients }));
             }
-            (Clients::Connected(clients), Some((true, reply))) => self.linger(id, clients, reply),
+            (Clients::Connected(clients), Some((true, reply))) => self.linger(ticket, clients, reply),
             // Nobody could say when they are gone.
             (Clients::Unknown(clients), Some((true, reply))) => self.take_away(id, clients, Some(reply)).await,
         }
     }
 
     /// Clients are connected and the caller insists: the wish is made durable, then the export goes.
-    fn linger(&mut self, id: VolumeId, clients: Vec<String>, reply: Reply<Withdrawal>) {
+    fn linger(&mut self, ticket: Ticket, clients: Vec<String>, reply: Reply<Withdrawal>) {
+        let id = ticket.volume;
         let Some(volume) = self.world.volume_mut(id) else { return };
         volume.leaving = true;
         let reason = Reason::new(
@@ -99,19 +108,22 @@ impl Engine {
         let (store, back) = (self.tools.store.clone(), self.back.clone());
         tokio::spawn(async move {
             let result = store.write(changes).await.map_err(|error| Rejection::NotDurable(error.to_string()));
-            let _ = back.send(Input::Detaching { volume: id, reason, clients, result, reply }).await;
+            let _ = back.send(Input::Detaching { ticket, reason, clients, result, reply }).await;
         });
     }
 
     pub(super) async fn detaching(
         &mut self,
-        id: VolumeId,
+        ticket: Ticket,
         reason: Reason,
         clients: Vec<String>,
         result: Result<(), Rejection>,
         reply: Reply<Withdrawal>,
     ) {
-        let Some(volume) = self.world.volume_mut(id) else { return };
+        let id = ticket.volume;
+        let Some(volume) = self.world.volume_mut(id).filter(|volume| volume.instance == ticket.instance) else {
+            return;
+        };
         if let Err(rejection) = result {
             volume.leaving = false;
             let _ = reply.send(Err(rejection));
@@ -125,9 +137,18 @@ impl Engine {
         self.look_again_later(id);
     }
 
-    /// A `detaching` volume's time has come, or its disk has changed.
-    pub(super) fn still_connected(&mut self, id: VolumeId) {
-        self.ask_for_clients(id, None);
+    /// A leaving volume's time has come, or something happened to its disk.
+    pub(super) fn go_on_leaving(&mut self, id: VolumeId) {
+        let Some(volume) = self.world.volume(id) else { return };
+        if volume.forgotten {
+            self.take_the_rest(id, None, Ok(Withdrawal { clients: Vec::new() }));
+        } else if volume.lingering.is_some() && !volume.asking {
+            if volume.published {
+                // An export that could not be removed: nobody new may come in while the others go.
+                self.revoke(id, None);
+            }
+            self.ask_for_clients(id, None);
+        }
     }
 
     fn look_again_later(&mut self, id: VolumeId) {
@@ -140,8 +161,10 @@ impl Engine {
 
     /// The rows go first: from here on nothing brings the volume back.
     async fn take_away(&mut self, id: VolumeId, open: Vec<String>, reply: Option<Reply<Withdrawal>>) {
+        let Some(ticket) = self.world.ticket(id) else { return };
         let Some(volume) = self.world.volume_mut(id) else { return };
         volume.leaving = true;
+        let lingering = volume.lingering.take();
         let entry = Entry { at: Timestamp::now(), event: "withdrawn".into(), detail: open.join(", ") };
         let changes = vec![Change::Note(id, entry), Change::Withdraw(id)];
         self.post(id, Vec::new()).await;
@@ -149,31 +172,48 @@ impl Engine {
         tokio::spawn(async move {
             let result = store.write(changes).await.map_err(|error| Rejection::NotDurable(error.to_string()));
             let result = result.map(|()| Withdrawal { clients: open });
-            let _ = back.send(Input::Withdrawn { volume: id, result, reply }).await;
+            let _ = back.send(Input::Withdrawn { ticket, lingering, result, reply }).await;
         });
     }
 
     pub(super) async fn withdrawn(
         &mut self,
-        id: VolumeId,
+        ticket: Ticket,
+        lingering: Option<u32>,
         result: Result<Withdrawal, Rejection>,
         reply: Option<Reply<Withdrawal>>,
     ) {
-        let Some(volume) = self.world.volume_mut(id) else { return };
-        let withdrawal = match result {
-            Ok(withdrawal) => withdrawal,
+        let id = ticket.volume;
+        let Some(volume) = self.world.volume_mut(id).filter(|volume| volume.instance == ticket.instance) else {
+            return;
+        };
+        match result {
+            Ok(withdrawal) => {
+                volume.forgotten = true;
+                self.take_the_rest(id, reply, Ok(withdrawal));
+            }
             Err(rejection) => {
-                volume.leaving = volume.lingering.is_some();
+                volume.lingering = lingering;
+                volume.leaving = lingering.is_some();
                 reply.map(|reply| reply.send(Err(rejection)));
-                return if self.world.volume(id).is_some_and(|volume| volume.leaving) {
+                if lingering.is_some() {
                     self.look_again_later(id);
                 } else {
                     self.settle(id).await;
-                };
+                }
             }
-        };
-        let stuck = volume.published && !self.revoke(id, None);
-        let answer = if stuck { Err(Rejection::ExportStuck(id)) } else { Ok(withdrawal) };
+        }
+    }
+
+    /// Export and claim of a volume whose rows are gone. What fails is tried again until it succeeds.
+    fn take_the_rest(&mut self, id: VolumeId, reply: Option<Reply<Withdrawal>>, answer: Result<Withdrawal, Rejection>) {
+        let Some(ticket) = self.world.ticket(id) else { return };
+        if self.world.volume(id).is_some_and(|volume| volume.published) && !self.revoke(id, None) {
+            reply.map(|reply| reply.send(Err(Rejection::ExportStuck(id))));
+            let again =
+                self.world.volume(id).and_then(|volume| volume.trouble.as_ref()).map(|trouble| trouble.again_at);
+            return self.world.set_wake(id, again);
+        }
         let (claims, back) = (self.tools.claims.clone(), self.back.clone());
         tokio::spawn(async move {
             // The volume stays known, and so nobody else's, until its claim is gone: a new intent for it would make one.
@@ -181,16 +221,20 @@ impl Engine {
             if let Ok(Err(error)) = removed {
                 tracing::error!(VOLUME_ID = %id, %error, "the claim could not be removed; the next start removes it");
             }
-            let _ = back.send(Input::Unclaimed { volume: id, answer, reply }).await;
+            let _ = back.send(Input::Unclaimed { ticket, answer, reply }).await;
         });
     }
 
     pub(super) async fn unclaimed(
         &mut self,
-        id: VolumeId,
+        ticket: Ticket,
         answer: Result<Withdrawal, Rejection>,
         reply: Option<Reply<Withdrawal>>,
     ) {
+        if !self.world.holds(ticket) {
+            return;
+        }
+        let id = ticket.volume;
         self.note(id, "withdrawn", String::new());
         let serial = id.serial();
         let present = self.world.table.with_serial(serial).next().is_some();
@@ -202,7 +246,7 @@ impl Engine {
         reply.map(|reply| reply.send(answer));
         if present {
             // The claim is gone: the node goes back to its old group.
-            self.ask_for_retrigger(serial);
+            self.ask_for_retrigger(serial, Asked::Unmark);
         }
     }
 }
@@ -221,8 +265,10 @@ async fn clients_of(
         Err(error) => vec![format!("unknown, the table of connections cannot be read: {error}")],
     };
     match helper.holders(devnum).await {
-        Ok(holders) if holders.clients.is_empty() => (Clients::None, Some(Ok(()))),
-        Ok(holders) => (Clients::Connected(holders.clients), Some(Ok(()))),
+        Ok(None) => (Clients::None, Some(Ok(()))),
+        // Open, but by nobody that can be seen: not nobody.
+        Ok(Some(clients)) if clients.is_empty() => (Clients::Unknown(candidates), Some(Ok(()))),
+        Ok(Some(clients)) => (Clients::Connected(clients), Some(Ok(()))),
         Err(error) => (Clients::Unknown(candidates), Some(Err(error))),
     }
 }

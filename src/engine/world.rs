@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use jiff::Timestamp;
 use tokio::sync::oneshot;
 
+use super::input::Ticket;
 use super::udevd::Ear;
 use crate::device::DevNum;
 use crate::device::evidence::{Evidence, Ground};
@@ -74,6 +75,14 @@ pub struct Volume {
     pub leaving: bool,
     /// Withdrawn by force, and its clients are still connected: how often that was looked at.
     pub(super) lingering: Option<u32>,
+    /// Which life of this volume it is.
+    pub(super) instance: u64,
+    /// It is being found out who is connected.
+    pub(super) asking: bool,
+    /// Its rows are gone; what is left is to take the export and the claim away.
+    pub(super) forgotten: bool,
+    /// The helper could not have udev look at the disk: when it is asked again, and how often it was.
+    pub(super) helper_again: Option<(Timestamp, u32)>,
     pub(super) busy: bool,
     /// Counts revocations, so that the answer to an older probe is not taken for one about the present link.
     pub(super) epoch: u64,
@@ -134,6 +143,10 @@ impl Volume {
             notes: Vec::new(),
             leaving: record.state == State::Detaching,
             lingering: (record.state == State::Detaching).then_some(0),
+            instance: 0,
+            asking: false,
+            forgotten: false,
+            helper_again: None,
             busy: false,
             epoch: 0,
             look_after: 0,
@@ -195,12 +208,22 @@ impl World {
 
     /// Lets udev be asked again, once, about every disk.
     pub(super) fn forget_retriggers(&mut self) {
-        self.volumes.values_mut().for_each(|volume| volume.retriggered = None);
+        self.volumes.values_mut().for_each(|volume| (volume.retriggered, volume.helper_again) = (None, None));
     }
 
     fn count(&mut self, state: State, change: impl FnOnce(usize) -> usize) {
         let count = self.counts.entry(state).or_default();
         *count = change(*count);
+    }
+
+    /// This life of the volume.
+    pub(super) fn ticket(&self, id: VolumeId) -> Option<Ticket> {
+        self.volumes.get(&id).map(|volume| Ticket { volume: id, instance: volume.instance })
+    }
+
+    /// Whether that life of the volume is the present one.
+    pub(super) fn holds(&self, ticket: Ticket) -> bool {
+        self.ticket(ticket.volume) == Some(ticket)
     }
 
     pub(super) fn volume_mut(&mut self, id: VolumeId) -> Option<&mut Volume> {

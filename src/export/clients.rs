@@ -12,8 +12,10 @@ use crate::procfs;
 /// The remote addresses of clients connected to `server` now. Blocks for milliseconds: the kernel walks its whole table.
 pub fn connected(server: SocketAddr) -> io::Result<Vec<String>> {
     let me = rustix::process::geteuid().as_raw();
-    let family = if server.is_ipv4() { "/proc/self/net/tcp" } else { "/proc/self/net/tcp6" };
-    Ok(clients(&procfs::table(family.as_ref())?, server.port(), me))
+    let mut lines = procfs::table("/proc/self/net/tcp".as_ref())?;
+    // Also for an IPv4 address: whoever holds the port may listen on both. Absent when the kernel has no IPv6.
+    lines.push_str(&procfs::table("/proc/self/net/tcp6".as_ref()).unwrap_or_default());
+    Ok(clients(&lines, server.port(), me))
 }
 
 /// The remote end of each connection in a table, by the inode of its socket.

@@ -63,6 +63,9 @@ pub enum ProbeError {
         /// The server's words, or ours.
         why: String,
     },
+    /// The disk behind the export changed while the server was asked.
+    #[error("the disk of {0} was exchanged during the handshake")]
+    Exchanged(String),
     /// The server and attachd do not come together about TLS.
     #[error("no TLS with the NBD server at {0}: {1}")]
     Tls(SocketAddr, String),
@@ -74,7 +77,7 @@ pub enum ProbeError {
 impl ProbeError {
     /// Whether the server itself is the trouble, not this export.
     pub fn is_server(&self) -> bool {
-        !matches!(self, Self::Refused { .. })
+        !matches!(self, Self::Refused { .. } | Self::Exchanged(_))
     }
 }
 

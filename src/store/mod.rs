@@ -247,7 +247,15 @@ impl Task {
         }
         self.write_alone(postponed, None).await;
         for (changes, answer) in writes {
-            self.write_alone(changes, answer).await;
+            // Nothing overtakes what waits: an older state must not come after a newer one.
+            if self.postponed.is_empty() {
+                self.write_alone(changes, answer).await;
+            } else if let Some(answer) = answer {
+                let message = self.last_failure.clone().unwrap_or_default();
+                let _ = answer.send(Err(StoreError::Sqlite { path: self.path.clone(), message }));
+            } else {
+                self.postponed.extend(changes);
+            }
         }
     }
 

@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "a test's panic is its failure")]
 
 use std::path::Path;
+use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use lab::{Api, Attachd, AttachdOptions, Disk, Lab, Volume};
@@ -75,4 +76,52 @@ pub(crate) fn served(lab: &Lab, api: &Api) -> (Volume, Disk) {
 pub(crate) fn story(volume: &Value) -> Vec<String> {
     let timeline = volume["timeline"].as_array().unwrap();
     timeline.iter().map(|entry| entry["event"].as_str().unwrap().to_owned()).collect()
+}
+
+pub(crate) const HELPER_SOCKET: &str = "/run/attachd/helper.sock";
+
+/// The helper, as root, as its unit starts it. Ended with the test.
+pub(crate) struct Helper(Child);
+
+impl Helper {
+    pub(crate) fn start() -> Self {
+        let _ = std::fs::remove_file(HELPER_SOCKET);
+        let folder = lab::watch::FolderWatch::new(std::path::Path::new("/run/attachd")).unwrap();
+        let child = Command::new(env!("CARGO_BIN_EXE_attachd-helper"))
+            .args(["--socket", HELPER_SOCKET])
+            .stderr(Stdio::inherit())
+            .spawn()
+            .unwrap();
+        while !std::path::Path::new(HELPER_SOCKET).exists() {
+            assert!(lab::watch::readable(&[folder.fd()], SOON).unwrap(), "the helper has made no socket");
+            folder.take();
+        }
+        // As attachd-helper.socket has it.
+        std::os::unix::fs::chown(HELPER_SOCKET, Some(lab::people::ATTACHD.id), None).unwrap();
+        // The file is there a moment before it can be connected to, and nothing tells when.
+        let begun = std::time::Instant::now();
+        while std::os::unix::net::UnixStream::connect(HELPER_SOCKET).is_err() {
+            assert!(begun.elapsed() < SOON);
+            std::thread::yield_now();
+        }
+        Self(child)
+    }
+}
+
+impl Drop for Helper {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// The same with the helper there from the start.
+pub(crate) fn up_with_helper() -> (Lab, Attachd, Api, Helper) {
+    let mut lab = Lab::new();
+    lab.attachd_config(CONFIG).unwrap();
+    lab.nbdkit_start().unwrap();
+    let helper = Helper::start();
+    let attachd = start(&lab);
+    let api = attachd.api();
+    (lab, attachd, api, helper)
 }

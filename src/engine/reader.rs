@@ -1,0 +1,72 @@
+//! Reading disks outside, in a limited time: a serial is a request to the hypervisor that may never be answered.
+
+use std::collections::HashSet;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use tokio::sync::{Semaphore, mpsc};
+use tokio::task::JoinSet;
+
+use super::LOOK_LIMIT;
+use super::input::Input;
+use crate::device::DevNum;
+use crate::device::facts::Facts;
+use crate::device::sysfs::Sysfs;
+
+/// Disks read at one time.
+const AT_ONCE: usize = 16;
+
+/// Reads disks. Cheap to clone.
+#[derive(Clone)]
+pub(super) struct Reader {
+    sysfs: Sysfs,
+    /// Held until an answer or the limit, so that a disk that hangs keeps nobody else waiting for long.
+    places: Arc<Semaphore>,
+    /// Disks that owe an answer: none of them is asked again, so each costs no more threads.
+    hanging: Arc<Mutex<HashSet<DevNum>>>,
+    back: mpsc::Sender<Input>,
+}
+
+impl Reader {
+    pub(super) fn new(sysfs: Sysfs, back: mpsc::Sender<Input>) -> Self {
+        Self { sysfs, places: Arc::new(Semaphore::new(AT_ONCE)), hanging: Arc::default(), back }
+    }
+
+    /// The disk's facts; without its identity when it does not answer in time. When it answers after all, that is told
+    /// by [`Input::Answered`].
+    pub(super) async fn read(&self, devnum: DevNum) -> Option<Facts> {
+        let why = format!("no answer within {} s", LOOK_LIMIT.as_secs());
+        let place = Arc::clone(&self.places).acquire_owned().await;
+        if self.hanging().contains(&devnum) {
+            return self.sysfs.read_unanswered(devnum, &why);
+        }
+        let sysfs = self.sysfs.clone();
+        let mut reading = tokio::task::spawn_blocking(move || sysfs.read(devnum));
+        if let Ok(facts) = tokio::time::timeout(LOOK_LIMIT, &mut reading).await {
+            return facts.unwrap_or_default();
+        }
+        drop(place);
+        self.hanging().insert(devnum);
+        let reader = self.clone();
+        tokio::spawn(async move {
+            // What it says now is of a past moment: it is read again.
+            let _ = reading.await;
+            reader.hanging().remove(&devnum);
+            let _ = reader.back.send(Input::Answered(devnum)).await;
+        });
+        self.sysfs.read_unanswered(devnum, &why)
+    }
+
+    /// Reads every disk that is present.
+    pub(super) async fn read_all(&self) -> std::io::Result<Vec<Facts>> {
+        let mut readings = JoinSet::new();
+        for devnum in self.sysfs.list()? {
+            let reader = self.clone();
+            readings.spawn(async move { reader.read(devnum).await });
+        }
+        Ok(readings.join_all().await.into_iter().flatten().collect())
+    }
+
+    fn hanging(&self) -> std::sync::MutexGuard<'_, HashSet<DevNum>> {
+        self.hanging.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
