@@ -9,7 +9,7 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::sync::mpsc;
 
 use common::*;
-use lab::{Api, Attachd, Disk, Lab, Volume};
+use lab::{Disk, Volume};
 use serde_json::json;
 
 fn group(disk: &Disk) -> u32 {
