@@ -19,6 +19,9 @@ const CONNECTIONS: usize = 256;
 /// How long a connection may take for a request's head, idle time included.
 const HEAD_LIMIT: Duration = Duration::from_secs(10);
 
+/// How long requests that are on their way when the daemon stops may take to arrive.
+const LAST_REQUESTS: Duration = Duration::from_millis(250);
+
 /// Bytes of a request's head.
 const HEAD_BYTES: usize = 16 * 1024;
 
@@ -80,7 +83,10 @@ pub async fn serve(listener: Listener, router: axum::Router, mut stop: watch::Re
         .max_buf_size(HEAD_BYTES)
         .half_close(false);
     loop {
-        let Ok(place) = Arc::clone(&places).acquire_owned().await else { return };
+        let place = tokio::select! {
+            place = Arc::clone(&places).acquire_owned() => place,
+            _ = stop.changed() => break,
+        };
         let stream = tokio::select! {
             accepted = listener.socket.accept() => match accepted {
                 Ok((stream, _)) => stream,
@@ -104,6 +110,9 @@ pub async fn serve(listener: Listener, router: axum::Router, mut stop: watch::Re
             drop(place);
         });
     }
+    // hyper would close a connection whose request is on its way but not read yet, as if it were idle: give those a moment.
+    let all = u32::try_from(CONNECTIONS).unwrap_or(u32::MAX);
+    let _ = tokio::time::timeout(LAST_REQUESTS, places.acquire_many(all)).await;
     connections.shutdown().await;
 }
 
