@@ -24,11 +24,15 @@ impl Claims {
     /// Claims a volume's serial. Durable when this returns: the file and its folder are synced.
     pub fn add(&self, volume: VolumeId) -> io::Result<()> {
         effect::at("claim.write", || {
-            let mut file = File::create(self.path.join(volume.serial().as_str()))?;
-            writeln!(file, "{volume}")?;
-            file.sync_all()?;
+            self.write(volume)?.sync_all()?;
             self.sync()
         })
+    }
+
+    fn write(&self, volume: VolumeId) -> io::Result<File> {
+        let mut file = File::create(self.path.join(volume.serial().as_str()))?;
+        writeln!(file, "{volume}")?;
+        Ok(file)
     }
 
     /// Ends a claim, durably. Ending it again changes nothing.
@@ -57,7 +61,7 @@ impl Claims {
         let mut repaired = Vec::new();
         for volume in wanted {
             if !present.remove(std::ffi::OsStr::new(volume.serial().as_str())) {
-                self.add(volume)?;
+                self.write(volume)?;
                 repaired.push(format!("{} was missing", volume.serial()));
             }
         }
@@ -66,7 +70,8 @@ impl Claims {
             repaired.push(format!("{} belonged to no intent", name.to_string_lossy()));
         }
         if !repaired.is_empty() {
-            self.sync()?;
+            // One sync for all: there may be thousands.
+            rustix::fs::syncfs(File::open(&self.path)?)?;
         }
         Ok(repaired)
     }

@@ -1,7 +1,6 @@
 //! Doing what was decided.
 
 use jiff::{SignedDuration, Timestamp};
-use tokio::sync::oneshot;
 
 use super::decide::{Desired, Observed, Step, decide};
 use super::input::{Asked, Done, Event, Input, Ticket};
@@ -12,7 +11,7 @@ use crate::device::evidence::Evidence;
 use crate::device::facts::{Facts, LinkTarget};
 use crate::device::table::{Device, Heard, Reading};
 use crate::device::{DevNum, monitor};
-use crate::export::probe::{self, Endpoint, Goodbye, Greeted, ProbeError, Served};
+use crate::export::probe::{self, Endpoint, Goodbye, ProbeError, Served};
 use crate::export::server::Server;
 use crate::helper_client::HelperError;
 use crate::identity::{Serial, VolumeId};
@@ -28,22 +27,9 @@ const LIST_AGAIN: std::time::Duration = std::time::Duration::from_secs(1);
 /// Volumes settled in one go when many wait.
 const AT_ONCE: usize = 64;
 
-/// Connects to the NBD server outside.
-fn greeting(server: Endpoint) -> oneshot::Receiver<Result<Greeted, ProbeError>> {
-    let (greeted, greeting) = oneshot::channel();
-    tokio::spawn(async move { greeted.send(probe::greet(&server).await) });
-    greeting
-}
-
-/// The handshake: the greeting, once it is there, and the question.
-async fn ask(
-    greeting: oneshot::Receiver<Result<Greeted, ProbeError>>,
-    name: &str,
-) -> Result<(Served, Goodbye), ProbeError> {
-    match greeting.await {
-        Ok(greeted) => probe::probe(greeted?, name).await,
-        Err(_) => Err(ProbeError::Refused { name: name.to_owned(), why: "attachd is stopping".to_owned() }),
-    }
+/// The whole handshake, on a new connection.
+async fn ask(server: &Endpoint, name: &str) -> Result<(Served, Goodbye), ProbeError> {
+    probe::probe(probe::greet(server).await?, name).await
 }
 
 /// How long to wait after so many failed attempts.
@@ -154,8 +140,6 @@ impl Engine {
     /// Tells the store what happened and sets the clock, once a volume waits for nothing but events.
     pub(super) async fn rest(&mut self, id: VolumeId) {
         let Some(volume) = self.world.volume_mut(id) else { return };
-        // A connection nobody asks on is not kept.
-        volume.greeting = None;
         let deadline = volume.intent.deadline().filter(|_| volume.state == State::Waiting);
         let now = Timestamp::now();
         let again = volume.trouble.as_ref().map(|trouble| trouble.again_at).filter(|at| *at > now);
@@ -402,12 +386,9 @@ impl Engine {
     }
 
     async fn record(&mut self, id: VolumeId, evidence: Evidence) {
-        let up = matches!(self.world.server, Some(Server::Up { .. }));
         let Some(ticket) = self.world.ticket(id) else { return };
         if let Some(volume) = self.world.volume_mut(id) {
             volume.busy = true;
-            // The server's greeting names no export: it can come while the commit is under way.
-            volume.greeting = up.then(|| greeting(self.tools.server.clone()));
         }
         let back = self.back.clone();
         let begun = self.tools.store.begin(vec![Change::Map(id, evidence.clone())]).await;
@@ -508,13 +489,14 @@ impl Engine {
         let Some(volume) = self.world.volume_mut(id) else { return };
         volume.busy = true;
         let epoch = volume.epoch;
-        let greeting = volume.greeting.take().unwrap_or_else(|| greeting(self.tools.server.clone()));
+        let server = self.tools.server.clone();
         let (back, sysfs) = (self.back.clone(), self.tools.sysfs.clone());
         tokio::spawn(async move {
             let name = id.export_name();
-            let (mut result, goodbye) = ask(greeting, &name)
-                .await
-                .map_or_else(|error| (Err(error), None), |(served, goodbye)| (Ok(served), Some(goodbye)));
+            let (mut result, goodbye) = match ask(&server, &name).await {
+                Ok((served, goodbye)) => (Ok(served), Some(goodbye)),
+                Err(error) => (Err(error), None),
+            };
             let there = |target| matches!(target, LinkTarget::Device(devnum, _) if devnum == evidence.devnum);
             if result.is_ok()
                 && !(sysfs.still(evidence.devnum, evidence.diskseq) && there(sysfs.resolve(&evidence.link)))
@@ -596,7 +578,6 @@ impl Engine {
             let Some(volume) = self.world.volume_mut(id) else { continue };
             volume.proven = false;
             volume.trouble = None;
-            volume.greeting = None;
             volume.epoch = epoch;
             if volume.published && up_again {
                 self.distrust(id);

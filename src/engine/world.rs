@@ -3,14 +3,12 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use jiff::Timestamp;
-use tokio::sync::oneshot;
 
 use super::input::Ticket;
 use super::udevd::Ear;
 use crate::device::DevNum;
 use crate::device::evidence::{Evidence, Ground};
 use crate::device::table::{Reading, Table};
-use crate::export::probe::{Greeted, ProbeError};
 use crate::export::server::Server;
 use crate::identity::{Serial, VolumeId};
 use crate::volume::{Entry, Intent, Reason, Record, State};
@@ -88,8 +86,6 @@ pub struct Volume {
     pub(super) epoch: u64,
     /// Only a later reading of the disk counts.
     pub(super) look_after: Reading,
-    /// A connection to the NBD server, made while the mapping was being recorded, to ask on for the export.
-    pub(super) greeting: Option<oneshot::Receiver<Result<Greeted, ProbeError>>>,
     pub(super) trouble: Option<Trouble>,
     /// The disk that udev was asked to look at again: its number and sequence number.
     pub(super) retriggered: Option<(DevNum, u64)>,
@@ -150,7 +146,6 @@ impl Volume {
             busy: false,
             epoch: 0,
             look_after: 0,
-            greeting: None,
             trouble: None,
             retriggered: None,
             unwritten: false,
