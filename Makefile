@@ -25,7 +25,7 @@ lint: setup fmt-check
 
 # The tests kill the daemon at named points, which a release does not have.
 test: setup
-	cargo test --workspace --features kill-points
+	cargo test --workspace --features kill-points -- --show-output
 
 # The service tests build and install the package.
 test: cargo-deb
