@@ -1,8 +1,12 @@
-//! What this host itself uses: mounts, swap, host disks. Read once for any number of disks.
+//! What this host itself uses: mounts and swap. Read again only when the kernel says that it has changed.
 
 use std::collections::HashMap;
+use std::fs::File;
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use rustix::event::{PollFd, PollFlags, Timespec};
 
 use super::DevNum;
 use super::facts::Use;
@@ -39,6 +43,63 @@ impl HostUse {
     pub fn of(&self, devnum: DevNum) -> &[Use] {
         self.by_devnum.get(&devnum).map_or(&[], Vec::as_slice)
     }
+}
+
+/// Keeps what was read for as long as it is true.
+///
+/// poll(2) tells on `/proc/PID/mountinfo` and on `/proc/swaps` that they have changed since it was last asked (proc(5)).
+/// It is asked before each use and never waited on, so nothing wakes up when the host mounts something.
+pub(super) struct HostWatch {
+    proc: PathBuf,
+    known: Mutex<Option<Known>>,
+}
+
+struct Known {
+    files: Vec<File>,
+    uses: Arc<HostUse>,
+}
+
+impl HostWatch {
+    /// Watches the tables below `proc`. Reads nothing yet.
+    pub(super) fn new(proc: PathBuf) -> Self {
+        Self { proc, known: Mutex::default() }
+    }
+
+    /// What the host uses now.
+    pub(super) fn now(&self) -> io::Result<Arc<HostUse>> {
+        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(known) = known.as_ref()
+            && !changed(&known.files)
+        {
+            return Ok(Arc::clone(&known.uses));
+        }
+        *known = None;
+        // Opened first, read then: a change in between is told at the next use.
+        let files = self.open()?;
+        let uses = Arc::new(HostUse::read(&self.proc)?);
+        // Ordinary files tell no changes: a recorded tree is read each time.
+        if files.iter().all(tells_changes) {
+            *known = Some(Known { files, uses: Arc::clone(&uses) });
+        }
+        Ok(uses)
+    }
+
+    fn open(&self) -> io::Result<Vec<File>> {
+        let mut files = vec![File::open(self.proc.join("self/mountinfo"))?];
+        // A kernel without swap has no such file.
+        files.extend(File::open(self.proc.join("swaps")));
+        Ok(files)
+    }
+}
+
+/// Also when that cannot be found out.
+fn changed(files: &[File]) -> bool {
+    let mut asked: Vec<PollFd<'_>> = files.iter().map(|file| PollFd::new(file, PollFlags::PRI)).collect();
+    rustix::event::poll(&mut asked, Some(&Timespec::default())) != Ok(0)
+}
+
+fn tells_changes(file: &File) -> bool {
+    rustix::fs::fstatfs(file).is_ok_and(|fs| fs.f_type == rustix::fs::PROC_SUPER_MAGIC)
 }
 
 /// The device number of a block device's node; `None` for anything else.

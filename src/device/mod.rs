@@ -4,7 +4,7 @@
 //! [`sysfs`] reads the [`facts::Facts`] of one disk; [`table`] remembers which disks are present; [`evidence`] decides,
 //! purely, whether a disk's facts prove that it is a volume's.
 
-mod attribute;
+pub mod attributes;
 pub mod event;
 pub mod evidence;
 pub mod facts;

@@ -6,9 +6,9 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::DevNum;
-use super::attribute;
+use super::attributes::{Attribute, Attributes};
 use super::facts::{Facts, Identity, LinkTarget, NoIdentity, Use};
-use super::host::HostUse;
+use super::host::{HostUse, HostWatch};
 use super::scheme::Scheme;
 use crate::identity::Serial;
 
@@ -25,6 +25,7 @@ struct Inner {
     sys: PathBuf,
     proc: PathBuf,
     dev: PathBuf,
+    host: HostWatch,
     host_disks: PathBuf,
     schemes: Vec<&'static dyn Scheme>,
 }
@@ -37,14 +38,14 @@ impl Sysfs {
 
     /// Reads `sys`, `proc` and `dev` below another root: recorded trees in tests.
     pub fn below(root: &Path, schemes: Vec<&'static dyn Scheme>, host_disks: PathBuf) -> Self {
-        let inner =
-            Inner { sys: root.join("sys"), proc: root.join("proc"), dev: root.join("dev"), host_disks, schemes };
-        Self { inner: Arc::new(inner) }
+        let (sys, proc, dev) = (root.join("sys"), root.join("proc"), root.join("dev"));
+        let host = HostWatch::new(proc.clone());
+        Self { inner: Arc::new(Inner { sys, proc, dev, host, host_disks, schemes }) }
     }
 
     /// The facts of one disk, `None` when there is no such whole disk (any more). May block on the disk's serial.
     pub fn read(&self, devnum: DevNum) -> Option<Facts> {
-        self.read_with(devnum, &HostUse::read(&self.inner.proc))
+        self.read_as(devnum, |disk| self.identity(disk))
     }
 
     /// The facts of one disk whose serial did not answer. Never blocks.
@@ -64,7 +65,7 @@ impl Sysfs {
     /// Whether the disk of this number is still the one with this disk sequence number: the kernel never gives a
     /// sequence number twice in one boot. Never blocks.
     pub fn still(&self, devnum: DevNum, diskseq: u64) -> bool {
-        attribute::number(&self.folder(devnum).join("diskseq")) == Some(diskseq)
+        Attributes::open(&self.folder(devnum)).is_ok_and(|disk| disk.number("diskseq") == Some(diskseq))
     }
 
     /// What a by-id path resolves to now. Never blocks.
@@ -81,55 +82,50 @@ impl Sysfs {
 
     /// This boot's id: disk sequence numbers mean nothing outside of it.
     pub fn boot_id(&self) -> io::Result<String> {
-        Ok(attribute::text(&self.inner.proc.join("sys/kernel/random/boot_id"))?.trim().to_owned())
+        Ok(fs::read_to_string(self.inner.proc.join("sys/kernel/random/boot_id"))?.trim().to_owned())
     }
 
     fn folder(&self, devnum: DevNum) -> PathBuf {
         self.inner.sys.join("dev/block").join(devnum.to_string())
     }
 
-    fn read_with(&self, devnum: DevNum, host: &io::Result<HostUse>) -> Option<Facts> {
-        self.read_as(devnum, |disk| match host {
-            Ok(host) => self.identity(disk, devnum, host),
-            // Without knowing what the host uses, no disk can be told from the host's own.
-            Err(error) => Err(NoIdentity::Unreadable(format!("the host's mounts are unknown: {error}"))),
-        })
-    }
-
-    fn read_as(&self, devnum: DevNum, identify: impl FnOnce(&Path) -> Result<Identity, NoIdentity>) -> Option<Facts> {
-        let link = self.folder(devnum);
-        let disk = link.parent()?.join(fs::read_link(&link).ok()?);
-        let diskseq = attribute::number(&disk.join("diskseq"))?;
-        if disk.join("partition").exists() {
-            return None;
-        }
+    fn read_as(
+        &self,
+        devnum: DevNum,
+        identify: impl FnOnce(&Disk) -> Result<Identity, NoIdentity>,
+    ) -> Option<Facts> {
+        let disk = Disk::open(devnum, &self.folder(devnum))?;
+        let seq = Attribute::open(&disk.attributes, "diskseq").ok()?;
+        let diskseq = seq.number()?;
         let identity = identify(&disk);
-        let size_bytes = attribute::number(&disk.join("size")).unwrap_or(0) * SECTOR;
-        let read_only = attribute::number(&disk.join("ro")) == Some(1);
+        let size_bytes = disk.attributes.number("size").unwrap_or(0) * SECTOR;
+        let read_only = disk.attributes.number("ro") == Some(1);
         // Read last: when it moved, the readings above may be of two disks.
-        let diskseq_after = attribute::number(&disk.join("diskseq"))?;
-        let name = disk.file_name()?.to_string_lossy().into_owned();
-        Some(Facts { devnum, name, diskseq, diskseq_after, size_bytes, read_only, identity })
+        let diskseq_after = seq.number()?;
+        Some(Facts { devnum, name: disk.name, diskseq, diskseq_after, size_bytes, read_only, identity })
     }
 
-    fn identity(&self, disk: &Path, devnum: DevNum, host: &HostUse) -> Result<Identity, NoIdentity> {
-        let scheme = self.inner.schemes.iter().find(|scheme| scheme.accepts(disk)).ok_or(NoIdentity::OtherBus)?;
-        let text = scheme.serial(disk).map_err(|error| NoIdentity::Unreadable(error.to_string()))?;
+    fn identity(&self, disk: &Disk) -> Result<Identity, NoIdentity> {
+        let of_disk = |scheme: &&&'static dyn Scheme| scheme.accepts(&disk.name, &disk.attributes);
+        let scheme = self.inner.schemes.iter().find(of_disk).ok_or(NoIdentity::OtherBus)?;
+        let text = scheme.serial(&disk.attributes).map_err(|error| NoIdentity::Unreadable(error.to_string()))?;
         let text = text.ok_or(NoIdentity::NoSerial)?;
         let serial: Serial = text.parse().map_err(|_| NoIdentity::OddSerial(text))?;
         let link = format!("/dev/disk/by-id/{}", scheme.link_name(serial));
         let link_target = self.resolve(&link);
-        let uses = self.uses(disk, devnum, serial, host);
+        // Without knowing what the host uses, no disk can be told from the host's own.
+        let unknown = |error| NoIdentity::Unreadable(format!("the host's mounts are unknown: {error}"));
+        let uses = self.uses(disk, serial, &*self.inner.host.now().map_err(unknown)?);
         Ok(Identity { scheme: scheme.name(), serial, link, link_target, uses })
     }
 
     /// Every use of the disk and of its partitions.
-    fn uses(&self, disk: &Path, devnum: DevNum, serial: Serial, host: &HostUse) -> Vec<Use> {
-        let mut uses: Vec<Use> = host.of(devnum).to_vec();
-        uses.extend(holders(disk));
-        for part in partitions(disk) {
-            let part_devnum = attribute::text(&part.join("dev")).ok().and_then(|text| text.parse().ok());
-            uses.extend(part_devnum.iter().flat_map(|devnum| host.of(*devnum).iter().cloned()));
+    fn uses(&self, disk: &Disk, serial: Serial, host: &HostUse) -> Vec<Use> {
+        let mut uses: Vec<Use> = host.of(disk.devnum).to_vec();
+        uses.extend(holders(&disk.attributes));
+        for part in disk.partitions() {
+            let number = part.text("dev").ok().and_then(|text| text.parse().ok());
+            uses.extend(number.iter().flat_map(|number| host.of(*number).iter().cloned()));
             uses.extend(holders(&part));
         }
         if self.inner.host_disks.join(serial.as_str()).exists() {
@@ -139,21 +135,34 @@ impl Sysfs {
     }
 }
 
-/// The folders of a disk's partitions: they stand in the disk's own and begin with its name.
-fn partitions(disk: &Path) -> impl Iterator<Item = PathBuf> + use<> {
-    let name = disk.file_name().unwrap_or_default().to_owned();
-    let named_so = move |path: &PathBuf| {
-        let own = path.file_name().unwrap_or_default();
-        own.as_encoded_bytes().starts_with(name.as_encoded_bytes())
-    };
-    entries(disk).filter(named_so).filter(|path| path.join("partition").exists())
+/// A whole disk's folder.
+struct Disk {
+    devnum: DevNum,
+    /// The kernel's name.
+    name: String,
+    attributes: Attributes,
+    /// What is in the folder.
+    entries: Vec<String>,
 }
 
-fn entries(folder: &Path) -> impl Iterator<Item = PathBuf> + use<> {
-    fs::read_dir(folder).into_iter().flatten().filter_map(|entry| entry.ok().map(|entry| entry.path()))
+impl Disk {
+    /// Opens it; `None` when there is none (any more), or when it is a partition.
+    fn open(devnum: DevNum, link: &Path) -> Option<Self> {
+        let target = fs::read_link(link).ok()?;
+        let attributes = Attributes::open(&link.parent()?.join(&target)).ok()?;
+        let entries = attributes.names();
+        let whole = !entries.iter().any(|entry| entry == "partition");
+        let name = target.file_name()?.to_str()?.to_owned();
+        whole.then_some(Self { devnum, name, attributes, entries })
+    }
+
+    /// The folders of its partitions: they stand in the disk's own and begin with its name.
+    fn partitions(&self) -> impl Iterator<Item = Attributes> {
+        let named_so = self.entries.iter().filter(|entry| entry.starts_with(&self.name));
+        named_so.filter_map(|entry| self.attributes.below(entry).ok()).filter(|part| part.has("partition"))
+    }
 }
 
-fn holders(device: &Path) -> impl Iterator<Item = Use> + use<> {
-    entries(&device.join("holders"))
-        .filter_map(|path| path.file_name().map(|name| Use::Holder(name.to_string_lossy().into_owned())))
+fn holders(device: &Attributes) -> impl Iterator<Item = Use> + use<> {
+    device.names_below("holders").into_iter().map(Use::Holder)
 }

@@ -166,6 +166,8 @@ impl Engine {
             }));
         }
         self.world.set_wake(id, wake);
+        // Who listens first: what was told goes out before it is written down.
+        tokio::task::yield_now().await;
         self.post(id, changes).await;
     }
 

@@ -1,10 +1,9 @@
 //! Loop devices whose backing file is called `<serial>.img`: real block devices for the demo and the tests. Off by default.
 
 use std::io;
-use std::path::Path;
 
 use super::Scheme;
-use crate::device::attribute;
+use crate::device::attributes::Attributes;
 use crate::identity::Serial;
 
 pub(super) struct Loop;
@@ -14,14 +13,12 @@ impl Scheme for Loop {
         "loop"
     }
 
-    fn accepts(&self, disk: &Path) -> bool {
-        disk.file_name().and_then(|name| name.to_str()).is_some_and(|name| {
-            name.strip_prefix("loop").is_some_and(|number| number.bytes().all(|b| b.is_ascii_digit()))
-        })
+    fn accepts(&self, name: &str, _disk: &Attributes) -> bool {
+        name.strip_prefix("loop").is_some_and(|number| number.bytes().all(|b| b.is_ascii_digit()))
     }
 
-    fn serial(&self, disk: &Path) -> io::Result<Option<String>> {
-        let file = match attribute::text(&disk.join("loop/backing_file")) {
+    fn serial(&self, disk: &Attributes) -> io::Result<Option<String>> {
+        let file = match disk.text("loop/backing_file") {
             Ok(text) => text,
             // Nothing is bound to the device.
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),

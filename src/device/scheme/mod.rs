@@ -6,8 +6,8 @@ mod r#loop;
 mod virtio;
 
 use std::io;
-use std::path::Path;
 
+use super::attributes::Attributes;
 use crate::identity::Serial;
 
 /// One kind of disk.
@@ -15,12 +15,12 @@ pub trait Scheme: Sync {
     /// The name used in the configuration.
     fn name(&self) -> &'static str;
 
-    /// Whether the disk in this sysfs folder is of this kind.
-    fn accepts(&self, disk: &Path) -> bool;
+    /// Whether the disk of that kernel name, with these attributes in sysfs, is of this kind.
+    fn accepts(&self, name: &str, disk: &Attributes) -> bool;
 
     /// The text the disk gives as its serial, read live; `None` when it gives none. May block: it can be a request to
     /// the hypervisor.
-    fn serial(&self, disk: &Path) -> io::Result<Option<String>>;
+    fn serial(&self, disk: &Attributes) -> io::Result<Option<String>>;
 
     /// The name below `/dev/disk/by-id/` that udev's rules give the disk with this serial.
     fn link_name(&self, serial: Serial) -> String;

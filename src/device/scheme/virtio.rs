@@ -1,11 +1,9 @@
 //! virtio-blk: what CloudStack gives a KVM guest by default.
 
-use std::fs;
 use std::io;
-use std::path::Path;
 
 use super::Scheme;
-use crate::device::attribute;
+use crate::device::attributes::Attributes;
 use crate::identity::Serial;
 
 pub(super) struct Virtio;
@@ -15,13 +13,13 @@ impl Scheme for Virtio {
         "virtio"
     }
 
-    fn accepts(&self, disk: &Path) -> bool {
-        fs::read_link(disk.join("device/subsystem")).is_ok_and(|bus| bus.ends_with("virtio"))
+    fn accepts(&self, _name: &str, disk: &Attributes) -> bool {
+        disk.link("device/subsystem").is_ok_and(|bus| bus.ends_with("/virtio"))
     }
 
-    fn serial(&self, disk: &Path) -> io::Result<Option<String>> {
+    fn serial(&self, disk: &Attributes) -> io::Result<Option<String>> {
         // No newline when the serial fills all 20 bytes, an empty file when there is none.
-        let text = attribute::text(&disk.join("serial"))?;
+        let text = disk.text("serial")?;
         Ok(Some(text.trim_end_matches('\n').to_owned()).filter(|serial| !serial.is_empty()))
     }
 
