@@ -89,11 +89,7 @@ impl Sysfs {
         self.inner.sys.join("dev/block").join(devnum.to_string())
     }
 
-    fn read_as(
-        &self,
-        devnum: DevNum,
-        identify: impl FnOnce(&Disk) -> Result<Identity, NoIdentity>,
-    ) -> Option<Facts> {
+    fn read_as(&self, devnum: DevNum, identify: impl FnOnce(&Disk) -> Result<Identity, NoIdentity>) -> Option<Facts> {
         let disk = Disk::open(devnum, &self.folder(devnum))?;
         let seq = Attribute::open(&disk.attributes, "diskseq").ok()?;
         let diskseq = seq.number()?;

@@ -5,6 +5,7 @@
 //! that holds its changes. Rows for the predecessor's tables go through the [`outbox`] of the same transaction and are
 //! applied when no writer waits.
 
+mod batch;
 mod outbox;
 mod read;
 mod write;
@@ -17,6 +18,7 @@ use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection, SqliteJournalMode, Sq
 use sqlx::{Connection, SqlSafeStr};
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
+use tokio::time::Instant;
 
 use crate::identity::VolumeId;
 use crate::volume::{Entry, Record};
@@ -42,7 +44,7 @@ const AT_ONCE: usize = 512;
 const RETRY: Duration = Duration::from_secs(1);
 
 /// The store could not do it.
-#[derive(Debug, Clone, thiserror::Error)]
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum StoreError {
     /// SQLite refused.
     #[error("the store {path} failed: {message}")]
@@ -114,9 +116,10 @@ impl Store {
             path: path.display().to_string(),
             port,
             postponed: Vec::new(),
-            outbox_filled: true,
+            outbox: Outbox::Filled,
             commits: 0,
             last_failure: None,
+            again_at: Instant::now(),
         };
         let task = tokio::spawn(task.run(queue, asked));
         Ok((Self { commands, pulses }, task, records))
@@ -158,6 +161,16 @@ impl Store {
     }
 }
 
+/// What waits for the projection.
+#[derive(Debug, PartialEq, Eq)]
+enum Outbox {
+    Empty,
+    /// Perhaps something.
+    Filled,
+    /// Something that could not be applied, and why.
+    Stuck(StoreError),
+}
+
 struct Task {
     connection: SqliteConnection,
     path: String,
@@ -165,10 +178,12 @@ struct Task {
     port: u16,
     /// Changes nobody waits for whose commit failed.
     postponed: Vec<Change>,
-    outbox_filled: bool,
+    outbox: Outbox,
     /// Since the log was last moved into the database.
     commits: u32,
     last_failure: Option<String>,
+    /// When what failed is tried again.
+    again_at: Instant,
 }
 
 impl Task {
@@ -181,13 +196,15 @@ impl Task {
         loop {
             tokio::select! {
                 biased;
-                Some(answer) = pulses.recv() => drop(answer.send(self.pulse().await)),
+                Some(answer) = pulses.recv() => {
+                    let _ = answer.send(self.pulse().await);
+                    continue;
+                }
                 received = queue.recv_many(&mut batch, AT_ONCE) => if received == 0 { break },
-                // A timer that exists only while something could not be written.
-                () = tokio::time::sleep(RETRY), if !self.postponed.is_empty() => {}
+                () = until(self.left_to_do()) => {}
             }
             self.carry_out(std::mem::take(&mut batch)).await;
-            if queue.is_empty() && self.outbox_filled && self.postponed.is_empty() {
+            if queue.is_empty() && self.outbox != Outbox::Empty && self.postponed.is_empty() {
                 self.project().await;
             }
             if queue.is_empty() && self.commits >= CHECKPOINT {
@@ -196,6 +213,16 @@ impl Task {
         }
         if let Err(error) = self.connection.close().await {
             tracing::warn!(store = self.path, %error, "closing the store failed; the next start recovers it");
+        }
+    }
+
+    /// When there is something to do although nobody asks; `None` on an idle daemon.
+    fn left_to_do(&self) -> Option<Instant> {
+        match self.outbox {
+            _ if !self.postponed.is_empty() => Some(self.again_at),
+            Outbox::Filled => Some(Instant::now()),
+            Outbox::Stuck(_) => Some(self.again_at),
+            Outbox::Empty => None,
         }
     }
 
@@ -220,7 +247,11 @@ impl Task {
             self.last_failure = None;
         }
         let outbox = read::outbox_length(&mut self.connection).await.map_err(|error| self.failed(&error))?;
-        Ok(Pulse { outbox, last_failure: self.last_failure.clone() })
+        let stuck = match &self.outbox {
+            Outbox::Stuck(StoreError::Sqlite { message, .. }) => Some(message.clone()),
+            _ => None,
+        };
+        Ok(Pulse { outbox, last_failure: self.last_failure.clone().or(stuck) })
     }
 
     /// One transaction for all; when it fails, one for each, so that nobody fails for another's sake.
@@ -236,7 +267,7 @@ impl Task {
         }
         match write::commit(&mut self.connection, &all).await {
             Ok(projected) => {
-                self.outbox_filled |= projected;
+                self.fill_outbox(projected);
                 self.last_failure = None;
                 for (_, answer) in writes {
                     answer.map(|answer| answer.send(Ok(())));
@@ -264,7 +295,7 @@ impl Task {
             return;
         }
         let result = write::commit(&mut self.connection, &changes.iter().collect::<Vec<_>>()).await;
-        let result = result.map(|projected| self.outbox_filled |= projected).map_err(|error| self.failed(&error));
+        let result = result.map(|projected| self.fill_outbox(projected)).map_err(|error| self.failed(&error));
         match answer {
             Some(answer) => drop(answer.send(result)),
             None if result.is_err() => self.postponed.extend(changes),
@@ -272,12 +303,20 @@ impl Task {
         }
     }
 
-    async fn project(&mut self) {
-        match outbox::apply(&mut self.connection, self.port).await {
-            Ok(()) => self.outbox_filled = false,
-            // Tried again with the next write; the rows wait in order.
-            Err(error) => drop(self.failed(&error)),
+    fn fill_outbox(&mut self, projected: bool) {
+        if projected {
+            self.outbox = Outbox::Filled;
         }
+    }
+
+    /// Some of it: whoever wants to write meanwhile has his turn in between.
+    async fn project(&mut self) {
+        self.outbox = match outbox::apply(&mut self.connection, self.port).await {
+            Ok(true) => Outbox::Filled,
+            Ok(false) => Outbox::Empty,
+            // The rows wait in order.
+            Err(error) => Outbox::Stuck(self.failed(&error)),
+        };
     }
 
     /// Moves the log into the database, so that no commit has to.
@@ -294,13 +333,80 @@ impl Task {
             sqlx::Error::Database(error) => error.message().to_owned(),
             other => other.to_string(),
         };
-        tracing::error!(store = self.path, error = message, "the store failed");
+        // Once, however often it is tried again.
+        if self.last_failure.as_ref() != Some(&message) {
+            tracing::error!(store = self.path, error = message, "the store failed");
+        }
         self.last_failure = Some(message.clone());
+        self.again_at = Instant::now() + RETRY;
         StoreError::Sqlite { path: self.path.clone(), message }
+    }
+}
+
+async fn until(moment: Option<Instant>) {
+    match moment {
+        Some(moment) => tokio::time::sleep_until(moment).await,
+        None => std::future::pending().await,
     }
 }
 
 fn migrations() -> Migrator {
     let sql = include_str!("../../migrations/0001_initial.sql").into_sql_str();
     Migrator::with_migrations(vec![Migration::new(1, "initial".into(), MigrationType::Simple, sql, false)])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::device::evidence::{self, Evidence};
+    use crate::device::facts::sample;
+    use crate::volume::Intent;
+
+    fn proven() -> Evidence {
+        evidence::check(&sample::ground(), &[&sample::device()], None, jiff::Timestamp::now()).unwrap().unwrap()
+    }
+
+    #[tokio::test]
+    async fn a_projection_that_failed_is_made_up_for_without_another_write() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("attachd.db");
+        let (store, _task, _) = Store::open(&file, 90, 10809).await.unwrap();
+        let options = SqliteConnectOptions::new().filename(&file);
+        let mut other = SqliteConnection::connect_with(&options).await.unwrap();
+        let refuse = "CREATE TRIGGER refuse BEFORE INSERT ON nbd_exports BEGIN SELECT RAISE(ABORT, 'not now'); END";
+        sqlx::query(refuse).execute(&mut other).await.unwrap();
+
+        let (volume, evidence) = (sample::volume(), proven());
+        let mapping = Some((evidence.link.clone(), evidence.size_bytes));
+        let intent = Intent {
+            volume,
+            vm_id: "vm".into(),
+            size_bytes: None,
+            deadline_seconds: None,
+            created_at: evidence.at,
+            uid: None,
+        };
+        let projection =
+            Projection { volume, vm_id: "vm".into(), at: evidence.at, mapping, export_status: Some("active") };
+        let changes = vec![Change::Intend(intent), Change::Map(volume, evidence), Change::Project(projection)];
+        store.write(changes).await.unwrap();
+        until(&mut other, "SELECT 1 FROM intents").await;
+        let stuck = store.pulse().await.unwrap();
+        assert_eq!((stuck.outbox, stuck.last_failure.as_deref()), (1, Some("not now")));
+
+        sqlx::query("DROP TRIGGER refuse").execute(&mut other).await.unwrap();
+        until(&mut other, "SELECT 1 FROM nbd_exports JOIN device_mappings ON volume_uuid = volume_id").await;
+    }
+
+    /// Waits until there is such a row.
+    async fn until(connection: &mut SqliteConnection, rows: &'static str) {
+        let mut looks = tokio::time::interval(Duration::from_millis(20));
+        for _ in 0..500 {
+            looks.tick().await;
+            if !sqlx::query(rows).fetch_all(&mut *connection).await.unwrap().is_empty() {
+                return;
+            }
+        }
+        panic!("no row: {rows}");
+    }
 }

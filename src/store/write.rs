@@ -3,6 +3,7 @@
 use jiff::Timestamp;
 use sqlx::sqlite::SqliteConnection;
 
+use super::batch::Batch;
 use crate::device::evidence::Evidence;
 use crate::effect;
 use crate::identity::VolumeId;
@@ -57,21 +58,18 @@ pub(super) async fn commit(connection: &mut SqliteConnection, changes: &[&Change
     names.sort_unstable();
     names.dedup();
     effect::at_all(&names, async {
-        if let [only @ Change::Map(..)] = changes {
+        let mut batch = Batch::default();
+        for change in changes {
+            apply(&mut batch, change);
+        }
+        if let [Change::Map(..)] = changes {
             // The one write on the way from an event to its export: a single statement is its own transaction.
-            apply(connection, only).await?;
+            batch.run(connection).await
         } else {
             begin(connection).await?;
-            let mut applied = Ok(());
-            for change in changes {
-                applied = apply(connection, change).await;
-                if applied.is_err() {
-                    break;
-                }
-            }
-            end(connection, applied).await?;
+            let applied = batch.run(connection).await;
+            end(connection, applied).await
         }
-        Ok::<_, sqlx::Error>(())
     })
     .await?;
     Ok(changes.iter().any(|change| matches!(change, Change::Project(_) | Change::Withdraw(_))))
@@ -99,9 +97,9 @@ pub(super) async fn end(connection: &mut SqliteConnection, applied: sqlx::Result
     ended
 }
 
-async fn apply(connection: &mut SqliteConnection, change: &Change) -> sqlx::Result<()> {
-    let query = match change {
-        Change::Intend(intent) => sqlx::query(
+fn apply(batch: &mut Batch, change: &Change) {
+    match change {
+        Change::Intend(intent) => batch.add(
             "INSERT INTO intents (volume_id, serial, vm_id, size_bytes, deadline_seconds, created_at, uid, state) \
              VALUES (?, ?, ?, ?, ?, ?, ?, 'waiting') ON CONFLICT (volume_id) DO NOTHING",
         )
@@ -113,16 +111,15 @@ async fn apply(connection: &mut SqliteConnection, change: &Change) -> sqlx::Resu
         .bind(intent.created_at.as_microsecond())
         .bind(intent.uid),
         Change::Withdraw(volume) => {
-            sqlx::query(
+            batch
+                .add(
                 "INSERT INTO outbox (volume_id, vm_id, at) \
                  SELECT volume_id, vm_id, CAST(unixepoch('subsec') * 1000000 AS INTEGER) FROM intents WHERE volume_id = ?",
             )
-            .bind(volume.to_string())
-            .execute(&mut *connection)
-            .await?;
-            sqlx::query("DELETE FROM intents WHERE volume_id = ?").bind(volume.to_string())
+            .bind(volume.to_string());
+            batch.add("DELETE FROM intents WHERE volume_id = ?").bind(volume.to_string())
         }
-        Change::Map(volume, evidence) => sqlx::query(
+        Change::Map(volume, evidence) => batch.add(
             "INSERT INTO mappings \
              (volume_id, serial, scheme, device_path, devnum, diskseq, size_bytes, read_only, boot_id, proven_at) \
              VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (volume_id) DO UPDATE SET \
@@ -140,7 +137,7 @@ async fn apply(connection: &mut SqliteConnection, change: &Change) -> sqlx::Resu
         .bind(evidence.read_only)
         .bind(&evidence.boot_id)
         .bind(evidence.at.as_microsecond()),
-        Change::Stand(volume, state, reason) => sqlx::query(
+        Change::Stand(volume, state, reason) => batch.add(
             "UPDATE intents SET state = ?, reason_code = ?, reason_message = ?, reason_hint = ? WHERE volume_id = ?",
         )
         .bind(state.as_str())
@@ -149,13 +146,13 @@ async fn apply(connection: &mut SqliteConnection, change: &Change) -> sqlx::Resu
         .bind(reason.as_ref().map(|reason| reason.hint.clone()))
         .bind(volume.to_string()),
         Change::Note(volume, entry) => {
-            sqlx::query("INSERT INTO timeline (volume_id, at, event, detail) VALUES (?, ?, ?, ?)")
+            batch.add("INSERT INTO timeline (volume_id, at, event, detail) VALUES (?, ?, ?, ?)")
                 .bind(volume.to_string())
                 .bind(entry.at.as_microsecond())
                 .bind(entry.event.to_string())
                 .bind(&entry.detail)
         }
-        Change::Project(projection) => sqlx::query(
+        Change::Project(projection) => batch.add(
             "INSERT INTO outbox (volume_id, vm_id, at, device_path, size_bytes, export_status) VALUES (?, ?, ?, ?, ?, ?)",
         )
         .bind(projection.volume.to_string())
@@ -165,7 +162,6 @@ async fn apply(connection: &mut SqliteConnection, change: &Change) -> sqlx::Resu
         .bind(projection.mapping.as_ref().map(|(_, size)| signed(*size)))
         .bind(projection.export_status),
     };
-    query.execute(connection).await.map(drop)
 }
 
 /// Writes something that changes nothing: whether a write succeeds is known only by trying.
