@@ -1,22 +1,28 @@
 //! The only writer: inputs come in on one channel, each is decided on, and what follows is done.
 //!
-//! Call map: [`Engine::run`] takes an [`input::Input`] and hands it to `handle` (below), to [`request`] or to [`withdraw`]; both change
-//! the [`world::World`] and then let [`act`] settle the volumes concerned: ask [`decide::decide`] what is next, do what
-//! is quick (a link is made or removed in microseconds), and start what is slow (reading a disk, a commit, a handshake)
-//! outside, from where it comes back as another input. One slow step per volume at a time keeps each volume's order;
-//! different volumes go side by side.
+//! Call map: [`Engine::run`] takes an [`input::Input`] and hands it on (`handle`, below): what was read to [`look`] and
+//! [`resync`], what callers want to [`request`] and [`withdraw`]. Each changes the [`world::World`] and then has [`settle`]
+//! bring the volumes concerned as far as they get: ask [`decide::decide`] what is next and take that [`step`]. What is
+//! quick is done at once (a link is made or removed in microseconds); what is slow (reading a disk, a commit, a
+//! handshake, [`helper`]) is started outside and comes back as another input. One slow step per volume at a time keeps
+//! each volume's order; different volumes go side by side. [`story`] tells what happened.
 
-mod act;
 pub mod decide;
+mod helper;
 mod input;
+mod look;
 mod reader;
 mod request;
+mod resync;
+mod settle;
+mod step;
+mod story;
 pub mod udevd;
 mod withdraw;
 pub mod world;
 
 use std::collections::HashMap;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
 use tokio::sync::{broadcast, mpsc, oneshot};
@@ -216,7 +222,10 @@ impl Engine {
         match input {
             Input::Monitor(monitor::Heard::Event(event)) => {
                 match event.origin {
-                    Origin::Kernel => self.world.ear.kernel(event.seqnum, event.at),
+                    Origin::Kernel => {
+                        let now = udevd::Moment { wall: event.at, steady: Instant::now() };
+                        self.world.ear.kernel(event.seqnum, now);
+                    }
                     Origin::Udev => self.world.ear.udevd(event.seqnum, event.at),
                 }
                 tracing::debug!(devnum = %event.devnum, action = event.action, origin = ?event.origin, "event");
@@ -278,7 +287,7 @@ impl Engine {
     }
 
     async fn tick(&mut self) {
-        let now = Timestamp::now();
+        let now = Instant::now();
         if self.world.ear.tick(now) {
             tracing::warn!("udevd has not answered a kernel event for {} s", udevd::PATIENCE.as_secs());
             for id in self.world.ids() {
@@ -293,13 +302,9 @@ impl Engine {
     }
 }
 
-async fn until(wake: Option<Timestamp>) {
+async fn until(wake: Option<Instant>) {
     match wake {
-        // Rounded up: waking early would only mean to wake again.
-        Some(at) => {
-            let left = Duration::try_from(at.duration_since(Timestamp::now())).unwrap_or_default();
-            tokio::time::sleep(left + Duration::from_millis(1)).await;
-        }
+        Some(at) => tokio::time::sleep_until(at.into()).await,
         None => std::future::pending().await,
     }
 }

@@ -4,7 +4,9 @@
 //! committed away, then the export goes, then the claim, then the answer is given. With clients that are connected and
 //! `force`, the export goes at once and the volume stays, `detaching`, until they are gone: also across a restart.
 
-use jiff::{SignedDuration, Timestamp};
+use std::time::{Duration, Instant};
+
+use jiff::Timestamp;
 
 use super::Engine;
 use super::input::{Asked, Clients, Input, Rejection, Reply, Ticket, Withdrawal};
@@ -16,7 +18,7 @@ use crate::store::Change;
 use crate::volume::{Entry, Reason, State};
 
 /// First and longest wait between two looks whether a `detaching` volume's clients are gone: nothing tells that by itself.
-const LOOK_AGAIN: (SignedDuration, SignedDuration) = (SignedDuration::from_secs(1), SignedDuration::from_secs(30));
+const LOOK_AGAIN: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(30));
 
 impl Engine {
     /// A caller wants a volume withdrawn. First of all: who is connected?
@@ -38,7 +40,7 @@ impl Engine {
             offered.and_then(|volume| volume.mapping.as_ref()).map(|mapping| (mapping.devnum, mapping.diskseq));
         // A disk that is gone has no clients, whoever has its number now.
         let present = |disk: &(DevNum, u64)| {
-            self.world.table.with_serial(id.serial()).any(|device| super::act::disk(device) == *disk)
+            self.world.table.with_serial(id.serial()).any(|device| super::settle::disk(device) == *disk)
         };
         let devnum = mapped.filter(present).map(|(devnum, _)| devnum);
         if let Some(volume) = self.world.volume_mut(id) {
@@ -156,7 +158,7 @@ impl Engine {
         let looks = volume.lingering.unwrap_or(0);
         volume.lingering = Some(looks + 1);
         let wait = (LOOK_AGAIN.0 * (1 << looks.min(5))).min(LOOK_AGAIN.1);
-        self.world.set_wake(id, Some(Timestamp::now() + wait));
+        self.world.set_wake(id, Some(Instant::now() + wait));
     }
 
     /// The rows go first: from here on nothing brings the volume back.
@@ -239,7 +241,7 @@ impl Engine {
         let serial = id.serial();
         let present = self.world.table.with_serial(serial).next().is_some();
         let notes = self.world.remove(id).map(|volume| volume.notes).unwrap_or_default();
-        super::act::log(id, State::Detaching, &notes);
+        super::story::log(id, State::Detaching, &notes);
         // The withdrawal itself is on record already, with its rows.
         let rest = notes.into_iter().filter(|note| note.event != "withdrawn").map(|note| Change::Note(id, note));
         let _ = self.tools.store.post(rest.collect()).await;

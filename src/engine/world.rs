@@ -1,6 +1,7 @@
 //! Everything the engine knows. Only the engine writes it; others read it through [`super::Handle::read`].
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
 
@@ -33,8 +34,8 @@ pub struct World {
     by_serial: HashMap<Serial, VolumeId>,
     /// How many volumes are in each state: kept, because it is asked for at each event.
     counts: BTreeMap<State, usize>,
-    /// When which volume needs a look at the clock. Empty when nothing is pending.
-    wakes: BTreeSet<(Timestamp, VolumeId)>,
+    /// When which volume needs a look at the clock. Empty when nothing is pending. By the clock that nobody can set.
+    wakes: BTreeSet<(Instant, VolumeId)>,
 }
 
 /// The history of resyncs.
@@ -80,7 +81,7 @@ pub struct Volume {
     /// Its rows are gone; what is left is to take the export and the claim away.
     pub(super) forgotten: bool,
     /// The helper could not have udev look at the disk: when it is asked again, and how often it was.
-    pub(super) helper_again: Option<(Timestamp, u32)>,
+    pub(super) helper_again: Option<(Instant, u32)>,
     pub(super) busy: bool,
     /// Counts revocations, so that the answer to an older probe is not taken for one about the present link.
     pub(super) epoch: u64,
@@ -91,7 +92,7 @@ pub struct Volume {
     pub(super) retriggered: Option<(DevNum, u64)>,
     pub(super) unwritten: bool,
     pub(super) projected: Projected,
-    wake: Option<Timestamp>,
+    wake: Option<Instant>,
 }
 
 /// What the projection was last told of the volume's export.
@@ -108,7 +109,7 @@ pub(super) enum Projected {
 pub(super) struct Trouble {
     pub(super) reason: Reason,
     pub(super) attempts: u32,
-    pub(super) again_at: Timestamp,
+    pub(super) again_at: Instant,
 }
 
 impl Volume {
@@ -247,7 +248,7 @@ impl World {
     }
 
     /// When the clock is to be looked at for this volume; replaces what was set before.
-    pub(super) fn set_wake(&mut self, id: VolumeId, wake: Option<Timestamp>) {
+    pub(super) fn set_wake(&mut self, id: VolumeId, wake: Option<Instant>) {
         let Some(volume) = self.volumes.get_mut(&id) else { return };
         if volume.wake == wake {
             return;
@@ -261,13 +262,13 @@ impl World {
     }
 
     /// The next time anything needs a look at the clock.
-    pub(super) fn next_wake(&self) -> Option<Timestamp> {
+    pub(super) fn next_wake(&self) -> Option<Instant> {
         self.wakes.first().map(|(at, _)| *at).into_iter().chain(self.ear.wake()).min()
     }
 
     /// The volumes whose time has come; each is handed out once.
-    pub(super) fn due(&mut self, now: Timestamp) -> Vec<VolumeId> {
-        let later = self.wakes.split_off(&(now + jiff::SignedDuration::from_micros(1), VolumeId::MIN));
+    pub(super) fn due(&mut self, now: Instant) -> Vec<VolumeId> {
+        let later = self.wakes.split_off(&(now + Duration::from_micros(1), VolumeId::MIN));
         let due: Vec<VolumeId> = std::mem::replace(&mut self.wakes, later).into_iter().map(|(_, id)| id).collect();
         for id in &due {
             if let Some(volume) = self.volumes.get_mut(id) {

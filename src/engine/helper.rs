@@ -1,0 +1,49 @@
+//! Asking attachd-helper for what takes privilege, and what its answer means.
+
+use std::time::Instant;
+
+use super::Engine;
+use super::input::{Asked, Input};
+use super::settle::pause;
+use crate::helper_client::HelperError;
+use crate::identity::Serial;
+
+impl Engine {
+    /// Has udev look at the disk of this serial again, outside.
+    pub(super) fn ask_for_retrigger(&self, serial: Serial, asked: Asked) {
+        let (helper, back) = (self.tools.helper.clone(), self.back.clone());
+        tokio::spawn(async move {
+            let answer = helper.retrigger(serial).await;
+            back.send(Input::Helper { asked, answer }).await
+        });
+    }
+
+    /// Has the disks this host lives on written down, outside. Until then, what is mounted or swapped to is refused anyway.
+    pub(super) fn ask_for_host_disks(&self) {
+        let (helper, back) = (self.tools.helper.clone(), self.back.clone());
+        tokio::spawn(async move {
+            let answer = helper.host_disks().await;
+            back.send(Input::Helper { asked: Asked::HostDisks, answer }).await
+        });
+    }
+
+    pub(super) async fn helper_answered(&mut self, asked: Asked, answer: Result<(), HelperError>) {
+        if let Err(error) = &answer {
+            tracing::warn!(?asked, "{error}");
+        }
+        let marked = answer.is_ok();
+        self.world.helper = Some(match answer {
+            // A refusal is an answer.
+            Ok(()) | Err(HelperError::Refused { .. }) => Ok(()),
+            Err(error) => Err(error.to_string()),
+        });
+        let Asked::Mark(ticket) = asked else { return };
+        if self.world.holds(ticket)
+            && let Some(volume) = self.world.volume_mut(ticket.volume)
+        {
+            let attempts = volume.helper_again.map_or(0, |(_, attempts)| attempts) + 1;
+            volume.helper_again = (!marked).then(|| (Instant::now() + pause(attempts), attempts));
+            self.rest(ticket.volume).await;
+        }
+    }
+}

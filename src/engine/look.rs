@@ -1,0 +1,49 @@
+//! Having one disk read, outside: what comes back is an input.
+
+use super::input::Input;
+use super::{Engine, Look};
+use crate::device::DevNum;
+use crate::device::table::{Heard, Reading};
+use crate::identity::VolumeId;
+
+impl Engine {
+    /// Reads one disk outside; it comes back as [`Input::Looked`].
+    pub(super) fn look(&mut self, devnum: DevNum, heard: Heard) {
+        if let Some(look) = self.looks.get_mut(&devnum) {
+            // udev's word counts for more than the kernel's, which counts for more than none.
+            look.again = look.again.max(Some(heard));
+            return;
+        }
+        let reading = self.next_reading();
+        self.looks.insert(devnum, Look { reading, again: None });
+        let (reader, back) = (self.reader.clone(), self.back.clone());
+        tokio::spawn(async move {
+            let facts = reader.read(devnum).await;
+            let _ = back.send(Input::Looked { devnum, heard, reading, facts }).await;
+        });
+    }
+
+    /// The disk that was known under this number is not there any more: what it served goes at once, whatever the disk
+    /// that may have its number now says of itself, and however long it takes to say it.
+    pub(super) async fn drop_exchanged(&mut self, devnum: DevNum) {
+        let known = self.world.table.diskseq(devnum);
+        if known.is_some_and(|diskseq| !self.tools.sysfs.still(devnum, diskseq)) {
+            let reading = self.next_reading();
+            let touched = self.world.table.update(devnum, None, reading, Heard::Asked);
+            self.settle_serials(touched).await;
+        }
+    }
+
+    /// From now on only a new reading of this volume's disk counts.
+    pub(super) fn distrust(&mut self, id: VolumeId) {
+        let readings = self.readings;
+        if let Some(volume) = self.world.volume_mut(id) {
+            volume.look_after = readings;
+        }
+    }
+
+    pub(super) fn next_reading(&mut self) -> Reading {
+        self.readings += 1;
+        self.readings
+    }
+}

@@ -1,0 +1,113 @@
+//! Reading everything and putting right what differs: the one routine behind start, loss, reload and repair.
+
+use jiff::Timestamp;
+
+use super::Engine;
+use super::input::{Done, Input};
+use crate::device::facts::Facts;
+use crate::device::monitor;
+use crate::device::table::Reading;
+use crate::identity::VolumeId;
+
+/// How long until the list of disks is read again after that failed.
+const LIST_AGAIN: std::time::Duration = std::time::Duration::from_secs(1);
+
+/// Volumes settled in one go when many wait.
+const AT_ONCE: usize = 64;
+
+impl Engine {
+    /// Reads all disks outside; they come back as [`Input::Scanned`].
+    pub(super) fn scan(&mut self, reason: &'static str, done: Option<Done>) {
+        let reading = self.next_reading();
+        let (reader, back) = (self.reader.clone(), self.back.clone());
+        tokio::spawn(async move {
+            let facts = reader.read_all().await;
+            let _ = back.send(Input::Scanned { reading, facts, reason, done }).await;
+        });
+    }
+
+    pub(super) async fn scanned(
+        &mut self,
+        reading: Reading,
+        facts: std::io::Result<Vec<Facts>>,
+        reason: &'static str,
+        done: Option<Done>,
+    ) {
+        match facts {
+            Ok(facts) => {
+                tracing::info!(reason, disks = facts.len(), "read all disks");
+                self.world.table.replace(facts, reading);
+                self.world.resyncs.count += 1;
+                self.world.resyncs.last_reason = reason;
+                self.world.resyncs.last_at = Some(Timestamp::now());
+                let ids = self.world.ids();
+                self.settle_some(ids, done).await;
+            }
+            Err(error) => {
+                tracing::error!(%error, reason, "cannot read the list of disks; trying again shortly");
+                done.map(|done| done.send(Err(error.to_string())));
+                // What was lost is still lost: until this succeeds there is a timer.
+                let back = self.back.clone();
+                tokio::spawn(async move {
+                    tokio::time::sleep(LIST_AGAIN).await;
+                    back.send(monitor::Heard::Lost("the list of disks could not be read").into()).await
+                });
+            }
+        }
+    }
+
+    /// Settles the first of these, and the rest in turn with other inputs: ten thousand volumes whose disks are away must
+    /// keep nobody waiting. Says `done` after the last.
+    pub(super) async fn settle_some(&mut self, mut ids: Vec<VolumeId>, done: Option<Done>) {
+        let here = |id: &VolumeId| self.world.table.with_serial(id.serial()).next().is_some();
+        let first = ids.iter().take_while(|id| here(id)).count().max(AT_ONCE).min(ids.len());
+        for id in ids.drain(..first) {
+            self.settle(id).await;
+        }
+        if ids.is_empty() {
+            done.map(|done| done.send(Ok(())));
+            return;
+        }
+        let back = self.back.clone();
+        tokio::spawn(async move { back.send(Input::Settle { ids, done }).await });
+    }
+
+    /// Compares the folder with what is known: unknown exports go, known ones count as published.
+    pub(super) fn adopt_exports(&mut self) {
+        let contents = match self.tools.folder.list() {
+            Ok(contents) => contents,
+            Err(error) => return tracing::error!(%error, "cannot read the folder of exports"),
+        };
+        for name in &contents.foreign {
+            tracing::warn!(name, "the folder of exports holds something attachd did not make; the server offers it");
+        }
+        self.world.foreign_exports = contents.foreign;
+        for id in self.world.ids() {
+            let Some(volume) = self.world.volume_mut(id) else { continue };
+            let link = contents.links.get(&id);
+            volume.published =
+                !volume.leaving && link.is_some() && link == volume.mapping.as_ref().map(|mapping| &mapping.link);
+            volume.proven &= volume.published;
+        }
+        for id in contents.links.keys() {
+            if !self.world.volume(*id).is_some_and(|volume| volume.published) {
+                tracing::warn!(VOLUME_ID = %id, "an export that is on no record is taken away");
+                if let Err(error) = self.tools.folder.revoke(*id) {
+                    tracing::error!(VOLUME_ID = %id, %error, "cannot take the export away: remove it by hand");
+                }
+            }
+        }
+    }
+
+    /// Puts right what was added to the claims or taken from them by hand.
+    pub(super) fn restore_claims(&mut self) {
+        let leaving = |id: &VolumeId| self.world.volume(*id).is_some_and(|volume| volume.leaving);
+        let (going, wanted): (Vec<VolumeId>, Vec<VolumeId>) = self.world.ids().into_iter().partition(leaving);
+        // Nothing else can begin while this runs.
+        let under_way = going.into_iter().chain(self.admissions.keys().copied());
+        match self.tools.claims.restore(wanted.into_iter(), under_way) {
+            Ok(repaired) => repaired.iter().for_each(|claim| tracing::warn!("the claim {claim}; repaired")),
+            Err(error) => tracing::error!(%error, "the claims cannot be put right"),
+        }
+    }
+}

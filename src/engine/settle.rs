@@ -1,0 +1,169 @@
+//! Bringing one volume as far as it gets: ask [`super::decide`] what is next, begin it, and rest when there is nothing.
+
+use std::time::{Duration, Instant};
+
+use jiff::Timestamp;
+
+use super::Engine;
+use super::decide::{Desired, Observed, Step, decide};
+use super::udevd::Udevd;
+use super::world::{Projected, Trouble};
+use crate::device::DevNum;
+use crate::device::table::{Device, Heard};
+use crate::identity::VolumeId;
+use crate::store::{Change, Projection};
+use crate::volume::{Reason, State};
+
+/// First and longest wait before a failed step is tried again; it doubles in between.
+const RETRY: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(30));
+
+impl Engine {
+    /// Brings one volume as far as it gets without waiting.
+    pub(super) async fn settle(&mut self, id: VolumeId) {
+        let (now, clock) = (Timestamp::now(), Instant::now());
+        let mut published = None;
+        loop {
+            let Some(volume) = self.world.volume(id) else { return };
+            let present: Vec<&Device> = self.world.table.with_serial(volume.intent.serial()).collect();
+            let retriggered = present.first().is_some_and(|device| volume.retriggered == Some(disk(device)));
+            let helper_waits = volume.helper_again.is_none_or(|(at, _)| at > clock);
+            let decision = decide(
+                &Desired { intent: &volume.intent, mapping: volume.mapping.as_ref() },
+                &Observed {
+                    now,
+                    ground: &self.world.ground,
+                    present: &present,
+                    fresh: present.iter().all(|device| device.reading > volume.look_after),
+                    published: volume.published,
+                    retriggered: retriggered && helper_waits,
+                    proven: volume.proven,
+                    udevd_silent: matches!(self.world.ear.udevd_is(), Udevd::Silent(_)),
+                    server: self.world.server.as_ref(),
+                    trouble: volume.trouble.as_ref().map(|trouble| (&trouble.reason, trouble.again_at > clock)),
+                    standing: (volume.state, volume.reason.as_ref()),
+                },
+            );
+            let (busy, leaving) = (volume.busy, volume.leaving);
+            let heard = present.first().and_then(|device| device.heard_at);
+            let this_disk = present.first().copied().map(disk);
+            let several = present.len() > 1;
+            if several {
+                // Which of them the link leads to changes without a word about the one that is left.
+                self.distrust(id);
+            }
+            if decision.revoke && !self.revoke(id, decision.reason.as_ref()) {
+                let stuck = self.world.volume(id).and_then(|volume| volume.trouble.as_ref());
+                let stuck = stuck.map(|trouble| trouble.reason.clone());
+                if !leaving {
+                    self.stand(id, decision.state, stuck);
+                }
+                break;
+            }
+            if leaving {
+                return self.go_on_leaving(id);
+            }
+            if busy {
+                // The step under way comes back as an input and settles again; only what is known to be wrong shows now.
+                if decision.revoke {
+                    self.stand(id, decision.state, decision.reason);
+                }
+                return;
+            }
+            self.stand(id, decision.state, decision.reason);
+            match decision.step {
+                None => break,
+                Some(Step::Look(devnum)) => {
+                    let after = self.world.volume(id).map_or(0, |volume| volume.look_after);
+                    if self.looks.get(&devnum).is_none_or(|look| look.reading <= after) {
+                        self.look(devnum, Heard::Asked);
+                    }
+                    break;
+                }
+                Some(Step::Retrigger(serial)) => {
+                    self.retrigger(id, serial, this_disk);
+                    break;
+                }
+                // First begun, then told: what is slow is not to wait for words.
+                Some(Step::Record(evidence)) => {
+                    self.record(id, evidence.clone()).await;
+                    if let Some(at) = heard {
+                        self.note_at(id, at, "heard", String::new());
+                    }
+                    let detail =
+                        format!("{} diskseq {} size {}", evidence.devnum, evidence.diskseq, evidence.size_bytes);
+                    self.note_at(id, evidence.at, "proven", detail);
+                    return;
+                }
+                Some(Step::Publish(evidence)) => published = self.publish(id, &evidence).or(published),
+                Some(Step::Probe(evidence)) => {
+                    self.probe(id, evidence);
+                    return self.note_published(id, published);
+                }
+            }
+        }
+        self.note_published(id, published);
+        self.rest(id).await;
+    }
+
+    /// Tells the store what happened and sets the clock, once a volume waits for nothing but events.
+    pub(super) async fn rest(&mut self, id: VolumeId) {
+        let Some(volume) = self.world.volume_mut(id) else { return };
+        let (now, clock) = (Timestamp::now(), Instant::now());
+        // A deadline is of the wall clock; should that be set back meanwhile, this is set again.
+        let deadline = volume.intent.deadline().filter(|_| volume.state == State::Waiting);
+        let deadline = deadline.map(|deadline| clock + Duration::try_from(deadline - now).unwrap_or_default());
+        let again = volume.trouble.as_ref().map(|trouble| trouble.again_at).filter(|at| *at > clock);
+        let helper = volume.helper_again.map(|(at, _)| at).filter(|at| *at > clock);
+        let wake = [again, helper, deadline].into_iter().flatten().min();
+        let mut changes = Vec::new();
+        if std::mem::take(&mut volume.unwritten) {
+            changes.push(Change::Stand(id, volume.state, volume.reason.clone()));
+        }
+        let status = match volume.state {
+            State::Ready => Some("active"),
+            State::Exporting => Some("pending"),
+            _ => None,
+        };
+        if volume.projected != Projected::As(status) {
+            volume.projected = Projected::As(status);
+            let mapping = volume.mapping.as_ref().filter(|_| status.is_some());
+            changes.push(Change::Project(Projection {
+                volume: id,
+                vm_id: volume.intent.vm_id.clone(),
+                at: now,
+                mapping: mapping.map(|mapping| (mapping.link.clone(), mapping.size_bytes)),
+                export_status: status,
+            }));
+        }
+        self.world.set_wake(id, wake);
+        // Who listens first: what was told goes out before it is written down.
+        tokio::task::yield_now().await;
+        self.post(id, changes).await;
+    }
+
+    fn note_published(&mut self, id: VolumeId, at: Option<Timestamp>) {
+        let mapping = self.world.volume(id).and_then(|volume| volume.mapping.as_ref());
+        if let (Some(at), Some(link)) = (at, mapping.map(|mapping| mapping.link.clone())) {
+            self.note_at(id, at, "published", link);
+        }
+    }
+
+    /// A step failed: say why, and try again later.
+    pub(super) fn trouble(&mut self, id: VolumeId, reason: Reason) {
+        let Some(volume) = self.world.volume_mut(id) else { return };
+        let attempts = volume.trouble.as_ref().map_or(0, |trouble| trouble.attempts) + 1;
+        let wait = pause(attempts);
+        tracing::warn!(VOLUME_ID = %id, CODE = %reason.code, attempts, "{}", reason.message);
+        volume.trouble = Some(Trouble { reason, attempts, again_at: Instant::now() + wait });
+    }
+}
+
+/// How long to wait after so many failed attempts.
+pub(super) fn pause(attempts: u32) -> Duration {
+    (RETRY.0 * (1 << attempts.min(10) >> 1)).min(RETRY.1)
+}
+
+/// Which disk: numbers are used again, sequence numbers are not.
+pub(super) fn disk(device: &Device) -> (DevNum, u64) {
+    (device.facts.devnum, device.facts.diskseq)
+}

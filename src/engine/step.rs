@@ -1,0 +1,227 @@
+//! The steps that [`super::decide`] asks for, and what becomes of each.
+
+use jiff::Timestamp;
+
+use super::Engine;
+use super::input::{Asked, Input, Ticket};
+use super::world::Projected;
+use crate::device::DevNum;
+use crate::device::evidence::Evidence;
+use crate::device::facts::LinkTarget;
+use crate::export::probe::{self, Endpoint, Goodbye, ProbeError, Served};
+use crate::export::server::Server;
+use crate::identity::{Serial, VolumeId};
+use crate::store::{Change, StoreError};
+use crate::volume::Reason;
+
+impl Engine {
+    /// What comes of it is an event of udev's.
+    pub(super) fn retrigger(&mut self, id: VolumeId, serial: Serial, disk: Option<(DevNum, u64)>) {
+        if let (Some(ticket), Some(volume)) = (self.world.ticket(id), self.world.volume_mut(id)) {
+            volume.retriggered = disk;
+            self.ask_for_retrigger(serial, Asked::Mark(ticket));
+        }
+    }
+
+    pub(super) async fn record(&mut self, id: VolumeId, evidence: Evidence) {
+        let Some(ticket) = self.world.ticket(id) else { return };
+        if let Some(volume) = self.world.volume_mut(id) {
+            volume.busy = true;
+        }
+        let back = self.back.clone();
+        let begun = self.tools.store.begin(vec![Change::Map(id, evidence.clone())]).await;
+        tokio::spawn(async move {
+            let result = match begun {
+                Ok(answer) => answer.await.unwrap_or(Err(StoreError::Closed)),
+                Err(error) => Err(error),
+            };
+            let _ = back.send(Input::Recorded { ticket, evidence, result }).await;
+        });
+    }
+
+    pub(super) async fn recorded(&mut self, ticket: Ticket, evidence: Evidence, result: Result<(), StoreError>) {
+        let id = ticket.volume;
+        if !self.world.holds(ticket) {
+            return;
+        }
+        let Some(volume) = self.world.volume_mut(id) else { return };
+        volume.busy = false;
+        match result {
+            Ok(()) => {
+                volume.mapping = Some(evidence);
+                volume.trouble = None;
+                // A projection of the mapping before says something else.
+                volume.projected = Projected::Outdated;
+                self.note(id, "recorded", String::new());
+            }
+            Err(error) => {
+                let hint = "Free space or repair the file; the mapping is recorded as soon as that is possible.";
+                self.trouble(id, Reason::new("STORE_FAILED", error.to_string(), hint));
+            }
+        }
+        self.settle(id).await;
+    }
+
+    /// Makes the link. Says when, if it was made.
+    pub(super) fn publish(&mut self, id: VolumeId, evidence: &Evidence) -> Option<Timestamp> {
+        // The commit took a moment: the last look before the link is made.
+        let sysfs = &self.tools.sysfs;
+        let leads_there = LinkTarget::Device(evidence.devnum, self.world.ground.nbd_gid);
+        if !sysfs.still(evidence.devnum, evidence.diskseq) || sysfs.resolve(&evidence.link) != leads_there {
+            self.distrust(id);
+            return None;
+        }
+        match self.tools.folder.publish(id, &evidence.link) {
+            Ok(()) => {
+                if let Some(volume) = self.world.volume_mut(id) {
+                    volume.published = true;
+                    volume.proven = false;
+                    volume.trouble = None;
+                }
+                Some(Timestamp::now())
+            }
+            Err(error) => {
+                let message = format!("the export could not be made: {error}");
+                let hint =
+                    "Check that the folder of exports exists and belongs to attachd (systemd-tmpfiles --create).";
+                self.trouble(id, Reason::new("EXPORT_FOLDER", message, hint));
+                None
+            }
+        }
+    }
+
+    /// Takes the export away. False when that failed; it is tried again.
+    pub(super) fn revoke(&mut self, id: VolumeId, reason: Option<&Reason>) -> bool {
+        let epoch = self.next_epoch();
+        match self.tools.folder.revoke(id) {
+            Ok(()) => {
+                if let Some(volume) = self.world.volume_mut(id) {
+                    volume.published = false;
+                    volume.proven = false;
+                    volume.epoch = epoch;
+                    volume.trouble = None;
+                }
+                // Whatever made it go, what was read before counts no more.
+                self.distrust(id);
+                self.note(id, "revoked", reason.map(|reason| reason.message.clone()).unwrap_or_default());
+                true
+            }
+            Err(error) => {
+                let message = format!("the export could not be taken away: {error}");
+                let hint = "Remove it by hand, or stop the NBD server: it may serve a disk that is not the volume's.";
+                self.trouble(id, Reason::new("EXPORT_STUCK", message, hint));
+                false
+            }
+        }
+    }
+
+    pub(super) fn probe(&mut self, id: VolumeId, evidence: Evidence) {
+        let Some(ticket) = self.world.ticket(id) else { return };
+        let Some(volume) = self.world.volume_mut(id) else { return };
+        volume.busy = true;
+        let epoch = volume.epoch;
+        let server = self.tools.server.clone();
+        let (back, sysfs) = (self.back.clone(), self.tools.sysfs.clone());
+        tokio::spawn(async move {
+            let name = id.export_name();
+            let (mut result, goodbye) = match ask(&server, &name).await {
+                Ok((served, goodbye)) => (Ok(served), Some(goodbye)),
+                Err(error) => (Err(error), None),
+            };
+            let there = |target| matches!(target, LinkTarget::Device(devnum, _) if devnum == evidence.devnum);
+            if result.is_ok()
+                && !(sysfs.still(evidence.devnum, evidence.diskseq) && there(sysfs.resolve(&evidence.link)))
+            {
+                result = Err(ProbeError::Exchanged(name));
+            }
+            let _ = back.send(Input::Probed { ticket, epoch, evidence, result }).await;
+            // The engine first: closing the connection wakes the server's threads.
+            tokio::task::yield_now().await;
+            drop(goodbye);
+        });
+    }
+
+    pub(super) async fn probed(
+        &mut self,
+        ticket: Ticket,
+        epoch: u64,
+        evidence: &Evidence,
+        result: Result<Served, ProbeError>,
+    ) {
+        let id = ticket.volume;
+        if !self.world.holds(ticket) {
+            return;
+        }
+        let Some(volume) = self.world.volume_mut(id) else { return };
+        volume.busy = false;
+        if volume.epoch == epoch && volume.published {
+            match result {
+                Ok(served) if served.size == evidence.size_bytes => {
+                    volume.proven = true;
+                    volume.trouble = None;
+                }
+                Ok(served) => {
+                    let message =
+                        format!("the NBD server serves {} bytes, the disk has {}", served.size, evidence.size_bytes);
+                    let hint = "It is tried again by itself; if it lasts, restart the NBD server.";
+                    self.not_this(id, Reason::new("SIZE_DIFFERS", message, hint));
+                }
+                Err(error @ ProbeError::Exchanged(_)) => {
+                    let hint = "The disk that is there now decides; if it lasts, run `attachctl resync`.";
+                    self.not_this(id, Reason::new("DISK_EXCHANGED", error.to_string(), hint));
+                }
+                Err(error) => {
+                    let code = if error.is_server() { "BACKEND_DOWN" } else { "EXPORT_REFUSED" };
+                    let hint = if error.is_server() {
+                        "Check the NBD server's unit and address; the export is proven again by itself."
+                    } else {
+                        "Check that the NBD server's user may open the disk (its node's group) and serves attachd's folder."
+                    };
+                    self.trouble(id, Reason::new(code, error.to_string(), hint));
+                }
+            }
+        }
+        self.settle(id).await;
+    }
+
+    /// What the server serves under this name is not the disk on record: it goes, and is tried again later.
+    fn not_this(&mut self, id: VolumeId, reason: Reason) {
+        if self.revoke(id, Some(&reason)) {
+            self.trouble(id, reason);
+        }
+    }
+
+    pub(super) async fn server_changed(&mut self, server: Server) {
+        if self.world.server.as_ref() == Some(&server) {
+            return;
+        }
+        match &server {
+            Server::Up { pid } => tracing::info!(pid, "the NBD server is up"),
+            Server::Down { why } => tracing::warn!(why, "the NBD server is down"),
+        }
+        // At the start everything has just been read.
+        let up_again = self.world.server.is_some() && matches!(server, Server::Up { .. });
+        self.world.server = Some(server);
+        for id in self.world.ids() {
+            let epoch = self.next_epoch();
+            let Some(volume) = self.world.volume_mut(id) else { continue };
+            volume.proven = false;
+            volume.trouble = None;
+            volume.epoch = epoch;
+            if volume.published && up_again {
+                self.distrust(id);
+            }
+            self.settle(id).await;
+        }
+    }
+
+    pub(super) fn next_epoch(&mut self) -> u64 {
+        self.epochs += 1;
+        self.epochs
+    }
+}
+
+/// The whole handshake, on a new connection.
+async fn ask(server: &Endpoint, name: &str) -> Result<(Served, Goodbye), ProbeError> {
+    probe::probe(probe::greet(server).await?, name).await
+}

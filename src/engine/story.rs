@@ -1,0 +1,74 @@
+//! What happened to a volume, told to whoever listens, to the journal and to the store.
+
+use jiff::Timestamp;
+
+use super::Engine;
+use super::input::Event;
+use crate::identity::VolumeId;
+use crate::store::Change;
+use crate::volume::{Entry, Reason, State};
+
+impl Engine {
+    /// Notes where a volume stands, and tells everybody when that has changed.
+    pub(super) fn stand(&mut self, id: VolumeId, state: State, reason: Option<Reason>) {
+        let Some(volume) = self.world.volume_mut(id) else { return };
+        if volume.state == state && volume.reason == reason {
+            return;
+        }
+        let late = state == State::Matched
+            && volume.mapping.is_none()
+            && volume.intent.deadline().is_some_and(|deadline| deadline <= Timestamp::now());
+        let silent = volume.state != state && matches!(state, State::Matched | State::Exporting) && reason.is_none();
+        volume.reason = reason;
+        volume.since = Timestamp::now();
+        volume.unwritten = true;
+        let detail = volume.reason.as_ref().map(|reason| format!("{}: {}", reason.code, reason.message));
+        self.world.set_state(id, state);
+        if late {
+            self.note(id, "late", "the disk came after the deadline".to_owned());
+        }
+        // The steps between say the same with more to it: proven, recorded, published.
+        if !silent {
+            self.note(id, state.as_str(), detail.unwrap_or_default());
+        }
+    }
+
+    pub(super) fn note(&mut self, id: VolumeId, event: &'static str, detail: String) {
+        self.note_at(id, Timestamp::now(), event, detail);
+    }
+
+    pub(super) fn note_at(&mut self, id: VolumeId, at: Timestamp, event: &'static str, detail: String) {
+        let Some(volume) = self.world.volume_mut(id) else { return };
+        let serial = volume.intent.serial();
+        let (state, reason) = (volume.state, volume.reason.clone());
+        volume.notes.push(Entry { at, event: event.into(), detail: detail.clone() });
+        self.tell(Event { id: 0, at, volume_id: id, serial, event: event.into(), detail, state, reason });
+    }
+
+    pub(super) fn tell(&mut self, mut event: Event) {
+        self.event_id += 1;
+        event.id = self.event_id;
+        // Nobody listening is fine.
+        if let Some(events) = &self.events {
+            let _ = events.send(event.into());
+        }
+    }
+
+    /// Hands changes and the unwritten notes to the store; nobody waits for them.
+    pub(super) async fn post(&mut self, id: VolumeId, mut changes: Vec<Change>) {
+        let Some(volume) = self.world.volume_mut(id) else { return };
+        let notes = std::mem::take(&mut volume.notes);
+        log(id, volume.state, &notes);
+        changes.extend(notes.into_iter().map(|entry| Change::Note(id, entry)));
+        if !changes.is_empty() && self.tools.store.post(changes).await.is_err() {
+            tracing::error!(VOLUME_ID = %id, "the store has ended; the volume's story is not kept");
+        }
+    }
+}
+
+/// One line for each step. Written with the store's copy: formatting on the way to `ready` would be felt.
+pub(super) fn log(id: VolumeId, state: State, notes: &[Entry]) {
+    for note in notes {
+        tracing::info!(VOLUME_ID = %id, SERIAL = %id.serial(), STATE = %state, AT = %note.at, "{} {}", note.event, note.detail);
+    }
+}
