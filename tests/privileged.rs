@@ -203,6 +203,59 @@ fn a_late_answer_about_clients_does_not_withdraw_a_new_intent() {
     assert!(asking.try_recv().is_err());
 }
 
+/// Invariant 6: between the question who is connected and the end of the export nobody slips in.
+#[test]
+fn a_client_that_comes_during_a_withdrawal_is_noticed_and_the_export_is_given_back() {
+    let (lab, attachd, api) = up();
+    let asking = helper_of_the_tests();
+    let (volume, disk) = served(&lab, &api);
+    let (neighbour, _other) = served(&lab, &api);
+    let _bystander = lab.nbd_client(&neighbour.export()).unwrap();
+    let (other, path) = (attachd.api(), format!("/api/v1/intents/{}", volume.id));
+    let asked = std::thread::spawn(move || other.delete(&path).unwrap().expect(409).unwrap());
+    asking.recv_timeout(SOON).unwrap().write_all(NOBODY).unwrap();
+    let mut second = asking.recv_timeout(SOON).unwrap();
+    assert!(lab.nbd_client(&volume.export()).is_err(), "asked again once nobody new can come");
+    lab.nbd_client(&neighbour.export()).unwrap();
+    second.write_all(b"{\"ok\":true,\"open\":1,\"clients\":[\"127.0.0.1:1\"],\"exact\":true}\n").unwrap();
+    assert_eq!(asked.join().unwrap()["code"], "CLIENTS_CONNECTED");
+    wait(&api, &volume, "ready");
+    lab.nbdcopy_equals(&volume.export(), disk.file()).unwrap();
+}
+
+/// A disk must not stay the NBD servers' because the helper was away for a moment.
+#[test]
+fn a_node_is_given_back_as_soon_as_the_helper_answers_again() {
+    let (lab, attachd, api) = up();
+    let (volume, disk) = served(&lab, &api);
+    let marked = lab::people::NBD.id;
+    withdraw(&api, &volume);
+    assert_eq!(group(&disk), marked, "nobody could give it back");
+    let listener = lab.bare_listener().unwrap();
+    let node = disk.node().to_str().unwrap().to_owned();
+    let _helper = Helper::start();
+    listener.wait_for(SOON, |heard| heard.get("DEVNAME") == node).unwrap();
+    assert_ne!(group(&disk), marked);
+    drop(attachd);
+}
+
+/// The same when attachd itself was killed before it could ask.
+#[test]
+fn a_node_that_was_left_marked_is_given_back_by_a_resync() {
+    let (lab, attachd, api) = up();
+    let (volume, disk) = served(&lab, &api);
+    let (kept, other) = served(&lab, &api);
+    withdraw(&api, &volume);
+    drop(attachd);
+    let listener = lab.bare_listener().unwrap();
+    let node = disk.node().to_str().unwrap().to_owned();
+    let _helper = Helper::start();
+    let _attachd = start(&lab);
+    listener.wait_for(SOON, |heard| heard.get("DEVNAME") == node).unwrap();
+    assert_ne!(group(&disk), lab::people::NBD.id);
+    assert_eq!(group(&other), lab::people::NBD.id, "the control: {} is still wanted", kept.id);
+}
+
 #[test]
 fn a_disk_that_is_open_by_nobody_who_can_be_seen_is_not_taken_for_free() {
     let (lab, attachd, api) = up();

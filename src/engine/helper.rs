@@ -18,6 +18,23 @@ impl Engine {
         });
     }
 
+    /// Has udev take the mark off a disk that nobody wants any more. Asked again until the helper answers: a node that
+    /// stays the NBD servers' is a door left open.
+    pub(super) fn unmark(&self, serial: Serial) {
+        let (helper, back) = (self.tools.helper.clone(), self.back.clone());
+        tokio::spawn(async move {
+            for attempt in 1.. {
+                let answer = helper.retrigger(serial).await;
+                let answered = matches!(answer, Ok(()) | Err(HelperError::Refused { .. }));
+                let told = back.send(Input::Helper { asked: Asked::Unmark, answer }).await;
+                if answered || told.is_err() {
+                    return;
+                }
+                tokio::time::sleep(pause(attempt)).await;
+            }
+        });
+    }
+
     /// Has the disks this host lives on written down, outside. Until then, what is mounted or swapped to is refused anyway.
     pub(super) fn ask_for_host_disks(&self) {
         let (helper, back) = (self.tools.helper.clone(), self.back.clone());

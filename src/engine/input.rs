@@ -46,6 +46,8 @@ pub(crate) enum Input {
         clients: Clients,
         answer: Option<Result<(), HelperError>>,
         request: Option<(bool, Reply<Withdrawal>)>,
+        /// The export was taken away for this request: nobody came since.
+        sealed: bool,
     },
     /// The wish to take a volume away as soon as its clients are gone is durable, or is not.
     Detaching {
@@ -63,7 +65,7 @@ pub(crate) enum Input {
         reply: Option<Reply<Withdrawal>>,
     },
     /// A withdrawn volume's claim is gone.
-    Unclaimed { ticket: Ticket, answer: Result<Withdrawal, Rejection>, reply: Option<Reply<Withdrawal>> },
+    Unclaimed { ticket: Ticket, withdrawal: Withdrawal, reply: Option<Reply<Withdrawal>> },
     /// A mapping is durable, or is not.
     Recorded { ticket: Ticket, evidence: Evidence, result: Result<(), StoreError> },
     /// The helper has answered, or has not.
@@ -202,7 +204,7 @@ pub enum Rejection {
     },
     /// The export could not be taken away.
     #[error(
-        "volume {0} is withdrawn, but its export could not be removed from the served folder; remove it by hand, or stop the NBD server"
+        "volume {0} cannot be withdrawn: its export could not be removed from the served folder; remove it by hand, or stop the NBD server, then ask again"
     )]
     ExportStuck(VolumeId),
     /// Somebody may be reading or writing the export.

@@ -249,13 +249,13 @@ impl Engine {
             }
             Input::Request(Request::Intend(intent, reply)) => self.intend(intent, reply),
             Input::Request(Request::Withdraw { volume, force, reply }) => self.withdraw(volume, force, reply),
-            Input::Clients { ticket, clients, answer, request } => {
-                self.clients_known(ticket, clients, answer, request).await;
+            Input::Clients { ticket, clients, answer, request, sealed } => {
+                self.clients_known(ticket, clients, answer, request, sealed).await;
             }
             Input::Detaching { ticket, reason, clients, result, reply } => {
                 self.detaching(ticket, reason, clients, result, reply).await;
             }
-            Input::Unclaimed { ticket, answer, reply } => self.unclaimed(ticket, answer, reply).await,
+            Input::Unclaimed { ticket, withdrawal, reply } => self.unclaimed(ticket, withdrawal, reply).await,
             Input::Request(Request::Hush) => self.events = None,
             Input::Settle { ids, done } => self.settle_some(ids, done).await,
             Input::Examined { intent, disks, reply } => self.examined(intent, &disks, reply),

@@ -4,9 +4,9 @@ use jiff::Timestamp;
 
 use super::Engine;
 use super::input::{Done, Input};
-use crate::device::facts::Facts;
+use crate::device::facts::{Facts, LinkTarget};
 use crate::device::monitor;
-use crate::device::table::Reading;
+use crate::device::table::{Device, Reading};
 use crate::identity::VolumeId;
 
 /// How long until the list of disks is read again after that failed.
@@ -37,6 +37,7 @@ impl Engine {
             Ok(facts) => {
                 tracing::info!(reason, disks = facts.len(), "read all disks");
                 self.world.table.replace(facts, reading);
+                self.unmark_unwanted();
                 self.world.resyncs.count += 1;
                 self.world.resyncs.last_reason = reason;
                 self.world.resyncs.last_at = Some(Timestamp::now());
@@ -53,6 +54,18 @@ impl Engine {
                     back.send(monitor::Heard::Lost("the list of disks could not be read").into()).await
                 });
             }
+        }
+    }
+
+    /// Gives back the nodes of disks that were withdrawn and, for a crash in between, never un-marked.
+    fn unmark_unwanted(&self) {
+        let marked = |device: &&Device| {
+            let target = device.facts.identity.as_ref().ok().map(|identity| identity.link_target);
+            matches!(target, Some(LinkTarget::Device(_, gid)) if gid == self.world.ground.nbd_gid)
+        };
+        let serials = self.world.table.all().filter(marked).filter_map(|device| device.facts.serial());
+        for serial in serials.filter(|serial| self.world.volume_of(*serial).is_none()) {
+            self.unmark(serial);
         }
     }
 

@@ -1,8 +1,9 @@
 //! Taking a volume away, told in the order it happens.
 //!
-//! [`Engine::withdraw`] asks who is connected; [`Engine::clients_known`] refuses, or begins. Without clients the rows are
-//! committed away, then the export goes, then the claim, then the answer is given. With clients that are connected and
-//! `force`, the export goes at once and the volume stays, `detaching`, until they are gone: also across a restart.
+//! [`Engine::withdraw`] asks who is connected; [`Engine::clients_known`] refuses, or begins. Without clients the export is
+//! taken away, so that nobody new can come, and it is asked again: whoever came in between is noticed, and the export is
+//! given back. Then the rows are committed away, then the claim goes, then the answer is given. With clients that are
+//! connected and `force`, the export goes and the volume stays, `detaching`, until they are gone: also across a restart.
 
 use std::time::{Duration, Instant};
 
@@ -10,6 +11,7 @@ use jiff::Timestamp;
 
 use super::Engine;
 use super::input::{Asked, Clients, Input, Rejection, Reply, Ticket, Withdrawal};
+use super::world::Volume;
 use crate::device::DevNum;
 use crate::export::clients;
 use crate::helper_client::{HelperClient, HelperError};
@@ -29,13 +31,15 @@ impl Engine {
             Some(volume) if volume.asking || (volume.leaving && volume.lingering.is_none()) => {
                 drop(reply.send(Err(Rejection::Leaving(id))));
             }
-            Some(_) => self.ask_for_clients(id, Some((force, reply))),
+            Some(_) => self.ask_for_clients(id, Some((force, reply)), false),
         }
     }
 
-    fn ask_for_clients(&mut self, id: VolumeId, request: Option<(bool, Reply<Withdrawal>)>) {
+    /// `sealed`: the export was taken away for this very request.
+    fn ask_for_clients(&mut self, id: VolumeId, request: Option<(bool, Reply<Withdrawal>)>, sealed: bool) {
         let Some(ticket) = self.world.ticket(id) else { return };
-        let offered = self.world.volume(id).filter(|volume| volume.published || volume.lingering.is_some());
+        let offered = |volume: &&Volume| sealed || volume.published || volume.lingering.is_some();
+        let offered = self.world.volume(id).filter(offered);
         let mapped =
             offered.and_then(|volume| volume.mapping.as_ref()).map(|mapping| (mapping.devnum, mapping.diskseq));
         // A disk that is gone has no clients, whoever has its number now.
@@ -52,7 +56,7 @@ impl Engine {
                 Some(devnum) => clients_of(&helper, server, devnum).await,
                 None => (Clients::None, None),
             };
-            let _ = back.send(Input::Clients { ticket, clients, answer, request }).await;
+            let _ = back.send(Input::Clients { ticket, clients, answer, request, sealed }).await;
         });
     }
 
@@ -63,6 +67,7 @@ impl Engine {
         clients: Clients,
         answer: Option<Result<(), HelperError>>,
         request: Option<(bool, Reply<Withdrawal>)>,
+        sealed: bool,
     ) {
         if let Some(answer) = answer {
             self.helper_answered(Asked::Holders, answer).await;
@@ -77,6 +82,14 @@ impl Engine {
         volume.asking = false;
         let lingering = volume.lingering.is_some();
         match (clients, request) {
+            (Clients::None, Some(request)) if volume.published => {
+                volume.leaving = true;
+                if self.revoke(id, None) {
+                    self.ask_for_clients(id, Some(request), true);
+                } else {
+                    self.stay(id, Rejection::ExportStuck(id), request.1).await;
+                }
+            }
             (Clients::None, request) => self.take_away(id, Vec::new(), request.map(|(_, reply)| reply)).await,
             // It was forced before: the same answer again.
             (Clients::Connected(clients) | Clients::Unknown(clients), Some((_, reply))) if lingering => {
@@ -85,15 +98,32 @@ impl Engine {
             }
             (Clients::Connected(_) | Clients::Unknown(_), None) => self.look_again_later(id),
             (Clients::Connected(clients), Some((false, reply))) => {
-                let _ = reply.send(Err(Rejection::ClientsConnected { volume: id, clients }));
+                self.refuse(id, sealed, Rejection::ClientsConnected { volume: id, clients }, reply).await;
             }
             (Clients::Unknown(clients), Some((false, reply))) => {
-                let _ = reply.send(Err(Rejection::ClientsUnknown { volume: id, clients }));
+                self.refuse(id, sealed, Rejection::ClientsUnknown { volume: id, clients }, reply).await;
             }
             (Clients::Connected(clients), Some((true, reply))) => self.linger(ticket, clients, reply),
             // Nobody could say when they are gone.
             (Clients::Unknown(clients), Some((true, reply))) => self.take_away(id, clients, Some(reply)).await,
         }
+    }
+
+    async fn refuse(&mut self, id: VolumeId, sealed: bool, why: Rejection, reply: Reply<Withdrawal>) {
+        if sealed {
+            self.stay(id, why, reply).await;
+        } else {
+            let _ = reply.send(Err(why));
+        }
+    }
+
+    /// It is not withdrawn after all; what was taken away is given back.
+    async fn stay(&mut self, id: VolumeId, why: Rejection, reply: Reply<Withdrawal>) {
+        if let Some(volume) = self.world.volume_mut(id) {
+            volume.leaving = false;
+        }
+        let _ = reply.send(Err(why));
+        self.settle(id).await;
     }
 
     /// Clients are connected and the caller insists: the wish is made durable, then the export goes.
@@ -127,9 +157,7 @@ impl Engine {
             return;
         };
         if let Err(rejection) = result {
-            volume.leaving = false;
-            let _ = reply.send(Err(rejection));
-            return self.settle(id).await;
+            return self.stay(id, rejection, reply).await;
         }
         volume.lingering = Some(0);
         let revoked = !volume.published || self.revoke(id, None);
@@ -142,14 +170,12 @@ impl Engine {
     /// A leaving volume's time has come, or something happened to its disk.
     pub(super) fn go_on_leaving(&mut self, id: VolumeId) {
         let Some(volume) = self.world.volume(id) else { return };
-        if volume.forgotten {
-            self.take_the_rest(id, None, Ok(Withdrawal { clients: Vec::new() }));
-        } else if volume.lingering.is_some() && !volume.asking {
+        if volume.lingering.is_some() && !volume.asking {
             if volume.published {
                 // An export that could not be removed: nobody new may come in while the others go.
                 self.revoke(id, None);
             }
-            self.ask_for_clients(id, None);
+            self.ask_for_clients(id, None, false);
         }
     }
 
@@ -161,12 +187,15 @@ impl Engine {
         self.world.set_wake(id, Some(Instant::now() + wait));
     }
 
-    /// The rows go first: from here on nothing brings the volume back.
+    /// First the export, then the rows: from there on nothing brings the volume back.
     async fn take_away(&mut self, id: VolumeId, open: Vec<String>, reply: Option<Reply<Withdrawal>>) {
         let Some(ticket) = self.world.ticket(id) else { return };
         let Some(volume) = self.world.volume_mut(id) else { return };
         volume.leaving = true;
         let lingering = volume.lingering.take();
+        if volume.published && !self.revoke(id, None) {
+            return self.not_withdrawn(id, lingering, Rejection::ExportStuck(id), reply).await;
+        }
         let entry = Entry { at: Timestamp::now(), event: "withdrawn".into(), detail: open.join(", ") };
         let changes = vec![Change::Note(id, entry), Change::Withdraw(id)];
         self.post(id, Vec::new()).await;
@@ -186,36 +215,13 @@ impl Engine {
         reply: Option<Reply<Withdrawal>>,
     ) {
         let id = ticket.volume;
-        let Some(volume) = self.world.volume_mut(id).filter(|volume| volume.instance == ticket.instance) else {
+        if !self.world.holds(ticket) {
             return;
+        }
+        let withdrawal = match result {
+            Ok(withdrawal) => withdrawal,
+            Err(rejection) => return self.not_withdrawn(id, lingering, rejection, reply).await,
         };
-        match result {
-            Ok(withdrawal) => {
-                volume.forgotten = true;
-                self.take_the_rest(id, reply, Ok(withdrawal));
-            }
-            Err(rejection) => {
-                volume.lingering = lingering;
-                volume.leaving = lingering.is_some();
-                reply.map(|reply| reply.send(Err(rejection)));
-                if lingering.is_some() {
-                    self.look_again_later(id);
-                } else {
-                    self.settle(id).await;
-                }
-            }
-        }
-    }
-
-    /// Export and claim of a volume whose rows are gone. What fails is tried again until it succeeds.
-    fn take_the_rest(&mut self, id: VolumeId, reply: Option<Reply<Withdrawal>>, answer: Result<Withdrawal, Rejection>) {
-        let Some(ticket) = self.world.ticket(id) else { return };
-        if self.world.volume(id).is_some_and(|volume| volume.published) && !self.revoke(id, None) {
-            reply.map(|reply| reply.send(Err(Rejection::ExportStuck(id))));
-            let again =
-                self.world.volume(id).and_then(|volume| volume.trouble.as_ref()).map(|trouble| trouble.again_at);
-            return self.world.set_wake(id, again);
-        }
         let (claims, back) = (self.tools.claims.clone(), self.back.clone());
         tokio::spawn(async move {
             // The volume stays known, and so nobody else's, until its claim is gone: a new intent for it would make one.
@@ -223,16 +229,30 @@ impl Engine {
             if let Ok(Err(error)) = removed {
                 tracing::error!(VOLUME_ID = %id, %error, "the claim could not be removed; the next start removes it");
             }
-            let _ = back.send(Input::Unclaimed { ticket, answer, reply }).await;
+            let _ = back.send(Input::Unclaimed { ticket, withdrawal, reply }).await;
         });
     }
 
-    pub(super) async fn unclaimed(
+    /// It could not be done. A volume that was withdrawn by force stays on its way out.
+    async fn not_withdrawn(
         &mut self,
-        ticket: Ticket,
-        answer: Result<Withdrawal, Rejection>,
+        id: VolumeId,
+        lingering: Option<u32>,
+        why: Rejection,
         reply: Option<Reply<Withdrawal>>,
     ) {
+        reply.map(|reply| reply.send(Err(why)));
+        let Some(volume) = self.world.volume_mut(id) else { return };
+        volume.lingering = lingering;
+        volume.leaving = lingering.is_some();
+        if lingering.is_some() {
+            self.look_again_later(id);
+        } else {
+            self.settle(id).await;
+        }
+    }
+
+    pub(super) async fn unclaimed(&mut self, ticket: Ticket, withdrawal: Withdrawal, reply: Option<Reply<Withdrawal>>) {
         if !self.world.holds(ticket) {
             return;
         }
@@ -245,10 +265,10 @@ impl Engine {
         // The withdrawal itself is on record already, with its rows.
         let rest = notes.into_iter().filter(|note| note.event != "withdrawn").map(|note| Change::Note(id, note));
         let _ = self.tools.store.post(rest.collect()).await;
-        reply.map(|reply| reply.send(answer));
+        reply.map(|reply| reply.send(Ok(withdrawal)));
         if present {
             // The claim is gone: the node goes back to its old group.
-            self.ask_for_retrigger(serial, Asked::Unmark);
+            self.unmark(serial);
         }
     }
 }

@@ -78,8 +78,6 @@ pub struct Volume {
     pub(super) instance: u64,
     /// It is being found out who is connected.
     pub(super) asking: bool,
-    /// Its rows are gone; what is left is to take the export and the claim away.
-    pub(super) forgotten: bool,
     /// The helper could not have udev look at the disk: when it is asked again, and how often it was.
     pub(super) helper_again: Option<(Instant, u32)>,
     pub(super) busy: bool,
@@ -142,7 +140,6 @@ impl Volume {
             lingering: (record.state == State::Detaching).then_some(0),
             instance: 0,
             asking: false,
-            forgotten: false,
             helper_again: None,
             busy: false,
             epoch: 0,
