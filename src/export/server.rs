@@ -38,12 +38,36 @@ pub struct Watch {
 impl Watch {
     /// Begins to watch the pid file's folder, which must exist. Needs a tokio runtime.
     pub fn new(pid_file: PathBuf, comm: &'static str) -> io::Result<Self> {
-        let folder = pid_file.parent().unwrap_or(Path::new("/"));
         let notify = inotify::init(inotify::CreateFlags::CLOEXEC | inotify::CreateFlags::NONBLOCK)?;
-        let written = inotify::WatchFlags::CLOSE_WRITE | inotify::WatchFlags::MOVED_TO;
-        inotify::add_watch(&notify, folder, written)
+        let watch = Self { pid_file, comm, changes: register(notify)? };
+        let folder = watch.folder();
+        watch
+            .look_at_folder()
             .map_err(|error| io::Error::other(format!("cannot watch {}: {error}", folder.display())))?;
-        Ok(Self { pid_file, comm, changes: register(notify)? })
+        Ok(watch)
+    }
+
+    fn folder(&self) -> &Path {
+        self.pid_file.parent().unwrap_or(Path::new("/"))
+    }
+
+    /// Watches the folder that is at its place now. The same again changes nothing. While there is none, the folder above
+    /// tells when it is made.
+    fn look_at_folder(&self) -> io::Result<()> {
+        let written = inotify::WatchFlags::CLOSE_WRITE | inotify::WatchFlags::MOVED_TO;
+        let gone = inotify::WatchFlags::DELETE_SELF | inotify::WatchFlags::MOVE_SELF;
+        let notify = self.changes.get_ref();
+        match inotify::add_watch(notify, self.folder(), written | gone) {
+            Ok(_) => Ok(()),
+            Err(error) => {
+                let made = inotify::WatchFlags::CREATE | inotify::WatchFlags::MOVED_TO;
+                let above = self.folder().parent().ok_or(error)?;
+                inotify::add_watch(notify, above, made)?;
+                // It may have been made in between.
+                let _ = inotify::add_watch(notify, self.folder(), written | gone);
+                Ok(())
+            }
+        }
     }
 
     /// Sends what the server is now, and again at each change, until the receiver is gone.
@@ -89,20 +113,24 @@ impl Watch {
         Ok((number, handle))
     }
 
-    /// Waits until somebody has written the pid file (or another file beside it: a look is cheap).
+    /// Waits until somebody has written the pid file, or made or taken its folder (a look is cheap).
     async fn pid_file_written(&self) {
         let mut buffer = [MaybeUninit::uninit(); 1024];
+        let file_name = |path: &Path| path.file_name().map(|name| name.as_encoded_bytes().to_vec());
+        let ours = [file_name(&self.pid_file), file_name(self.folder())];
         loop {
             let Ok(mut ready) = self.changes.readable().await else { return std::future::pending().await };
             let mut reader = inotify::Reader::new(self.changes.get_ref(), &mut buffer);
-            let mut ours = false;
+            let mut concerned = false;
             while let Ok(event) = reader.next() {
                 let name = event.file_name().map(|name| name.to_bytes().to_vec());
-                ours |=
-                    name.is_none_or(|name| self.pid_file.file_name().is_some_and(|own| own.as_encoded_bytes() == name));
+                concerned |= name.is_none() || ours.contains(&name);
             }
             ready.clear_ready();
-            if ours {
+            if concerned {
+                if let Err(error) = self.look_at_folder() {
+                    tracing::warn!(folder = %self.folder().display(), %error, "cannot watch for the NBD server");
+                }
                 return;
             }
         }
@@ -121,4 +149,75 @@ fn register(fd: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
     // SAFETY: an `OwnedFd` keeps its one descriptor open until it is dropped, and nothing takes it out of the `AsyncFd`.
     unsafe { AsyncFd::register_with_interest(fd, Interest::READABLE) }
         .map_err(|error| io::Error::other(error.to_string()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::process::{Child, Command};
+
+    struct Sleeper(Child);
+
+    impl Sleeper {
+        /// Something that runs, and its pid file.
+        fn new(pid_file: &Path) -> Self {
+            let child = Command::new("sleep").arg("1000").spawn().unwrap();
+            // exec lets the parent go on a moment before it has set the name; a server writes its pid file itself.
+            while fs::read_to_string(format!("/proc/{}/comm", child.id())).unwrap() != "sleep\n" {
+                std::thread::yield_now();
+            }
+            fs::write(pid_file, format!("{}\n", child.id())).unwrap();
+            Self(child)
+        }
+    }
+
+    impl Drop for Sleeper {
+        fn drop(&mut self) {
+            let _ = self.0.kill();
+            let _ = self.0.wait();
+        }
+    }
+
+    async fn next(states: &mut mpsc::Receiver<Server>, wanted: impl Fn(&Server) -> bool) {
+        let found = async {
+            while let Some(state) = states.recv().await {
+                if wanted(&state) {
+                    return;
+                }
+            }
+        };
+        tokio::time::timeout(std::time::Duration::from_secs(10), found).await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_server_is_found_again_after_the_folder_of_its_pid_file_was_made_anew() {
+        let dir = tempfile::tempdir().unwrap();
+        let folder = dir.path().join("run");
+        fs::create_dir(&folder).unwrap();
+        let pid_file = folder.join("server.pid");
+        let (states, mut seen) = mpsc::channel(8);
+        let watch = Watch::new(pid_file.clone(), "sleep").unwrap();
+        tokio::spawn(watch.follow(states));
+        let up = |pid| move |state: &Server| *state == Server::Up { pid };
+        let down = |state: &Server| matches!(state, Server::Down { .. });
+        next(&mut seen, down).await;
+        for _ in 0..2 {
+            let sleeper = Sleeper::new(&pid_file);
+            next(&mut seen, up(i32::try_from(sleeper.0.id()).unwrap())).await;
+            fs::remove_dir_all(&folder).unwrap();
+            drop(sleeper);
+            next(&mut seen, down).await;
+            fs::create_dir(&folder).unwrap();
+        }
+    }
+
+    #[tokio::test]
+    async fn a_number_that_went_to_another_program_is_not_the_server() {
+        let dir = tempfile::tempdir().unwrap();
+        let pid_file = dir.path().join("server.pid");
+        let _sleeper = Sleeper::new(&pid_file);
+        let (states, mut seen) = mpsc::channel(8);
+        tokio::spawn(Watch::new(pid_file, "nbdkit").unwrap().follow(states));
+        next(&mut seen, |state| matches!(state, Server::Down { why } if why.contains("not nbdkit"))).await;
+    }
 }
