@@ -9,6 +9,8 @@ mod host;
 mod initramfs;
 #[path = "service/lifetime.rs"]
 mod lifetime;
+#[path = "service/own_disks.rs"]
+mod own_disks;
 #[path = "service/package.rs"]
 mod package;
 #[path = "service/privilege.rs"]
@@ -33,7 +35,7 @@ fn three_commands_lead_from_an_empty_host_to_a_served_volume() {
     let host = Host::empty();
     let volume = host.lab().volume();
     let mut disk = host.lab().disk(&volume.serial, host::MIB).unwrap();
-    let deb = host::bring(package::deb());
+    let deb = host::bring(&package::deb());
 
     let ran = host.show("dpkg", &["-i", deb]);
     println!("   ({ran:.1?})");

@@ -27,7 +27,21 @@ impl Host {
     /// A host without attachd. What a host with loop devices in place of virtio disks needs to be told is there already:
     /// the rules for them, the scheme, the class of devices.
     pub(crate) fn empty() -> Self {
-        let inside = SystemdBox::new();
+        Self::prepared(SystemdBox::new())
+    }
+
+    /// A host whose root file system is on this volume's disk, as a host deployed from a volume has it, with attachd
+    /// installed.
+    pub(crate) fn installed_on(volume: &Volume) -> (Disk, Self) {
+        let (disk, inside) = SystemdBox::on_root_volume(volume);
+        let host = Self::prepared(inside);
+        // As at boot: udev looks at what was there before it.
+        host.run("udevadm", &["trigger", "--action=add", "--settle", disk.node().to_str().unwrap()]);
+        host.install(&package::deb());
+        (disk, host)
+    }
+
+    fn prepared(inside: SystemdBox) -> Self {
         let shipped = include_str!("../../udev-rules/59-attachd.rules");
         // A file of the same name in /run goes before the package's.
         fs::write("/run/udev/rules.d/59-attachd.rules", rules_for_loops(shipped)).unwrap();
@@ -41,7 +55,7 @@ impl Host {
     /// A host on which the package was installed and started.
     pub(crate) fn installed() -> Self {
         let host = Self::empty();
-        host.install(package::deb());
+        host.install(&package::deb());
         host
     }
 
@@ -74,6 +88,15 @@ impl Host {
     pub(crate) fn intend(&self, volume: &Volume) {
         let answer = self.api.post("/api/v1/intents", &json!({ "volume_id": volume.id }));
         answer.and_then(|reply| reply.expect(201)).unwrap_or_else(|e| panic!("{e:#}\n{}", self.story()));
+    }
+
+    /// What the helper answers root, who asks inside of the box (Perl is there wherever dpkg is).
+    pub(crate) fn ask_helper(&self, line: &str) -> Value {
+        const ASK: &str = r#"use IO::Socket::UNIX;
+            my $helper = IO::Socket::UNIX->new(Peer => "/run/attachd/helper.sock") or die "$!";
+            print $helper $ARGV[0]; $helper->flush; print <$helper>;"#;
+        let answer = self.run("perl", &["-e", ASK, line]);
+        serde_json::from_str(&answer).unwrap_or_else(|e| panic!("{e}: {answer}\n{}", self.story()))
     }
 
     pub(crate) fn wait(&self, volume: &Volume, state: &str) -> Value {

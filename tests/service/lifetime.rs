@@ -176,7 +176,7 @@ fn a_removal_is_refused_while_a_client_is_connected_and_then_takes_exports_and_c
     assert_eq!(fs::metadata(disk.node()).unwrap().gid(), 6, "its group is disk again");
 
     // What was wished for is kept until the purge: installing again serves it again.
-    host.install(package::deb());
+    host.install(&package::deb());
     is_served(&host, &volume);
 }
 
