@@ -15,6 +15,8 @@ mod own_disks;
 mod package;
 #[path = "service/privilege.rs"]
 mod privilege;
+#[path = "service/withdrawal.rs"]
+mod withdrawal;
 
 use std::time::{Duration, Instant};
 

@@ -113,6 +113,11 @@ impl Host {
         (volume, disk)
     }
 
+    pub(crate) fn shown(&self, volume: &Volume) -> Value {
+        let reply = self.api.get(&format!("/api/v1/volumes/{}", volume.id)).unwrap();
+        reply.expect(200).unwrap_or_else(|e| panic!("{e:#}\n{}", self.story()))
+    }
+
     /// Withdraws a volume.
     pub(crate) fn withdraw(&self, volume: &Volume) {
         let answer = self.api.delete(&format!("/api/v1/intents/{}", volume.id));
