@@ -23,6 +23,7 @@
 pub mod activation;
 pub mod api;
 pub mod attachd;
+mod certificates;
 pub mod child;
 pub mod disk;
 pub mod forge;
@@ -48,6 +49,7 @@ mod world;
 pub use activation::{HeldSocket, NotifySocket};
 pub use api::{Api, Reply};
 pub use attachd::{Attachd, AttachdOptions};
+pub use certificates::Certificates;
 pub use disk::{Disk, DiskOptions};
 pub use forge::Forger;
 pub use lab::{Lab, LabBuilder};
