@@ -15,6 +15,8 @@ mod own_disks;
 mod package;
 #[path = "service/privilege.rs"]
 mod privilege;
+#[path = "service/tls.rs"]
+mod tls;
 #[path = "service/withdrawal.rs"]
 mod withdrawal;
 

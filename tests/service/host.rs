@@ -1,6 +1,7 @@
 //! A host with systemd, and attachd on it.
 
 use std::fs;
+use std::io::Write;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -136,6 +137,12 @@ impl Host {
     pub(crate) fn story(&self) -> String {
         self.inside.journal()
     }
+}
+
+/// Adds lines to the daemon's configuration.
+pub(crate) fn append_to_config(lines: &str) {
+    let mut file = fs::File::options().append(true).open(CONFIG).unwrap();
+    file.write_all(lines.as_bytes()).unwrap();
 }
 
 /// Copies a package into the box, which has a `/tmp` of its own.
