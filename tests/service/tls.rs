@@ -26,7 +26,7 @@ fn parts(block: &str) -> Vec<(&str, String)> {
     for line in block.lines() {
         match line.strip_prefix("# ").filter(|name| name.starts_with("attachd") && !name.contains(' ')) {
             Some(name) => parts.push((name, String::new())),
-            None => parts.last_mut().expect("a part's name comes first").1 += &format!("{line}\n"),
+            None => parts.last_mut().expect("a part's name comes first").1.extend([line, "\n"]),
         }
     }
     parts
