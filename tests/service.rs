@@ -1,6 +1,8 @@
 //! attachd as a service: the package, its units and rules under a real systemd.
 #![allow(clippy::unwrap_used, reason = "a test's panic is its failure")]
 
+#[path = "service/bad_input.rs"]
+mod bad_input;
 #[path = "service/doors.rs"]
 mod doors;
 #[path = "service/host.rs"]

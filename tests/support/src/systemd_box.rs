@@ -148,6 +148,13 @@ impl SystemdBox {
             .unwrap_or_default()
     }
 
+    /// What `journalctl` shows with these arguments, everything that was said before included.
+    pub fn journalctl(&self, args: &[&str]) -> Result<String> {
+        // journald takes in what is waiting first.
+        self.run("journalctl", &["--sync"])?;
+        self.run("journalctl", &[&["--no-pager"], args].concat())
+    }
+
     /// The journal, process 1's own words included.
     pub fn journal(&self) -> String {
         self.run("journalctl", &["--no-pager", "--output=short-monotonic"]).unwrap_or_default()
