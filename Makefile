@@ -1,12 +1,13 @@
 # The way in. Each target installs what it needs from Debian's packages and says so; run as root.
 
-.PHONY: help setup fmt fmt-check lint test demo bench mutants deb cargo-deb
+.PHONY: help setup fmt fmt-check lint lintian test demo bench mutants deb cargo-deb
 
 help:
 	@echo "make demo     one run of everything attachd does, on real block devices"
 	@echo "make test     all tests"
 	@echo "make bench    measurements side by side, written to docs/benchmarks.md"
 	@echo "make deb      the Debian package"
+	@echo "make lintian  the same, held against Debian's policy"
 	@echo "make lint     formatting and lints, as CI checks them"
 	@echo "make fmt      put the formatting right"
 	@echo "make mutants  cargo-mutants over identity, evidence and decide (not part of CI)"
@@ -35,6 +36,10 @@ cargo-deb:
 
 deb: setup cargo-deb
 	cargo deb
+
+lintian: deb
+	@command -v lintian >/dev/null || { echo "installing from Debian's packages: lintian"; apt-get install -y -qq lintian >/dev/null; }
+	lintian --allow-root --fail-on error,warning target/debian/attachd_*.deb
 
 demo: setup
 	cargo build --release --bins

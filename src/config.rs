@@ -35,8 +35,9 @@ pub struct Settings {
     pub listen: SocketAddr,
     /// `[export] pid_file`: the NBD server's.
     pub pid_file: PathBuf,
-    /// `[export] tls_ca`, `tls_certificate`, `tls_key`, `tls_name`: TLS towards the NBD server; `None`: in the clear.
-    pub tls: Option<TlsFiles>,
+    /// `[export] tls_ca`, `tls_certificate`, `tls_key`, `tls_name`, or `tls_psk_file`, `tls_psk_identity`: TLS towards
+    /// the NBD server; `None`: in the clear.
+    pub tls: Option<TlsSettings>,
     /// `[export] insecure`: `listen` may be an address other hosts reach, without TLS.
     pub insecure: bool,
     /// `[helper] socket`: where attachd-helper listens.
@@ -66,6 +67,24 @@ impl Default for Settings {
             history_days: 90,
         }
     }
+}
+
+/// How the two sides of a TLS connection know each other.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum TlsSettings {
+    /// By certificates.
+    Certificates(TlsFiles),
+    /// By a key that both have.
+    Key(TlsKey),
+}
+
+/// Which key is used.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TlsKey {
+    /// Lines `name:key`, as the NBD server has them.
+    pub file: PathBuf,
+    /// The name of attachd's key; `None`: the file has but one.
+    pub identity: Option<String>,
 }
 
 /// Which certificates are used; all files are PEM.
@@ -168,7 +187,7 @@ pub fn parse(text: &str) -> Result<Settings, Vec<Problem>> {
         let at = export.set("listen", &mut settings.listen);
         settings.tls = tls(export);
         if !settings.listen.ip().is_loopback() && settings.tls.is_none() && !settings.insecure {
-            let advice = "listen on 127.0.0.1, give it TLS (tls_ca = \"...\"), or say insecure = true";
+            let advice = "listen on 127.0.0.1, give it TLS (tls_ca or tls_psk_file), or say insecure = true";
             export.complain(at, &format!("other hosts reach this address without TLS: {advice}"));
         }
     });
@@ -179,8 +198,24 @@ pub fn parse(text: &str) -> Result<Settings, Vec<Problem>> {
     Ok(settings)
 }
 
-/// The keys about TLS, which only make sense together.
-fn tls(export: &mut Section<'_, '_>) -> Option<TlsFiles> {
+/// The keys about TLS: certificates, or a shared key.
+fn tls(export: &mut Section<'_, '_>) -> Option<TlsSettings> {
+    let (certificates, by_certificates) = certificates(export);
+    let (mut file, mut identity) = (PathBuf::new(), String::new());
+    let (given_file, given_identity) =
+        (export.set("tls_psk_file", &mut file), export.set("tls_psk_identity", &mut identity));
+    if let (Some(at), true) = (given_file.or(given_identity), by_certificates) {
+        export.complain(Some(at), "takes certificates (tls_ca) or a shared key (tls_psk_file), not both");
+    }
+    if let (Some(at), None) = (given_identity, given_file) {
+        export.complain(Some(at), "tls_psk_file is missing: the key of that name is looked for in it");
+    }
+    let identity = given_identity.map(|_| identity);
+    certificates.map(TlsSettings::Certificates).or(given_file.map(|_| TlsSettings::Key(TlsKey { file, identity })))
+}
+
+/// The keys about certificates, which only make sense together, and whether there is any.
+fn certificates(export: &mut Section<'_, '_>) -> (Option<TlsFiles>, bool) {
     let [mut ca, mut certificate, mut key] = [const { PathBuf::new() }; 3];
     let mut name = String::new();
     let given = [
@@ -189,17 +224,18 @@ fn tls(export: &mut Section<'_, '_>) -> Option<TlsFiles> {
         export.set("tls_key", &mut key),
         export.set("tls_name", &mut name),
     ];
+    let any = given.into_iter().flatten().next();
     if given[1].is_some() != given[2].is_some() {
         export.complain(given[1].or(given[2]), "tls_certificate and tls_key belong together");
     }
     if given[0].is_none() {
-        if let Some(at) = given.into_iter().flatten().next() {
-            export.complain(Some(at), "tls_ca is missing: it says whose certificates the NBD server may show");
+        if any.is_some() {
+            export.complain(any, "tls_ca is missing: it says whose certificates the NBD server may show");
         }
-        return None;
+        return (None, any.is_some());
     }
     let identity = given[1].and(given[2]).map(|_| (certificate, key));
-    Some(TlsFiles { ca, identity, name: given[3].map(|_| name) })
+    (Some(TlsFiles { ca, identity, name: given[3].map(|_| name) }), true)
 }
 
 /// The file being checked; what was understood is taken out of it.
@@ -398,10 +434,21 @@ mod tests {
     fn tls_takes_an_authority_and_a_whole_identity() {
         let whole =
             "[export]\nlisten = \"10.0.0.1:10809\"\ntls_ca = \"/ca\"\ntls_certificate = \"/c\"\ntls_key = \"/k\"";
-        let tls = parse(whole).unwrap().tls.unwrap();
-        assert_eq!((tls.ca, tls.identity, tls.name), ("/ca".into(), Some(("/c".into(), "/k".into())), None));
+        let identity = Some(("/c".into(), "/k".into()));
+        let files = TlsFiles { ca: "/ca".into(), identity, name: None };
+        assert_eq!(parse(whole).unwrap().tls, Some(TlsSettings::Certificates(files)));
         assert!(problems("[export]\ntls_ca = \"/ca\"\ntls_key = \"/k\"")[0].contains("belong together"));
         assert!(problems("[export]\ntls_name = \"x\"")[0].contains("tls_ca is missing"));
+    }
+
+    #[test]
+    fn tls_takes_a_shared_key_in_place_of_certificates() {
+        let key = "[export]\nlisten = \"10.0.0.1:10809\"\ntls_psk_file = \"/keys\"\n";
+        let settings = |identity| Some(TlsSettings::Key(TlsKey { file: "/keys".into(), identity }));
+        assert_eq!(parse(key).unwrap().tls, settings(None));
+        assert_eq!(parse(&format!("{key}tls_psk_identity = \"x\"")).unwrap().tls, settings(Some("x".to_owned())));
+        assert!(problems(&format!("{key}tls_ca = \"/ca\""))[0].contains("not both"));
+        assert!(problems("[export]\ntls_psk_identity = \"x\"")[0].contains("tls_psk_file is missing"));
     }
 
     #[test]

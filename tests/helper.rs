@@ -415,7 +415,8 @@ fn the_disks_a_host_lives_on_are_written_down_and_kept() {
     fs::remove_dir(HOST_DISKS).unwrap();
     let answer = ask("host-disks");
     let has = |list: &Value, name: &str| list.as_array().unwrap().iter().any(|entry| entry == name);
-    assert!(has(&answer["serials"], disk.serial()), "{answer}");
+    assert!(has(&answer["serials"], disk.serial()) && has(&answer["added"], disk.serial()), "{answer}");
+    assert_eq!(ask("host-disks")["added"], json!([]), "it is there");
     assert!(has(&answer["disks"], disk.node().file_name().unwrap().to_str().unwrap()), "{answer}");
     let file = Path::new(HOST_DISKS).join(disk.serial());
     let mode = |path: &Path| fs::metadata(path).unwrap().mode() & 0o777;

@@ -1,6 +1,8 @@
 //! attachd as a service: the package, its units and rules under a real systemd.
 #![allow(clippy::unwrap_used, reason = "a test's panic is its failure")]
 
+#[path = "service/bad_input.rs"]
+mod bad_input;
 #[path = "service/doors.rs"]
 mod doors;
 #[path = "service/host.rs"]
@@ -9,10 +11,16 @@ mod host;
 mod initramfs;
 #[path = "service/lifetime.rs"]
 mod lifetime;
+#[path = "service/own_disks.rs"]
+mod own_disks;
 #[path = "service/package.rs"]
 mod package;
 #[path = "service/privilege.rs"]
 mod privilege;
+#[path = "service/tls.rs"]
+mod tls;
+#[path = "service/withdrawal.rs"]
+mod withdrawal;
 
 use std::time::{Duration, Instant};
 
@@ -33,7 +41,7 @@ fn three_commands_lead_from_an_empty_host_to_a_served_volume() {
     let host = Host::empty();
     let volume = host.lab().volume();
     let mut disk = host.lab().disk(&volume.serial, host::MIB).unwrap();
-    let deb = host::bring(package::deb());
+    let deb = host::bring(&package::deb());
 
     let ran = host.show("dpkg", &["-i", deb]);
     println!("   ({ran:.1?})");

@@ -3,61 +3,50 @@
 
 mod common;
 
+use std::os::unix::fs::chown;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 
 use common::*;
-use lab::{Lab, people};
+use lab::{Attachd, Certificates, Lab, people};
+use serde_json::Value;
 
-/// An authority, and certificates of it for the server's address and for attachd.
-struct Certificates(PathBuf);
+fn certificates(lab: &Lab, name: &str) -> Certificates {
+    let all = Certificates::make(&lab.dir().join(name), "127.0.0.1").unwrap();
+    chown(all.file("server-key.pem"), Some(people::NBD.id), None).unwrap();
+    chown(all.file("client-key.pem"), Some(people::ATTACHD.id), None).unwrap();
+    all
+}
 
-impl Certificates {
-    fn make(lab: &Lab, name: &str) -> Self {
-        let folder = lab.dir().join(name);
-        std::fs::create_dir(&folder).unwrap();
-        let all = Self(folder);
-        all.openssl(
-            "req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=authority -keyout ca-key.pem -out ca-cert.pem",
-        );
-        all.signed("server", "subjectAltName=IP:127.0.0.1");
-        all.signed("client", "extendedKeyUsage=clientAuth");
-        for (file, owner) in [("server-key.pem", people::NBD.id), ("client-key.pem", people::ATTACHD.id)] {
-            std::os::unix::fs::chown(all.0.join(file), Some(owner), None).unwrap();
-        }
-        all
-    }
+fn serve(lab: &mut Lab, certificates: &Certificates) {
+    let folder = format!("--tls-certificates={}", certificates.folder().display());
+    lab.nbdkit_start_with(&["--tls=require", "--tls-verify-peer", &folder]).unwrap();
+}
 
-    fn signed(&self, who: &str, extension: &str) {
-        std::fs::write(self.0.join("extension"), format!("{extension}\n")).unwrap();
-        self.openssl(&format!("req -newkey rsa:2048 -nodes -subj /CN={who} -keyout {who}-key.pem -out {who}.csr"));
-        let sign = "x509 -req -days 2 -CA ca-cert.pem -CAkey ca-key.pem -CAcreateserial -extfile extension";
-        self.openssl(&format!("{sign} -in {who}.csr -out {who}-cert.pem"));
-    }
+fn config(certificates: &Certificates) -> String {
+    let [ca, certificate, key] =
+        ["ca-cert.pem", "client-cert.pem", "client-key.pem"].map(|name| certificates.file(name));
+    format!("{CONFIG}[export]\ntls_ca = {ca:?}\ntls_certificate = {certificate:?}\ntls_key = {key:?}\n")
+}
 
-    fn openssl(&self, arguments: &str) {
-        let output = Command::new("openssl").args(arguments.split(' ')).current_dir(&self.0).output().unwrap();
-        assert!(output.status.success(), "openssl {arguments}: {}", String::from_utf8_lossy(&output.stderr));
-    }
-
-    fn serve(&self, lab: &mut Lab) {
-        let folder = format!("--tls-certificates={}", self.0.display());
-        lab.nbdkit_start_with(&["--tls=require", "--tls-verify-peer", &folder]).unwrap();
-    }
-
-    fn config(&self) -> String {
-        let file = |name: &str| self.0.join(name).display().to_string();
-        let (ca, certificate, key) = (file("ca-cert.pem"), file("client-cert.pem"), file("client-key.pem"));
-        format!("{CONFIG}[export]\ntls_ca = {ca:?}\ntls_certificate = {certificate:?}\ntls_key = {key:?}\n")
-    }
+/// Announces a volume, attaches its disk, and returns what attachd says of the server when it does not believe it.
+fn not_believed(lab: &Lab, attachd: &Attachd) -> Value {
+    let api = attachd.api();
+    let volume = lab.volume();
+    intend(&api, &volume);
+    let mut events = api.events().unwrap();
+    let mut disk = lab.disk(&volume.serial, MIB).unwrap();
+    disk.attach().unwrap();
+    let refused = events.wait_for(|event| event["reason"]["code"] == "BACKEND_DOWN", SOON).unwrap();
+    println!("{}", refused["reason"]);
+    refused["reason"].clone()
 }
 
 #[test]
 fn an_export_under_tls_is_proven_with_certificates_and_refused_in_the_clear() {
     let mut lab = Lab::new();
-    let certificates = Certificates::make(&lab, "certificates");
-    certificates.serve(&mut lab);
-    lab.attachd_config(&certificates.config()).unwrap();
+    let certificates = certificates(&lab, "certificates");
+    serve(&mut lab, &certificates);
+    lab.attachd_config(&config(&certificates)).unwrap();
     let mut attachd = start(&lab);
     let (volume, _disk) = served(&lab, &attachd.api());
     assert!(!lab.nbd_connects(&volume.export()), "the control: in the clear the server gives nothing");
@@ -77,18 +66,25 @@ fn an_export_under_tls_is_proven_with_certificates_and_refused_in_the_clear() {
 #[test]
 fn a_server_with_a_strangers_certificate_is_not_believed() {
     let mut lab = Lab::new();
-    let certificates = Certificates::make(&lab, "certificates");
-    Certificates::make(&lab, "strangers").serve(&mut lab);
-    lab.attachd_config(&certificates.config()).unwrap();
-    let attachd = start(&lab);
-    let api = attachd.api();
-    let volume = lab.volume();
-    intend(&api, &volume);
-    let mut events = api.events().unwrap();
-    let mut disk = lab.disk(&volume.serial, MIB).unwrap();
-    disk.attach().unwrap();
-    let refused = events.wait_for(|event| event["reason"]["code"] == "BACKEND_DOWN", SOON).unwrap();
-    assert!(refused["reason"]["message"].as_str().unwrap().contains("no TLS with the NBD server"), "{refused:#}");
+    let certificates = certificates(&lab, "certificates");
+    let strangers = self::certificates(&lab, "strangers");
+    serve(&mut lab, &strangers);
+    lab.attachd_config(&config(&certificates)).unwrap();
+    let reason = not_believed(&lab, &start(&lab));
+    let message = reason["message"].as_str().unwrap();
+    assert!(message.contains("no TLS with the NBD server"), "{reason:#}");
+    assert!(message.contains("its certificate is not believed: unable to get local issuer"), "{reason:#}");
+}
+
+#[test]
+fn a_server_whose_certificate_names_another_is_not_believed() {
+    let mut lab = Lab::new();
+    let certificates = certificates(&lab, "certificates");
+    serve(&mut lab, &certificates);
+    let other = format!("{}tls_name = \"nbd.example.org\"\n", config(&certificates));
+    lab.attachd_config(&other).unwrap();
+    let reason = not_believed(&lab, &start(&lab));
+    assert!(reason["message"].as_str().unwrap().contains("not believed: hostname mismatch"), "{reason:#}");
 }
 
 #[test]
@@ -101,4 +97,84 @@ fn a_certificate_file_that_is_missing_is_named_at_the_start() {
     assert!(!attachd.wait_exit(SOON).unwrap().success());
     assert!(Path::new("/nowhere").metadata().is_err());
     assert!(attachd.stderr_text().contains("/nowhere/ca.pem"), "{}", attachd.stderr_text());
+}
+
+/// A file of keys as nbdkit and attachd have it.
+fn keys(lab: &Lab, name: &str, lines: &[(&str, &str)], owner: people::Person) -> PathBuf {
+    let file = lab.dir().join(name);
+    let text: Vec<String> = lines.iter().map(|(name, key)| format!("{name}:{key}\n")).collect();
+    std::fs::write(&file, text.concat()).unwrap();
+    std::fs::set_permissions(&file, std::os::unix::fs::PermissionsExt::from_mode(0o400)).unwrap();
+    chown(&file, Some(owner.id), None).unwrap();
+    file
+}
+
+const RIGHT: &str = "8d2f0c6b1e5a49d3b7c4f1a2e3d4c5b68d2f0c6b1e5a49d3b7c4f1a2e3d4c5b6";
+const WRONG: &str = "1d2f0c6b1e5a49d3b7c4f1a2e3d4c5b68d2f0c6b1e5a49d3b7c4f1a2e3d4c5b6";
+
+fn serve_with_keys(lab: &mut Lab) {
+    let keys = keys(lab, "server.psk", &[("tunnel", WRONG), ("attachd", RIGHT)], people::NBD);
+    lab.nbdkit_start_with(&["--tls=require", &format!("--tls-psk={}", keys.display())]).unwrap();
+}
+
+fn config_with_key(keys: &Path) -> String {
+    format!("{CONFIG}[export]\ntls_psk_file = {:?}\n", keys.display().to_string())
+}
+
+#[test]
+fn an_export_under_tls_is_proven_with_a_shared_key_and_the_key_is_told_nobody() {
+    let mut lab = Lab::new();
+    serve_with_keys(&mut lab);
+    let own = keys(&lab, "attachd.psk", &[("attachd", RIGHT)], people::ATTACHD);
+    lab.attachd_config(&config_with_key(&own)).unwrap();
+    let talkative = lab::AttachdOptions { env: vec![("ATTACHD_LOG".into(), "trace".into())], ..Default::default() };
+    let attachd = lab.attachd_start(bin(), &talkative).unwrap();
+    let (volume, disk) = served(&lab, &attachd.api());
+    assert!(!lab.nbd_connects(&volume.export()), "the control: in the clear the server gives nothing");
+    // As another client with a key.
+    let others = keys(&lab, "others.psk", &[("tunnel", WRONG)], people::ATTACHD);
+    let uri = format!("nbds://tunnel@127.0.0.1/{}?tls-psk-file={}", volume.export(), others.display());
+    lab.nbdcopy_uri_equals(&uri, disk.file()).unwrap();
+    assert!(!attachd.stderr_text().contains(&RIGHT[..16]), "{}", attachd.stderr_text());
+}
+
+#[test]
+fn a_server_that_has_another_key_is_not_believed() {
+    let mut lab = Lab::new();
+    serve_with_keys(&mut lab);
+    let wrong = keys(&lab, "attachd.psk", &[("attachd", WRONG)], people::ATTACHD);
+    lab.attachd_config(&config_with_key(&wrong)).unwrap();
+    let reason = not_believed(&lab, &start(&lab));
+    assert!(reason["message"].as_str().unwrap().contains("does not agree to the key of attachd"), "{reason:#}");
+    assert!(!reason.to_string().contains(&WRONG[..16]), "{reason:#}");
+}
+
+/// Whoever has no key may not get by with a certificate, whoever has signed it.
+#[test]
+fn a_server_that_shows_a_certificate_in_place_of_the_key_is_not_believed() {
+    let mut lab = Lab::new();
+    let certificates = certificates(&lab, "certificates");
+    let folder = format!("--tls-certificates={}", certificates.folder().display());
+    lab.nbdkit_start_with(&["--tls=require", &folder]).unwrap();
+    let own = keys(&lab, "attachd.psk", &[("attachd", RIGHT)], people::ATTACHD);
+    lab.attachd_config(&config_with_key(&own)).unwrap();
+    let reason = not_believed(&lab, &start(&lab));
+    assert!(reason["message"].as_str().unwrap().contains("shows a certificate and not the key"), "{reason:#}");
+}
+
+#[test]
+fn a_file_of_keys_that_cannot_be_used_is_named_at_the_start() {
+    let mut lab = Lab::new();
+    serve_with_keys(&mut lab);
+    let several = keys(&lab, "attachd.psk", &[("tunnel", WRONG), ("attachd", RIGHT)], people::ATTACHD);
+    lab.attachd_config(&config_with_key(&several)).unwrap();
+    let options = lab::AttachdOptions { wait_ready: false, ..Default::default() };
+    let mut attachd = lab.attachd_start(bin(), &options).unwrap();
+    assert!(!attachd.wait_exit(SOON).unwrap().success());
+    let said = attachd.stderr_text();
+    assert!(said.contains("attachd.psk: it has several keys: tls_psk_identity says which"), "{said}");
+    // Told which, it starts.
+    lab.attachd_config(&format!("{}tls_psk_identity = \"attachd\"\n", config_with_key(&several))).unwrap();
+    let attachd = start(&lab);
+    served(&lab, &attachd.api());
 }

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
-use tokio_rustls::client::TlsStream;
+use tokio_openssl::SslStream;
 
 use super::tls::Tls;
 
@@ -99,7 +99,7 @@ pub struct Greeted {
 /// A connection, in the clear or not.
 enum Stream {
     Plain(TcpStream),
-    Tls(Box<TlsStream<TcpStream>>),
+    Tls(Box<SslStream<TcpStream>>),
 }
 
 /// What both kinds of connection can do.
@@ -161,7 +161,7 @@ async fn greeting(endpoint: &Endpoint) -> Result<Greeted, ProbeError> {
         Some((kind, _)) => return Err(ProbeError::Tls(server, format!("it does not offer TLS ({kind:#010x})"))),
         None => return Err(ProbeError::NotNbd(server)),
     }
-    let stream = tls.connect(stream).await.map_err(|error| ProbeError::Tls(server, error.to_string()))?;
+    let stream = tls.connect(stream).await.map_err(|why| ProbeError::Tls(server, why))?;
     Ok(Greeted { server, stream: Stream::Tls(Box::new(stream)) })
 }
 

@@ -3,6 +3,7 @@
 
 use std::collections::BTreeSet;
 use std::fs::{self, File};
+use std::io;
 use std::path::Path;
 
 use serde_json::{Value, json};
@@ -34,8 +35,14 @@ pub(super) fn host_disks() -> Result<Value, Refusal> {
     let names: BTreeSet<&str> = found.iter().map(|disk| &*disk.name).collect();
     let serials: BTreeSet<_> = found.iter().filter_map(Facts::serial).collect();
     fs::create_dir_all(HOST_DISKS)?;
+    let mut added = Vec::new();
     for serial in &serials {
-        File::options().create(true).append(true).open(Path::new(HOST_DISKS).join(serial.as_str()))?;
+        match File::create_new(Path::new(HOST_DISKS).join(serial.as_str())) {
+            Ok(_) => added.push(serial),
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+            Err(error) => return Err(error.into()),
+        }
     }
-    Ok(json!({ "serials": serials, "disks": names }))
+    // The journal has this answer: also that a list emptied by hand was filled again.
+    Ok(json!({ "serials": serials, "disks": names, "added": added }))
 }

@@ -8,7 +8,7 @@
 //! | `retrigger <serial>` | has udev mark (or un-mark) the one disk with that serial | `devices` |
 //! | `holders <maj:min>` | tells which NBD clients have that disk open | `open`, `clients`, `exact` |
 //! | `reload` | SIGHUP to nbd-server's main process | `pid` |
-//! | `host-disks` | writes down which disks this host lives on | `serials`, `disks` |
+//! | `host-disks` | writes down which disks this host lives on | `serials`, `disks`, `added` |
 
 mod holders;
 mod host_disks;

@@ -67,8 +67,14 @@ fn the_shipped_configuration_is_valid_as_it_is_and_with_every_line_in_force() {
         })
         .flat_map(|line| [line, "\n"])
         .collect();
+    // Certificates and a shared key are told one at a time.
+    let without = |prefix: &str| -> String {
+        in_force.lines().filter(|line| !line.starts_with(prefix)).flat_map(|line| [line, "\n"]).collect()
+    };
+    let (certificates, key) = (without("tls_psk_"), without("tls_"));
+    let key = key.replace("[helper]", "tls_psk_file = \"/etc/attachd/tls/keys.psk\"\n[helper]");
     let dir = tempfile::tempdir().unwrap();
-    for (name, text) in [("shipped.toml", shipped), ("in-force.toml", &in_force)] {
+    for (name, text) in [("shipped.toml", shipped), ("certificates.toml", &certificates), ("key.toml", &key)] {
         let path = dir.path().join(name);
         std::fs::write(&path, text).unwrap();
         let check = std::process::Command::new(env!("CARGO_BIN_EXE_attachd"))

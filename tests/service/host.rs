@@ -1,6 +1,7 @@
 //! A host with systemd, and attachd on it.
 
 use std::fs;
+use std::io::Write;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -27,7 +28,21 @@ impl Host {
     /// A host without attachd. What a host with loop devices in place of virtio disks needs to be told is there already:
     /// the rules for them, the scheme, the class of devices.
     pub(crate) fn empty() -> Self {
-        let inside = SystemdBox::new();
+        Self::prepared(SystemdBox::new())
+    }
+
+    /// A host whose root file system is on this volume's disk, as a host deployed from a volume has it, with attachd
+    /// installed.
+    pub(crate) fn installed_on(volume: &Volume) -> (Disk, Self) {
+        let (disk, inside) = SystemdBox::on_root_volume(volume);
+        let host = Self::prepared(inside);
+        // As at boot: udev looks at what was there before it.
+        host.run("udevadm", &["trigger", "--action=add", "--settle", disk.node().to_str().unwrap()]);
+        host.install(&package::deb());
+        (disk, host)
+    }
+
+    fn prepared(inside: SystemdBox) -> Self {
         let shipped = include_str!("../../udev-rules/59-attachd.rules");
         // A file of the same name in /run goes before the package's.
         fs::write("/run/udev/rules.d/59-attachd.rules", rules_for_loops(shipped)).unwrap();
@@ -41,7 +56,7 @@ impl Host {
     /// A host on which the package was installed and started.
     pub(crate) fn installed() -> Self {
         let host = Self::empty();
-        host.install(package::deb());
+        host.install(&package::deb());
         host
     }
 
@@ -76,6 +91,15 @@ impl Host {
         answer.and_then(|reply| reply.expect(201)).unwrap_or_else(|e| panic!("{e:#}\n{}", self.story()));
     }
 
+    /// What the helper answers root, who asks inside of the box (Perl is there wherever dpkg is).
+    pub(crate) fn ask_helper(&self, line: &str) -> Value {
+        const ASK: &str = r#"use IO::Socket::UNIX;
+            my $helper = IO::Socket::UNIX->new(Peer => "/run/attachd/helper.sock") or die "$!";
+            print $helper $ARGV[0]; $helper->flush; print <$helper>;"#;
+        let answer = self.run("perl", &["-e", ASK, line]);
+        serde_json::from_str(&answer).unwrap_or_else(|e| panic!("{e}: {answer}\n{}", self.story()))
+    }
+
     pub(crate) fn wait(&self, volume: &Volume, state: &str) -> Value {
         self.api.wait_volume(&volume.id, state, SOON).unwrap_or_else(|e| panic!("{e:#}\n{}", self.story()))
     }
@@ -88,6 +112,11 @@ impl Host {
         disk.attach().unwrap();
         self.wait(&volume, "ready");
         (volume, disk)
+    }
+
+    pub(crate) fn shown(&self, volume: &Volume) -> Value {
+        let reply = self.api.get(&format!("/api/v1/volumes/{}", volume.id)).unwrap();
+        reply.expect(200).unwrap_or_else(|e| panic!("{e:#}\n{}", self.story()))
     }
 
     /// Withdraws a volume.
@@ -108,6 +137,12 @@ impl Host {
     pub(crate) fn story(&self) -> String {
         self.inside.journal()
     }
+}
+
+/// Adds lines to the daemon's configuration.
+pub(crate) fn append_to_config(lines: &str) {
+    let mut file = fs::File::options().append(true).open(CONFIG).unwrap();
+    file.write_all(lines.as_bytes()).unwrap();
 }
 
 /// Copies a package into the box, which has a `/tmp` of its own.

@@ -124,21 +124,6 @@ fn a_disk_mounted_anywhere_on_the_host_is_refused_before_and_after_the_start() {
 }
 
 #[test]
-fn the_sandboxed_helper_names_the_clients_and_without_it_nobody_guesses() {
-    let host = Host::installed();
-    let (volume, _disk) = host.served();
-    let client = host.lab().nbd_client(&volume.export()).unwrap();
-    let path = format!("/api/v1/intents/{}", volume.id);
-    let named = host.api.delete(&path).unwrap().expect(409).unwrap();
-    assert_eq!(named["code"], "CLIENTS_CONNECTED", "{named:#}");
-    assert_eq!(named["details"]["clients"].as_array().unwrap().len(), 1, "{named:#}");
-    host.run("systemctl", &["stop", "attachd-helper.socket", "attachd-helper.service"]);
-    let unknown = host.api.delete(&path).unwrap().expect(409).unwrap();
-    assert_eq!(unknown["code"], "CLIENTS_UNKNOWN", "{unknown:#}");
-    drop(client);
-}
-
-#[test]
 fn the_folder_of_host_disks_is_made_again_when_somebody_took_it_away() {
     let host = Host::installed();
     host.run("systemctl", &["stop", "attachd-helper.service"]);

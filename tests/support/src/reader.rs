@@ -12,9 +12,14 @@ pub const ADDRESS: &str = "127.0.0.1:10809";
 impl Lab {
     /// Copies the whole export with nbdcopy and compares it with `file`, byte by byte.
     pub fn nbdcopy_equals(&self, export: &str, file: &Path) -> Result<()> {
+        self.nbdcopy_uri_equals(&uri(export), file)
+    }
+
+    /// The same with a URI of its own: another address, TLS.
+    pub fn nbdcopy_uri_equals(&self, uri: &str, file: &Path) -> Result<()> {
         let copy = tempfile::NamedTempFile::new_in(self.dir())?;
-        run("nbdcopy", &[&uri(export), &copy.path().to_string_lossy()])?;
-        same(copy.path(), file).with_context(|| format!("export {export} against {}", file.display()))
+        run("nbdcopy", &[uri, &copy.path().to_string_lossy()])?;
+        same(copy.path(), file).with_context(|| format!("{uri} against {}", file.display()))
     }
 
     /// The names the server lists.

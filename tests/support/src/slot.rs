@@ -81,6 +81,7 @@ impl Slot {
     fn sweep_loops(&self, limit: Duration) -> Result<()> {
         let range = self.numbers();
         for number in loops::existing()?.into_iter().filter(|n| range.contains(n)) {
+            crate::swap::sweep(number, &self.dir.with_extension("swap"))?;
             loops::remove(number, limit).with_context(|| format!("removing leftover loop{number}"))?;
         }
         Ok(())

@@ -9,7 +9,7 @@
 //! When the test dies, the kernel kills process 1 and with it everything inside.
 
 use crate::child::{Proc, children_of};
-use crate::{Lab, LabBuilder, NotifySocket, people};
+use crate::{Disk, DiskOptions, Lab, LabBuilder, NotifySocket, Volume, people};
 use anyhow::{Context, Result, bail, ensure};
 use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
 use std::fs;
@@ -45,10 +45,26 @@ impl SystemdBox {
         SystemdBox::build(Lab::builder()).unwrap_or_else(|e| panic!("cannot build the box: {e:#}"))
     }
 
+    /// The same with this volume's disk as the box's root file system: what is mounted at `/` is on it. (What is below
+    /// stands on mounts of its own, as in every box.) The disk is to outlive the box.
+    ///
+    /// # Panics
+    /// With what to do about it, when it cannot be built.
+    pub fn on_root_volume(volume: &Volume) -> (Disk, SystemdBox) {
+        let built = SystemdBox::build_on(Lab::builder(), Some(volume));
+        let (systemd, root) = built.unwrap_or_else(|e| panic!("cannot build the box: {e:#}"));
+        (root.expect("it was asked for"), systemd)
+    }
+
     /// The same in a lab with wishes. udevd and the claim rules come from the box and the package.
     pub fn build(lab: LabBuilder) -> Result<SystemdBox> {
+        Ok(SystemdBox::build_on(lab, None)?.0)
+    }
+
+    fn build_on(lab: LabBuilder, root: Option<&Volume>) -> Result<(SystemdBox, Option<Disk>)> {
         let lab = lab.without_udevd().without_claim_rules().build()?;
         as_before_the_package()?;
+        let root = root.map(|volume| root_disk(&lab, volume)).transpose()?;
         for dir in ["/usr", "/var/log", "/var/cache"] {
             overlay(dir)?;
         }
@@ -67,13 +83,14 @@ impl SystemdBox {
         let cgroup = own_cgroup(&lab)?;
         let log = lab.dir().join("systemd.log");
         let notify = lab.notify_socket()?;
-        let mut pid1 = start(&cgroup, &log, &notify)?;
+        let node = root.as_ref().map(Disk::node);
+        let mut pid1 = start(&cgroup, &log, &notify, node.as_deref())?;
         let inside = match booted(&mut pid1, &notify) {
             Ok(()) => children_of(pid1.pid()).first().copied().context("process 1 has ended"),
             Err(e) => Err(e),
         };
         let inside = inside.with_context(|| fs::read_to_string(&log).unwrap_or_default())?;
-        Ok(SystemdBox { pid1, cgroup, inside, lab })
+        Ok((SystemdBox { pid1, cgroup, inside, lab }, root))
     }
 
     /// A command inside, as root, to be run with the usual means.
@@ -129,6 +146,13 @@ impl SystemdBox {
         self.output("systemctl", &["status", "--full", "--lines=40", unit])
             .map(|out| String::from_utf8_lossy(&out.stdout).into_owned())
             .unwrap_or_default()
+    }
+
+    /// What `journalctl` shows with these arguments, everything that was said before included.
+    pub fn journalctl(&self, args: &[&str]) -> Result<String> {
+        // journald takes in what is waiting first.
+        self.run("journalctl", &["--sync"])?;
+        self.run("journalctl", &[&["--no-pager"], args].concat())
     }
 
     /// The journal, process 1's own words included.
@@ -245,21 +269,44 @@ fn own_cgroup(lab: &Lab) -> Result<PathBuf> {
     Ok(cgroup)
 }
 
-fn start(cgroup: &Path, log: &Path, notify: &NotifySocket) -> Result<Proc> {
+/// A disk with a file system that has a place for everything a root file system has.
+fn root_disk(lab: &Lab, volume: &Volume) -> Result<Disk> {
+    let options = DiskOptions { blank: true, ..DiskOptions::default() };
+    let mut disk = lab.disk_with(&volume.serial, 16 << 20, options)?;
+    disk.attach()?;
+    let status = Command::new("mkfs.ext4").arg("-q").arg(disk.node()).status().context("running mkfs.ext4")?;
+    ensure!(status.success(), "mkfs.ext4 failed");
+    Ok(disk)
+}
+
+/// Moves the calling shell's mount namespace to the root file system on the device `$ROOT`, with everything of the old
+/// root mounted on it.
+const ONTO_ROOT: &str = r#"
+    mkdir -p /run/lab/root && mount -t ext4 "$ROOT" /run/lab/root && cd /run/lab/root || exit
+    for there in /*; do
+        if [ -L "$there" ]; then cp -a "$there" . || exit
+        elif [ -d "$there" ]; then mkdir -p ".$there" && mount --rbind "$there" ".$there" || exit
+        fi
+    done
+    umount -l run/lab/root && mkdir -p old && pivot_root . old && cd / && umount -l old && rmdir old || exit
+"#;
+
+fn start(cgroup: &Path, log: &Path, notify: &NotifySocket, root: Option<&Path>) -> Result<Proc> {
     let out = fs::File::create(log)?;
     // The cgroup is entered before its namespace is made, so that it is the root of what systemd sees.
     let into_cgroup = r#"echo $$ > "$0/cgroup.procs" && exec "$@""#;
     // As on a host, mounts made later reach the services. Their private /tmp folders are not made on the host's disk.
     let in_own_world = r#"mount --make-rshared / && mount -t cgroup2 cgroup2 /sys/fs/cgroup &&
         mount -t tmpfs tmpfs /tmp && mount -t tmpfs tmpfs /var/tmp && exec "$@""#;
+    let in_own_world = root.map_or_else(String::new, |_| ONTO_ROOT.to_owned()) + in_own_world;
     let mut command = Command::new("sh");
     command.args(["-c", into_cgroup]).arg(cgroup);
     command.args(["unshare", "--pid", "--fork", "--kill-child=KILL", "--mount", "--mount-proc", "--uts", "--ipc"]);
-    command.args(["--cgroup", "--propagation", "private", "sh", "-c", in_own_world, "sh"]);
+    command.args(["--cgroup", "--propagation", "private", "sh", "-c", &in_own_world, "sh"]);
     command.args(["/lib/systemd/systemd", "--system", "--unit=multi-user.target"]);
     command.args(["--log-target=journal", "--show-status=no"]);
     // A clean environment: systemd hands its own to every service.
-    command.env_clear().envs([notify.env()]);
+    command.env_clear().envs([notify.env()]).envs(root.map(|root| ("ROOT", root)));
     command.envs([("container", "lab"), ("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin")]);
     command.current_dir("/").stdin(Stdio::null()).stdout(out.try_clone()?).stderr(out);
     Proc::spawn("systemd", &mut command)

@@ -1,0 +1,77 @@
+//! What should not be: refused or put right, and said in the journal.
+
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+
+use lab::Volume;
+use lab::watch::{FolderWatch, readable};
+
+use crate::host::{Host, MIB, SOON, id_of};
+
+/// The journal of a unit says so, in one line.
+fn journal_says(host: &Host, unit: &str, words: &[&str]) {
+    let journal = host.inside.journalctl(&["--output=cat", "--unit", unit]).unwrap();
+    let line = journal.lines().find(|line| words.iter().all(|word| line.contains(word)));
+    println!("{}", line.unwrap_or_else(|| panic!("{words:?} is not said in:\n{journal}")));
+}
+
+#[test]
+fn a_garbled_request_to_the_helper_is_refused_and_said() {
+    let host = Host::installed();
+    for (line, shown) in [
+        ("retrigger /dev/vda\n", "retrigger /dev/vda"),
+        ("retrigger ../../etc/passwd\n", "retrigger ../../etc/passwd"),
+        ("holders vda\n", "holders vda"),
+        ("\u{1b}[2Jrm -rf /\n", "u{1b}[2Jrm -rf /"),
+        ("\n", "asked \"\""),
+    ] {
+        let answer = host.ask_helper(line);
+        assert_eq!(answer["code"], "BAD_REQUEST", "{line:?}: {answer}");
+        journal_says(&host, "attachd-helper", &["uid 0", "asked", shown, "BAD_REQUEST"]);
+    }
+    host.served();
+}
+
+/// As root could, or whoever has taken over the daemon: it marks nothing while the daemon looks.
+#[test]
+fn a_claim_written_by_hand_and_one_taken_away_are_put_right_and_said() {
+    let host = Host::installed();
+    let (volume, _disk) = host.served();
+    let stranger = host.lab().volume();
+    let mut disk = host.lab().disk(&stranger.serial, MIB).unwrap();
+    host.lab().attach_settled(&mut disk).unwrap();
+    let claims = Path::new("/var/lib/attachd/claims");
+    fs::write(claims.join(&stranger.serial), "").unwrap();
+    fs::write(claims.join("not-a-serial"), "").unwrap();
+    fs::remove_file(claims.join(&volume.serial)).unwrap();
+
+    host.run("attachctl", &["resync"]);
+    assert!(!claims.join(&stranger.serial).exists() && claims.join(&volume.serial).exists());
+    journal_says(&host, "attachd", &["WARN", &stranger.serial, "belonged to no intent; repaired"]);
+    journal_says(&host, "attachd", &["WARN", &volume.serial, "was missing; repaired"]);
+    journal_says(&host, "attachd", &["WARN", "not-a-serial", "repaired"]);
+    host.run("udevadm", &["trigger", "--action=add", "--settle", disk.node().to_str().unwrap()]);
+    assert_ne!(fs::metadata(disk.node()).unwrap().gid(), id_of("/etc/group", "attachd-nbd"));
+    host.wait(&volume, "ready");
+}
+
+#[test]
+fn a_list_of_host_disks_that_was_emptied_by_hand_is_filled_again_and_said() {
+    let volume = Volume::random();
+    let (_root, host) = Host::installed_on(&volume);
+    let folder = Path::new("/etc/attachd/host-disks");
+    // Whatever was on it: the helper's next answer is about this.
+    host.ask_helper("host-disks\n");
+    fs::remove_file(folder.join(&volume.serial)).expect("the root volume is on the list");
+    let watch = FolderWatch::new(folder).unwrap();
+    host.run("attachctl", &["resync"]);
+    while !folder.join(&volume.serial).exists() {
+        assert!(readable(&[watch.fd()], SOON).unwrap(), "{}", host.story());
+        watch.take();
+    }
+    // The line is written before the answer; an answer to us comes after both.
+    host.ask_helper("host-disks\n");
+    let added = format!("\"added\":[\"{}\"]", volume.serial);
+    journal_says(&host, "attachd-helper", &["asked \"host-disks\"", &added]);
+}
