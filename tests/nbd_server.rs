@@ -260,7 +260,7 @@ fn the_placeholder_of_the_shipped_main_files_is_known_and_never_served() {
 #[test]
 fn debian_12s_server_dies_of_being_signalled_and_debian_13s_does_not() {
     const SIGNALS: usize = 60;
-    const PATIENCE: Duration = Duration::from_secs(3);
+    const PATIENCE: Duration = Duration::from_secs(10);
     let end = |release| {
         let run = move || {
             let (lab, server) = signalled(release);

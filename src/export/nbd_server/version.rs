@@ -77,7 +77,7 @@ impl Installed {
             )),
             Signal::Refused => Some(format!(
                 "nbd-server {self} dies of the signal that makes it read its files again (3.20 to 3.24 do; earlier ones are \
-                 not known): use mode = \"socket\" (attachd-nbd-server-socket.socket), which needs no signal, \
+                 not known): use mode = \"socket\" (attachd-nbd-server.socket), which needs no signal, \
                  backend = \"nbdkit\", or nbd-server 3.25 or later"
             )),
         }

@@ -7,8 +7,8 @@ use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-/// A folder with `package` of `suite` and the libraries it needs, none of it configured: a root to change into.
-/// `/proc`, `/dev` and `/run` are there, empty.
+/// A folder with `package` of `suite`, what it needs, a shell and the basic programs, none of it configured: a root to
+/// change into. `/proc`, `/dev`, `/run` `/etc/attachd` and others are there, empty: for what is laid in.
 pub(crate) fn unpacked(suite: &str, package: &str) -> Result<PathBuf> {
     let base = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../../target/lab"));
     fs::create_dir_all(base).with_context(|| format!("creating {}", base.display()))?;
@@ -40,14 +40,14 @@ fn unpack(suite: &str, package: &str, into: &Path) -> Result<()> {
         "--variant=extract",
         "--hook-dir=/usr/share/mmdebstrap/hooks/merged-usr",
     ]);
-    command.arg(format!("--include={package}")).arg(suite).arg(into);
+    command.arg(format!("--include={package},dash,coreutils")).arg(suite).arg(into);
     let output = command.output().context("running nsenter (package util-linux)")?;
     let said = String::from_utf8_lossy(&output.stderr);
     ensure!(
         output.status.success(),
         "mmdebstrap (missing? apt-get install mmdebstrap) cannot fetch {package} of Debian {suite}: {said}"
     );
-    for dir in ["proc", "dev", "run"] {
+    for dir in ["proc", "dev", "run", "sys", "home", "root", "tmp", "var/tmp", "etc/attachd"] {
         fs::create_dir_all(into.join(dir))?;
     }
     Ok(())

@@ -126,6 +126,11 @@ impl Installed {
         command
     }
 
+    /// Its root folder.
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
     fn log(&self) -> Result<File> {
         File::options().create(true).append(true).open(&self.log).context("opening nbd-server's log")
     }
