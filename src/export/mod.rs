@@ -5,6 +5,7 @@
 
 pub mod clients;
 pub mod folder;
+pub mod nbd_server;
 pub mod probe;
 pub mod server;
 pub mod tls;

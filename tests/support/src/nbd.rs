@@ -9,13 +9,28 @@ const LIMIT: Duration = Duration::from_secs(20);
 const IHAVEOPT: u64 = 0x4948_4156_454f_5054;
 const REPLY_MAGIC: u64 = 0x0003_e889_0455_65a9;
 const OPT_LIST: u32 = 3;
+const OPT_INFO: u32 = 6;
 const OPT_GO: u32 = 7;
-const REP_ACK: u32 = 1;
+/// The server's answer to [`info`] and [`go`]: yes.
+pub const REP_ACK: u32 = 1;
+/// Not allowed, or (nbd-server) cannot be opened.
+pub const REP_ERR_POLICY: u32 = (1 << 31) + 2;
+/// No such export.
+pub const REP_ERR_UNKNOWN: u32 = (1 << 31) + 6;
 const REP_SERVER: u32 = 2;
 const REP_INFO: u32 = 3;
 const INFO_EXPORT: u16 = 0;
 const CMD_READ: u16 = 0;
+const CMD_WRITE: u16 = 1;
 const CMD_DISC: u16 = 2;
+const CMD_FLUSH: u16 = 3;
+const CMD_WRITE_ZEROES: u16 = 6;
+/// `flags`: the client can flush.
+pub const FLAG_SEND_FLUSH: u16 = 1 << 2;
+/// `flags`: a write can be made durable by itself.
+pub const FLAG_SEND_FUA: u16 = 1 << 3;
+/// `flags`: WRITE_ZEROES is known.
+pub const FLAG_SEND_WRITE_ZEROES: u16 = 1 << 6;
 
 /// The names a server lists. Not `nbdinfo --list`: that opens every export too, and fails as a whole when one cannot
 /// be opened.
@@ -62,34 +77,62 @@ fn option_reply(stream: &mut TcpStream) -> Result<(u32, Vec<u8>)> {
     Ok((u32::from_be_bytes(header[12..16].try_into()?), body))
 }
 
+/// Whether the server knows the export (`NBD_OPT_INFO`): its final answer. nbd-server does not open the device for it.
+pub fn info(address: &str, export: &str) -> Result<u32> {
+    ask(address, OPT_INFO, export)
+}
+
+/// Whether the server serves the export (`NBD_OPT_GO`): its final answer.
+pub fn go(address: &str, export: &str) -> Result<u32> {
+    ask(address, OPT_GO, export)
+}
+
+fn ask(address: &str, code: u32, export: &str) -> Result<u32> {
+    let mut stream = greet(address)?;
+    stream.write_all(&option(code, &name_without_requests(export)?))?;
+    loop {
+        let (kind, _) = option_reply(&mut stream)?;
+        if kind != REP_INFO {
+            return Ok(kind);
+        }
+    }
+}
+
+fn name_without_requests(export: &str) -> Result<Vec<u8>> {
+    let mut data = u32::try_from(export.len())?.to_be_bytes().to_vec();
+    data.extend(export.as_bytes());
+    data.extend(0_u16.to_be_bytes());
+    Ok(data)
+}
+
 /// A connected NBD client. Dropping it disconnects orderly; [`NbdClient::abandon`] just closes.
 #[derive(Debug)]
 pub struct NbdClient {
     stream: TcpStream,
     size: u64,
+    flags: u16,
 }
 
 impl NbdClient {
     /// Connects and opens an export (`NBD_OPT_GO`).
     pub fn connect(address: &str, export: &str) -> Result<NbdClient> {
         let mut stream = greet(address)?;
-        let mut data = u32::try_from(export.len())?.to_be_bytes().to_vec();
-        data.extend(export.as_bytes());
-        data.extend(0_u16.to_be_bytes());
-        stream.write_all(&option(OPT_GO, &data))?;
-        let mut size = None;
+        stream.write_all(&option(OPT_GO, &name_without_requests(export)?))?;
+        let mut shown = None;
         loop {
             let (kind, body) = option_reply(&mut stream)?;
             match kind {
                 REP_ACK => break,
                 REP_INFO if body.len() == 12 && body[..2] == INFO_EXPORT.to_be_bytes() => {
-                    size = Some(u64::from_be_bytes(body[2..10].try_into()?));
+                    let size = u64::from_be_bytes(body[2..10].try_into()?);
+                    shown = Some((size, u16::from_be_bytes(body[10..].try_into()?)));
                 }
                 REP_INFO => {}
                 refusal => bail!("GO {export} refused ({refusal:#x}): {}", String::from_utf8_lossy(&body)),
             }
         }
-        Ok(NbdClient { stream, size: size.context("GO acknowledged without a size")? })
+        let (size, flags) = shown.context("GO acknowledged without a size")?;
+        Ok(NbdClient { stream, size, flags })
     }
 
     /// The size the server announced.
@@ -97,17 +140,46 @@ impl NbdClient {
         self.size
     }
 
+    /// What the server says it can do (`FLAG_…`).
+    pub fn flags(&self) -> u16 {
+        self.flags
+    }
+
     /// Reads; an NBD error is an error with its number.
     pub fn read(&mut self, offset: u64, length: u32) -> Result<Vec<u8>> {
         self.request(CMD_READ, offset, length)?;
+        self.answered("read")?;
+        let mut data = vec![0; length as usize];
+        self.stream.read_exact(&mut data)?;
+        Ok(data)
+    }
+
+    /// Writes.
+    pub fn write(&mut self, offset: u64, data: &[u8]) -> Result<()> {
+        self.request(CMD_WRITE, offset, u32::try_from(data.len())?)?;
+        self.stream.write_all(data)?;
+        self.answered("write")
+    }
+
+    /// Makes what was written durable.
+    pub fn flush(&mut self) -> Result<()> {
+        self.request(CMD_FLUSH, 0, 0)?;
+        self.answered("flush")
+    }
+
+    /// Writes zeroes, in one request however many.
+    pub fn write_zeroes(&mut self, offset: u64, length: u32) -> Result<()> {
+        self.request(CMD_WRITE_ZEROES, offset, length)?;
+        self.answered("write of zeroes")
+    }
+
+    fn answered(&mut self, what: &str) -> Result<()> {
         let mut header = [0; 16];
         self.stream.read_exact(&mut header)?;
         ensure!(header[..4] == 0x6744_6698_u32.to_be_bytes(), "not a simple reply: {header:?}");
         let error = u32::from_be_bytes(header[4..8].try_into()?);
-        ensure!(error == 0, "the server answered the read with error {error}");
-        let mut data = vec![0; length as usize];
-        self.stream.read_exact(&mut data)?;
-        Ok(data)
+        ensure!(error == 0, "the server answered the {what} with error {error}");
+        Ok(())
     }
 
     /// Closes without a word, like a client whose machine lost power.

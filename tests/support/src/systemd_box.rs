@@ -206,7 +206,7 @@ pub fn rules_for_loops(shipped: &str) -> String {
 /// Takes away what the lab lays out in the package's place: users, folders.
 fn as_before_the_package() -> Result<()> {
     unmount("/var/lib/attachd", UnmountFlags::DETACH).context("unmounting the lab's /var/lib/attachd")?;
-    for dir in ["/var/lib/attachd", "/etc/attachd", "/run/attachd", "/run/attachd-nbdkit"] {
+    for dir in ["/var/lib/attachd", "/etc/attachd", "/run/attachd", "/run/attachd-nbdkit", "/run/attachd-nbd-server"] {
         fs::remove_dir_all(dir).with_context(|| format!("removing {dir}"))?;
     }
     for file in ["/etc/passwd", "/etc/group"] {

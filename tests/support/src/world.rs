@@ -115,7 +115,11 @@ fn folders(real_disk: &Path) -> Result<()> {
     }
     folder(Path::new("/run/attachd"), attachd, 0o755)?;
     folder(Path::new("/run/attachd/exports"), attachd, 0o755)?;
-    folder(Path::new("/run/attachd-nbdkit"), people::NBD, 0o755)
+    folder(Path::new("/run/attachd/nbd-server.d"), attachd, 0o755)?;
+    for dir in ["/run/attachd-nbdkit", "/run/attachd-nbd-server"] {
+        folder(Path::new(dir), people::NBD, 0o755)?;
+    }
+    Ok(())
 }
 
 fn folder(path: &Path, owner: people::Person, mode: u32) -> Result<()> {

@@ -1,0 +1,248 @@
+//! Whether nbd-server would take its files. Asked before each signal: one bad file blocks every new export, some
+//! versions die of it, and none starts again with it.
+//!
+//! What the server refuses is refused here, as `tests/nbd_server.rs` shows with the real one as the judge. Refused
+//! besides are what [`super::keyfile`] lists, and a section `generic` in an included file, which is always a mistake.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+use super::keyfile::{self, Bad, Group};
+
+/// One export as a file describes it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Section {
+    /// The export's name.
+    pub name: String,
+    /// The line it begins at.
+    pub line: usize,
+    /// What it serves.
+    pub exportname: String,
+    /// Who may connect; `None` and a file that is missing or cannot be read mean everybody.
+    pub authfile: Option<String>,
+    /// Whether clients can make their data durable.
+    pub flush: bool,
+    /// What is allowed and worth saying all the same.
+    pub remarks: Vec<Remark>,
+}
+
+/// What the server takes, and an operator should know.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum Remark {
+    /// No `authfile`.
+    #[error("no authfile: every client is let in, and the export cannot be revoked without a restart")]
+    Everybody,
+    /// No `flush`.
+    #[error("no `flush = true`: its clients cannot make their data durable")]
+    NoFlush,
+    /// A blank at the path's end.
+    #[error("exportname ends in a blank, which belongs to the path: it cannot be opened")]
+    BlankAtEnd,
+    /// `%` in the path.
+    #[error("exportname has a %, for which the server puts in the client's address")]
+    Percent,
+    /// `maxconnections`.
+    #[error("maxconnections counts all connections there ever were: the export ends when the number is reached")]
+    MaxConnections,
+}
+
+/// The main file.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Main {
+    /// The folder of further files.
+    pub includedir: Option<String>,
+    /// Addresses to listen on; `None` means all.
+    pub listenaddr: Option<String>,
+    /// `Some("0")` is the socket-activated way.
+    pub port: Option<String>,
+    /// Its own sections.
+    pub sections: Vec<Section>,
+}
+
+/// A file that would stop the server from taking up new exports, and from starting.
+#[derive(Debug, thiserror::Error)]
+pub enum Refusal {
+    /// The server would not understand it.
+    #[error("{}, line {line}: {why}; correct the file or move it away", file.display())]
+    Malformed {
+        /// The file.
+        file: PathBuf,
+        /// Counted from 1.
+        line: usize,
+        /// In words.
+        why: String,
+    },
+    /// The server may not read it, or nobody can.
+    #[error("{} cannot be read by the NBD server: {why}; chmod 0644, or move it away", path.display())]
+    Unreadable {
+        /// A file or the folder.
+        path: PathBuf,
+        /// In words.
+        why: String,
+    },
+}
+
+/// The user the NBD server runs as.
+#[derive(Debug, Clone, Copy)]
+pub struct Reader {
+    /// User.
+    pub uid: u32,
+    /// Group.
+    pub gid: u32,
+}
+
+/// A folder all of whose files the server would take.
+#[derive(Debug, Default)]
+pub struct Folder {
+    /// The sections of each file.
+    pub files: BTreeMap<PathBuf, Vec<Section>>,
+}
+
+impl Folder {
+    /// Names that more than one file has. Which of them is served depends on the folder's order, on the kind of request,
+    /// and on what was there when the server started.
+    pub fn twice(&self) -> BTreeMap<&str, Vec<&Path>> {
+        let mut by_name: BTreeMap<&str, Vec<&Path>> = BTreeMap::new();
+        for (file, sections) in &self.files {
+            for section in sections {
+                by_name.entry(&section.name).or_default().push(file);
+            }
+        }
+        by_name.retain(|_, files| files.len() > 1);
+        by_name
+    }
+}
+
+/// Whether the server reads what is there: regular files whose names end in `.conf`, hidden ones included. It passes over
+/// folders and links.
+pub(super) fn is_read(entry: &fs::DirEntry) -> bool {
+    entry.file_name().as_encoded_bytes().ends_with(b".conf") && entry.file_type().is_ok_and(|kind| kind.is_file())
+}
+
+/// Checks every file that the server would read in this folder.
+pub fn folder(path: &Path, server: Reader) -> Result<Folder, Refusal> {
+    let unreadable = |path: &Path, why: io::Error| Refusal::Unreadable { path: path.to_owned(), why: why.to_string() };
+    may(path, server, 0o5).map_err(|why| unreadable(path, why))?;
+    let mut checked = Folder::default();
+    for entry in fs::read_dir(path).map_err(|why| unreadable(path, why))? {
+        let entry = entry.map_err(|why| unreadable(path, why))?;
+        let file = entry.path();
+        if !is_read(&entry) {
+            continue;
+        }
+        may(&file, server, 0o4).map_err(|why| unreadable(&file, why))?;
+        let bytes = fs::read(&file).map_err(|why| unreadable(&file, why))?;
+        let sections = sections(&bytes).map_err(|(line, why)| Refusal::Malformed { file: file.clone(), line, why })?;
+        checked.files.insert(file, sections);
+    }
+    Ok(checked)
+}
+
+/// Checks the main file.
+pub fn main_file(path: &Path, server: Reader) -> Result<Main, Refusal> {
+    let unreadable = |why: io::Error| Refusal::Unreadable { path: path.to_owned(), why: why.to_string() };
+    may(path, server, 0o4).map_err(unreadable)?;
+    let bytes = fs::read(path).map_err(unreadable)?;
+    main(&bytes).map_err(|(line, why)| Refusal::Malformed { file: path.to_owned(), line, why })
+}
+
+/// Whether the server has these rights by the mode (access lists are not looked at).
+fn may(path: &Path, server: Reader, rights: u32) -> io::Result<()> {
+    let meta = fs::metadata(path)?;
+    let shift = match (meta.uid() == server.uid, meta.gid() == server.gid) {
+        (true, _) => 6,
+        (false, true) => 3,
+        (false, false) => 0,
+    };
+    if meta.mode() >> shift & rights == rights {
+        return Ok(());
+    }
+    Err(io::Error::other(format!("its mode is {:04o}, its owner {}:{}", meta.mode() & 0o7777, meta.uid(), meta.gid())))
+}
+
+/// The sections of an included file; or the line that the server would refuse, counted from 1, and why.
+pub fn sections(bytes: &[u8]) -> Result<Vec<Section>, (usize, String)> {
+    keyfile::parse(bytes)?.iter().map(included).collect()
+}
+
+/// The same for the main file.
+pub fn main(bytes: &[u8]) -> Result<Main, (usize, String)> {
+    let groups = keyfile::parse(bytes)?;
+    let Some((generic, exports)) = groups.split_first().filter(|(first, _)| first.name == "generic") else {
+        return Err((1, "the first section of a main file must be [generic]".to_owned()));
+    };
+    for key in ["oldstyle", "allowlist", "duallisten", "force_tls"] {
+        if read(generic, key, keyfile::boolean)? == Some(true) && key == "oldstyle" {
+            return Err((generic.line, "oldstyle is no longer supported".to_owned()));
+        }
+    }
+    read(generic, "max_threads", keyfile::integer)?;
+    for key in ["user", "group", "unixsock", "certfile", "keyfile", "cacertfile", "tlsprio"] {
+        read(generic, key, keyfile::string)?;
+    }
+    Ok(Main {
+        includedir: read(generic, "includedir", keyfile::string)?,
+        listenaddr: read(generic, "listenaddr", keyfile::string)?,
+        port: read(generic, "port", keyfile::string)?,
+        sections: exports.iter().map(export).collect::<Result<_, _>>()?,
+    })
+}
+
+fn included(group: &Group) -> Result<Section, Bad> {
+    if group.name == "generic" {
+        return Err((group.line, "[generic] belongs into the main file".to_owned()));
+    }
+    export(group)
+}
+
+fn export(group: &Group) -> Result<Section, Bad> {
+    let bad = |why: &str| Err((group.line, why.to_owned()));
+    let Some(exportname) = read(group, "exportname", keyfile::string)? else {
+        return bad("the section has no exportname");
+    };
+    for key in ["prerun", "postrun", "transactionlog", "cowdir", "listenaddr"] {
+        read(group, key, keyfile::string)?;
+    }
+    read(group, "filesize", keyfile::long)?;
+    let max_connections = read(group, "maxconnections", keyfile::integer)?;
+    let plain = ["readonly", "multifile", "treefiles", "sparse_cow", "sync", "rotational", "temporary", "trim", "fua"];
+    for key in plain.into_iter().chain(["force_tls"]) {
+        read(group, key, keyfile::boolean)?;
+    }
+    let is_on = |key| read(group, key, keyfile::boolean).map(Option::unwrap_or_default);
+    let (copy_on_write, wait, splice, datalog) =
+        (is_on("copyonwrite")?, is_on("waitfile")?, is_on("splice")?, is_on("datalog")?);
+    if is_on("sdp")? {
+        return bad("sdp is not supported");
+    }
+    if copy_on_write && (splice || wait) || datalog && splice {
+        return bad("copyonwrite goes with neither splice nor waitfile, and datalog not with splice");
+    }
+    if let Some(style) = read(group, "virtstyle", keyfile::string)? {
+        let known = ["none", "ipliteral", "iphash"].iter().any(|known| style.starts_with(known));
+        let with_number = style.starts_with("cidrhash") && style.len() >= 10;
+        if !known && !with_number {
+            return bad("virtstyle can be none, ipliteral, iphash or cidrhash and a number");
+        }
+    }
+    let authfile = read(group, "authfile", keyfile::string)?;
+    let flush = is_on("flush")?;
+    let remarks = [
+        (authfile.is_none(), Remark::Everybody),
+        (!flush, Remark::NoFlush),
+        (exportname.ends_with(|c: char| c.is_ascii_whitespace()), Remark::BlankAtEnd),
+        (exportname.contains('%'), Remark::Percent),
+        (max_connections.is_some_and(|limit| limit != 0), Remark::MaxConnections),
+    ];
+    let remarks = remarks.into_iter().filter_map(|(holds, remark)| holds.then_some(remark)).collect();
+    Ok(Section { name: group.name.clone(), line: group.line, exportname, authfile, flush, remarks })
+}
+
+/// A setting the server looks at, if it is there.
+fn read<T>(group: &Group, key: &str, how: impl Fn(&[u8]) -> Result<T, &'static str>) -> Result<Option<T>, Bad> {
+    let Some((value, line)) = group.value(key) else { return Ok(None) };
+    how(value).map(Some).map_err(|why| (line, format!("{key}: {why}")))
+}

@@ -1,0 +1,101 @@
+//! nbd-server's units: both ways under a real systemd, in their sandboxes.
+
+use std::fs;
+use std::process::Command;
+
+use attachd::export::nbd_server::files::{Files, LOOPBACK};
+use lab::nbd::{self, REP_ACK, REP_ERR_POLICY, REP_ERR_UNKNOWN};
+use lab::nbd_server::{FOLDER, Installed, PID_FILE, Release};
+use lab::watch::{FolderWatch, readable};
+use lab::{Disk, Volume};
+
+use crate::host::{Host, MIB, SOON};
+
+const ADDRESS: &str = "127.0.0.1:10809";
+const ROOT: &str = "/usr/lib/lab-nbd-server";
+
+/// nbd-server on the host: the units' programs run in the root of their Debian release, where it is installed.
+pub(crate) fn install(host: &Host, release: Release) {
+    let installed = Installed::new(host.lab(), release).unwrap();
+    // Copied, because the box has folders of its own where the build's may be; -x leaves out what is laid in.
+    let copied = Command::new("cp").args(["-ax", installed.root().to_str().unwrap(), ROOT]).status().unwrap();
+    assert!(copied.success());
+    let there = format!(
+        "[Service]\nRootDirectory={ROOT}\nMountAPIVFS=yes\nBindPaths=/dev /run\nBindReadOnlyPaths=/etc/attachd\n\
+         DeviceAllow=block-loop rw\n"
+    );
+    for unit in ["attachd-nbd-server.service", "attachd-nbd-server@.service"] {
+        host.inside.drop_in(unit, &there).unwrap();
+    }
+    // What systemd-analyze looks for.
+    fs::copy(format!("{ROOT}/usr/bin/nbd-server"), "/usr/bin/nbd-server").unwrap();
+}
+
+/// A disk that attachd has claimed and udev has marked; its export prepared by hand.
+fn prepared(host: &Host) -> (Volume, Disk) {
+    let volume = host.lab().volume();
+    let mut disk = host.lab().disk(&volume.serial, MIB).unwrap();
+    host.intend(&volume);
+    host.lab().attach_settled(&mut disk).unwrap();
+    files().prepare(volume.id.parse().unwrap(), volume.link().to_str().unwrap()).unwrap();
+    (volume, disk)
+}
+
+fn files() -> Files {
+    Files::new(FOLDER.into(), LOOPBACK)
+}
+
+fn go(volume: &Volume) -> u32 {
+    nbd::go(ADDRESS, &volume.export()).unwrap()
+}
+
+#[test]
+fn the_signalled_unit_takes_nbdkits_place_and_keeps_its_clients_over_a_restart() {
+    let host = Host::installed();
+    install(&host, Release::Trixie);
+    let watch = FolderWatch::new("/run/attachd-nbd-server".as_ref()).unwrap();
+    host.run("systemctl", &["start", "attachd-nbd-server.service"]);
+    for unit in ["attachd-nbdkit.socket", "attachd-nbdkit.service"] {
+        assert_eq!(host.inside.property(unit, "ActiveState").unwrap(), "inactive", "{unit}");
+    }
+    assert!(readable(&[watch.fd()], SOON).unwrap());
+    let written = fs::read_to_string(PID_FILE).unwrap();
+    assert_eq!(written.trim(), host.inside.property("attachd-nbd-server.service", "MainPID").unwrap());
+    let (volume, disk) = prepared(&host);
+    host.run("systemctl", &["kill", "--kill-who=main", "--signal=HUP", "attachd-nbd-server.service"]);
+    let begun = std::time::Instant::now();
+    while nbd::info(ADDRESS, &volume.export()).unwrap() != REP_ACK {
+        assert!(begun.elapsed() < SOON, "{}", host.story());
+    }
+    assert_eq!(go(&volume), REP_ERR_POLICY);
+    files().admit(volume.id.parse().unwrap()).unwrap();
+    host.lab().nbdcopy_equals(&volume.export(), disk.file()).unwrap_or_else(|e| panic!("{e:#}\n{}", host.story()));
+    let mut client = host.lab().nbd_client(&volume.export()).unwrap();
+    files().revoke(volume.id.parse().unwrap()).unwrap();
+    host.run("systemctl", &["restart", "attachd-nbd-server.service"]);
+    let begun = std::time::Instant::now();
+    while nbd::info(ADDRESS, &volume.export()).ok() != Some(REP_ERR_UNKNOWN) {
+        assert!(begun.elapsed() < SOON, "{}", host.story());
+    }
+    assert_eq!(client.read(0, 512).unwrap().len(), 512);
+}
+
+#[test]
+fn the_socket_activated_unit_serves_each_connection_on_both_versions() {
+    for release in [Release::Bookworm, Release::Trixie] {
+        let run = move || {
+            let host = Host::installed();
+            install(&host, release);
+            host.run("systemctl", &["start", "attachd-nbd-server.socket"]);
+            let (volume, disk) = prepared(&host);
+            assert_eq!(go(&volume), REP_ERR_POLICY, "{}", host.story());
+            files().admit(volume.id.parse().unwrap()).unwrap();
+            host.lab()
+                .nbdcopy_equals(&volume.export(), disk.file())
+                .unwrap_or_else(|e| panic!("{e:#}\n{}", host.story()));
+            files().revoke(volume.id.parse().unwrap()).unwrap();
+            assert_eq!(nbd::info(ADDRESS, &volume.export()).unwrap(), REP_ERR_UNKNOWN);
+        };
+        std::thread::spawn(run).join().unwrap();
+    }
+}
