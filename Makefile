@@ -1,10 +1,11 @@
 # The way in. Each target installs what it needs from Debian's packages and says so; run as root.
 
-.PHONY: help setup fmt fmt-check lint lintian test demo bench mutants deb cargo-deb
+.PHONY: help setup fmt fmt-check lint lintian test vm-test demo bench mutants deb cargo-deb
 
 help:
 	@echo "make demo     one run of everything attachd does, on real block devices"
 	@echo "make test     all tests"
+	@echo "make vm-test  the tests in a virtual machine (VM_TESTS='name ...' for some, ATTACHD_VM_SUITE=trixie for Debian 13)"
 	@echo "make bench    measurements side by side, written to docs/benchmarks.md"
 	@echo "make deb      the Debian package"
 	@echo "make lintian  the same, held against Debian's policy"
@@ -23,6 +24,7 @@ fmt-check:
 
 lint: setup fmt-check
 	cargo clippy --workspace --all-targets --all-features -- -D warnings
+	cargo clippy --test vm --all-features -- -D warnings
 
 # The tests kill the daemon at named points, which a release does not have.
 test: setup
@@ -30,6 +32,11 @@ test: setup
 
 # The service tests build and install the package.
 test: cargo-deb
+
+# In a Debian guest under QEMU, with the package of a release. One guest at a time: it has two processors, too.
+vm-test: cargo-deb
+	@tools/setup vm
+	cargo test --release --test vm -- --test-threads=1 --show-output $(VM_TESTS)
 
 cargo-deb:
 	@cargo deb --version >/dev/null 2>&1 || cargo install cargo-deb --locked

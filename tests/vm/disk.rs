@@ -1,0 +1,80 @@
+//! Disks of the guest: a file on this side with contents that tell whose they are.
+
+use std::fs::File;
+use std::io::{BufWriter, Write};
+use std::path::{Path, PathBuf};
+
+use lab::Volume;
+
+pub(crate) const MIB: u64 = 1 << 20;
+const SECTOR: u64 = 512;
+
+/// A disk, plugged or not.
+#[derive(Debug, Clone)]
+pub(crate) struct Disk {
+    /// QEMU's name for it.
+    pub(crate) id: String,
+    pub(crate) file: PathBuf,
+    /// What the guest reads as its serial; empty for none.
+    pub(crate) serial: String,
+    pub(crate) read_only: bool,
+    pub(crate) bus: Bus,
+}
+
+/// How the guest sees a disk.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Bus {
+    Virtio,
+    Scsi,
+}
+
+impl Disk {
+    /// The disk CloudStack would attach for a volume.
+    pub(crate) fn of(folder: &Path, volume: &Volume, size: u64) -> Self {
+        let disk = Self::blank(folder, &volume.serial, size);
+        write_pattern(&disk.file, &volume.serial, size);
+        disk
+    }
+
+    /// A disk of zeroes.
+    pub(crate) fn blank(folder: &Path, serial: &str, size: u64) -> Self {
+        // Any text may be a serial, not so a name for QEMU; a second disk of the serial is another disk.
+        let number = std::fs::read_dir(folder).unwrap().count();
+        let id = format!("disk{number}");
+        let file = folder.join(format!("{id}.img"));
+        File::create_new(&file).unwrap().set_len(size).unwrap();
+        Self { id, file, serial: serial.to_owned(), read_only: false, bus: Bus::Virtio }
+    }
+
+    pub(crate) fn read_only(self) -> Self {
+        Self { read_only: true, ..self }
+    }
+
+    pub(crate) fn on(self, bus: Bus) -> Self {
+        Self { bus, ..self }
+    }
+
+    /// The checksum of its contents, as `sha256sum` says it.
+    pub(crate) fn sha256(&self) -> String {
+        let told = std::process::Command::new("sha256sum").arg(&self.file).output().unwrap();
+        String::from_utf8(told.stdout).unwrap().split_whitespace().next().unwrap().to_owned()
+    }
+}
+
+/// Every sector begins with whose it is and which it is; the rest looks random, other for each disk and sector.
+fn write_pattern(file: &Path, serial: &str, size: u64) {
+    let mut out = BufWriter::new(File::create(file).unwrap());
+    let seed = serial.bytes().fold(0_u64, |seed, byte| seed.wrapping_mul(31) + u64::from(byte));
+    for number in 0..size / SECTOR {
+        let mut sector = format!("{serial} {number:011}").into_bytes();
+        let mut state = seed ^ number.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+        while (sector.len() as u64) < SECTOR {
+            state ^= state << 13;
+            state ^= state >> 7;
+            state ^= state << 17;
+            sector.extend(state.to_le_bytes());
+        }
+        out.write_all(&sector).unwrap();
+    }
+    out.flush().unwrap();
+}

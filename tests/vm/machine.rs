@@ -1,0 +1,90 @@
+//! What QEMU is told: the machine, its slots, its disks.
+
+use std::process::Command;
+
+use serde_json::{Value, json};
+
+use crate::agent::PORT;
+use crate::disk::{Bus, Disk};
+use crate::image::{Image, ROOT_UUID};
+use crate::wire::Door;
+
+/// Chipsets with different ways of hotplug.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Machine {
+    /// i440FX, by ACPI on the one bus.
+    Pc,
+    /// Q35, with one root port a disk.
+    Q35,
+}
+
+/// Disks a guest can have at once.
+pub(crate) const SLOTS: usize = 20;
+
+/// QEMU's names.
+pub(crate) const AGENT: &str = "agent";
+const SCSI: &str = "scsi";
+
+impl Machine {
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Pc => "pc",
+            Self::Q35 => "q35",
+        }
+    }
+
+    /// The command line, without disks. Software emulation: KVM inside a virtual machine is not to be had everywhere.
+    pub(crate) fn command(self, image: &Image, console: &str, monitor: &Door, agent: &Door) -> Command {
+        let mut qemu = Command::new("qemu-system-x86_64");
+        qemu.args(["-nodefaults", "-no-user-config", "-display", "none"]);
+        qemu.args(["-machine", self.name(), "-accel", "tcg,thread=multi", "-cpu", "max", "-smp", "2", "-m", "1024"]);
+        // Kernel and initramfs are those of the image, taken out of it: a boot loader would add nothing but time.
+        qemu.arg("-kernel").arg(&image.kernel).arg("-initrd").arg(&image.initrd);
+        qemu.args(["-append", &format!("root=UUID={ROOT_UUID} ro console=ttyS0")]);
+        qemu.args(["-serial", &format!("file:{console}")]);
+        qemu.args(["-chardev", &format!("socket,id=monitor,path={}", monitor.path()), "-mon", "monitor,mode=control"]);
+        qemu.args(["-device", "virtio-serial-pci", "-chardev", &format!("socket,id=agent,path={}", agent.path())]);
+        qemu.args(["-device", &format!("virtserialport,id={AGENT},chardev=agent,name={PORT}")]);
+        qemu.args(["-device", "virtio-rng-pci", "-device", &format!("virtio-scsi-pci,id={SCSI}")]);
+        if self == Self::Q35 {
+            for slot in 0..SLOTS {
+                let number = slot + 1;
+                qemu.args(["-device", &format!("pcie-root-port,id=slot{slot},chassis={number},slot={number}")]);
+            }
+        }
+        qemu
+    }
+
+    /// What `device_add` takes for a disk in a slot.
+    pub(crate) fn device(self, disk: &Disk, slot: usize) -> Value {
+        let driver = match disk.bus {
+            Bus::Virtio => "virtio-blk-pci",
+            Bus::Scsi => "scsi-hd",
+        };
+        let mut device = json!({ "driver": driver, "id": disk.id, "drive": node(disk) });
+        if !disk.serial.is_empty() {
+            device["serial"] = json!(disk.serial);
+        }
+        match (disk.bus, self) {
+            (Bus::Scsi, _) => device["bus"] = json!(format!("{SCSI}.0")),
+            (Bus::Virtio, Self::Q35) => device["bus"] = json!(format!("slot{slot}")),
+            (Bus::Virtio, Self::Pc) => {
+                device["bus"] = json!("pci.0");
+                // Above the machine's own devices.
+                device["addr"] = json!(format!("{:#x}", 32 - SLOTS + slot));
+            }
+        }
+        device
+    }
+}
+
+/// What `blockdev-add` takes for a disk.
+pub(crate) fn blockdev(disk: &Disk) -> Value {
+    let file = json!({ "driver": "file", "filename": disk.file, "locking": "off" });
+    json!({ "driver": "raw", "node-name": node(disk), "read-only": disk.read_only, "file": file })
+}
+
+/// The name of a disk's contents.
+pub(crate) fn node(disk: &Disk) -> String {
+    format!("{}-file", disk.id)
+}

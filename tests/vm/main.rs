@@ -1,0 +1,23 @@
+//! attachd where it lives: a Debian guest with its own kernel, systemd, udev and NBD server, whose disks the hypervisor
+//! plugs and pulls. `make vm-test` runs this; `cargo test` does not.
+#![allow(clippy::unwrap_used, reason = "a test's panic is its failure")]
+
+mod agent;
+mod attachd;
+mod disk;
+mod guest;
+mod hammer;
+mod image;
+mod machine;
+#[path = "../service/package.rs"]
+mod package;
+mod qmp;
+mod wire;
+
+mod eleven;
+mod host_disks;
+mod name_reuse;
+mod odd_disks;
+mod power_cut;
+mod reboot;
+mod served;
