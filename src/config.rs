@@ -10,9 +10,14 @@ use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
 use crate::device::scheme::{self, Scheme};
+use crate::export::nbd_server::version::Installed;
+use crate::export::nbd_server::way::{self, Mode, Way};
 
 /// Where the configuration is unless another place is named.
 pub const DEFAULT_PATH: &str = "/etc/attachd/attachd.toml";
+
+/// There while `attachd-nbd-server.socket` holds the port.
+const SOCKET_HELD: &str = "/run/attachd-nbd-server/listening";
 
 /// What the daemon works by. [`Settings::default`] is the configuration of an empty file.
 #[derive(Clone)]
@@ -29,11 +34,14 @@ pub struct Settings {
     pub nbd_group: String,
     /// `[device] host_disks`: a folder of files named after the serials of this host's own disks.
     pub host_disks: PathBuf,
-    /// `[export] folder`: the folder of links the NBD server serves.
+    /// `[export] backend`: which NBD server serves.
+    pub server: ServerSettings,
+    /// `[export] folder`: what the NBD server serves: links for nbdkit, files for nbd-server.
     pub exports: PathBuf,
     /// `[export] listen`: where the NBD server listens.
     pub listen: SocketAddr,
-    /// `[export] pid_file`: the NBD server's.
+    /// `[export] pid_file`: the NBD server's. For an nbd-server that systemd starts for each connection: a file that is
+    /// there while it would be started.
     pub pid_file: PathBuf,
     /// `[export] tls_ca`, `tls_certificate`, `tls_key`, `tls_name`, or `tls_psk_file`, `tls_psk_identity`: TLS towards
     /// the NBD server; `None`: in the clear.
@@ -57,6 +65,7 @@ impl Default for Settings {
             schemes: scheme::by_name("virtio").into_iter().collect(),
             nbd_group: "attachd-nbd".into(),
             host_disks: "/etc/attachd/host-disks".into(),
+            server: ServerSettings::Nbdkit,
             exports: "/run/attachd/exports".into(),
             listen: SocketAddr::from(([127, 0, 0, 1], 10809)),
             pid_file: "/run/attachd-nbdkit/nbdkit.pid".into(),
@@ -67,6 +76,39 @@ impl Default for Settings {
             history_days: 90,
         }
     }
+}
+
+/// Which NBD server serves.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ServerSettings {
+    /// nbdkit.
+    Nbdkit,
+    /// nbd-server.
+    NbdServer {
+        /// `[export] mode` and what is known of this host have decided this.
+        way: Way,
+        /// `[export] main_file`: its configuration.
+        main_file: PathBuf,
+    },
+}
+
+impl ServerSettings {
+    /// The name in the configuration; also the name of the program.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::Nbdkit => "nbdkit",
+            Self::NbdServer { .. } => "nbd-server",
+        }
+    }
+}
+
+/// What the choice of nbd-server's way needs to know of this host.
+#[derive(Debug, Clone, Default)]
+pub struct HostFacts {
+    /// The Debian package, if there is one.
+    pub nbd_server: Option<Installed>,
+    /// systemd holds the port for the socket-activated way.
+    pub held: bool,
 }
 
 /// How the two sides of a TLS connection know each other.
@@ -138,7 +180,7 @@ pub fn load(path: &Path) -> Result<Settings, Invalid> {
         Err(error) => return Err(whole(format!("cannot be read: {error}"))),
         Ok(text) => text,
     };
-    parse(&text).map_err(|problems| Invalid { path: path.to_owned(), problems })
+    parse(&text, host_facts).map_err(|problems| Invalid { path: path.to_owned(), problems })
 }
 
 /// Checks the file, prints the result and returns the exit status: what `check-config` does in both programs.
@@ -156,8 +198,13 @@ pub fn report(path: &Path) -> ExitCode {
     }
 }
 
-/// Checks a configuration text.
-pub fn parse(text: &str) -> Result<Settings, Vec<Problem>> {
+fn host_facts() -> HostFacts {
+    let status = std::fs::read_to_string("/var/lib/dpkg/status").unwrap_or_default();
+    HostFacts { nbd_server: Installed::from_dpkg_status(&status), held: Path::new(SOCKET_HELD).exists() }
+}
+
+/// Checks a configuration text. The host is only asked about nbd-server when that is to serve.
+pub fn parse(text: &str, host: impl FnOnce() -> HostFacts) -> Result<Settings, Vec<Problem>> {
     let (root, errors) = DeTable::parse_recoverable(text);
     if !errors.is_empty() {
         let problem = |error: &toml::de::Error| Problem {
@@ -179,8 +226,7 @@ pub fn parse(text: &str) -> Result<Settings, Vec<Problem>> {
         device.set("host_disks", &mut settings.host_disks);
     });
     file.section("export", |export| {
-        let mut backend = Nbdkit;
-        export.set("backend", &mut backend);
+        server(export, &mut settings, host);
         export.set("folder", &mut settings.exports);
         export.set("pid_file", &mut settings.pid_file);
         export.set("insecure", &mut settings.insecure);
@@ -196,6 +242,39 @@ pub fn parse(text: &str) -> Result<Settings, Vec<Problem>> {
     file.section("history", |history| history.set("days", &mut settings.history_days));
     file.finish()?;
     Ok(settings)
+}
+
+/// The keys that say which NBD server serves, and the places that follow from it.
+fn server(export: &mut Section<'_, '_>, settings: &mut Settings, host: impl FnOnce() -> HostFacts) {
+    let (mut program, mut wanted) = (Program::Nbdkit, WantedMode::Auto);
+    let (mut version, mut main_file) = (None, PathBuf::new());
+    export.set("backend", &mut program);
+    let at = export.set("mode", &mut wanted);
+    let known = export.set("nbd_server_version", &mut version);
+    let main = export.set("main_file", &mut main_file);
+    if program == Program::Nbdkit {
+        if let Some(at) = at.or(known).or(main) {
+            export.complain(Some(at), "goes with backend = \"nbd-server\"");
+        }
+        return;
+    }
+    let wanted = match wanted {
+        WantedMode::Auto => None,
+        WantedMode::Is(mode) => Some(mode),
+    };
+    let host = host();
+    let way = match way::choose(wanted, version.or(host.nbd_server).as_ref(), host.held) {
+        Ok(way) => way,
+        Err(why) => return export.complain(at, &why),
+    };
+    let (pid_file, shipped) = match way.mode {
+        Mode::Signal => ("/run/attachd-nbd-server/nbd-server.pid", "/etc/attachd/nbd-server/signal.conf"),
+        Mode::Socket => (SOCKET_HELD, "/etc/attachd/nbd-server/socket.conf"),
+    };
+    settings.exports = "/run/attachd/nbd-server.d".into();
+    settings.pid_file = pid_file.into();
+    let main_file = if main.is_some() { main_file } else { shipped.into() };
+    settings.server = ServerSettings::NbdServer { way, main_file };
 }
 
 /// The keys about TLS: certificates, or a shared key.
@@ -364,12 +443,45 @@ impl Setting for u32 {
     }
 }
 
-/// The one backend there is.
-struct Nbdkit;
+/// The NBD servers there are.
+#[derive(PartialEq)]
+enum Program {
+    Nbdkit,
+    NbdServer,
+}
 
-impl Setting for Nbdkit {
+impl Setting for Program {
     fn read(value: &Spanned<DeValue<'_>>) -> Result<Self, String> {
-        if text_of(value)? == "nbdkit" { Ok(Self) } else { Err("takes \"nbdkit\"".to_owned()) }
+        match text_of(value)? {
+            "nbdkit" => Ok(Self::Nbdkit),
+            "nbd-server" => Ok(Self::NbdServer),
+            _ => Err("takes \"nbdkit\" or \"nbd-server\"".to_owned()),
+        }
+    }
+}
+
+enum WantedMode {
+    Auto,
+    Is(Mode),
+}
+
+impl Setting for WantedMode {
+    fn read(value: &Spanned<DeValue<'_>>) -> Result<Self, String> {
+        match text_of(value)? {
+            "auto" => Ok(Self::Auto),
+            "signal" => Ok(Self::Is(Mode::Signal)),
+            "socket" => Ok(Self::Is(Mode::Socket)),
+            _ => Err("takes \"auto\", \"signal\" or \"socket\"".to_owned()),
+        }
+    }
+}
+
+/// A version of nbd-server.
+impl Setting for Option<Installed> {
+    fn read(value: &Spanned<DeValue<'_>>) -> Result<Self, String> {
+        let text = text_of(value)?;
+        let version = Installed::from_package(text).or_else(|| Installed::from_output(&format!("version {text}")));
+        version.map(Some).ok_or_else(|| "takes a version, like \"3.26.1\" or \"3.26.1-6\"".to_owned())
     }
 }
 
@@ -388,8 +500,12 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
+    fn parsed(text: &str) -> Result<Settings, Vec<Problem>> {
+        parse(text, HostFacts::default)
+    }
+
     fn problems(text: &str) -> Vec<String> {
-        parse(text)
+        parsed(text)
             .err()
             .unwrap_or_default()
             .iter()
@@ -399,7 +515,7 @@ mod tests {
 
     #[test]
     fn an_empty_file_is_the_default() {
-        let settings = parse("").unwrap();
+        let settings = parsed("").unwrap();
         assert_eq!(settings.listen.to_string(), "127.0.0.1:10809");
         assert_eq!(settings.schemes.len(), 1);
     }
@@ -426,8 +542,8 @@ mod tests {
     #[test]
     fn an_address_that_others_reach_takes_the_word_insecure() {
         assert!(problems("[export]\nlisten = \"0.0.0.0:10809\"")[0].contains("insecure = true"));
-        assert!(parse("[export]\nlisten = \"[::1]:10809\"").is_ok());
-        assert!(parse("[export]\nlisten = \"10.0.0.1:10809\"\ninsecure = true").unwrap().insecure);
+        assert!(parsed("[export]\nlisten = \"[::1]:10809\"").is_ok());
+        assert!(parsed("[export]\nlisten = \"10.0.0.1:10809\"\ninsecure = true").unwrap().insecure);
     }
 
     #[test]
@@ -436,7 +552,7 @@ mod tests {
             "[export]\nlisten = \"10.0.0.1:10809\"\ntls_ca = \"/ca\"\ntls_certificate = \"/c\"\ntls_key = \"/k\"";
         let identity = Some(("/c".into(), "/k".into()));
         let files = TlsFiles { ca: "/ca".into(), identity, name: None };
-        assert_eq!(parse(whole).unwrap().tls, Some(TlsSettings::Certificates(files)));
+        assert_eq!(parsed(whole).unwrap().tls, Some(TlsSettings::Certificates(files)));
         assert!(problems("[export]\ntls_ca = \"/ca\"\ntls_key = \"/k\"")[0].contains("belong together"));
         assert!(problems("[export]\ntls_name = \"x\"")[0].contains("tls_ca is missing"));
     }
@@ -445,15 +561,40 @@ mod tests {
     fn tls_takes_a_shared_key_in_place_of_certificates() {
         let key = "[export]\nlisten = \"10.0.0.1:10809\"\ntls_psk_file = \"/keys\"\n";
         let settings = |identity| Some(TlsSettings::Key(TlsKey { file: "/keys".into(), identity }));
-        assert_eq!(parse(key).unwrap().tls, settings(None));
-        assert_eq!(parse(&format!("{key}tls_psk_identity = \"x\"")).unwrap().tls, settings(Some("x".to_owned())));
+        assert_eq!(parsed(key).unwrap().tls, settings(None));
+        assert_eq!(parsed(&format!("{key}tls_psk_identity = \"x\"")).unwrap().tls, settings(Some("x".to_owned())));
         assert!(problems(&format!("{key}tls_ca = \"/ca\""))[0].contains("not both"));
         assert!(problems("[export]\ntls_psk_identity = \"x\"")[0].contains("tls_psk_file is missing"));
     }
 
     #[test]
+    fn nbd_servers_way_follows_from_its_version_unless_one_is_named() {
+        let host = |version: &str, held| HostFacts { nbd_server: Installed::from_package(version), held };
+        let way = |text: &str, host: HostFacts| {
+            let settings = parse(&format!("[export]\nbackend = \"nbd-server\"\n{text}"), || host)?;
+            let ServerSettings::NbdServer { way, main_file } = settings.server else { panic!("nbdkit") };
+            assert_eq!(settings.exports, PathBuf::from("/run/attachd/nbd-server.d"));
+            Ok::<_, Vec<Problem>>((way.mode, main_file, settings.pid_file))
+        };
+        let (mode, main_file, pid_file) = way("", host("1:3.26.1-6", false)).unwrap();
+        assert_eq!(mode, Mode::Signal);
+        assert!(main_file.ends_with("signal.conf") && pid_file.ends_with("nbd-server.pid"));
+        let (mode, main_file, _) = way("", host("1:3.24-1.1", false)).unwrap();
+        assert_eq!(mode, Mode::Socket);
+        assert!(main_file.ends_with("socket.conf"));
+        let refused = way("mode = \"signal\"", host("1:3.24-1.1", false)).unwrap_err();
+        assert_eq!((refused[0].place, refused.len()), (Some((3, 8)), 1), "{refused:?}");
+        let own = "mode = \"signal\"\nnbd_server_version = \"3.27.1\"\nmain_file = \"/etc/nbd-server/config\"";
+        assert_eq!(way(own, HostFacts::default()).unwrap().1, PathBuf::from("/etc/nbd-server/config"));
+        assert!(problems("[export]\nmode = \"signal\"")[0].contains("goes with backend"));
+        assert!(
+            problems("[export]\nbackend = \"nbd-server\"\nnbd_server_version = \"x\"")[0].contains("takes a version")
+        );
+    }
+
+    #[test]
     fn schemes_are_named_from_the_list() {
-        assert_eq!(parse("[device]\nschemes = [\"virtio\", \"loop\"]").unwrap().schemes.len(), 2);
+        assert_eq!(parsed("[device]\nschemes = [\"virtio\", \"loop\"]").unwrap().schemes.len(), 2);
         for wrong in ["[]", "\"virtio\"", "[\"scsi2\"]", "[1]"] {
             assert!(problems(&format!("[device]\nschemes = {wrong}"))[0].contains("takes a list of virtio, loop"));
         }
@@ -462,7 +603,7 @@ mod tests {
     proptest! {
         #[test]
         fn no_text_makes_the_parser_panic(text in "(\\[?[a-z]{0,6}\\]? ?=? ?[\"\\[]?[ -~]{0,8}\n?){0,6}") {
-            let _ = parse(&text);
+            let _ = parsed(&text);
         }
     }
 }

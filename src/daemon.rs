@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
@@ -13,14 +14,19 @@ use tokio::task::LocalSet;
 use crate::accounts::id_of;
 use crate::api;
 use crate::claims::Claims;
-use crate::config::{self, Settings};
+use crate::config::{self, ServerSettings, Settings};
 use crate::device::evidence::Ground;
 use crate::device::monitor::Monitor;
 use crate::device::sysfs::Sysfs;
 use crate::engine::{Engine, Handle, Tools};
-use crate::export::folder::Folder;
+use crate::export::backend::Backend;
+use crate::export::nbd_server::backend::NbdServer;
+use crate::export::nbd_server::check::Reader;
+use crate::export::nbd_server::files::{self, Files};
+use crate::export::nbd_server::way::Mode;
+use crate::export::nbdkit::Folder;
 use crate::export::probe::Endpoint;
-use crate::export::server::Watch;
+use crate::export::server::{Sign, Watch};
 use crate::export::tls::Tls;
 use crate::helper_client::HelperClient;
 use crate::store::Store;
@@ -63,7 +69,7 @@ async fn serve(settings: Settings, config: &Path) -> anyhow::Result<()> {
         Store::open(&settings.store, settings.history_days, settings.listen.port()).await?;
     let claims = restored_claims(&settings, &records)
         .with_context(|| format!("cannot write the claims in {}", settings.claims.display()))?;
-    let watch_server = Watch::new(settings.pid_file.clone(), "nbdkit")?;
+    let watch_server = Watch::new(settings.pid_file.clone(), sign(&settings.server))?;
     let listener = api::Listener::open(&settings.socket)
         .with_context(|| format!("cannot listen on {}", settings.socket.display()))?;
 
@@ -72,7 +78,8 @@ async fn serve(settings: Settings, config: &Path) -> anyhow::Result<()> {
         sysfs,
         store: store.clone(),
         claims,
-        folder: Folder::new(settings.exports.clone()),
+        schemes: settings.schemes.clone(),
+        backend: backend(&settings, ground.nbd_gid)?,
         helper: HelperClient::new(settings.helper.clone()),
         vm_id: settings.vm_id.clone(),
         server: Endpoint { address: settings.listen, tls },
@@ -113,6 +120,31 @@ async fn serve(settings: Settings, config: &Path) -> anyhow::Result<()> {
     }
     tracing::info!("attachd has stopped; exports stay served");
     Ok(())
+}
+
+/// The NBD server's side, as configured.
+fn backend(settings: &Settings, nbd_gid: u32) -> anyhow::Result<Arc<dyn Backend>> {
+    let ServerSettings::NbdServer { way, main_file } = &settings.server else {
+        return Ok(Arc::new(Folder::new(settings.exports.clone())));
+    };
+    tracing::info!(mode = %way.mode, "nbd-server serves: {}", way.because);
+    // Others come through TLS, or because somebody has said that he does not mind.
+    let clients = if settings.listen.ip().is_loopback() { files::LOOPBACK } else { files::EVERYBODY };
+    let uid = id_of("/etc/passwd", &settings.nbd_group).context("whether nbd-server can read its files is unknown")?;
+    Ok(Arc::new(NbdServer {
+        files: Files::new(settings.exports.clone(), clients),
+        folder: settings.exports.clone(),
+        main_file: main_file.clone(),
+        reader: Reader { uid, gid: nbd_gid },
+        mode: way.mode,
+    }))
+}
+
+fn sign(server: &ServerSettings) -> Sign {
+    match server {
+        ServerSettings::NbdServer { way, .. } if way.mode == Mode::Socket => Sign::Marker,
+        _ => Sign::Process(server.name()),
+    }
 }
 
 /// The claims are derived from the store: what was added or removed by hand is put right.

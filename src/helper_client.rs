@@ -76,6 +76,11 @@ impl HelperClient {
         self.ask("host-disks\n").await.map(drop)
     }
 
+    /// Has nbd-server's main process told to read its files again.
+    pub async fn reload(&self) -> Result<(), HelperError> {
+        self.ask("reload\n").await.map(drop)
+    }
+
     async fn ask(&self, line: &str) -> Result<Answer, HelperError> {
         let silent = |why: String| HelperError::Silent(self.socket.display().to_string(), why);
         let answer = match tokio::time::timeout(TIME_LIMIT, self.exchange(line)).await {

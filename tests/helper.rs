@@ -20,7 +20,7 @@ use rustix::thread::set_thread_res_uid;
 use serde_json::{Value, json};
 
 const SOCKET: &str = "/run/attachd/helper.sock";
-const PID_FILE: &str = "/run/attachd/nbd-server.pid";
+const PID_FILE: &str = "/run/attachd-nbd-server/nbd-server.pid";
 const HOST_DISKS: &str = "/etc/attachd/host-disks";
 
 /// The helper as its units run it; its socket is held here, as systemd holds it.

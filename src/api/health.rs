@@ -256,7 +256,7 @@ fn problems(seen: &Seen, store: &StoreHealth, settings: &Settings) -> Vec<Proble
 fn backend(server: Option<Server>, settings: &Settings) -> BackendHealth {
     let (state, pid, why) = match server {
         None => ("unknown", None, None),
-        Some(Server::Up { pid }) => ("up", Some(pid), None),
+        Some(Server::Up { pid }) => ("up", pid, None),
         Some(Server::Down { why }) => ("down", None, Some(why)),
     };
     BackendHealth {

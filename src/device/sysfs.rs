@@ -107,7 +107,7 @@ impl Sysfs {
         let text = scheme.serial(&disk.attributes).map_err(|error| NoIdentity::Unreadable(error.to_string()))?;
         let text = text.ok_or(NoIdentity::NoSerial)?;
         let serial: Serial = text.parse().map_err(|_| NoIdentity::OddSerial(text))?;
-        let link = format!("/dev/disk/by-id/{}", scheme.link_name(serial));
+        let link = scheme.link(serial);
         let link_target = self.resolve(&link);
         // Without knowing what the host uses, no disk can be told from the host's own.
         let unknown = |error| NoIdentity::Unreadable(format!("the host's mounts are unknown: {error}"));

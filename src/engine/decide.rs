@@ -34,6 +34,8 @@ pub struct Observed<'a> {
     pub published: bool,
     /// udev was asked once to look at this very disk again.
     pub retriggered: bool,
+    /// The server knows of the export's files, or needs not be told.
+    pub told: bool,
     /// A handshake has succeeded since the link was made and the server came up.
     pub proven: bool,
     /// udevd owes the event of a disk for too long.
@@ -68,8 +70,10 @@ pub enum Step {
     Retrigger(Serial),
     /// Make the mapping durable.
     Record(Evidence),
-    /// Make the link.
+    /// Let clients in.
     Publish(Evidence),
+    /// Tell the server of its files.
+    Tell,
     /// Ask the server for it.
     Probe(Evidence),
 }
@@ -164,6 +168,7 @@ fn proven(desired: &Desired<'_>, observed: &Observed<'_>, evidence: Evidence) ->
         Some(Server::Up { .. }) if observed.proven => {
             Decision { state: State::Ready, reason: None, revoke: false, step: None }
         }
+        Some(Server::Up { .. }) if !observed.told => go(State::Exporting, Step::Tell),
         Some(Server::Up { .. }) => go(State::Exporting, Step::Probe(evidence)),
         Some(Server::Down { why }) => {
             let hint = "Start the NBD server (`systemctl start attachd-nbdkit`); the export is proven again at once.";
@@ -208,6 +213,7 @@ mod tests {
         fresh: bool,
         published: bool,
         retriggered: bool,
+        told: bool,
         proven: bool,
         udevd_silent: bool,
         server: Option<Server>,
@@ -226,9 +232,10 @@ mod tests {
                 fresh: true,
                 published: false,
                 retriggered: false,
+                told: true,
                 proven: false,
                 udevd_silent: false,
-                server: Some(Server::Up { pid: 1 }),
+                server: Some(Server::Up { pid: Some(1) }),
                 trouble: None,
                 standing: (State::Waiting, None),
             }
@@ -255,6 +262,7 @@ mod tests {
                 fresh: self.fresh,
                 published: self.published,
                 retriggered: self.retriggered,
+                told: self.told,
                 proven: self.proven,
                 udevd_silent: self.udevd_silent,
                 server: self.server.as_ref(),
@@ -452,7 +460,7 @@ mod tests {
                 retriggered,
                 proven: proven && published,
                 udevd_silent,
-                server: Some(if up { Server::Up { pid: 1 } } else { Server::Down { why: String::new() } }),
+                server: Some(if up { Server::Up { pid: Some(1) } } else { Server::Down { why: String::new() } }),
                 trouble: trouble.then(|| (Reason::new("X", "x", "x"), waits)),
                 ..Scene::new()
             }

@@ -7,6 +7,7 @@ use serde::Serialize;
 use tokio::sync::oneshot;
 use utoipa::ToSchema;
 
+use super::tell::NotTold;
 use super::world::World;
 use crate::device::DevNum;
 use crate::device::evidence::Evidence;
@@ -68,6 +69,8 @@ pub(crate) enum Input {
     Unclaimed { ticket: Ticket, withdrawal: Withdrawal, reply: Option<Reply<Withdrawal>> },
     /// A mapping is durable, or is not.
     Recorded { ticket: Ticket, evidence: Evidence, result: Result<(), StoreError> },
+    /// The server was told of all changes up to this one, or could not be.
+    Told { changes: u64, result: Result<(), NotTold> },
     /// The helper has answered, or has not.
     Helper { asked: Asked, answer: Result<(), HelperError> },
     /// A handshake ended.

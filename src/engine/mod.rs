@@ -17,11 +17,13 @@ mod resync;
 mod settle;
 mod step;
 mod story;
+pub mod tell;
 pub mod udevd;
 mod withdraw;
 pub mod world;
 
 use std::collections::HashMap;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
@@ -30,10 +32,11 @@ use tokio::sync::{broadcast, mpsc, oneshot};
 use crate::claims::Claims;
 use crate::device::event::Origin;
 use crate::device::evidence::Ground;
+use crate::device::scheme::Scheme;
 use crate::device::sysfs::Sysfs;
 use crate::device::table::{Heard, Reading};
 use crate::device::{DevNum, monitor};
-use crate::export::folder::Folder;
+use crate::export::backend::Backend;
 use crate::export::probe::Endpoint;
 use crate::helper_client::HelperClient;
 use crate::identity::{Serial, VolumeId};
@@ -62,8 +65,10 @@ pub struct Tools {
     pub store: Store,
     /// Marks wanted serials.
     pub claims: Claims,
-    /// Holds the exports.
-    pub folder: Folder,
+    /// The kinds of disks that are matched.
+    pub schemes: Vec<&'static dyn Scheme>,
+    /// The NBD server's side.
+    pub backend: Arc<dyn Backend>,
     /// Does what takes privilege.
     pub helper: HelperClient,
     /// Where the NBD server is asked.
@@ -271,6 +276,7 @@ impl Engine {
                 }
                 self.settle_serials(touched).await;
             }
+            Input::Told { changes, result } => self.told(changes, result).await,
             Input::Helper { asked, answer } => self.helper_answered(asked, answer).await,
             Input::Scanned { reading, facts, reason, done } => self.scanned(reading, facts, reason, done).await,
             Input::Recorded { ticket, evidence, result } => self.recorded(ticket, evidence, result).await,

@@ -87,7 +87,7 @@ impl Engine {
 
     /// Compares the folder with what is known: unknown exports go, known ones count as published.
     pub(super) fn adopt_exports(&mut self) {
-        let contents = match self.tools.folder.list() {
+        let contents = match self.tools.backend.list() {
             Ok(contents) => contents,
             Err(error) => return tracing::error!(%error, "cannot read the folder of exports"),
         };
@@ -105,7 +105,10 @@ impl Engine {
         for id in contents.links.keys() {
             if !self.world.volume(*id).is_some_and(|volume| volume.published) {
                 tracing::warn!(VOLUME_ID = %id, "an export that is on no record is taken away");
-                if let Err(error) = self.tools.folder.revoke(*id) {
+                let backend = &self.tools.backend;
+                let wanted = self.world.volume(*id).is_some_and(|volume| !volume.leaving);
+                let taken = backend.revoke(*id).and_then(|()| if wanted { Ok(()) } else { backend.forget(*id) });
+                if let Err(error) = taken {
                     tracing::error!(VOLUME_ID = %id, %error, "cannot take the export away: remove it by hand");
                 }
             }

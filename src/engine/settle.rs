@@ -22,6 +22,7 @@ impl Engine {
     pub(super) async fn settle(&mut self, id: VolumeId) {
         let (now, clock) = (Timestamp::now(), Instant::now());
         let mut published = None;
+        self.prepare(id);
         loop {
             let Some(volume) = self.world.volume(id) else { return };
             let present: Vec<&Device> = self.world.table.with_serial(volume.intent.serial()).collect();
@@ -36,6 +37,7 @@ impl Engine {
                     fresh: present.iter().all(|device| device.reading > volume.look_after),
                     published: volume.published,
                     retriggered: retriggered && helper_waits,
+                    told: volume.change.is_none_or(|change| self.world.telling.knows(change)),
                     proven: volume.proven,
                     udevd_silent: matches!(self.world.ear.udevd_is(), Udevd::Silent(_)),
                     server: self.world.server.as_ref(),
@@ -95,6 +97,10 @@ impl Engine {
                     return;
                 }
                 Some(Step::Publish(evidence)) => published = self.publish(id, &evidence).or(published),
+                Some(Step::Tell) => {
+                    self.wait_for_telling(id);
+                    break;
+                }
                 Some(Step::Probe(evidence)) => {
                     self.probe(id, evidence);
                     return self.note_published(id, published);

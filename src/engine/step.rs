@@ -62,17 +62,18 @@ impl Engine {
         self.settle(id).await;
     }
 
-    /// Makes the link. Says when, if it was made.
+    /// Lets clients in. Says when, if that was done.
     pub(super) fn publish(&mut self, id: VolumeId, evidence: &Evidence) -> Option<Timestamp> {
-        // The commit took a moment: the last look before the link is made.
+        // The commit took a moment: the last look before.
         let sysfs = &self.tools.sysfs;
         let leads_there = LinkTarget::Device(evidence.devnum, self.world.ground.nbd_gid);
         if !sysfs.still(evidence.devnum, evidence.diskseq) || sysfs.resolve(&evidence.link) != leads_there {
             self.distrust(id);
             return None;
         }
-        match self.tools.folder.publish(id, &evidence.link) {
-            Ok(()) => {
+        match self.tools.backend.publish(id, &evidence.link) {
+            Ok(new) => {
+                self.changed(id, new);
                 if let Some(volume) = self.world.volume_mut(id) {
                     volume.published = true;
                     volume.proven = false;
@@ -93,7 +94,7 @@ impl Engine {
     /// Takes the export away. False when that failed; it is tried again.
     pub(super) fn revoke(&mut self, id: VolumeId, reason: Option<&Reason>) -> bool {
         let epoch = self.next_epoch();
-        match self.tools.folder.revoke(id) {
+        match self.tools.backend.revoke(id) {
             Ok(()) => {
                 if let Some(volume) = self.world.volume_mut(id) {
                     volume.published = false;
@@ -171,6 +172,10 @@ impl Engine {
                     self.not_this(id, Reason::new("DISK_EXCHANGED", error.to_string(), hint));
                 }
                 Err(error) => {
+                    if !error.is_server() {
+                        // Perhaps it never took notice: a file that goes while it reads the folder stops it.
+                        self.changed(id, true);
+                    }
                     let code = if error.is_server() { "BACKEND_DOWN" } else { "EXPORT_REFUSED" };
                     let hint = if error.is_server() {
                         "Check the NBD server's unit and address; the export is proven again by itself."
@@ -202,6 +207,9 @@ impl Engine {
         // At the start everything has just been read.
         let up_again = self.world.server.is_some() && matches!(server, Server::Up { .. });
         self.world.server = Some(server);
+        if self.server_is_up() {
+            self.tell_anew();
+        }
         for id in self.world.ids() {
             let epoch = self.next_epoch();
             let Some(volume) = self.world.volume_mut(id) else { continue };
@@ -213,6 +221,10 @@ impl Engine {
             }
             self.settle(id).await;
         }
+    }
+
+    pub(super) fn server_is_up(&self) -> bool {
+        matches!(self.world.server, Some(Server::Up { .. }))
     }
 
     pub(super) fn next_epoch(&mut self) -> u64 {

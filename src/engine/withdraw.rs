@@ -222,6 +222,9 @@ impl Engine {
             Ok(withdrawal) => withdrawal,
             Err(rejection) => return self.not_withdrawn(id, lingering, rejection, reply).await,
         };
+        if let Err(error) = self.tools.backend.forget(id) {
+            tracing::error!(VOLUME_ID = %id, %error, "what was prepared for the export could not be removed");
+        }
         let (claims, back) = (self.tools.claims.clone(), self.back.clone());
         tokio::spawn(async move {
             // The volume stays known, and so nobody else's, until its claim is gone: a new intent for it would make one.

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use jiff::Timestamp;
 
 use super::input::Ticket;
+use super::tell::Telling;
 use super::udevd::Ear;
 use crate::device::DevNum;
 use crate::device::evidence::{Evidence, Ground};
@@ -22,6 +23,8 @@ pub struct World {
     pub table: Table,
     /// The NBD server; `None`: not known yet.
     pub server: Option<Server>,
+    /// How far the NBD server was told of its files.
+    pub telling: Telling,
     /// Whether udevd is heard.
     pub ear: Ear,
     /// attachd-helper: whether it answered when it was last asked; `None`: not asked yet.
@@ -85,6 +88,8 @@ pub struct Volume {
     pub(super) epoch: u64,
     /// Only a later reading of the disk counts.
     pub(super) look_after: Reading,
+    /// The last change to its files that the server has to know of; 0: none. `None`: nothing was prepared.
+    pub(super) change: Option<u64>,
     pub(super) trouble: Option<Trouble>,
     /// The disk that udev was asked to look at again: its number and sequence number.
     pub(super) retriggered: Option<(DevNum, u64)>,
@@ -144,6 +149,7 @@ impl Volume {
             busy: false,
             epoch: 0,
             look_after: 0,
+            change: None,
             trouble: None,
             retriggered: None,
             unwritten: false,
@@ -160,6 +166,7 @@ impl World {
             ground,
             table: Table::default(),
             server: None,
+            telling: Telling::default(),
             ear: Ear::default(),
             helper: None,
             resyncs: Resyncs::default(),

@@ -1,4 +1,7 @@
 //! Whether the NBD server lives: its death by a pidfd, its return by inotify on its pid file. No polling.
+//!
+//! Where systemd starts a server for each connection there is no process to watch, but a file that is there as long as
+//! it would ([`Sign::Marker`]).
 
 use std::fs;
 use std::io;
@@ -17,8 +20,8 @@ use tokio::sync::mpsc;
 pub enum Server {
     /// It runs.
     Up {
-        /// Its process.
-        pid: i32,
+        /// Its process; `None`: it is started for each connection.
+        pid: Option<i32>,
     },
     /// It does not.
     Down {
@@ -27,19 +30,27 @@ pub enum Server {
     },
 }
 
-/// Follows a server by its pid file.
+/// What tells that a server is there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Sign {
+    /// The process whose number is in the file. `/proc/<pid>/comm` must say this: the number may have gone to another.
+    Process(&'static str),
+    /// The file itself.
+    Marker,
+}
+
+/// Follows a server by a file.
 pub struct Watch {
-    pid_file: PathBuf,
-    /// What `/proc/<pid>/comm` must say: the number may have gone to another process.
-    comm: &'static str,
+    file: PathBuf,
+    sign: Sign,
     changes: AsyncFd<OwnedFd>,
 }
 
 impl Watch {
-    /// Begins to watch the pid file's folder, which must exist. Needs a tokio runtime.
-    pub fn new(pid_file: PathBuf, comm: &'static str) -> io::Result<Self> {
+    /// Begins to watch the file's folder, or the one above, one of which must exist. Needs a tokio runtime.
+    pub fn new(file: PathBuf, sign: Sign) -> io::Result<Self> {
         let notify = inotify::init(inotify::CreateFlags::CLOEXEC | inotify::CreateFlags::NONBLOCK)?;
-        let watch = Self { pid_file, comm, changes: register(notify)? };
+        let watch = Self { file, sign, changes: register(notify)? };
         let folder = watch.folder();
         watch
             .look_at_folder()
@@ -48,13 +59,16 @@ impl Watch {
     }
 
     fn folder(&self) -> &Path {
-        self.pid_file.parent().unwrap_or(Path::new("/"))
+        self.file.parent().unwrap_or(Path::new("/"))
     }
 
     /// Watches the folder that is at its place now. The same again changes nothing. While there is none, the folder above
     /// tells when it is made.
     fn look_at_folder(&self) -> io::Result<()> {
-        let written = inotify::WatchFlags::CLOSE_WRITE | inotify::WatchFlags::MOVED_TO;
+        let mut written = inotify::WatchFlags::CLOSE_WRITE | inotify::WatchFlags::MOVED_TO;
+        if self.sign == Sign::Marker {
+            written |= inotify::WatchFlags::CREATE | inotify::WatchFlags::DELETE;
+        }
         let gone = inotify::WatchFlags::DELETE_SELF | inotify::WatchFlags::MOVE_SELF;
         let notify = self.changes.get_ref();
         match inotify::add_watch(notify, self.folder(), written | gone) {
@@ -74,7 +88,7 @@ impl Watch {
     pub async fn follow<Input: From<Server>>(self, states: mpsc::Sender<Input>) {
         loop {
             let (server, death) = match self.find() {
-                Ok((pid, death)) => (Server::Up { pid }, Some(death)),
+                Ok((pid, death)) => (Server::Up { pid }, death),
                 Err(why) => (Server::Down { why }, None),
             };
             if states.send(server.into()).await.is_err() {
@@ -82,21 +96,25 @@ impl Watch {
             }
             tokio::select! {
                 () = exit_of(death) => {
-                    let why = format!("the process of {} has ended", self.pid_file.display());
+                    let why = format!("the process of {} has ended", self.file.display());
                     if states.send(Server::Down { why }.into()).await.is_err() {
                         return;
                     }
-                    self.pid_file_written().await;
+                    self.file_changed().await;
                 }
-                () = self.pid_file_written() => {}
+                () = self.file_changed() => {}
             }
         }
     }
 
-    /// The running server's process.
-    fn find(&self) -> Result<(i32, AsyncFd<OwnedFd>), String> {
-        let file = self.pid_file.display();
-        let text = fs::read_to_string(&self.pid_file).map_err(|error| format!("no pid file {file}: {error}"))?;
+    /// The server that is there: its process, and what tells of that process's end.
+    fn find(&self) -> Result<(Option<i32>, Option<AsyncFd<OwnedFd>>), String> {
+        let file = self.file.display();
+        let Sign::Process(expected) = self.sign else {
+            let there = self.file.exists();
+            return if there { Ok((None, None)) } else { Err(format!("nothing listens: there is no {file}")) };
+        };
+        let text = fs::read_to_string(&self.file).map_err(|error| format!("no pid file {file}: {error}"))?;
         let pid = text.trim().parse().ok().and_then(Pid::from_raw);
         let pid = pid.ok_or_else(|| format!("{file} holds no process id but {:?}", text.trim()))?;
         let number = pid.as_raw_nonzero().get();
@@ -105,19 +123,19 @@ impl Watch {
             .map_err(|_| format!("the process {number} of {file} does not run"))?;
         // Hidden from the sandboxed daemon (ProtectProc=invisible); there the unit removes the file when the server ends.
         if let Ok(comm) = fs::read_to_string(format!("/proc/{number}/comm"))
-            && comm.trim() != self.comm
+            && comm.trim() != expected
         {
-            return Err(format!("the process {number} of {file} is {:?}, not {}", comm.trim(), self.comm));
+            return Err(format!("the process {number} of {file} is {:?}, not {expected}", comm.trim()));
         }
         let handle = register(handle).map_err(|error| error.to_string())?;
-        Ok((number, handle))
+        Ok((Some(number), Some(handle)))
     }
 
-    /// Waits until somebody has written the pid file, or made or taken its folder (a look is cheap).
-    async fn pid_file_written(&self) {
+    /// Waits until somebody has written the file, or made or taken its folder (a look is cheap).
+    async fn file_changed(&self) {
         let mut buffer = [MaybeUninit::uninit(); 1024];
         let file_name = |path: &Path| path.file_name().map(|name| name.as_encoded_bytes().to_vec());
-        let ours = [file_name(&self.pid_file), file_name(self.folder())];
+        let ours = [file_name(&self.file), file_name(self.folder())];
         loop {
             let Ok(mut ready) = self.changes.readable().await else { return std::future::pending().await };
             let mut reader = inotify::Reader::new(self.changes.get_ref(), &mut buffer);
@@ -196,9 +214,9 @@ mod tests {
         fs::create_dir(&folder).unwrap();
         let pid_file = folder.join("server.pid");
         let (states, mut seen) = mpsc::channel(8);
-        let watch = Watch::new(pid_file.clone(), "sleep").unwrap();
+        let watch = Watch::new(pid_file.clone(), Sign::Process("sleep")).unwrap();
         tokio::spawn(watch.follow(states));
-        let up = |pid| move |state: &Server| *state == Server::Up { pid };
+        let up = |pid| move |state: &Server| *state == Server::Up { pid: Some(pid) };
         let down = |state: &Server| matches!(state, Server::Down { .. });
         next(&mut seen, down).await;
         for _ in 0..2 {
@@ -212,12 +230,27 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_server_for_each_connection_is_there_as_long_as_its_marker() {
+        let dir = tempfile::tempdir().unwrap();
+        let marker = dir.path().join("run").join("listening");
+        let (states, mut seen) = mpsc::channel(8);
+        tokio::spawn(Watch::new(marker.clone(), Sign::Marker).unwrap().follow(states));
+        for _ in 0..2 {
+            next(&mut seen, |state| matches!(state, Server::Down { .. })).await;
+            fs::create_dir_all(dir.path().join("run")).unwrap();
+            fs::write(&marker, "").unwrap();
+            next(&mut seen, |state| *state == Server::Up { pid: None }).await;
+            fs::remove_file(&marker).unwrap();
+        }
+    }
+
+    #[tokio::test]
     async fn a_number_that_went_to_another_program_is_not_the_server() {
         let dir = tempfile::tempdir().unwrap();
         let pid_file = dir.path().join("server.pid");
         let _sleeper = Sleeper::new(&pid_file);
         let (states, mut seen) = mpsc::channel(8);
-        tokio::spawn(Watch::new(pid_file, "nbdkit").unwrap().follow(states));
+        tokio::spawn(Watch::new(pid_file, Sign::Process("nbdkit")).unwrap().follow(states));
         next(&mut seen, |state| matches!(state, Server::Down { why } if why.contains("not nbdkit"))).await;
     }
 }

@@ -24,6 +24,11 @@ pub trait Scheme: Sync {
 
     /// The name below `/dev/disk/by-id/` that udev's rules give the disk with this serial.
     fn link_name(&self, serial: Serial) -> String;
+
+    /// The by-id path of the disk with this serial.
+    fn link(&self, serial: Serial) -> String {
+        format!("/dev/disk/by-id/{}", self.link_name(serial))
+    }
 }
 
 /// Every scheme there is.

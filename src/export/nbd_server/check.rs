@@ -86,7 +86,7 @@ pub enum Refusal {
 }
 
 /// The user the NBD server runs as.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Reader {
     /// User.
     pub uid: u32,

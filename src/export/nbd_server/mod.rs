@@ -9,8 +9,10 @@
 //! One file that it cannot read blocks every new export, ends some versions, and keeps all from starting: hence
 //! [`check`] before each signal.
 
+pub mod backend;
 pub mod check;
 pub mod files;
 mod keyfile;
 pub mod section;
 pub mod version;
+pub mod way;

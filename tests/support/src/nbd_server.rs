@@ -21,6 +21,8 @@ use std::time::{Duration, Instant};
 
 /// Where the signalled server's own pid is written, as its unit does it.
 pub const PID_FILE: &str = "/run/attachd-nbd-server/nbd-server.pid";
+/// There while the port of the socket-activated way is held, as its unit does it.
+pub const HELD: &str = "/run/attachd-nbd-server/listening";
 /// The folder of export files.
 pub const FOLDER: &str = "/run/attachd/nbd-server.d";
 /// The main file of the signalled way.
@@ -263,6 +265,7 @@ impl NbdServerPerConnection {
     /// Listens on the NBD port.
     pub fn start(installed: Installed) -> Result<NbdServerPerConnection> {
         let listener = TcpListener::bind(ADDRESS).with_context(|| format!("listening on {ADDRESS}"))?;
+        fs::write(HELD, "").with_context(|| format!("writing {HELD}"))?;
         let stop = Arc::new(AtomicBool::new(false));
         let started = Arc::new(Mutex::new(Vec::new()));
         let (stopped, pids) = (Arc::clone(&stop), Arc::clone(&started));
@@ -302,6 +305,7 @@ fn serve(installed: &Installed, stream: TcpStream) -> Result<Proc> {
 
 impl Drop for NbdServerPerConnection {
     fn drop(&mut self) {
+        let _ = fs::remove_file(HELD);
         self.stop.store(true, Ordering::Release);
         // Wakes it.
         if let Ok(stream) = TcpStream::connect(ADDRESS) {

@@ -1,10 +1,10 @@
-//! The folder of links that nbdkit serves. On tmpfs: after a reboot nothing is served until it is proven.
+//! nbdkit as the NBD server: the folder of links that it serves. On tmpfs: after a reboot nothing is served until it is proven.
 
-use std::collections::BTreeMap;
 use std::fs;
 use std::io;
 use std::path::PathBuf;
 
+use super::backend::{Backend, Check, Contents};
 use crate::effect;
 use crate::identity::VolumeId;
 
@@ -17,23 +17,13 @@ pub struct Folder {
     path: PathBuf,
 }
 
-/// What is in the folder.
-#[derive(Debug, Default)]
-pub struct Contents {
-    /// Our exports, and the by-id paths they point to.
-    pub links: BTreeMap<VolumeId, String>,
-    /// Names that attachd did not make, but that the server offers all the same.
-    pub foreign: Vec<String>,
-}
-
 impl Folder {
     /// The folder at this path; it must exist (tmpfiles.d makes it).
     pub fn new(path: PathBuf) -> Self {
         Self { path }
     }
 
-    /// Makes the export point to `link`. Making it again changes nothing.
-    pub fn publish(&self, volume: VolumeId, link: &str) -> io::Result<()> {
+    fn link(&self, volume: VolumeId, link: &str) -> io::Result<()> {
         let place = self.path.join(volume.export_name());
         effect::at("link.make", || match std::os::unix::fs::symlink(link, &place) {
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
@@ -49,17 +39,29 @@ impl Folder {
             result => result,
         })
     }
+}
 
-    /// Takes the export away. Taking it again changes nothing.
-    pub fn revoke(&self, volume: VolumeId) -> io::Result<()> {
+impl Backend for Folder {
+    fn prepare(&self, _volume: VolumeId, _link: &str) -> io::Result<bool> {
+        Ok(false)
+    }
+
+    fn publish(&self, volume: VolumeId, link: &str) -> io::Result<bool> {
+        self.link(volume, link).map(|()| false)
+    }
+
+    fn revoke(&self, volume: VolumeId) -> io::Result<()> {
         effect::at("link.remove", || match fs::remove_file(self.path.join(volume.export_name())) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
             result => result,
         })
     }
 
-    /// Lists the folder.
-    pub fn list(&self) -> io::Result<Contents> {
+    fn forget(&self, _volume: VolumeId) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn list(&self) -> io::Result<Contents> {
         let mut contents = Contents::default();
         for entry in fs::read_dir(&self.path)? {
             let entry = entry?;
@@ -71,6 +73,14 @@ impl Folder {
             }
         }
         Ok(contents)
+    }
+
+    fn must_be_told(&self) -> bool {
+        false
+    }
+
+    fn check(&self) -> Check {
+        Check::default()
     }
 }
 

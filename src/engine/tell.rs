@@ -1,0 +1,159 @@
+//! Telling the NBD server that its files have changed: one signal for everything that waits.
+//!
+//! Only for a server that has to be told. What is told, it knows until it ends; when it comes back it has read everything
+//! that was there, but not certainly what was written while it started, so it is told once more.
+
+use super::Engine;
+use super::input::Input;
+use crate::helper_client::HelperError;
+use crate::identity::VolumeId;
+use crate::volume::Reason;
+
+/// How far the server has been told.
+#[derive(Debug, Default)]
+pub struct Telling {
+    /// Counts changes.
+    changes: u64,
+    /// The server knows all changes up to this one.
+    told: u64,
+    under_way: bool,
+    /// Something changed since the one that is under way began.
+    again: bool,
+    /// Volumes that go on when it is told.
+    waiting: Vec<VolumeId>,
+    /// Why it could not be told the last time.
+    pub failed: Option<NotTold>,
+}
+
+/// Why a server could not be told.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum NotTold {
+    /// It would not have understood.
+    #[error("{0}")]
+    Files(String),
+    /// Nobody could tell it.
+    #[error("{0}")]
+    Helper(HelperError),
+}
+
+impl Telling {
+    /// A change the server does not know yet.
+    pub(super) fn change(&mut self) -> u64 {
+        self.changes += 1;
+        self.changes
+    }
+
+    /// Whether it knows that change.
+    pub(super) fn knows(&self, change: u64) -> bool {
+        change <= self.told
+    }
+}
+
+impl Engine {
+    /// Does beforehand what needs no disk, so that little is left to do when it comes. The path is known beforehand when
+    /// only one kind of disk is matched.
+    pub(super) fn prepare(&mut self, id: VolumeId) {
+        let [scheme] = self.tools.schemes[..] else { return };
+        let Some(volume) = self.world.volume(id) else { return };
+        if volume.change.is_some() || volume.leaving {
+            return;
+        }
+        let link = scheme.link(volume.intent.serial());
+        match self.tools.backend.prepare(id, &link) {
+            Ok(new) => self.changed(id, new),
+            // Said with the volume's state, when its disk is there and the same fails again.
+            Err(error) => tracing::warn!(VOLUME_ID = %id, %error, "the export cannot be prepared"),
+        }
+    }
+
+    /// Takes note of a change to a volume's files. `new`: the server must be told.
+    pub(super) fn changed(&mut self, id: VolumeId, new: bool) {
+        let change = if new && self.tools.backend.must_be_told() { self.world.telling.change() } else { 0 };
+        let Some(volume) = self.world.volume_mut(id) else { return };
+        if change > 0 || volume.change.is_none() {
+            volume.change = Some(change);
+        }
+        if change > 0 && self.server_is_up() {
+            self.tell_server();
+        }
+    }
+
+    /// The volume goes on when the server has been told.
+    pub(super) fn wait_for_telling(&mut self, id: VolumeId) {
+        self.world.telling.waiting.push(id);
+        if !self.world.telling.under_way {
+            self.tell_server();
+        }
+    }
+
+    /// Tells the server everything, outside.
+    pub(super) fn tell_server(&mut self) {
+        let telling = &mut self.world.telling;
+        telling.again = telling.under_way;
+        if std::mem::replace(&mut telling.under_way, true) {
+            return;
+        }
+        let changes = telling.changes;
+        let (backend, helper, back) = (self.tools.backend.clone(), self.tools.helper.clone(), self.back.clone());
+        tokio::spawn(async move {
+            // One file that it cannot read would keep it from all new ones, or end it.
+            let checked = tokio::task::spawn_blocking(move || backend.check()).await.unwrap_or_default();
+            let result = match checked.refused {
+                Some(why) => Err(NotTold::Files(why)),
+                None => helper.reload().await.map_err(NotTold::Helper),
+            };
+            let _ = back.send(Input::Told { changes, result }).await;
+        });
+    }
+
+    pub(super) async fn told(&mut self, changes: u64, result: Result<(), NotTold>) {
+        let telling = &mut self.world.telling;
+        telling.under_way = false;
+        let again = std::mem::take(&mut telling.again);
+        let waiting = std::mem::take(&mut telling.waiting);
+        match &result {
+            Ok(()) => {
+                telling.told = telling.told.max(changes);
+                telling.failed = None;
+            }
+            Err(why) => {
+                if telling.failed.is_none() {
+                    tracing::warn!("the NBD server cannot be told of new exports: {why}");
+                }
+                telling.failed = Some(why.clone());
+            }
+        }
+        if again {
+            self.tell_server();
+        }
+        for id in waiting {
+            if let Err(why) = &result {
+                self.trouble(id, reason(why));
+            }
+            self.settle(id).await;
+        }
+    }
+
+    /// The server was started again: it has forgotten what it was told.
+    pub(super) fn tell_anew(&mut self) {
+        if self.tools.backend.must_be_told() {
+            self.world.telling.told = 0;
+            self.tell_server();
+        }
+    }
+}
+
+fn reason(why: &NotTold) -> Reason {
+    match why {
+        NotTold::Files(why) => Reason::new(
+            "SERVER_FILES",
+            format!("the NBD server would not take up its files: {why}"),
+            "Put that file right or move it away; it is tried again by itself. What is served stays served.",
+        ),
+        NotTold::Helper(why) => Reason::new(
+            "SERVER_NOT_TOLD",
+            format!("the NBD server cannot be told of the export: {why}"),
+            "Check `systemctl status attachd-helper.socket attachd-nbd-server`; it is tried again by itself.",
+        ),
+    }
+}

@@ -1,0 +1,96 @@
+//! nbd-server, as the engine sees it.
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+use super::check::{self, Reader};
+use super::files::{Door, Files};
+use super::way::Mode;
+use crate::export::backend::{Backend, Check, Contents};
+use crate::identity::VolumeId;
+
+/// nbd-server in one of its ways.
+pub struct NbdServer {
+    /// Its export files.
+    pub files: Files,
+    /// Their folder.
+    pub folder: PathBuf,
+    /// Its main file.
+    pub main_file: PathBuf,
+    /// Whom it runs as.
+    pub reader: Reader,
+    /// How it learns of changes.
+    pub mode: Mode,
+}
+
+impl Backend for NbdServer {
+    fn prepare(&self, volume: VolumeId, link: &str) -> io::Result<bool> {
+        self.files.prepare(volume, link)
+    }
+
+    fn publish(&self, volume: VolumeId, link: &str) -> io::Result<bool> {
+        let unknown = self.files.prepare(volume, link)?;
+        self.files.admit(volume)?;
+        Ok(unknown)
+    }
+
+    fn revoke(&self, volume: VolumeId) -> io::Result<()> {
+        self.files.deny(volume)
+    }
+
+    fn forget(&self, volume: VolumeId) -> io::Result<()> {
+        self.files.revoke(volume)
+    }
+
+    fn list(&self) -> io::Result<Contents> {
+        let listed = self.files.list()?;
+        let open = listed.exports.into_iter().filter(|(_, export)| export.door != Door::Shut);
+        // Somebody may get in, but not by our leave.
+        let links = open.map(|(volume, export)| match export.door {
+            Door::Open => (volume, export.link),
+            _ => (volume, String::new()),
+        });
+        Ok(Contents { links: links.collect(), foreign: listed.foreign })
+    }
+
+    fn must_be_told(&self) -> bool {
+        self.mode == Mode::Signal
+    }
+
+    fn check(&self) -> Check {
+        let main = match check::main_file(&self.main_file, self.reader) {
+            Ok(main) => main,
+            Err(refusal) => return refused(refusal.to_string()),
+        };
+        if main.includedir.as_ref().is_none_or(|dir| Path::new(dir) != self.folder) {
+            return refused(format!(
+                "{} does not include {}: set includedir there, or [export] folder in attachd's configuration",
+                self.main_file.display(),
+                self.folder.display()
+            ));
+        }
+        let folder = match check::folder(&self.folder, self.reader) {
+            Ok(folder) => folder,
+            Err(refusal) => return refused(refusal.to_string()),
+        };
+        let mut remarks = Vec::new();
+        for (name, files) in folder.twice() {
+            let files: Vec<String> = files.iter().map(|file| file.display().to_string()).collect();
+            remarks.push(format!("[{name}] is in {}: which of them is served nobody can say", files.join(" and ")));
+        }
+        for (file, sections) in &folder.files {
+            for section in sections {
+                let said = section
+                    .remarks
+                    .iter()
+                    .map(|remark| format!("{}, line {}, [{}]: {remark}", file.display(), section.line, section.name));
+                remarks.extend(said);
+            }
+        }
+        Check { refused: None, remarks }
+    }
+}
+
+fn refused(why: String) -> Check {
+    Check { refused: Some(why), remarks: Vec::new() }
+}

@@ -1,0 +1,108 @@
+//! In which of its two ways nbd-server is used. Pure.
+
+use std::fmt;
+
+use super::version::{Installed, Signal};
+
+/// How nbd-server learns of a change.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Mode {
+    /// One server reads its files again at SIGHUP.
+    Signal,
+    /// systemd starts one for each connection, and each reads the files.
+    Socket,
+}
+
+impl Mode {
+    /// As it is written in the configuration.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Signal => "signal",
+            Self::Socket => "socket",
+        }
+    }
+}
+
+impl fmt::Display for Mode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+/// The way that is gone, and why.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Way {
+    /// Which.
+    pub mode: Mode,
+    /// Why this one.
+    pub because: String,
+    /// What an operator should know about it all the same.
+    pub advice: Option<String>,
+}
+
+/// Chooses. `wanted`: by the configuration, `None` for `auto`; `installed`: which nbd-server this host has, `None` when
+/// that is not known; `held`: systemd holds the port for the socket-activated way.
+///
+/// # Errors
+/// In words, with the way out, when what is wanted would not work.
+pub fn choose(wanted: Option<Mode>, installed: Option<&Installed>, held: bool) -> Result<Way, String> {
+    let advice = || installed.and_then(Installed::advice);
+    let way = |mode, because: String, advice| Ok(Way { mode, because, advice });
+    match (wanted, installed, installed.map(Installed::signal)) {
+        (Some(Mode::Socket), ..) => way(Mode::Socket, "the configuration says so".into(), None),
+        (Some(Mode::Signal), Some(_), Some(Signal::Refused)) => Err(advice().unwrap_or_default()),
+        (Some(Mode::Signal), None, _) => Err(
+            "which nbd-server this is cannot be told (there is no Debian package of it), and some die of the signal: say \
+             nbd_server_version = \"…\", as `nbd-server -V` tells it, or use mode = \"socket\""
+                .into(),
+        ),
+        (Some(Mode::Signal), ..) => way(Mode::Signal, "the configuration says so".into(), advice()),
+        (None, ..) if held => {
+            way(Mode::Socket, "attachd-nbd-server.socket holds the port: systemd starts one for each connection".into(), None)
+        }
+        (None, Some(installed), Some(Signal::Allowed)) => {
+            way(Mode::Signal, format!("nbd-server {installed} takes up new exports at a signal"), None)
+        }
+        (None, Some(_), _) => way(Mode::Socket, advice().unwrap_or_default(), None),
+        (None, None, _) => way(Mode::Socket, "which nbd-server this is cannot be told: this way is safe with all".into(), None),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn package(version: &str) -> Option<Installed> {
+        Installed::from_package(version)
+    }
+
+    fn chosen(wanted: Option<Mode>, installed: Option<Installed>, held: bool) -> Result<Mode, String> {
+        choose(wanted, installed.as_ref(), held).map(|way| way.mode)
+    }
+
+    #[test]
+    fn left_to_itself_it_signals_only_a_server_that_bears_it_whatever_is_in_its_folder() {
+        let auto = |installed, held| chosen(None, installed, held).unwrap();
+        assert_eq!(auto(package("1:3.26.1-6"), false), Mode::Signal);
+        assert_eq!(auto(package("1:3.26.1-6"), true), Mode::Socket, "the unit decides");
+        assert_eq!(auto(package("1:3.24-1.1"), false), Mode::Socket);
+        assert_eq!(auto(package("1:3.26.1-1"), false), Mode::Socket);
+        assert_eq!(auto(None, false), Mode::Socket);
+    }
+
+    #[test]
+    fn a_server_that_dies_of_the_signal_is_refused_with_the_way_out() {
+        let why = chosen(Some(Mode::Signal), package("1:3.24-1.1"), false).unwrap_err();
+        assert!(why.contains("3.24-1.1") && why.contains("mode = \"socket\""), "{why}");
+        let why = chosen(Some(Mode::Signal), None, false).unwrap_err();
+        assert!(why.contains("nbd_server_version"), "{why}");
+        assert_eq!(chosen(Some(Mode::Socket), package("1:3.24-1.1"), false), Ok(Mode::Socket));
+    }
+
+    #[test]
+    fn one_that_dies_of_a_bad_file_is_signalled_if_somebody_insists_and_that_is_said() {
+        let way = choose(Some(Mode::Signal), package("1:3.26.1-1").as_ref(), false).unwrap();
+        assert_eq!(way.mode, Mode::Signal);
+        assert!(way.advice.unwrap().contains("dies"));
+    }
+}
