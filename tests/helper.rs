@@ -20,7 +20,7 @@ use rustix::thread::set_thread_res_uid;
 use serde_json::{Value, json};
 
 const SOCKET: &str = "/run/attachd/helper.sock";
-const PID_FILE: &str = "/run/attachd/nbd-server.pid";
+const PID_FILE: &str = "/run/attachd-nbd-server/nbd-server.pid";
 const HOST_DISKS: &str = "/etc/attachd/host-disks";
 
 /// The helper as its units run it; its socket is held here, as systemd holds it.
@@ -299,7 +299,7 @@ fn only_an_nbd_server_that_catches_sighup_is_told_to_reload() {
     assert_eq!(code(), "NO_SERVER", "a stale pid file");
 }
 
-/// attachd owns the folder: what it puts there must neither hold the helper up nor show it another file.
+/// The server owns the folder: what it puts there must neither hold the helper up nor show it another file.
 #[test]
 fn a_pid_file_that_is_a_pipe_or_a_link_is_refused_at_once() {
     let lab = Lab::new();

@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use super::Refusal;
 
 /// Where nbd-server says which process it is.
-const PID_FILE: &str = "/run/attachd/nbd-server.pid";
+const PID_FILE: &str = "/run/attachd-nbd-server/nbd-server.pid";
 
 pub(super) fn reload() -> Result<Value, Refusal> {
     let no_server = |error: io::Error| Refusal("NO_SERVER", format!("no process of {PID_FILE}: {error}"));
@@ -26,7 +26,7 @@ pub(super) fn reload() -> Result<Value, Refusal> {
     Ok(json!({ "pid": pid.as_raw_nonzero() }))
 }
 
-/// attachd can write in that folder: neither a pipe nor a link to another file may lead this program astray.
+/// The server can write in that folder: neither a pipe nor a link to another file may lead this program astray.
 fn pid() -> io::Result<Pid> {
     let flags = (OFlags::NONBLOCK | OFlags::NOFOLLOW).bits().cast_signed();
     let mut text = String::new();

@@ -19,6 +19,15 @@ pub(crate) fn build(revision: &str) -> PathBuf {
     let staging = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("package-{revision}"));
     let programs = staging.join("release");
     std::fs::create_dir_all(&programs).unwrap();
+    // With nextest each test is a process of its own: the first one of a run builds it, the others wait for it.
+    let stamp = staging.join("run");
+    let lock = std::fs::File::create(staging.join("lock")).unwrap();
+    lock.lock().unwrap();
+    let run = std::env::var("NEXTEST_RUN_ID").unwrap_or_else(|_| format!("process {}", std::process::id()));
+    let deb = staging.join("attachd.deb");
+    if std::fs::read_to_string(&stamp).is_ok_and(|last| last == run) {
+        return deb;
+    }
     for program in PROGRAMS.map(Path::new) {
         let place = programs.join(program.file_name().unwrap());
         let _ = std::fs::remove_file(&place);
@@ -26,7 +35,6 @@ pub(crate) fn build(revision: &str) -> PathBuf {
         // A debug build is ten times the size, and most of that is nothing dpkg need unpack in each test.
         let _ = Command::new("strip").arg("--strip-debug").arg(&place).status();
     }
-    let deb = staging.join("attachd.deb");
     let built = Command::new(env!("CARGO"))
         .args(["deb", "--no-build", "--no-strip", "--fast", "--quiet", "--deb-revision", revision, "--output"])
         .arg(&deb)
@@ -36,5 +44,6 @@ pub(crate) fn build(revision: &str) -> PathBuf {
         .unwrap();
     let said = String::from_utf8_lossy(&built.stderr);
     assert!(built.status.success(), "cargo deb (missing? cargo install cargo-deb --locked): {said}");
+    std::fs::write(stamp, run).unwrap();
     deb
 }
