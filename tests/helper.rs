@@ -299,7 +299,7 @@ fn only_an_nbd_server_that_catches_sighup_is_told_to_reload() {
     assert_eq!(code(), "NO_SERVER", "a stale pid file");
 }
 
-/// attachd owns the folder: what it puts there must neither hold the helper up nor show it another file.
+/// The server owns the folder: what it puts there must neither hold the helper up nor show it another file.
 #[test]
 fn a_pid_file_that_is_a_pipe_or_a_link_is_refused_at_once() {
     let lab = Lab::new();

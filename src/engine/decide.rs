@@ -287,6 +287,7 @@ mod tests {
                 Some(Step::Retrigger(_)) => self.retriggered = true,
                 Some(Step::Record(evidence)) => self.mapping = Some(evidence.clone()),
                 Some(Step::Publish(_)) => (self.published, self.proven) = (true, false),
+                Some(Step::Tell) => self.told = true,
                 Some(Step::Probe(_)) => self.proven = true,
             }
             true
@@ -322,6 +323,15 @@ mod tests {
                 (State::Ready, None)
             ]
         );
+    }
+
+    #[test]
+    fn a_server_that_does_not_know_of_the_files_is_told_before_it_is_asked() {
+        let scene = Scene { told: false, proven: false, ..Scene::served() };
+        assert_eq!(scene.decide().step, Some(Step::Tell));
+        let down = Scene { server: Some(Server::Down { why: "x".into() }), ..scene.clone() };
+        assert_eq!(down.decide().step, None, "there is nobody to tell");
+        assert!(matches!(Scene { told: true, ..scene }.decide().step, Some(Step::Probe(_))));
     }
 
     #[test]
@@ -445,8 +455,8 @@ mod tests {
             (defect < 6, disk)
         });
         let mapping = 0..3_u8;
-        (proptest::collection::vec(disk, 0..3), mapping, any::<[bool; 8]>()).prop_map(|(disks, mapping, flags)| {
-            let [fresh, published, proven, udevd_silent, up, trouble, retriggered, waits] = flags;
+        (proptest::collection::vec(disk, 0..3), mapping, any::<[bool; 9]>()).prop_map(|(disks, mapping, flags)| {
+            let [fresh, published, proven, udevd_silent, up, trouble, retriggered, waits, told] = flags;
             let mapping = match mapping {
                 0 => None,
                 1 => Scene::served().mapping,
@@ -458,6 +468,7 @@ mod tests {
                 fresh,
                 published,
                 retriggered,
+                told,
                 proven: proven && published,
                 udevd_silent,
                 server: Some(if up { Server::Up { pid: Some(1) } } else { Server::Down { why: String::new() } }),
@@ -499,7 +510,7 @@ mod tests {
         /// Doing what is decided comes to an end, and deciding again then changes nothing.
         #[test]
         fn it_comes_to_rest_and_stays_there(mut scene in scenes()) {
-            for _ in 0..8 {
+            for _ in 0..9 {
                 let decision = scene.decide();
                 if !scene.carry_out(&decision) {
                     break;

@@ -26,7 +26,7 @@ pub(super) fn reload() -> Result<Value, Refusal> {
     Ok(json!({ "pid": pid.as_raw_nonzero() }))
 }
 
-/// The NBD servers can write in that folder: neither a pipe nor a link to another file may lead this program astray.
+/// The server can write in that folder: neither a pipe nor a link to another file may lead this program astray.
 fn pid() -> io::Result<Pid> {
     let flags = (OFlags::NONBLOCK | OFlags::NOFOLLOW).bits().cast_signed();
     let mut text = String::new();

@@ -32,6 +32,8 @@ fn every_file_has_the_owner_and_mode_that_the_documentation_says() {
         ("/etc/attachd", "root root 755"),
         ("/etc/attachd/attachd.toml", "root root 644"),
         ("/etc/attachd/host-disks", "root root 755"),
+        ("/etc/attachd/nbd-server/signal.conf", "root root 644"),
+        ("/etc/attachd/nbd-server/socket.conf", "root root 644"),
         ("/var/lib/attachd", "attachd attachd 755"),
         ("/var/lib/attachd/attachd.db", "attachd attachd 600"),
         ("/var/lib/attachd/claims", "attachd attachd 755"),
@@ -42,6 +44,8 @@ fn every_file_has_the_owner_and_mode_that_the_documentation_says() {
         ("/run/attachd/exports", "attachd attachd 755"),
         ("/run/attachd/exports.new", "attachd attachd 755"),
         ("/run/attachd-nbdkit", "attachd-nbd attachd-nbd 755"),
+        ("/run/attachd/nbd-server.d", "attachd attachd 755"),
+        ("/run/attachd-nbd-server", "attachd-nbd attachd-nbd 755"),
         ("/usr/lib/udev/rules.d/59-attachd.rules", "root root 644"),
     ] {
         let shown = host.run("stat", &["--format=%U %G %a", path]);
