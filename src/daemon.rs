@@ -74,15 +74,17 @@ async fn serve(settings: Settings, config: &Path) -> anyhow::Result<()> {
         .with_context(|| format!("cannot listen on {}", settings.socket.display()))?;
 
     let stats = monitor.stats();
+    let server = Endpoint { address: settings.listen, tls };
+    let backend = backend(&settings, ground.nbd_gid)?;
     let tools = Tools {
         sysfs,
         store: store.clone(),
         claims,
         schemes: settings.schemes.clone(),
-        backend: backend(&settings, ground.nbd_gid)?,
+        backend: Arc::clone(&backend),
         helper: HelperClient::new(settings.helper.clone()),
         vm_id: settings.vm_id.clone(),
-        server: Endpoint { address: settings.listen, tls },
+        server: server.clone(),
     };
     let (mut engine, handle) = Engine::new(ground, tools, records);
     engine.look_around().await.context("cannot read the list of disks")?;
@@ -90,7 +92,7 @@ async fn serve(settings: Settings, config: &Path) -> anyhow::Result<()> {
     let mut engine = tokio::spawn(engine.run(stopped(stopping)));
     let monitor = tokio::task::spawn_local(monitor.follow(handle.inputs()));
     let watch_server = tokio::spawn(watch_server.follow(handle.inputs()));
-    let context = api::Context::new(handle.clone(), store.clone(), settings, stats);
+    let context = api::Context::new(handle.clone(), store.clone(), settings, stats, backend, server);
     let (stop_serving, serving_stops) = watch::channel(false);
     let server = tokio::spawn(api::serve(listener, api::router(context), serving_stops));
     tracing::info!(version = env!("CARGO_PKG_VERSION"), "attachd is up");

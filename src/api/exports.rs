@@ -1,13 +1,14 @@
 //! Exports: what NBD clients can ask for.
 
 use axum::Json;
-use axum::extract::State;
+use axum::extract::{Query, State};
 use jiff::Timestamp;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
-use utoipa::ToSchema;
+use utoipa::{IntoParams, ToSchema};
 
 use super::Ctx;
+use super::checked::{self, CheckedExport};
 use super::error::ApiError;
 use super::volumes::ExportView;
 use crate::engine::world::World;
@@ -42,11 +43,23 @@ pub(super) struct ExportList {
     count: usize,
     /// Names in the served folder that attachd did not make.
     foreign: Vec<String>,
+    /// With `check`: what the server itself says about each export that it lists or should serve.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    checked: Option<Vec<CheckedExport>>,
+}
+
+/// What is asked.
+#[derive(Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Wish {
+    /// Ask the NBD server for its list, and open each export once.
+    #[serde(default)]
+    check: bool,
 }
 
 /// Lists what is published, served or not.
-#[utoipa::path(get, path = "/api/v1/exports", responses((status = 200, body = ExportList)))]
-pub(super) async fn list(State(context): Ctx) -> Result<Json<ExportList>, ApiError> {
+#[utoipa::path(get, path = "/api/v1/exports", params(Wish), responses((status = 200, body = ExportList)))]
+pub(super) async fn list(State(context): Ctx, wish: Option<Query<Wish>>) -> Result<Json<ExportList>, ApiError> {
     let listen = context.inner.settings.listen;
     let look = move |world: &World| {
         let published = world.volumes().filter(|volume| volume.published);
@@ -65,7 +78,11 @@ pub(super) async fn list(State(context): Ctx) -> Result<Json<ExportList>, ApiErr
             })
             .collect();
         exports.sort_by_key(|export| export.volume_id);
-        ExportList { count: exports.len(), exports, foreign: world.foreign_exports.clone() }
+        ExportList { count: exports.len(), exports, foreign: world.foreign_exports.clone(), checked: None }
     };
-    Ok(Json(context.inner.engine.read(look).await?))
+    let mut list = context.inner.engine.read(look).await?;
+    if wish.is_some_and(|Query(wish)| wish.check) {
+        list.checked = Some(checked::exports(&context).await?);
+    }
+    Ok(Json(list))
 }

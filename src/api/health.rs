@@ -1,6 +1,7 @@
 //! What is true now about each part. "unknown" is an answer.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use axum::Json;
@@ -12,10 +13,12 @@ use serde::Serialize;
 use utoipa::ToSchema;
 
 use super::{Context, Ctx};
-use crate::config::Settings;
+use crate::config::{ServerSettings, Settings};
 use crate::device::monitor::SocketStats;
+use crate::engine::tell::NotTold;
 use crate::engine::udevd::Udevd;
 use crate::engine::world::{Resyncs, World};
+use crate::export::backend::Check;
 use crate::export::server::Server;
 use crate::store::{Pulse, StoreError};
 
@@ -32,6 +35,8 @@ pub(super) struct Health {
     started_at: Timestamp,
     /// Everything that needs a look; empty when healthy.
     problems: Vec<Problem>,
+    /// What should be known about this host as it is set up; none of it makes it degraded.
+    remarks: Vec<Remark>,
     monitor: MonitorHealth,
     udevd: UdevdHealth,
     resync: ResyncHealth,
@@ -55,6 +60,13 @@ struct Problem {
     hint: &'static str,
     #[serde(skip)]
     grave: bool,
+}
+
+/// Worth knowing, and no trouble by itself.
+#[derive(Serialize, ToSchema)]
+struct Remark {
+    code: &'static str,
+    message: String,
 }
 
 #[derive(Serialize, ToSchema)]
@@ -111,6 +123,10 @@ struct HelperHealth {
 #[derive(Serialize, ToSchema)]
 struct BackendHealth {
     name: &'static str,
+    /// `signal` or `socket`, for nbd-server.
+    mode: Option<&'static str>,
+    /// Why this one.
+    because: Option<String>,
     /// `up`, `down` or `unknown`.
     state: &'static str,
     pid: Option<i32>,
@@ -136,6 +152,7 @@ struct Seen {
     udevd: Udevd,
     resyncs: Resyncs,
     foreign: Vec<String>,
+    not_told: Option<NotTold>,
 }
 
 impl Seen {
@@ -147,6 +164,7 @@ impl Seen {
             udevd: world.ear.udevd_is(),
             resyncs: world.resyncs.clone(),
             foreign: world.foreign_exports.clone(),
+            not_told: world.telling.failed.clone(),
         }
     }
 }
@@ -157,7 +175,9 @@ async fn health(context: &Context) -> Health {
     let stopping = seen.is_err();
     let seen = seen.unwrap_or_default();
     let store = store(context.inner.store.pulse().await);
-    let mut problems = problems(&seen, &store, settings);
+    let backend_files = Arc::clone(&context.inner.backend);
+    let files = tokio::task::spawn_blocking(move || backend_files.check()).await.unwrap_or_default();
+    let mut problems = problems(&seen, &store, &files, settings);
     if stopping {
         let message = "the engine does not run: attachd is stopping".to_owned();
         problems.push(Problem { code: "STOPPING", message, hint: "Ask again when it has started.", grave: true });
@@ -180,6 +200,7 @@ async fn health(context: &Context) -> Health {
         version: env!("CARGO_PKG_VERSION"),
         started_at: context.inner.started,
         problems,
+        remarks: remarks(files, settings),
         monitor: MonitorHealth {
             udev: socket(&context.inner.monitor.udev),
             kernel: socket(&context.inner.monitor.kernel),
@@ -217,7 +238,7 @@ fn store(pulse: Result<Pulse, StoreError>) -> StoreHealth {
     }
 }
 
-fn problems(seen: &Seen, store: &StoreHealth, settings: &Settings) -> Vec<Problem> {
+fn problems(seen: &Seen, store: &StoreHealth, files: &Check, settings: &Settings) -> Vec<Problem> {
     let mut problems = Vec::new();
     let mut add = |code, grave, message, hint| problems.push(Problem { code, message, hint, grave });
     if let Some(error) = &store.error {
@@ -227,6 +248,15 @@ fn problems(seen: &Seen, store: &StoreHealth, settings: &Settings) -> Vec<Proble
     if let Some(Server::Down { why }) = &seen.server {
         let message = format!("the NBD server is down: {why}");
         add("BACKEND_DOWN", false, message, "Start it; exports are proven again at once.");
+    }
+    if let Some(why) = &files.refused {
+        let message = format!("the NBD server would not take up its files: {why}");
+        let hint = "Until that is put right no new export is served, and the server does not start again.";
+        add("SERVER_FILES", false, message, hint);
+    }
+    if let Some(NotTold::Helper(why)) = &seen.not_told {
+        let message = format!("the NBD server could not be told of new exports: {why}");
+        add("SERVER_NOT_TOLD", false, message, "Check `systemctl status attachd-helper.socket attachd-nbd-server`.");
     }
     if let Udevd::Silent(since) = seen.udevd {
         let message = format!("udevd owes the event of a disk since {since}");
@@ -253,14 +283,39 @@ fn problems(seen: &Seen, store: &StoreHealth, settings: &Settings) -> Vec<Proble
     problems
 }
 
+/// What nbd-server is known for, and what its files say.
+fn remarks(files: Check, settings: &Settings) -> Vec<Remark> {
+    let ServerSettings::NbdServer { way, .. } = &settings.server else { return Vec::new() };
+    let mut remarks = vec![Remark {
+        code: "WRITE_ZEROES",
+        message: "nbd-server zeroes only the first 64 MiB of a larger request to write zeroes and reports success \
+                  (nbdcopy sends such requests): do not use its exports as nbdcopy's destination unless the disk is blank"
+            .to_owned(),
+    }];
+    remarks.extend(way.advice.clone().map(|message| Remark { code: "SERVER_VERSION", message }));
+    if !settings.exports.starts_with("/run") {
+        let folder = settings.exports.display();
+        let message = format!("{folder} outlives a reboot: what is in it is served unproven until attachd has started");
+        remarks.push(Remark { code: "SERVED_UNPROVEN", message });
+    }
+    remarks.extend(files.remarks.into_iter().map(|message| Remark { code: "SERVER_FILES", message }));
+    remarks
+}
+
 fn backend(server: Option<Server>, settings: &Settings) -> BackendHealth {
+    let way = match &settings.server {
+        ServerSettings::Nbdkit => None,
+        ServerSettings::NbdServer { way, .. } => Some(way),
+    };
     let (state, pid, why) = match server {
         None => ("unknown", None, None),
         Some(Server::Up { pid }) => ("up", pid, None),
         Some(Server::Down { why }) => ("down", None, Some(why)),
     };
     BackendHealth {
-        name: "nbdkit",
+        name: settings.server.name(),
+        mode: way.map(|way| way.mode.as_str()),
+        because: way.map(|way| way.because.clone()),
         state,
         pid,
         why,

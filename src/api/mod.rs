@@ -3,6 +3,7 @@
 //! Handlers only ask: the engine for what is now, the store for what was. [`serve`] bounds what a client may take.
 
 mod body;
+mod checked;
 mod devices;
 mod error;
 mod events;
@@ -27,6 +28,8 @@ use utoipa_axum::routes;
 use crate::config::Settings;
 use crate::device::monitor;
 use crate::engine::Handle;
+use crate::export::backend::Backend;
+use crate::export::probe::Endpoint;
 use crate::store::Store;
 use error::ApiError;
 pub use serve::{Listener, serve};
@@ -45,15 +48,25 @@ struct Inner {
     store: Store,
     settings: Settings,
     monitor: Arc<monitor::Stats>,
+    backend: Arc<dyn Backend>,
+    server: Endpoint,
     started: Timestamp,
     long_requests: Arc<Semaphore>,
 }
 
 impl Context {
     /// For the router.
-    pub fn new(engine: Handle, store: Store, settings: Settings, monitor: Arc<monitor::Stats>) -> Self {
+    pub fn new(
+        engine: Handle,
+        store: Store,
+        settings: Settings,
+        monitor: Arc<monitor::Stats>,
+        backend: Arc<dyn Backend>,
+        server: Endpoint,
+    ) -> Self {
         let long_requests = Arc::new(Semaphore::new(LONG_REQUESTS));
-        let inner = Inner { engine, store, settings, monitor, started: Timestamp::now(), long_requests };
+        let started = Timestamp::now();
+        let inner = Inner { engine, store, settings, monitor, backend, server, started, long_requests };
         Self { inner: Arc::new(inner) }
     }
 }

@@ -1,10 +1,9 @@
-//! `attachctl exports`.
+//! `attachctl exports`: what attachd wants served, beside what the NBD server says.
 
 use std::fmt::Write;
 
 use serde::Deserialize;
 
-use super::answers::Export;
 use super::client::Client;
 use super::failure::Failure;
 use super::output::Output;
@@ -13,24 +12,57 @@ use super::table::Table;
 #[derive(Default, Deserialize)]
 #[serde(default)]
 struct Exports {
-    exports: Vec<Export>,
+    checked: Vec<Checked>,
     foreign: Vec<String>,
 }
 
+#[derive(Default, Deserialize)]
+#[serde(default)]
+#[allow(clippy::struct_excessive_bools, reason = "each is a fact of its own")]
+struct Checked {
+    name: String,
+    wanted: bool,
+    published: bool,
+    listed: Option<bool>,
+    openable: Option<bool>,
+    why: Option<String>,
+    stale: bool,
+    clear: Option<String>,
+}
+
 pub(super) async fn run(client: &Client, output: &Output) -> Result<(), Failure> {
-    let answer = client.get("exports", &[]).await?;
+    let answer = client.get("exports", &[("check", "true".to_owned())]).await?;
     output.answer(&answer, told)
 }
 
 fn told(list: &Exports) -> String {
-    let mut table = Table::new(["STATE", "DEVICE", "URI"]);
-    for export in &list.exports {
-        let device = export.device_path.clone().unwrap_or_default();
-        table.row([export.state.clone(), device, export.uri.clone()]);
+    let mut table = Table::new(["EXPORT", "WANTED", "PUBLISHED", "LISTED", "OPENABLE", "STALE"]);
+    for export in &list.checked {
+        let facts = [Some(export.wanted), Some(export.published), export.listed, export.openable, Some(export.stale)];
+        let [wanted, published, listed, openable, stale] = facts.map(word);
+        table.row([export.name.clone(), wanted, published, listed, openable, stale]);
     }
     let mut text = table.or("There are no exports.");
+    for export in &list.checked {
+        // That nobody gets in where nobody is to get in needs no words.
+        if let Some(why) = export.why.as_ref().filter(|_| export.published) {
+            let _ = writeln!(text, "{}: {why}", export.name);
+        }
+        if let Some(clear) = &export.clear {
+            let _ = writeln!(text, "{} is in the server's memory only. To clear it: {clear}", export.name);
+        }
+    }
     if !list.foreign.is_empty() {
         let _ = writeln!(text, "Not made by attachd, and offered unproven: {}", list.foreign.join(", "));
     }
     text
+}
+
+fn word(fact: Option<bool>) -> String {
+    match fact {
+        Some(true) => "yes",
+        Some(false) => "no",
+        None => "unknown",
+    }
+    .to_owned()
 }

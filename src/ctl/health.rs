@@ -31,12 +31,20 @@ struct Health {
     version: String,
     started_at: Option<Timestamp>,
     problems: Vec<Reason>,
+    remarks: Vec<Remark>,
     monitor: Monitor,
     udevd: Udevd,
     resync: Resync,
     store: Store,
     backend: Backend,
     volumes: BTreeMap<String, u64>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct Remark {
+    code: String,
+    message: String,
 }
 
 #[derive(Default, Deserialize)]
@@ -81,6 +89,8 @@ struct Store {
 #[serde(default)]
 struct Backend {
     name: String,
+    mode: Option<String>,
+    because: Option<String>,
     state: String,
     pid: Option<i64>,
     listen: String,
@@ -111,13 +121,18 @@ fn told(health: &Health) -> String {
     for Reason { code, message, hint } in &health.problems {
         let _ = write!(text, "  {code}: {message}\n    {hint}\n");
     }
+    for Remark { code, message } in &health.remarks {
+        let _ = writeln!(text, "  to know, {code}: {message}");
+    }
     let Health { monitor, udevd, store, backend, .. } = health;
     let Resync { count, last_reason, last_at, losses } = &health.resync;
     let outbox = store.outbox.map_or("unknown".to_owned(), |rows| rows.to_string());
     let pid = backend.pid.map_or(String::new(), |pid| format!(" (pid {pid})"));
+    let way = backend.mode.as_ref().zip(backend.because.as_ref());
+    let way = way.map_or(String::new(), |(mode, because)| format!("; mode {mode}: {because}"));
     let lines = [
         ("volumes", counts(&health.volumes)),
-        ("backend", format!("{} {}{pid}, {}", backend.name, backend.state, backend.listen)),
+        ("backend", format!("{} {}{pid}, {}{way}", backend.name, backend.state, backend.listen)),
         ("store", format!("{}, {outbox} rows in the outbox", store.state)),
         ("udevd", udevd.since.map_or(udevd.state.clone(), |since| format!("{}, since {since:.3}", udevd.state))),
         ("udev", socket(&monitor.udev)),

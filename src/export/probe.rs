@@ -22,9 +22,11 @@ const OPTION_REPLY: u64 = 0x0003_e889_0455_65a9;
 const REQUEST: u32 = 0x2560_9513;
 const FIXED_NEWSTYLE: u16 = 1;
 const NO_ZEROES: u16 = 1 << 1;
+const OPT_LIST: u32 = 3;
 const OPT_STARTTLS: u32 = 5;
 const OPT_GO: u32 = 7;
 const REP_ACK: u32 = 1;
+const REP_SERVER: u32 = 2;
 const REP_INFO: u32 = 3;
 const REP_ERROR: u32 = 1 << 31;
 const REP_ERR_TLS_REQD: u32 = REP_ERROR | 5;
@@ -140,6 +142,39 @@ pub async fn greet(endpoint: &Endpoint) -> Result<Greeted, ProbeError> {
 pub async fn probe(greeted: Greeted, name: &str) -> Result<(Served, Goodbye), ProbeError> {
     let server = greeted.server;
     tokio::time::timeout(TIME_LIMIT, go(greeted, name)).await.unwrap_or(Err(ProbeError::Slow(server)))
+}
+
+/// The names of all exports that the server lists. `None`: it does not tell.
+pub async fn list(endpoint: &Endpoint) -> Result<Option<Vec<String>>, ProbeError> {
+    let slow = Err(ProbeError::Slow(endpoint.address));
+    tokio::time::timeout(TIME_LIMIT, listing(endpoint)).await.unwrap_or(slow)
+}
+
+async fn listing(endpoint: &Endpoint) -> Result<Option<Vec<String>>, ProbeError> {
+    let Greeted { server, mut stream } = greeting(endpoint).await?;
+    let broken = |error| ProbeError::Broken(server, error);
+    let io = stream.io();
+    io.write_all(&option(OPT_LIST, &[])).await.map_err(broken)?;
+    let mut names = Vec::new();
+    loop {
+        let mut head = [0; 20];
+        io.read_exact(&mut head).await.map_err(broken)?;
+        let (kind, length) = parse_reply_head(&head, OPT_LIST).ok_or(ProbeError::NotNbd(server))?;
+        let mut data = vec![0; length as usize];
+        io.read_exact(&mut data).await.map_err(broken)?;
+        match kind {
+            REP_ACK => return Ok(Some(names)),
+            REP_SERVER => names.push(parse_name(&data).ok_or(ProbeError::NotNbd(server))?),
+            _ => return Ok(None),
+        }
+    }
+}
+
+/// The name in an `NBD_REP_SERVER`: its length, itself, and perhaps more.
+fn parse_name(data: &[u8]) -> Option<String> {
+    let (length, rest) = data.split_first_chunk::<4>()?;
+    let length = usize::try_from(u32::from_be_bytes(*length)).ok()?;
+    Some(String::from_utf8_lossy(rest.get(..length)?).into_owned())
 }
 
 async fn greeting(endpoint: &Endpoint) -> Result<Greeted, ProbeError> {

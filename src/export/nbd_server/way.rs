@@ -76,13 +76,13 @@ mod tests {
         Installed::from_package(version)
     }
 
-    fn chosen(wanted: Option<Mode>, installed: Option<Installed>, held: bool) -> Result<Mode, String> {
-        choose(wanted, installed.as_ref(), held).map(|way| way.mode)
+    fn chosen(wanted: Option<Mode>, installed: Option<&Installed>, held: bool) -> Result<Mode, String> {
+        choose(wanted, installed, held).map(|way| way.mode)
     }
 
     #[test]
     fn left_to_itself_it_signals_only_a_server_that_bears_it_whatever_is_in_its_folder() {
-        let auto = |installed, held| chosen(None, installed, held).unwrap();
+        let auto = |installed: Option<Installed>, held| chosen(None, installed.as_ref(), held).unwrap();
         assert_eq!(auto(package("1:3.26.1-6"), false), Mode::Signal);
         assert_eq!(auto(package("1:3.26.1-6"), true), Mode::Socket, "the unit decides");
         assert_eq!(auto(package("1:3.24-1.1"), false), Mode::Socket);
@@ -92,11 +92,11 @@ mod tests {
 
     #[test]
     fn a_server_that_dies_of_the_signal_is_refused_with_the_way_out() {
-        let why = chosen(Some(Mode::Signal), package("1:3.24-1.1"), false).unwrap_err();
+        let why = chosen(Some(Mode::Signal), package("1:3.24-1.1").as_ref(), false).unwrap_err();
         assert!(why.contains("3.24-1.1") && why.contains("mode = \"socket\""), "{why}");
         let why = chosen(Some(Mode::Signal), None, false).unwrap_err();
         assert!(why.contains("nbd_server_version"), "{why}");
-        assert_eq!(chosen(Some(Mode::Socket), package("1:3.24-1.1"), false), Ok(Mode::Socket));
+        assert_eq!(chosen(Some(Mode::Socket), package("1:3.24-1.1").as_ref(), false), Ok(Mode::Socket));
     }
 
     #[test]

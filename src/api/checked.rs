@@ -1,0 +1,112 @@
+//! What clients would meet: the NBD server's own list, and each export opened once.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde::Serialize;
+use tokio::sync::Semaphore;
+use tokio::task::JoinSet;
+use utoipa::ToSchema;
+
+use super::Context;
+use super::error::ApiError;
+use crate::config::ServerSettings;
+use crate::engine::world::World;
+use crate::export::nbd_server::way::Mode;
+use crate::export::probe::{self, Endpoint};
+use crate::identity::VolumeId;
+
+/// Exports opened at one time.
+const AT_ONCE: usize = 16;
+
+/// For all of them. A server that is started for each connection needs up to a second for each.
+const LIMIT: Duration = Duration::from_secs(20);
+
+/// The export that lets nbd-server start without others.
+const PLACEHOLDER: &str = "attachd-placeholder";
+
+/// One export, as attachd wants it and as the server has it.
+#[derive(Serialize, ToSchema)]
+#[allow(clippy::struct_excessive_bools, reason = "each is a fact of its own")]
+pub(super) struct CheckedExport {
+    name: String,
+    #[schema(value_type = Option<String>)]
+    volume_id: Option<VolumeId>,
+    /// There is an intent for it.
+    wanted: bool,
+    /// attachd lets clients in.
+    published: bool,
+    /// The server lists it; `null`: it lists nothing.
+    listed: Option<bool>,
+    /// A new client would be served; `null`: not found out in time.
+    openable: Option<bool>,
+    /// Why it would not, in the server's words.
+    why: Option<String>,
+    /// The server remembers it, and nobody wants it.
+    stale: bool,
+    /// What would make the server forget it.
+    clear: Option<&'static str>,
+}
+
+/// Asks the server about every export that is published or listed.
+pub(super) async fn exports(context: &Context) -> Result<Vec<CheckedExport>, ApiError> {
+    let wanted = |world: &World| -> BTreeMap<VolumeId, bool> {
+        world.volumes().map(|volume| (volume.intent.volume, volume.published)).collect()
+    };
+    let wanted = context.inner.engine.read(wanted).await?;
+    let server = &context.inner.server;
+    let listed: Option<BTreeSet<String>> = probe::list(server).await.ok().flatten().map(BTreeSet::from_iter);
+    let published = wanted.iter().filter(|(_, published)| **published).map(|(volume, _)| volume.export_name());
+    let mut names: BTreeSet<String> = published.collect();
+    names.extend(listed.iter().flatten().filter(|name| *name != PLACEHOLDER).cloned());
+    let mut answers = ask_for_all(server, &names).await;
+    let clear = match &context.inner.settings.server {
+        ServerSettings::Nbdkit => "remove it from the folder of exports",
+        ServerSettings::NbdServer { way, .. } if way.mode == Mode::Signal => {
+            "systemctl restart attachd-nbd-server (connected clients stay)"
+        }
+        ServerSettings::NbdServer { .. } => "remove its file from the server's folder",
+    };
+    let checked = names.into_iter().map(|name| {
+        let volume_id = VolumeId::from_export_name(&name);
+        let state = volume_id.and_then(|volume| wanted.get(&volume));
+        let listed = listed.as_ref().map(|listed| listed.contains(&name));
+        let stale = listed == Some(true) && state.is_none();
+        let answer = answers.remove(&name);
+        CheckedExport {
+            volume_id,
+            wanted: state.is_some(),
+            published: state == Some(&true),
+            listed,
+            openable: answer.as_ref().map(Result::is_ok),
+            why: answer.and_then(Result::err),
+            stale,
+            clear: stale.then_some(clear),
+            name,
+        }
+    });
+    Ok(checked.collect())
+}
+
+/// Opens each export once; whoever is not reached in time has no answer.
+async fn ask_for_all(server: &Endpoint, names: &BTreeSet<String>) -> BTreeMap<String, Result<(), String>> {
+    let places = Arc::new(Semaphore::new(AT_ONCE));
+    let mut asking = JoinSet::new();
+    for name in names.iter().cloned() {
+        let (places, server) = (Arc::clone(&places), server.clone());
+        asking.spawn(async move {
+            let _place = places.acquire().await;
+            let answer = async { probe::probe(probe::greet(&server).await?, &name).await }.await;
+            (name, answer.map(drop).map_err(|error| error.to_string()))
+        });
+    }
+    let mut answers = BTreeMap::new();
+    let collect = async {
+        while let Some(answer) = asking.join_next().await {
+            answers.extend(answer);
+        }
+    };
+    let _ = tokio::time::timeout(LIMIT, collect).await;
+    answers
+}
