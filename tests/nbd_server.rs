@@ -352,7 +352,7 @@ impl Judge {
 /// Where the check is stricter than the server, and why that is right: nobody writes these on purpose.
 const STRICTER: [&str; 5] = [
     "there is a NUL byte in it",
-    "the section's name is not UTF-8",
+    "the [section] is not UTF-8",
     "the key is not UTF-8",
     "there is no key before the =, or a bracket in it",
     "[generic] belongs into the main file",

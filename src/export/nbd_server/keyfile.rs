@@ -2,8 +2,8 @@
 //!
 //! Written for this because it must refuse what GLib refuses: crates for `.ini` files are looser (they take `;` comments,
 //! keys without values, quotes, any escape), and linking GLib for one function would be a large C library in a daemon.
-//! Stricter than GLib in four points, all of them bytes nobody writes on purpose: a NUL byte, a group or key that is not
-//! UTF-8, and a key with a language (`key[de]`).
+//! Stricter than GLib in bytes nobody writes on purpose: a NUL byte, a section's line or a key that is not UTF-8, and a
+//! key with a language (`key[de]`).
 
 /// A group: its name, where it begins, its entries.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -76,11 +76,11 @@ pub(super) fn parse(bytes: &[u8]) -> Result<Vec<Group>, Bad> {
 }
 
 fn group_name(line: &[u8]) -> Result<String, &'static str> {
-    let end = line.iter().position(|byte| *byte == b']').ok_or("the ] of a [section] is missing")?;
-    if line[end + 1..].iter().any(|byte| !matches!(byte, b' ' | b'\t')) {
+    let line = str::from_utf8(line).map_err(|_| "the [section] is not UTF-8")?;
+    let (name, rest) = line[1..].split_once(']').ok_or("the ] of a [section] is missing")?;
+    if rest.contains(|c| !matches!(c, ' ' | '\t')) {
         return Err("something follows the ] of a [section]");
     }
-    let name = str::from_utf8(&line[1..end]).map_err(|_| "the section's name is not UTF-8")?;
     if name.is_empty() {
         return Err("the section has no name");
     }
@@ -137,17 +137,22 @@ pub(super) fn boolean(value: &[u8]) -> Result<bool, &'static str> {
 
 /// A value as a number that fits into 32 bits. What follows a blank is not looked at.
 pub(super) fn integer(value: &[u8]) -> Result<i32, &'static str> {
-    let word = value.split(u8::is_ascii_whitespace).next().unwrap_or_default();
-    number(word)
+    number(after_blanks(value).split(u8::is_ascii_whitespace).next().unwrap_or_default())
 }
 
 /// A value as a number, with nothing after it.
 pub(super) fn long(value: &[u8]) -> Result<i64, &'static str> {
-    number(value)
+    number(after_blanks(value))
 }
 
 fn number<T: std::str::FromStr>(digits: &[u8]) -> Result<T, &'static str> {
     str::from_utf8(digits).ok().and_then(|text| text.parse().ok()).ok_or("the value is not a number, or too large")
+}
+
+/// For C's functions a vertical tab is a blank, too.
+fn after_blanks(value: &[u8]) -> &[u8] {
+    let start = value.iter().position(|byte| !byte.is_ascii_whitespace() && *byte != 0x0b);
+    &value[start.unwrap_or(value.len())..]
 }
 
 #[cfg(test)]
@@ -180,7 +185,7 @@ mod tests {
     fn values_are_read_as_glib_reads_them() {
         assert_eq!((boolean(b"true \t"), boolean(b"0")), (Ok(true), Ok(false)));
         assert!(boolean(b"yes").is_err() && boolean(b"True").is_err() && boolean(b"").is_err());
-        assert_eq!((integer(b"-3 x"), integer(b"+7")), (Ok(-3), Ok(7)));
+        assert_eq!((integer(b"-3 x"), integer(b"\x0b +7")), (Ok(-3), Ok(7)));
         assert!(integer(b"").is_err() && integer(b"2147483648").is_err() && integer(b"0x1").is_err());
         assert!(long(b"2147483648").is_ok() && long(b"1 ").is_err());
         assert_eq!(string(br"\\a\nb").unwrap(), "\\a\nb");
