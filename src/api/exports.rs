@@ -1,13 +1,14 @@
 //! Exports: what NBD clients can ask for.
 
 use axum::Json;
-use axum::extract::{Query, State};
+use axum::extract::State;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use utoipa::{IntoParams, ToSchema};
 
 use super::Ctx;
+use super::body::QueryString;
 use super::checked::{self, CheckedExport};
 use super::error::ApiError;
 use super::volumes::ExportView;
@@ -50,6 +51,7 @@ pub(super) struct ExportList {
 
 /// What is asked.
 #[derive(Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Wish {
     /// Ask the NBD server for its list, and open each export once.
@@ -59,7 +61,10 @@ pub(super) struct Wish {
 
 /// Lists what is published, served or not.
 #[utoipa::path(get, path = "/api/v1/exports", params(Wish), responses((status = 200, body = ExportList)))]
-pub(super) async fn list(State(context): Ctx, wish: Option<Query<Wish>>) -> Result<Json<ExportList>, ApiError> {
+pub(super) async fn list(
+    State(context): Ctx,
+    QueryString(wish): QueryString<Wish>,
+) -> Result<Json<ExportList>, ApiError> {
     let listen = context.inner.settings.listen;
     let look = move |world: &World| {
         let published = world.volumes().filter(|volume| volume.published);
@@ -81,7 +86,7 @@ pub(super) async fn list(State(context): Ctx, wish: Option<Query<Wish>>) -> Resu
         ExportList { count: exports.len(), exports, foreign: world.foreign_exports.clone(), checked: None }
     };
     let mut list = context.inner.engine.read(look).await?;
-    if wish.is_some_and(|Query(wish)| wish.check) {
+    if wish.check {
         list.checked = Some(checked::exports(&context).await?);
     }
     Ok(Json(list))

@@ -46,6 +46,18 @@ pub(crate) fn wait(api: &Api, volume: &Volume, state: &str) -> Value {
     api.wait_volume(&volume.id, state, SOON).unwrap()
 }
 
+/// Waits until a volume has this reason for not being served, and returns it.
+pub(crate) fn wait_reason(api: &Api, volume: &Volume, code: &str) -> Value {
+    let mut events = api.events().unwrap();
+    let shown = show(api, volume);
+    if shown["reason"]["code"] == code {
+        return shown;
+    }
+    let told = |event: &Value| event["volume_id"] == volume.id && event["reason"]["code"] == code;
+    events.wait_for(told, SOON).unwrap_or_else(|error| panic!("{code}: {error:#}\n{:#}", show(api, volume)));
+    show(api, volume)
+}
+
 pub(crate) fn show(api: &Api, volume: &Volume) -> Value {
     api.get(&format!("/api/v1/volumes/{}", volume.id)).unwrap().expect(200).unwrap()
 }

@@ -1,0 +1,393 @@
+//! nbd-server in the place of nbdkit: the whole daemon with the real servers, in both their ways.
+#![allow(clippy::unwrap_used, reason = "a test's panic is its failure")]
+
+mod common;
+
+use std::fs;
+use std::path::Path;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use common::*;
+use lab::nbd::{self, FLAG_SEND_FLUSH, FLAG_SEND_FUA, REP_ACK, REP_ERR_POLICY};
+use lab::nbd_server::{FOLDER, Installed, MAIN, MAIN_SOCKET, NbdServer, NbdServerPerConnection, PID_FILE, Release};
+use lab::{Api, Attachd, AttachdOptions, Disk, Lab, Volume};
+use serde_json::{Value, json};
+
+const ADDRESS: &str = "127.0.0.1:10809";
+
+enum Server {
+    Signalled(NbdServer),
+    PerConnection { _listens: NbdServerPerConnection },
+}
+
+/// A host whose exports nbd-server serves.
+struct Host {
+    api: Api,
+    attachd: Attachd,
+    _helper: Helper,
+    server: Server,
+    lab: Lab,
+}
+
+/// The three that work: Debian 12's server dies of a signal.
+const WAYS: [(Release, &str); 3] =
+    [(Release::Trixie, "signal"), (Release::Trixie, "socket"), (Release::Bookworm, "socket")];
+
+fn config(installed: &Installed, mode: &str) -> String {
+    let version = installed.package_version().unwrap();
+    let version = version.split_once(':').map_or(version.as_str(), |(_, rest)| rest);
+    let main = if mode == "signal" { MAIN } else { MAIN_SOCKET };
+    format!(
+        "{CONFIG}[export]\nbackend = \"nbd-server\"\nmode = \"{mode}\"\nnbd_server_version = \"{version}\"\n\
+         main_file = \"{main}\"\n"
+    )
+}
+
+impl Host {
+    fn new(release: Release, mode: &str) -> Self {
+        let lab = Lab::new();
+        let installed = Installed::new(&lab, release).unwrap();
+        fs::write(MAIN, include_str!("../packaging/nbd-server/signal.conf")).unwrap();
+        fs::write(MAIN_SOCKET, include_str!("../packaging/nbd-server/socket.conf")).unwrap();
+        lab.attachd_config(&config(&installed, mode)).unwrap();
+        let server = if mode == "signal" {
+            let mut server = NbdServer::new(installed);
+            server.start().unwrap();
+            Server::Signalled(server)
+        } else {
+            Server::PerConnection { _listens: NbdServerPerConnection::start(installed).unwrap() }
+        };
+        let helper = Helper::start();
+        let attachd = start(&lab);
+        Self { api: attachd.api(), attachd, _helper: helper, server, lab }
+    }
+
+    fn signalled() -> Self {
+        Self::new(Release::Trixie, "signal")
+    }
+
+    /// The main process of the signalled server.
+    fn server(&mut self) -> &mut NbdServer {
+        match &mut self.server {
+            Server::Signalled(server) => server,
+            Server::PerConnection { .. } => panic!("there is no main process"),
+        }
+    }
+
+    fn served(&self) -> (Volume, Disk) {
+        served(&self.lab, &self.api)
+    }
+
+    fn bytes_are_right(&self, volume: &Volume, disk: &Disk) {
+        self.lab.nbdcopy_equals(&volume.export(), disk.file()).unwrap();
+    }
+
+    /// What the server says about an export, with attachd's view beside it.
+    fn checked(&self, volume: &Volume) -> Value {
+        let list = self.api.get("/api/v1/exports?check=true").unwrap().expect(200).unwrap();
+        let all = list["checked"].as_array().unwrap().clone();
+        all.into_iter().find(|export| export["name"] == volume.export()).unwrap_or_default()
+    }
+}
+
+/// A lab is its thread's.
+fn in_each_way(test: fn(Host)) {
+    for (release, mode) in WAYS {
+        println!("{release:?}, {mode}");
+        thread::spawn(move || test(Host::new(release, mode))).join().unwrap();
+    }
+}
+
+fn go(volume: &Volume) -> u32 {
+    nbd::go(ADDRESS, &volume.export()).unwrap()
+}
+
+fn problem(api: &Api, code: &str) -> Option<Value> {
+    health(api)["problems"].as_array().unwrap().iter().find(|problem| problem["code"] == code).cloned()
+}
+
+/// Waits until health has a problem, or has it no more. Nothing tells of a change in health.
+fn wait_problem(api: &Api, code: &str, there: bool) -> Value {
+    let begun = Instant::now();
+    loop {
+        let problem = problem(api, code);
+        if problem.is_some() == there {
+            return problem.unwrap_or_default();
+        }
+        assert!(begun.elapsed() < SOON, "{code}: {problem:?}");
+        thread::yield_now();
+    }
+}
+
+#[test]
+fn a_volume_is_served_byte_for_byte_durably_and_revoked_at_once_in_each_way() {
+    in_each_way(|host| {
+        let (volume, disk) = host.served();
+        host.bytes_are_right(&volume, &disk);
+        let flags = lab::NbdClient::connect(ADDRESS, &volume.export()).unwrap().flags();
+        let durable = FLAG_SEND_FLUSH | FLAG_SEND_FUA;
+        assert_eq!(flags & durable, durable, "FLUSH and FUA: {flags:#b}");
+        let checked = host.checked(&volume);
+        let facts = ["wanted", "published", "listed", "openable", "stale"].map(|fact| checked[fact].clone());
+        assert_eq!(facts, [json!(true), json!(true), json!(true), json!(true), json!(false)], "{checked}");
+
+        // While its disk is still attached.
+        let (neighbour, other) = host.served();
+        withdraw(&host.api, &volume);
+        assert_ne!(go(&volume), REP_ACK);
+        host.bytes_are_right(&neighbour, &other);
+        // And back: what the server remembers of it does no harm.
+        intend(&host.api, &volume);
+        wait(&host.api, &volume, "ready");
+        host.bytes_are_right(&volume, &disk);
+        assert_eq!(health(&host.api)["status"], "healthy", "{:#}", health(&host.api));
+    });
+}
+
+#[test]
+fn a_pulled_disk_is_refused_and_served_again_when_it_is_back_in_each_way() {
+    in_each_way(|host| {
+        let (volume, mut disk) = host.served();
+        disk.detach().unwrap();
+        wait(&host.api, &volume, "lost");
+        assert_eq!(go(&volume), REP_ERR_POLICY);
+        disk.attach().unwrap();
+        wait(&host.api, &volume, "ready");
+        host.bytes_are_right(&volume, &disk);
+    });
+}
+
+/// Exports outlive the daemon, and are proven again by the next.
+#[test]
+fn a_restart_of_the_daemon_changes_nothing_for_clients_in_each_way() {
+    in_each_way(|mut host| {
+        let (volume, disk) = host.served();
+        let mut client = host.lab.nbd_client(&volume.export()).unwrap();
+        host.attachd.kill9().unwrap();
+        assert_eq!(go(&volume), REP_ACK);
+        host.attachd = start(&host.lab);
+        host.api = host.attachd.api();
+        wait(&host.api, &volume, "ready");
+        host.bytes_are_right(&volume, &disk);
+        client.read(0, 512).unwrap();
+        // What somebody took away is put back, shut, before it is opened again.
+        assert!(!story(&show(&host.api, &volume)).contains(&"revoked".to_owned()));
+    });
+}
+
+#[test]
+fn debian_12s_server_is_not_signalled_and_the_way_out_is_said() {
+    let lab = Lab::new();
+    let installed = Installed::new(&lab, Release::Bookworm).unwrap();
+    lab.attachd_config(&config(&installed, "signal")).unwrap();
+    let options = AttachdOptions::default();
+    let refused = lab.attachd_start(bin(), &options).unwrap_err().to_string();
+    let said = format!("{refused}{}", fs::read_to_string(lab.dir().join("attachd.log")).unwrap_or_default());
+    assert!(said.contains("attachd.toml:5:8: [export] mode: nbd-server 3.24-1.1 dies of the signal"), "{said}");
+    assert!(said.contains("mode = \"socket\""), "{said}");
+
+    lab.attachd_config(&config(&installed, "auto")).unwrap();
+    let attachd = lab.attachd_start(bin(), &options).unwrap();
+    let backend = health(&attachd.api())["backend"].clone();
+    assert_eq!((&backend["name"], &backend["mode"]), (&json!("nbd-server"), &json!("socket")), "{backend}");
+    assert!(backend["because"].as_str().unwrap().contains("3.24"), "{backend}");
+    assert_eq!(backend["state"], "down", "nothing holds the port");
+}
+
+#[test]
+fn health_tells_of_the_write_zeroes_defect_and_of_a_folder_that_outlives_a_reboot() {
+    let host = Host::signalled();
+    let remarks = |host: &Host| -> Vec<String> {
+        let health = health(&host.api);
+        let remarks = health["remarks"].as_array().unwrap();
+        remarks.iter().map(|remark| remark["code"].as_str().unwrap().to_owned()).collect()
+    };
+    assert_eq!(remarks(&host), ["WRITE_ZEROES"]);
+    assert!(health(&host.api)["remarks"][0]["message"].as_str().unwrap().contains("64 MiB"));
+}
+
+/// One bad file must not cost what is served, and nothing is signalled into it.
+#[test]
+fn a_bad_file_of_somebody_else_stops_new_exports_alone_until_it_is_put_right() {
+    let host = Host::signalled();
+    let (neighbour, other) = host.served();
+    let files: [(&str, &[u8]); 5] = [
+        ("malformed", b"[x]\nno equals sign\n"),
+        ("half-written", b"[x]\nexportname = /dev/x\nreadonly = fal"),
+        ("no exportname", b"[x]\nreadonly = false\n"),
+        ("generic", b"[generic]\nuser = root\n"),
+        ("unreadable", b"[x]\nexportname = /dev/x\n"),
+    ];
+    for (what, bytes) in files {
+        println!("{what}");
+        let file = Path::new(FOLDER).join("foreign.conf");
+        fs::write(&file, bytes).unwrap();
+        if what == "unreadable" {
+            use std::os::unix::fs::PermissionsExt;
+            fs::set_permissions(&file, fs::Permissions::from_mode(0o600)).unwrap();
+        }
+        let volume = host.lab.volume();
+        intend(&host.api, &volume);
+        let mut disk = host.lab.disk(&volume.serial, MIB).unwrap();
+        disk.attach().unwrap();
+        let shown = wait_reason(&host.api, &volume, "SERVER_FILES");
+        let message = shown["reason"]["message"].as_str().unwrap().to_owned();
+        assert!(message.contains("foreign.conf"), "{message}");
+        let told = wait_problem(&host.api, "SERVER_FILES", true);
+        assert!(told["message"].as_str().unwrap().contains("foreign.conf"), "{told}");
+        host.bytes_are_right(&neighbour, &other);
+        assert_eq!(fs::read(&file).unwrap(), bytes, "not touched");
+        fs::remove_file(&file).unwrap();
+        wait(&host.api, &volume, "ready");
+        wait_problem(&host.api, "SERVER_FILES", false);
+        host.bytes_are_right(&volume, &disk);
+        withdraw(&host.api, &volume);
+        disk.detach().unwrap();
+    }
+}
+
+#[test]
+fn foreign_files_and_two_of_one_name_are_told_and_left_alone() {
+    let host = Host::signalled();
+    let (volume, disk) = host.served();
+    let foreign = "[somebody-elses]\nexportname = /dev/null\n";
+    fs::write(Path::new(FOLDER).join("b.conf"), foreign).unwrap();
+    fs::write(Path::new(FOLDER).join("c.conf"), foreign).unwrap();
+    resync(&host.api);
+    let told = problem(&host.api, "FOREIGN_EXPORTS").unwrap();
+    assert!(told["message"].as_str().unwrap().contains("b.conf"), "{told}");
+    let remarks = health(&host.api)["remarks"].to_string();
+    assert!(remarks.contains("[somebody-elses] is in ") && remarks.contains("no authfile"), "{remarks}");
+    host.bytes_are_right(&volume, &disk);
+    assert_eq!(fs::read_to_string(Path::new(FOLDER).join("b.conf")).unwrap(), foreign);
+}
+
+/// The trap: the server lets everybody in where the file is missing.
+#[test]
+fn a_list_of_clients_that_was_taken_away_or_changed_is_put_right_by_a_resync() {
+    let host = Host::signalled();
+    let (volume, disk) = host.served();
+    let clients = Path::new(FOLDER).join(format!("{}.clients", volume.export()));
+    let right = fs::read_to_string(&clients).unwrap();
+    for change in [None, Some("10.9.9.0/24\n")] {
+        match change {
+            None => fs::remove_file(&clients).unwrap(),
+            Some(text) => fs::write(&clients, text).unwrap(),
+        }
+        resync(&host.api);
+        wait(&host.api, &volume, "ready");
+        assert_eq!(fs::read_to_string(&clients).unwrap(), right);
+        host.bytes_are_right(&volume, &disk);
+    }
+}
+
+#[test]
+fn a_server_that_is_killed_is_reported_and_its_exports_are_proven_again_when_it_is_back() {
+    let mut host = Host::signalled();
+    let (volume, disk) = host.served();
+    // What it remembers, and nobody wants.
+    let (gone, _its) = host.served();
+    withdraw(&host.api, &gone);
+    let stale = host.checked(&gone);
+    assert_eq!((&stale["stale"], &stale["openable"]), (&json!(true), &json!(false)), "{stale}");
+    assert!(stale["clear"].as_str().unwrap().contains("restart"), "{stale}");
+
+    host.server().kill().unwrap();
+    let shown = host.api.wait_volume(&volume.id, "exporting", SOON).unwrap();
+    assert_eq!(shown["reason"]["code"], "BACKEND_DOWN");
+    // A disk that comes meanwhile waits for it.
+    let late = host.lab.volume();
+    intend(&host.api, &late);
+    let mut its = host.lab.disk(&late.serial, MIB).unwrap();
+    its.attach().unwrap();
+    wait(&host.api, &late, "exporting");
+    host.server().start().unwrap();
+    for (volume, disk) in [(&volume, &disk), (&late, &its)] {
+        wait(&host.api, volume, "ready");
+        host.bytes_are_right(volume, disk);
+    }
+    assert_eq!(host.checked(&gone), Value::Null, "forgotten");
+}
+
+#[test]
+fn a_pid_file_that_is_stale_or_leads_to_another_process_is_no_server_and_nobody_is_signalled() {
+    let mut host = Host::signalled();
+    let (volume, _disk) = host.served();
+    host.server().kill().unwrap();
+    wait(&host.api, &volume, "exporting");
+    // The number of this very test, which SIGHUP would end.
+    fs::write(PID_FILE, format!("{}\n", std::process::id())).unwrap();
+    let told = wait_problem(&host.api, "BACKEND_DOWN", true);
+    let begun = Instant::now();
+    while !health(&host.api)["backend"]["why"].as_str().unwrap_or_default().contains("not nbd-server") {
+        assert!(begun.elapsed() < SOON, "{told}");
+        thread::yield_now();
+    }
+    host.server().start().unwrap();
+    wait(&host.api, &volume, "ready");
+}
+
+#[test]
+fn a_main_file_that_is_gone_is_told_and_nothing_is_signalled_until_it_is_back() {
+    let host = Host::signalled();
+    let (neighbour, other) = host.served();
+    let main = fs::read(MAIN).unwrap();
+    fs::remove_file(MAIN).unwrap();
+    let volume = host.lab.volume();
+    intend(&host.api, &volume);
+    let mut disk = host.lab.disk(&volume.serial, MIB).unwrap();
+    disk.attach().unwrap();
+    let shown = wait_reason(&host.api, &volume, "SERVER_FILES");
+    assert!(shown["reason"]["message"].as_str().unwrap().contains("signal.conf"));
+    host.bytes_are_right(&neighbour, &other);
+    fs::write(MAIN, main).unwrap();
+    wait(&host.api, &volume, "ready");
+}
+
+/// 200 publish and revoke cycles, with more than a thousand signals asked for meanwhile.
+#[test]
+fn a_client_that_copies_from_a_neighbour_is_never_disturbed() {
+    let mut host = Host::signalled();
+    let (neighbour, other) = host.served();
+    let (volume, disk) = host.served();
+    let pid = host.server().pid();
+    let stop = std::sync::Arc::new(std::sync::atomic::AtomicBool::new(false));
+    let (stopped, export, file) = (stop.clone(), neighbour.export(), other.file().to_owned());
+    let copies = thread::scope(|scope| {
+        let copying = scope.spawn(|| {
+            let lab = &host.lab;
+            let mut held = lab.nbd_client(&export).unwrap();
+            let mut copies = 0;
+            while !stopped.load(std::sync::atomic::Ordering::Acquire) {
+                lab.nbdcopy_equals(&export, &file).unwrap();
+                held.read(0, 4096).unwrap();
+                copies += 1;
+            }
+            copies
+        });
+        for _ in 0..200 {
+            withdraw(&host.api, &volume);
+            assert_ne!(go(&volume), REP_ACK);
+            intend(&host.api, &volume);
+            wait(&host.api, &volume, "ready");
+        }
+        // A thousand volumes announced: each has the server told, as many as wait at one time at once.
+        for _ in 0..1000 {
+            intend(&host.api, &host.lab.volume());
+        }
+        let last = host.lab.volume();
+        intend(&host.api, &last);
+        let begun = Instant::now();
+        while nbd::info(ADDRESS, &last.export()).unwrap() != REP_ACK {
+            assert!(begun.elapsed() < SOON, "the last one is known, too");
+            thread::sleep(Duration::from_millis(20));
+        }
+        stop.store(true, std::sync::atomic::Ordering::Release);
+        copying.join().unwrap()
+    });
+    println!("{copies} copies of the neighbour meanwhile, all of them right");
+    assert!(copies > 20, "{copies}: the trap was live");
+    assert_eq!(host.server().pid(), pid, "the server never died");
+    host.bytes_are_right(&volume, &disk);
+}
