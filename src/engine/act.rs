@@ -42,10 +42,20 @@ pub(super) fn disk(device: &Device) -> (DevNum, u64) {
     (device.facts.devnum, device.facts.diskseq)
 }
 
-/// One line for each step. Written with the store's copy: formatting on the way to `ready` would be felt.
-pub(super) fn log(id: VolumeId, state: State, notes: &[Entry]) {
+/// One entry for each step. Written with the store's copy: formatting on the way to `ready` would be felt.
+pub(super) fn log(id: VolumeId, state: State, disk: Option<&Facts>, notes: &[Entry]) {
     for note in notes {
-        tracing::info!(VOLUME_ID = %id, SERIAL = %id.serial(), STATE = %state, AT = %note.at, "{} {}", note.event, note.detail);
+        tracing::info!(
+            EVENT = &*note.event,
+            VOLUME_ID = %id,
+            SERIAL = %id.serial(),
+            EXPORT = id.export_name(),
+            STATE = %state,
+            DEVNAME = disk.map(|disk| format!("/dev/{}", disk.name)),
+            DISKSEQ = disk.map(|disk| disk.diskseq),
+            AT = %note.at,
+            "{} {}", note.event, note.detail
+        );
     }
 }
 
@@ -173,7 +183,9 @@ impl Engine {
     pub(super) async fn post(&mut self, id: VolumeId, mut changes: Vec<Change>) {
         let Some(volume) = self.world.volume_mut(id) else { return };
         let notes = std::mem::take(&mut volume.notes);
-        log(id, volume.state, &notes);
+        let state = volume.state;
+        let disk = self.world.table.with_serial(id.serial()).next().map(|device| &device.facts);
+        log(id, state, disk, &notes);
         changes.extend(notes.into_iter().map(|entry| Change::Note(id, entry)));
         if !changes.is_empty() && self.tools.store.post(changes).await.is_err() {
             tracing::error!(VOLUME_ID = %id, "the store has ended; the volume's story is not kept");

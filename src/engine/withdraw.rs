@@ -237,9 +237,10 @@ impl Engine {
         let id = ticket.volume;
         self.note(id, "withdrawn", String::new());
         let serial = id.serial();
-        let present = self.world.table.with_serial(serial).next().is_some();
         let notes = self.world.remove(id).map(|volume| volume.notes).unwrap_or_default();
-        super::act::log(id, State::Detaching, &notes);
+        let disk = self.world.table.with_serial(serial).next().map(|device| &device.facts);
+        let present = disk.is_some();
+        super::act::log(id, State::Detaching, disk, &notes);
         // The withdrawal itself is on record already, with its rows.
         let rest = notes.into_iter().filter(|note| note.event != "withdrawn").map(|note| Change::Note(id, note));
         let _ = self.tools.store.post(rest.collect()).await;
