@@ -7,7 +7,7 @@
 use jiff::{SignedDuration, Timestamp};
 
 use super::Engine;
-use super::input::{Asked, Clients, Input, Rejection, Reply, Ticket, Withdrawal};
+use super::input::{Asked, Clients, Input, Rejection, Reply, Ticket, Withdrawal, named};
 use crate::device::DevNum;
 use crate::export::clients;
 use crate::helper_client::{HelperClient, HelperError};
@@ -101,7 +101,7 @@ impl Engine {
         volume.leaving = true;
         let reason = Reason::new(
             "CLIENTS_CONNECTED",
-            format!("withdrawn by force while NBD clients are connected: {}", clients.join(", ")),
+            format!("withdrawn by force while NBD clients are connected: {}", named(&clients)),
             "They keep what they have opened. To cut them: `ss -K dst <address>` as root, or restart the NBD server.",
         );
         let changes = vec![Change::Stand(id, State::Detaching, Some(reason.clone()))];
