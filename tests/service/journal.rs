@@ -1,6 +1,7 @@
 //! The journal: one volume's whole story under its name, and a journald that hangs.
 
 use std::collections::HashSet;
+use std::fs;
 use std::time::{Duration, Instant};
 
 use lab::Volume;
@@ -79,6 +80,37 @@ fn the_journal_tells_the_whole_story_of_a_volume_and_explains_it() {
 
 fn main_pid(host: &Host, unit: &str) -> Pid {
     Pid::from_raw(host.inside.main_pid(unit).unwrap().cast_signed()).unwrap()
+}
+
+/// How often the daemon's thread that writes the journal has gone to sleep.
+fn naps(host: &Host) -> u64 {
+    let pid = host.inside.main_pid("attachd.service").unwrap();
+    let tasks = fs::read_dir(format!("/proc/{pid}/task")).unwrap().map(|task| task.unwrap().path());
+    let mut writers = tasks.filter(|task| fs::read_to_string(task.join("comm")).is_ok_and(|comm| comm == "journal\n"));
+    let status = fs::read_to_string(writers.next().expect("the thread").join("status")).unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix("voluntary_ctxt_switches:")).unwrap();
+    line.trim().parse().unwrap()
+}
+
+#[test]
+fn the_thread_that_writes_the_journal_sleeps_until_there_is_something_to_write() {
+    let host = Host::installed();
+    let (volume, _disk) = host.served();
+    // The last entry is in the journal: nothing is left to write.
+    let begun = Instant::now();
+    while !story(&host, &volume).iter().any(|entry| field(entry, "EVENT") == "ready") {
+        assert!(begun.elapsed() < SOON, "{}", host.story());
+    }
+    let before = naps(&host);
+    for _ in 0..200 {
+        host.api.get("/api/v1/health").unwrap();
+    }
+    assert_eq!(naps(&host), before);
+    host.withdraw(&volume);
+    let begun = Instant::now();
+    while naps(&host) == before {
+        assert!(begun.elapsed() < SOON, "the control");
+    }
 }
 
 /// Goes on when dropped, so that systemd is not left with a journald that takes nothing.
