@@ -30,7 +30,7 @@ fn main() -> ExitCode {
     if matches!(arguments.command, Some(Command::CheckConfig)) {
         return config::report(&arguments.config);
     }
-    telemetry::init();
+    let _flush = telemetry::init();
     match daemon::run(&arguments.config) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => telemetry::failed(&error),

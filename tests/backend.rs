@@ -5,6 +5,8 @@ mod common;
 
 use std::fs;
 use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -48,6 +50,10 @@ impl Host {
     fn new(release: Release, mode: &str) -> Self {
         let lab = Lab::new();
         let installed = Installed::new(&lab, release).unwrap();
+        Self::with(lab, installed, mode)
+    }
+
+    fn with(lab: Lab, installed: Installed, mode: &str) -> Self {
         fs::write(MAIN, include_str!("../packaging/nbd-server/signal.conf")).unwrap();
         fs::write(MAIN_SOCKET, include_str!("../packaging/nbd-server/socket.conf")).unwrap();
         lab.attachd_config(&config(&installed, mode)).unwrap();
@@ -184,7 +190,7 @@ fn debian_12s_server_is_not_signalled_and_the_way_out_is_said() {
     let options = AttachdOptions::default();
     let refused = lab.attachd_start(bin(), &options).unwrap_err().to_string();
     let said = format!("{refused}{}", fs::read_to_string(lab.dir().join("attachd.log")).unwrap_or_default());
-    assert!(said.contains("attachd.toml:5:8: [export] mode: nbd-server 3.24-1.1 dies of the signal"), "{said}");
+    assert!(said.contains("attachd.toml:5:8: [export] nbd-server 3.24-1.1 dies of the signal"), "{said}");
     assert!(said.contains("mode = \"socket\""), "{said}");
 
     lab.attachd_config(&config(&installed, "auto")).unwrap();
@@ -197,7 +203,12 @@ fn debian_12s_server_is_not_signalled_and_the_way_out_is_said() {
 
 #[test]
 fn health_tells_of_the_write_zeroes_defect_and_of_a_folder_that_outlives_a_reboot() {
-    let host = Host::signalled();
+    let lab = Lab::new();
+    let installed = Installed::new(&lab, Release::Trixie).unwrap();
+    let (folder, on_disk) = ("/run/lab/conf.d", lab.dir().join("conf.d"));
+    fs::create_dir(&on_disk).unwrap();
+    installed.lay_in(&on_disk, Path::new(folder)).unwrap();
+    let mut host = Host::with(lab, installed, "signal");
     let remarks = |host: &Host| -> Vec<String> {
         let health = health(&host.api);
         let remarks = health["remarks"].as_array().unwrap();
@@ -205,6 +216,25 @@ fn health_tells_of_the_write_zeroes_defect_and_of_a_folder_that_outlives_a_reboo
     };
     assert_eq!(remarks(&host), ["WRITE_ZEROES"]);
     assert!(health(&host.api)["remarks"][0]["message"].as_str().unwrap().contains("64 MiB"));
+
+    // A host that keeps its own folder, with its own files in it.
+    std::os::unix::fs::chown(folder, Some(lab::people::ATTACHD.id), None).unwrap();
+    let foreign = Path::new(folder).join("own.conf");
+    let own = "[own]\nexportname = /dev/null/own\nauthfile = /dev/null\nflush = true\n";
+    fs::write(&foreign, own).unwrap();
+    let main = fs::read_to_string(MAIN).unwrap().replace(FOLDER, folder);
+    fs::write(MAIN, main).unwrap();
+    let lab_config = fs::read_to_string("/etc/attachd/attachd.toml").unwrap();
+    host.lab.attachd_config(&format!("{lab_config}folder = \"{folder}\"\n")).unwrap();
+    host.server().restart().unwrap();
+    host.attachd.terminate().unwrap();
+    host.attachd = start(&host.lab);
+    host.api = host.attachd.api();
+    let (volume, disk) = host.served();
+    host.bytes_are_right(&volume, &disk);
+    assert_eq!(remarks(&host), ["WRITE_ZEROES", "SERVED_UNPROVEN"]);
+    withdraw(&host.api, &volume);
+    assert_eq!(fs::read_to_string(&foreign).unwrap(), own);
 }
 
 /// One bad file must not cost what is served, and nothing is signalled into it.
@@ -345,6 +375,16 @@ fn a_main_file_that_is_gone_is_told_and_nothing_is_signalled_until_it_is_back() 
     wait(&host.api, &volume, "ready");
 }
 
+/// Set when it is dropped.
+#[derive(Default)]
+struct Stop(Arc<AtomicBool>);
+
+impl Drop for Stop {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Release);
+    }
+}
+
 /// 200 publish and revoke cycles, with more than a thousand signals asked for meanwhile.
 #[test]
 fn a_client_that_copies_from_a_neighbour_is_never_disturbed() {
@@ -352,20 +392,22 @@ fn a_client_that_copies_from_a_neighbour_is_never_disturbed() {
     let (neighbour, other) = host.served();
     let (volume, disk) = host.served();
     let pid = host.server().pid();
-    let stop = std::sync::Arc::new(std::sync::atomic::AtomicBool::new(false));
-    let (stopped, export, file) = (stop.clone(), neighbour.export(), other.file().to_owned());
+    let stop = Stop::default();
+    let (stopped, export, file) = (stop.0.clone(), neighbour.export(), other.file().to_owned());
     let copies = thread::scope(|scope| {
         let copying = scope.spawn(|| {
             let lab = &host.lab;
             let mut held = lab.nbd_client(&export).unwrap();
             let mut copies = 0;
-            while !stopped.load(std::sync::atomic::Ordering::Acquire) {
+            while !stopped.load(Ordering::Acquire) {
                 lab.nbdcopy_equals(&export, &file).unwrap();
                 held.read(0, 4096).unwrap();
                 copies += 1;
             }
             copies
         });
+        // Also when something below fails: the scope waits for the copier.
+        let stop = stop;
         for _ in 0..200 {
             withdraw(&host.api, &volume);
             assert_ne!(go(&volume), REP_ACK);
@@ -383,7 +425,7 @@ fn a_client_that_copies_from_a_neighbour_is_never_disturbed() {
             assert!(begun.elapsed() < SOON, "the last one is known, too");
             thread::sleep(Duration::from_millis(20));
         }
-        stop.store(true, std::sync::atomic::Ordering::Release);
+        drop(stop);
         copying.join().unwrap()
     });
     println!("{copies} copies of the neighbour meanwhile, all of them right");

@@ -259,6 +259,26 @@ fn the_client_of_an_export_is_named_and_candidates_are_told_from_certainty() {
 }
 
 /// Every NBD server's process counts: one that outlived its main process has no pid file, and still has its client.
+/// attachd proves exports by connecting as any client does.
+#[test]
+fn the_handshakes_of_attachd_are_nobodys_clients() {
+    let mut lab = Lab::new();
+    let _helper = Helper::start(&lab);
+    lab.nbdkit_start().unwrap();
+    let disk = attached(&lab);
+    lab.claim(disk.serial()).unwrap();
+    retriggered(&lab, &[&disk]);
+    lab.publish("x", &disk.node()).unwrap();
+    let handshake = as_user(ATTACHD.id, || lab.nbd_client("x").unwrap());
+    let request = format!("holders {}", number(&disk));
+    let answer = ask(&request);
+    assert_eq!((&answer["open"], &answer["clients"]), (&json!(1), &json!([])), "{answer}");
+    let client = lab.nbd_client("x").unwrap();
+    let answer = ask(&request);
+    assert_eq!(answer["clients"].as_array().unwrap().len(), 1, "{answer}");
+    drop((handshake, client));
+}
+
 #[test]
 fn an_nbd_server_without_a_pid_file_is_seen_holding_a_disk() {
     let lab = Lab::new();

@@ -9,6 +9,8 @@ mod doors;
 mod host;
 #[path = "service/initramfs.rs"]
 mod initramfs;
+#[path = "service/journal.rs"]
+mod journal;
 #[path = "service/lifetime.rs"]
 mod lifetime;
 #[path = "service/nbd_server.rs"]

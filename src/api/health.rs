@@ -1,6 +1,7 @@
 //! What is true now about each part. "unknown" is an answer.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -21,6 +22,9 @@ use crate::engine::world::{Resyncs, World};
 use crate::export::backend::Check;
 use crate::export::server::Server;
 use crate::store::{Pulse, StoreError};
+
+/// `TMPFS_MAGIC` (statfs(2)).
+const TMPFS_MAGIC: i64 = 0x0102_1994;
 
 /// Health.
 #[derive(Serialize, ToSchema)]
@@ -293,13 +297,17 @@ fn remarks(files: Check, settings: &Settings) -> Vec<Remark> {
             .to_owned(),
     }];
     remarks.extend(way.advice.clone().map(|message| Remark { code: "SERVER_VERSION", message }));
-    if !settings.exports.starts_with("/run") {
+    if !is_gone_after_a_reboot(&settings.exports) {
         let folder = settings.exports.display();
         let message = format!("{folder} outlives a reboot: what is in it is served unproven until attachd has started");
         remarks.push(Remark { code: "SERVED_UNPROVEN", message });
     }
     remarks.extend(files.remarks.into_iter().map(|message| Remark { code: "SERVER_FILES", message }));
     remarks
+}
+
+fn is_gone_after_a_reboot(folder: &Path) -> bool {
+    rustix::fs::statfs(folder).is_ok_and(|fs| fs.f_type == TMPFS_MAGIC)
 }
 
 fn backend(server: Option<Server>, settings: &Settings) -> BackendHealth {

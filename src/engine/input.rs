@@ -198,7 +198,10 @@ pub enum Rejection {
         uses: String,
     },
     /// Somebody uses the export.
-    #[error("volume {volume} cannot be withdrawn: NBD clients are connected to it ({}); end them, or withdraw with force", clients.join(", "))]
+    #[error(
+        "volume {volume} cannot be withdrawn: NBD clients are connected to it ({}); end them, or withdraw with force",
+        named(clients)
+    )]
     ClientsConnected {
         /// Which volume.
         volume: VolumeId,
@@ -253,3 +256,9 @@ pub struct Event {
 
 /// Events are shared by all who listen.
 pub type SharedEvent = Arc<Event>;
+
+/// Clients by their addresses. An NBD server does not tell which of its clients uses which of its disks.
+pub(super) fn named(clients: &[String]) -> String {
+    let several = if clients.len() > 1 { "; some of these may use other exports" } else { "" };
+    clients.join(", ") + several
+}

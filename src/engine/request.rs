@@ -112,7 +112,7 @@ impl Engine {
             new.epoch = self.next_epoch();
             new.instance = new.epoch;
             self.world.insert(new);
-            tracing::info!(VOLUME_ID = %volume, SERIAL = %volume.serial(), UID = intent.uid, "intent accepted: {}", described(&intent));
+            tracing::info!(EVENT = "intent", VOLUME_ID = %volume, SERIAL = %volume.serial(), EXPORT = volume.export_name(), UID = intent.uid, "intent accepted {}", described(&intent));
             self.tell_intent(&intent);
         }
         self.answer_admission(volume, &result.map(|()| Accepted::New), reply);

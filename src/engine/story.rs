@@ -4,6 +4,7 @@ use jiff::Timestamp;
 
 use super::Engine;
 use super::input::Event;
+use crate::device::facts::Facts;
 use crate::identity::VolumeId;
 use crate::store::Change;
 use crate::volume::{Entry, Reason, State};
@@ -58,7 +59,9 @@ impl Engine {
     pub(super) async fn post(&mut self, id: VolumeId, mut changes: Vec<Change>) {
         let Some(volume) = self.world.volume_mut(id) else { return };
         let notes = std::mem::take(&mut volume.notes);
-        log(id, volume.state, &notes);
+        let state = volume.state;
+        let disk = self.world.table.with_serial(id.serial()).next().map(|device| &device.facts);
+        log(id, state, disk, &notes);
         changes.extend(notes.into_iter().map(|entry| Change::Note(id, entry)));
         if !changes.is_empty() && self.tools.store.post(changes).await.is_err() {
             tracing::error!(VOLUME_ID = %id, "the store has ended; the volume's story is not kept");
@@ -66,9 +69,19 @@ impl Engine {
     }
 }
 
-/// One line for each step. Written with the store's copy: formatting on the way to `ready` would be felt.
-pub(super) fn log(id: VolumeId, state: State, notes: &[Entry]) {
+/// One entry for each step. Written with the store's copy: formatting on the way to `ready` would be felt.
+pub(super) fn log(id: VolumeId, state: State, disk: Option<&Facts>, notes: &[Entry]) {
     for note in notes {
-        tracing::info!(VOLUME_ID = %id, SERIAL = %id.serial(), STATE = %state, AT = %note.at, "{} {}", note.event, note.detail);
+        tracing::info!(
+            EVENT = &*note.event,
+            VOLUME_ID = %id,
+            SERIAL = %id.serial(),
+            EXPORT = id.export_name(),
+            STATE = %state,
+            DEVNAME = disk.map(|disk| format!("/dev/{}", disk.name)),
+            DISKSEQ = disk.map(|disk| disk.diskseq),
+            AT = %note.at,
+            "{} {}", note.event, note.detail
+        );
     }
 }

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use jiff::Timestamp;
 
 use super::Engine;
-use super::input::{Asked, Clients, Input, Rejection, Reply, Ticket, Withdrawal};
+use super::input::{Asked, Clients, Input, Rejection, Reply, Ticket, Withdrawal, named};
 use super::world::Volume;
 use crate::device::DevNum;
 use crate::export::clients;
@@ -133,7 +133,7 @@ impl Engine {
         volume.leaving = true;
         let reason = Reason::new(
             "CLIENTS_CONNECTED",
-            format!("withdrawn by force while NBD clients are connected: {}", clients.join(", ")),
+            format!("withdrawn by force while NBD clients are connected: {}", named(&clients)),
             "They keep what they have opened. To cut them: `ss -K dst <address>` as root, or restart the NBD server.",
         );
         let changes = vec![Change::Stand(id, State::Detaching, Some(reason.clone()))];
@@ -262,9 +262,10 @@ impl Engine {
         let id = ticket.volume;
         self.note(id, "withdrawn", String::new());
         let serial = id.serial();
-        let present = self.world.table.with_serial(serial).next().is_some();
         let notes = self.world.remove(id).map(|volume| volume.notes).unwrap_or_default();
-        super::story::log(id, State::Detaching, &notes);
+        let disk = self.world.table.with_serial(serial).next().map(|device| &device.facts);
+        let present = disk.is_some();
+        super::story::log(id, State::Detaching, disk, &notes);
         // The withdrawal itself is on record already, with its rows.
         let rest = notes.into_iter().filter(|note| note.event != "withdrawn").map(|note| Change::Note(id, note));
         let _ = self.tools.store.post(rest.collect()).await;

@@ -18,15 +18,18 @@ pub fn connected(server: SocketAddr) -> io::Result<Vec<String>> {
     Ok(clients(&lines, server.port(), me))
 }
 
-/// The remote end of each connection in a table, by the inode of its socket.
-pub(crate) fn remotes(table: &str) -> HashMap<u64, String> {
-    let remote = |line: &str| {
-        let inode = line.split_whitespace().nth(9)?.parse().ok()?;
-        let (address, port) = parse(line)?.remote;
-        // A listener has none.
-        (port != 0).then(|| (inode, format!("{}:{port}", readable(&address))))
-    };
-    table.lines().filter_map(remote).collect()
+/// The remote end of each established connection in a table, by the inode of its socket, `me`'s own handshakes left out.
+pub(crate) fn remotes(table: &str, me: Option<u32>) -> HashMap<u64, String> {
+    let sockets: Vec<(u64, Socket)> = table
+        .lines()
+        .filter_map(|line| Some((line.split_whitespace().nth(9)?.parse().ok()?, parse(line)?)))
+        .filter(|(_, socket)| socket.established)
+        .collect();
+    // The other end of a connection on this host is in the table as well, with whose it is.
+    let own: HashSet<&(String, u16)> =
+        sockets.iter().filter(|(_, socket)| Some(socket.uid) == me).map(|(_, socket)| &socket.local).collect();
+    let others = sockets.iter().filter(|(_, socket)| !own.contains(&socket.remote));
+    others.map(|(inode, socket)| (*inode, format!("{}:{}", readable(&socket.remote.0), socket.remote.1))).collect()
 }
 
 /// One line of the table.
@@ -97,8 +100,15 @@ mod tests {
              6: 0100007F:1F90 0100007F:D434 01 00000000:00000000 00:00000000 00000000     0 0 7\n"
         );
         assert_eq!(clients(&table, 10809, 997), ["127.0.0.1:54321"]);
-        let remotes = remotes(&table);
-        assert_eq!((remotes.len(), remotes[&2].as_str()), (6, "127.0.0.1:54321"), "all but the listener: {remotes:?}");
+        let of_nbdkit = |me| {
+            let mut inodes: Vec<u64> =
+                remotes(&table, me).into_keys().filter(|inode| [1, 2, 4, 6].contains(inode)).collect();
+            inodes.sort_unstable();
+            inodes
+        };
+        assert_eq!(remotes(&table, None)[&2], "127.0.0.1:54321");
+        assert_eq!(of_nbdkit(None), [2, 4], "neither the listener nor the client that has hung up");
+        assert_eq!(of_nbdkit(Some(997)), [2], "nor our own handshake");
     }
 
     #[test]

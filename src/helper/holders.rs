@@ -6,7 +6,8 @@ use std::{fs, io};
 use rustix::fs::FileType;
 use serde_json::{Value, json};
 
-use super::Refusal;
+use super::{CALLER, Refusal};
+use crate::accounts::id_of;
 use crate::device::DevNum;
 use crate::export::clients;
 
@@ -38,7 +39,7 @@ fn is_exact(open: usize, clients: usize) -> bool {
     clients == 1 || clients == open
 }
 
-/// How often this server has the disk open, and if at all, the remote ends of its connections.
+/// How often this server has the disk open, and if at all, the remote ends of its connections, attachd's own left out.
 ///
 /// What cannot be read is an error: taken for nothing, it would mean that nobody is connected.
 fn look_at(process: &Path, devnum: DevNum) -> io::Result<(usize, Vec<String>)> {
@@ -57,7 +58,8 @@ fn look_at(process: &Path, devnum: DevNum) -> io::Result<(usize, Vec<String>)> {
     }
     // The server's own tables: this program has no network. The second is absent when the kernel has no IPv6.
     let table = |name| unless_gone(fs::read_to_string(process.join(name))).map(Option::unwrap_or_default);
-    let remotes = clients::remotes(&(table("net/tcp")? + &table("net/tcp6")?));
+    let attachd = id_of("/etc/passwd", CALLER).ok();
+    let remotes = clients::remotes(&(table("net/tcp")? + &table("net/tcp6")?), attachd);
     Ok((open, sockets.iter().filter_map(|inode| remotes.get(inode).cloned()).collect()))
 }
 

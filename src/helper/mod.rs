@@ -23,6 +23,9 @@ use serde_json::{Value, json};
 use crate::device::DevNum;
 pub use server::run;
 
+/// Who may ask, root apart.
+const CALLER: &str = "attachd";
+
 /// Why nothing was done: a code for attachd, a sentence for people.
 #[derive(Debug)]
 struct Refusal(&'static str, String);

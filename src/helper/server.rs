@@ -10,11 +10,9 @@ use std::time::{Duration, Instant};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::net::UCred;
 
-use super::{Refusal, journal, perform, render};
+use super::{CALLER, Refusal, journal, perform, render};
 use crate::accounts::id_of;
 
-/// Who may ask, root apart.
-const CALLER: &str = "attachd";
 /// Bytes of a request.
 const LONGEST: usize = 256;
 /// How long a line may take to come, and an answer to be taken.

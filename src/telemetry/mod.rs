@@ -1,28 +1,35 @@
-//! What operators see: one line per event on standard error, with its fields.
+//! What operators see: one entry with fields per event in the journal, or one line on standard error.
 
+pub mod journal;
 pub mod manager;
+mod messages;
 
 use std::io::IsTerminal;
 use std::process::ExitCode;
 
 use tracing::level_filters::LevelFilter;
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::util::SubscriberInitExt;
 
 use crate::config::Invalid;
 
 /// Exit status for a configuration that cannot be used (`EX_CONFIG` of sysexits.h): restarting would not help.
 const EXIT_CONFIG: u8 = 78;
 
-/// Sends the program's events to standard error. `ATTACHD_LOG` takes `error`, `warn`, `info`, `debug` or `trace`.
-pub fn init() {
+/// Sends the program's events to the journal if standard error is the journal, else to standard error.
+/// `ATTACHD_LOG` takes `error`, `warn`, `info`, `debug` or `trace`. Keep what it returns until the end.
+pub fn init() -> Option<journal::Flush> {
     let level = std::env::var("ATTACHD_LOG").ok().and_then(|level| level.parse().ok()).unwrap_or(LevelFilter::INFO);
+    if journal::is_standard_error()
+        && let Ok((journal, flush)) = journal::Journal::start()
+    {
+        tracing_subscriber::registry().with(journal).with(level).init();
+        return Some(flush);
+    }
     let terminal = std::io::stderr().is_terminal();
-    let lines = tracing_subscriber::fmt()
-        .with_max_level(level)
-        .with_writer(std::io::stderr)
-        .with_ansi(terminal)
-        .with_target(false);
-    // journald puts its own time in front of each line.
-    if std::env::var_os("JOURNAL_STREAM").is_some() { lines.without_time().init() } else { lines.init() }
+    let lines = tracing_subscriber::fmt().with_max_level(level).with_writer(std::io::stderr);
+    lines.with_ansi(terminal).with_target(false).init();
+    None
 }
 
 /// Says why the program ends, and with which exit status.

@@ -135,6 +135,11 @@ impl NbdClient {
         Ok(NbdClient { stream, size, flags })
     }
 
+    /// Its own address, as the server sees it.
+    pub fn address(&self) -> Result<String> {
+        Ok(self.stream.local_addr()?.to_string())
+    }
+
     /// The size the server announced.
     pub fn size(&self) -> u64 {
         self.size

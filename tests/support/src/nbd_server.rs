@@ -78,6 +78,16 @@ impl Installed {
         Ok(Installed { root, log: lab.dir().join(format!("nbd-server-{}.log", release.suite())) })
     }
 
+    /// Puts a folder of the disk in this place, for the server and for the lab.
+    pub fn lay_in(&self, folder: &Path, place: &Path) -> Result<()> {
+        fs::create_dir_all(place)?;
+        let inside = self.root.join(place.strip_prefix("/")?);
+        for place in [place, &inside] {
+            mount_bind(folder, place).with_context(|| format!("binding {}", place.display()))?;
+        }
+        Ok(())
+    }
+
     /// What `nbd-server -V` says.
     pub fn version(&self) -> Result<String> {
         let output = self.command(&[], &["-V"]).output()?;

@@ -1,0 +1,244 @@
+//! Entries with fields, to journald by its own protocol
+//! (<https://systemd.io/JOURNAL_NATIVE_PROTOCOL/>), from a thread of their own: a journald that hangs makes its callers
+//! wait, and nobody here may wait for it. `tracing-journald` writes where it is called.
+
+use std::fmt::{Debug, Write as _};
+use std::os::unix::net::UnixDatagram;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
+use std::time::Duration;
+
+use rustix::fs::Stat;
+use tracing::field::{Field, Visit};
+use tracing::{Event, Level, Subscriber};
+use tracing_subscriber::layer::{Context, Layer};
+
+use super::messages;
+
+const SOCKET: &str = "/run/systemd/journal/socket";
+
+/// Entries that may wait for journald; further ones are counted and lost.
+const QUEUE: usize = 4096;
+
+/// Bytes of one value: what is longer is cut, so that an entry always fits into a datagram.
+const LONGEST_VALUE: usize = 32 * 1024;
+
+/// How long the last entries may take when the program ends.
+const GRACE: Duration = Duration::from_secs(1);
+
+/// Whether standard error is the journal, as systemd says it (`JOURNAL_STREAM` in `systemd.exec(5)`): a program that was
+/// started by a service with an output of its own inherits the variable, but not the stream.
+pub(super) fn is_standard_error() -> bool {
+    let stream = std::env::var("JOURNAL_STREAM").unwrap_or_default();
+    rustix::fs::fstat(std::io::stderr()).is_ok_and(|stat| names(&stream, &stat))
+}
+
+fn names(stream: &str, stat: &Stat) -> bool {
+    stream == format!("{}:{}", stat.st_dev, stat.st_ino)
+}
+
+/// Takes events and hands them on as entries.
+pub(super) struct Journal {
+    queue: SyncSender<Order>,
+    lost: Arc<AtomicU64>,
+}
+
+enum Order {
+    Write(Vec<u8>),
+    /// Everything before this is written.
+    Done(SyncSender<()>),
+}
+
+/// Waits for the last entries when dropped, but not for ever.
+pub struct Flush(SyncSender<Order>);
+
+impl Drop for Flush {
+    fn drop(&mut self) {
+        let (done, all_written) = sync_channel(1);
+        // A full queue is a journald that hangs.
+        if self.0.try_send(Order::Done(done)).is_ok() {
+            let _ = all_written.recv_timeout(GRACE);
+        }
+    }
+}
+
+impl Journal {
+    /// Starts the thread.
+    pub(super) fn start() -> std::io::Result<(Self, Flush)> {
+        let socket = UnixDatagram::unbound()?;
+        let (queue, orders) = sync_channel(QUEUE);
+        let lost = Arc::new(AtomicU64::new(0));
+        let missed = Arc::clone(&lost);
+        std::thread::Builder::new().name("journal".to_owned()).spawn(move || write(&socket, &orders, &missed))?;
+        Ok((Self { queue: queue.clone(), lost }, Flush(queue)))
+    }
+}
+
+fn write(socket: &UnixDatagram, orders: &Receiver<Order>, lost: &AtomicU64) {
+    // By its path each time: journald's socket may be made anew. There is nobody to tell of a failure.
+    let send = |entry: &[u8]| drop(socket.send_to(entry, SOCKET));
+    for order in orders {
+        match order {
+            Order::Write(entry) => send(&entry),
+            Order::Done(done) => drop(done.send(())),
+        }
+        match lost.swap(0, Ordering::Relaxed) {
+            0 => {}
+            count => {
+                let told = format!("{count} journal entries of attachd were lost: journald did not take them");
+                send(&Entry { message: told, event: Some("entries-lost".to_owned()), ..Entry::default() }.render(4));
+            }
+        }
+    }
+}
+
+impl<S: Subscriber> Layer<S> for Journal {
+    fn on_event(&self, event: &Event<'_>, _: Context<'_, S>) {
+        let mut entry = Entry::default();
+        event.record(&mut entry);
+        let entry = entry.render(priority(*event.metadata().level()));
+        if let Err(TrySendError::Full(_)) = self.queue.try_send(Order::Write(entry)) {
+            self.lost.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+}
+
+fn priority(level: Level) -> u8 {
+    match level {
+        Level::ERROR => 3,
+        Level::WARN => 4,
+        Level::INFO => 6,
+        _ => 7,
+    }
+}
+
+/// An event on its way to being an entry. Fields in capitals are journald's fields and nothing else; others are told in
+/// the message as well, as on standard error.
+#[derive(Default)]
+struct Entry {
+    message: String,
+    volume: Option<String>,
+    event: Option<String>,
+    fields: Vec<(String, String)>,
+    told: String,
+}
+
+impl Entry {
+    fn set(&mut self, name: &str, value: String) {
+        match name {
+            "message" => return self.message = value,
+            "VOLUME_ID" => self.volume = Some(value.clone()),
+            "EVENT" => self.event = Some(value.clone()),
+            _ if name.bytes().any(|byte| byte.is_ascii_lowercase()) => {
+                let _ = write!(self.told, " {name}={value}");
+            }
+            _ => {}
+        }
+        self.fields.push((name.to_ascii_uppercase(), value));
+    }
+
+    fn render(self, priority: u8) -> Vec<u8> {
+        let whose = self.volume.map(|volume| format!("volume {volume}: ")).unwrap_or_default();
+        let message = format!("{whose}{}{}", self.message.trim_end(), self.told);
+        let mut bytes = Vec::with_capacity(512);
+        push(&mut bytes, "PRIORITY", &priority.to_string());
+        push(&mut bytes, "SYSLOG_IDENTIFIER", "attachd");
+        push(&mut bytes, "MESSAGE", &message);
+        if let Some(id) = self.event.as_deref().and_then(messages::id) {
+            push(&mut bytes, "MESSAGE_ID", id);
+        }
+        for (name, value) in &self.fields {
+            push(&mut bytes, name, value);
+        }
+        bytes
+    }
+}
+
+fn push(bytes: &mut Vec<u8>, name: &str, value: &str) {
+    let value = &value[..value.floor_char_boundary(LONGEST_VALUE)];
+    bytes.extend(name.as_bytes());
+    if value.contains('\n') {
+        // What has line ends is told with its length.
+        bytes.push(b'\n');
+        bytes.extend((value.len() as u64).to_le_bytes());
+    } else {
+        bytes.push(b'=');
+    }
+    bytes.extend(value.as_bytes());
+    bytes.push(b'\n');
+}
+
+impl Visit for Entry {
+    fn record_str(&mut self, field: &Field, value: &str) {
+        self.set(field.name(), value.to_owned());
+    }
+
+    fn record_debug(&mut self, field: &Field, value: &dyn Debug) {
+        self.set(field.name(), format!("{value:?}"));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tracing_subscriber::layer::SubscriberExt;
+
+    /// What one event becomes.
+    fn rendered(say: impl FnOnce()) -> String {
+        let (queue, orders) = sync_channel(1);
+        let journal = Journal { queue, lost: Arc::default() };
+        tracing::subscriber::with_default(tracing_subscriber::registry().with(journal), say);
+        let Order::Write(entry) = orders.recv().unwrap() else { panic!("nothing was written") };
+        String::from_utf8(entry).unwrap()
+    }
+
+    #[test]
+    fn a_transition_is_one_entry_with_its_fields_its_id_and_the_volume_in_its_words() {
+        let id = messages::id("ready").unwrap();
+        let entry = rendered(|| {
+            tracing::info!(EVENT = "ready", VOLUME_ID = %"v", DISKSEQ = Some(7), DEVNAME = None::<&str>, "{} {}", "ready", "");
+        });
+        let expected = format!(
+            "PRIORITY=6\nSYSLOG_IDENTIFIER=attachd\nMESSAGE=volume v: ready\nMESSAGE_ID={id}\nEVENT=ready\nVOLUME_ID=v\nDISKSEQ=7\n"
+        );
+        assert_eq!(entry, expected);
+    }
+
+    #[test]
+    fn plain_fields_are_told_to_people_as_well() {
+        let entry = rendered(|| tracing::warn!(reason = "start", disks = 3, "read all disks"));
+        assert!(entry.contains("PRIORITY=4\n") && entry.contains("MESSAGE=read all disks reason=start disks=3\n"));
+        assert!(entry.contains("\nREASON=start\nDISKS=3\n"), "{entry}");
+    }
+
+    #[test]
+    fn line_ends_in_a_value_make_no_fields() {
+        let entry = rendered(|| tracing::error!("one\nMESSAGE_ID=forged"));
+        assert!(entry.contains("MESSAGE\n\u{15}\0\0\0\0\0\0\0one\nMESSAGE_ID=forged\n"), "{entry:?}");
+    }
+
+    #[test]
+    fn what_is_too_long_for_a_datagram_is_cut() {
+        let entry = rendered(|| tracing::error!("{}", "ä".repeat(LONGEST_VALUE)));
+        assert!(entry.len() < 2 * LONGEST_VALUE);
+    }
+
+    #[test]
+    fn a_full_queue_keeps_nobody_waiting_and_counts() {
+        let (queue, _orders) = sync_channel(1);
+        let lost = Arc::new(AtomicU64::new(0));
+        let journal = Journal { queue, lost: Arc::clone(&lost) };
+        let all = tracing_subscriber::registry().with(journal);
+        tracing::subscriber::with_default(all, || (0..5).for_each(|n| tracing::info!(n, "x")));
+        assert_eq!(lost.load(Ordering::Relaxed), 4);
+    }
+
+    #[test]
+    fn only_the_stream_that_systemd_named_is_the_journal() {
+        let stat = rustix::fs::fstat(std::fs::File::open("/dev/null").unwrap()).unwrap();
+        assert!(names(&format!("{}:{}", stat.st_dev, stat.st_ino), &stat));
+        assert!(!names(&format!("{}:{}", stat.st_dev, stat.st_ino + 1), &stat));
+        assert!(!names("", &stat) && !names("x", &stat));
+    }
+}
