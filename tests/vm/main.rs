@@ -7,13 +7,16 @@ mod attachd;
 mod disk;
 mod guest;
 mod hammer;
+mod idle;
 mod image;
 mod machine;
 #[path = "../service/package.rs"]
 mod package;
 mod qmp;
+mod udevd_trouble;
 mod wire;
 
+mod contents;
 mod eleven;
 mod host_disks;
 mod name_reuse;

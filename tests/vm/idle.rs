@@ -1,0 +1,43 @@
+//! What it costs to wait.
+
+use lab::Volume;
+
+use crate::disk::MIB;
+use crate::guest::Guest;
+use crate::machine::Machine;
+
+/// Sum of all threads' voluntary context switches: each is a sleep that has ended.
+const WAKE_UPS: &str = "cat /proc/$(systemctl show --value -p MainPID attachd)/task/*/status | awk '/^voluntary/ { n += $2 } END { print n }'";
+
+#[test]
+fn an_idle_daemon_wakes_up_for_the_watchdog_alone() {
+    let guest = Guest::up("an_idle_daemon_wakes_up_for_the_watchdog_alone", Machine::Q35);
+    let volumes: Vec<_> = (0..3).map(|_| Volume::random()).collect();
+    guest.intend_all(&volumes);
+    for volume in &volumes {
+        guest.plug(&guest.disk(volume, MIB));
+        guest.wait(volume, "ready");
+    }
+    let count = || guest.run(WAKE_UPS).trim().parse::<u64>().unwrap();
+    // Its threads for what may block end after ten idle seconds.
+    guest.eventually("[ $(ls /proc/$(systemctl show --value -p MainPID attachd)/task | wc -l) -le 2 ]");
+    let before = count();
+    guest.run("attachctl health >/dev/null");
+    let asked = count();
+    assert!(asked > before, "the control: a question is a wake-up");
+
+    guest.output_within("sleep 300", std::time::Duration::from_mins(7));
+    let idle = count() - asked;
+    println!("{idle} wake-ups in 5 minutes with 3 volumes served");
+    let rss =
+        "grep -E '^(Name|VmRSS|RssAnon|VmHWM)' /proc/$(systemctl show --value -p MainPID UNIT)/status | tr '\\n' ' '";
+    for unit in ["attachd", "attachd-nbdkit"] {
+        println!("{}", guest.run(&rss.replace("UNIT", unit)));
+    }
+    for unit in ["attachd", "attachd-nbdkit", "attachd-helper"] {
+        let told = guest.run(&format!("systemd-analyze security --no-pager {unit}.service | tail -1"));
+        println!("{unit}: {}", told.trim());
+    }
+    // Twice in the watchdog's five minutes, and the ends of the questions before.
+    assert!(idle <= 4, "{idle} wake-ups");
+}
