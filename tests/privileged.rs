@@ -269,6 +269,36 @@ fn a_disk_that_is_open_by_nobody_who_can_be_seen_is_not_taken_for_free() {
     assert_eq!(asked.join().unwrap()["code"], "CLIENTS_UNKNOWN");
 }
 
+/// udevd may have looked with rules from before the package was installed.
+#[test]
+fn a_disk_that_stays_unmarked_although_the_helper_said_yes_is_looked_at_again() {
+    let (lab, _attachd, api) = up();
+    let listener = UnixListener::bind(HELPER_SOCKET).unwrap();
+    std::os::unix::fs::chown(HELPER_SOCKET, Some(lab::people::ATTACHD.id), None).unwrap();
+    let volume = lab.volume();
+    let mut disk = lab.disk(&volume.serial, MIB).unwrap();
+    lab.attach_settled(&mut disk).unwrap();
+    let (asked, asking) = mpsc::channel();
+    std::thread::spawn(move || {
+        for stream in listener.incoming() {
+            let mut stream = stream.unwrap();
+            let mut line = String::new();
+            BufReader::new(stream.try_clone().unwrap()).read_line(&mut line).unwrap();
+            let _ = stream.write_all(b"{\"ok\":true}\n");
+            let _ = asked.send(line);
+        }
+    });
+    intend(&api, &volume);
+    let retrigger = format!("retrigger {}\n", volume.serial);
+    for _ in 0..2 {
+        while asking.recv_timeout(SOON).unwrap() != retrigger {}
+    }
+    assert_eq!(show(&api, &volume)["reason"]["code"], "NOT_MARKED");
+    // When it has an effect, the matter is closed.
+    lab.retrigger(&disk).unwrap();
+    wait(&api, &volume, "ready");
+}
+
 #[test]
 fn a_helper_that_was_away_is_asked_again_and_marks_the_disk() {
     let (lab, _attachd, api) = up();

@@ -7,6 +7,13 @@ use super::input::{Asked, Input};
 use super::settle::pause;
 use crate::helper_client::HelperError;
 use crate::identity::Serial;
+use crate::volume::State;
+
+/// How often udev is asked to look at a disk again that stays as it was.
+const IN_VAIN: u32 = 5;
+
+/// How much longer than for a helper that is away: udevd gets seconds (3 at first) to do it.
+const PATIENCE: u32 = 4;
 
 impl Engine {
     /// Has udev look at the disk of this serial again, outside.
@@ -59,7 +66,12 @@ impl Engine {
             && let Some(volume) = self.world.volume_mut(ticket.volume)
         {
             let attempts = volume.helper_again.map_or(0, |(_, attempts)| attempts) + 1;
-            volume.helper_again = (!marked).then(|| (Instant::now() + pause(attempts), attempts));
+            let wait = match marked {
+                false => Some(pause(attempts)),
+                // It was done, and yet the disk may stay as it is: udevd may have had rules from before the package's.
+                true => (attempts <= IN_VAIN && volume.state == State::Refused).then(|| pause(attempts + PATIENCE)),
+            };
+            volume.helper_again = wait.map(|wait| (Instant::now() + wait, attempts));
             self.rest(ticket.volume).await;
         }
     }

@@ -71,6 +71,11 @@ impl Engine {
                 }
                 return;
             }
+            if decision.state != State::Refused
+                && let Some(volume) = self.world.volume_mut(id)
+            {
+                volume.helper_again = None;
+            }
             self.stand(id, decision.state, decision.reason);
             match decision.step {
                 None => break,
