@@ -5,13 +5,14 @@ mod common;
 
 use std::fs;
 use std::path::Path;
+use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use common::*;
-use lab::nbd::{self, FLAG_SEND_FLUSH, FLAG_SEND_FUA, REP_ACK, REP_ERR_POLICY};
+use lab::nbd::{self, FLAG_SEND_FLUSH, FLAG_SEND_FUA, REP_ACK, REP_ERR_POLICY, REP_ERR_UNKNOWN};
 use lab::nbd_server::{FOLDER, Installed, MAIN, MAIN_SOCKET, NbdServer, NbdServerPerConnection, PID_FILE, Release};
 use lab::{Api, Attachd, AttachdOptions, Disk, Lab, Volume};
 use serde_json::{Value, json};
@@ -27,7 +28,7 @@ enum Server {
 struct Host {
     api: Api,
     attachd: Attachd,
-    _helper: Helper,
+    helper: Helper,
     server: Server,
     lab: Lab,
 }
@@ -66,7 +67,7 @@ impl Host {
         };
         let helper = Helper::start();
         let attachd = start(&lab);
-        Self { api: attachd.api(), attachd, _helper: helper, server, lab }
+        Self { api: attachd.api(), attachd, helper, server, lab }
     }
 
     fn signalled() -> Self {
@@ -373,6 +374,66 @@ fn a_main_file_that_is_gone_is_told_and_nothing_is_signalled_until_it_is_back() 
     host.bytes_are_right(&neighbour, &other);
     fs::write(MAIN, main).unwrap();
     wait(&host.api, &volume, "ready");
+}
+
+/// The server reads everything when it starts, but who wrote while it started cannot know that.
+#[test]
+fn a_server_that_dies_between_a_file_and_its_signal_serves_it_when_it_is_back() {
+    let mut host = Host::signalled();
+    let (neighbour, other) = host.served();
+    host.helper.signal(rustix::process::Signal::STOP);
+    let volume = host.lab.volume();
+    intend(&host.api, &volume);
+    let section = Path::new(FOLDER).join(format!("{}.conf", volume.export()));
+    let begun = Instant::now();
+    while !section.exists() {
+        assert!(begun.elapsed() < SOON);
+        thread::yield_now();
+    }
+    assert_eq!(nbd::info(ADDRESS, &volume.export()).unwrap(), REP_ERR_UNKNOWN, "it was not told");
+    host.server().kill().unwrap();
+    wait(&host.api, &neighbour, "exporting");
+    let mut disk = host.lab.disk(&volume.serial, MIB).unwrap();
+    disk.attach().unwrap();
+    wait(&host.api, &volume, "exporting");
+    host.helper.signal(rustix::process::Signal::CONT);
+    host.server().start().unwrap();
+    for (volume, disk) in [(&neighbour, &other), (&volume, &disk)] {
+        wait(&host.api, volume, "ready");
+        host.bytes_are_right(volume, disk);
+    }
+}
+
+#[test]
+fn a_full_disk_stops_new_exports_alone_and_revoking_works_on_it() {
+    let lab = Lab::new();
+    let installed = Installed::new(&lab, Release::Trixie).unwrap();
+    let small = lab.dir().join("small");
+    fs::create_dir(&small).unwrap();
+    let mounted = Command::new("mount").args(["-t", "tmpfs", "-o", "size=64k,mode=755", "tmpfs"]).arg(&small).status();
+    assert!(mounted.unwrap().success());
+    std::os::unix::fs::chown(&small, Some(lab::people::ATTACHD.id), None).unwrap();
+    installed.lay_in(&small, Path::new(FOLDER)).unwrap();
+    let host = Host::with(lab, installed, "signal");
+    let (neighbour, other) = host.served();
+    let (going, _its) = host.served();
+    let filler = small.join("filler");
+    let full = fs::write(&filler, vec![0; 1 << 20]).unwrap_err();
+    assert_eq!(full.kind(), std::io::ErrorKind::StorageFull);
+
+    let volume = host.lab.volume();
+    intend(&host.api, &volume);
+    let mut disk = host.lab.disk(&volume.serial, MIB).unwrap();
+    disk.attach().unwrap();
+    let shown = wait_reason(&host.api, &volume, "EXPORT_FOLDER");
+    assert!(shown["reason"]["message"].as_str().unwrap().contains("No space left"), "{shown:#}");
+    host.bytes_are_right(&neighbour, &other);
+    withdraw(&host.api, &going);
+    assert_ne!(go(&going), REP_ACK);
+
+    fs::remove_file(&filler).unwrap();
+    wait(&host.api, &volume, "ready");
+    host.bytes_are_right(&volume, &disk);
 }
 
 /// Set when it is dropped.

@@ -6,6 +6,8 @@ use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
+use rustix::process::{Pid, Signal};
+
 use lab::{Api, Attachd, AttachdOptions, Disk, Lab, Volume};
 use serde_json::{Value, json};
 
@@ -117,6 +119,10 @@ impl Helper {
             std::thread::yield_now();
         }
         Self(child)
+    }
+
+    pub(crate) fn signal(&self, signal: Signal) {
+        rustix::process::kill_process(Pid::from_child(&self.0), signal).unwrap();
     }
 }
 
