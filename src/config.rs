@@ -16,6 +16,12 @@ use crate::export::nbd_server::way::{self, Mode, Way};
 /// Where the configuration is unless another place is named.
 pub const DEFAULT_PATH: &str = "/etc/attachd/attachd.toml";
 
+/// What nbdkit serves, unless another place is named.
+pub const NBDKIT_FOLDER: &str = "/run/attachd/exports";
+
+/// What nbd-server serves, unless another place is named.
+pub const NBD_SERVER_FOLDER: &str = "/run/attachd/nbd-server.d";
+
 /// There while `attachd-nbd-server.socket` holds the port.
 const SOCKET_HELD: &str = "/run/attachd-nbd-server/listening";
 
@@ -66,7 +72,7 @@ impl Default for Settings {
             nbd_group: "attachd-nbd".into(),
             host_disks: "/etc/attachd/host-disks".into(),
             server: ServerSettings::Nbdkit,
-            exports: "/run/attachd/exports".into(),
+            exports: NBDKIT_FOLDER.into(),
             listen: SocketAddr::from(([127, 0, 0, 1], 10809)),
             pid_file: "/run/attachd-nbdkit/nbdkit.pid".into(),
             tls: None,
@@ -271,7 +277,7 @@ fn server(export: &mut Section<'_, '_>, settings: &mut Settings, host: impl FnOn
         Mode::Signal => ("/run/attachd-nbd-server/nbd-server.pid", "/etc/attachd/nbd-server/signal.conf"),
         Mode::Socket => (SOCKET_HELD, "/etc/attachd/nbd-server/socket.conf"),
     };
-    settings.exports = "/run/attachd/nbd-server.d".into();
+    settings.exports = NBD_SERVER_FOLDER.into();
     settings.pid_file = pid_file.into();
     let main_file = if main.is_some() { main_file } else { shipped.into() };
     settings.server = ServerSettings::NbdServer { way, main_file };

@@ -29,6 +29,7 @@ use crate::export::probe::Endpoint;
 use crate::export::server::{Sign, Watch};
 use crate::export::tls::Tls;
 use crate::helper_client::HelperClient;
+use crate::identity::VolumeId;
 use crate::store::Store;
 use crate::telemetry;
 use crate::volume::Record;
@@ -73,6 +74,7 @@ async fn serve(settings: Settings, config: &Path) -> anyhow::Result<()> {
     let listener = api::Listener::open(&settings.socket)
         .with_context(|| format!("cannot listen on {}", settings.socket.display()))?;
 
+    close_others(&settings);
     let stats = monitor.stats();
     let server = Endpoint { address: settings.listen, tls };
     let backend = backend(&settings, ground.nbd_gid)?;
@@ -140,6 +142,30 @@ fn backend(settings: &Settings, nbd_gid: u32) -> anyhow::Result<Arc<dyn Backend>
         reader: Reader { uid, gid: nbd_gid },
         mode: way.mode,
     }))
+}
+
+/// Takes away what an earlier configuration had another NBD server serve: nobody would revoke it any more.
+fn close_others(settings: &Settings) {
+    let nbdkit = Folder::new(config::NBDKIT_FOLDER.into());
+    let nbd_server = Files::new(config::NBD_SERVER_FOLDER.into(), files::LOOPBACK);
+    // Neither folder need exist.
+    let mut left: Vec<(VolumeId, std::io::Result<()>)> = Vec::new();
+    if settings.exports != Path::new(config::NBDKIT_FOLDER) {
+        let volumes = nbdkit.list().unwrap_or_default().links.into_keys();
+        left.extend(volumes.map(|volume| (volume, nbdkit.revoke(volume))));
+    }
+    if settings.exports != Path::new(config::NBD_SERVER_FOLDER) {
+        let volumes = nbd_server.list().unwrap_or_default().exports.into_keys();
+        left.extend(volumes.map(|volume| (volume, nbd_server.revoke(volume))));
+    }
+    for (volume, taken) in left {
+        match taken {
+            Ok(()) => tracing::warn!(VOLUME_ID = %volume, "its export by another NBD server is taken away"),
+            Err(error) => {
+                tracing::error!(VOLUME_ID = %volume, %error, "its export by another NBD server cannot be taken away: do it by hand");
+            }
+        }
+    }
 }
 
 fn sign(server: &ServerSettings) -> Sign {

@@ -66,10 +66,11 @@ impl Engine {
             && let Some(volume) = self.world.volume_mut(ticket.volume)
         {
             let attempts = volume.helper_again.map_or(0, |(_, attempts)| attempts) + 1;
-            let wait = match marked {
-                false => Some(pause(attempts)),
+            let wait = if marked {
                 // It was done, and yet the disk may stay as it is: udevd may have had rules from before the package's.
-                true => (attempts <= IN_VAIN && volume.state == State::Refused).then(|| pause(attempts + PATIENCE)),
+                (attempts <= IN_VAIN && volume.state == State::Refused).then(|| pause(attempts + PATIENCE))
+            } else {
+                Some(pause(attempts))
             };
             volume.helper_again = wait.map(|wait| (Instant::now() + wait, attempts));
             self.rest(ticket.volume).await;

@@ -10,7 +10,7 @@ use lab::nbd_server::{FOLDER, Installed, PID_FILE, Release};
 use lab::watch::{FolderWatch, readable};
 use lab::{Disk, Volume};
 
-use crate::host::{Host, MIB, SOON};
+use crate::host::{Host, MIB, SOON, append_to_config};
 
 const ADDRESS: &str = "127.0.0.1:10809";
 const ROOT: &str = "/usr/lib/lab-nbd-server";
@@ -116,5 +116,43 @@ fn the_socket_activated_unit_serves_each_connection_on_both_versions() {
             assert_eq!(nbd::info(ADDRESS, &volume.export()).unwrap(), REP_ERR_UNKNOWN);
         };
         std::thread::spawn(run).join().unwrap();
+    }
+}
+
+/// Left to itself, attachd goes the way whose unit is started; and what was served by one is served by the next.
+#[test]
+fn attachd_serves_by_nbd_server_in_the_way_whose_unit_runs() {
+    let host = Host::installed();
+    install(&host, Release::Trixie);
+    let (volume, disk) = host.served();
+    let copies = || {
+        host.lab().nbdcopy_equals(&volume.export(), disk.file()).unwrap_or_else(|e| panic!("{e:#}\n{}", host.story()));
+    };
+    append_to_config("[export]\nbackend = \"nbd-server\"\nnbd_server_version = \"3.26.1-6\"\n");
+    let mut before = vec!["attachd-nbdkit.socket", "attachd-nbdkit.service"];
+    for (unit, mode) in [("attachd-nbd-server.service", "signal"), ("attachd-nbd-server.socket", "socket")] {
+        host.run("systemctl", &[&["disable", "--now"], &*before].concat());
+        host.run("systemctl", &["enable", "--now", unit]);
+        before = vec![unit];
+        host.run("systemctl", &["restart", "attachd.service"]);
+        let links = fs::read_dir("/run/attachd/exports").unwrap().count();
+        assert_eq!(links, 0, "what nbdkit served, it must not serve again unproven");
+        host.wait(&volume, "ready");
+        let backend = host.api.get("/api/v1/health").unwrap().json["backend"].clone();
+        assert_eq!((&backend["mode"], &backend["state"]), (&mode.into(), &"up".into()), "{backend}");
+        copies();
+        // One that is announced while it runs: in the signalled way by the helper's signal.
+        let (late, its) = host.served();
+        host.lab().nbdcopy_equals(&late.export(), its.file()).unwrap();
+        host.withdraw(&late);
+        assert_ne!(go(&late), REP_ACK);
+        let health = host.run("attachctl", &["health"]);
+        assert!(health.contains("WRITE_ZEROES") && health.contains(&format!("mode {mode}")), "{health}");
+        host.show("attachctl", &["exports"]);
+        if mode == "socket" {
+            host.run("systemctl", &["stop", unit]);
+            let shown = host.wait(&volume, "exporting");
+            assert_eq!(shown["reason"]["code"], "BACKEND_DOWN");
+        }
     }
 }
