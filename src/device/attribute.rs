@@ -9,9 +9,14 @@ const PAGE: usize = 4096;
 
 /// The text of one sysfs attribute.
 pub(super) fn text(path: &Path) -> io::Result<String> {
+    String::from_utf8(bytes(path)?).map_err(io::Error::other)
+}
+
+/// The bytes of one sysfs attribute.
+pub(super) fn bytes(path: &Path) -> io::Result<Vec<u8>> {
     let mut page = [0; PAGE];
     let length = File::open(path)?.read(&mut page)?;
-    String::from_utf8(page[..length].to_vec()).map_err(io::Error::other)
+    Ok(page[..length].to_vec())
 }
 
 /// The number in one sysfs attribute; `None` when there is no such file or no number in it.

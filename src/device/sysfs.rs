@@ -9,7 +9,7 @@ use super::DevNum;
 use super::attribute;
 use super::facts::{Facts, Identity, LinkTarget, NoIdentity, Use};
 use super::host::HostUse;
-use super::scheme::Scheme;
+use super::scheme::{self, Scheme};
 use crate::identity::Serial;
 
 /// sysfs' unit of `size`, whatever the disk's own sector size is.
@@ -113,14 +113,18 @@ impl Sysfs {
     }
 
     fn identity(&self, disk: &Path, devnum: DevNum, host: &HostUse) -> Result<Identity, NoIdentity> {
-        let scheme = self.inner.schemes.iter().find(|scheme| scheme.accepts(disk)).ok_or(NoIdentity::OtherBus)?;
+        let mut schemes = self.inner.schemes.iter().chain(scheme::BUSES);
+        let scheme = schemes.find(|scheme| scheme.accepts(disk)).ok_or(NoIdentity::OtherBus)?;
         let text = scheme.serial(disk).map_err(|error| NoIdentity::Unreadable(error.to_string()))?;
         let text = text.ok_or(NoIdentity::NoSerial)?;
         let serial: Serial = text.parse().map_err(|_| NoIdentity::OddSerial(text))?;
-        let link = format!("/dev/disk/by-id/{}", scheme.link_name(serial));
+        let link_of = |scheme: &dyn Scheme| format!("/dev/disk/by-id/{}", scheme.link_name(serial));
+        let is_on = self.inner.schemes.iter().any(|on| on.name() == scheme.name());
+        let instead = (!is_on).then(|| self.inner.schemes.iter().map(|on| link_of(*on)).collect());
+        let link = link_of(*scheme);
         let link_target = self.resolve(&link);
         let uses = self.uses(disk, devnum, serial, host);
-        Ok(Identity { scheme: scheme.name(), serial, link, link_target, uses })
+        Ok(Identity { scheme: scheme.name(), instead, serial, link, link_target, uses })
     }
 
     /// Every use of the disk and of its partitions.
