@@ -602,7 +602,9 @@ mod tests {
     fn schemes_are_named_from_the_list() {
         assert_eq!(parsed("[device]\nschemes = [\"virtio\", \"loop\"]").unwrap().schemes.len(), 2);
         for wrong in ["[]", "\"virtio\"", "[\"scsi2\"]", "[1]"] {
-            assert!(problems(&format!("[device]\nschemes = {wrong}"))[0].contains("takes a list of virtio, loop"));
+            assert!(
+                problems(&format!("[device]\nschemes = {wrong}"))[0].contains("takes a list of virtio, scsi, loop")
+            );
         }
     }
 

@@ -446,7 +446,7 @@ impl Drop for Stop {
     }
 }
 
-/// 200 publish and revoke cycles, with more than a thousand signals asked for meanwhile.
+/// 200 publish and revoke cycles, a thousand signals, and a thousand more changes that the server is told of meanwhile.
 #[test]
 fn a_client_that_copies_from_a_neighbour_is_never_disturbed() {
     let mut host = Host::signalled();
@@ -474,6 +474,10 @@ fn a_client_that_copies_from_a_neighbour_is_never_disturbed() {
             assert_ne!(go(&volume), REP_ACK);
             intend(&host.api, &volume);
             wait(&host.api, &volume, "ready");
+        }
+        let Server::Signalled(server) = &host.server else { panic!("no main process") };
+        for _ in 0..1000 {
+            server.reload().unwrap();
         }
         // A thousand volumes announced: each has the server told, as many as wait at one time at once.
         for _ in 0..1000 {

@@ -152,8 +152,19 @@ fn disks_without_a_usable_serial_are_told_apart() {
     let upper = "B3BB93101B594F6297E8";
     tree.disk("vda", VDA, 4, Some(upper));
     assert_eq!(tree.read(VDA).identity, Err(NoIdentity::OddSerial(upper.into())));
-    let other_bus = Sysfs::below(tree.root.path(), vec![scheme::by_name("loop").unwrap()], "/nonexistent".into());
-    assert_eq!(other_bus.read(VDA).unwrap().identity, Err(NoIdentity::OtherBus));
+    std::fs::remove_file(tree.root.path().join("sys/dev/block").join(VDA.to_string()).join("device/subsystem"))
+        .unwrap();
+    assert_eq!(tree.read(VDA).identity, Err(NoIdentity::OtherBus));
+}
+
+#[test]
+fn a_disk_whose_scheme_is_off_names_the_links_that_would_be_accepted() {
+    let tree = Tree::new();
+    tree.disk("vdb", VDB, 5, Some(FIVE));
+    let scsi = Sysfs::below(tree.root.path(), vec![scheme::by_name("scsi").unwrap()], "/nonexistent".into());
+    let identity = scsi.read(VDB).unwrap().identity.unwrap();
+    assert_eq!(identity.instead, Some(vec![format!("/dev/disk/by-id/scsi-0QEMU_QEMU_HARDDISK_{FIVE}")]));
+    assert_eq!(tree.read(VDB).identity.unwrap().instead, None, "the control");
 }
 
 #[test]

@@ -71,7 +71,10 @@ pub(super) async fn list(State(context): Ctx) -> Result<Json<DeviceList>, ApiErr
                     .unwrap_or_default(),
                 settled: device.settled,
                 volume_id: identity.and_then(|identity| world.volume_of(identity.serial)),
-                unusable: facts.identity.as_ref().err().map(ToString::to_string),
+                unusable: match &facts.identity {
+                    Err(why) => Some(why.to_string()),
+                    Ok(identity) => identity.instead.as_ref().map(|_| format!("the scheme {} is off", identity.scheme)),
+                },
             }
         };
         let mut devices: Vec<DeviceView> = world.table.all().map(view).collect();

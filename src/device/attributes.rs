@@ -35,6 +35,11 @@ impl Attributes {
         Attribute::open(self, name)?.text()
     }
 
+    /// The bytes of an attribute that is no text.
+    pub fn bytes(&self, name: &str) -> io::Result<Vec<u8>> {
+        Attribute::open(self, name)?.bytes()
+    }
+
     /// The number in an attribute; `None` when there is no such file or no number in it.
     pub fn number(&self, name: &str) -> Option<u64> {
         Attribute::open(self, name).ok()?.number()
@@ -83,9 +88,14 @@ impl Attribute {
 
     /// Its text now.
     pub fn text(&self) -> io::Result<String> {
+        String::from_utf8(self.bytes()?).map_err(io::Error::other)
+    }
+
+    /// Its bytes now.
+    pub fn bytes(&self) -> io::Result<Vec<u8>> {
         let mut page = [0; PAGE];
         let length = rustix::io::pread(&self.0, &mut page, 0)?;
-        String::from_utf8(page[..length].to_vec()).map_err(io::Error::other)
+        Ok(page[..length].to_vec())
     }
 
     /// The number in it now; `None` when there is none.

@@ -56,6 +56,9 @@ pub enum Refusal {
     /// The device was exchanged while it was read.
     #[error("{device} was exchanged while it was being read (diskseq {before}, then {after})")]
     DiskseqMoved { device: String, before: u64, after: u64 },
+    /// The disk is of a kind that is not matched here.
+    #[error("{device} shows the serial as {link}, but only {} is accepted", instead.join(" or "))]
+    SchemeOff { device: String, scheme: &'static str, link: String, instead: Vec<String> },
     /// The host itself uses the disk.
     #[error("this host uses {device}: {}", uses.iter().map(Use::to_string).collect::<Vec<_>>().join(", "))]
     InUseByHost { device: String, uses: Vec<Use> },
@@ -82,6 +85,7 @@ impl Refusal {
         match self {
             Self::DuplicateSerial { .. } => "DUPLICATE_SERIAL",
             Self::DiskseqMoved { .. } => "DISKSEQ_MOVED",
+            Self::SchemeOff { .. } => "SCHEME_OFF",
             Self::InUseByHost { .. } => "IN_USE_BY_HOST",
             Self::SizeZero { .. } => "SIZE_ZERO",
             Self::SizeTooSmall { .. } => "SIZE_TOO_SMALL",
@@ -103,6 +107,9 @@ impl Refusal {
                 "Detach the disk that does not belong here; the volume is served again when one is left.".into()
             }
             Self::DiskseqMoved { .. } => "Nothing: the event of the new disk decides.".into(),
+            Self::SchemeOff { scheme, .. } => format!(
+                "Attach the volume to the bus it had, or add \"{scheme}\" to [device] schemes in attachd.toml and restart attachd."
+            ),
             Self::InUseByHost { .. } => {
                 "If the disk is a customer's, end that use and run `attachctl resync`; if it is this host's own, withdraw the intent.".into()
             }
@@ -142,6 +149,10 @@ pub fn check(
         }
         if facts.diskseq != facts.diskseq_after {
             return Err(Refusal::DiskseqMoved { device, before: facts.diskseq, after: facts.diskseq_after });
+        }
+        if let Some(instead) = identity.instead.clone() {
+            let (scheme, link) = (identity.scheme, identity.link.clone());
+            return Err(Refusal::SchemeOff { device, scheme, link, instead });
         }
         if !identity.uses.is_empty() {
             return Err(Refusal::InUseByHost { device, uses: identity.uses.clone() });
@@ -218,6 +229,16 @@ mod tests {
         let twin = spoilt(|facts, _| (facts.devnum, facts.name) = (OTHER, "vdc".into()));
         let cases = [
             ("DISKSEQ_MOVED", spoilt(|facts, _| facts.diskseq_after = 6), "diskseq 5, then 6", "event of the new disk"),
+            (
+                "SCHEME_OFF",
+                spoilt(|_, id| {
+                    id.scheme = "scsi";
+                    id.link = "/dev/disk/by-id/scsi-0QEMU_QEMU_HARDDISK_b3bb93101b594f6297e8".into();
+                    id.instead = Some(vec!["/dev/disk/by-id/virtio-b3bb93101b594f6297e8".into()]);
+                }),
+                "as /dev/disk/by-id/scsi-0QEMU_QEMU_HARDDISK_b3bb93101b594f6297e8, but only /dev/disk/by-id/virtio-b3bb",
+                "add \"scsi\" to [device] schemes",
+            ),
             (
                 "IN_USE_BY_HOST",
                 spoilt(|_, id| id.uses = vec![Use::Mounted("/srv".into()), Use::Swap]),

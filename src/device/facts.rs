@@ -29,6 +29,8 @@ pub struct Facts {
 pub struct Identity {
     /// The scheme that knows this kind of disk.
     pub scheme: &'static str,
+    /// `None`: that scheme is on. Otherwise the links that the schemes which are on would give the serial.
+    pub instead: Option<Vec<String>>,
     /// The serial, read live.
     pub serial: Serial,
     /// The by-id path of the scheme for this serial.
@@ -42,7 +44,7 @@ pub struct Identity {
 /// Why a disk cannot be matched with any volume.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum NoIdentity {
-    /// No enabled scheme knows this kind of disk.
+    /// No enabled scheme knows this kind of disk, and it is on no bus CloudStack attaches volumes to.
     #[error("it is on no bus that an enabled scheme accepts")]
     OtherBus,
     /// The disk has no serial.
@@ -123,6 +125,7 @@ pub(crate) mod sample {
     pub(crate) fn device() -> Device {
         let identity = Identity {
             scheme: "virtio",
+            instead: None,
             serial: volume().serial(),
             link: format!("/dev/disk/by-id/virtio-{}", volume().serial()),
             link_target: LinkTarget::Device(DEVNUM, NBD_GID),

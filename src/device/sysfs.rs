@@ -9,7 +9,7 @@ use super::DevNum;
 use super::attributes::{Attribute, Attributes};
 use super::facts::{Facts, Identity, LinkTarget, NoIdentity, Use};
 use super::host::{HostUse, HostWatch};
-use super::scheme::Scheme;
+use super::scheme::{self, Scheme};
 use crate::identity::Serial;
 
 /// sysfs' unit of `size`, whatever the disk's own sector size is.
@@ -102,17 +102,20 @@ impl Sysfs {
     }
 
     fn identity(&self, disk: &Disk) -> Result<Identity, NoIdentity> {
+        let mut schemes = self.inner.schemes.iter().chain(scheme::BUSES);
         let of_disk = |scheme: &&&'static dyn Scheme| scheme.accepts(&disk.name, &disk.attributes);
-        let scheme = self.inner.schemes.iter().find(of_disk).ok_or(NoIdentity::OtherBus)?;
+        let scheme = schemes.find(of_disk).ok_or(NoIdentity::OtherBus)?;
         let text = scheme.serial(&disk.attributes).map_err(|error| NoIdentity::Unreadable(error.to_string()))?;
         let text = text.ok_or(NoIdentity::NoSerial)?;
         let serial: Serial = text.parse().map_err(|_| NoIdentity::OddSerial(text))?;
+        let is_on = self.inner.schemes.iter().any(|on| on.name() == scheme.name());
+        let instead = (!is_on).then(|| self.inner.schemes.iter().map(|on| on.link(serial)).collect());
         let link = scheme.link(serial);
         let link_target = self.resolve(&link);
         // Without knowing what the host uses, no disk can be told from the host's own.
         let unknown = |error| NoIdentity::Unreadable(format!("the host's mounts are unknown: {error}"));
         let uses = self.uses(disk, serial, &*self.inner.host.now().map_err(unknown)?);
-        Ok(Identity { scheme: scheme.name(), serial, link, link_target, uses })
+        Ok(Identity { scheme: scheme.name(), instead, serial, link, link_target, uses })
     }
 
     /// Every use of the disk and of its partitions.

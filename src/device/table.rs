@@ -157,6 +157,7 @@ mod tests {
     fn facts(devnum: DevNum, serial: &str, diskseq: u64) -> Facts {
         let identity = Identity {
             scheme: "virtio",
+            instead: None,
             serial: serial.parse().unwrap(),
             link: String::new(),
             link_target: LinkTarget::Missing,

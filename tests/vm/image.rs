@@ -3,6 +3,7 @@
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::OnceLock;
 
 use crate::package;
 
@@ -34,7 +35,8 @@ pub(crate) fn folder() -> PathBuf {
 
 /// The guest of the suite the tests are asked for, with the package of the programs under test.
 pub(crate) fn image() -> Image {
-    image_of(&suite(), package::deb())
+    static IMAGE: OnceLock<Image> = OnceLock::new();
+    IMAGE.get_or_init(|| image_of(&suite())).clone()
 }
 
 /// Debian 12 unless `ATTACHD_VM_SUITE` says otherwise.
@@ -42,9 +44,11 @@ pub(crate) fn suite() -> String {
     std::env::var("ATTACHD_VM_SUITE").unwrap_or_else(|_| "bookworm".to_owned())
 }
 
-fn image_of(suite: &str, deb: &Path) -> Image {
+fn image_of(suite: &str) -> Image {
     let lock = File::create(folder().join("lock")).unwrap();
     lock.lock().unwrap();
+    // A revision of its own, so that no other test makes the file anew while it is read.
+    let deb = package::build("1vm");
     let packages: Vec<_> = PACKAGES.split_whitespace().collect();
 
     let base_of = digest(&[suite.as_bytes(), BASE.as_bytes(), PACKAGES.as_bytes()]);
@@ -54,11 +58,11 @@ fn image_of(suite: &str, deb: &Path) -> Image {
         script.arg(suite).arg(place.join("tree")).args(&packages);
         script
     });
-    let image_of = digest(&[base_of.as_bytes(), INSTALLED.as_bytes(), &fs::read(deb).unwrap()]);
+    let image_of = digest(&[base_of.as_bytes(), INSTALLED.as_bytes(), &fs::read(&deb).unwrap()]);
     let image = built(&format!("image-{suite}"), &image_of, |place| {
         println!("installing the package into it: about a quarter of a minute");
         let mut script = Command::new(script("installed"));
-        script.arg(base.join("tree")).arg(deb).arg(place).args([ROOT_UUID, ROOT_LABEL, ROOT_SERIAL]);
+        script.arg(base.join("tree")).arg(&deb).arg(place).args([ROOT_UUID, ROOT_LABEL, ROOT_SERIAL]);
         script
     });
     Image { root: image.join("root.img"), kernel: image.join("vmlinuz"), initrd: image.join("initrd") }
@@ -85,7 +89,7 @@ fn built(name: &str, made_from: &str, script: impl FnOnce(&Path) -> Command) -> 
 /// A failure shows what the step that failed has said: apt names the package, the script the step.
 fn run(script: &mut Command) {
     let told = script.stdin(Stdio::null()).output().unwrap_or_else(|e| panic!("{script:?}: {e}"));
-    let said = String::from_utf8_lossy(&told.stderr);
+    let said = [String::from_utf8_lossy(&told.stdout), String::from_utf8_lossy(&told.stderr)].concat();
     let last: Vec<_> = said.lines().rev().take(25).collect();
     let last: Vec<_> = last.into_iter().rev().collect();
     assert!(

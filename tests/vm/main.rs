@@ -10,6 +10,7 @@ mod hammer;
 mod idle;
 mod image;
 mod machine;
+#[allow(dead_code, reason = "the tests of the service use the rest")]
 #[path = "../service/package.rs"]
 mod package;
 mod qmp;
@@ -23,4 +24,5 @@ mod name_reuse;
 mod odd_disks;
 mod power_cut;
 mod reboot;
+mod scsi;
 mod served;

@@ -3,6 +3,7 @@
 //! A further scheme is one more file here and one more line in [`ALL`].
 
 mod r#loop;
+mod scsi;
 mod virtio;
 
 use std::io;
@@ -32,7 +33,10 @@ pub trait Scheme: Sync {
 }
 
 /// Every scheme there is.
-pub static ALL: &[&dyn Scheme] = &[&virtio::Virtio, &r#loop::Loop];
+pub static ALL: &[&dyn Scheme] = &[&virtio::Virtio, &scsi::Scsi, &r#loop::Loop];
+
+/// How CloudStack attaches volumes: a disk on one of these whose scheme is off is refused by name, not passed over.
+pub static BUSES: &[&dyn Scheme] = &[&virtio::Virtio, &scsi::Scsi];
 
 /// The scheme of that name.
 pub fn by_name(name: &str) -> Option<&'static dyn Scheme> {

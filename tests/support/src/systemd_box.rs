@@ -187,9 +187,9 @@ pub fn rules_for_loops(shipped: &str) -> String {
     let mut changed = 0;
     let mut text = String::new();
     for line in shipped.lines() {
-        let line = if line.starts_with(r#"KERNEL!="vd*", GOTO="#) {
+        let line = if line.starts_with(r#"KERNEL!="vd*|sd*", GOTO="#) {
             changed += 1;
-            line.replace("vd*", "loop*")
+            line.replace("vd*|sd*", "loop*")
         } else if let Some((_, pattern)) = line.split_once(r#"KERNELS=="vd*", SUBSYSTEMS=="block", ATTRS{serial}=="#) {
             changed += 1;
             format!(r"ENV{{ID_SERIAL}}=={}", pattern.replace("$attr{serial}", "$env{ID_SERIAL}"))

@@ -1,0 +1,72 @@
+//! QEMU's SCSI disks (virtio-scsi): what CloudStack gives a guest whose root disk controller is `scsi`. Off by default.
+
+use std::io;
+
+use super::Scheme;
+use crate::device::attributes::Attributes;
+use crate::identity::Serial;
+
+pub(super) struct Scsi;
+
+impl Scheme for Scsi {
+    fn name(&self) -> &'static str {
+        "scsi"
+    }
+
+    fn accepts(&self, _name: &str, disk: &Attributes) -> bool {
+        // The link below is what udev makes of these two, and other makes have serials of other shapes.
+        let says = |name: &str, what: &str| disk.text(name).is_ok_and(|text| text.trim_end() == what);
+        disk.link("device/subsystem").is_ok_and(|bus| bus.ends_with("/scsi"))
+            && says("device/vendor", "QEMU")
+            && says("device/model", "QEMU HARDDISK")
+    }
+
+    /// The kernel keeps the page from when it found the disk; another disk is another device, with another diskseq.
+    fn serial(&self, disk: &Attributes) -> io::Result<Option<String>> {
+        match disk.bytes("device/vpd_pg80") {
+            Ok(page) => Ok(unit_serial(&page).filter(|serial| !serial.is_empty())),
+            // A disk need not have the page; QEMU's has none when it was given no serial.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    fn link_name(&self, serial: Serial) -> String {
+        format!("scsi-0QEMU_QEMU_HARDDISK_{serial}")
+    }
+}
+
+/// The text of a "unit serial number" page (SPC-4, 7.8.15): four bytes of head, the last two of which are its length.
+fn unit_serial(page: &[u8]) -> Option<String> {
+    let (head, text) = page.split_first_chunk::<4>()?;
+    let length = usize::from(u16::from_be_bytes([head[2], head[3]]));
+    let text = text.get(..length).filter(|_| head[1] == 0x80)?;
+    Some(String::from_utf8_lossy(text).trim().to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn the_page_of_a_qemu_disk_gives_its_serial() {
+        // As a guest showed it.
+        assert_eq!(unit_serial(b"\0\x80\0\x14a1b2c3d4e5f6a7b8c9d0").as_deref(), Some("a1b2c3d4e5f6a7b8c9d0"));
+        assert_eq!(unit_serial(b"\0\x80\0\0").as_deref(), Some(""));
+    }
+
+    #[test]
+    fn another_page_or_one_that_is_cut_short_gives_none() {
+        for page in [&b""[..], b"\0\x80\0", b"\0\x83\0\x01a", b"\0\x80\0\x14a1b2"] {
+            assert_eq!(unit_serial(page), None, "{page:?}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn no_page_makes_the_parser_panic(page in proptest::collection::vec(any::<u8>(), 0..64)) {
+            let _ = unit_serial(&page);
+        }
+    }
+}
