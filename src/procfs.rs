@@ -15,3 +15,12 @@ pub(crate) fn table(path: &Path) -> io::Result<String> {
     File::open(path)?.take(u64::MAX).read_to_string(&mut text)?;
     Ok(text)
 }
+
+/// What was read of a process; `None` when the process, or its descriptor, has gone meanwhile.
+pub(crate) fn unless_gone<T>(result: io::Result<T>) -> io::Result<Option<T>> {
+    match result {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) if error.raw_os_error() == Some(rustix::io::Errno::SRCH.raw_os_error()) => Ok(None),
+        result => result.map(Some),
+    }
+}

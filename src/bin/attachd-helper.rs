@@ -4,11 +4,7 @@ use std::process::ExitCode;
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
-    match attachd::helper::run(&arguments) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            attachd::helper::journal(&format!("attachd-helper cannot serve: {error}"));
-            ExitCode::FAILURE
-        }
-    }
+    let Err(error) = attachd::helper::run(&arguments) else { return ExitCode::SUCCESS };
+    attachd::helper::journal(&format!("attachd-helper cannot serve: {error}"));
+    ExitCode::FAILURE
 }

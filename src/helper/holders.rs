@@ -1,5 +1,6 @@
 //! `holders <maj:min>`: the NBD clients that have a disk open, from the open files of the NBD servers.
 
+use std::collections::HashMap;
 use std::path::Path;
 use std::{fs, io};
 
@@ -10,6 +11,7 @@ use super::{CALLER, Refusal};
 use crate::accounts::id_of;
 use crate::device::DevNum;
 use crate::export::clients;
+use crate::procfs::unless_gone;
 
 /// The programs that serve. Every process of theirs counts, whoever's child it is: an nbd-server that was started by a
 /// socket, or that has survived its main process, is in no pid file. A stranger of that name has no disk open.
@@ -58,18 +60,14 @@ fn look_at(process: &Path, devnum: DevNum) -> io::Result<(usize, Vec<String>)> {
     }
     // The server's own tables: this program has no network. The second is absent when the kernel has no IPv6.
     let table = |name| unless_gone(fs::read_to_string(process.join(name))).map(Option::unwrap_or_default);
-    let attachd = id_of("/etc/passwd", CALLER).ok();
-    let remotes = clients::remotes(&(table("net/tcp")? + &table("net/tcp6")?), attachd);
-    Ok((open, sockets.iter().filter_map(|inode| remotes.get(inode).cloned()).collect()))
-}
-
-/// `None` when the process, or its descriptor, has gone meanwhile.
-fn unless_gone<T>(result: io::Result<T>) -> io::Result<Option<T>> {
-    match result {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-        Err(error) if error.raw_os_error() == Some(rustix::io::Errno::SRCH.raw_os_error()) => Ok(None),
-        result => result.map(Some),
-    }
+    let (table, attachd) = (table("net/tcp")? + &table("net/tcp6")?, id_of("/etc/passwd", CALLER).ok());
+    let among =
+        |remotes: HashMap<u64, String>| sockets.iter().filter_map(|inode| remotes.get(inode).cloned()).collect();
+    let (all, clients): (Vec<_>, Vec<_>) =
+        (among(clients::remotes(&table, None)), among(clients::remotes(&table, attachd)));
+    // Only attachd is connected, which asks about a disk it has just had opened itself.
+    let own = clients.is_empty() && all.len() >= open;
+    Ok((if own { 0 } else { open }, clients))
 }
 
 #[cfg(test)]
