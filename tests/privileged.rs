@@ -151,6 +151,31 @@ fn with_the_helper_dead_the_answer_is_that_the_clients_are_unknown() {
     assert_eq!((&sick["status"], &sick["helper"]["state"]), (&json!("degraded"), &json!("silent")), "{sick:#}");
 }
 
+/// An export that cannot be taken away is no reason to serve a volume again that was withdrawn by force.
+#[test]
+fn a_volume_withdrawn_by_force_stays_so_while_its_export_cannot_be_removed() {
+    let (lab, _attachd, api, _helper) = up_with_helper();
+    let (volume, _disk) = served(&lab, &api);
+    let client = lab.nbd_client(&volume.export()).unwrap();
+    let exports = "/run/attachd/exports";
+    std::os::unix::fs::chown(exports, Some(0), None).unwrap();
+    let path = format!("/api/v1/intents/{}", volume.id);
+    let mut events = api.events().unwrap();
+    let forced = api.delete(&format!("{path}?force=true")).unwrap();
+    assert_ne!(forced.status, 200, "the export is still there: {}", forced.text);
+    assert_eq!(show(&api, &volume)["state"], "detaching");
+    client.abandon();
+    // Asked again: nobody is connected, and it cannot be removed. (A look of the daemon's own may be under way.)
+    let begun = std::time::Instant::now();
+    while api.delete(&path).unwrap().json["code"] != "EXPORT_STUCK" {
+        assert!(begun.elapsed() < SOON);
+        std::thread::yield_now();
+    }
+    assert_eq!(show(&api, &volume)["state"], "detaching");
+    std::os::unix::fs::chown(exports, Some(lab::people::ATTACHD.id), None).unwrap();
+    events.wait_for(|event| event["event"] == "withdrawn", SOON).unwrap();
+}
+
 /// A helper whose answers to `holders` the test gives, at its own pace.
 fn helper_of_the_tests() -> mpsc::Receiver<UnixStream> {
     let listener = UnixListener::bind(HELPER_SOCKET).unwrap();

@@ -119,11 +119,8 @@ impl Engine {
 
     /// It is not withdrawn after all; what was taken away is given back.
     async fn stay(&mut self, id: VolumeId, why: Rejection, reply: Reply<Withdrawal>) {
-        if let Some(volume) = self.world.volume_mut(id) {
-            volume.leaving = false;
-        }
-        let _ = reply.send(Err(why));
-        self.settle(id).await;
+        let lingering = self.world.volume(id).and_then(|volume| volume.lingering);
+        self.not_withdrawn(id, lingering, why, Some(reply)).await;
     }
 
     /// Clients are connected and the caller insists: the wish is made durable, then the export goes.
