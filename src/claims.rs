@@ -66,8 +66,16 @@ impl Claims {
             }
         }
         for name in present {
-            fs::remove_file(self.path.join(&name))?;
-            repaired.push(format!("{} belonged to no intent", name.to_string_lossy()));
+            match fs::remove_file(self.path.join(&name)) {
+                // Nobody's claim, but no reason to stay away either.
+                Err(error) if error.kind() == io::ErrorKind::IsADirectory => {
+                    tracing::error!("{} in the folder of claims is a folder: remove it", name.to_string_lossy());
+                }
+                result => {
+                    result?;
+                    repaired.push(format!("{} belonged to no intent", name.to_string_lossy()));
+                }
+            }
         }
         if !repaired.is_empty() {
             // One sync for all: there may be thousands.
@@ -94,8 +102,11 @@ mod tests {
         claims.add(kept).unwrap();
         claims.add(going).unwrap();
         fs::write(dir.path().join("claims/by-hand"), "").unwrap();
+        let folder = dir.path().join("claims/folder");
+        fs::create_dir(&folder).unwrap();
         let repaired = claims.restore([kept, missing].into_iter(), [going].into_iter()).unwrap();
         assert_eq!(repaired.len(), 2, "{repaired:?}");
+        fs::remove_dir(&folder).unwrap();
         let mut names: Vec<_> =
             fs::read_dir(dir.path().join("claims")).unwrap().map(|e| e.unwrap().file_name()).collect();
         names.sort();

@@ -6,16 +6,26 @@ mod common;
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::Command;
 
 use common::*;
+use lab::nbd_server::{FOLDER, NbdServer};
 use lab::{Api, Attachd, AttachdOptions, Disk, Lab, Volume};
 use serde_json::json;
 
 const EFFECTS: &str = "/run/attachd/effects";
 const CLAIMS: &str = "/var/lib/attachd/claims";
 const EXPORTS: &str = "/run/attachd/exports";
+
+/// Who serves.
+#[derive(Clone, Copy, PartialEq)]
+enum Kind {
+    Nbdkit,
+    /// nbd-server, told by a signal.
+    NbdServer,
+}
 
 /// A lab with a daemon that may die at any moment; every step is repeated after a restart until it is through, as a
 /// caller who got no answer would repeat it.
@@ -25,18 +35,28 @@ struct Story {
     deaths: u32,
     /// What was answered with success must be there after a restart.
     answered: Vec<Volume>,
+    /// What is made for clients.
+    folder: &'static str,
+    _nbd_server: Option<(NbdServer, Helper)>,
 }
 
 impl Story {
-    fn begin(kill_at: Option<&str>) -> Self {
+    fn begin(kind: Kind, kill_at: Option<&str>) -> Self {
         let mut lab = Lab::new();
-        lab.attachd_config(CONFIG).unwrap();
-        lab.nbdkit_start().unwrap();
+        let nbd_server = match kind {
+            Kind::Nbdkit => {
+                lab.attachd_config(CONFIG).unwrap();
+                lab.nbdkit_start().unwrap();
+                None
+            }
+            Kind::NbdServer => Some((signalled(&lab), Helper::start())),
+        };
         let mut options = AttachdOptions::default();
         options.env.push(("ATTACHD_EFFECT_LOG".into(), EFFECTS.into()));
         options.env.extend(kill_at.map(|point| ("ATTACHD_KILL_AT".into(), point.into())));
         let attachd = lab.attachd_start(bin(), &options).unwrap();
-        Self { lab, attachd, deaths: 0, answered: Vec::new() }
+        let folder = if kind == Kind::Nbdkit { EXPORTS } else { FOLDER };
+        Self { lab, attachd, deaths: 0, answered: Vec::new(), folder, _nbd_server: nbd_server }
     }
 
     /// Does a step until the daemon survives it.
@@ -109,7 +129,7 @@ impl Story {
             assert!(output.status.success(), "{output:?}");
             writeln!(end, "{query}\n{}", String::from_utf8(output.stdout).unwrap()).unwrap();
         }
-        for (what, folder) in [("claim", CLAIMS), ("export", EXPORTS)] {
+        for (what, folder) in [("claim", CLAIMS), ("export", self.folder)] {
             for (name, content) in listing(folder) {
                 writeln!(end, "{what} {name} {}", content.trim()).unwrap();
             }
@@ -134,7 +154,7 @@ fn listing(folder: &str) -> BTreeMap<String, String> {
 
 /// A little of everything: an intent served, one withdrawn, a disk pulled, one pulled and back, one still waited for.
 fn tell(kill_at: Option<&str>) -> (String, u32, Vec<String>) {
-    let mut story = Story::begin(kill_at);
+    let mut story = Story::begin(Kind::Nbdkit, kill_at);
     story.step("start", |api| api.get("/api/v1/health").map(drop));
     let served = story.intend();
     let _served_disk = story.attach(&served);
@@ -162,24 +182,60 @@ fn tell(kill_at: Option<&str>) -> (String, u32, Vec<String>) {
     (end, deaths, passed)
 }
 
+/// What is special with nbd-server: an intent waited for, one served and withdrawn, a disk pulled and back.
+fn tell_of_nbd_server(kill_at: Option<&str>) -> (String, u32, Vec<String>) {
+    let mut story = Story::begin(Kind::NbdServer, kill_at);
+    story.step("start", |api| api.get("/api/v1/health").map(drop));
+    let waiting = story.intend();
+    let gone = story.intend();
+    let _gone_disk = story.attach(&gone);
+    story.wait(&gone, "ready");
+    story.withdraw(&gone);
+    let back = story.intend();
+    let mut back_disk = story.attach(&back);
+    story.wait(&back, "ready");
+    story.lab.detach_settled(&mut back_disk).unwrap();
+    story.wait(&back, "lost");
+    story.lab.attach_settled(&mut back_disk).unwrap();
+    story.wait(&back, "ready");
+    let passed = fs::read_to_string(EFFECTS).unwrap().lines().map(str::to_owned).collect();
+    let (end, deaths) = story.end(&[(&waiting, "waiting"), (&gone, "gone"), (&back, "back")]);
+    (end, deaths, passed)
+}
+
+type Tell = fn(Option<&str>) -> (String, u32, Vec<String>);
+
 /// Each lab wants a thread of its own.
-fn told(kill_at: Option<String>) -> (String, u32, Vec<String>) {
+fn told(tell: Tell, kill_at: Option<String>) -> (String, u32, Vec<String>) {
     std::thread::spawn(move || tell(kill_at.as_deref())).join().unwrap()
 }
 
-#[test]
-fn killed_before_and_after_every_effect_the_end_is_the_same() {
-    let (end, deaths, passed) = told(None);
+/// Kills at every point of the story that concerns, and compares the ends.
+fn killed_at_each_point(tell: Tell, concerns: impl Fn(&str) -> bool, names: &[&str]) {
+    let (end, deaths, passed) = told(tell, None);
     println!("the undisturbed end:\n{end}\n");
     assert_eq!(deaths, 0);
     let mut killed: BTreeMap<String, u32> = BTreeMap::new();
-    for point in &passed {
+    for point in passed.iter().filter(|point| concerns(point)) {
         let name = point.rsplit_once(':').unwrap().0.to_owned();
-        let (disturbed, deaths, _) = told(Some(point.clone()));
+        let (disturbed, deaths, _) = told(tell, Some(point.clone()));
         assert_eq!(disturbed, end, "killed at {point}");
         *killed.entry(name).or_default() += deaths;
     }
     println!("{} points, killed: {killed:#?}", passed.len());
+    for name in names {
+        for side in ["before", "after"] {
+            assert!(
+                killed.get(&format!("{side}:{name}")).is_some_and(|deaths| *deaths > 0),
+                "never killed {side} {name}"
+            );
+        }
+    }
+    assert_eq!(killed.len(), 2 * names.len(), "an effect this test does not know");
+}
+
+#[test]
+fn killed_before_and_after_every_effect_the_end_is_the_same() {
     let names = [
         "answer",
         "claim.remove",
@@ -192,15 +248,46 @@ fn killed_before_and_after_every_effect_the_end_is_the_same() {
         "link.make",
         "link.remove",
     ];
-    for name in names {
-        for side in ["before", "after"] {
-            assert!(
-                killed.get(&format!("{side}:{name}")).is_some_and(|deaths| *deaths > 0),
-                "never killed {side} {name}"
-            );
-        }
-    }
-    assert_eq!(killed.len(), 2 * names.len(), "an effect this test does not know");
+    killed_at_each_point(tell, |_| true, &names);
+}
+
+/// The other effects are the same as with nbdkit.
+#[test]
+fn killed_before_and_after_every_change_to_nbd_servers_files_the_end_is_the_same() {
+    let names = ["clients.admit", "clients.deny", "clients.make", "section.make", "section.remove"];
+    let concerns = |point: &str| point.contains(":clients.") || point.contains(":section.");
+    killed_at_each_point(tell_of_nbd_server, concerns, &names);
+}
+
+/// As after an upgrade to an attachd that writes its files in other words.
+#[test]
+fn a_served_export_whose_section_is_written_in_other_words_is_written_anew_and_served() {
+    let lab = Lab::new();
+    let _server = signalled(&lab);
+    let _helper = Helper::start();
+    let mut attachd = start(&lab);
+    let (volume, _disk) = served(&lab, &attachd.api());
+    attachd.kill9().unwrap();
+    let section = format!("{FOLDER}/{}.conf", volume.export());
+    let ours = fs::read_to_string(&section).unwrap();
+    fs::write(&section, ours.replace("fua = true\n", "")).unwrap();
+    let attachd = start(&lab);
+    wait(&attachd.api(), &volume, "ready");
+    assert_eq!(fs::read_to_string(&section).unwrap(), ours);
+}
+
+/// Nobody knows what is published then; what may be is taken away by its name.
+#[test]
+fn an_export_that_cannot_be_listed_at_the_start_is_taken_away_when_its_disk_is_gone() {
+    let (lab, mut attachd, api) = up();
+    let (volume, mut disk) = served(&lab, &api);
+    attachd.kill9().unwrap();
+    disk.detach().unwrap();
+    fs::set_permissions(EXPORTS, fs::Permissions::from_mode(0o311)).unwrap();
+    let attachd = start(&lab);
+    wait(&attachd.api(), &volume, "lost");
+    let link = format!("{EXPORTS}/{}", volume.export());
+    assert!(fs::symlink_metadata(link).is_err(), "it is still offered");
 }
 
 /// Invariant 2: what was answered survives a death the moment the answer is out.

@@ -240,6 +240,36 @@ fn a_claim_that_cannot_be_written_takes_the_intent_back() {
 }
 
 #[test]
+fn a_folder_among_the_claims_is_said_and_keeps_nobody_from_starting() {
+    let (lab, mut attachd, _api) = up();
+    attachd.terminate().unwrap();
+    fs::create_dir("/var/lib/attachd/claims/folder").unwrap();
+    let attachd = start(&lab);
+    assert!(attachd.stderr_text().contains("folder in the folder of claims is a folder"), "{}", attachd.stderr_text());
+}
+
+#[test]
+fn who_waits_for_what_is_so_already_is_answered_while_the_daemon_stops() {
+    let (lab, mut attachd, api) = up();
+    let (volume, _disk) = served(&lab, &api);
+    let mut events = api.events().unwrap();
+    let mut caller = api.connect(SOON).unwrap();
+    write!(caller, "GET /api/v1/volumes/{}?wait=ready HTTP/1.1\r\nHost: x\r\n", volume.id).unwrap();
+    // Both connections are taken in order: when the later one is answered, the earlier one is inside.
+    health(&api);
+    attachd.signal(rustix::process::Signal::TERM).unwrap();
+    // Its end is told as an error.
+    while let Ok(event) = events.next(SOON) {
+        assert!(event.is_some(), "the daemon does not stop");
+    }
+    write!(caller, "Connection: close\r\n\r\n").unwrap();
+    let mut answer = String::new();
+    caller.read_to_string(&mut answer).unwrap();
+    assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+    attachd.wait_exit(SOON).unwrap();
+}
+
+#[test]
 fn a_folder_of_exports_that_cannot_be_written_is_said_and_heals() {
     let (lab, _attachd, api) = up();
     let exports = "/run/attachd/exports";

@@ -211,12 +211,14 @@ pub(super) async fn show(
 async fn reached(context: &Context, volume: VolumeId, state: volume::State) -> Result<(), ApiError> {
     let _permit = long_request(context)?;
     // Listen first, then look: nothing falls between.
-    let mut events = context.inner.engine.events()?;
+    let mut events = context.inner.engine.events();
     loop {
         let now = context.inner.engine.read(move |world| world.volume(volume).map(|volume| volume.state)).await?;
         if now.ok_or_else(|| ApiError::no_such_volume(volume))? == state {
             return Ok(());
         }
+        // A daemon that stops tells nothing any more, but it still knows.
+        let events = events.as_mut().map_err(|stopping| *stopping)?;
         loop {
             match events.recv().await {
                 Ok(event) if event.volume_id == volume => break,

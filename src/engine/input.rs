@@ -71,6 +71,8 @@ pub(crate) enum Input {
     Recorded { ticket: Ticket, evidence: Evidence, result: Result<(), StoreError> },
     /// The server was told of all changes up to this one, or could not be.
     Told { changes: u64, result: Result<(), NotTold> },
+    /// It is time to try that once more.
+    TellAgain,
     /// The helper has answered, or has not.
     Helper { asked: Asked, answer: Result<(), HelperError> },
     /// A handshake ended.

@@ -277,6 +277,7 @@ impl Engine {
                 self.settle_serials(touched).await;
             }
             Input::Told { changes, result } => self.told(changes, result).await,
+            Input::TellAgain => self.tell_again(),
             Input::Helper { asked, answer } => self.helper_answered(asked, answer).await,
             Input::Scanned { reading, facts, reason, done } => self.scanned(reading, facts, reason, done).await,
             Input::Recorded { ticket, evidence, result } => self.recorded(ticket, evidence, result).await,

@@ -89,7 +89,14 @@ impl Engine {
     pub(super) fn adopt_exports(&mut self) {
         let contents = match self.tools.backend.list() {
             Ok(contents) => contents,
-            Err(error) => return tracing::error!(%error, "cannot read the folder of exports"),
+            Err(error) => {
+                tracing::error!(%error, "cannot read the folder of exports");
+                // Where there is none, nothing is published.
+                if error.kind() != std::io::ErrorKind::NotFound {
+                    self.revoke_unseen();
+                }
+                return;
+            }
         };
         for name in &contents.foreign {
             tracing::warn!(name, "the folder of exports holds something attachd did not make; the server offers it");
@@ -111,6 +118,22 @@ impl Engine {
                 if let Err(error) = taken {
                     tracing::error!(VOLUME_ID = %id, %error, "cannot take the export away: remove it by hand");
                 }
+            }
+        }
+        // Left by a crash between a withdrawal's commit and its end.
+        for id in contents.prepared.iter().filter(|id| self.world.volume(**id).is_none()) {
+            if let Err(error) = self.tools.backend.forget(*id) {
+                tracing::error!(VOLUME_ID = %id, %error, "what was prepared for the export could not be removed");
+            }
+        }
+    }
+
+    /// What is published cannot be read: what is not known to be, is taken away by its name, for it may be all the same.
+    fn revoke_unseen(&self) {
+        for volume in self.world.volumes().filter(|volume| !volume.published) {
+            let id = volume.intent.volume;
+            if let Err(error) = self.tools.backend.revoke(id) {
+                tracing::error!(VOLUME_ID = %id, %error, "cannot take the export away: remove it by hand");
             }
         }
     }

@@ -5,6 +5,7 @@
 
 use super::Engine;
 use super::input::Input;
+use super::settle::pause;
 use crate::helper_client::HelperError;
 use crate::identity::VolumeId;
 use crate::volume::Reason;
@@ -19,6 +20,9 @@ pub struct Telling {
     under_way: bool,
     /// Something changed since the one that is under way began.
     again: bool,
+    /// How often it could not be told since it was the last time, and whether it is to be tried again by itself.
+    attempts: u32,
+    postponed: bool,
     /// Volumes that go on when it is told.
     waiting: Vec<VolumeId>,
     /// Why it could not be told the last time.
@@ -60,7 +64,14 @@ impl Engine {
         }
         let link = scheme.link(volume.intent.serial());
         match self.tools.backend.prepare(id, &link) {
-            Ok(new) => self.changed(id, new),
+            Ok(new) => {
+                self.changed(id, new);
+                let epoch = self.next_epoch();
+                if let Some(volume) = self.world.volume_mut(id).filter(|_| new) {
+                    // What was published was so by other files than these, which let nobody in yet.
+                    (volume.published, volume.proven, volume.epoch) = (false, false, epoch);
+                }
+            }
             // Said with the volume's state, when its disk is there and the same fails again.
             Err(error) => tracing::warn!(VOLUME_ID = %id, %error, "the export cannot be prepared"),
         }
@@ -115,13 +126,18 @@ impl Engine {
             Ok(()) => {
                 telling.told = telling.told.max(changes);
                 telling.failed = None;
+                telling.attempts = 0;
             }
             Err(why) => {
                 if telling.failed.is_none() {
                     tracing::warn!("the NBD server cannot be told of new exports: {why}");
                 }
                 telling.failed = Some(why.clone());
+                telling.attempts += 1;
             }
+        }
+        if matches!(result, Err(NotTold::Helper(_))) {
+            self.tell_later();
         }
         if again {
             self.tell_server();
@@ -131,6 +147,29 @@ impl Engine {
                 self.trouble(id, reason(why));
             }
             self.settle(id).await;
+        }
+    }
+
+    /// What was to be told is still to be told, also when no volume waits for it: until that succeeds there is a timer. (A
+    /// bad file is looked at by whoever puts it right, and by the volumes that wait.)
+    fn tell_later(&mut self) {
+        let telling = &mut self.world.telling;
+        if std::mem::replace(&mut telling.postponed, true) {
+            return;
+        }
+        let (back, wait) = (self.back.clone(), pause(telling.attempts));
+        tokio::spawn(async move {
+            tokio::time::sleep(wait).await;
+            back.send(Input::TellAgain).await
+        });
+    }
+
+    pub(super) fn tell_again(&mut self) {
+        let telling = &mut self.world.telling;
+        telling.postponed = false;
+        // A server that is down is told when it is back.
+        if telling.failed.is_some() && !telling.under_way && self.server_is_up() {
+            self.tell_server();
         }
     }
 

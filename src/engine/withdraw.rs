@@ -22,6 +22,10 @@ use crate::volume::{Entry, Reason, State};
 /// First and longest wait between two looks whether a `detaching` volume's clients are gone: nothing tells that by itself.
 const LOOK_AGAIN: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(30));
 
+/// Milliseconds until it is asked again who has a disk open that nobody seems to use: a server takes a moment to close what
+/// attachd's own handshake, or a client that has hung up, had open.
+const CLOSING: [u64; 5] = [10, 30, 60, 150, 250];
+
 impl Engine {
     /// A caller wants a volume withdrawn. First of all: who is connected?
     pub(super) fn withdraw(&mut self, id: VolumeId, force: bool, reply: Reply<Withdrawal>) {
@@ -119,11 +123,8 @@ impl Engine {
 
     /// It is not withdrawn after all; what was taken away is given back.
     async fn stay(&mut self, id: VolumeId, why: Rejection, reply: Reply<Withdrawal>) {
-        if let Some(volume) = self.world.volume_mut(id) {
-            volume.leaving = false;
-        }
-        let _ = reply.send(Err(why));
-        self.settle(id).await;
+        let lingering = self.world.volume(id).and_then(|volume| volume.lingering);
+        self.not_withdrawn(id, lingering, why, Some(reply)).await;
     }
 
     /// Clients are connected and the caller insists: the wish is made durable, then the export goes.
@@ -290,7 +291,15 @@ async fn clients_of(
         Ok(candidates) => candidates,
         Err(error) => vec![format!("unknown, the table of connections cannot be read: {error}")],
     };
-    match helper.holders(devnum).await {
+    let mut answer = helper.holders(devnum).await;
+    for wait in CLOSING {
+        if !matches!(&answer, Ok(Some(clients)) if clients.is_empty()) {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(wait)).await;
+        answer = helper.holders(devnum).await;
+    }
+    match answer {
         Ok(None) => (Clients::None, Some(Ok(()))),
         // Open, but by nobody that can be seen: not nobody.
         Ok(Some(clients)) if clients.is_empty() => (Clients::Unknown(candidates), Some(Ok(()))),

@@ -1,6 +1,6 @@
 //! What attachd asks of an NBD server's side, whichever server it is.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 
 use crate::identity::VolumeId;
@@ -35,6 +35,8 @@ pub struct Contents {
     /// Published exports and the paths they lead to. One that is under somebody else's control leads nowhere:
     /// its path is empty.
     pub links: BTreeMap<VolumeId, String>,
+    /// Volumes that something lies prepared for, whether they are published or not.
+    pub prepared: BTreeSet<VolumeId>,
     /// Names that attachd did not make, but that the server offers all the same.
     pub foreign: Vec<String>,
 }

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use rustix::process::{Pid, Signal};
 
+use lab::nbd_server::{Installed, MAIN, NbdServer, Release};
 use lab::{Api, Attachd, AttachdOptions, Disk, Lab, Volume};
 use serde_json::{Value, json};
 
@@ -32,6 +33,19 @@ pub(crate) fn up() -> (Lab, Attachd, Api) {
     let attachd = start(&lab);
     let api = attachd.api();
     (lab, attachd, api)
+}
+
+/// An nbd-server that is told by a signal, in nbdkit's place, and the configuration for it.
+pub(crate) fn signalled(lab: &Lab) -> NbdServer {
+    let installed = Installed::new(lab, Release::Trixie).unwrap();
+    std::fs::write(MAIN, include_str!("../../packaging/nbd-server/signal.conf")).unwrap();
+    let version = installed.package_version().unwrap();
+    let version = version.split_once(':').map_or(version.as_str(), |(_, rest)| rest);
+    let export = format!("backend = \"nbd-server\"\nmode = \"signal\"\nnbd_server_version = \"{version}\"");
+    lab.attachd_config(&format!("{CONFIG}[export]\n{export}\nmain_file = \"{MAIN}\"\n")).unwrap();
+    let mut server = NbdServer::new(installed);
+    server.start().unwrap();
+    server
 }
 
 pub(crate) fn start(lab: &Lab) -> Attachd {

@@ -44,13 +44,17 @@ impl Backend for NbdServer {
 
     fn list(&self) -> io::Result<Contents> {
         let listed = self.files.list()?;
+        let prepared = listed.exports.keys().copied().collect();
         let open = listed.exports.into_iter().filter(|(_, export)| export.door != Door::Shut);
         // Somebody may get in, but not by our leave.
         let links = open.map(|(volume, export)| match export.door {
             Door::Open => (volume, export.link),
             _ => (volume, String::new()),
         });
-        Ok(Contents { links: links.collect(), foreign: listed.foreign })
+        // A server that has read a section serves it on, also when somebody has taken the section away.
+        let remembered = listed.revoked.into_iter().filter(|volume| self.files.door(*volume) != Door::Shut);
+        let links = links.chain(remembered.map(|volume| (volume, String::new())));
+        Ok(Contents { links: links.collect(), prepared, foreign: listed.foreign })
     }
 
     fn must_be_told(&self) -> bool {
@@ -93,4 +97,29 @@ impl Backend for NbdServer {
 
 fn refused(why: String) -> Check {
     Check { refused: Some(why), remarks: Vec::new() }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::{BTreeMap, BTreeSet};
+
+    use super::super::{files, section};
+    use super::*;
+
+    #[test]
+    fn what_a_running_server_may_let_somebody_in_to_is_listed_also_without_its_section() {
+        let dir = tempfile::tempdir().unwrap();
+        let folder = dir.path().to_owned();
+        let files = Files::new(folder.clone(), files::LOOPBACK);
+        let reader = Reader { uid: 0, gid: 0 };
+        let server =
+            NbdServer { files, main_file: folder.join("main"), folder: folder.clone(), reader, mode: Mode::Signal };
+        let volume: VolumeId = "b3bb9310-1b59-4f62-97e8-cefffdfe3804".parse().unwrap();
+        server.publish(volume, "/dev/disk/by-id/virtio-b3bb93101b594f6297e8").unwrap();
+        std::fs::remove_file(folder.join(section::file_name(volume))).unwrap();
+        let listed = server.list().unwrap();
+        assert_eq!((listed.links, listed.prepared), (BTreeMap::from([(volume, String::new())]), BTreeSet::new()));
+        server.revoke(volume).unwrap();
+        assert_eq!(server.list().unwrap(), Contents::default());
+    }
 }

@@ -103,9 +103,10 @@ impl Files {
                     format!("{} was not written by attachd: move it away, restart the NBD server", place.display());
                 return Err(io::Error::new(io::ErrorKind::AlreadyExists, why));
             }
-            // A server that knows the old one keeps it: nobody may get in until that is seen.
-            Some(_) => self.deny(volume)?,
-            None => {}
+            // A server that knows an old one keeps it, and whoever was let in to that is not let in to this: nobody may get
+            // in until it is seen. Also when there is none any more, for attachd never takes one away with its door open.
+            _ if self.door(volume) != Door::Shut => self.deny(volume)?,
+            _ => {}
         }
         effect::at("section.make", || self.replace(&place, &text))?;
         Ok(true)
@@ -117,7 +118,9 @@ impl Files {
             if self.door(volume) == Door::Open {
                 Ok(())
             } else {
-                self.replace(&self.clients_file(volume), self.clients)
+                // It may be open when this fails, and nobody would take that for published: shut it again.
+                let made = self.replace(&self.clients_file(volume), self.clients);
+                made.or_else(|error| self.deny(volume).and(Err(error)))
             }
         })
     }
@@ -321,6 +324,17 @@ mod tests {
         files.admit(volume).unwrap();
         assert!(files.prepare(volume, LINK).unwrap());
         assert_eq!(files.list().unwrap().exports[&volume], Export { link: LINK.into(), door: Door::Shut });
+    }
+
+    /// Who has removed it by hand has left the door open.
+    #[test]
+    fn a_section_that_somebody_took_away_comes_back_with_its_door_shut() {
+        let (_dir, files, volume) = files();
+        files.prepare(volume, LINK).unwrap();
+        files.admit(volume).unwrap();
+        fs::remove_file(files.folder.join(section::file_name(volume))).unwrap();
+        assert!(files.prepare(volume, LINK).unwrap());
+        assert_eq!(files.door(volume), Door::Shut);
     }
 
     #[test]
