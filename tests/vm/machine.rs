@@ -1,12 +1,13 @@
 //! What QEMU is told: the machine, its slots, its disks.
 
+use std::path::Path;
 use std::process::Command;
 
 use serde_json::{Value, json};
 
 use crate::agent::PORT;
 use crate::disk::{Bus, Disk};
-use crate::image::{Image, ROOT_UUID};
+use crate::image::ROOT_UUID;
 use crate::wire::Door;
 
 /// Chipsets with different ways of hotplug.
@@ -34,12 +35,12 @@ impl Machine {
     }
 
     /// The command line, without disks. Software emulation: KVM inside a virtual machine is not to be had everywhere.
-    pub(crate) fn command(self, image: &Image, console: &str, monitor: &Door, agent: &Door) -> Command {
+    pub(crate) fn command(self, kernel: &Path, initrd: &Path, console: &str, monitor: &Door, agent: &Door) -> Command {
         let mut qemu = Command::new("qemu-system-x86_64");
         qemu.args(["-nodefaults", "-no-user-config", "-display", "none"]);
         qemu.args(["-machine", self.name(), "-accel", "tcg,thread=multi", "-cpu", "max", "-smp", "2", "-m", "1024"]);
         // Kernel and initramfs are those of the image, taken out of it: a boot loader would add nothing but time.
-        qemu.arg("-kernel").arg(&image.kernel).arg("-initrd").arg(&image.initrd);
+        qemu.arg("-kernel").arg(kernel).arg("-initrd").arg(initrd);
         qemu.args(["-append", &format!("root=UUID={ROOT_UUID} ro console=ttyS0")]);
         qemu.args(["-serial", &format!("file:{console}")]);
         qemu.args(["-chardev", &format!("socket,id=monitor,path={}", monitor.path()), "-mon", "monitor,mode=control"]);

@@ -9,6 +9,7 @@ mod guest;
 mod hammer;
 mod idle;
 mod image;
+mod install;
 mod machine;
 #[allow(dead_code, reason = "the tests of the service use the rest")]
 #[path = "../service/package.rs"]
