@@ -53,6 +53,7 @@ demo: setup
 	cargo run --release --quiet --example demo
 
 bench: setup
+	@tools/setup bench
 	cargo bench --bench attach
 
 mutants: setup

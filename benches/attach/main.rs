@@ -9,14 +9,21 @@
 //! Everything is real (udevd, loop devices, nbdkit, the daemon as its own user) in the tests' lab; see
 //! `tests/support`. Needs root. Nothing is asserted by time: goals are printed beside what was measured.
 
+mod backends;
 mod burst;
 mod flood;
 mod idle;
 mod report;
 mod scale;
 mod served;
+mod servers;
 mod setup;
 mod startup;
+mod throughput;
+
+/// The tests' own words: the helper, a volume that is served.
+#[path = "../../tests/common/mod.rs"]
+mod common;
 
 use std::path::Path;
 use std::process::ExitCode;
@@ -40,10 +47,12 @@ impl Plan {
 type Bench = fn(Plan) -> Result<Section>;
 
 /// In this order: the quiet ones first, so that no leftover of a flood disturbs them.
-const BENCHES: [(&str, Bench); 7] = [
+const BENCHES: [(&str, Bench); 9] = [
     ("idle", idle::switches),
     ("memory", idle::memory),
     ("served", served::bench),
+    ("backends", backends::bench),
+    ("throughput", throughput::bench),
     ("scale", scale::bench),
     ("startup", startup::bench),
     ("burst", burst::bench),

@@ -28,7 +28,7 @@ pub(crate) const EXPORTS: &str = "/run/attachd/exports";
 pub(crate) const PORT: u16 = 10809;
 
 /// Loop devices in place of virtio disks, as in the tests.
-const CONFIG: &str = "[device]\nschemes = [\"loop\"]\n";
+pub(crate) const CONFIG: &str = "[device]\nschemes = [\"loop\"]\n";
 
 /// A lab whose NBD server runs. The daemon does not yet.
 pub(crate) fn lab() -> Result<Lab> {

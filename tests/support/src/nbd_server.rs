@@ -60,7 +60,7 @@ impl Release {
 }
 
 /// An nbd-server's program, its root laid into the lab's world.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Installed {
     root: PathBuf,
     log: PathBuf,

@@ -1,0 +1,106 @@
+//! The NBD servers that attachd works with, in all of their ways, for the benches that hold them side by side.
+
+use std::fs;
+
+use anyhow::{Context as _, Result};
+use lab::Lab;
+use lab::nbd_server::{Installed, MAIN, MAIN_SOCKET, NbdServer, NbdServerPerConnection, Release};
+
+/// Where each of them listens.
+pub(crate) const ADDRESS: &str = "127.0.0.1:10809";
+
+/// A server in one of its ways.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Way {
+    /// nbdkit over a folder of links.
+    Nbdkit,
+    /// One nbd-server (Debian 13's) that a signal makes read its files again. Debian 12's dies of it.
+    Signalled,
+    /// An nbd-server for each connection, which reads all files anew.
+    PerConnection(Release),
+}
+
+/// The first is what the others are held against.
+pub(crate) const WAYS: [Way; 4] =
+    [Way::Nbdkit, Way::Signalled, Way::PerConnection(Release::Trixie), Way::PerConnection(Release::Bookworm)];
+
+impl Way {
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Nbdkit => "nbdkit",
+            Self::Signalled => "nbd-server 3.26.1, signalled",
+            Self::PerConnection(Release::Trixie) => "nbd-server 3.26.1, socket-activated",
+            Self::PerConnection(Release::Bookworm) => "nbd-server 3.24, socket-activated",
+        }
+    }
+
+    /// Whether a new connection costs a new process, which takes its time.
+    pub(crate) fn is_slow(self) -> bool {
+        matches!(self, Self::PerConnection(_))
+    }
+
+    /// Makes it ready to be started in this lab.
+    pub(crate) fn install(self, lab: &Lab) -> Result<Server> {
+        let release = match self {
+            Self::Nbdkit => return Ok(Server::Nbdkit),
+            Self::Signalled => Release::Trixie,
+            Self::PerConnection(release) => release,
+        };
+        let installed = Installed::new(lab, release)?;
+        fs::write(MAIN, include_str!("../../packaging/nbd-server/signal.conf"))?;
+        fs::write(MAIN_SOCKET, include_str!("../../packaging/nbd-server/socket.conf"))?;
+        Ok(match self {
+            Self::Signalled => Server::Signalled(NbdServer::new(installed.clone()), installed),
+            _ => Server::PerConnection(None, installed),
+        })
+    }
+}
+
+/// A server of a lab. Ends with it.
+pub(crate) enum Server {
+    /// The lab itself keeps it.
+    Nbdkit,
+    Signalled(NbdServer, Installed),
+    /// Whoever holds the port, while somebody does.
+    PerConnection(Option<NbdServerPerConnection>, Installed),
+}
+
+impl Server {
+    pub(crate) fn start(&mut self, lab: &mut Lab) -> Result<()> {
+        match self {
+            Self::Nbdkit => lab.nbdkit_start(),
+            Self::Signalled(server, _) => server.start(),
+            Self::PerConnection(listening, installed) => {
+                *listening = Some(NbdServerPerConnection::start(installed.clone())?);
+                Ok(())
+            }
+        }
+    }
+
+    /// Frees the port for another. Servers of single connections end with their clients.
+    pub(crate) fn stop(&mut self, lab: &mut Lab) -> Result<()> {
+        match self {
+            Self::Nbdkit => lab.nbdkit_kill(),
+            Self::Signalled(server, _) => server.kill(),
+            Self::PerConnection(listening, _) => {
+                *listening = None;
+                Ok(())
+            }
+        }
+    }
+
+    /// What attachd's configuration says about it.
+    pub(crate) fn config(&self) -> Result<String> {
+        let (mode, main, installed) = match self {
+            Self::Nbdkit => return Ok(String::new()),
+            Self::Signalled(_, installed) => ("signal", MAIN, installed),
+            Self::PerConnection(_, installed) => ("socket", MAIN_SOCKET, installed),
+        };
+        let version = installed.package_version()?;
+        let (_, version) = version.split_once(':').context("Debian's nbd has an epoch")?;
+        Ok(format!(
+            "[export]\nbackend = \"nbd-server\"\nmode = \"{mode}\"\nnbd_server_version = \"{version}\"\n\
+             main_file = \"{main}\"\n"
+        ))
+    }
+}
