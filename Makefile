@@ -5,7 +5,7 @@
 help:
 	@echo "make demo     one run of everything attachd does, on real block devices"
 	@echo "make test     all tests"
-	@echo "make vm-test  the tests in a virtual machine (VM_TESTS='name ...' for some, ATTACHD_VM_SUITE=trixie for Debian 13)"
+	@echo "make vm-test  the tests in a virtual machine (VM_TESTS='name ...' for some)"
 	@echo "make bench    measurements side by side, written to docs/benchmarks.md"
 	@echo "make deb      the Debian package"
 	@echo "make lintian  the same, held against Debian's policy"

@@ -26,7 +26,6 @@ pub(crate) struct Guest {
     name: String,
     machine: Machine,
     image: Image,
-    initrd: RefCell<PathBuf>,
     folder: PathBuf,
     root: Disk,
     /// The disks' names at their places.
@@ -56,8 +55,7 @@ impl Guest {
         let serial = ROOT_SERIAL.to_owned();
         let root = Disk { id: "root".to_owned(), file, serial, read_only: false, bus: Bus::Virtio };
         let name = name.to_owned();
-        let initrd = RefCell::new(image.initrd.clone());
-        Self { name, machine, image, initrd, folder, root, slots: RefCell::default(), running: RefCell::new(None) }
+        Self { name, machine, image, folder, root, slots: RefCell::default(), running: RefCell::new(None) }
     }
 
     /// A guest that has booted, with no disk but its root.
@@ -94,23 +92,6 @@ impl Guest {
         assert!(["running", "degraded"].contains(&state.out.trim()), "{state:?}");
     }
 
-    /// Boots from now on with the initramfs that is in the guest's `/boot`, as a boot loader would.
-    pub(crate) fn take_initrd(&self) {
-        let initrd = self.folder.join("initrd");
-        let list = Command::new("debugfs").args(["-R", "ls -p /boot"]).arg(&self.root.file).output().unwrap();
-        let list = String::from_utf8_lossy(&list.stdout).into_owned();
-        let name = list.split('/').find(|word| word.starts_with("initrd.img-")).expect("an initramfs");
-        let dump = format!("dump /boot/{name} {}", initrd.display());
-        assert!(Command::new("debugfs").arg("-R").arg(dump).arg(&self.root.file).status().unwrap().success());
-        self.initrd.replace(initrd);
-    }
-
-    /// What this boot has said on the console so far.
-    pub(crate) fn console_of_this_boot(&self) -> String {
-        let boot = self.with(|running| running.boot);
-        String::from_utf8_lossy(&fs::read(self.console(boot)).unwrap()).into_owned()
-    }
-
     /// Starts it and does not wait.
     pub(crate) fn power_on(&self, disks: &[&Disk]) {
         assert!(self.running.borrow().is_none(), "it runs");
@@ -121,13 +102,8 @@ impl Guest {
         let (monitor, agent) = (Door::new(&doors.path().join("qmp")), Door::new(&doors.path().join("agent")));
         let boot = (1..100).find(|boot| !self.console(*boot).exists()).unwrap();
         let console = self.console(boot);
-        let mut command = self.machine.command(
-            &self.image.kernel,
-            &self.initrd.borrow(),
-            console.to_str().unwrap(),
-            &monitor,
-            &agent,
-        );
+        let mut command =
+            self.machine.command(&self.image.kernel, &self.image.initrd, console.to_str().unwrap(), &monitor, &agent);
         let mut slots: [Option<String>; SLOTS] = Default::default();
         for (slot, disk) in disks.iter().enumerate() {
             command.args(["-blockdev", &blockdev(disk).to_string()]);

@@ -20,7 +20,7 @@ fn an_idle_daemon_wakes_up_for_the_watchdog_alone() {
     }
     let count = || guest.run(WAKE_UPS).trim().parse::<u64>().unwrap();
     let before = count();
-    guest.run("attachctl health >/dev/null");
+    guest.run("attachctl list >/dev/null");
     assert!(count() > before, "the control: a question is a wake-up");
     // Its threads for what may block end after ten idle seconds; what is left is the daemon and its store.
     guest.eventually("[ $(ls /proc/$(systemctl show --value -p MainPID attachd)/task | wc -l) -le 2 ]");

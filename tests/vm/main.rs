@@ -9,12 +9,12 @@ mod guest;
 mod hammer;
 mod idle;
 mod image;
-mod install;
 mod machine;
 #[allow(dead_code, reason = "the tests of the service use the rest")]
 #[path = "../service/package.rs"]
 mod package;
 mod qmp;
+mod template;
 mod udevd_trouble;
 mod wire;
 
