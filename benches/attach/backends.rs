@@ -2,6 +2,7 @@
 
 use std::os::unix::fs::symlink;
 use std::path::Path;
+use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
@@ -78,7 +79,7 @@ fn two(first: f64, second: f64) -> String {
 
 /// How many disks are attached, announced before and at the last moment.
 fn samples(way: Way, plan: Plan) -> (usize, usize) {
-    let (before, at_once) = if way.is_slow() { (10, 5) } else { (30, 10) };
+    let (before, at_once) = if way.is_slow() { (8, 4) } else { (20, 8) };
     (plan.count(before, 3), plan.count(at_once, 2))
 }
 
@@ -137,7 +138,7 @@ impl Stage {
         if !others.is_empty() {
             setup::seed(&lab, &others.iter().map(|volume| (*volume, None)).collect::<Vec<_>>())?;
         }
-        let helper = Helper::start();
+        let helper = Helper::start_with(Stdio::null());
         let witness = Witness::new(&lab)?;
         let attachd = setup::start(&lab)?;
         let api = attachd.api();

@@ -77,7 +77,7 @@ impl Work {
 }
 
 pub(crate) fn bench(plan: Plan) -> Result<Section> {
-    let rounds = plan.count(5, 1);
+    let rounds = plan.count(WAYS.len(), 1);
     let size = if plan.quick { 32 * MIB } else { 256 * MIB };
     let mut stage = Stage::new(size)?;
     let mut servers = Vec::new();

@@ -3,13 +3,13 @@
 #![allow(clippy::unwrap_used, reason = "a test's panic is its failure")]
 
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use rustix::process::{Pid, Signal};
-
+use lab::child::Proc;
 use lab::nbd_server::{Installed, MAIN, NbdServer, Release};
 use lab::{Api, Attachd, AttachdOptions, Disk, Lab, Volume};
+use rustix::process::Signal;
 use serde_json::{Value, json};
 
 /// Longer than anything takes that works; a test that waits as long has failed.
@@ -108,18 +108,21 @@ pub(crate) fn story(volume: &Value) -> Vec<String> {
 
 pub(crate) const HELPER_SOCKET: &str = "/run/attachd/helper.sock";
 
-/// The helper, as root, as its unit starts it. Ended with the test.
-pub(crate) struct Helper(Child);
+/// The helper, as root, as its unit starts it. Ends with the test, also with one that is killed.
+pub(crate) struct Helper(Proc);
 
 impl Helper {
     pub(crate) fn start() -> Self {
+        Self::start_with(Stdio::inherit())
+    }
+
+    /// The same with another place for what it says.
+    pub(crate) fn start_with(stderr: Stdio) -> Self {
         let _ = std::fs::remove_file(HELPER_SOCKET);
         let folder = lab::watch::FolderWatch::new(std::path::Path::new("/run/attachd")).unwrap();
-        let child = Command::new(env!("CARGO_BIN_EXE_attachd-helper"))
-            .args(["--socket", HELPER_SOCKET])
-            .stderr(Stdio::inherit())
-            .spawn()
-            .unwrap();
+        let mut command = Command::new(env!("CARGO_BIN_EXE_attachd-helper"));
+        command.args(["--socket", HELPER_SOCKET]).stderr(stderr);
+        let child = Proc::spawn("attachd-helper", &mut command).unwrap();
         while !std::path::Path::new(HELPER_SOCKET).exists() {
             assert!(lab::watch::readable(&[folder.fd()], SOON).unwrap(), "the helper has made no socket");
             folder.take();
@@ -136,14 +139,7 @@ impl Helper {
     }
 
     pub(crate) fn signal(&self, signal: Signal) {
-        rustix::process::kill_process(Pid::from_child(&self.0), signal).unwrap();
-    }
-}
-
-impl Drop for Helper {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
+        self.0.signal(signal).unwrap();
     }
 }
 
