@@ -16,6 +16,9 @@ use crate::export::nbd_server::way::{self, Mode, Way};
 /// Where the configuration is unless another place is named.
 pub const DEFAULT_PATH: &str = "/etc/attachd/attachd.toml";
 
+/// Where nbd-server's export files are unless another place is named.
+pub const NBD_SERVER_EXPORTS: &str = "/run/attachd/nbd-server.d";
+
 /// There while `attachd-nbd-server.socket` holds the port.
 const SOCKET_HELD: &str = "/run/attachd-nbd-server/listening";
 
@@ -271,7 +274,7 @@ fn server(export: &mut Section<'_, '_>, settings: &mut Settings, host: impl FnOn
         Mode::Signal => ("/run/attachd-nbd-server/nbd-server.pid", "/etc/attachd/nbd-server/signal.conf"),
         Mode::Socket => (SOCKET_HELD, "/etc/attachd/nbd-server/socket.conf"),
     };
-    settings.exports = "/run/attachd/nbd-server.d".into();
+    settings.exports = NBD_SERVER_EXPORTS.into();
     settings.pid_file = pid_file.into();
     let main_file = if main.is_some() { main_file } else { shipped.into() };
     settings.server = ServerSettings::NbdServer { way, main_file };

@@ -1,6 +1,7 @@
 //! Start and stop, told from top to bottom.
 
 use std::fs::File;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -29,6 +30,7 @@ use crate::export::probe::Endpoint;
 use crate::export::server::{Sign, Watch};
 use crate::export::tls::Tls;
 use crate::helper_client::HelperClient;
+use crate::identity::VolumeId;
 use crate::store::Store;
 use crate::telemetry;
 use crate::volume::Record;
@@ -76,6 +78,7 @@ async fn serve(settings: Settings, config: &Path) -> anyhow::Result<()> {
     let stats = monitor.stats();
     let server = Endpoint { address: settings.listen, tls };
     let backend = backend(&settings, ground.nbd_gid)?;
+    close_the_others(&settings);
     let tools = Tools {
         sysfs,
         store: store.clone(),
@@ -140,6 +143,32 @@ fn backend(settings: &Settings, nbd_gid: u32) -> anyhow::Result<Arc<dyn Backend>
         reader: Reader { uid, gid: nbd_gid },
         mode: way.mode,
     }))
+}
+
+/// Takes away what the other kind of server would serve, from before the configuration named this one: nobody would take
+/// it away when its disk goes.
+fn close_the_others(settings: &Settings) {
+    let closed: Vec<(VolumeId, io::Result<()>)> = match settings.server {
+        ServerSettings::NbdServer { .. } => {
+            let links = Folder::new(Settings::default().exports);
+            // Where there is no such folder, nothing is served.
+            let listed = links.list().unwrap_or_default().links;
+            listed.into_keys().map(|id| (id, links.revoke(id))).collect()
+        }
+        ServerSettings::Nbdkit => {
+            let files = Files::new(config::NBD_SERVER_EXPORTS.into(), files::LOOPBACK);
+            let listed = files.list().unwrap_or_default().exports;
+            listed.into_keys().map(|id| (id, files.revoke(id))).collect()
+        }
+    };
+    for (id, result) in closed {
+        match result {
+            Ok(()) => tracing::warn!(VOLUME_ID = %id, "the export of the other kind of NBD server is taken away"),
+            Err(error) => {
+                tracing::error!(VOLUME_ID = %id, %error, "the export of the other kind of NBD server cannot be taken away");
+            }
+        }
+    }
 }
 
 fn sign(server: &ServerSettings) -> Sign {
