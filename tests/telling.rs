@@ -53,7 +53,7 @@ fn an_export_that_cannot_be_made_lets_nobody_in() {
     wait_reason(&api, &volume, "EXPORT_FOLDER");
     assert_eq!(fs::read_to_string(&clients).unwrap(), "");
     fs::set_permissions(FOLDER, fs::Permissions::from_mode(0o755)).unwrap();
-    wait(&api, &volume, "ready");
+    api.wait_volume(&volume.id, "ready", SOON).unwrap_or_else(|e| panic!("{e:#}\n{}", attachd.stderr_text()));
 }
 
 /// Invariants 5 and 6: nobody would take them away when their disks go.
