@@ -53,5 +53,29 @@ fn an_export_that_cannot_be_made_lets_nobody_in() {
     wait_reason(&api, &volume, "EXPORT_FOLDER");
     assert_eq!(fs::read_to_string(&clients).unwrap(), "");
     fs::set_permissions(FOLDER, fs::Permissions::from_mode(0o755)).unwrap();
-    wait(&api, &volume, "ready");
+    api.wait_volume(&volume.id, "ready", SOON).unwrap_or_else(|e| panic!("{e:#}\n{}", attachd.stderr_text()));
+}
+
+/// Invariants 5 and 6: nobody would take them away when their disks go.
+#[test]
+fn after_a_change_of_servers_the_one_before_has_nothing_to_serve_any_more() {
+    let mut lab = Lab::new();
+    lab.attachd_config(CONFIG).unwrap();
+    lab.nbdkit_start().unwrap();
+    let mut attachd = start(&lab);
+    let (volume, _disk) = served(&lab, &attachd.api());
+    attachd.terminate().unwrap();
+    lab.nbdkit_kill().unwrap();
+    let mut server = signalled(&lab);
+    let _helper = Helper::start();
+    let mut attachd = start(&lab);
+    wait(&attachd.api(), &volume, "ready");
+    assert_eq!(fs::read_dir("/run/attachd/exports").unwrap().count(), 0);
+    attachd.terminate().unwrap();
+    server.kill().unwrap();
+    lab.attachd_config(CONFIG).unwrap();
+    lab.nbdkit_start().unwrap();
+    let attachd = start(&lab);
+    wait(&attachd.api(), &volume, "ready");
+    assert_eq!(fs::read_to_string(format!("{FOLDER}/{}.clients", volume.export())).unwrap(), "");
 }

@@ -23,6 +23,9 @@ impl Engine {
         let (now, clock) = (Timestamp::now(), Instant::now());
         let mut published = None;
         self.prepare(id);
+        if let Some(volume) = self.world.volume_mut(id) {
+            volume.judged = clock;
+        }
         loop {
             let Some(volume) = self.world.volume(id) else { return };
             let present: Vec<&Device> = self.world.table.with_serial(volume.intent.serial()).collect();
@@ -123,8 +126,10 @@ impl Engine {
         // A deadline is of the wall clock; should that be set back meanwhile, this is set again.
         let deadline = volume.intent.deadline().filter(|_| volume.state == State::Waiting);
         let deadline = deadline.map(|deadline| clock + Duration::try_from(deadline - now).unwrap_or_default());
-        let again = volume.trouble.as_ref().map(|trouble| trouble.again_at).filter(|at| *at > clock);
-        let helper = volume.helper_again.map(|(at, _)| at).filter(|at| *at > clock);
+        // What was judged to be in the future gets its turn, also when it has become the past meanwhile: a slow moment
+        // in between must not leave a volume that waits without a clock.
+        let again = volume.trouble.as_ref().map(|trouble| trouble.again_at).filter(|at| *at > volume.judged);
+        let helper = volume.helper_again.map(|(at, _)| at).filter(|at| *at > volume.judged);
         let wake = [again, helper, deadline].into_iter().flatten().min();
         let mut changes = Vec::new();
         if std::mem::take(&mut volume.unwritten) {

@@ -91,6 +91,8 @@ pub struct Volume {
     /// The last change to its files that the server has to know of; 0: none. `None`: nothing was prepared.
     pub(super) change: Option<u64>,
     pub(super) trouble: Option<Trouble>,
+    /// The moment it was last decided on.
+    pub(super) judged: Instant,
     /// The disk that udev was asked to look at again: its number and sequence number.
     pub(super) retriggered: Option<(DevNum, u64)>,
     pub(super) unwritten: bool,
@@ -151,6 +153,7 @@ impl Volume {
             look_after: 0,
             change: None,
             trouble: None,
+            judged: Instant::now(),
             retriggered: None,
             unwritten: false,
             projected,
