@@ -12,6 +12,7 @@ mod accounts;
 pub mod effect;
 pub mod identity;
 mod procfs;
+mod readable;
 
 pub mod config;
 pub mod device;

@@ -47,6 +47,22 @@ fn eleven_late_intents_at_once_are_all_marked_and_served() {
     assert_eq!(group(&disks[1].1), lab::people::NBD.id, "the control: a neighbour stays marked");
 }
 
+/// udevd never makes up for what it missed while its socket was closed: it is told again, and nobody has to ask for that.
+#[test]
+fn a_disk_that_came_while_udevd_was_away_is_served_when_udevd_is_back() {
+    let (mut lab, _attachd, api, _helper) = up_with_helper();
+    let volume = lab.volume();
+    intend(&api, &volume);
+    lab.udevd().stop().unwrap();
+    let mut disk = lab.disk(&volume.serial, MIB).unwrap();
+    disk.attach().unwrap();
+    wait_reason(&api, &volume, "UDEV_NOT_FINISHED");
+    lab.udevd().start().unwrap();
+    wait(&api, &volume, "ready");
+    lab.nbdcopy_equals(&volume.export(), disk.file()).unwrap();
+    assert_eq!(health(&api)["udevd"]["state"], "heard");
+}
+
 /// Nothing is to be made up: with everything in place, health has nothing to say.
 #[test]
 fn with_everything_in_place_the_daemon_is_healthy_and_has_host_disks_written_down() {

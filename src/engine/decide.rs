@@ -129,7 +129,10 @@ fn unfinished(desired: &Desired<'_>, observed: &Observed<'_>, device: &Device) -
     } else {
         reason.filter(|_| stood == state).cloned()
     };
-    Decision { state, reason, revoke: observed.published, step: None }
+    // What a udevd has missed while it was away it never makes up for: it has to be told again, until it is back.
+    let again = observed.udevd_silent && !observed.retriggered;
+    let step = again.then(|| Step::Retrigger(desired.intent.serial()));
+    Decision { state, reason, revoke: observed.published, step }
 }
 
 fn without_disk(desired: &Desired<'_>, now: Timestamp) -> State {
@@ -361,8 +364,12 @@ mod tests {
         let unsettled = Device { settled: false, ..device() };
         let scene = Scene { present: vec![unsettled], ..Scene::new() };
         assert_eq!(scene.decide(), Decision { state: State::Waiting, reason: None, revoke: false, step: None });
-        let silent = Scene { udevd_silent: true, ..scene.clone() }.decide();
-        assert_eq!((silent.state, code(&silent), silent.step), (State::Waiting, Some("UDEV_NOT_FINISHED"), None));
+        let silent = Scene { udevd_silent: true, ..scene.clone() };
+        let asked = Scene { retriggered: true, ..silent.clone() }.decide();
+        assert_eq!(asked.step, None, "udev was asked, and is given time");
+        let silent = silent.decide();
+        let again = Some(Step::Retrigger(volume().serial()));
+        assert_eq!((silent.state, code(&silent), silent.step), (State::Waiting, Some("UDEV_NOT_FINISHED"), again));
         // The disk of a lost volume is coming back: milliseconds that are not worth a word.
         let gone = Reason::new("DEVICE_GONE", "gone", "");
         let standing = (State::Lost, Some(gone.clone()));

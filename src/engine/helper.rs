@@ -5,6 +5,7 @@ use std::time::Instant;
 use super::Engine;
 use super::input::{Asked, Input};
 use super::settle::pause;
+use super::udevd::Udevd;
 use crate::helper_client::HelperError;
 use crate::identity::Serial;
 use crate::volume::State;
@@ -62,13 +63,16 @@ impl Engine {
             Err(error) => Err(error.to_string()),
         });
         let Asked::Mark(ticket) = asked else { return };
+        let silent = matches!(self.world.ear.udevd_is(), Udevd::Silent(_));
         if self.world.holds(ticket)
             && let Some(volume) = self.world.volume_mut(ticket.volume)
         {
             let attempts = volume.helper_again.map_or(0, |(_, attempts)| attempts) + 1;
             let wait = if marked {
-                // It was done, and yet the disk may stay as it is: udevd may have had rules from before the package's.
-                (attempts <= IN_VAIN && volume.state == State::Refused).then(|| pause(attempts + PATIENCE))
+                // It was done, and yet the disk may stay as it is: udevd may have had rules from before the package's, or
+                // be away.
+                let may_help = silent || attempts <= IN_VAIN && volume.state == State::Refused;
+                may_help.then(|| pause(attempts + PATIENCE))
             } else {
                 Some(pause(attempts))
             };

@@ -231,7 +231,11 @@ impl Engine {
                         let now = udevd::Moment { wall: event.at, steady: Instant::now() };
                         self.world.ear.kernel(event.seqnum, now);
                     }
-                    Origin::Udev => self.world.ear.udevd(event.seqnum, event.at),
+                    Origin::Udev if self.world.ear.udevd(event.seqnum, event.at) => {
+                        tracing::info!("udevd is heard again");
+                        self.scan("udevd is back", None);
+                    }
+                    Origin::Udev => {}
                 }
                 tracing::debug!(devnum = %event.devnum, action = event.action, origin = ?event.origin, "event");
                 self.drop_exchanged(event.devnum).await;

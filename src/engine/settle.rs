@@ -74,7 +74,9 @@ impl Engine {
                 }
                 return;
             }
+            let silent = matches!(self.world.ear.udevd_is(), Udevd::Silent(_));
             if decision.state != State::Refused
+                && !silent
                 && let Some(volume) = self.world.volume_mut(id)
             {
                 volume.helper_again = None;

@@ -53,18 +53,19 @@ impl Ear {
         }
     }
 
-    /// udevd reported a disk event.
-    pub fn udevd(&mut self, seqnum: u64, now: Timestamp) {
+    /// udevd reported a disk event. Says whether it was silent before: what it missed meanwhile it never sends.
+    pub fn udevd(&mut self, seqnum: u64, now: Timestamp) -> bool {
         self.owed.remove(&seqnum);
         if self.recent.len() == MOST {
             self.recent.pop_front();
         }
         self.recent.push_back(seqnum);
         self.heard = Some(now);
-        if self.silent.take().is_some() {
-            // It is back; what it missed while it was away it never sends.
+        let back = self.silent.take().is_some();
+        if back {
             self.owed.retain(|owed, _| *owed > seqnum);
         }
+        back
     }
 
     /// Events were lost: what is owed may have come.
@@ -121,7 +122,7 @@ mod tests {
         assert_eq!(ear.udevd_is(), Udevd::Unknown);
         ear.kernel(7, at(0));
         assert_eq!(ear.wake(), Some(at(10).steady));
-        ear.udevd(7, wall(1));
+        assert!(!ear.udevd(7, wall(1)));
         assert_eq!((ear.wake(), ear.udevd_is()), (None, Udevd::Heard(wall(1))));
     }
 
@@ -143,7 +144,7 @@ mod tests {
         assert!(!ear.tick(at(11).steady), "said once");
         assert_eq!((ear.wake(), ear.udevd_is()), (None, Udevd::Silent(wall(0))));
         ear.kernel(12, at(20));
-        ear.udevd(9, wall(20));
+        assert!(ear.udevd(9, wall(20)), "it is back");
         assert_eq!(ear.udevd_is(), Udevd::Heard(wall(20)));
         assert_eq!(ear.wake(), Some(at(30).steady), "event 8 was missed for good, event 12 is owed");
     }

@@ -11,9 +11,10 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::inotify;
 use rustix::process::{Pid, PidfdFlags};
-use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::sync::mpsc;
+
+use crate::readable::register;
 
 /// What is known of the server.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -161,12 +162,6 @@ async fn exit_of(process: Option<AsyncFd<OwnedFd>>) {
         Some(handle) => drop(handle.readable().await),
         None => std::future::pending().await,
     }
-}
-
-fn register(fd: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
-    // SAFETY: an `OwnedFd` keeps its one descriptor open until it is dropped, and nothing takes it out of the `AsyncFd`.
-    unsafe { AsyncFd::register_with_interest(fd, Interest::READABLE) }
-        .map_err(|error| io::Error::other(error.to_string()))
 }
 
 #[cfg(test)]

@@ -4,10 +4,10 @@
 
 use sd_notify::NotifyState;
 use tokio::sync::broadcast::error::RecvError;
-use tokio::time::{Instant, sleep_until};
 
 use crate::engine::Handle;
 use crate::engine::world::World;
+use crate::readable::Pace;
 use crate::volume::State;
 
 /// Says that start-up or a reload is done.
@@ -36,14 +36,18 @@ pub async fn report(handle: Handle) {
     let mut told = String::new();
     let Ok(mut events) = handle.events() else { return };
     // Half the limit, as systemd recommends; with the shipped five minutes that is one wake-up in 150 s.
-    let pace = sd_notify::watchdog_enabled().map(|limit| limit / 2);
-    let mut ping = Instant::now();
+    let pace = sd_notify::watchdog_enabled().map(|limit| Pace::new(limit / 2)).transpose();
+    let pace = match pace {
+        Ok(pace) => pace,
+        // systemd will restart a daemon that never answers for itself.
+        Err(error) => return tracing::error!(%error, "no clock for the watchdog"),
+    };
+    let mut due = pace.is_some();
     loop {
         // Asking the engine is the check: a daemon that hangs sends nothing and is restarted.
         let Ok(status) = handle.read(status).await else { return };
-        if pace.is_some() && ping <= Instant::now() {
+        if std::mem::take(&mut due) {
             notify(&[NotifyState::Watchdog]);
-            ping = Instant::now() + pace.unwrap_or_default();
         }
         if status != told {
             notify(&[NotifyState::Status(&status)]);
@@ -56,8 +60,15 @@ pub async fn report(handle: Handle) {
                 Err(RecvError::Lagged(_)) => {}
                 Err(RecvError::Closed) => return,
             },
-            () = sleep_until(ping), if pace.is_some() => {}
+            () = ring(pace.as_ref()) => due = true,
         }
+    }
+}
+
+async fn ring(pace: Option<&Pace>) {
+    match pace {
+        Some(pace) => pace.ring().await,
+        None => std::future::pending().await,
     }
 }
 

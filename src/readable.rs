@@ -1,0 +1,59 @@
+//! Descriptors that the runtime waits on, and a clock that is one.
+
+use std::io;
+use std::os::fd::OwnedFd;
+use std::time::Duration;
+
+use rustix::time::{Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec};
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+
+/// Has the runtime wait until this can be read. Needs a tokio runtime.
+pub(crate) fn register(fd: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
+    // SAFETY: an `OwnedFd` keeps its one descriptor open until it is dropped, and nothing takes it out of the `AsyncFd`.
+    unsafe { AsyncFd::register_with_interest(fd, Interest::READABLE) }
+        .map_err(|error| io::Error::other(error.to_string()))
+}
+
+/// Rings at a steady pace, with one wake-up for each. tokio's own timers wake up three times on the way to a moment that is
+/// minutes away (they are sorted finer as it comes nearer).
+pub(crate) struct Pace(AsyncFd<OwnedFd>);
+
+impl Pace {
+    /// Rings for the first time when one period has passed. Needs a tokio runtime.
+    pub(crate) fn new(period: Duration) -> io::Result<Self> {
+        let timer =
+            rustix::time::timerfd_create(TimerfdClockId::Monotonic, TimerfdFlags::CLOEXEC | TimerfdFlags::NONBLOCK)?;
+        let period = Timespec::try_from(period).map_err(io::Error::other)?;
+        let each = Itimerspec { it_interval: period, it_value: period };
+        rustix::time::timerfd_settime(&timer, TimerfdTimerFlags::empty(), &each)?;
+        register(timer).map(Self)
+    }
+
+    /// The next ring. What was missed meanwhile is one ring. May be given up and waited for again.
+    pub(crate) async fn ring(&self) {
+        loop {
+            let Ok(mut ready) = self.0.readable().await else { return std::future::pending().await };
+            let rang = rustix::io::read(self.0.get_ref(), &mut [0; 8]).is_ok();
+            ready.clear_ready();
+            if rang {
+                return;
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn it_rings_again_and_again_and_no_sooner_than_its_pace() {
+        let (period, begun) = (Duration::from_millis(20), std::time::Instant::now());
+        let pace = Pace::new(period).unwrap();
+        for ring in 1..=3 {
+            pace.ring().await;
+            assert!(begun.elapsed() >= period * ring);
+        }
+    }
+}
