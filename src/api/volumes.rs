@@ -195,27 +195,29 @@ pub(super) async fn show(
         let seconds = wait.timeout_seconds.unwrap_or(WAIT_SECONDS.0).min(WAIT_SECONDS.1);
         let waited = tokio::time::timeout(Duration::from_secs(seconds.into()), reached(&context, volume, state)).await;
         if let Ok(reached) = waited {
-            reached?;
-        } else {
-            let now = look(&context, volume).await?;
-            let text = format!("volume {volume} is {} after {seconds} s, not {state}", now.state);
-            let details = json!({ "state": now.state, "reason": now.reason });
-            return Err(ApiError::new(StatusCode::GATEWAY_TIMEOUT, "WAIT_TIMEOUT", text, details));
+            let mut view = reached?;
+            view.timeline = Some(timeline(&context, volume).await?);
+            return Ok(Json(view));
         }
+        let now = look(&context, volume).await?;
+        let text = format!("volume {volume} is {} after {seconds} s, not {state}", now.state);
+        let details = json!({ "state": now.state, "reason": now.reason });
+        return Err(ApiError::new(StatusCode::GATEWAY_TIMEOUT, "WAIT_TIMEOUT", text, details));
     }
     let mut view = look(&context, volume).await?;
     view.timeline = Some(timeline(&context, volume).await?);
     Ok(Json(view))
 }
 
-async fn reached(context: &Context, volume: VolumeId, state: volume::State) -> Result<(), ApiError> {
+/// The volume as it was when it was found in that state: a moment later it may be in another.
+async fn reached(context: &Context, volume: VolumeId, state: volume::State) -> Result<VolumeView, ApiError> {
     let _permit = long_request(context)?;
     // Listen first, then look: nothing falls between.
     let mut events = context.inner.engine.events();
     loop {
-        let now = context.inner.engine.read(move |world| world.volume(volume).map(|volume| volume.state)).await?;
-        if now.ok_or_else(|| ApiError::no_such_volume(volume))? == state {
-            return Ok(());
+        let now = look(context, volume).await?;
+        if now.state == state {
+            return Ok(now);
         }
         // A daemon that stops tells nothing any more, but it still knows.
         let events = events.as_mut().map_err(|stopping| *stopping)?;

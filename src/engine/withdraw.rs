@@ -245,15 +245,17 @@ impl Engine {
         why: Rejection,
         reply: Option<Reply<Withdrawal>>,
     ) {
-        reply.map(|reply| reply.send(Err(why)));
-        let Some(volume) = self.world.volume_mut(id) else { return };
-        volume.lingering = lingering;
-        volume.leaving = lingering.is_some();
+        if let Some(volume) = self.world.volume_mut(id) {
+            volume.lingering = lingering;
+            volume.leaving = lingering.is_some();
+        }
         if lingering.is_some() {
             self.look_again_later(id);
         } else {
             self.settle(id).await;
         }
+        // Who hears of it sees where the volume stands now.
+        reply.map(|reply| reply.send(Err(why)));
     }
 
     pub(super) async fn unclaimed(&mut self, ticket: Ticket, withdrawal: Withdrawal, reply: Option<Reply<Withdrawal>>) {
