@@ -3,6 +3,8 @@
 //! Only for a server that has to be told. What is told, it knows until it ends; when it comes back it has read everything
 //! that was there, but not certainly what was written while it started, so it is told once more.
 
+use std::collections::BTreeSet;
+
 use super::Engine;
 use super::input::Input;
 use super::settle::pause;
@@ -24,7 +26,7 @@ pub struct Telling {
     attempts: u32,
     postponed: bool,
     /// Volumes that go on when it is told.
-    waiting: Vec<VolumeId>,
+    waiting: BTreeSet<VolumeId>,
     /// Why it could not be told the last time.
     pub failed: Option<NotTold>,
 }
@@ -91,7 +93,7 @@ impl Engine {
 
     /// The volume goes on when the server has been told.
     pub(super) fn wait_for_telling(&mut self, id: VolumeId) {
-        self.world.telling.waiting.push(id);
+        self.world.telling.waiting.insert(id);
         if !self.world.telling.under_way {
             self.tell_server();
         }
@@ -108,8 +110,11 @@ impl Engine {
         let (backend, helper, back) = (self.tools.backend.clone(), self.tools.helper.clone(), self.back.clone());
         tokio::spawn(async move {
             // One file that it cannot read would keep it from all new ones, or end it.
-            let checked = tokio::task::spawn_blocking(move || backend.check()).await.unwrap_or_default();
-            let result = match checked.refused {
+            let checked = tokio::task::spawn_blocking(move || backend.check()).await;
+            // A check that broke is no leave to go on.
+            let refused =
+                checked.map_or_else(|error| Some(format!("they cannot be checked: {error}")), |check| check.refused);
+            let result = match refused {
                 Some(why) => Err(NotTold::Files(why)),
                 None => helper.reload().await.map_err(NotTold::Helper),
             };

@@ -8,6 +8,7 @@ use std::io;
 use std::mem::MaybeUninit;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicI32, Ordering};
 
 use rustix::fs::inotify;
 use rustix::process::{Pid, PidfdFlags};
@@ -45,13 +46,18 @@ pub struct Watch {
     file: PathBuf,
     sign: Sign,
     changes: AsyncFd<OwnedFd>,
+    /// The watch on the folder above, while there is none on the folder; else [`NONE`].
+    above: AtomicI32,
 }
+
+/// No watch has this number.
+const NONE: i32 = -1;
 
 impl Watch {
     /// Begins to watch the file's folder, or the one above, one of which must exist. Needs a tokio runtime.
     pub fn new(file: PathBuf, sign: Sign) -> io::Result<Self> {
         let notify = inotify::init(inotify::CreateFlags::CLOEXEC | inotify::CreateFlags::NONBLOCK)?;
-        let watch = Self { file, sign, changes: register(notify)? };
+        let watch = Self { file, sign, changes: register(notify)?, above: AtomicI32::new(NONE) };
         let folder = watch.folder();
         watch
             .look_at_folder()
@@ -73,11 +79,18 @@ impl Watch {
         let gone = inotify::WatchFlags::DELETE_SELF | inotify::WatchFlags::MOVE_SELF;
         let notify = self.changes.get_ref();
         match inotify::add_watch(notify, self.folder(), written | gone) {
-            Ok(_) => Ok(()),
+            Ok(_) => {
+                let above = self.above.swap(NONE, Ordering::Relaxed);
+                if above != NONE {
+                    // What else is made there is nobody's business here. Gone already when its folder was.
+                    let _ = inotify::remove_watch(notify, above);
+                }
+                Ok(())
+            }
             Err(error) => {
                 let made = inotify::WatchFlags::CREATE | inotify::WatchFlags::MOVED_TO;
                 let above = self.folder().parent().ok_or(error)?;
-                inotify::add_watch(notify, above, made)?;
+                self.above.store(inotify::add_watch(notify, above, made)?, Ordering::Relaxed);
                 // It may have been made in between.
                 let _ = inotify::add_watch(notify, self.folder(), written | gone);
                 Ok(())
