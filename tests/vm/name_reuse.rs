@@ -83,8 +83,7 @@ fn a_swap_while_udevd_is_stopped_is_seen_and_put_right_when_it_is_back() {
     assert_ne!(guest.show(&b)["state"], "ready", "udev has not finished with it");
 
     guest.run("systemctl start systemd-udevd-kernel.socket systemd-udevd-control.socket systemd-udevd.service");
-    // udevd does not tell what it has missed; a resync has it look at the disk.
-    guest.resync();
+    // udevd does not tell what it has missed: attachd has it look at the disk, by itself.
     guest.wait(&b, "ready");
     guest.export_equals(&b, &disk_b);
     guest.plug(&disk_a);

@@ -56,8 +56,7 @@ fn whatever_happens_to_udevd_the_end_is_the_same() {
     guest.eventually(&format!("[ $(grep -l '{}' /sys/block/vd*/serial | wc -l) = 2 ]", serials(&disks[8..])));
     println!("{}", guest.run("attachctl health || true"));
     guest.run(&format!("systemctl start {UDEVD}"));
-    // udevd does not tell what it has missed; a resync has it look at the disks.
-    guest.resync();
+    // udevd does not tell what it has missed: attachd has it look at the disks, by itself.
     all_ready(1..10);
 
     // The end: what is here is served, and nothing else.
