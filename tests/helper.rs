@@ -482,8 +482,9 @@ fn nbd_server(lab: &Lab, script: &str) -> (Proc, std::process::ChildStdout) {
     if !program.exists() {
         fs::copy("/bin/bash", &program).unwrap();
     }
-    let mut command = Command::new(&program);
-    command.args(["-c", script]).stdin(Stdio::piped()).stdout(Stdio::piped());
+    // A shell cannot trap what it was started with ignored, as under nohup.
+    let mut command = Command::new("env");
+    command.arg("--default-signal=HUP").arg(&program).args(["-c", script]).stdin(Stdio::piped()).stdout(Stdio::piped());
     let mut server = Proc::spawn("nbd-server", &mut command).unwrap();
     let mut said = server.take_stdout().unwrap();
     let mut byte = [0];

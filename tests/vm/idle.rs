@@ -22,8 +22,8 @@ fn an_idle_daemon_wakes_up_for_the_watchdog_alone() {
     let before = count();
     guest.run("attachctl list >/dev/null");
     assert!(count() > before, "the control: a question is a wake-up");
-    // Its threads for what may block end after ten idle seconds; what is left is the daemon and its store.
-    guest.eventually("[ $(ls /proc/$(systemctl show --value -p MainPID attachd)/task | wc -l) -le 2 ]");
+    // Its threads for what may block end after ten idle seconds; what is left is the daemon, its store and its journal.
+    guest.eventually("[ $(ls /proc/$(systemctl show --value -p MainPID attachd)/task | wc -l) -le 3 ]");
     let each = "grep -H '^voluntary' /proc/$(systemctl show --value -p MainPID attachd)/task/*/status";
     println!("{}", guest.run(each));
     let before = count();
