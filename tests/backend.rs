@@ -306,6 +306,8 @@ fn a_list_of_clients_that_was_taken_away_or_changed_is_put_right_by_a_resync() {
             None => fs::remove_file(&clients).unwrap(),
             Some(text) => fs::write(&clients, text).unwrap(),
         }
+        let said = health(&host.api)["remarks"].to_string();
+        assert!(said.contains(&format!("list of clients of {}", volume.export())), "{said}");
         resync(&host.api);
         wait(&host.api, &volume, "ready");
         assert_eq!(fs::read_to_string(&clients).unwrap(), right);
@@ -427,6 +429,8 @@ fn a_full_disk_stops_new_exports_alone_and_revoking_works_on_it() {
     disk.attach().unwrap();
     let shown = wait_reason(&host.api, &volume, "EXPORT_FOLDER");
     assert!(shown["reason"]["message"].as_str().unwrap().contains("No space left"), "{shown:#}");
+    let told = wait_problem(&host.api, "EXPORTS_FAILING", true);
+    assert!(told["message"].as_str().unwrap().contains("No space left"), "{told}");
     host.bytes_are_right(&neighbour, &other);
     withdraw(&host.api, &going);
     assert_ne!(go(&going), REP_ACK);

@@ -222,6 +222,7 @@ fn a_restart_finds_its_exports_and_proves_each_again() {
     // Nobody has asked for this one.
     let stray = lab.volume();
     lab.publish(&stray.export(), &kept_disk.link()).unwrap();
+    assert!(lab.nbd_connects(&stray.export()), "the control: it is served until somebody takes it away");
     let attachd = start(&lab);
     let api = attachd.api();
     let kept_now = wait(&api, &kept, "ready");

@@ -22,6 +22,7 @@ use crate::engine::world::{Resyncs, World};
 use crate::export::backend::Check;
 use crate::export::server::Server;
 use crate::store::{Pulse, StoreError};
+use crate::volume::State as VolumeState;
 
 /// `TMPFS_MAGIC` (statfs(2)).
 const TMPFS_MAGIC: i64 = 0x0102_1994;
@@ -157,6 +158,8 @@ struct Seen {
     resyncs: Resyncs,
     foreign: Vec<String>,
     not_told: Option<NotTold>,
+    /// Why volumes on record are not served, those apart that only wait for the NBD server.
+    not_served: Vec<String>,
 }
 
 impl Seen {
@@ -169,6 +172,7 @@ impl Seen {
             resyncs: world.resyncs.clone(),
             foreign: world.foreign_exports.clone(),
             not_told: world.telling.failed.clone(),
+            not_served: not_served(world),
         }
     }
 }
@@ -280,11 +284,27 @@ fn problems(seen: &Seen, store: &StoreHealth, files: &Check, settings: &Settings
         let message = format!("exports are served on {} without TLS (insecure = true)", settings.listen);
         add("INSECURE", false, message, "Listen on 127.0.0.1 and use the tunnel.");
     }
+    if let Some(first) = seen.not_served.first() {
+        let message =
+            format!("{} volume(s) with a proven disk cannot be served; one of them: {first}", seen.not_served.len());
+        add(
+            "EXPORTS_FAILING",
+            false,
+            message,
+            "`attachctl list` and `attachctl show` say why; it is tried again by itself.",
+        );
+    }
     if let Some(count) = seen.volumes.get("refused").filter(|count| **count > 0) {
         let message = format!("{count} volume(s) have a disk that fails a check");
         add("VOLUMES_REFUSED", false, message, "`attachctl list` names the check and what to do.");
     }
     problems
+}
+
+fn not_served(world: &World) -> Vec<String> {
+    let failing = world.volumes().filter(|volume| volume.state == VolumeState::Exporting);
+    let reasons = failing.filter_map(|volume| volume.reason.as_ref()).filter(|reason| reason.code != "BACKEND_DOWN");
+    reasons.map(|reason| format!("{}: {}", reason.code, reason.message)).collect()
 }
 
 /// What nbd-server is known for, and what its files say.

@@ -91,6 +91,14 @@ impl Backend for NbdServer {
                 remarks.extend(said);
             }
         }
+        let open_to_all = |door| matches!(door, Door::Missing | Door::Changed);
+        let exports = self.files.list().unwrap_or_default().exports.into_iter();
+        for (volume, _) in exports.filter(|(_, export)| open_to_all(export.door)) {
+            let export = volume.export_name();
+            remarks.push(format!(
+                "the list of clients of {export} is missing or changed, and others than meant are let in: run `attachctl resync`"
+            ));
+        }
         Check { refused: None, remarks }
     }
 }
