@@ -70,13 +70,15 @@ async fn serve(settings: Settings, config: &Path) -> anyhow::Result<()> {
         Store::open(&settings.store, settings.history_days, settings.listen.port()).await?;
     let claims = restored_claims(&settings, &records)
         .with_context(|| format!("cannot write the claims in {}", settings.claims.display()))?;
-    let watch_server = Watch::new(settings.pid_file.clone(), sign(&settings.server))?;
+    let sign = sign(&settings.server);
+    let watch_server = Watch::new(settings.pid_file.clone(), sign)?;
     let listener = api::Listener::open(&settings.socket)
         .with_context(|| format!("cannot listen on {}", settings.socket.display()))?;
 
     close_others(&settings);
     let stats = monitor.stats();
-    let server = Endpoint { address: settings.listen, tls };
+    let server = Endpoint::new(settings.listen, tls);
+    let server = if sign == Sign::Marker { server.started_for_each() } else { server };
     let backend = backend(&settings, ground.nbd_gid)?;
     let tools = Tools {
         sysfs,

@@ -214,8 +214,7 @@ impl Poll {
         ensure!(self.sysfs.still(evidence.devnum, evidence.diskseq), "the disk was exchanged");
         self.folder.publish(id, &evidence.link)?;
         let (served, _goodbye) =
-            probe::probe(probe::greet(&probe::Endpoint { address: SERVER, tls: None }).await?, &id.export_name())
-                .await?;
+            probe::probe(probe::greet(&probe::Endpoint::new(SERVER, None)).await?, &id.export_name()).await?;
         ensure!(served.size == evidence.size_bytes, "{served:?}");
         Ok(monotonic_ns())
     }
@@ -377,9 +376,8 @@ impl Floor {
                 Ok((client.size(), Some(client)))
             }
             Handshake::Runtime => {
-                let handshake = async {
-                    probe::probe(probe::greet(&probe::Endpoint { address: SERVER, tls: None }).await?, export).await
-                };
+                let handshake =
+                    async { probe::probe(probe::greet(&probe::Endpoint::new(SERVER, None)).await?, export).await };
                 Ok((self.runtime.block_on(handshake)?.0.size, None))
             }
         }

@@ -5,16 +5,26 @@
 
 use std::io;
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_openssl::SslStream;
 
 use super::tls::Tls;
 
-/// No server that serves needs longer for a handshake.
-const TIME_LIMIT: Duration = Duration::from_secs(5);
+/// No server that runs needs longer for a part of a handshake.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// The same when it is started for each connection: nbd-server first makes new Diffie-Hellman parameters, which takes a
+/// processor up to a second, and a slow one many.
+const PATIENCE_WITH_A_START: Duration = Duration::from_mins(1);
+
+/// Handshakes at one time with a server that is started for each: all at once would only make each other slower, until
+/// none is done in time.
+const STARTS_AT_ONCE: usize = 4;
 
 const INIT_PASSWD: u64 = u64::from_be_bytes(*b"NBDMAGIC");
 const OPTION: u64 = u64::from_be_bytes(*b"IHAVEOPT");
@@ -55,8 +65,8 @@ pub enum ProbeError {
     #[error("the NBD server at {0} hung up: {1}")]
     Broken(SocketAddr, #[source] io::Error),
     /// Not a word in time.
-    #[error("the NBD server at {0} did not finish a handshake within {limit} s", limit = TIME_LIMIT.as_secs())]
-    Slow(SocketAddr),
+    #[error("the NBD server at {0} did not finish a handshake within {limit} s", limit = .1.as_secs())]
+    Slow(SocketAddr, Duration),
     /// The server knows no such export, or cannot open its device.
     #[error("the NBD server refused the export {name}: {why}")]
     Refused {
@@ -86,16 +96,39 @@ impl ProbeError {
 /// Where the NBD server is asked, and how.
 #[derive(Clone)]
 pub struct Endpoint {
-    /// Its address.
+    /// The server's.
     pub address: SocketAddr,
-    /// `None`: in the clear.
-    pub tls: Option<Tls>,
+    tls: Option<Tls>,
+    patience: Duration,
+    /// `None`: as many as wanted.
+    turns: Option<Arc<Semaphore>>,
+}
+
+impl Endpoint {
+    /// A server that runs. `tls`: `None` in the clear.
+    pub fn new(address: SocketAddr, tls: Option<Tls>) -> Self {
+        Self { address, tls, patience: PATIENCE, turns: None }
+    }
+
+    /// A server that is started for each connection: given more time, and asked by few at once.
+    #[must_use]
+    pub fn started_for_each(self) -> Self {
+        Self { patience: PATIENCE_WITH_A_START, turns: Some(Arc::new(Semaphore::new(STARTS_AT_ONCE))), ..self }
+    }
+
+    /// Waits for one's turn, as long as that takes.
+    async fn turn(&self) -> Option<OwnedSemaphorePermit> {
+        // Never closed.
+        Arc::clone(self.turns.as_ref()?).acquire_owned().await.ok()
+    }
 }
 
 /// A new connection on which both sides have said who they are, and nothing was asked yet.
 pub struct Greeted {
     server: SocketAddr,
+    patience: Duration,
     stream: Stream,
+    _turn: Option<OwnedSemaphorePermit>,
 }
 
 /// A connection, in the clear or not.
@@ -132,26 +165,29 @@ impl Drop for Goodbye {
 
 /// Connects and exchanges greetings, under TLS if wanted: the part of a handshake that needs no export yet.
 pub async fn greet(endpoint: &Endpoint) -> Result<Greeted, ProbeError> {
-    let slow = Err(ProbeError::Slow(endpoint.address));
-    tokio::time::timeout(TIME_LIMIT, greeting(endpoint)).await.unwrap_or(slow)
+    let turn = endpoint.turn().await;
+    let slow = Err(ProbeError::Slow(endpoint.address, endpoint.patience));
+    let stream = tokio::time::timeout(endpoint.patience, greeting(endpoint)).await.unwrap_or(slow)?;
+    Ok(Greeted { server: endpoint.address, patience: endpoint.patience, stream, _turn: turn })
 }
 
 /// Asks the server for the export on this connection, which is used up by it. Opens the device on the server's side.
 ///
 /// The answer is known before the connection is closed: drop the [`Goodbye`] when nobody waits any more.
 pub async fn probe(greeted: Greeted, name: &str) -> Result<(Served, Goodbye), ProbeError> {
-    let server = greeted.server;
-    tokio::time::timeout(TIME_LIMIT, go(greeted, name)).await.unwrap_or(Err(ProbeError::Slow(server)))
+    let Greeted { server, patience, .. } = greeted;
+    tokio::time::timeout(patience, go(greeted, name)).await.unwrap_or(Err(ProbeError::Slow(server, patience)))
 }
 
 /// The names of all exports that the server lists. `None`: it does not tell.
 pub async fn list(endpoint: &Endpoint) -> Result<Option<Vec<String>>, ProbeError> {
-    let slow = Err(ProbeError::Slow(endpoint.address));
-    tokio::time::timeout(TIME_LIMIT, listing(endpoint)).await.unwrap_or(slow)
+    let slow = Err(ProbeError::Slow(endpoint.address, endpoint.patience));
+    tokio::time::timeout(endpoint.patience, listing(endpoint)).await.unwrap_or(slow)
 }
 
 async fn listing(endpoint: &Endpoint) -> Result<Option<Vec<String>>, ProbeError> {
-    let Greeted { server, mut stream } = greeting(endpoint).await?;
+    let server = endpoint.address;
+    let mut stream = greeting(endpoint).await?;
     let broken = |error| ProbeError::Broken(server, error);
     let io = stream.io();
     io.write_all(&option(OPT_LIST, &[])).await.map_err(broken)?;
@@ -177,7 +213,7 @@ fn parse_name(data: &[u8]) -> Option<String> {
     Some(String::from_utf8_lossy(rest.get(..length)?).into_owned())
 }
 
-async fn greeting(endpoint: &Endpoint) -> Result<Greeted, ProbeError> {
+async fn greeting(endpoint: &Endpoint) -> Result<Stream, ProbeError> {
     let server = endpoint.address;
     let broken = |error| ProbeError::Broken(server, error);
     let mut stream = TcpStream::connect(server).await.map_err(|error| ProbeError::Connect(server, error))?;
@@ -187,7 +223,7 @@ async fn greeting(endpoint: &Endpoint) -> Result<Greeted, ProbeError> {
     let flags = parse_greeting(&greeting).ok_or(ProbeError::NotNbd(server))?;
     let flags = u32::from(flags & (FIXED_NEWSTYLE | NO_ZEROES)).to_be_bytes();
     stream.write_all(&flags).await.map_err(broken)?;
-    let Some(tls) = &endpoint.tls else { return Ok(Greeted { server, stream: Stream::Plain(stream) }) };
+    let Some(tls) = &endpoint.tls else { return Ok(Stream::Plain(stream)) };
     stream.write_all(&option(OPT_STARTTLS, &[])).await.map_err(broken)?;
     let mut head = [0; 20];
     stream.read_exact(&mut head).await.map_err(broken)?;
@@ -197,11 +233,11 @@ async fn greeting(endpoint: &Endpoint) -> Result<Greeted, ProbeError> {
         None => return Err(ProbeError::NotNbd(server)),
     }
     let stream = tls.connect(stream).await.map_err(|why| ProbeError::Tls(server, why))?;
-    Ok(Greeted { server, stream: Stream::Tls(Box::new(stream)) })
+    Ok(Stream::Tls(Box::new(stream)))
 }
 
 async fn go(greeted: Greeted, name: &str) -> Result<(Served, Goodbye), ProbeError> {
-    let Greeted { server, mut stream } = greeted;
+    let Greeted { server, mut stream, .. } = greeted;
     let broken = |error| ProbeError::Broken(server, error);
     let io = stream.io();
     io.write_all(&ask(name)).await.map_err(broken)?;
@@ -292,9 +328,7 @@ mod tests {
     }
 
     async fn probe(server: SocketAddr, name: &str) -> Result<Served, ProbeError> {
-        super::probe(greet(&Endpoint { address: server, tls: None }).await?, name)
-            .await
-            .map(|(served, _goodbye)| served)
+        super::probe(greet(&Endpoint::new(server, None)).await?, name).await.map(|(served, _goodbye)| served)
     }
 
     fn greeting() -> Vec<u8> {
@@ -348,6 +382,41 @@ mod tests {
         huge[16..20].copy_from_slice(&u32::MAX.to_be_bytes());
         let says = [greeting(), huge].concat();
         assert!(matches!(probe(server(says).await, "x").await.unwrap_err(), ProbeError::NotNbd(_)));
+    }
+
+    #[tokio::test]
+    async fn a_server_that_is_started_for_each_connection_is_given_more_time_and_asked_by_few_at_once() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let running = Endpoint::new(listener.local_addr().unwrap(), None);
+        let started = running.clone().started_for_each();
+        assert_eq!((running.patience, started.patience), (PATIENCE, PATIENCE_WITH_A_START));
+        let server = tokio::spawn(async move {
+            let mut connections = Vec::new();
+            loop {
+                let (mut stream, _) = listener.accept().await.unwrap();
+                stream.write_all(&greeting()).await.unwrap();
+                connections.push(stream);
+            }
+        });
+        let mut greeted = Vec::new();
+        for _ in 0..STARTS_AT_ONCE {
+            greeted.push(greet(&started).await.unwrap());
+        }
+        let mut next = std::pin::pin!(greet(&started));
+        let soon = Duration::from_millis(50);
+        assert!(tokio::time::timeout(soon, &mut next).await.is_err(), "not its turn yet");
+        greet(&running).await.expect("the control: the server answers");
+        greeted.pop();
+        next.await.unwrap();
+        server.abort();
+    }
+
+    #[tokio::test]
+    async fn a_server_that_says_nothing_is_given_up_after_the_time_that_is_told() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let silent = Endpoint::new(listener.local_addr().unwrap(), None);
+        let slow = greet(&Endpoint { patience: Duration::ZERO, ..silent }).await.err().unwrap().to_string();
+        assert!(slow.ends_with("did not finish a handshake within 0 s"), "{slow}");
     }
 
     proptest! {
