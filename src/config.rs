@@ -16,11 +16,11 @@ use crate::export::nbd_server::way::{self, Mode, Way};
 /// Where the configuration is unless another place is named.
 pub const DEFAULT_PATH: &str = "/etc/attachd/attachd.toml";
 
-/// What nbdkit serves, unless another place is named.
-pub const NBDKIT_FOLDER: &str = "/run/attachd/exports";
+/// The links; with nbdkit, unless another place is named.
+pub const LINKS_FOLDER: &str = "/run/attachd/exports";
 
-/// What nbd-server serves, unless another place is named.
-pub const NBD_SERVER_FOLDER: &str = "/run/attachd/nbd-server.d";
+/// nbd-server's sections, unless another place is named.
+pub const SECTIONS_FOLDER: &str = "/run/attachd/nbd-server.d";
 
 /// There while `attachd-nbd-server.socket` holds the port.
 const SOCKET_HELD: &str = "/run/attachd-nbd-server/listening";
@@ -42,7 +42,7 @@ pub struct Settings {
     pub host_disks: PathBuf,
     /// `[export] backend`: which NBD server serves.
     pub server: ServerSettings,
-    /// `[export] folder`: what the NBD server serves: links for nbdkit, files for nbd-server.
+    /// `[export] folder`: what the NBD server reads: nbdkit the links, nbd-server its sections.
     pub exports: PathBuf,
     /// `[export] listen`: where the NBD server listens.
     pub listen: SocketAddr,
@@ -72,7 +72,7 @@ impl Default for Settings {
             nbd_group: "attachd-nbd".into(),
             host_disks: "/etc/attachd/host-disks".into(),
             server: ServerSettings::Nbdkit,
-            exports: NBDKIT_FOLDER.into(),
+            exports: LINKS_FOLDER.into(),
             listen: SocketAddr::from(([127, 0, 0, 1], 10809)),
             pid_file: "/run/attachd-nbdkit/nbdkit.pid".into(),
             tls: None,
@@ -277,7 +277,7 @@ fn server(export: &mut Section<'_, '_>, settings: &mut Settings, host: impl FnOn
         Mode::Signal => ("/run/attachd-nbd-server/nbd-server.pid", "/etc/attachd/nbd-server/signal.conf"),
         Mode::Socket => (SOCKET_HELD, "/etc/attachd/nbd-server/socket.conf"),
     };
-    settings.exports = NBD_SERVER_FOLDER.into();
+    settings.exports = SECTIONS_FOLDER.into();
     settings.pid_file = pid_file.into();
     let main_file = if main.is_some() { main_file } else { shipped.into() };
     settings.server = ServerSettings::NbdServer { way, main_file };

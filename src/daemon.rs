@@ -20,11 +20,12 @@ use crate::device::monitor::Monitor;
 use crate::device::sysfs::Sysfs;
 use crate::engine::{Engine, Handle, Tools};
 use crate::export::backend::Backend;
+use crate::export::links::Links;
 use crate::export::nbd_server::backend::NbdServer;
 use crate::export::nbd_server::check::Reader;
-use crate::export::nbd_server::files::{self, Files};
+use crate::export::nbd_server::sections::Sections;
 use crate::export::nbd_server::way::Mode;
-use crate::export::nbdkit::Folder;
+use crate::export::nbdkit::Nbdkit;
 use crate::export::probe::Endpoint;
 use crate::export::server::{Sign, Watch};
 use crate::export::tls::Tls;
@@ -131,34 +132,35 @@ async fn serve(settings: Settings, config: &Path) -> anyhow::Result<()> {
 /// The NBD server's side, as configured.
 fn backend(settings: &Settings, nbd_gid: u32) -> anyhow::Result<Arc<dyn Backend>> {
     let ServerSettings::NbdServer { way, main_file } = &settings.server else {
-        return Ok(Arc::new(Folder::new(settings.exports.clone())));
+        return Ok(Arc::new(Nbdkit(Links::new(settings.exports.clone()))));
     };
     tracing::info!(mode = %way.mode, "nbd-server serves: {}", way.because);
-    // Others come through TLS, or because somebody has said that he does not mind.
-    let clients = if settings.listen.ip().is_loopback() { files::LOOPBACK } else { files::EVERYBODY };
     let uid = id_of("/etc/passwd", &settings.nbd_group).context("whether nbd-server can read its files is unknown")?;
+    let links = Links::new(config::LINKS_FOLDER.into());
     Ok(Arc::new(NbdServer {
-        files: Files::new(settings.exports.clone(), clients),
-        folder: settings.exports.clone(),
+        sections: Sections::new(settings.exports.clone(), links.clone()),
+        links,
         main_file: main_file.clone(),
         reader: Reader { uid, gid: nbd_gid },
         mode: way.mode,
+        listen: settings.listen.ip(),
     }))
 }
 
-/// Takes away what an earlier configuration had another NBD server serve: nobody would revoke it any more.
+/// Takes away what an earlier configuration had another NBD server serve, or this one from elsewhere: nobody would revoke it
+/// any more. (The other way round, links that have no section are taken away with what is on no record.)
 fn close_others(settings: &Settings) {
-    let nbdkit = Folder::new(config::NBDKIT_FOLDER.into());
-    let nbd_server = Files::new(config::NBD_SERVER_FOLDER.into(), files::LOOPBACK);
+    let links = Links::new(config::LINKS_FOLDER.into());
+    let sections = Sections::new(config::SECTIONS_FOLDER.into(), links.clone());
     // Neither folder need exist.
     let mut left: Vec<(VolumeId, std::io::Result<()>)> = Vec::new();
-    if settings.exports != Path::new(config::NBDKIT_FOLDER) {
-        let volumes = nbdkit.list().unwrap_or_default().links.into_keys();
-        left.extend(volumes.map(|volume| (volume, nbdkit.revoke(volume))));
+    if settings.exports != Path::new(config::SECTIONS_FOLDER) {
+        let volumes = sections.list().unwrap_or_default().ours.into_iter();
+        left.extend(volumes.map(|volume| (volume, links.remove(volume).and_then(|()| sections.remove(volume)))));
     }
-    if settings.exports != Path::new(config::NBD_SERVER_FOLDER) {
-        let volumes = nbd_server.list().unwrap_or_default().exports.into_keys();
-        left.extend(volumes.map(|volume| (volume, nbd_server.revoke(volume))));
+    if settings.server == ServerSettings::Nbdkit && settings.exports != Path::new(config::LINKS_FOLDER) {
+        let volumes = links.list().unwrap_or_default().links.into_keys();
+        left.extend(volumes.map(|volume| (volume, links.remove(volume))));
     }
     for (volume, taken) in left {
         match taken {

@@ -4,7 +4,7 @@
 mod common;
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -18,6 +18,7 @@ use lab::{Api, Attachd, AttachdOptions, Disk, Lab, Volume};
 use serde_json::{Value, json};
 
 const ADDRESS: &str = "127.0.0.1:10809";
+const LINKS: &str = "/run/attachd/exports";
 
 enum Server {
     Signalled(NbdServer),
@@ -82,6 +83,16 @@ impl Host {
         }
     }
 
+    fn restart_attachd(&mut self) {
+        self.attachd.terminate().unwrap();
+        self.start_attachd();
+    }
+
+    fn start_attachd(&mut self) {
+        self.attachd = start(&self.lab);
+        self.api = self.attachd.api();
+    }
+
     fn served(&self) -> (Volume, Disk) {
         served(&self.lab, &self.api)
     }
@@ -104,6 +115,10 @@ fn in_each_way(test: fn(Host)) {
         println!("{release:?}, {mode}");
         thread::spawn(move || test(Host::new(release, mode))).join().unwrap();
     }
+}
+
+fn section(volume: &Volume) -> PathBuf {
+    Path::new(FOLDER).join(format!("{}.conf", volume.export()))
 }
 
 fn go(volume: &Volume) -> u32 {
@@ -173,12 +188,10 @@ fn a_restart_of_the_daemon_changes_nothing_for_clients_in_each_way() {
         let mut client = host.lab.nbd_client(&volume.export()).unwrap();
         host.attachd.kill9().unwrap();
         assert_eq!(go(&volume), REP_ACK);
-        host.attachd = start(&host.lab);
-        host.api = host.attachd.api();
+        host.start_attachd();
         wait(&host.api, &volume, "ready");
         host.bytes_are_right(&volume, &disk);
         client.read(0, 512).unwrap();
-        // What somebody took away is put back, shut, before it is opened again.
         assert!(!story(&show(&host.api, &volume)).contains(&"revoked".to_owned()));
     });
 }
@@ -202,40 +215,93 @@ fn debian_12s_server_is_not_signalled_and_the_way_out_is_said() {
     assert_eq!(backend["state"], "down", "nothing holds the port");
 }
 
+/// What the server remembers of a withdrawn volume is not served on its own: not before the next disk is proven.
 #[test]
-fn health_tells_of_the_write_zeroes_defect_and_of_a_folder_that_outlives_a_reboot() {
+fn a_volume_announced_again_is_refused_until_its_disk_is_proven_in_each_way() {
+    in_each_way(|host| {
+        let (volume, disk) = host.served();
+        withdraw(&host.api, &volume);
+        for folder in [FOLDER, LINKS] {
+            assert_eq!(fs::read_dir(folder).unwrap().count(), 0, "nothing is left over in {folder}");
+        }
+        let too_large = json!({ "volume_id": volume.id, "size_bytes": 2 * MIB });
+        host.api.post("/api/v1/intents", &too_large).unwrap().expect(201).unwrap();
+        wait(&host.api, &volume, "refused");
+        // The name is known, and what it leads to is not there, while the disk and its own link are.
+        assert!(volume.link().exists());
+        assert_eq!((nbd::info(ADDRESS, &volume.export()).unwrap(), go(&volume)), (REP_ACK, REP_ERR_POLICY));
+        withdraw(&host.api, &volume);
+        assert_ne!(go(&volume), REP_ACK);
+        intend(&host.api, &volume);
+        wait(&host.api, &volume, "ready");
+        host.bytes_are_right(&volume, &disk);
+    });
+}
+
+/// A section says nothing that depends on the kind of disk.
+#[test]
+fn with_several_kinds_of_disks_too_the_server_is_told_before_the_disk_comes() {
+    let mut host = Host::signalled();
+    let config = fs::read_to_string("/etc/attachd/attachd.toml").unwrap();
+    host.lab.attachd_config(&config.replace("[\"loop\"]", "[\"loop\", \"virtio\", \"scsi\"]")).unwrap();
+    host.restart_attachd();
+    let volume = host.lab.volume();
+    intend(&host.api, &volume);
+    let begun = Instant::now();
+    while nbd::info(ADDRESS, &volume.export()).unwrap() != REP_ACK {
+        assert!(begun.elapsed() < SOON, "the server was not told");
+        thread::yield_now();
+    }
+    assert_eq!(go(&volume), REP_ERR_POLICY);
+    let mut disk = host.lab.disk(&volume.serial, MIB).unwrap();
+    disk.attach().unwrap();
+    wait(&host.api, &volume, "ready");
+    host.bytes_are_right(&volume, &disk);
+}
+
+#[test]
+fn health_tells_of_the_write_zeroes_defect() {
+    let health = health(&Host::signalled().api);
+    assert_eq!(health["remarks"].as_array().unwrap().len(), 1, "{health:#}");
+    assert_eq!(health["remarks"][0]["code"], "WRITE_ZEROES");
+    assert!(health["remarks"][0]["message"].as_str().unwrap().contains("64 MiB"));
+}
+
+/// A host that keeps its own folder, with its own files in it, on a disk: what is in it leads to links that are not.
+#[test]
+fn sections_that_outlive_a_reboot_serve_nothing_unproven() {
     let lab = Lab::new();
     let installed = Installed::new(&lab, Release::Trixie).unwrap();
     let (folder, on_disk) = ("/run/lab/conf.d", lab.dir().join("conf.d"));
     fs::create_dir(&on_disk).unwrap();
     installed.lay_in(&on_disk, Path::new(folder)).unwrap();
     let mut host = Host::with(lab, installed, "signal");
-    let remarks = |host: &Host| -> Vec<String> {
-        let health = health(&host.api);
-        let remarks = health["remarks"].as_array().unwrap();
-        remarks.iter().map(|remark| remark["code"].as_str().unwrap().to_owned()).collect()
-    };
-    assert_eq!(remarks(&host), ["WRITE_ZEROES"]);
-    assert!(health(&host.api)["remarks"][0]["message"].as_str().unwrap().contains("64 MiB"));
-
-    // A host that keeps its own folder, with its own files in it.
     std::os::unix::fs::chown(folder, Some(lab::people::ATTACHD.id), None).unwrap();
     let foreign = Path::new(folder).join("own.conf");
-    let own = "[own]\nexportname = /dev/null/own\nauthfile = /dev/null\nflush = true\n";
+    let own = "[own]\nexportname = /dev/null/own\nflush = true\n";
     fs::write(&foreign, own).unwrap();
     let main = fs::read_to_string(MAIN).unwrap().replace(FOLDER, folder);
     fs::write(MAIN, main).unwrap();
-    let lab_config = fs::read_to_string("/etc/attachd/attachd.toml").unwrap();
-    host.lab.attachd_config(&format!("{lab_config}folder = \"{folder}\"\n")).unwrap();
+    let config = fs::read_to_string("/etc/attachd/attachd.toml").unwrap();
+    host.lab.attachd_config(&format!("{config}folder = \"{folder}\"\n")).unwrap();
     host.server().restart().unwrap();
-    host.attachd.terminate().unwrap();
-    host.attachd = start(&host.lab);
-    host.api = host.attachd.api();
+    host.restart_attachd();
     let (volume, disk) = host.served();
+    let (gone, _its) = host.served();
     host.bytes_are_right(&volume, &disk);
-    assert_eq!(remarks(&host), ["WRITE_ZEROES", "SERVED_UNPROVEN"]);
-    withdraw(&host.api, &volume);
+    withdraw(&host.api, &gone);
     assert_eq!(fs::read_to_string(&foreign).unwrap(), own);
+
+    // A reboot takes the links, and the server is up before attachd.
+    host.attachd.terminate().unwrap();
+    host.server().restart().unwrap();
+    assert_eq!(go(&volume), REP_ACK, "the control");
+    fs::remove_file(Path::new(LINKS).join(volume.export())).unwrap();
+    host.server().restart().unwrap();
+    assert_eq!((nbd::info(ADDRESS, &volume.export()).unwrap(), go(&volume)), (REP_ACK, REP_ERR_POLICY));
+    host.start_attachd();
+    wait(&host.api, &volume, "ready");
+    host.bytes_are_right(&volume, &disk);
 }
 
 /// One bad file must not cost what is served, and nothing is signalled into it.
@@ -289,30 +355,45 @@ fn foreign_files_and_two_of_one_name_are_told_and_left_alone() {
     let told = problem(&host.api, "FOREIGN_EXPORTS").unwrap();
     assert!(told["message"].as_str().unwrap().contains("b.conf"), "{told}");
     let remarks = health(&host.api)["remarks"].to_string();
-    assert!(remarks.contains("[somebody-elses] is in ") && remarks.contains("no authfile"), "{remarks}");
+    assert!(remarks.contains("[somebody-elses] is in ") && remarks.contains("flush = true"), "{remarks}");
     host.bytes_are_right(&volume, &disk);
     assert_eq!(fs::read_to_string(Path::new(FOLDER).join("b.conf")).unwrap(), foreign);
 }
 
-/// The trap: the server lets everybody in where the file is missing.
 #[test]
-fn a_list_of_clients_that_was_taken_away_or_changed_is_put_right_by_a_resync() {
+fn a_section_or_a_link_that_was_taken_away_is_made_again_by_a_resync() {
     let host = Host::signalled();
     let (volume, disk) = host.served();
-    let clients = Path::new(FOLDER).join(format!("{}.clients", volume.export()));
-    let right = fs::read_to_string(&clients).unwrap();
-    for change in [None, Some("10.9.9.0/24\n")] {
-        match change {
-            None => fs::remove_file(&clients).unwrap(),
-            Some(text) => fs::write(&clients, text).unwrap(),
-        }
-        let said = health(&host.api)["remarks"].to_string();
-        assert!(said.contains(&format!("list of clients of {}", volume.export())), "{said}");
+    for file in [section(&volume), Path::new(LINKS).join(volume.export())] {
+        fs::remove_file(&file).unwrap();
         resync(&host.api);
         wait(&host.api, &volume, "ready");
-        assert_eq!(fs::read_to_string(&clients).unwrap(), right);
+        assert!(file.exists());
         host.bytes_are_right(&volume, &disk);
     }
+}
+
+/// A server that has read it serves what it leads to, whatever stands in its place later.
+#[test]
+fn a_section_that_somebody_changed_is_told_and_left_alone_and_its_volume_waits_for_a_restart() {
+    let mut host = Host::signalled();
+    let (volume, disk) = host.served();
+    let ours = fs::read_to_string(section(&volume)).unwrap();
+    let changed = ours.replace(LINKS, "/dev/disk/by-id");
+    fs::write(section(&volume), &changed).unwrap();
+    resync(&host.api);
+    let shown = wait_reason(&host.api, &volume, "EXPORT_FOLDER");
+    assert!(shown["reason"]["message"].as_str().unwrap().contains("restart the NBD server"), "{shown:#}");
+    let told = problem(&host.api, "FOREIGN_EXPORTS").unwrap();
+    assert!(told["message"].as_str().unwrap().contains(&volume.export()), "{told}");
+    assert_ne!(go(&volume), REP_ACK);
+    assert_eq!(fs::read_to_string(section(&volume)).unwrap(), changed);
+
+    fs::remove_file(section(&volume)).unwrap();
+    host.server().restart().unwrap();
+    wait(&host.api, &volume, "ready");
+    assert_eq!(fs::read_to_string(section(&volume)).unwrap(), ours);
+    host.bytes_are_right(&volume, &disk);
 }
 
 #[test]
@@ -386,9 +467,8 @@ fn a_server_that_dies_between_a_file_and_its_signal_serves_it_when_it_is_back() 
     host.helper.signal(rustix::process::Signal::STOP);
     let volume = host.lab.volume();
     intend(&host.api, &volume);
-    let section = Path::new(FOLDER).join(format!("{}.conf", volume.export()));
     let begun = Instant::now();
-    while !section.exists() {
+    while !section(&volume).exists() {
         assert!(begun.elapsed() < SOON);
         thread::yield_now();
     }
@@ -414,8 +494,11 @@ fn a_full_disk_stops_new_exports_alone_and_revoking_works_on_it() {
     fs::create_dir(&small).unwrap();
     let mounted = Command::new("mount").args(["-t", "tmpfs", "-o", "size=64k,mode=755", "tmpfs"]).arg(&small).status();
     assert!(mounted.unwrap().success());
-    std::os::unix::fs::chown(&small, Some(lab::people::ATTACHD.id), None).unwrap();
-    installed.lay_in(&small, Path::new(FOLDER)).unwrap();
+    for (name, place) in [("sections", FOLDER), ("exports", LINKS)] {
+        fs::create_dir(small.join(name)).unwrap();
+        std::os::unix::fs::chown(small.join(name), Some(lab::people::ATTACHD.id), None).unwrap();
+        installed.lay_in(&small.join(name), Path::new(place)).unwrap();
+    }
     let host = Host::with(lab, installed, "signal");
     let (neighbour, other) = host.served();
     let (going, _its) = host.served();
@@ -434,6 +517,7 @@ fn a_full_disk_stops_new_exports_alone_and_revoking_works_on_it() {
     host.bytes_are_right(&neighbour, &other);
     withdraw(&host.api, &going);
     assert_ne!(go(&going), REP_ACK);
+    assert!(!section(&going).exists());
 
     fs::remove_file(&filler).unwrap();
     wait(&host.api, &volume, "ready");

@@ -35,8 +35,6 @@ struct Story {
     deaths: u32,
     /// What was answered with success must be there after a restart.
     answered: Vec<Volume>,
-    /// What is made for clients.
-    folder: &'static str,
     _nbd_server: Option<(NbdServer, Helper)>,
 }
 
@@ -55,8 +53,7 @@ impl Story {
         options.env.push(("ATTACHD_EFFECT_LOG".into(), EFFECTS.into()));
         options.env.extend(kill_at.map(|point| ("ATTACHD_KILL_AT".into(), point.into())));
         let attachd = lab.attachd_start(bin(), &options).unwrap();
-        let folder = if kind == Kind::Nbdkit { EXPORTS } else { FOLDER };
-        Self { lab, attachd, deaths: 0, answered: Vec::new(), folder, _nbd_server: nbd_server }
+        Self { lab, attachd, deaths: 0, answered: Vec::new(), _nbd_server: nbd_server }
     }
 
     /// Does a step until the daemon survives it.
@@ -129,7 +126,7 @@ impl Story {
             assert!(output.status.success(), "{output:?}");
             writeln!(end, "{query}\n{}", String::from_utf8(output.stdout).unwrap()).unwrap();
         }
-        for (what, folder) in [("claim", CLAIMS), ("export", self.folder)] {
+        for (what, folder) in [("claim", CLAIMS), ("export", EXPORTS), ("section", FOLDER)] {
             for (name, content) in listing(folder) {
                 writeln!(end, "{what} {name} {}", content.trim()).unwrap();
             }
@@ -254,8 +251,8 @@ fn killed_before_and_after_every_effect_the_end_is_the_same() {
 /// The other effects are the same as with nbdkit.
 #[test]
 fn killed_before_and_after_every_change_to_nbd_servers_files_the_end_is_the_same() {
-    let names = ["clients.admit", "clients.deny", "clients.make", "section.make", "section.remove"];
-    let concerns = |point: &str| point.contains(":clients.") || point.contains(":section.");
+    let names = ["link.make", "link.remove", "section.make", "section.remove"];
+    let concerns = |point: &str| point.contains(":link.") || point.contains(":section.");
     killed_at_each_point(tell_of_nbd_server, concerns, &names);
 }
 

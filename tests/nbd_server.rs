@@ -8,8 +8,9 @@ use std::path::Path;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use attachd::export::links::Links;
 use attachd::export::nbd_server::check;
-use attachd::export::nbd_server::files::{Door, EVERYBODY, Files, LOOPBACK};
+use attachd::export::nbd_server::sections::Sections;
 use attachd::export::nbd_server::version::{self, Signal, Version};
 use attachd::identity::VolumeId;
 use lab::nbd::{self, REP_ACK, REP_ERR_POLICY, REP_ERR_UNKNOWN};
@@ -49,8 +50,12 @@ fn with_both(test: fn(Release)) {
     }
 }
 
-fn files() -> Files {
-    Files::new(FOLDER.into(), LOOPBACK)
+fn links() -> Links {
+    Links::new("/run/attachd/exports".into())
+}
+
+fn sections() -> Sections {
+    Sections::new(FOLDER.into(), links())
 }
 
 fn id(volume: &Volume) -> VolumeId {
@@ -71,7 +76,20 @@ fn attached_with(lab: &Lab, size: u64, options: DiskOptions) -> (Volume, Disk) {
 }
 
 fn prepare(volume: &Volume) -> bool {
-    files().prepare(id(volume), volume.link().to_str().unwrap()).unwrap()
+    sections().write(id(volume)).unwrap()
+}
+
+fn publish(volume: &Volume) {
+    links().make(id(volume), volume.link().to_str().unwrap()).unwrap();
+}
+
+fn revoke(volume: &Volume) {
+    links().remove(id(volume)).unwrap();
+}
+
+fn forget(volume: &Volume) {
+    revoke(volume);
+    sections().remove(id(volume)).unwrap();
 }
 
 fn info(volume: &Volume) -> u32 {
@@ -116,7 +134,7 @@ fn a_signalled_server_takes_up_an_export_and_serves_it_byte_for_byte_and_durably
     assert!(prepare(&volume));
     reload_until_known(&server, &volume);
     assert_eq!(go(&volume), REP_ERR_POLICY, "it is known, and nobody gets in");
-    files().admit(id(&volume)).unwrap();
+    publish(&volume);
     lab.nbdcopy_equals(&volume.export(), disk.file()).unwrap();
     let mut client = lab.nbd_client(&volume.export()).unwrap();
     let durable = nbd::FLAG_SEND_FLUSH | nbd::FLAG_SEND_FUA;
@@ -127,80 +145,65 @@ fn a_signalled_server_takes_up_an_export_and_serves_it_byte_for_byte_and_durably
     assert!(lab.nbd_list().unwrap().contains(&volume.export()));
 }
 
-/// The server never forgets a section: what revokes is the clients' file.
+/// The server never forgets a section, and opens what it leads to for each new client: what revokes is the link.
 #[test]
-fn an_export_is_denied_and_admitted_at_once_without_a_signal_while_its_disk_stays() {
+fn an_export_is_revoked_and_published_at_once_without_a_signal_while_its_disk_stays() {
     with_both(|release| {
         let (lab, installed) = lab_with(release);
         let [(volume, disk), (neighbour, _disk)] = [attached(&lab), attached(&lab)];
         for volume in [&volume, &neighbour] {
             prepare(volume);
-            files().admit(id(volume)).unwrap();
+            publish(volume);
         }
         let mut server = NbdServer::new(installed);
         server.start().unwrap();
         let mut inside = lab.nbd_client(&volume.export()).unwrap();
         for _ in 0..3 {
             assert_eq!(go(&volume), REP_ACK);
-            files().deny(id(&volume)).unwrap();
+            revoke(&volume);
             assert_eq!((info(&volume), go(&volume)), (REP_ACK, REP_ERR_POLICY));
             assert_eq!(go(&neighbour), REP_ACK, "the control: a neighbour stays served");
             assert_eq!(inside.read(0, 512).unwrap().len(), 512, "who is inside stays");
-            files().admit(id(&volume)).unwrap();
+            publish(&volume);
         }
-        files().revoke(id(&volume)).unwrap();
+        forget(&volume);
         assert_eq!((info(&volume), go(&volume)), (REP_ACK, REP_ERR_POLICY), "known, although its section is gone");
         assert!(disk.is_attached() && server.is_alive());
-        // A later wish for the same volume needs nothing but the section and the door.
-        prepare(&volume);
-        files().admit(id(&volume)).unwrap();
-        assert_eq!(go(&volume), REP_ACK);
-        files().revoke(id(&volume)).unwrap();
+        // A later wish for the same volume: refused until the link is made.
+        assert!(prepare(&volume));
+        assert_eq!(go(&volume), REP_ERR_POLICY);
+        publish(&volume);
+        let mut client = lab.nbd_client(&volume.export()).unwrap();
+        client.write(4096, &[7; 512]).unwrap();
+        assert_eq!(client.read(4096, 512).unwrap(), [7; 512], "a link to a link is opened for writing");
+        forget(&volume);
         server.restart().unwrap();
         assert_eq!((info(&volume), go(&neighbour)), (REP_ERR_UNKNOWN, REP_ACK), "a new server does not know it");
         assert_eq!(inside.read(0, 512).unwrap().len(), 512, "who was inside before the restart stays");
     });
 }
 
+/// Why attachd leaves a section alone that leads elsewhere, and asks for a restart.
 #[test]
-fn both_lists_of_clients_let_in_who_comes_from_this_host() {
-    with_both(|release| {
-        let (lab, mut server) = signalled(release);
-        let (volume, _disk) = attached(&lab);
-        prepare(&volume);
-        server.restart().unwrap();
-        for clients in [LOOPBACK, EVERYBODY] {
-            files().deny(id(&volume)).unwrap();
-            assert_eq!(go(&volume), REP_ERR_POLICY);
-            Files::new(FOLDER.into(), clients).admit(id(&volume)).unwrap();
-            assert_eq!(go(&volume), REP_ACK, "{clients}");
-        }
-        // The control: the list is looked at.
-        fs::write(clients_file(&volume), "10.9.9.0/24\n").unwrap();
-        assert_eq!((go(&volume), files().door(id(&volume))), (REP_ERR_POLICY, Door::Changed));
-    });
-}
-
-fn clients_file(volume: &Volume) -> String {
-    format!("{FOLDER}/{}.clients", volume.export())
-}
-
-/// Why a section never stands without its clients' file, and why everybody may read that.
-#[test]
-fn a_missing_or_unreadable_list_of_clients_lets_everybody_in() {
-    with_both(|release| {
-        let (lab, mut server) = signalled(release);
-        let (volume, _disk) = attached(&lab);
-        prepare(&volume);
-        server.restart().unwrap();
-        assert_eq!(go(&volume), REP_ERR_POLICY, "the control");
-        fs::set_permissions(clients_file(&volume), fs::Permissions::from_mode(0o600)).unwrap();
-        assert_eq!(go(&volume), REP_ACK, "unreadable");
-        fs::remove_file(clients_file(&volume)).unwrap();
-        assert_eq!((go(&volume), files().door(id(&volume))), (REP_ACK, Door::Missing));
-        prepare(&volume);
-        assert_eq!(go(&volume), REP_ERR_POLICY, "preparing again shuts it");
-    });
+fn what_a_changed_section_leads_to_is_served_until_a_restart_whatever_is_written_in_its_place() {
+    let (lab, mut server) = signalled(Release::Trixie);
+    let (volume, _disk) = attached(&lab);
+    let (other, _other_disk) = attached_with(&lab, 2 * MIB, DiskOptions::default());
+    prepare(&volume);
+    let place = Path::new(FOLDER).join(format!("{}.conf", volume.export()));
+    let ours = fs::read_to_string(&place).unwrap();
+    let link = links().place(id(&volume));
+    fs::write(&place, ours.replace(link.to_str().unwrap(), other.link().to_str().unwrap())).unwrap();
+    reload_until_known(&server, &volume);
+    assert!(sections().write(id(&volume)).is_err(), "it is left alone");
+    fs::write(&place, &ours).unwrap();
+    let next = lab.volume();
+    prepare(&next);
+    reload_until_known(&server, &next);
+    publish(&volume);
+    assert_eq!(lab.nbd_client(&volume.export()).unwrap().size(), 2 * MIB, "the other's disk");
+    server.restart().unwrap();
+    assert_eq!(lab.nbd_client(&volume.export()).unwrap().size(), MIB);
 }
 
 #[test]
@@ -212,20 +215,20 @@ fn a_server_for_each_connection_adds_changes_and_removes_exports_without_a_signa
         assert_eq!(info(&volume), REP_ERR_UNKNOWN);
         prepare(&volume);
         assert_eq!((info(&volume), go(&volume)), (REP_ACK, REP_ERR_POLICY));
-        files().admit(id(&volume)).unwrap();
+        publish(&volume);
         lab.nbdcopy_equals(&volume.export(), disk.file()).unwrap();
         let mut client = lab.nbd_client(&volume.export()).unwrap();
         let durable = nbd::FLAG_SEND_FLUSH | nbd::FLAG_SEND_FUA;
         assert_eq!((client.size(), client.flags() & durable), (MIB, durable));
 
-        // Changed: the section of one volume leads to another's disk.
+        // The link leads to another disk: whoever comes from now on gets that.
         let (other, _other_disk) = attached_with(&lab, 2 * MIB, DiskOptions::default());
-        files().prepare(id(&volume), other.link().to_str().unwrap()).unwrap();
-        assert_eq!(go(&volume), REP_ERR_POLICY, "changing admits nobody");
-        files().admit(id(&volume)).unwrap();
+        links().make(id(&volume), other.link().to_str().unwrap()).unwrap();
         assert_eq!(lab.nbd_client(&volume.export()).unwrap().size(), 2 * MIB);
 
-        files().revoke(id(&volume)).unwrap();
+        revoke(&volume);
+        assert_eq!((info(&volume), go(&volume)), (REP_ACK, REP_ERR_POLICY));
+        forget(&volume);
         assert_eq!(info(&volume), REP_ERR_UNKNOWN);
         assert_eq!(client.read(0, 512).unwrap().len(), 512, "who is inside stays");
         assert!(server.pids().len() > 5, "one process each: {:?}", server.pids());
@@ -313,7 +316,7 @@ fn a_request_for_more_than_64_mib_of_zeroes_is_half_done_by_nbd_server_and_done_
         let (lab, mut server) = signalled(release);
         let (volume, _disk) = disk_with_marks(&lab);
         prepare(&volume);
-        files().admit(id(&volume)).unwrap();
+        publish(&volume);
         server.restart().unwrap();
         assert_eq!(zeroed(lab.nbd_client(&volume.export()).unwrap()), [true, false], "and it said that it was done");
     });

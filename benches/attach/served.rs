@@ -14,8 +14,7 @@ use attachd::device::facts::LinkTarget;
 use attachd::device::sysfs::Sysfs;
 use attachd::device::table::Device;
 use attachd::device::{DevNum, scheme};
-use attachd::export::backend::Backend as _;
-use attachd::export::nbdkit::Folder;
+use attachd::export::links::Links;
 use attachd::export::probe;
 use attachd::identity::VolumeId;
 use attachd::store::{Change, Store};
@@ -169,7 +168,7 @@ struct Poll {
     runtime: Runtime,
     sysfs: Sysfs,
     ground: Ground,
-    folder: Folder,
+    links: Links,
     store: Store,
     _task: JoinHandle<()>,
 }
@@ -181,7 +180,7 @@ impl Poll {
         let sysfs = Sysfs::new(scheme::by_name("loop").into_iter().collect(), "/etc/attachd/host-disks".into());
         let ground = Ground { boot_id: sysfs.boot_id()?, nbd_gid: people::NBD.id };
         let (store, task, _) = runtime.block_on(Store::open(&folder.join("poll.db"), 90, PORT))?;
-        Ok(Self { runtime, sysfs, ground, folder: Folder::new(EXPORTS.into()), store, _task: task })
+        Ok(Self { runtime, sysfs, ground, links: Links::new(EXPORTS.into()), store, _task: task })
     }
 
     fn turn(&mut self, stage: &Stage, samples: &mut Samples) -> Result<()> {
@@ -212,7 +211,7 @@ impl Poll {
         };
         self.store.write(vec![Change::Map(id, evidence.clone())]).await?;
         ensure!(self.sysfs.still(evidence.devnum, evidence.diskseq), "the disk was exchanged");
-        self.folder.publish(id, &evidence.link)?;
+        self.links.make(id, &evidence.link)?;
         let (served, _goodbye) =
             probe::probe(probe::greet(&probe::Endpoint::new(SERVER, None)).await?, &id.export_name()).await?;
         ensure!(served.size == evidence.size_bytes, "{served:?}");

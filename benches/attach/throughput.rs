@@ -6,10 +6,10 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
-use attachd::export::nbd_server::files::{Files, LOOPBACK};
-use attachd::identity::VolumeId;
+use attachd::export::links::Links;
+use attachd::export::nbd_server::sections::Sections;
 use lab::nbd_server::FOLDER;
-use lab::{Lab, NbdClient, Volume};
+use lab::{Lab, NbdClient};
 use serde_json::Value;
 
 use crate::Plan;
@@ -154,7 +154,9 @@ impl Stage {
         let source = lab.dir().join("source");
         random_file(&source, size)?;
         let stage = Self { export: volume.export(), size, source, _disk: disk, lab };
-        write_section(&volume)?;
+        // For nbd-server, which serves the same link.
+        let links = Links::new("/run/attachd/exports".into());
+        Sections::new(FOLDER.into(), links).write(volume.id.parse()?)?;
         Ok(stage)
     }
 
@@ -230,14 +232,6 @@ fn run(command: &mut Command) -> Result<()> {
     let said = String::from_utf8_lossy(&output.stderr);
     ensure!(output.status.success(), "{program} ended with {}: {said}", output.status);
     Ok(())
-}
-
-/// Offers the volume through nbd-server, with attachd's own functions.
-fn write_section(volume: &Volume) -> Result<()> {
-    let id: VolumeId = volume.id.parse()?;
-    let files = Files::new(FOLDER.into(), LOOPBACK);
-    files.prepare(id, volume.link().to_str().context("a link's path is text")?)?;
-    Ok(files.admit(id)?)
 }
 
 fn random_file(path: &Path, size: u64) -> Result<()> {

@@ -1,7 +1,6 @@
 //! What is true now about each part. "unknown" is an answer.
 
 use std::collections::BTreeMap;
-use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -23,9 +22,6 @@ use crate::export::backend::Check;
 use crate::export::server::Server;
 use crate::store::{Pulse, StoreError};
 use crate::volume::State as VolumeState;
-
-/// `TMPFS_MAGIC` (statfs(2)).
-const TMPFS_MAGIC: i64 = 0x0102_1994;
 
 /// Health.
 #[derive(Serialize, ToSchema)]
@@ -277,7 +273,7 @@ fn problems(seen: &Seen, store: &StoreHealth, files: &Check, settings: &Settings
     }
     if !seen.foreign.is_empty() {
         let names = seen.foreign.join(", ");
-        let message = format!("{} holds what attachd did not make: {names}", settings.exports.display());
+        let message = format!("the NBD server's folders hold what attachd did not make: {names}");
         add("FOREIGN_EXPORTS", false, message, "The NBD server offers these unproven; remove them.");
     }
     if is_insecure(settings) {
@@ -317,17 +313,8 @@ fn remarks(files: Check, settings: &Settings) -> Vec<Remark> {
             .to_owned(),
     }];
     remarks.extend(way.advice.clone().map(|message| Remark { code: "SERVER_VERSION", message }));
-    if !is_gone_after_a_reboot(&settings.exports) {
-        let folder = settings.exports.display();
-        let message = format!("{folder} outlives a reboot: what is in it is served unproven until attachd has started");
-        remarks.push(Remark { code: "SERVED_UNPROVEN", message });
-    }
     remarks.extend(files.remarks.into_iter().map(|message| Remark { code: "SERVER_FILES", message }));
     remarks
-}
-
-fn is_gone_after_a_reboot(folder: &Path) -> bool {
-    rustix::fs::statfs(folder).is_ok_and(|fs| fs.f_type == TMPFS_MAGIC)
 }
 
 fn backend(server: Option<Server>, settings: &Settings) -> BackendHealth {

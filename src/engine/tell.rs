@@ -56,24 +56,14 @@ impl Telling {
 }
 
 impl Engine {
-    /// Does beforehand what needs no disk, so that little is left to do when it comes. The path is known beforehand when
-    /// only one kind of disk is matched.
+    /// Does beforehand what needs no disk, so that little is left to do when it comes.
     pub(super) fn prepare(&mut self, id: VolumeId) {
-        let [scheme] = self.tools.schemes[..] else { return };
         let Some(volume) = self.world.volume(id) else { return };
         if volume.change.is_some() || volume.leaving {
             return;
         }
-        let link = scheme.link(volume.intent.serial());
-        match self.tools.backend.prepare(id, &link) {
-            Ok(new) => {
-                self.changed(id, new);
-                let epoch = self.next_epoch();
-                if let Some(volume) = self.world.volume_mut(id).filter(|_| new) {
-                    // What was published was so by other files than these, which let nobody in yet.
-                    (volume.published, volume.proven, volume.epoch) = (false, false, epoch);
-                }
-            }
+        match self.tools.backend.prepare(id) {
+            Ok(new) => self.changed(id, new),
             // Said with the volume's state, when its disk is there and the same fails again.
             Err(error) => tracing::warn!(VOLUME_ID = %id, %error, "the export cannot be prepared"),
         }

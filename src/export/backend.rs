@@ -8,7 +8,7 @@ use crate::identity::VolumeId;
 /// One kind of NBD server. Everything here may be repeated and then changes nothing.
 pub trait Backend: Send + Sync {
     /// Does what can be done before there is a disk; lets nobody in. Says whether the server must be told of it.
-    fn prepare(&self, volume: VolumeId, link: &str) -> io::Result<bool>;
+    fn prepare(&self, volume: VolumeId) -> io::Result<bool>;
 
     /// Makes the export serve `link`. Says whether the server must be told of it.
     fn publish(&self, volume: VolumeId, link: &str) -> io::Result<bool>;
@@ -16,7 +16,7 @@ pub trait Backend: Send + Sync {
     /// Lets no new client in, at once.
     fn revoke(&self, volume: VolumeId) -> io::Result<()>;
 
-    /// Removes what was prepared for a volume that is wanted no more, after its export was revoked.
+    /// Revokes, and removes what was prepared for a volume that is wanted no more.
     fn forget(&self, volume: VolumeId) -> io::Result<()>;
 
     /// What is published now.

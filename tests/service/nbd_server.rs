@@ -4,13 +4,12 @@ use std::fs;
 use std::process::Command;
 use std::time::Instant;
 
-use attachd::export::nbd_server::files::{Files, LOOPBACK};
+use lab::Volume;
 use lab::nbd::{self, REP_ACK, REP_ERR_POLICY, REP_ERR_UNKNOWN};
-use lab::nbd_server::{FOLDER, Installed, PID_FILE, Release};
+use lab::nbd_server::{Installed, PID_FILE, Release};
 use lab::watch::{FolderWatch, readable};
-use lab::{Disk, Volume};
 
-use crate::host::{Host, MIB, SOON, append_to_config};
+use crate::host::{Host, SOON, append_to_config};
 
 const ADDRESS: &str = "127.0.0.1:10809";
 const ROOT: &str = "/usr/lib/lab-nbd-server";
@@ -32,28 +31,8 @@ pub(crate) fn install(host: &Host, release: Release) {
     fs::copy(format!("{ROOT}/usr/bin/nbd-server"), "/usr/bin/nbd-server").unwrap();
 }
 
-/// A disk that attachd has claimed and udev has marked; its export prepared by hand.
-fn prepared(host: &Host) -> (Volume, Disk) {
-    let volume = host.lab().volume();
-    let mut disk = host.lab().disk(&volume.serial, MIB).unwrap();
-    host.intend(&volume);
-    host.lab().attach_settled(&mut disk).unwrap();
-    files().prepare(volume.id.parse().unwrap(), volume.link().to_str().unwrap()).unwrap();
-    (volume, disk)
-}
-
-fn files() -> Files {
-    Files::new(FOLDER.into(), LOOPBACK)
-}
-
 fn go(volume: &Volume) -> u32 {
     nbd::go(ADDRESS, &volume.export()).unwrap()
-}
-
-/// Asks the helper in its sandbox, as root, from inside: it cannot name a caller of another process id space.
-fn reload(host: &Host) -> String {
-    let ask = r#"my $door = IO::Socket::UNIX->new("/run/attachd/helper.sock"); print $door "reload\n"; print <$door>"#;
-    host.run("perl", &["-MIO::Socket::UNIX", "-e", ask])
 }
 
 fn wait_for(volume: &Volume, answer: u32, host: &Host) {
@@ -76,18 +55,17 @@ fn the_signalled_unit_takes_nbdkits_place_and_keeps_its_clients_over_a_restart()
     host.run("systemctl", &["restart", "attachd.service"]);
     assert_eq!((pid(), fs::read_to_string(PID_FILE).unwrap().trim()), (first.clone(), first.as_str()));
 
-    let (volume, disk) = prepared(&host);
-    let said = reload(&host);
-    assert!(said.contains(r#""ok":true"#), "{said}\n{}", host.story());
-    wait_for(&volume, REP_ACK, &host);
-    assert_eq!(go(&volume), REP_ERR_POLICY);
-    files().admit(volume.id.parse().unwrap()).unwrap();
+    append_to_config("[export]\nbackend = \"nbd-server\"\nnbd_server_version = \"3.26.1-6\"\n");
+    host.run("systemctl", &["restart", "attachd.service"]);
+    let (volume, disk) = host.served();
     host.lab().nbdcopy_equals(&volume.export(), disk.file()).unwrap_or_else(|e| panic!("{e:#}\n{}", host.story()));
 
+    let (gone, _its) = host.served();
+    host.withdraw(&gone);
+    assert_eq!((nbd::info(ADDRESS, &gone.export()).unwrap(), go(&gone)), (REP_ACK, REP_ERR_POLICY), "known still");
     let mut client = host.lab().nbd_client(&volume.export()).unwrap();
-    files().revoke(volume.id.parse().unwrap()).unwrap();
     host.run("systemctl", &["restart", "attachd-nbd-server.service"]);
-    wait_for(&volume, REP_ERR_UNKNOWN, &host);
+    wait_for(&gone, REP_ERR_UNKNOWN, &host);
     assert_eq!(client.read(0, 512).unwrap().len(), 512, "a client from before");
     assert_ne!(pid(), first);
     // Whichever is started last has the port.
@@ -101,18 +79,23 @@ fn the_signalled_unit_takes_nbdkits_place_and_keeps_its_clients_over_a_restart()
 
 #[test]
 fn the_socket_activated_unit_serves_each_connection_on_both_versions() {
-    for release in [Release::Bookworm, Release::Trixie] {
+    for (release, version) in [(Release::Bookworm, "3.24-1.1"), (Release::Trixie, "3.26.1-6")] {
         let run = move || {
             let host = Host::installed();
             install(&host, release);
+            host.run("systemctl", &["disable", "--now", "attachd-nbdkit.socket", "attachd-nbdkit.service"]);
             host.run("systemctl", &["start", "attachd-nbd-server.socket"]);
-            let (volume, disk) = prepared(&host);
-            assert_eq!(go(&volume), REP_ERR_POLICY, "{}", host.story());
-            files().admit(volume.id.parse().unwrap()).unwrap();
+            append_to_config(&format!("[export]\nbackend = \"nbd-server\"\nnbd_server_version = \"{version}\"\n"));
+            host.run("systemctl", &["restart", "attachd.service"]);
+            let (volume, disk) = host.served();
             host.lab()
                 .nbdcopy_equals(&volume.export(), disk.file())
                 .unwrap_or_else(|e| panic!("{e:#}\n{}", host.story()));
-            files().revoke(volume.id.parse().unwrap()).unwrap();
+            let mut client = host.lab().nbd_client(&volume.export()).unwrap();
+            client.write(4096, &[7; 512]).unwrap();
+            assert_eq!(client.read(4096, 512).unwrap(), [7; 512]);
+            drop(client);
+            host.withdraw(&volume);
             assert_eq!(nbd::info(ADDRESS, &volume.export()).unwrap(), REP_ERR_UNKNOWN);
         };
         std::thread::spawn(run).join().unwrap();
@@ -135,8 +118,6 @@ fn attachd_serves_by_nbd_server_in_the_way_whose_unit_runs() {
         host.run("systemctl", &["enable", "--now", unit]);
         before = vec![unit];
         host.run("systemctl", &["restart", "attachd.service"]);
-        let links = fs::read_dir("/run/attachd/exports").unwrap().count();
-        assert_eq!(links, 0, "what nbdkit served, it must not serve again unproven");
         host.wait(&volume, "ready");
         let backend = host.api.get("/api/v1/health").unwrap().json["backend"].clone();
         assert_eq!((&backend["mode"], &backend["state"]), (&mode.into(), &"up".into()), "{backend}");

@@ -1,60 +1,61 @@
 //! nbd-server, as the engine sees it.
 
 use std::io;
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
 use super::check::{self, Reader};
-use super::files::{Door, Files};
+use super::sections::Sections;
 use super::way::Mode;
 use crate::export::backend::{Backend, Check, Contents};
+use crate::export::links::Links;
 use crate::identity::VolumeId;
 
 /// nbd-server in one of its ways.
 pub struct NbdServer {
-    /// Its export files.
-    pub files: Files,
-    /// Their folder.
-    pub folder: PathBuf,
+    /// What is published.
+    pub links: Links,
+    /// What it is told of; they lead to the links.
+    pub sections: Sections,
     /// Its main file.
     pub main_file: PathBuf,
     /// Whom it runs as.
     pub reader: Reader,
     /// How it learns of changes.
     pub mode: Mode,
+    /// Where it is to listen.
+    pub listen: IpAddr,
 }
 
 impl Backend for NbdServer {
-    fn prepare(&self, volume: VolumeId, link: &str) -> io::Result<bool> {
-        self.files.prepare(volume, link)
+    fn prepare(&self, volume: VolumeId) -> io::Result<bool> {
+        self.sections.write(volume)
     }
 
     fn publish(&self, volume: VolumeId, link: &str) -> io::Result<bool> {
-        let unknown = self.files.prepare(volume, link)?;
-        self.files.admit(volume)?;
+        let unknown = self.prepare(volume)?;
+        self.links.make(volume, link)?;
         Ok(unknown)
     }
 
     fn revoke(&self, volume: VolumeId) -> io::Result<()> {
-        self.files.deny(volume)
+        self.links.remove(volume)
     }
 
     fn forget(&self, volume: VolumeId) -> io::Result<()> {
-        self.files.revoke(volume)
+        self.links.remove(volume)?;
+        self.sections.remove(volume)
     }
 
     fn list(&self) -> io::Result<Contents> {
-        let listed = self.files.list()?;
-        let prepared = listed.exports.keys().copied().collect();
-        let open = listed.exports.into_iter().filter(|(_, export)| export.door != Door::Shut);
-        // Somebody may get in, but not by our leave.
-        let links = open.map(|(volume, export)| match export.door {
-            Door::Open => (volume, export.link),
-            _ => (volume, String::new()),
-        });
-        // A server that has read a section serves it on, also when somebody has taken the section away.
-        let remembered = listed.revoked.into_iter().filter(|volume| self.files.door(*volume) != Door::Shut);
-        let links = links.chain(remembered.map(|volume| (volume, String::new())));
-        Ok(Contents { links: links.collect(), prepared, foreign: listed.foreign })
+        let sections = self.sections.list()?;
+        let mut contents = self.links.list()?;
+        // Without our section the server offers the name not at all, or by somebody else's.
+        let without_section = contents.links.iter_mut().filter(|(volume, _)| !sections.ours.contains(volume));
+        without_section.for_each(|(_, target)| target.clear());
+        contents.prepared = sections.ours;
+        contents.foreign.extend(sections.foreign);
+        Ok(contents)
     }
 
     fn must_be_told(&self) -> bool {
@@ -66,18 +67,23 @@ impl Backend for NbdServer {
             Ok(main) => main,
             Err(refusal) => return refused(refusal.to_string()),
         };
-        if main.includedir.as_ref().is_none_or(|dir| Path::new(dir) != self.folder) {
+        if main.includedir.as_ref().is_none_or(|dir| Path::new(dir) != self.sections.folder()) {
             return refused(format!(
                 "{} does not include {}: set includedir there, or [export] folder in attachd's configuration",
                 self.main_file.display(),
-                self.folder.display()
+                self.sections.folder().display()
             ));
         }
-        let folder = match check::folder(&self.folder, self.reader) {
+        let folder = match check::folder(self.sections.folder(), self.reader) {
             Ok(folder) => folder,
             Err(refusal) => return refused(refusal.to_string()),
         };
         let mut remarks = Vec::new();
+        // One that is started for each connection has none of its own.
+        if self.mode == Mode::Signal && self.listen.is_loopback() && !main.is_local() {
+            let file = self.main_file.display();
+            remarks.push(format!("{file}: other hosts reach the server: say listenaddr = {}", self.listen));
+        }
         for (name, files) in folder.twice() {
             let files: Vec<String> = files.iter().map(|file| file.display().to_string()).collect();
             remarks.push(format!("[{name}] is in {}: which of them is served nobody can say", files.join(" and ")));
@@ -91,14 +97,6 @@ impl Backend for NbdServer {
                 remarks.extend(said);
             }
         }
-        let open_to_all = |door| matches!(door, Door::Missing | Door::Changed);
-        let exports = self.files.list().unwrap_or_default().exports.into_iter();
-        for (volume, _) in exports.filter(|(_, export)| open_to_all(export.door)) {
-            let export = volume.export_name();
-            remarks.push(format!(
-                "the list of clients of {export} is missing or changed, and others than meant are let in: run `attachctl resync`"
-            ));
-        }
         Check { refused: None, remarks }
     }
 }
@@ -109,25 +107,87 @@ fn refused(why: String) -> Check {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::{BTreeMap, BTreeSet};
-
-    use super::super::{files, section};
     use super::*;
+    use std::collections::{BTreeMap, BTreeSet};
+    use std::fs;
+
+    const LINK: &str = "/dev/disk/by-id/virtio-b3bb93101b594f6297e8";
+
+    fn server() -> (tempfile::TempDir, NbdServer, VolumeId) {
+        let dir = tempfile::tempdir().unwrap();
+        let (exports, folder) = (dir.path().join("exports"), dir.path().join("sections"));
+        for folder in [&exports, &folder] {
+            fs::create_dir(folder).unwrap();
+        }
+        let links = Links::new(exports);
+        let me = Reader { uid: rustix::process::geteuid().as_raw(), gid: rustix::process::getegid().as_raw() };
+        let server = NbdServer {
+            sections: Sections::new(folder, links.clone()),
+            links,
+            main_file: dir.path().join("main"),
+            reader: me,
+            mode: Mode::Signal,
+            listen: IpAddr::from([127, 0, 0, 1]),
+        };
+        (dir, server, "b3bb9310-1b59-4f62-97e8-cefffdfe3804".parse().unwrap())
+    }
+
+    fn contents(link: Option<&str>, prepared: bool, volume: VolumeId) -> Contents {
+        let links = link.into_iter().map(|link| (volume, link.to_owned())).collect::<BTreeMap<_, _>>();
+        let prepared = prepared.then_some(volume).into_iter().collect::<BTreeSet<_>>();
+        Contents { links, prepared, foreign: Vec::new() }
+    }
 
     #[test]
-    fn what_a_running_server_may_let_somebody_in_to_is_listed_also_without_its_section() {
-        let dir = tempfile::tempdir().unwrap();
-        let folder = dir.path().to_owned();
-        let files = Files::new(folder.clone(), files::LOOPBACK);
-        let reader = Reader { uid: 0, gid: 0 };
-        let server =
-            NbdServer { files, main_file: folder.join("main"), folder: folder.clone(), reader, mode: Mode::Signal };
-        let volume: VolumeId = "b3bb9310-1b59-4f62-97e8-cefffdfe3804".parse().unwrap();
-        server.publish(volume, "/dev/disk/by-id/virtio-b3bb93101b594f6297e8").unwrap();
-        std::fs::remove_file(folder.join(section::file_name(volume))).unwrap();
-        let listed = server.list().unwrap();
-        assert_eq!((listed.links, listed.prepared), (BTreeMap::from([(volume, String::new())]), BTreeSet::new()));
+    fn each_step_done_twice_is_the_same_as_once() {
+        let (_dir, server, volume) = server();
+        let is = |link, prepared| assert_eq!(server.list().unwrap(), contents(link, prepared, volume));
+        assert!(server.prepare(volume).unwrap());
+        assert!(!server.prepare(volume).unwrap(), "the server need not be told again");
+        is(None, true);
+        for _ in 0..2 {
+            assert!(!server.publish(volume, LINK).unwrap());
+            is(Some(LINK), true);
+        }
+        for _ in 0..2 {
+            server.revoke(volume).unwrap();
+            is(None, true);
+        }
+        server.publish(volume, LINK).unwrap();
+        for _ in 0..2 {
+            server.forget(volume).unwrap();
+            is(None, false);
+        }
+        assert!(server.publish(volume, LINK).unwrap(), "never prepared");
+    }
+
+    /// The server may know it still, or may know another of that name.
+    #[test]
+    fn a_link_without_our_section_leads_nowhere_and_none_is_made_beside_somebody_elses() {
+        let (_dir, server, volume) = server();
+        server.publish(volume, LINK).unwrap();
+        let section = server.sections.folder().join(volume.export_name() + ".conf");
+        fs::remove_file(&section).unwrap();
+        assert_eq!(server.list().unwrap(), contents(Some(""), false, volume));
         server.revoke(volume).unwrap();
-        assert_eq!(server.list().unwrap(), Contents::default());
+        fs::write(&section, format!("[{}]\nexportname = /dev/null\n", volume.export_name())).unwrap();
+        assert_eq!(server.publish(volume, LINK).unwrap_err().kind(), io::ErrorKind::AlreadyExists);
+        assert!(server.list().unwrap().links.is_empty());
+    }
+
+    #[test]
+    fn a_server_that_other_hosts_reach_while_nobody_says_so_is_remarked() {
+        let (_dir, server, _) = server();
+        let remarks = |listenaddr: &str| {
+            let folder = server.sections.folder().display();
+            fs::write(&server.main_file, format!("[generic]\nincludedir = {folder}\n{listenaddr}\n")).unwrap();
+            server.check()
+        };
+        for open in ["", "listenaddr = 0.0.0.0", "listenaddr = 127.0.0.1, 10.0.0.1"] {
+            assert!(remarks(open).remarks[0].contains("listenaddr = 127.0.0.1"), "{open}");
+        }
+        for local in ["listenaddr = 127.0.0.1", "listenaddr = ::1, localhost"] {
+            assert_eq!(remarks(local), Check::default(), "{local}");
+        }
     }
 }

@@ -7,6 +7,7 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::io;
+use std::net::IpAddr;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
@@ -21,10 +22,6 @@ pub struct Section {
     pub line: usize,
     /// What it serves.
     pub exportname: String,
-    /// Who may connect; `None` and a file that is missing or cannot be read mean everybody.
-    pub authfile: Option<String>,
-    /// Whether clients can make their data durable.
-    pub flush: bool,
     /// What is allowed and worth saying all the same.
     pub remarks: Vec<Remark>,
 }
@@ -32,9 +29,6 @@ pub struct Section {
 /// What the server takes, and an operator should know.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum Remark {
-    /// No `authfile`.
-    #[error("no authfile: every client is let in, and the export cannot be revoked without a restart")]
-    Everybody,
     /// No `flush`.
     #[error("no `flush = true`: its clients cannot make their data durable")]
     NoFlush,
@@ -60,6 +54,18 @@ pub struct Main {
     pub port: Option<String>,
     /// Its own sections.
     pub sections: Vec<Section>,
+}
+
+impl Main {
+    /// Whether the server listens on this host's own addresses only.
+    pub fn is_local(&self) -> bool {
+        let is_local = |address: &str| {
+            address == "localhost" || address.parse::<IpAddr>().is_ok_and(|address| address.is_loopback())
+        };
+        let mut addresses =
+            self.listenaddr.iter().flat_map(|all| all.split([',', ' ', '\t'])).filter(|a| !a.is_empty());
+        addresses.clone().next().is_some() && addresses.all(is_local)
+    }
 }
 
 /// A file that would stop the server from taking up new exports, and from starting.
@@ -203,7 +209,7 @@ fn export(group: &Group) -> Result<Section, Bad> {
     let Some(exportname) = read(group, "exportname", keyfile::string)? else {
         return bad("the section has no exportname");
     };
-    for key in ["prerun", "postrun", "transactionlog", "cowdir", "listenaddr"] {
+    for key in ["authfile", "prerun", "postrun", "transactionlog", "cowdir", "listenaddr"] {
         read(group, key, keyfile::string)?;
     }
     read(group, "filesize", keyfile::long)?;
@@ -228,17 +234,14 @@ fn export(group: &Group) -> Result<Section, Bad> {
             return bad("virtstyle can be none, ipliteral, iphash or cidrhash and a number");
         }
     }
-    let authfile = read(group, "authfile", keyfile::string)?;
-    let flush = is_on("flush")?;
     let remarks = [
-        (authfile.is_none(), Remark::Everybody),
-        (!flush, Remark::NoFlush),
+        (!is_on("flush")?, Remark::NoFlush),
         (exportname.ends_with(|c: char| c.is_ascii_whitespace()), Remark::BlankAtEnd),
         (exportname.contains('%'), Remark::Percent),
         (max_connections.is_some_and(|limit| limit != 0), Remark::MaxConnections),
     ];
     let remarks = remarks.into_iter().filter_map(|(holds, remark)| holds.then_some(remark)).collect();
-    Ok(Section { name: group.name.clone(), line: group.line, exportname, authfile, flush, remarks })
+    Ok(Section { name: group.name.clone(), line: group.line, exportname, remarks })
 }
 
 /// A setting the server looks at, if it is there.
