@@ -72,7 +72,7 @@ fn an_export_whose_link_cannot_be_removed_stays_known_and_goes_when_it_can() {
     disk.detach().unwrap();
     wait_reason(&attachd.api(), &volume, "EXPORT_STUCK");
     fs::set_permissions(LINKS, fs::Permissions::from_mode(0o755)).unwrap();
-    wait(&attachd.api(), &volume, "lost");
+    wait_reason(&attachd.api(), &volume, "DEVICE_GONE");
     assert!(fs::symlink_metadata(Path::new(LINKS).join(volume.export())).is_err());
 }
 
@@ -114,7 +114,8 @@ fn after_a_change_of_servers_only_what_is_proven_anew_is_served() {
     let mut attachd = start(&lab);
     wait(&attachd.api(), &pulled, "lost");
     wait(&attachd.api(), &volume, "ready");
-    assert!(story(&show(&attachd.api(), &volume)).iter().filter(|step| *step == "published").count() == 2);
+    let published = story(&show(&attachd.api(), &volume)).into_iter().filter(|step| step == "published");
+    assert_eq!(published.count(), 2, "what was published for nbdkit does not stay");
     assert_eq!((count(LINKS), count(FOLDER)), (1, 2));
     attachd.terminate().unwrap();
     server.kill().unwrap();
