@@ -62,9 +62,7 @@ impl Main {
         let is_local = |address: &str| {
             address == "localhost" || address.parse::<IpAddr>().is_ok_and(|address| address.is_loopback())
         };
-        let mut addresses =
-            self.listenaddr.iter().flat_map(|all| all.split([',', ' ', '\t'])).filter(|a| !a.is_empty());
-        addresses.clone().next().is_some() && addresses.all(is_local)
+        self.listenaddr.as_deref().unwrap_or_default().split(',').map(str::trim).all(is_local)
     }
 }
 
