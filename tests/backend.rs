@@ -180,6 +180,21 @@ fn a_pulled_disk_is_refused_and_served_again_when_it_is_back_in_each_way() {
     });
 }
 
+/// The server remembers the export, and the link to a disk of this serial is there: what refuses is that attachd's is not.
+#[test]
+fn an_export_is_revoked_while_its_disk_stays_in_each_way() {
+    in_each_way(|host| {
+        let (volume, disk) = host.served();
+        let mut twin = host.lab.disk(&volume.serial, MIB).unwrap();
+        host.lab.attach_settled(&mut twin).unwrap();
+        wait(&host.api, &volume, "refused");
+        assert!(volume.link().exists() && disk.is_attached());
+        assert_eq!((nbd::info(ADDRESS, &volume.export()).unwrap(), go(&volume)), (REP_ACK, REP_ERR_POLICY));
+        twin.detach().unwrap();
+        wait(&host.api, &volume, "ready");
+    });
+}
+
 /// Exports outlive the daemon, and are proven again by the next.
 #[test]
 fn a_restart_of_the_daemon_changes_nothing_for_clients_in_each_way() {
