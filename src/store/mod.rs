@@ -27,6 +27,10 @@ pub use write::{Change, Projection};
 /// Writes that may wait for the task; more than that and a writer waits itself.
 const QUEUE: usize = 4096;
 
+/// SQLite's own copies of pages: 256 KiB. Its two megabytes would fill over weeks with the stories of volumes long gone,
+/// which nobody asks for; the kernel has the file's pages too.
+const CACHE: &str = "-256";
+
 /// Pages of the log (4 KiB each) after which SQLite itself moves them into the database, within some commit: only the
 /// backstop for [`CHECKPOINT`].
 const LAST_RESORT_PAGES: &str = "10000";
@@ -102,6 +106,7 @@ impl Store {
             .synchronous(SqliteSynchronous::Full)
             .foreign_keys(true)
             .pragma("wal_autocheckpoint", LAST_RESORT_PAGES)
+            .pragma("cache_size", CACHE)
             .busy_timeout(Duration::from_secs(5))
             // Rows that may wait between SQLite's thread and this one: with fewer the two keep waking each other.
             .row_buffer_size(ROWS);
