@@ -267,6 +267,54 @@ fn a_client_that_comes_during_a_withdrawal_is_noticed_and_the_export_is_given_ba
     lab.nbdcopy_equals(&volume.export(), disk.file()).unwrap();
 }
 
+/// Invariant 4: `ready` means served, also while it is open whether the volume goes; nor does a crash decide that.
+#[test]
+fn a_volume_whose_export_was_taken_away_for_a_withdrawal_is_not_ready_until_it_is_proven_again() {
+    let (lab, mut attachd, api) = up();
+    let asking = helper_of_the_tests();
+    let (volume, disk) = served(&lab, &api);
+    let (neighbour, _other) = served(&lab, &api);
+    let _bystander = lab.nbd_client(&neighbour.export()).unwrap();
+    let path = format!("/api/v1/intents/{}", volume.id);
+    let mut events = api.events().unwrap();
+    // Asks for the withdrawal, and says when the export is gone and it is asked again who is connected.
+    let sealed = |attachd: &lab::Attachd| {
+        let (api, path) = (attachd.api(), path.clone());
+        let answer = std::thread::spawn(move || api.delete(&path));
+        asking.recv_timeout(SOON).unwrap().write_all(NOBODY).unwrap();
+        (answer, asking.recv_timeout(SOON).unwrap())
+    };
+
+    let (answer, mut second) = sealed(&attachd);
+    let shown = show(&api, &volume);
+    assert_eq!((&shown["state"], &shown["export"]["state"]), (&json!("detaching"), &json!("none")), "{shown:#}");
+    assert_eq!(shown["reason"]["code"], "BEING_WITHDRAWN");
+    let ready = api.get("/api/v1/volumes?state=ready").unwrap().expect(200).unwrap();
+    assert_eq!((&ready["count"], &ready["volumes"][0]["volume_id"]), (&json!(1), &json!(neighbour.id)), "the control");
+    second.write_all(b"{\"ok\":true,\"open\":1,\"clients\":[\"127.0.0.1:1\"],\"exact\":true}\n").unwrap();
+    assert_eq!(answer.join().unwrap().unwrap().status, 409);
+    let given_back = wait(&api, &volume, "ready");
+    assert_eq!(given_back["reason"], json!(null));
+    for expected in [("revoked", "detaching"), ("published", "exporting"), ("ready", "ready")] {
+        let step = events.wait_for(|event| event["volume_id"] == volume.id, SOON).unwrap();
+        assert_eq!((step["event"].as_str().unwrap(), step["state"].as_str().unwrap()), expected, "{step:#}");
+    }
+
+    let (_answer, second) = sealed(&attachd);
+    attachd.kill9().unwrap();
+    drop(second);
+    let attachd = start(&lab);
+    let api = attachd.api();
+    wait(&api, &volume, "ready");
+    lab.nbdcopy_equals(&volume.export(), disk.file()).unwrap();
+    let mut events = api.events().unwrap();
+    let (answer, mut second) = sealed(&attachd);
+    second.write_all(NOBODY).unwrap();
+    assert_eq!(answer.join().unwrap().unwrap().status, 200);
+    let withdrawn = events.wait_for(|event| event["event"] == "withdrawn", SOON).unwrap();
+    assert_eq!(withdrawn["state"], "detaching");
+}
+
 /// A disk must not stay the NBD servers' because the helper was away for a moment.
 #[test]
 fn a_node_is_given_back_as_soon_as_the_helper_answers_again() {

@@ -59,8 +59,11 @@ fn a_pulled_disk_revokes_its_export_and_its_return_heals_it() {
     let (lab, _attachd, api) = up();
     let (volume, mut disk) = served(&lab, &api);
     let neighbour = served(&lab, &api);
+    let mut events = api.events().unwrap();
     disk.detach().unwrap();
     let lost = wait(&api, &volume, "lost");
+    let revoked = events.wait_for(|event| event["event"] == "revoked", SOON).unwrap();
+    assert_ne!(revoked["state"], "ready", "it is not served any more");
     assert_eq!(lost["reason"]["code"], "DEVICE_GONE");
     assert_eq!(lost["export"]["state"], "none");
     assert!(!lab.nbd_connects(&volume.export()));

@@ -134,7 +134,9 @@ impl Engine {
         let helper = volume.helper_again.map(|(at, _)| at).filter(|at| *at > volume.judged);
         let wake = [again, helper, deadline].into_iter().flatten().min();
         let mut changes = Vec::new();
-        if std::mem::take(&mut volume.unwritten) {
+        // What may yet be refused is not written down: a start would carry it out.
+        let undecided = volume.leaving && volume.lingering.is_none();
+        if !undecided && std::mem::take(&mut volume.unwritten) {
             changes.push(Change::Stand(id, volume.state, volume.reason.clone()));
         }
         let status = match volume.state {

@@ -102,6 +102,7 @@ impl Engine {
                     volume.epoch = epoch;
                     volume.trouble = None;
                 }
+                self.stand_unserved(id);
                 // Whatever made it go, what was read before counts no more.
                 self.distrust(id);
                 self.note(id, "revoked", reason.map(|reason| reason.message.clone()).unwrap_or_default());

@@ -12,7 +12,7 @@ use crate::volume::{Entry, Reason, State};
 impl Engine {
     /// Notes where a volume stands, and tells everybody when that has changed.
     pub(super) fn stand(&mut self, id: VolumeId, state: State, reason: Option<Reason>) {
-        let Some(volume) = self.world.volume_mut(id) else { return };
+        let Some(volume) = self.world.volume(id) else { return };
         if volume.state == state && volume.reason == reason {
             return;
         }
@@ -20,11 +20,8 @@ impl Engine {
             && volume.mapping.is_none()
             && volume.intent.deadline().is_some_and(|deadline| deadline <= Timestamp::now());
         let silent = volume.state != state && matches!(state, State::Matched | State::Exporting) && reason.is_none();
-        volume.reason = reason;
-        volume.since = Timestamp::now();
-        volume.unwritten = true;
-        let detail = volume.reason.as_ref().map(|reason| format!("{}: {}", reason.code, reason.message));
-        self.world.set_state(id, state);
+        let detail = reason.as_ref().map(|reason| format!("{}: {}", reason.code, reason.message));
+        self.stand_silently(id, state, reason);
         if late {
             self.note(id, "late", "the disk came after the deadline".to_owned());
         }
@@ -32,6 +29,33 @@ impl Engine {
         if !silent {
             self.note(id, state.as_str(), detail.unwrap_or_default());
         }
+    }
+
+    /// Its export is gone: it is `ready` no more, before anybody can ask. What comes next is decided after that.
+    pub(super) fn stand_unserved(&mut self, id: VolumeId) {
+        let Some(volume) = self.world.volume(id) else { return };
+        let (state, reason) = match volume.state {
+            State::Detaching => return,
+            _ if volume.leaving => (State::Detaching, Some(being_withdrawn())),
+            State::Ready => (State::Exporting, None),
+            _ => return,
+        };
+        self.stand_silently(id, state, reason);
+    }
+
+    /// Its withdrawal was refused: it is on its way to being served, as any volume whose export is not there yet.
+    pub(super) fn stand_staying(&mut self, id: VolumeId) {
+        if self.world.volume(id).is_some_and(|volume| volume.state == State::Detaching) {
+            self.stand_silently(id, State::Exporting, None);
+        }
+    }
+
+    fn stand_silently(&mut self, id: VolumeId, state: State, reason: Option<Reason>) {
+        let Some(volume) = self.world.volume_mut(id) else { return };
+        volume.reason = reason;
+        volume.since = Timestamp::now();
+        volume.unwritten = true;
+        self.world.set_state(id, state);
     }
 
     pub(super) fn note(&mut self, id: VolumeId, event: &'static str, detail: String) {
@@ -67,6 +91,14 @@ impl Engine {
             tracing::error!(VOLUME_ID = %id, "the store has ended; the volume's story is not kept");
         }
     }
+}
+
+fn being_withdrawn() -> Reason {
+    Reason::new(
+        "BEING_WITHDRAWN",
+        "it is being withdrawn: its export was taken away",
+        "Wait a moment: it goes, or it is served again, because a client has come in between.",
+    )
 }
 
 /// One entry for each step. Written with the store's copy: formatting on the way to `ready` would be felt.

@@ -2,8 +2,9 @@
 //!
 //! [`Engine::withdraw`] asks who is connected; [`Engine::clients_known`] refuses, or begins. Without clients the export is
 //! taken away, so that nobody new can come, and it is asked again: whoever came in between is noticed, and the export is
-//! given back. Then the rows are committed away, then the claim goes, then the answer is given. With clients that are
-//! connected and `force`, the export goes and the volume stays, `detaching`, until they are gone: also across a restart.
+//! given back, which proves it anew. Meanwhile the volume is `detaching`, but not on record, for it may stay. Then the
+//! rows are committed away, then the claim goes, then the answer is given. With clients that are connected and `force`,
+//! the export goes and the volume stays, `detaching`, until they are gone: also across a restart.
 
 use std::time::{Duration, Instant};
 
@@ -252,6 +253,7 @@ impl Engine {
         if lingering.is_some() {
             self.look_again_later(id);
         } else {
+            self.stand_staying(id);
             self.settle(id).await;
         }
         // Who hears of it sees where the volume stands now.
