@@ -286,6 +286,68 @@ fn a_folder_of_exports_that_cannot_be_written_is_said_and_heals() {
     wait(&api, &volume, "ready");
 }
 
+/// Invariant 1: what may serve any disk under a volume's name is not left until somebody asks for a resync.
+#[test]
+fn an_export_on_no_record_that_cannot_be_taken_away_is_said_and_goes_by_itself_when_it_can() {
+    let (lab, mut attachd, api) = up();
+    let (kept, disk) = served(&lab, &api);
+    let exports = "/run/attachd/exports";
+    let stuck = |api: &Api| {
+        let health = health(api);
+        let problems = health["problems"].as_array().unwrap().iter();
+        let mut told = problems.filter(|problem| problem["code"] == "EXPORT_STUCK");
+        told.next().map(|problem| problem["message"].as_str().unwrap().to_owned())
+    };
+    let stray = lab.volume();
+    let leave_stray = || {
+        lab.publish(&stray.export(), &disk.link()).unwrap();
+        run("chown", &["root", exports]);
+    };
+    leave_stray();
+    (0..3).for_each(|_| resync(&api));
+    // At a resync, and at a start.
+    for (round, restart) in [(1, true), (2, false)] {
+        let api = attachd.api();
+        let said = stuck(&api).expect("health says it");
+        assert!(said.contains(&stray.export()) && said.contains("Permission denied"), "{said}");
+        assert!(lab.nbd_connects(&stray.export()), "the control: it is served as long as that lasts");
+        run("chown", &["attachd", exports]);
+        let begun = std::time::Instant::now();
+        while stuck(&api).is_some() {
+            assert!(begun.elapsed() < SOON);
+            std::thread::yield_now();
+        }
+        assert_eq!(lab.nbd_list().unwrap(), [kept.export()]);
+        assert_eq!(show(&api, &kept)["state"], "ready");
+        let times = attachd.stderr_text().matches("cannot be taken away").count();
+        assert_eq!(times, round, "said once, not at each try: {}", attachd.stderr_text());
+        if restart {
+            attachd.kill9().unwrap();
+            leave_stray();
+            attachd = start(&lab);
+        }
+    }
+}
+
+/// What may serve another disk is not to be, whatever state the volume of its name is in.
+#[test]
+fn an_export_of_a_lost_volume_that_cannot_be_taken_away_is_a_problem_of_health() {
+    let (lab, _attachd, api) = up();
+    let (volume, mut disk) = served(&lab, &api);
+    let exports = "/run/attachd/exports";
+    run("chown", &["root", exports]);
+    disk.detach().unwrap();
+    wait_reason(&api, &volume, "EXPORT_STUCK");
+    let told = |api: &Api| {
+        let health = health(api);
+        health["problems"].as_array().unwrap().iter().any(|problem| problem["code"] == "EXPORT_STUCK")
+    };
+    assert!(told(&api), "{:#}", health(&api));
+    run("chown", &["attachd", exports]);
+    wait_reason(&api, &volume, "DEVICE_GONE");
+    assert!(!told(&api), "{:#}", health(&api));
+}
+
 #[test]
 fn what_attachd_did_not_make_in_the_served_folder_is_named() {
     let (_lab, _attachd, api) = up();

@@ -180,6 +180,8 @@ fn a_volume_withdrawn_by_force_stays_so_while_its_export_cannot_be_removed() {
     let forced = api.delete(&format!("{path}?force=true")).unwrap();
     assert_ne!(forced.status, 200, "the export is still there: {}", forced.text);
     assert_eq!(show(&api, &volume)["state"], "detaching");
+    // It is there whatever a resync makes of it.
+    resync(&api);
     client.abandon();
     // Asked again: nobody is connected, and it cannot be removed. (A look of the daemon's own may be under way.)
     let begun = std::time::Instant::now();

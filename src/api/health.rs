@@ -153,6 +153,8 @@ struct Seen {
     udevd: Udevd,
     resyncs: Resyncs,
     foreign: Vec<String>,
+    /// Why exports that should be gone may still be there.
+    stuck: Vec<String>,
     not_told: Option<NotTold>,
     /// Why volumes on record are not served, those apart that only wait for the NBD server.
     not_served: Vec<String>,
@@ -167,6 +169,7 @@ impl Seen {
             udevd: world.ear.udevd_is(),
             resyncs: world.resyncs.clone(),
             foreign: world.foreign_exports.clone(),
+            stuck: world.stuck_exports(),
             not_told: world.telling.failed.clone(),
             not_served: not_served(world),
         }
@@ -275,6 +278,12 @@ fn problems(seen: &Seen, store: &StoreHealth, files: &Check, settings: &Settings
         let names = seen.foreign.join(", ");
         let message = format!("the NBD server's folders hold what attachd did not make: {names}");
         add("FOREIGN_EXPORTS", false, message, "The NBD server offers these unproven; remove them.");
+    }
+    if let Some(first) = seen.stuck.first() {
+        let message = format!("{} export(s) cannot be taken away; one of them: {first}", seen.stuck.len());
+        let hint =
+            "It is tried again by itself; or remove it by hand, or stop the NBD server, which may serve a wrong disk.";
+        add("EXPORT_STUCK", false, message, hint);
     }
     if is_insecure(settings) {
         let message = format!("exports are served on {} without TLS (insecure = true)", settings.listen);

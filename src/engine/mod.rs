@@ -250,6 +250,7 @@ impl Engine {
             Input::Server(server) => self.server_changed(server).await,
             Input::Request(Request::Read(look)) => look(&self.world),
             Input::Request(Request::Resync(reason, done)) => {
+                // All are settled when everything has been read.
                 self.adopt_exports();
                 self.restore_claims();
                 self.ask_for_host_disks();
@@ -305,7 +306,11 @@ impl Engine {
                 self.settle(id).await;
             }
         }
-        for id in self.world.due(now) {
+        let mut due = self.world.due(now);
+        if self.world.stuck.as_ref().is_some_and(|stuck| stuck.again_at <= now) {
+            due.extend(self.adopt_exports());
+        }
+        for id in due {
             // What was read before the wait is of a past moment.
             self.distrust(id);
             self.settle(id).await;

@@ -4,7 +4,7 @@ use jiff::Timestamp;
 
 use super::Engine;
 use super::input::{Asked, Input, Ticket};
-use super::world::Projected;
+use super::world::{EXPORT_STUCK, Projected};
 use crate::device::DevNum;
 use crate::device::evidence::Evidence;
 use crate::device::facts::LinkTarget;
@@ -111,7 +111,7 @@ impl Engine {
             Err(error) => {
                 let message = format!("the export could not be taken away: {error}");
                 let hint = "Remove it by hand, or stop the NBD server: it may serve a disk that is not the volume's.";
-                self.trouble(id, Reason::new("EXPORT_STUCK", message, hint));
+                self.trouble(id, Reason::new(EXPORT_STUCK, message, hint));
                 false
             }
         }

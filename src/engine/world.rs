@@ -15,6 +15,9 @@ use crate::export::server::Server;
 use crate::identity::{Serial, VolumeId};
 use crate::volume::{Entry, Intent, Reason, Record, State};
 
+/// The code for an export that could not be taken away.
+pub(super) const EXPORT_STUCK: &str = "EXPORT_STUCK";
+
 /// All of it.
 pub struct World {
     /// What evidence is held against.
@@ -33,6 +36,8 @@ pub struct World {
     pub resyncs: Resyncs,
     /// Names in the exports folder that attachd did not make.
     pub foreign_exports: Vec<String>,
+    /// Exports that are on no record and could not be taken away.
+    pub(super) stuck: Option<Stuck>,
     volumes: HashMap<VolumeId, Volume>,
     by_serial: HashMap<Serial, VolumeId>,
     /// How many volumes are in each state: kept, because it is asked for at each event.
@@ -52,6 +57,14 @@ pub struct Resyncs {
     pub last_at: Option<Timestamp>,
     /// How often events were lost.
     pub losses: u64,
+}
+
+/// What is exported and should not be; it is tried again later.
+pub(super) struct Stuck {
+    /// One sentence each.
+    pub(super) why: Vec<String>,
+    pub(super) attempts: u32,
+    pub(super) again_at: Instant,
 }
 
 /// One volume.
@@ -174,6 +187,7 @@ impl World {
             helper: None,
             resyncs: Resyncs::default(),
             foreign_exports: Vec::new(),
+            stuck: None,
             volumes: HashMap::new(),
             by_serial: HashMap::new(),
             counts: State::ALL.map(|state| (state, 0)).into(),
@@ -268,9 +282,22 @@ impl World {
         }
     }
 
+    /// Why exports that should be gone may still be there.
+    pub fn stuck_exports(&self) -> Vec<String> {
+        let unknown = self.stuck.iter().flat_map(|stuck| stuck.why.iter().cloned());
+        let failed = self.volumes().filter(|volume| volume.published && volume.state != State::Ready);
+        let failed = failed.filter_map(|volume| Some((volume, &volume.trouble.as_ref()?.reason)));
+        let failed = failed.filter(|(_, reason)| reason.code == EXPORT_STUCK);
+        unknown
+            .chain(failed.map(|(volume, reason)| format!("{}: {}", volume.intent.volume.export_name(), reason.message)))
+            .collect()
+    }
+
     /// The next time anything needs a look at the clock.
     pub(super) fn next_wake(&self) -> Option<Instant> {
-        self.wakes.first().map(|(at, _)| *at).into_iter().chain(self.ear.wake()).min()
+        let volumes = self.wakes.first().map(|(at, _)| *at);
+        let stuck = self.stuck.as_ref().map(|stuck| stuck.again_at);
+        [volumes, stuck, self.ear.wake()].into_iter().flatten().min()
     }
 
     /// The volumes whose time has come; each is handed out once.
