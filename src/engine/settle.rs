@@ -30,7 +30,7 @@ impl Engine {
             let Some(volume) = self.world.volume(id) else { return };
             let present: Vec<&Device> = self.world.table.with_serial(volume.intent.serial()).collect();
             let retriggered = present.first().is_some_and(|device| volume.retriggered == Some(disk(device)));
-            let helper_waits = volume.helper_again.is_none_or(|(at, _)| at > clock);
+            let helper_waits = volume.helper_again.is_none_or(|(at, _)| waits(at, clock));
             let decision = decide(
                 &Desired { intent: &volume.intent, mapping: volume.mapping.as_ref() },
                 &Observed {
@@ -44,7 +44,7 @@ impl Engine {
                     proven: volume.proven,
                     udevd_silent: matches!(self.world.ear.udevd_is(), Udevd::Silent(_)),
                     server: self.world.server.as_ref(),
-                    trouble: volume.trouble.as_ref().map(|trouble| (&trouble.reason, trouble.again_at > clock)),
+                    trouble: volume.trouble.as_ref().map(|trouble| (&trouble.reason, waits(trouble.again_at, clock))),
                     standing: (volume.state, volume.reason.as_ref()),
                 },
             );
@@ -124,15 +124,11 @@ impl Engine {
     /// Tells the store what happened and sets the clock, once a volume waits for nothing but events.
     pub(super) async fn rest(&mut self, id: VolumeId) {
         let Some(volume) = self.world.volume_mut(id) else { return };
-        let (now, clock) = (Timestamp::now(), Instant::now());
-        // A deadline is of the wall clock; should that be set back meanwhile, this is set again.
+        let now = Timestamp::now();
+        let again = volume.trouble.as_ref().map(|trouble| trouble.again_at);
+        let helper = volume.helper_again.map(|(at, _)| at);
         let deadline = volume.intent.deadline().filter(|_| volume.state == State::Waiting);
-        let deadline = deadline.map(|deadline| clock + Duration::try_from(deadline - now).unwrap_or_default());
-        // What was judged to be in the future gets its turn, also when it has become the past meanwhile: a slow moment
-        // in between must not leave a volume that waits without a clock.
-        let again = volume.trouble.as_ref().map(|trouble| trouble.again_at).filter(|at| *at > volume.judged);
-        let helper = volume.helper_again.map(|(at, _)| at).filter(|at| *at > volume.judged);
-        let wake = [again, helper, deadline].into_iter().flatten().min();
+        let wake = wake([again, helper], deadline, volume.judged, (now, Instant::now()));
         let mut changes = Vec::new();
         // What may yet be refused is not written down: a start would carry it out.
         let undecided = volume.leaving && volume.lingering.is_none();
@@ -178,6 +174,27 @@ impl Engine {
     }
 }
 
+/// Whether a step that is to be tried again at that moment waits, when it is decided on at `judged`.
+fn waits(again: Instant, judged: Instant) -> bool {
+    again > judged
+}
+
+/// When a volume needs a look at the clock that was decided on at `judged`, a moment before `now`.
+///
+/// What waited then gets its turn, also when its time has come meanwhile: a slow moment in between must not leave a volume
+/// that waits without a clock. What did not wait has had its turn.
+fn wake(
+    steps: [Option<Instant>; 2],
+    deadline: Option<Timestamp>,
+    judged: Instant,
+    (now, clock): (Timestamp, Instant),
+) -> Option<Instant> {
+    let steps = steps.into_iter().flatten().filter(|again| waits(*again, judged));
+    // A deadline is of the wall clock; should that be set back meanwhile, this is set again.
+    let deadline = deadline.map(|deadline| clock + Duration::try_from(deadline - now).unwrap_or_default());
+    steps.chain(deadline).min()
+}
+
 /// How long to wait after so many failed attempts.
 pub(super) fn pause(attempts: u32) -> Duration {
     (RETRY.0 * (1 << attempts.min(10) >> 1)).min(RETRY.1)
@@ -186,4 +203,52 @@ pub(super) fn pause(attempts: u32) -> Duration {
 /// Which disk: numbers are used again, sequence numbers are not.
 pub(super) fn disk(device: &Device) -> (DevNum, u64) {
     (device.facts.devnum, device.facts.diskseq)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    /// Milliseconds around the moment of the decision.
+    fn moment() -> impl Strategy<Value = u64> {
+        0..2_000_u64
+    }
+
+    proptest! {
+        /// However long it took from the decision until the clock is set: whoever waits is woken, not later than what
+        /// comes first, and who waits for nothing is left alone.
+        #[test]
+        fn a_volume_that_waits_has_a_wake_up_and_any_other_has_none(
+            steps in proptest::array::uniform2(proptest::option::of(moment())),
+            deadline in proptest::option::of(moment()),
+            judged in moment(),
+            slow in moment(),
+        ) {
+            let (begin, wall) = (Instant::now(), Timestamp::UNIX_EPOCH);
+            let steady = |ms| begin + Duration::from_millis(ms);
+            let deadline_at = deadline.map(|ms| wall + Duration::from_millis(ms));
+            let now = (wall + Duration::from_millis(judged + slow), steady(judged + slow));
+            let woken = wake(steps.map(|step| step.map(steady)), deadline_at, steady(judged), now);
+
+            let mut awaited: Vec<u64> = steps.into_iter().flatten().filter(|step| *step > judged).collect();
+            // A deadline that has passed is seen at once.
+            awaited.extend(deadline.map(|deadline| deadline.max(judged + slow)));
+            prop_assert_eq!(woken, awaited.into_iter().min().map(steady));
+        }
+    }
+
+    #[test]
+    fn a_deadline_far_away_or_long_gone_is_taken_as_it_is() {
+        let (now, clock) = (Timestamp::UNIX_EPOCH, Instant::now());
+        assert!(wake([None; 2], Some(Timestamp::MAX), clock, (now, clock)).is_some());
+        assert_eq!(wake([None; 2], Some(Timestamp::MIN), clock, (now, clock)), Some(clock), "it has passed");
+    }
+
+    #[test]
+    fn the_pauses_grow_up_to_half_a_minute() {
+        let pauses: Vec<u128> = (1..12).map(|attempts| pause(attempts).as_millis()).collect();
+        assert_eq!(pauses[..3], [200, 400, 800]);
+        assert!(pauses.is_sorted() && pauses.last() == Some(&30_000), "{pauses:?}");
+    }
 }
