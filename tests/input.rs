@@ -348,6 +348,30 @@ fn an_export_of_a_lost_volume_that_cannot_be_taken_away_is_a_problem_of_health()
     assert!(!told(&api), "{:#}", health(&api));
 }
 
+/// It is tried again whenever something happens to the volume: the journal is not to be filled with it.
+#[test]
+fn a_foreign_file_of_an_exports_name_is_said_once_and_again_when_it_is_something_else() {
+    let lab = Lab::new();
+    let _server = signalled(&lab);
+    let attachd = start(&lab);
+    let (api, volume) = (attachd.api(), lab.volume());
+    let foreign = format!("{}/{}.conf", lab::nbd_server::FOLDER, volume.export());
+    fs::write(&foreign, "[a letter]\n").unwrap();
+    intend(&api, &volume);
+    let said = || {
+        (0..3).for_each(|_| resync(&api));
+        attachd.stderr_text().matches("the export cannot be prepared").count()
+    };
+    assert_eq!(said(), 1, "{}", attachd.stderr_text());
+    fs::remove_file(&foreign).unwrap();
+    fs::create_dir(&foreign).unwrap();
+    assert_eq!(said(), 2, "{}", attachd.stderr_text());
+    // The control: it is tried each time.
+    fs::remove_dir(&foreign).unwrap();
+    resync(&api);
+    assert!(fs::read_to_string(&foreign).unwrap().contains(&volume.export()));
+}
+
 #[test]
 fn what_attachd_did_not_make_in_the_served_folder_is_named() {
     let (_lab, _attachd, api) = up();

@@ -65,7 +65,7 @@ impl Engine {
         match self.tools.backend.prepare(id) {
             Ok(new) => self.changed(id, new),
             // Said with the volume's state, when its disk is there and the same fails again.
-            Err(error) => tracing::warn!(VOLUME_ID = %id, %error, "the export cannot be prepared"),
+            Err(error) => self.unprepared(id, error.to_string()),
         }
     }
 
@@ -173,6 +173,16 @@ impl Engine {
         if self.tools.backend.must_be_told() {
             self.world.telling.told = 0;
             self.tell_server();
+        }
+    }
+
+    /// Says it once: it is tried whenever something happens to the volume.
+    fn unprepared(&mut self, id: VolumeId, error: String) {
+        if let Some(volume) = self.world.volume_mut(id)
+            && volume.unprepared.as_ref() != Some(&error)
+        {
+            tracing::warn!(VOLUME_ID = %id, error, "the export cannot be prepared");
+            volume.unprepared = Some(error);
         }
     }
 }

@@ -103,6 +103,8 @@ pub struct Volume {
     pub(super) look_after: Reading,
     /// The last change to its files that the server has to know of; 0: none. `None`: nothing was prepared.
     pub(super) change: Option<u64>,
+    /// Why nothing could be prepared the last time.
+    pub(super) unprepared: Option<String>,
     pub(super) trouble: Option<Trouble>,
     /// The moment it was last decided on.
     pub(super) judged: Instant,
@@ -165,6 +167,7 @@ impl Volume {
             epoch: 0,
             look_after: 0,
             change: None,
+            unprepared: None,
             trouble: None,
             judged: Instant::now(),
             retriggered: None,
