@@ -365,7 +365,7 @@ fn garbage_is_answered_and_changes_nothing() {
 #[test]
 fn callers_who_send_half_a_line_are_answered_in_time_and_hold_nobody_up() {
     let lab = Lab::new();
-    let _helper = Helper::start(&lab);
+    let helper = Helper::start(&lab);
     let halves = |count: usize| -> Vec<UnixStream> {
         (0..count)
             .map(|_| {
@@ -379,10 +379,13 @@ fn callers_who_send_half_a_line_are_answered_in_time_and_hold_nobody_up() {
     let mut few = halves(15);
     assert_eq!(ask("holders 1:1")["code"], "NOT_OPEN");
     assert!(begun.elapsed() < Duration::from_secs(3), "one place is left, and is used at once");
-    // All places taken: the next one waits until a half line's time is over.
+    // All places taken: the next one waits until a half line's time is over, and nobody looks at the clock for it.
+    let waits = sleeps(helper.process.pid());
     let mut many = halves(10);
     assert_eq!(ask("holders 1:1")["code"], "NOT_OPEN");
     assert!(begun.elapsed() < Duration::from_secs(12));
+    let waits = sleeps(helper.process.pid()) - waits;
+    assert!((1..100).contains(&waits), "it went to sleep {waits} times for 26 callers");
     for stream in few.iter_mut().chain(&mut many) {
         assert_eq!(receive(stream)["code"], "BAD_REQUEST");
     }
@@ -505,6 +508,13 @@ fn connected() -> Vec<String> {
         .filter(|fields| port(fields[1]) == 10809 && fields[3] == "01")
         .map(|fields| format!("127.0.0.1:{}", port(fields[2])))
         .collect()
+}
+
+/// How often the thread that takes connections has waited for something.
+fn sleeps(pid: u32) -> u64 {
+    let status = fs::read_to_string(format!("/proc/{pid}/task/{pid}/status")).unwrap();
+    let count = status.lines().find_map(|line| line.strip_prefix("voluntary_ctxt_switches:"));
+    count.unwrap().trim().parse().unwrap()
 }
 
 fn eventually(mut holds: impl FnMut() -> bool) {

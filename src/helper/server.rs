@@ -3,9 +3,9 @@
 use std::io::{self, Read, Write};
 use std::os::fd::FromRawFd;
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::sync::Arc;
-use std::thread;
+use std::sync::mpsc;
 use std::time::{Duration, Instant};
+use std::{panic, thread};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::net::UCred;
@@ -21,7 +21,7 @@ const LINE: Duration = Duration::from_secs(5);
 const CONNECTIONS: usize = 16;
 /// Without work for so long, the program ends: systemd holds the socket and starts it again.
 const IDLE: Timespec = Timespec { tv_sec: 30, tv_nsec: 0 };
-/// Pause until a place may be free again, and after a failed accept: trying again at once would spin.
+/// Pause after a failed accept: trying again at once would spin.
 const PAUSE: Duration = Duration::from_millis(10);
 
 /// Serves the socket systemd hands over until it was idle for a while, or with `--socket <path>` one of its own for good.
@@ -33,24 +33,27 @@ pub fn run(arguments: &[String]) -> io::Result<()> {
         [option, path] if option == "--socket" => (UnixListener::bind(path)?, None),
         _ => return Err(io::Error::other("usage: attachd-helper [--socket <path>]")),
     };
-    let places = Arc::new(());
+    let (end, ended) = mpsc::channel();
+    let mut connections = 0;
     loop {
-        let connections = || Arc::strong_count(&places) - 1;
         let mut ready = [PollFd::new(&listener, PollFlags::IN)];
         let waiting = rustix::io::retry_on_intr(|| poll(&mut ready, idle))?;
-        if waiting == 0 && connections() == 0 {
+        connections -= ended.try_iter().count();
+        if waiting == 0 && connections == 0 {
             return Ok(());
         }
-        if waiting == 0 || connections() >= CONNECTIONS {
-            thread::sleep(PAUSE);
+        if waiting == 0 {
             continue;
         }
-        let place = Arc::clone(&places);
+        // All places taken: who comes next waits until one is free.
+        connections -= ended.iter().take(usize::from(connections == CONNECTIONS)).count();
+        let end = end.clone();
         let accepted = listener.accept().and_then(|(stream, _)| {
             let caller = rustix::net::sockopt::socket_peercred(&stream)?;
-            thread::Builder::new().spawn(move || (serve(stream, caller), drop(place)))
+            // Also a thread that fails gives its place back.
+            thread::Builder::new().spawn(move || (panic::catch_unwind(move || serve(stream, caller)), end.send(())))
         });
-        if let Err(error) = accepted {
+        if let Err(error) = accepted.map(|_| connections += 1) {
             journal(&format!("a connection failed: {error}"));
             thread::sleep(PAUSE);
         }
