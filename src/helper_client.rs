@@ -2,6 +2,7 @@
 //!
 //! One line to ask, one line of JSON as the answer. Its silence is an answer too: "unknown".
 
+use std::fmt;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -40,6 +41,22 @@ pub enum HelperError {
     },
 }
 
+/// NBD clients, by their addresses.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Holders {
+    /// The addresses. None, of a disk that is open: somebody who cannot be seen has it open.
+    pub clients: Vec<String>,
+    /// All of these use this disk. If not, some may use others: one server's clients cannot always be told apart.
+    pub exact: bool,
+}
+
+impl fmt::Display for Holders {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let candidates = if self.exact { "" } else { "; some of these may use other exports" };
+        write!(f, "{}{candidates}", self.clients.join(", "))
+    }
+}
+
 #[derive(Deserialize)]
 struct Answer {
     ok: bool,
@@ -49,6 +66,8 @@ struct Answer {
     error: String,
     #[serde(default)]
     clients: Vec<String>,
+    #[serde(default)]
+    exact: bool,
 }
 
 impl HelperClient {
@@ -62,10 +81,10 @@ impl HelperClient {
         self.ask(&format!("retrigger {serial}\n")).await.map(drop)
     }
 
-    /// The clients that have this device open; `None`: no NBD server has it open. An empty list: somebody who cannot be seen.
-    pub async fn holders(&self, devnum: DevNum) -> Result<Option<Vec<String>>, HelperError> {
+    /// The clients that have this device open; `None`: no NBD server has it open.
+    pub async fn holders(&self, devnum: DevNum) -> Result<Option<Holders>, HelperError> {
         match self.ask(&format!("holders {devnum}\n")).await {
-            Ok(answer) => Ok(Some(answer.clients)),
+            Ok(Answer { clients, exact, .. }) => Ok(Some(Holders { clients, exact })),
             Err(HelperError::Refused { code, .. }) if code == NOT_OPEN => Ok(None),
             Err(error) => Err(error),
         }

@@ -366,3 +366,18 @@ fn a_reader_that_has_seen_enough_is_no_error_and_a_full_disk_is() {
         assert!(full.err.contains("the result cannot be written"), "{}", full.err);
     }
 }
+
+#[test]
+fn a_forced_withdrawal_names_the_clients_and_says_whether_these_are_only_candidates() {
+    let (lab, _attachd, api, _helper) = up_with_helper();
+    let [(volume, _disk), (neighbour, _other)] = [(); 2].map(|()| served(&lab, &api));
+    let _client = lab.nbd_client(&volume.export()).unwrap();
+    let exact = ctl(&["intent", "withdraw", &volume.id]).expect(1).err;
+    assert!(exact.contains("NBD clients are connected") && !exact.contains("other exports"), "{exact}");
+    let _bystander = lab.nbd_client(&neighbour.export()).unwrap();
+    let refused = ctl(&["intent", "withdraw", &volume.id]).expect(1).err;
+    assert!(refused.contains("some of these may use other exports"), "{refused}");
+    let forced = ctl(&["intent", "withdraw", "--force", &volume.id]).expect(0).out;
+    assert!(forced.ends_with("Some of these may use other exports.\n"), "{forced}");
+    assert_eq!(forced.lines().filter(|line| line.starts_with("  127.0.0.1:")).count(), 2, "{forced}");
+}

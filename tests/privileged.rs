@@ -128,6 +128,7 @@ fn a_connected_client_is_named_and_a_forced_withdrawal_waits_until_it_is_gone() 
     let refused = api.delete(&path(&volume)).unwrap().expect(409).unwrap();
     assert_eq!(refused["code"], "CLIENTS_CONNECTED");
     assert_eq!(refused["details"]["clients"].as_array().unwrap().len(), 1, "{refused:#}");
+    assert_eq!(refused["details"]["clients_exact"], true);
     // Whose export it is shows: the neighbour's can go.
     api.delete(&path(&neighbour)).unwrap().expect(200).unwrap();
 
@@ -267,6 +268,29 @@ fn a_client_that_comes_during_a_withdrawal_is_noticed_and_the_export_is_given_ba
     assert_eq!(asked.join().unwrap()["code"], "CLIENTS_CONNECTED");
     wait(&api, &volume, "ready");
     lab.nbdcopy_equals(&volume.export(), disk.file()).unwrap();
+}
+
+/// nbdkit serves all of its clients by one process: which of them has which disk open does not always show.
+#[test]
+fn clients_that_cannot_be_told_apart_are_said_to_be_candidates() {
+    let (lab, _attachd, api, _helper) = up_with_helper();
+    let (volume, _disk) = served(&lab, &api);
+    let (neighbour, _other) = served(&lab, &api);
+    let _clients = [(); 2].map(|()| lab.nbd_client(&volume.export()).unwrap());
+    let path = format!("/api/v1/intents/{}", volume.id);
+    let refused = || api.delete(&path).unwrap().expect(409).unwrap();
+    let exact = refused();
+    assert_eq!((&exact["code"], &exact["details"]["clients_exact"]), (&json!("CLIENTS_CONNECTED"), &json!(true)));
+    assert!(!exact["error"].as_str().unwrap().contains("other exports"), "the control: each has it open: {exact:#}");
+    let _other_client = lab.nbd_client(&neighbour.export()).unwrap();
+    let candidates = refused();
+    assert_eq!(candidates["details"]["clients_exact"], false, "{candidates:#}");
+    assert!(candidates["error"].as_str().unwrap().contains("some of these may use other exports"), "{candidates:#}");
+    let forced = api.delete(&format!("{path}?force=true")).unwrap().expect(200).unwrap();
+    assert_eq!(
+        (&forced["clients_exact"], &forced["clients_still_connected"]),
+        (&json!(false), &candidates["details"]["clients"])
+    );
 }
 
 /// Invariant 4: `ready` means served, also while it is open whether the volume goes; nor does a crash decide that.

@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 use utoipa::ToSchema;
 
 use crate::engine::{Rejection, Stopping};
+use crate::helper_client::Holders;
 use crate::identity::{NotAVolumeId, VolumeId};
 use crate::store::StoreError;
 
@@ -82,9 +83,13 @@ impl From<Rejection> for ApiError {
                 conflict("SERIAL_TAKEN", json!({ "asked": asked, "have": have, "serial": serial }))
             }
             Rejection::InUseByHost { uses, .. } => conflict("IN_USE_BY_HOST", json!({ "uses": uses })),
-            Rejection::ClientsConnected { clients, .. } => conflict("CLIENTS_CONNECTED", json!({ "clients": clients })),
+            Rejection::ClientsConnected { clients: Holders { clients, exact }, .. } => {
+                conflict("CLIENTS_CONNECTED", json!({ "clients": clients, "clients_exact": exact }))
+            }
             Rejection::ExportStuck(_) => Self::unavailable("EXPORT_STUCK", text),
-            Rejection::ClientsUnknown { clients, .. } => conflict("CLIENTS_UNKNOWN", json!({ "clients": clients })),
+            Rejection::ClientsUnknown { clients, .. } => {
+                conflict("CLIENTS_UNKNOWN", json!({ "clients": clients, "clients_exact": false }))
+            }
             Rejection::Leaving(_) => conflict("BEING_WITHDRAWN", json!({})),
             Rejection::NotDurable(_) => Self::unavailable("STORE_FAILED", text),
         }

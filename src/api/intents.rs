@@ -14,7 +14,8 @@ use super::body::{JsonBody, QueryString, VolumePath};
 use super::error::{ApiError, ErrorBody};
 use super::serve::Peer;
 use crate::effect;
-use crate::engine::Accepted;
+use crate::engine::{Accepted, Withdrawal};
+use crate::helper_client::Holders;
 use crate::identity::{Serial, VolumeId};
 use crate::volume;
 
@@ -159,28 +160,31 @@ pub(super) struct WithdrawnView {
     message: String,
     /// Connections to the NBD server that were open: the server does not cut them.
     clients_still_connected: Vec<String>,
+    /// All of these used this export; if not, some may use others.
+    clients_exact: bool,
 }
 
 /// Takes an intent back, in any state: rows, export, claim, in this order, then the answer.
 #[utoipa::path(delete, path = "/api/v1/intents/{volume_id}", params(("volume_id" = String, Path), WithdrawOptions), responses(
     (status = 200, body = WithdrawnView),
     (status = 404, body = ErrorBody),
-    (status = 409, body = ErrorBody, description = "CLIENTS_CONNECTED, CLIENTS_UNKNOWN, BEING_WITHDRAWN"),
+    (status = 409, body = ErrorBody, description = "CLIENTS_CONNECTED, CLIENTS_UNKNOWN (details: clients, and clients_exact: all of them use this export; if not, some may use others), BEING_WITHDRAWN"),
     (status = 503, body = ErrorBody, description = "STORE_FAILED: nothing was changed; EXPORT_STUCK")))]
 pub(super) async fn withdraw(
     State(context): Ctx,
     VolumePath(volume): VolumePath,
     QueryString(options): QueryString<WithdrawOptions>,
 ) -> Result<Response, ApiError> {
-    let withdrawal = context.inner.engine.withdraw(volume, options.force).await??;
-    let message = if withdrawal.clients.is_empty() {
+    let Withdrawal { clients } = context.inner.engine.withdraw(volume, options.force).await??;
+    let Holders { clients, exact } = clients;
+    let message = if clients.is_empty() {
         "Withdrawn: the export is gone".to_owned()
     } else {
-        let count = withdrawal.clients.len();
+        let count = clients.len();
         format!(
             "Withdrawn: new clients are refused; {count} connection(s) to the NBD server stay open until they are closed (`ss -K` or a restart of the server cuts them)"
         )
     };
-    let view = WithdrawnView { volume_id: volume, message, clients_still_connected: withdrawal.clients };
+    let view = WithdrawnView { volume_id: volume, message, clients_still_connected: clients, clients_exact: exact };
     Ok(effect::at("answer", || Json(view).into_response()))
 }

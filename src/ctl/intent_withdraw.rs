@@ -17,11 +17,15 @@ pub(super) struct Options {
     force: bool,
 }
 
+/// What to know of clients that cannot be told apart.
+const CANDIDATES: &str = "Some of these may use other exports.\n";
+
 #[derive(Default, Deserialize)]
 #[serde(default)]
 struct Withdrawn {
     message: String,
     clients_still_connected: Vec<String>,
+    clients_exact: bool,
 }
 
 pub(super) async fn run(client: &Client, options: &Options, output: &Output) -> Result<(), Failure> {
@@ -29,7 +33,9 @@ pub(super) async fn run(client: &Client, options: &Options, output: &Output) -> 
     let query = if options.force { &force[..] } else { &[] };
     let answer = client.delete(&format!("intents/{}", options.volume_id), query).await?;
     output.answer(&answer, |withdrawn: &Withdrawn| {
-        let clients = withdrawn.clients_still_connected.iter().map(|client| format!("  {client}\n"));
-        format!("{}\n{}", withdrawn.message, clients.collect::<String>())
+        let clients = &withdrawn.clients_still_connected;
+        let candidates = if withdrawn.clients_exact || clients.is_empty() { "" } else { CANDIDATES };
+        let lines = clients.iter().map(|client| format!("  {client}\n"));
+        format!("{}\n{}{candidates}", withdrawn.message, lines.collect::<String>())
     })
 }

@@ -16,7 +16,7 @@ use crate::device::monitor;
 use crate::device::table::{Heard, Reading};
 use crate::export::probe::{ProbeError, Served};
 use crate::export::server::Server;
-use crate::helper_client::HelperError;
+use crate::helper_client::{HelperError, Holders};
 use crate::identity::{Serial, VolumeId};
 use crate::store::StoreError;
 use crate::volume::{Intent, Reason, State};
@@ -54,7 +54,7 @@ pub(crate) enum Input {
     Detaching {
         ticket: Ticket,
         reason: Reason,
-        clients: Vec<String>,
+        clients: Holders,
         result: Result<(), Rejection>,
         reply: Reply<Withdrawal>,
     },
@@ -138,7 +138,7 @@ pub(crate) enum Clients {
     /// Nobody, for certain.
     None,
     /// These, as the NBD server's open files show.
-    Connected(Vec<String>),
+    Connected(Holders),
     /// Perhaps some of these, which are connected to the server.
     Unknown(Vec<String>),
 }
@@ -156,7 +156,7 @@ pub enum Accepted {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Withdrawal {
     /// Connections to the NBD server that were open and stay so: a server does not cut a client for a removed link.
-    pub clients: Vec<String>,
+    pub clients: Holders,
 }
 
 /// A request that cannot be met, for reasons the engine knows.
@@ -201,14 +201,13 @@ pub enum Rejection {
     },
     /// Somebody uses the export.
     #[error(
-        "volume {volume} cannot be withdrawn: NBD clients are connected to it ({}); end them, or withdraw with force",
-        named(clients)
+        "volume {volume} cannot be withdrawn: NBD clients are connected to it ({clients}); end them, or withdraw with force"
     )]
     ClientsConnected {
         /// Which volume.
         volume: VolumeId,
         /// Their addresses.
-        clients: Vec<String>,
+        clients: Holders,
     },
     /// The export could not be taken away.
     #[error(
@@ -258,9 +257,3 @@ pub struct Event {
 
 /// Events are shared by all who listen.
 pub type SharedEvent = Arc<Event>;
-
-/// Clients by their addresses. An NBD server does not tell which of its clients uses which of its disks.
-pub(super) fn named(clients: &[String]) -> String {
-    let several = if clients.len() > 1 { "; some of these may use other exports" } else { "" };
-    clients.join(", ") + several
-}

@@ -11,11 +11,11 @@ use std::time::{Duration, Instant};
 use jiff::Timestamp;
 
 use super::Engine;
-use super::input::{Asked, Clients, Input, Rejection, Reply, Ticket, Withdrawal, named};
+use super::input::{Asked, Clients, Input, Rejection, Reply, Ticket, Withdrawal};
 use super::world::Volume;
 use crate::device::DevNum;
 use crate::export::clients;
-use crate::helper_client::{HelperClient, HelperError};
+use crate::helper_client::{HelperClient, HelperError, Holders};
 use crate::identity::VolumeId;
 use crate::store::Change;
 use crate::volume::{Entry, Reason, State};
@@ -95,10 +95,17 @@ impl Engine {
                     self.stay(id, Rejection::ExportStuck(id), request.1).await;
                 }
             }
-            (Clients::None, request) => self.take_away(id, Vec::new(), request.map(|(_, reply)| reply)).await,
+            (Clients::None, request) => {
+                let nobody = Holders { clients: Vec::new(), exact: true };
+                self.take_away(id, nobody, request.map(|(_, reply)| reply)).await;
+            }
             // It was forced before: the same answer again.
-            (Clients::Connected(clients) | Clients::Unknown(clients), Some((_, reply))) if lingering => {
+            (Clients::Connected(clients), Some((_, reply))) if lingering => {
                 let _ = reply.send(Ok(Withdrawal { clients }));
+                self.look_again_later(id);
+            }
+            (Clients::Unknown(clients), Some((_, reply))) if lingering => {
+                let _ = reply.send(Ok(Withdrawal { clients: candidates(clients) }));
                 self.look_again_later(id);
             }
             (Clients::Connected(_) | Clients::Unknown(_), None) => self.look_again_later(id),
@@ -110,7 +117,9 @@ impl Engine {
             }
             (Clients::Connected(clients), Some((true, reply))) => self.linger(ticket, clients, reply),
             // Nobody could say when they are gone.
-            (Clients::Unknown(clients), Some((true, reply))) => self.take_away(id, clients, Some(reply)).await,
+            (Clients::Unknown(clients), Some((true, reply))) => {
+                self.take_away(id, candidates(clients), Some(reply)).await;
+            }
         }
     }
 
@@ -129,13 +138,13 @@ impl Engine {
     }
 
     /// Clients are connected and the caller insists: the wish is made durable, then the export goes.
-    fn linger(&mut self, ticket: Ticket, clients: Vec<String>, reply: Reply<Withdrawal>) {
+    fn linger(&mut self, ticket: Ticket, clients: Holders, reply: Reply<Withdrawal>) {
         let id = ticket.volume;
         let Some(volume) = self.world.volume_mut(id) else { return };
         volume.leaving = true;
         let reason = Reason::new(
             "CLIENTS_CONNECTED",
-            format!("withdrawn by force while NBD clients are connected: {}", named(&clients)),
+            format!("withdrawn by force while NBD clients are connected: {clients}"),
             "They keep what they have opened. To cut them: `ss -K dst <address>` as root, or restart the NBD server.",
         );
         let changes = vec![Change::Stand(id, State::Detaching, Some(reason.clone()))];
@@ -150,7 +159,7 @@ impl Engine {
         &mut self,
         ticket: Ticket,
         reason: Reason,
-        clients: Vec<String>,
+        clients: Holders,
         result: Result<(), Rejection>,
         reply: Reply<Withdrawal>,
     ) {
@@ -190,7 +199,7 @@ impl Engine {
     }
 
     /// First the export, then the rows: from there on nothing brings the volume back.
-    async fn take_away(&mut self, id: VolumeId, open: Vec<String>, reply: Option<Reply<Withdrawal>>) {
+    async fn take_away(&mut self, id: VolumeId, open: Holders, reply: Option<Reply<Withdrawal>>) {
         let Some(ticket) = self.world.ticket(id) else { return };
         let Some(volume) = self.world.volume_mut(id) else { return };
         volume.leaving = true;
@@ -198,7 +207,7 @@ impl Engine {
         if volume.published && !self.revoke(id, None) {
             return self.not_withdrawn(id, lingering, Rejection::ExportStuck(id), reply).await;
         }
-        let entry = Entry { at: Timestamp::now(), event: "withdrawn".into(), detail: open.join(", ") };
+        let entry = Entry { at: Timestamp::now(), event: "withdrawn".into(), detail: open.to_string() };
         let changes = vec![Change::Note(id, entry), Change::Withdraw(id)];
         self.post(id, Vec::new()).await;
         let (store, back) = (self.tools.store.clone(), self.back.clone());
@@ -282,6 +291,11 @@ impl Engine {
     }
 }
 
+/// Any of these may be connected.
+fn candidates(clients: Vec<String>) -> Holders {
+    Holders { clients, exact: false }
+}
+
 /// Who is connected to this device's export, and whether the helper answered if it was asked.
 async fn clients_of(
     helper: &HelperClient,
@@ -297,7 +311,7 @@ async fn clients_of(
     };
     let mut answer = helper.holders(devnum).await;
     for wait in CLOSING {
-        if !matches!(&answer, Ok(Some(clients)) if clients.is_empty()) {
+        if !matches!(&answer, Ok(Some(holders)) if holders.clients.is_empty()) {
             break;
         }
         tokio::time::sleep(Duration::from_millis(wait)).await;
@@ -306,8 +320,8 @@ async fn clients_of(
     match answer {
         Ok(None) => (Clients::None, Some(Ok(()))),
         // Open, but by nobody that can be seen: not nobody.
-        Ok(Some(clients)) if clients.is_empty() => (Clients::Unknown(candidates), Some(Ok(()))),
-        Ok(Some(clients)) => (Clients::Connected(clients), Some(Ok(()))),
+        Ok(Some(holders)) if holders.clients.is_empty() => (Clients::Unknown(candidates), Some(Ok(()))),
+        Ok(Some(holders)) => (Clients::Connected(holders), Some(Ok(()))),
         Err(error) => (Clients::Unknown(candidates), Some(Err(error))),
     }
 }
