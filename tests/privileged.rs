@@ -423,18 +423,45 @@ fn a_disk_that_stays_unmarked_although_the_helper_said_yes_is_looked_at_again() 
 
 /// So it is for a moment after every handshake, and after every client that hangs up.
 #[test]
-fn a_disk_that_a_server_is_just_closing_is_asked_for_again_and_free() {
+fn a_disk_that_a_server_is_just_closing_is_asked_for_again_when_it_is_closed_and_is_free() {
     let (lab, attachd, api) = up();
     let asking = helper_of_the_tests();
-    let (volume, _disk) = served(&lab, &api);
-    let (neighbour, _other) = served(&lab, &api);
+    let (volume, disk) = served(&lab, &api);
+    let (neighbour, other_disk) = served(&lab, &api);
     let _bystander = lab.nbd_client(&neighbour.export()).unwrap();
-    let (other, path) = (attachd.api(), format!("/api/v1/intents/{}", volume.id));
-    let asked = std::thread::spawn(move || other.delete(&path).unwrap().status);
-    for answer in [INVISIBLE, NOBODY, NOBODY] {
-        asking.recv_timeout(SOON).unwrap().write_all(answer).unwrap();
+    let path = format!("/api/v1/intents/{}", volume.id);
+    let withdrawal = || {
+        let (api, path) = (attachd.api(), path.clone());
+        std::thread::spawn(move || api.delete(&path).unwrap().status)
+    };
+    let [open, other_open] = [&disk, &other_disk].map(|disk| std::fs::File::open(disk.node()).unwrap());
+    let asked = withdrawal();
+    asking.recv_timeout(SOON).unwrap().write_all(INVISIBLE).unwrap();
+    drop(other_open);
+    let moment = std::time::Duration::from_millis(100);
+    assert!(asking.recv_timeout(moment).is_err(), "asked again although nobody has closed it");
+    drop(open);
+    for _ in 0..2 {
+        asking.recv_timeout(SOON).unwrap().write_all(NOBODY).unwrap();
     }
     assert_eq!(asked.join().unwrap(), 200);
+
+    // It is the closing that has it asked again, and not the end of the time for it: so it is, unless this host is held up.
+    intend(&api, &volume);
+    let at_once = (0..9).any(|_| {
+        wait(&api, &volume, "ready");
+        let open = std::fs::File::open(disk.node()).unwrap();
+        let asked = withdrawal();
+        asking.recv_timeout(SOON).unwrap().write_all(INVISIBLE).unwrap();
+        let closed = std::time::Instant::now();
+        drop(open);
+        let mut again = asking.recv_timeout(SOON).unwrap();
+        let passed = closed.elapsed();
+        again.write_all(b"{\"ok\":true,\"open\":1,\"clients\":[\"127.0.0.1:1\"],\"exact\":true}\n").unwrap();
+        assert_eq!(asked.join().unwrap(), 409);
+        passed < moment
+    });
+    assert!(at_once);
 }
 
 #[test]

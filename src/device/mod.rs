@@ -2,9 +2,10 @@
 //!
 //! Call map, in the order of the data: [`monitor`] receives datagrams and copies each into an owned [`event::DiskEvent`];
 //! [`sysfs`] reads the [`facts::Facts`] of one disk; [`table`] remembers which disks are present; [`evidence`] decides,
-//! purely, whether a disk's facts prove that it is a volume's.
+//! purely, whether a disk's facts prove that it is a volume's. [`closing`] tells when somebody lets go of one.
 
 pub mod attributes;
+pub mod closing;
 pub mod event;
 pub mod evidence;
 pub mod facts;

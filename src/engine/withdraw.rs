@@ -6,14 +6,16 @@
 //! rows are committed away, then the claim goes, then the answer is given. With clients that are connected and `force`,
 //! the export goes and the volume stays, `detaching`, until they are gone: also across a restart.
 
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
 
-use super::Engine;
 use super::input::{Asked, Clients, Input, Rejection, Reply, Ticket, Withdrawal};
 use super::world::Volume;
+use super::{Engine, settle};
 use crate::device::DevNum;
+use crate::device::closing::Closing;
 use crate::export::clients;
 use crate::helper_client::{HelperClient, HelperError, Holders};
 use crate::identity::VolumeId;
@@ -23,9 +25,9 @@ use crate::volume::{Entry, Reason, State};
 /// First and longest wait between two looks whether a `detaching` volume's clients are gone: nothing tells that by itself.
 const LOOK_AGAIN: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(30));
 
-/// Milliseconds until it is asked again who has a disk open that nobody seems to use: a server takes a moment to close what
-/// attachd's own handshake, or a client that has hung up, had open.
-const CLOSING: [u64; 5] = [10, 30, 60, 150, 250];
+/// How long a server may take to close a disk that nobody seems to use, but that it has open: what attachd's own handshake,
+/// or a client that has hung up, had open.
+const CLOSING: Duration = Duration::from_millis(500);
 
 impl Engine {
     /// A caller wants a volume withdrawn. First of all: who is connected?
@@ -48,17 +50,17 @@ impl Engine {
         let mapped =
             offered.and_then(|volume| volume.mapping.as_ref()).map(|mapping| (mapping.devnum, mapping.diskseq));
         // A disk that is gone has no clients, whoever has its number now.
-        let present = |disk: &(DevNum, u64)| {
-            self.world.table.with_serial(id.serial()).any(|device| super::settle::disk(device) == *disk)
-        };
-        let devnum = mapped.filter(present).map(|(devnum, _)| devnum);
+        let disk = mapped.and_then(|mapped| {
+            let device = self.world.table.with_serial(id.serial()).find(|device| settle::disk(device) == mapped)?;
+            Some((device.facts.devnum, Path::new("/dev").join(&device.facts.name)))
+        });
         if let Some(volume) = self.world.volume_mut(id) {
             volume.asking = true;
         }
         let (helper, back, server) = (self.tools.helper.clone(), self.back.clone(), self.tools.server.address);
         tokio::spawn(async move {
-            let (clients, answer) = match devnum {
-                Some(devnum) => clients_of(&helper, server, devnum).await,
+            let (clients, answer) = match disk {
+                Some((devnum, node)) => clients_of(&helper, server, devnum, &node).await,
                 None => (Clients::None, None),
             };
             let _ = back.send(Input::Clients { ticket, clients, answer, request, sealed }).await;
@@ -301,6 +303,7 @@ async fn clients_of(
     helper: &HelperClient,
     server: std::net::SocketAddr,
     devnum: DevNum,
+    node: &Path,
 ) -> (Clients, Option<Result<(), HelperError>>) {
     // No connection to the server at all needs nobody's help to be read.
     let read = tokio::task::spawn_blocking(move || clients::connected(server)).await;
@@ -309,19 +312,30 @@ async fn clients_of(
         Ok(candidates) => candidates,
         Err(error) => vec![format!("unknown, the table of connections cannot be read: {error}")],
     };
-    let mut answer = helper.holders(devnum).await;
-    for wait in CLOSING {
-        if !matches!(&answer, Ok(Some(holders)) if holders.clients.is_empty()) {
-            break;
-        }
-        tokio::time::sleep(Duration::from_millis(wait)).await;
-        answer = helper.holders(devnum).await;
-    }
-    match answer {
+    match holders(helper, devnum, node).await {
         Ok(None) => (Clients::None, Some(Ok(()))),
         // Open, but by nobody that can be seen: not nobody.
         Ok(Some(holders)) if holders.clients.is_empty() => (Clients::Unknown(candidates), Some(Ok(()))),
         Ok(Some(holders)) => (Clients::Connected(holders), Some(Ok(()))),
         Err(error) => (Clients::Unknown(candidates), Some(Err(error))),
+    }
+}
+
+/// Who has this disk open. One that nobody seems to have open, and yet is open, may be just being closed.
+async fn holders(helper: &HelperClient, devnum: DevNum, node: &Path) -> Result<Option<Holders>, HelperError> {
+    // Before the question: what is closed after the answer was made up is not missed.
+    let closing = Closing::watch(node);
+    let limit = tokio::time::Instant::now() + CLOSING;
+    loop {
+        let last = tokio::time::Instant::now() >= limit;
+        let answer = helper.holders(devnum).await;
+        if last || !matches!(&answer, Ok(Some(holders)) if holders.clients.is_empty()) {
+            return answer;
+        }
+        // Without a watch, asked once more when the time is over.
+        let _ = match &closing {
+            Ok(closing) => tokio::time::timeout_at(limit, closing.closed()).await,
+            Err(_) => tokio::time::timeout_at(limit, std::future::pending()).await,
+        };
     }
 }

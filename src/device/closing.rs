@@ -1,0 +1,72 @@
+//! When somebody closes a disk. The folder of its node tells, which everybody may watch: that takes no right to the disk.
+
+use std::ffi::{OsStr, OsString};
+use std::io;
+use std::mem::MaybeUninit;
+use std::os::fd::OwnedFd;
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+
+use rustix::fs::inotify;
+use tokio::io::unix::AsyncFd;
+
+use crate::readable::register;
+
+/// A watch on one node.
+pub struct Closing {
+    events: AsyncFd<OwnedFd>,
+    name: OsString,
+}
+
+impl Closing {
+    /// Watches from now on.
+    pub fn watch(node: &Path) -> io::Result<Self> {
+        let (Some(folder), Some(name)) = (node.parent(), node.file_name()) else {
+            return Err(io::ErrorKind::InvalidInput.into());
+        };
+        let events = inotify::init(inotify::CreateFlags::CLOEXEC | inotify::CreateFlags::NONBLOCK)?;
+        let closed = inotify::WatchFlags::CLOSE_WRITE | inotify::WatchFlags::CLOSE_NOWRITE;
+        inotify::add_watch(&events, folder, closed)?;
+        Ok(Self { events: register(events)?, name: name.to_owned() })
+    }
+
+    /// Waits until it was closed since the last time. Many closings at once are one; lost events count as one.
+    pub async fn closed(&self) {
+        let mut buffer = [MaybeUninit::uninit(); 4096];
+        loop {
+            let Ok(mut ready) = self.events.readable().await else { return std::future::pending().await };
+            let mut reader = inotify::Reader::new(self.events.get_ref(), &mut buffer);
+            let mut concerned = false;
+            while let Ok(event) = reader.next() {
+                let name = event.file_name().map(|name| OsStr::from_bytes(name.to_bytes()));
+                concerned |= name.is_none_or(|name| name == self.name);
+            }
+            ready.clear_ready();
+            if concerned {
+                return;
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fs::File;
+    use std::time::Duration;
+
+    #[tokio::test]
+    async fn the_closing_of_this_node_is_told_and_that_of_others_and_earlier_ones_are_not() {
+        let dir = tempfile::tempdir().unwrap();
+        let [node, other] = ["vdb", "vdbx"].map(|name| dir.path().join(name));
+        for node in [&node, &other] {
+            File::create(node).unwrap();
+        }
+        let closing = Closing::watch(&node).unwrap();
+        let open = File::open(&node).unwrap();
+        drop(File::open(&other).unwrap());
+        assert!(tokio::time::timeout(Duration::from_millis(50), closing.closed()).await.is_err());
+        drop(open);
+        tokio::time::timeout(Duration::from_secs(10), closing.closed()).await.unwrap();
+    }
+}
