@@ -89,7 +89,7 @@ fn the_shipped_configuration_is_valid_as_it_is_and_with_every_line_in_force() {
             .unwrap();
         assert!(check.status.success(), "{}", String::from_utf8_lossy(&check.stderr));
     }
-    let source = include_str!("../../src/config.rs");
+    let source = [include_str!("../../src/config/mod.rs"), include_str!("../../src/config/export.rs")].concat();
     for (_, rest) in source.match_indices(".set(\"").map(|(at, mark)| source.split_at(at + mark.len())) {
         let key = rest.split('"').next().unwrap();
         assert!(in_force.contains(&format!("\n{key} = ")), "the example does not say {key}");

@@ -1,4 +1,8 @@
 //! The configuration: as written, then checked. Every key is optional; every mistake is told, with line and column.
+//!
+//! Here is the file as a whole; [`export`] reads the keys of the NBD server.
+
+mod export;
 
 use std::fmt;
 use std::io::Write;
@@ -10,20 +14,10 @@ use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
 use crate::device::scheme::{self, Scheme};
-use crate::export::nbd_server::version::Installed;
-use crate::export::nbd_server::way::{self, Mode, Way};
+pub use export::{HostFacts, LINKS_FOLDER, SECTIONS_FOLDER, ServerSettings, TlsFiles, TlsKey, TlsSettings};
 
 /// Where the configuration is unless another place is named.
 pub const DEFAULT_PATH: &str = "/etc/attachd/attachd.toml";
-
-/// The links; with nbdkit, unless another place is named.
-pub const LINKS_FOLDER: &str = "/run/attachd/exports";
-
-/// nbd-server's sections, unless another place is named.
-pub const SECTIONS_FOLDER: &str = "/run/attachd/nbd-server.d";
-
-/// There while `attachd-nbd-server.socket` holds the port.
-const SOCKET_HELD: &str = "/run/attachd-nbd-server/listening";
 
 /// What the daemon works by. [`Settings::default`] is the configuration of an empty file.
 #[derive(Clone)]
@@ -84,68 +78,6 @@ impl Default for Settings {
     }
 }
 
-/// Which NBD server serves.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum ServerSettings {
-    /// nbdkit.
-    Nbdkit,
-    /// nbd-server.
-    NbdServer {
-        /// `[export] mode` and what is known of this host have decided this.
-        way: Way,
-        /// `[export] main_file`: its configuration.
-        main_file: PathBuf,
-    },
-}
-
-impl ServerSettings {
-    /// The name in the configuration; also the name of the program.
-    pub fn name(&self) -> &'static str {
-        match self {
-            Self::Nbdkit => "nbdkit",
-            Self::NbdServer { .. } => "nbd-server",
-        }
-    }
-}
-
-/// What the choice of nbd-server's way needs to know of this host.
-#[derive(Debug, Clone, Default)]
-pub struct HostFacts {
-    /// The Debian package, if there is one.
-    pub nbd_server: Option<Installed>,
-    /// systemd holds the port for the socket-activated way.
-    pub held: bool,
-}
-
-/// How the two sides of a TLS connection know each other.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum TlsSettings {
-    /// By certificates.
-    Certificates(TlsFiles),
-    /// By a key that both have.
-    Key(TlsKey),
-}
-
-/// Which key is used.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct TlsKey {
-    /// Lines `name:key`, as the NBD server has them.
-    pub file: PathBuf,
-    /// The name of attachd's key; `None`: the file has but one.
-    pub identity: Option<String>,
-}
-
-/// Which certificates are used; all files are PEM.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct TlsFiles {
-    /// The authority that has signed the server's certificate.
-    pub ca: PathBuf,
-    /// attachd's own certificate and key, for a server that verifies its clients.
-    pub identity: Option<(PathBuf, PathBuf)>,
-    /// The name in the server's certificate; `None`: its address.
-    pub name: Option<String>,
-}
-
 /// One mistake.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Problem {
@@ -186,7 +118,7 @@ pub fn load(path: &Path) -> Result<Settings, Invalid> {
         Err(error) => return Err(whole(format!("cannot be read: {error}"))),
         Ok(text) => text,
     };
-    parse(&text, host_facts).map_err(|problems| Invalid { path: path.to_owned(), problems })
+    parse(&text, export::host_facts).map_err(|problems| Invalid { path: path.to_owned(), problems })
 }
 
 /// Checks the file, prints the result and returns the exit status: what `check-config` does in both programs.
@@ -202,11 +134,6 @@ pub fn report(path: &Path) -> ExitCode {
             ExitCode::FAILURE
         }
     }
-}
-
-fn host_facts() -> HostFacts {
-    let status = std::fs::read_to_string("/var/lib/dpkg/status").unwrap_or_default();
-    HostFacts { nbd_server: Installed::from_dpkg_status(&status), held: Path::new(SOCKET_HELD).exists() }
 }
 
 /// Checks a configuration text. The host is only asked about nbd-server when that is to serve.
@@ -231,96 +158,12 @@ pub fn parse(text: &str, host: impl FnOnce() -> HostFacts) -> Result<Settings, V
         device.set("nbd_group", &mut settings.nbd_group);
         device.set("host_disks", &mut settings.host_disks);
     });
-    file.section("export", |export| {
-        server(export, &mut settings, host);
-        export.set("folder", &mut settings.exports);
-        export.set("pid_file", &mut settings.pid_file);
-        export.set("insecure", &mut settings.insecure);
-        let at = export.set("listen", &mut settings.listen);
-        settings.tls = tls(export);
-        if !settings.listen.ip().is_loopback() && settings.tls.is_none() && !settings.insecure {
-            let advice = "listen on 127.0.0.1, give it TLS (tls_ca or tls_psk_file), or say insecure = true";
-            export.complain(at, &format!("other hosts reach this address without TLS: {advice}"));
-        }
-    });
+    file.section("export", |section| export::read(section, &mut settings, host));
     file.section("helper", |helper| helper.set("socket", &mut settings.helper));
     file.section("host", |host| host.set("vm_id", &mut settings.vm_id));
     file.section("history", |history| history.set("days", &mut settings.history_days));
     file.finish()?;
     Ok(settings)
-}
-
-/// The keys that say which NBD server serves, and the places that follow from it.
-fn server(export: &mut Section<'_, '_>, settings: &mut Settings, host: impl FnOnce() -> HostFacts) {
-    let (mut program, mut wanted) = (Program::Nbdkit, WantedMode::Auto);
-    let (mut version, mut main_file) = (None, PathBuf::new());
-    export.set("backend", &mut program);
-    let at = export.set("mode", &mut wanted);
-    let known = export.set("nbd_server_version", &mut version);
-    let main = export.set("main_file", &mut main_file);
-    if program == Program::Nbdkit {
-        if let Some(at) = at.or(known).or(main) {
-            export.complain(Some(at), "goes with backend = \"nbd-server\"");
-        }
-        return;
-    }
-    let wanted = match wanted {
-        WantedMode::Auto => None,
-        WantedMode::Is(mode) => Some(mode),
-    };
-    let host = host();
-    let way = match way::choose(wanted, version.or(host.nbd_server).as_ref(), host.held) {
-        Ok(way) => way,
-        Err(why) => return export.complain(at, &why),
-    };
-    let (pid_file, shipped) = match way.mode {
-        Mode::Signal => ("/run/attachd-nbd-server/nbd-server.pid", "/etc/attachd/nbd-server/signal.conf"),
-        Mode::Socket => (SOCKET_HELD, "/etc/attachd/nbd-server/socket.conf"),
-    };
-    settings.exports = SECTIONS_FOLDER.into();
-    settings.pid_file = pid_file.into();
-    let main_file = if main.is_some() { main_file } else { shipped.into() };
-    settings.server = ServerSettings::NbdServer { way, main_file };
-}
-
-/// The keys about TLS: certificates, or a shared key.
-fn tls(export: &mut Section<'_, '_>) -> Option<TlsSettings> {
-    let (certificates, by_certificates) = certificates(export);
-    let (mut file, mut identity) = (PathBuf::new(), String::new());
-    let (given_file, given_identity) =
-        (export.set("tls_psk_file", &mut file), export.set("tls_psk_identity", &mut identity));
-    if let (Some(at), true) = (given_file.or(given_identity), by_certificates) {
-        export.complain(Some(at), "takes certificates (tls_ca) or a shared key (tls_psk_file), not both");
-    }
-    if let (Some(at), None) = (given_identity, given_file) {
-        export.complain(Some(at), "tls_psk_file is missing: the key of that name is looked for in it");
-    }
-    let identity = given_identity.map(|_| identity);
-    certificates.map(TlsSettings::Certificates).or(given_file.map(|_| TlsSettings::Key(TlsKey { file, identity })))
-}
-
-/// The keys about certificates, which only make sense together, and whether there is any.
-fn certificates(export: &mut Section<'_, '_>) -> (Option<TlsFiles>, bool) {
-    let [mut ca, mut certificate, mut key] = [const { PathBuf::new() }; 3];
-    let mut name = String::new();
-    let given = [
-        export.set("tls_ca", &mut ca),
-        export.set("tls_certificate", &mut certificate),
-        export.set("tls_key", &mut key),
-        export.set("tls_name", &mut name),
-    ];
-    let any = given.into_iter().flatten().next();
-    if given[1].is_some() != given[2].is_some() {
-        export.complain(given[1].or(given[2]), "tls_certificate and tls_key belong together");
-    }
-    if given[0].is_none() {
-        if any.is_some() {
-            export.complain(any, "tls_ca is missing: it says whose certificates the NBD server may show");
-        }
-        return (None, any.is_some());
-    }
-    let identity = given[1].and(given[2]).map(|_| (certificate, key));
-    (Some(TlsFiles { ca, identity, name: given[3].map(|_| name) }), true)
 }
 
 /// The file being checked; what was understood is taken out of it.
@@ -449,48 +292,6 @@ impl Setting for u32 {
     }
 }
 
-/// The NBD servers there are.
-#[derive(PartialEq)]
-enum Program {
-    Nbdkit,
-    NbdServer,
-}
-
-impl Setting for Program {
-    fn read(value: &Spanned<DeValue<'_>>) -> Result<Self, String> {
-        match text_of(value)? {
-            "nbdkit" => Ok(Self::Nbdkit),
-            "nbd-server" => Ok(Self::NbdServer),
-            _ => Err("takes \"nbdkit\" or \"nbd-server\"".to_owned()),
-        }
-    }
-}
-
-enum WantedMode {
-    Auto,
-    Is(Mode),
-}
-
-impl Setting for WantedMode {
-    fn read(value: &Spanned<DeValue<'_>>) -> Result<Self, String> {
-        match text_of(value)? {
-            "auto" => Ok(Self::Auto),
-            "signal" => Ok(Self::Is(Mode::Signal)),
-            "socket" => Ok(Self::Is(Mode::Socket)),
-            _ => Err("takes \"auto\", \"signal\" or \"socket\"".to_owned()),
-        }
-    }
-}
-
-/// A version of nbd-server.
-impl Setting for Option<Installed> {
-    fn read(value: &Spanned<DeValue<'_>>) -> Result<Self, String> {
-        let text = text_of(value)?;
-        let version = Installed::from_package(text).or_else(|| Installed::from_output(&format!("version {text}")));
-        version.map(Some).ok_or_else(|| "takes a version, like \"3.26.1\" or \"3.26.1-6\"".to_owned())
-    }
-}
-
 impl Setting for Vec<&'static dyn Scheme> {
     fn read(value: &Spanned<DeValue<'_>>) -> Result<Self, String> {
         let names: Vec<&str> = scheme::ALL.iter().map(|scheme| scheme.name()).collect();
@@ -506,11 +307,11 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    fn parsed(text: &str) -> Result<Settings, Vec<Problem>> {
+    pub(super) fn parsed(text: &str) -> Result<Settings, Vec<Problem>> {
         parse(text, HostFacts::default)
     }
 
-    fn problems(text: &str) -> Vec<String> {
+    pub(super) fn problems(text: &str) -> Vec<String> {
         parsed(text)
             .err()
             .unwrap_or_default()
@@ -543,59 +344,6 @@ mod tests {
     fn a_line_that_is_not_toml_is_told_with_its_place() {
         let told = problems("[api]\nsocket = /run/x\n");
         assert!(told[0].starts_with("Some((2, "), "{told:?}");
-    }
-
-    #[test]
-    fn an_address_that_others_reach_takes_the_word_insecure() {
-        assert!(problems("[export]\nlisten = \"0.0.0.0:10809\"")[0].contains("insecure = true"));
-        assert!(parsed("[export]\nlisten = \"[::1]:10809\"").is_ok());
-        assert!(parsed("[export]\nlisten = \"10.0.0.1:10809\"\ninsecure = true").unwrap().insecure);
-    }
-
-    #[test]
-    fn tls_takes_an_authority_and_a_whole_identity() {
-        let whole =
-            "[export]\nlisten = \"10.0.0.1:10809\"\ntls_ca = \"/ca\"\ntls_certificate = \"/c\"\ntls_key = \"/k\"";
-        let identity = Some(("/c".into(), "/k".into()));
-        let files = TlsFiles { ca: "/ca".into(), identity, name: None };
-        assert_eq!(parsed(whole).unwrap().tls, Some(TlsSettings::Certificates(files)));
-        assert!(problems("[export]\ntls_ca = \"/ca\"\ntls_key = \"/k\"")[0].contains("belong together"));
-        assert!(problems("[export]\ntls_name = \"x\"")[0].contains("tls_ca is missing"));
-    }
-
-    #[test]
-    fn tls_takes_a_shared_key_in_place_of_certificates() {
-        let key = "[export]\nlisten = \"10.0.0.1:10809\"\ntls_psk_file = \"/keys\"\n";
-        let settings = |identity| Some(TlsSettings::Key(TlsKey { file: "/keys".into(), identity }));
-        assert_eq!(parsed(key).unwrap().tls, settings(None));
-        assert_eq!(parsed(&format!("{key}tls_psk_identity = \"x\"")).unwrap().tls, settings(Some("x".to_owned())));
-        assert!(problems(&format!("{key}tls_ca = \"/ca\""))[0].contains("not both"));
-        assert!(problems("[export]\ntls_psk_identity = \"x\"")[0].contains("tls_psk_file is missing"));
-    }
-
-    #[test]
-    fn nbd_servers_way_follows_from_its_version_unless_one_is_named() {
-        let host = |version: &str, held| HostFacts { nbd_server: Installed::from_package(version), held };
-        let way = |text: &str, host: HostFacts| {
-            let settings = parse(&format!("[export]\nbackend = \"nbd-server\"\n{text}"), || host)?;
-            let ServerSettings::NbdServer { way, main_file } = settings.server else { panic!("nbdkit") };
-            assert_eq!(settings.exports, PathBuf::from("/run/attachd/nbd-server.d"));
-            Ok::<_, Vec<Problem>>((way.mode, main_file, settings.pid_file))
-        };
-        let (mode, main_file, pid_file) = way("", host("1:3.26.1-6", false)).unwrap();
-        assert_eq!(mode, Mode::Signal);
-        assert!(main_file.ends_with("signal.conf") && pid_file.ends_with("nbd-server.pid"));
-        let (mode, main_file, _) = way("", host("1:3.24-1.1", false)).unwrap();
-        assert_eq!(mode, Mode::Socket);
-        assert!(main_file.ends_with("socket.conf"));
-        let refused = way("mode = \"signal\"", host("1:3.24-1.1", false)).unwrap_err();
-        assert_eq!((refused[0].place, refused.len()), (Some((3, 8)), 1), "{refused:?}");
-        let own = "mode = \"signal\"\nnbd_server_version = \"3.27.1\"\nmain_file = \"/etc/nbd-server/config\"";
-        assert_eq!(way(own, HostFacts::default()).unwrap().1, PathBuf::from("/etc/nbd-server/config"));
-        assert!(problems("[export]\nmode = \"signal\"")[0].contains("goes with backend"));
-        assert!(
-            problems("[export]\nbackend = \"nbd-server\"\nnbd_server_version = \"x\"")[0].contains("takes a version")
-        );
     }
 
     #[test]
