@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 
 use crate::agent::{Agent, Output};
 use crate::disk::{Bus, Disk};
-use crate::image::{self, Image, ROOT_SERIAL};
+use crate::image::{self, Image, ROOT_SERIAL, Suite};
 use crate::machine::{AGENT, Machine, SLOTS, blockdev, node};
 use crate::qmp::Qmp;
 use crate::wire::Door;
@@ -44,7 +44,11 @@ struct Running {
 impl Guest {
     /// A guest that was never started, with a root disk of its own. `name` is the test's.
     pub(crate) fn off(name: &str, machine: Machine) -> Self {
-        let image = image::image();
+        Self::of(Suite::usual(), name, machine)
+    }
+
+    fn of(suite: Suite, name: &str, machine: Machine) -> Self {
+        let image = image::image(suite);
         let folder = image::folder().join("run").join(name);
         let _ = fs::remove_dir_all(&folder);
         let _ = fs::remove_dir_all(failed(name));
@@ -60,7 +64,12 @@ impl Guest {
 
     /// A guest that has booted, with no disk but its root.
     pub(crate) fn up(name: &str, machine: Machine) -> Self {
-        let guest = Self::off(name, machine);
+        Self::up_of(Suite::usual(), name, machine)
+    }
+
+    /// The same of a certain Debian.
+    pub(crate) fn up_of(suite: Suite, name: &str, machine: Machine) -> Self {
+        let guest = Self::of(suite, name, machine);
         guest.start(&[]);
         guest
     }
@@ -87,9 +96,8 @@ impl Guest {
         self.power_on(disks);
         self.agent_is_up();
         let agent = begun.elapsed();
-        let state = self.output_within("systemctl is-system-running --wait", BOOT);
-        println!("{}: agent after {agent:.1?}, booted after {:.1?}: {}", self.name, begun.elapsed(), state.out.trim());
-        assert!(["running", "degraded"].contains(&state.out.trim()), "{state:?}");
+        let state = self.booted();
+        println!("{}: agent after {agent:.1?}, booted after {:.1?}: {state}", self.name, begun.elapsed());
     }
 
     /// Starts it and does not wait.
@@ -112,7 +120,7 @@ impl Guest {
         }
         let said = fs::File::create(self.folder.join(format!("qemu-{boot}.log"))).unwrap();
         command.stderr(said);
-        let qemu = Proc::spawn("qemu-system-x86_64 (`tools/setup vm` installs it)", &mut command).unwrap();
+        let qemu = Proc::spawn("QEMU", &mut command).unwrap();
         let wires = monitor.accept(&qemu, SOON).and_then(|wire| Some((wire, agent.accept(&qemu, SOON)?)));
         let Some((monitor, agent)) = wires else {
             let said = fs::read_to_string(self.folder.join(format!("qemu-{boot}.log"))).unwrap();
@@ -150,8 +158,17 @@ impl Guest {
             assert!(running.qmp.wait(reset, SOON).is_some(), "the guest does not restart");
         });
         self.agent_is_up();
+        self.booted();
+    }
+
+    /// Waits until everything is started; what failed is in the answer.
+    fn booted(&self) -> String {
         let state = self.output_within("systemctl is-system-running --wait", BOOT);
-        assert!(["running", "degraded"].contains(&state.out.trim()), "{state:?}");
+        match state.out.trim() {
+            "running" => "running".to_owned(),
+            "degraded" => self.run("systemctl list-units --failed --plain --no-legend").trim().to_owned(),
+            _ => panic!("{state:?}"),
+        }
     }
 
     /// The hypervisor is killed.

@@ -76,6 +76,8 @@ until ($done) {
     my $outcome = "refused";
     my $number = $connection ? int rand $connection->[1] / 512 : 0;
     my $bytes = $connection && sector($connection, $number);
+    # The signal has cut the answer short.
+    last if $done;
     if (defined $bytes) {
         my $expected = sprintf "%s %011d", $serial, $number;
         $outcome = substr($bytes, 0, length $expected) eq $expected ? "right" : "wrong";

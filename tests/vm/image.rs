@@ -26,6 +26,31 @@ pub(crate) struct Image {
     pub(crate) initrd: PathBuf,
 }
 
+/// Which Debian the guest is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Suite {
+    Bookworm,
+    Trixie,
+}
+
+impl Suite {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Bookworm => "bookworm",
+            Self::Trixie => "trixie",
+        }
+    }
+
+    /// Debian 12; `ATTACHD_VM_SUITE=trixie` makes it Debian 13 for the cases that name none.
+    pub(crate) fn usual() -> Self {
+        match std::env::var("ATTACHD_VM_SUITE").as_deref() {
+            Ok("trixie") => Self::Trixie,
+            Ok("bookworm") | Err(_) => Self::Bookworm,
+            Ok(other) => panic!("ATTACHD_VM_SUITE={other}: bookworm or trixie"),
+        }
+    }
+}
+
 /// Where images, running guests and failures are.
 pub(crate) fn folder() -> PathBuf {
     let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).with_file_name("vm");
@@ -33,15 +58,10 @@ pub(crate) fn folder() -> PathBuf {
     folder
 }
 
-/// The guest of the suite the tests are asked for, with the package of the programs under test.
-pub(crate) fn image() -> Image {
-    static IMAGE: OnceLock<Image> = OnceLock::new();
-    IMAGE.get_or_init(|| image_of(&suite())).clone()
-}
-
-/// Debian 12 unless `ATTACHD_VM_SUITE` says otherwise.
-pub(crate) fn suite() -> String {
-    std::env::var("ATTACHD_VM_SUITE").unwrap_or_else(|_| "bookworm".to_owned())
+/// A guest of the suite, with the package of the programs under test.
+pub(crate) fn image(suite: Suite) -> Image {
+    static IMAGES: [OnceLock<Image>; 2] = [const { OnceLock::new() }; 2];
+    IMAGES[suite as usize].get_or_init(|| image_of(suite.name())).clone()
 }
 
 fn image_of(suite: &str) -> Image {

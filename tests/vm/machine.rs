@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 use crate::agent::PORT;
 use crate::disk::{Bus, Disk};
 use crate::image::ROOT_UUID;
+use crate::qemu::qemu;
 use crate::wire::Door;
 
 /// Chipsets with different ways of hotplug.
@@ -36,7 +37,7 @@ impl Machine {
 
     /// The command line, without disks. Software emulation: KVM inside a virtual machine is not to be had everywhere.
     pub(crate) fn command(self, kernel: &Path, initrd: &Path, console: &str, monitor: &Door, agent: &Door) -> Command {
-        let mut qemu = Command::new("qemu-system-x86_64");
+        let mut qemu = qemu();
         qemu.args(["-nodefaults", "-no-user-config", "-display", "none"]);
         qemu.args(["-machine", self.name(), "-accel", "tcg,thread=multi", "-cpu", "max", "-smp", "2", "-m", "1024"]);
         // Kernel and initramfs are those of the image, taken out of it: a boot loader would add nothing but time.

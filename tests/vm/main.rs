@@ -13,12 +13,14 @@ mod machine;
 #[allow(dead_code, reason = "the tests of the service use the rest")]
 #[path = "../service/package.rs"]
 mod package;
+mod qemu;
 mod qmp;
 mod template;
 mod udevd_trouble;
 mod wire;
 
 mod contents;
+mod cycles;
 mod eleven;
 mod host_disks;
 mod name_reuse;

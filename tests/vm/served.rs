@@ -4,10 +4,11 @@ use lab::Volume;
 
 use crate::disk::MIB;
 use crate::guest::Guest;
+use crate::image::Suite;
 use crate::machine::Machine;
 
-fn a_volume_is_served_from_intent_to_withdrawal(name: &str, machine: Machine) {
-    let guest = Guest::up(name, machine);
+fn a_volume_is_served_from_intent_to_withdrawal(suite: Suite, name: &str, machine: Machine) {
+    let guest = Guest::up_of(suite, name, machine);
     let volume = Volume::random();
     let disk = guest.disk(&volume, 8 * MIB);
     guest.intend(&volume);
@@ -23,10 +24,15 @@ fn a_volume_is_served_from_intent_to_withdrawal(name: &str, machine: Machine) {
 
 #[test]
 fn a_volume_is_served_on_pc() {
-    a_volume_is_served_from_intent_to_withdrawal("a_volume_is_served_on_pc", Machine::Pc);
+    a_volume_is_served_from_intent_to_withdrawal(Suite::usual(), "a_volume_is_served_on_pc", Machine::Pc);
 }
 
 #[test]
 fn a_volume_is_served_on_q35() {
-    a_volume_is_served_from_intent_to_withdrawal("a_volume_is_served_on_q35", Machine::Q35);
+    a_volume_is_served_from_intent_to_withdrawal(Suite::usual(), "a_volume_is_served_on_q35", Machine::Q35);
+}
+
+#[test]
+fn a_volume_is_served_by_debian_13() {
+    a_volume_is_served_from_intent_to_withdrawal(Suite::Trixie, "a_volume_is_served_by_debian_13", Machine::Q35);
 }

@@ -9,7 +9,7 @@ use std::process::Command;
 
 /// A folder with `package` of `suite`, what it needs, a shell and the basic programs, none of it configured: a root to
 /// change into. `/proc`, `/dev`, `/run` `/etc/attachd` and others are there, empty: for what is laid in.
-pub(crate) fn unpacked(suite: &str, package: &str) -> Result<PathBuf> {
+pub fn unpacked(suite: &str, package: &str) -> Result<PathBuf> {
     let base = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../../target/lab"));
     fs::create_dir_all(base).with_context(|| format!("creating {}", base.display()))?;
     let base = base.canonicalize()?;

@@ -25,7 +25,7 @@ pub mod api;
 pub mod attachd;
 mod certificates;
 pub mod child;
-mod debian;
+pub mod debian;
 pub mod disk;
 pub mod forge;
 mod lab;
