@@ -3,13 +3,17 @@
 
 mod common;
 
-use std::io::{BufRead, BufReader, Write};
+use std::fs::File;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::os::fd::AsFd;
 use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::sync::mpsc;
 
 use common::*;
-use lab::{Disk, Volume};
+use lab::watch::readable;
+use lab::{Disk, Lab, Volume};
+use rustix::fs::{FileType, Mode};
 use serde_json::json;
 
 fn group(disk: &Disk) -> u32 {
@@ -41,8 +45,7 @@ fn eleven_late_intents_at_once_are_all_marked_and_served() {
     let listener = lab.bare_listener().unwrap();
     let (volume, disk) = &disks[0];
     withdraw(&api, volume);
-    let node = disk.node().to_str().unwrap().to_owned();
-    listener.wait_for(SOON, |heard| heard.get("DEVNAME") == node).unwrap();
+    listener.given_back(SOON, &disk.node()).unwrap();
     assert_eq!(group(disk), before);
     assert_eq!(group(&disks[1].1), lab::people::NBD.id, "the control: a neighbour stays marked");
 }
@@ -350,11 +353,55 @@ fn a_node_is_given_back_as_soon_as_the_helper_answers_again() {
     withdraw(&api, &volume);
     assert_eq!(group(&disk), marked, "nobody could give it back");
     let listener = lab.bare_listener().unwrap();
-    let node = disk.node().to_str().unwrap().to_owned();
     let _helper = Helper::start();
-    listener.wait_for(SOON, |heard| heard.get("DEVNAME") == node).unwrap();
+    listener.given_back(SOON, &disk.node()).unwrap();
     assert_ne!(group(&disk), marked);
     drop(attachd);
+}
+
+/// Has udev stop at each claimed disk, when the claim was read and the node is not marked yet. Returns where it says that it
+/// stands there, and where it is let go on.
+fn udev_stops_half_way(lab: &Lab) -> (File, File) {
+    let pipe = |name| {
+        let path = lab.dir().join(name);
+        rustix::fs::mknodat(rustix::fs::CWD, &path, FileType::Fifo, Mode::RUSR | Mode::WUSR, 0).unwrap();
+        (File::options().read(true).write(true).open(&path).unwrap(), path.display().to_string())
+    };
+    let ((there, says), (go_on, hears)) = (pipe("there"), pipe("go-on"));
+    let stop = format!(r#"ENV{{ATTACHD_CLAIMED}}=="1", PROGRAM=="/bin/sh -c 'echo >{says}; read go_on <{hears}'""#);
+    lab.add_rules("60-lab-stop.rules", &stop).unwrap();
+    (there, go_on)
+}
+
+/// The mark that comes after the withdrawal has found nothing to take off: a door left open.
+#[test]
+fn a_disk_that_is_withdrawn_while_udev_marks_it_is_given_back() {
+    let (lab, _attachd, api) = up();
+    let (said, stderr) = std::io::pipe().unwrap();
+    let _helper = Helper::start_with(stderr.into());
+    let (there, mut go_on) = udev_stops_half_way(&lab);
+    let mut said = BufReader::new(said).lines().map(Result::unwrap);
+    for late in [true, false] {
+        let volume = lab.volume();
+        let mut disk = lab.disk(&volume.serial, MIB).unwrap();
+        if late {
+            lab.attach_settled(&mut disk).unwrap();
+            intend(&api, &volume);
+        } else {
+            intend(&api, &volume);
+            disk.attach().unwrap();
+        }
+        assert!(readable(&[there.as_fd()], SOON).unwrap(), "udev is not there");
+        (&there).read_exact(&mut [0]).unwrap();
+        let listener = lab.bare_listener().unwrap();
+        withdraw(&api, &volume);
+        let refused = |line: &String| line.contains(&volume.serial) && line.contains("NOT_CLAIMED");
+        assert!(said.any(|line| refused(&line)), "the control: there was nothing to give back yet");
+        go_on.write_all(b"\n").unwrap();
+        listener.wait_for(SOON, |heard| heard.get("ATTACHD_CLAIMED") == "1").unwrap();
+        listener.given_back(SOON, &disk.node()).unwrap();
+        assert_ne!(group(&disk), lab::people::NBD.id, "late: {late}");
+    }
 }
 
 /// The same when attachd itself was killed before it could ask.
@@ -366,10 +413,9 @@ fn a_node_that_was_left_marked_is_given_back_by_a_resync() {
     withdraw(&api, &volume);
     drop(attachd);
     let listener = lab.bare_listener().unwrap();
-    let node = disk.node().to_str().unwrap().to_owned();
     let _helper = Helper::start();
     let _attachd = start(&lab);
-    listener.wait_for(SOON, |heard| heard.get("DEVNAME") == node).unwrap();
+    listener.given_back(SOON, &disk.node()).unwrap();
     assert_ne!(group(&disk), lab::people::NBD.id);
     assert_eq!(group(&other), lab::people::NBD.id, "the control: {} is still wanted", kept.id);
 }

@@ -99,6 +99,14 @@ impl Facts {
     pub fn serial(&self) -> Option<Serial> {
         self.identity.as_ref().ok().map(|identity| identity.serial)
     }
+
+    /// The group that owns the disk's node, when there is one.
+    pub fn group(&self) -> Option<u32> {
+        match self.identity.as_ref().ok()?.link_target {
+            LinkTarget::Device(_, gid) => Some(gid),
+            LinkTarget::Missing | LinkTarget::Other => None,
+        }
+    }
 }
 
 #[cfg(test)]

@@ -110,9 +110,9 @@ impl Table {
         touched
     }
 
-    /// The disk sequence number of the disk that was last seen under this number.
-    pub fn diskseq(&self, devnum: DevNum) -> Option<u64> {
-        self.by_devnum.get(&devnum).map(|device| device.facts.diskseq)
+    /// The disk that was last seen under this number.
+    pub fn of(&self, devnum: DevNum) -> Option<&Device> {
+        self.by_devnum.get(&devnum)
     }
 
     /// The disks that show this serial: more than one is a conflict.
@@ -207,7 +207,7 @@ mod tests {
         table.update(DISK, Some(facts(DISK, A, 1)), 2, udev(1));
         table.update(DISK, Some(facts(DISK, A, 1)), 3, Heard::Asked);
         assert_eq!(settled(&table, A), [true]);
-        assert_eq!(table.diskseq(DISK), Some(1));
+        assert_eq!(table.of(DISK).map(|device| device.facts.diskseq), Some(1));
     }
 
     #[test]

@@ -6,6 +6,7 @@ use super::Engine;
 use super::input::{Asked, Input};
 use super::settle::pause;
 use super::udevd::Udevd;
+use crate::device::table::Device;
 use crate::helper_client::HelperError;
 use crate::identity::Serial;
 use crate::volume::State;
@@ -24,6 +25,12 @@ impl Engine {
             let answer = helper.retrigger(serial).await;
             back.send(Input::Helper { asked, answer }).await
         });
+    }
+
+    /// The serial of a disk that is marked although nobody wants it.
+    pub(super) fn marked_in_vain(&self, disk: &Device) -> Option<Serial> {
+        let marked = disk.facts.group() == Some(self.world.ground.nbd_gid);
+        disk.facts.serial().filter(|serial| marked && self.wanted(*serial).is_none())
     }
 
     /// Has udev take the mark off a disk that nobody wants any more. Asked again until the helper answers: a node that

@@ -3,6 +3,7 @@
 use super::input::Input;
 use super::{Engine, Look};
 use crate::device::DevNum;
+use crate::device::facts::Facts;
 use crate::device::table::{Heard, Reading};
 use crate::identity::VolumeId;
 
@@ -23,11 +24,26 @@ impl Engine {
         });
     }
 
+    /// One disk was read.
+    pub(super) async fn looked(&mut self, devnum: DevNum, heard: Heard, reading: Reading, facts: Option<Facts>) {
+        let in_vain = |engine: &Self| engine.world.table.of(devnum).and_then(|disk| engine.marked_in_vain(disk));
+        let before = in_vain(self);
+        let touched = self.world.table.update(devnum, facts, reading, heard);
+        if let Some(Look { again: Some(heard), .. }) = self.looks.remove(&devnum) {
+            self.look(devnum, heard);
+        }
+        // udev had read the claim before a withdrawal took it away. Asked once: rules of somebody else's may do the same.
+        if let Some(serial) = in_vain(self).filter(|serial| before != Some(*serial)) {
+            self.unmark(serial);
+        }
+        self.settle_serials(touched).await;
+    }
+
     /// The disk that was known under this number is not there any more: what it served goes at once, whatever the disk
     /// that may have its number now says of itself, and however long it takes to say it.
     pub(super) async fn drop_exchanged(&mut self, devnum: DevNum) {
-        let known = self.world.table.diskseq(devnum);
-        if known.is_some_and(|diskseq| !self.tools.sysfs.still(devnum, diskseq)) {
+        let known = self.world.table.of(devnum);
+        if known.is_some_and(|known| !self.tools.sysfs.still(devnum, known.facts.diskseq)) {
             let reading = self.next_reading();
             let touched = self.world.table.update(devnum, None, reading, Heard::Asked);
             self.settle_serials(touched).await;

@@ -274,13 +274,7 @@ impl Engine {
                 self.withdrawn(ticket, lingering, result, reply).await;
             }
             Input::Answered(devnum) => self.look(devnum, Heard::Asked),
-            Input::Looked { devnum, heard, reading, facts } => {
-                let touched = self.world.table.update(devnum, facts, reading, heard);
-                if let Some(Look { again: Some(heard), .. }) = self.looks.remove(&devnum) {
-                    self.look(devnum, heard);
-                }
-                self.settle_serials(touched).await;
-            }
+            Input::Looked { devnum, heard, reading, facts } => self.looked(devnum, heard, reading, facts).await,
             Input::Told { changes, result } => self.told(changes, result).await,
             Input::TellAgain => self.tell_again(),
             Input::Helper { asked, answer } => self.helper_answered(asked, answer).await,

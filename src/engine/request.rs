@@ -4,7 +4,7 @@ use super::Engine;
 use super::input::{Accepted, Input, Rejection, Reply};
 use super::world::Volume;
 use crate::device::facts::Facts;
-use crate::identity::VolumeId;
+use crate::identity::{Serial, VolumeId};
 use crate::store::Change;
 use crate::volume::{Entry, Intent};
 use jiff::Timestamp;
@@ -32,11 +32,7 @@ impl Engine {
             return;
         }
         let serial = intent.serial();
-        let taken = self
-            .world
-            .volume_of(serial)
-            .or_else(|| self.admissions.keys().find(|pending| pending.serial() == serial).copied());
-        if let Some(have) = taken {
+        if let Some(have) = self.wanted(serial) {
             return drop(reply.send(Err(Rejection::SerialTaken { asked: volume, have, serial })));
         }
         if intent.vm_id.is_empty() {
@@ -56,6 +52,12 @@ impl Engine {
             }
             let _ = back.send(Input::Examined { intent, disks, reply }).await;
         });
+    }
+
+    /// The volume of this serial that is wanted, or on its way to being so.
+    pub(super) fn wanted(&self, serial: Serial) -> Option<VolumeId> {
+        let pending = || self.admissions.keys().find(|pending| pending.serial() == serial).copied();
+        self.world.volume_of(serial).or_else(pending)
     }
 
     /// The disks that were already present have been read.

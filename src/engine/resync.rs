@@ -8,9 +8,9 @@ use super::Engine;
 use super::input::{Done, Input};
 use super::settle::pause;
 use super::world::Stuck;
-use crate::device::facts::{Facts, LinkTarget};
+use crate::device::facts::Facts;
 use crate::device::monitor;
-use crate::device::table::{Device, Reading};
+use crate::device::table::Reading;
 use crate::export::backend::Contents;
 use crate::identity::VolumeId;
 
@@ -64,14 +64,8 @@ impl Engine {
 
     /// Gives back the nodes of disks that were withdrawn and, for a crash in between, never un-marked.
     fn unmark_unwanted(&self) {
-        let marked = |device: &&Device| {
-            let target = device.facts.identity.as_ref().ok().map(|identity| identity.link_target);
-            matches!(target, Some(LinkTarget::Device(_, gid)) if gid == self.world.ground.nbd_gid)
-        };
-        let serials = self.world.table.all().filter(marked).filter_map(|device| device.facts.serial());
-        for serial in serials.filter(|serial| self.world.volume_of(*serial).is_none()) {
-            self.unmark(serial);
-        }
+        let serials = self.world.table.all().filter_map(|disk| self.marked_in_vain(disk));
+        serials.for_each(|serial| self.unmark(serial));
     }
 
     /// Settles the first of these, and the rest in turn with other inputs: ten thousand volumes whose disks are away must

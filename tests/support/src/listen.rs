@@ -7,6 +7,7 @@ use anyhow::{Context, Result, bail};
 use rustix::net::netlink::SocketAddrNetlink;
 use rustix::net::{RecvFlags, bind, recv, sockopt};
 use std::os::fd::{AsFd, OwnedFd};
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 /// As large as libudev's own, so that the witness hears what a flood drowns elsewhere.
@@ -25,6 +26,11 @@ impl Heard {
     /// A property, or "".
     pub fn get(&self, key: &str) -> &str {
         self.properties.get(key).map_or("", String::as_str)
+    }
+
+    /// Whether udev has looked at a disk from the beginning and found no claim.
+    pub fn unclaims(&self) -> bool {
+        self.get("ACTION") == "add" && self.get("ATTACHD_CLAIMED").is_empty()
     }
 }
 
@@ -67,6 +73,14 @@ impl BareListener {
             others.push(format!("{} {} {}", heard.get("ACTION"), heard.get("DEVNAME"), heard.get("ID_SERIAL")));
         }
         bail!("the awaited udev event did not come within {limit:?}; these did: {others:#?}")
+    }
+
+    /// Returns when udev has looked at this node's disk and found no claim: the node has its old group again.
+    ///
+    /// A marking can be told of late. The daemon reads the disk at the kernel's event, too, and serves what udev has marked
+    /// before udev has told of it.
+    pub fn given_back(&self, limit: Duration, node: &Path) -> Result<()> {
+        self.wait_for(limit, |heard| Path::new(heard.get("DEVNAME")) == node && heard.unclaims()).map(drop)
     }
 
     /// Everything that has arrived and was not taken yet.
