@@ -4,9 +4,11 @@ use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
+use lab::Heard;
 use lab::watch::{FolderWatch, readable};
 
-use crate::host::{Host, MIB, SOON, id_of};
+use crate::host::{Host, MIB, SOON, bring, id_of};
+use crate::package;
 
 /// Debian's number of the group that may open every disk.
 const GROUP_DISK: u32 = 6;
@@ -81,15 +83,27 @@ fn eleven_late_intents_at_once_are_all_marked_and_served_and_given_back() {
     for (volume, _) in &disks {
         host.withdraw(volume);
     }
-    // udev is asked for that after the answer.
+    // udev is asked for that after the answer. What it has to say of the marking may come until then.
     let mut marked: Vec<_> = disks.iter().map(|(_, disk)| disk.node()).collect();
     while !marked.is_empty() {
-        let heard = ear.wait_for(SOON, |heard| heard.get("ACTION") == "add").unwrap();
+        let heard = ear.wait_for(SOON, Heard::unclaims).unwrap();
         marked.retain(|node| node != Path::new(heard.get("DEVNAME")));
     }
     for (_, disk) in &disks {
         assert_eq!(fs::metadata(disk.node()).unwrap().gid(), GROUP_DISK);
     }
+}
+
+/// Between the unpacking of the package and the making of its users any event of any disk may have udev read the rules. What
+/// has not changed since, udev does not read again, whoever asks it to.
+#[test]
+fn disks_are_marked_also_when_udev_has_read_the_rules_before_their_group_existed() {
+    let host = Host::empty();
+    host.run("dpkg", &["--unpack", bring(&package::deb())]);
+    host.run("udevadm", &["control", "--reload"]);
+    host.run("dpkg", &["--configure", "attachd"]);
+    let (_volume, disk) = host.served();
+    assert_eq!(fs::metadata(disk.node()).unwrap().gid(), id_of("/etc/group", "attachd-nbd"));
 }
 
 /// A trap of sandboxes: `ProtectHome=yes` would unmount it in the daemon's own view, and the disk would look unused.
