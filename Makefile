@@ -1,6 +1,7 @@
 # The way in. Each target installs what it needs from Debian's packages and says so; run as root.
 
-.PHONY: help setup fmt fmt-check lint lintian test vm-test demo bench mutants deb cargo-deb
+.PHONY: help setup setup-vm setup-bench setup-lintian fmt fmt-check lint lintian test vm-test demo bench mutants deb
+.PHONY: cargo-deb
 
 help:
 	@echo "make demo     one run of everything attachd does, on real block devices"
@@ -16,6 +17,9 @@ help:
 setup:
 	@tools/setup
 
+setup-vm setup-bench setup-lintian:
+	@tools/setup $(@:setup-%=%)
+
 fmt:
 	cargo fmt --all
 
@@ -26,37 +30,31 @@ lint: setup fmt-check
 	cargo clippy --workspace --all-targets --all-features -- -D warnings
 	cargo clippy --test vm --all-features -- -D warnings
 
-# The tests kill the daemon at named points, which a release does not have.
-test: setup
+# The tests kill the daemon at named points, which a release does not have. The service tests build and install the package.
+test: cargo-deb
 	cargo test --workspace --features kill-points -- --show-output
 
-# The service tests build and install the package.
-test: cargo-deb
-
 # In a Debian guest under QEMU, with the package of a release. One guest at a time: it has two processors, too.
-vm-test: cargo-deb
-	@tools/setup vm
+vm-test: setup-vm cargo-deb
 	cargo test --release --test vm -- --test-threads=1 --show-output $(VM_TESTS)
 
-cargo-deb:
-	@cargo deb --version >/dev/null 2>&1 || cargo install cargo-deb --locked
+cargo-deb: setup
+	@cargo deb --version >/dev/null 2>&1 || { echo "installing by cargo: cargo-deb"; cargo install cargo-deb --locked; }
 
-deb: setup cargo-deb
+deb: cargo-deb
 	cargo deb
 
-lintian: deb
-	@command -v lintian >/dev/null || { echo "installing from Debian's packages: lintian"; apt-get install -y -qq lintian >/dev/null; }
+lintian: setup-lintian deb
 	lintian --allow-root --fail-on error,warning target/debian/attachd_*.deb
 
 demo: setup
 	cargo build --release --bins
 	cargo run --release --quiet --example demo
 
-bench: setup
-	@tools/setup bench
+bench: setup-bench
 	cargo bench --bench attach
 
 mutants: setup
-	@command -v cargo-mutants >/dev/null || cargo install cargo-mutants --locked
+	@command -v cargo-mutants >/dev/null || { echo "installing by cargo: cargo-mutants"; cargo install cargo-mutants --locked; }
 	cargo mutants --no-shuffle --cargo-arg=--lib \
 	    --file src/identity.rs --file src/device/evidence.rs --file src/engine/decide.rs
