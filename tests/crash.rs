@@ -40,14 +40,13 @@ struct Story {
 
 impl Story {
     fn begin(kind: Kind, kill_at: Option<&str>) -> Self {
-        let mut lab = Lab::new();
-        let nbd_server = match kind {
-            Kind::Nbdkit => {
-                lab.attachd_config(CONFIG).unwrap();
-                lab.nbdkit_start().unwrap();
-                None
+        let (lab, nbd_server) = match kind {
+            Kind::Nbdkit => (with_nbdkit(), None),
+            Kind::NbdServer => {
+                let lab = Lab::new();
+                let nbd_server = signalled(&lab);
+                (lab, Some((nbd_server, Helper::start())))
             }
-            Kind::NbdServer => Some((signalled(&lab), Helper::start())),
         };
         let mut options = AttachdOptions::default();
         options.env.push(("ATTACHD_EFFECT_LOG".into(), EFFECTS.into()));
@@ -103,10 +102,27 @@ impl Story {
         });
     }
 
-    fn attach(&mut self, volume: &Volume) -> Disk {
-        let mut disk = self.lab.disk(&volume.serial, MIB).unwrap();
+    fn serve(&mut self) -> (Volume, Disk) {
+        let volume = self.intend();
+        let disk = self.lab.settled_disk(&volume.serial, MIB).unwrap();
+        self.wait(&volume, "ready");
+        (volume, disk)
+    }
+
+    fn pull(&mut self, volume: &Volume, disk: &mut Disk) {
+        self.lab.detach_settled(disk).unwrap();
+        self.wait(volume, "lost");
+    }
+
+    /// One served and withdrawn, one whose disk was pulled and is back.
+    fn come_and_go(&mut self) -> [(Volume, Disk); 2] {
+        let gone = self.serve();
+        self.withdraw(&gone.0);
+        let (back, mut disk) = self.serve();
+        self.pull(&back, &mut disk);
         self.lab.attach_settled(&mut disk).unwrap();
-        disk
+        self.wait(&back, "ready");
+        [gone, (back, disk)]
     }
 
     /// Everything durable and visible, with the volumes under their names in the story.
@@ -153,26 +169,11 @@ fn listing(folder: &str) -> BTreeMap<String, String> {
 fn tell(kill_at: Option<&str>) -> (String, u32, Vec<String>) {
     let mut story = Story::begin(Kind::Nbdkit, kill_at);
     story.step("start", |api| api.get("/api/v1/health").map(drop));
-    let served = story.intend();
-    let _served_disk = story.attach(&served);
-    story.wait(&served, "ready");
+    let (served, _served_disk) = story.serve();
     let waiting = story.intend();
-    let gone = story.intend();
-    let _gone_disk = story.attach(&gone);
-    story.wait(&gone, "ready");
-    story.withdraw(&gone);
-    let back = story.intend();
-    let mut back_disk = story.attach(&back);
-    story.wait(&back, "ready");
-    story.lab.detach_settled(&mut back_disk).unwrap();
-    story.wait(&back, "lost");
-    story.lab.attach_settled(&mut back_disk).unwrap();
-    story.wait(&back, "ready");
-    let lost = story.intend();
-    let mut lost_disk = story.attach(&lost);
-    story.wait(&lost, "ready");
-    story.lab.detach_settled(&mut lost_disk).unwrap();
-    story.wait(&lost, "lost");
+    let [(gone, _gone_disk), (back, _back_disk)] = story.come_and_go();
+    let (lost, mut lost_disk) = story.serve();
+    story.pull(&lost, &mut lost_disk);
     let names = [(&served, "served"), (&waiting, "waiting"), (&gone, "gone"), (&back, "back"), (&lost, "lost")];
     let passed = fs::read_to_string(EFFECTS).unwrap().lines().map(str::to_owned).collect();
     let (end, deaths) = story.end(&names);
@@ -184,17 +185,7 @@ fn tell_of_nbd_server(kill_at: Option<&str>) -> (String, u32, Vec<String>) {
     let mut story = Story::begin(Kind::NbdServer, kill_at);
     story.step("start", |api| api.get("/api/v1/health").map(drop));
     let waiting = story.intend();
-    let gone = story.intend();
-    let _gone_disk = story.attach(&gone);
-    story.wait(&gone, "ready");
-    story.withdraw(&gone);
-    let back = story.intend();
-    let mut back_disk = story.attach(&back);
-    story.wait(&back, "ready");
-    story.lab.detach_settled(&mut back_disk).unwrap();
-    story.wait(&back, "lost");
-    story.lab.attach_settled(&mut back_disk).unwrap();
-    story.wait(&back, "ready");
+    let [(gone, _gone_disk), (back, _back_disk)] = story.come_and_go();
     let passed = fs::read_to_string(EFFECTS).unwrap().lines().map(str::to_owned).collect();
     let (end, deaths) = story.end(&[(&waiting, "waiting"), (&gone, "gone"), (&back, "back")]);
     (end, deaths, passed)
@@ -303,9 +294,7 @@ fn an_answered_intent_survives_the_death_right_after_its_answer() {
 /// Invariant 2, power loss: the row, then the claim, then its folder are synced before the answer is written.
 #[test]
 fn the_row_and_the_claim_are_synced_before_the_answer() {
-    let mut lab = Lab::new();
-    lab.attachd_config(CONFIG).unwrap();
-    lab.nbdkit_start().unwrap();
+    let lab = with_nbdkit();
     let log = lab.dir().join("strace");
     let calls = "trace=openat,fsync,fdatasync,write,sendto,sendmsg,writev,pwrite64";
     let options = AttachdOptions {

@@ -9,7 +9,7 @@ use std::path::Path;
 use std::process::Command;
 
 use common::*;
-use lab::{Api, AttachdOptions, Lab};
+use lab::{Api, Lab};
 use serde_json::json;
 
 /// Sends a body as it is and returns status and code.
@@ -140,15 +140,6 @@ fn listeners_are_limited_and_told_so() {
     drop(listeners);
 }
 
-/// A start that cannot succeed says why, and what to do.
-fn start_fails(lab: &Lab) -> String {
-    let options = AttachdOptions { wait_ready: false, ..Default::default() };
-    let mut attachd = lab.attachd_start(bin(), &options).unwrap();
-    let status = attachd.wait_exit(SOON).unwrap();
-    assert!(!status.success());
-    attachd.stderr_text()
-}
-
 #[test]
 fn a_typo_in_the_configuration_is_told_with_line_and_column_and_so_is_every_other() {
     let mut lab = Lab::new();
@@ -161,9 +152,7 @@ fn a_typo_in_the_configuration_is_told_with_line_and_column_and_so_is_every_othe
 
 #[test]
 fn a_database_file_that_is_not_a_database_is_named_and_left_alone() {
-    let mut lab = Lab::new();
-    lab.attachd_config(CONFIG).unwrap();
-    lab.nbdkit_start().unwrap();
+    let lab = with_nbdkit();
     let garbage = "this is not a database, it is a letter to somebody ".repeat(100);
     fs::write("/var/lib/attachd/attachd.db", &garbage).unwrap();
     std::os::unix::fs::chown("/var/lib/attachd/attachd.db", Some(lab::people::ATTACHD.id), None).unwrap();

@@ -6,7 +6,7 @@ mod common;
 use std::fs;
 
 use common::*;
-use lab::{AttachdOptions, Lab, RmemMax};
+use lab::{Lab, RmemMax};
 use rustix::process::Signal;
 
 /// Invariant 3. The daemon is unprivileged, so its buffers are what `rmem_max` allows: they overrun for real.
@@ -72,8 +72,7 @@ fn forged_events_publish_nothing_and_revoke_nothing() {
     let wanted = lab.volume();
     intend(&api, &wanted);
     let other = lab.volume();
-    let mut other_disk = lab.disk(&other.serial, MIB).unwrap();
-    lab.attach_settled(&mut other_disk).unwrap();
+    let other_disk = lab.settled_disk(&other.serial, MIB).unwrap();
 
     let lie = |action: &str, disk: &lab::Disk, serial: &str| {
         let (major, minor) = {
@@ -167,11 +166,7 @@ fn a_daemon_that_would_hear_nothing_refuses_to_start() {
     let mut lab = Lab::builder().without_udevd().build().unwrap();
     lab.attachd_config(CONFIG).unwrap();
     lab.nbdkit_start().unwrap();
-    let options = AttachdOptions { wait_ready: false, ..Default::default() };
-    let mut attachd = lab.attachd_start(bin(), &options).unwrap();
-    let status = attachd.wait_exit(SOON).unwrap();
-    assert!(!status.success());
-    let text = attachd.stderr_text();
+    let text = start_fails(&lab);
     assert!(text.contains("would hear nothing") && text.contains("systemd-udevd"), "{text}");
 }
 

@@ -27,8 +27,7 @@ fn eleven_late_intents_at_once_are_all_marked_and_served() {
     let mut disks = Vec::new();
     for _ in 0..11 {
         let volume = lab.volume();
-        let mut disk = lab.disk(&volume.serial, MIB).unwrap();
-        lab.attach_settled(&mut disk).unwrap();
+        let disk = lab.settled_disk(&volume.serial, MIB).unwrap();
         disks.push((volume, disk));
     }
     let before = group(&disks[0].1);
@@ -198,25 +197,33 @@ fn a_volume_withdrawn_by_force_stays_so_while_its_export_cannot_be_removed() {
     events.wait_for(|event| event["event"] == "withdrawn", SOON).unwrap();
 }
 
-/// A helper whose answers to `holders` the test gives, at its own pace.
-fn helper_of_the_tests() -> mpsc::Receiver<UnixStream> {
+/// In the helper's place: has every question answered by `answer`, which gets its line.
+fn helper_that(answer: impl Fn(String, UnixStream) + Send + 'static) {
     let listener = UnixListener::bind(HELPER_SOCKET).unwrap();
     std::os::unix::fs::chown(HELPER_SOCKET, Some(lab::people::ATTACHD.id), None).unwrap();
-    let (asked, asking) = mpsc::channel();
     std::thread::spawn(move || {
-        for stream in listener.incoming() {
-            let mut stream = stream.unwrap();
+        for stream in listener.incoming().map(Result::unwrap) {
             let mut line = String::new();
-            BufReader::new(stream.try_clone().unwrap()).read_line(&mut line).unwrap();
-            if line.starts_with("holders") {
-                let _ = asked.send(stream);
-            } else {
-                let _ = stream.write_all(b"{\"ok\":true}\n");
-            }
+            BufReader::new(&stream).read_line(&mut line).unwrap();
+            answer(line, stream);
+        }
+    });
+}
+
+/// A helper whose answers to `holders` the test gives, at its own pace.
+fn helper_of_the_tests() -> mpsc::Receiver<UnixStream> {
+    let (asked, asking) = mpsc::channel();
+    helper_that(move |line, mut stream| {
+        if line.starts_with("holders") {
+            let _ = asked.send(stream);
+        } else {
+            let _ = stream.write_all(YES);
         }
     });
     asking
 }
+
+const YES: &[u8] = b"{\"ok\":true}\n";
 
 /// Somebody who is not to be seen.
 const INVISIBLE: &[u8] = b"{\"ok\":true,\"open\":1,\"clients\":[],\"exact\":false}\n";
@@ -382,15 +389,7 @@ fn a_disk_that_is_withdrawn_while_udev_marks_it_is_given_back() {
     let (there, mut go_on) = udev_stops_half_way(&lab);
     let mut said = BufReader::new(said).lines().map(Result::unwrap);
     for late in [true, false] {
-        let volume = lab.volume();
-        let mut disk = lab.disk(&volume.serial, MIB).unwrap();
-        if late {
-            lab.attach_settled(&mut disk).unwrap();
-            intend(&api, &volume);
-        } else {
-            intend(&api, &volume);
-            disk.attach().unwrap();
-        }
+        let (volume, disk) = if late { announced_late(&lab, &api) } else { attached(&lab, &api) };
         assert!(readable(&[there.as_fd()], SOON).unwrap(), "udev is not there");
         (&there).read_exact(&mut [0]).unwrap();
         let listener = lab.bare_listener().unwrap();
@@ -441,22 +440,12 @@ fn a_disk_that_is_open_by_nobody_who_can_be_seen_is_not_taken_for_free() {
 #[test]
 fn a_disk_that_stays_unmarked_although_the_helper_said_yes_is_looked_at_again() {
     let (lab, _attachd, api) = up();
-    let listener = UnixListener::bind(HELPER_SOCKET).unwrap();
-    std::os::unix::fs::chown(HELPER_SOCKET, Some(lab::people::ATTACHD.id), None).unwrap();
-    let volume = lab.volume();
-    let mut disk = lab.disk(&volume.serial, MIB).unwrap();
-    lab.attach_settled(&mut disk).unwrap();
     let (asked, asking) = mpsc::channel();
-    std::thread::spawn(move || {
-        for stream in listener.incoming() {
-            let mut stream = stream.unwrap();
-            let mut line = String::new();
-            BufReader::new(stream.try_clone().unwrap()).read_line(&mut line).unwrap();
-            let _ = stream.write_all(b"{\"ok\":true}\n");
-            let _ = asked.send(line);
-        }
+    helper_that(move |line, mut stream| {
+        let _ = stream.write_all(YES);
+        let _ = asked.send(line);
     });
-    intend(&api, &volume);
+    let (volume, disk) = announced_late(&lab, &api);
     let retrigger = format!("retrigger {}\n", volume.serial);
     for _ in 0..2 {
         while asking.recv_timeout(SOON).unwrap() != retrigger {}
@@ -513,10 +502,7 @@ fn a_disk_that_a_server_is_just_closing_is_asked_for_again_when_it_is_closed_and
 #[test]
 fn a_helper_that_was_away_is_asked_again_and_marks_the_disk() {
     let (lab, _attachd, api) = up();
-    let volume = lab.volume();
-    let mut disk = lab.disk(&volume.serial, MIB).unwrap();
-    lab.attach_settled(&mut disk).unwrap();
-    intend(&api, &volume);
+    let (volume, _disk) = announced_late(&lab, &api);
     wait(&api, &volume, "refused");
     let _helper = Helper::start();
     wait(&api, &volume, "ready");

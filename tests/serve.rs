@@ -27,10 +27,7 @@ fn an_intent_before_its_disk_is_served_byte_for_byte() {
 #[test]
 fn an_intent_after_its_disk_is_served_once_the_disk_is_marked() {
     let (lab, _attachd, api) = up();
-    let volume = lab.volume();
-    let mut disk = lab.disk(&volume.serial, MIB).unwrap();
-    lab.attach_settled(&mut disk).unwrap();
-    intend(&api, &volume);
+    let (volume, disk) = announced_late(&lab, &api);
     let refused = wait(&api, &volume, "refused");
     assert_eq!(refused["reason"]["code"], "NOT_MARKED");
     assert!(refused["reason"]["hint"].as_str().unwrap().contains("udevadm trigger --action=add"));
@@ -143,8 +140,7 @@ fn a_disk_that_is_too_small_is_refused_with_both_sizes() {
 fn a_disk_the_host_uses_is_refused_by_name_before_and_after() {
     let (lab, _attachd, api) = up();
     let mounted = lab.volume();
-    let mut disk = lab.disk(&mounted.serial, 8 * MIB).unwrap();
-    lab.attach_settled(&mut disk).unwrap();
+    let disk = lab.settled_disk(&mounted.serial, 8 * MIB).unwrap();
     run("mkfs.ext4", &["-q", "-F", disk.node().to_str().unwrap()]);
     let place = lab.dir().join("mounted here");
     std::fs::create_dir(&place).unwrap();
@@ -171,8 +167,7 @@ fn a_disk_with_a_partition_table_is_served_whole_and_its_partitions_are_nobodys(
     let (lab, _attachd, api) = up();
     let volume = lab.volume();
     intend(&api, &volume);
-    let mut disk = lab.disk(&volume.serial, 8 * MIB).unwrap();
-    lab.attach_settled(&mut disk).unwrap();
+    let disk = lab.settled_disk(&volume.serial, 8 * MIB).unwrap();
     wait(&api, &volume, "ready");
     disk.add_partition(1, MIB, 2 * MIB).unwrap();
     resync(&api);
@@ -283,8 +278,7 @@ fn a_handshake_causes_no_event() {
     assert_eq!(listener.drain().unwrap().iter().filter(|heard| ours(heard)).count(), 0);
     // The control: the trap is live, an unclaimed disk's closing is heard.
     let other = lab.volume();
-    let mut unclaimed = lab.disk(&other.serial, MIB).unwrap();
-    lab.attach_settled(&mut unclaimed).unwrap();
+    let unclaimed = lab.settled_disk(&other.serial, MIB).unwrap();
     let unclaimed_name = unclaimed.node().to_str().unwrap().to_owned();
     listener.drain().unwrap();
     drop(std::fs::OpenOptions::new().write(true).open(unclaimed.node()).unwrap());
@@ -399,11 +393,8 @@ fn a_server_that_serves_another_size_never_makes_a_volume_ready() {
 
     let attachd = start(&lab);
     let api = attachd.api();
-    let volume = lab.volume();
-    intend(&api, &volume);
     let mut events = api.events().unwrap();
-    let mut disk = lab.disk(&volume.serial, MIB).unwrap();
-    disk.attach().unwrap();
+    let (volume, _disk) = attached(&lab, &api);
     let differs = events.wait_for(|event| event["reason"]["code"] == "SIZE_DIFFERS", SOON).unwrap();
     assert_eq!(differs["state"], "exporting");
     assert!(differs["reason"]["message"].as_str().unwrap().contains("2097152"), "{differs:#}");
@@ -435,9 +426,7 @@ fn lie(mut client: TcpStream, size: u64) {
 /// Invariant 9: nothing is created or removed under `/dev`, no node is opened, no program is run.
 #[test]
 fn a_whole_life_touches_nothing_under_dev_and_runs_no_program() {
-    let mut lab = lab::Lab::new();
-    lab.attachd_config(CONFIG).unwrap();
-    lab.nbdkit_start().unwrap();
+    let lab = with_nbdkit();
     let log = lab.dir().join("strace");
     let options = lab::AttachdOptions {
         wrapper: ["strace", "-f", "-e", "trace=%file,%process", "-o", log.to_str().unwrap()]

@@ -7,7 +7,7 @@ use std::os::unix::fs::chown;
 use std::path::{Path, PathBuf};
 
 use common::*;
-use lab::{Attachd, Certificates, Lab, people};
+use lab::{Certificates, Lab, people};
 use serde_json::Value;
 
 fn certificates(lab: &Lab, name: &str) -> Certificates {
@@ -28,14 +28,12 @@ fn config(certificates: &Certificates) -> String {
     format!("{CONFIG}[export]\ntls_ca = {ca:?}\ntls_certificate = {certificate:?}\ntls_key = {key:?}\n")
 }
 
-/// Announces a volume, attaches its disk, and returns what attachd says of the server when it does not believe it.
-fn not_believed(lab: &Lab, attachd: &Attachd) -> Value {
-    let api = attachd.api();
-    let volume = lab.volume();
-    intend(&api, &volume);
-    let mut events = api.events().unwrap();
-    let mut disk = lab.disk(&volume.serial, MIB).unwrap();
-    disk.attach().unwrap();
+/// Starts attachd with this configuration, and returns what it says of the server when it does not believe it.
+fn not_believed(lab: &Lab, config: &str) -> Value {
+    lab.attachd_config(config).unwrap();
+    let attachd = start(lab);
+    let mut events = attachd.api().events().unwrap();
+    let _attached = attached(lab, &attachd.api());
     let refused = events.wait_for(|event| event["reason"]["code"] == "BACKEND_DOWN", SOON).unwrap();
     println!("{}", refused["reason"]);
     refused["reason"].clone()
@@ -69,8 +67,7 @@ fn a_server_with_a_strangers_certificate_is_not_believed() {
     let certificates = certificates(&lab, "certificates");
     let strangers = self::certificates(&lab, "strangers");
     serve(&mut lab, &strangers);
-    lab.attachd_config(&config(&certificates)).unwrap();
-    let reason = not_believed(&lab, &start(&lab));
+    let reason = not_believed(&lab, &config(&certificates));
     let message = reason["message"].as_str().unwrap();
     assert!(message.contains("no TLS with the NBD server"), "{reason:#}");
     assert!(message.contains("its certificate is not believed: unable to get local issuer"), "{reason:#}");
@@ -82,8 +79,7 @@ fn a_server_whose_certificate_names_another_is_not_believed() {
     let certificates = certificates(&lab, "certificates");
     serve(&mut lab, &certificates);
     let other = format!("{}tls_name = \"nbd.example.org\"\n", config(&certificates));
-    lab.attachd_config(&other).unwrap();
-    let reason = not_believed(&lab, &start(&lab));
+    let reason = not_believed(&lab, &other);
     assert!(reason["message"].as_str().unwrap().contains("not believed: hostname mismatch"), "{reason:#}");
 }
 
@@ -92,11 +88,9 @@ fn a_certificate_file_that_is_missing_is_named_at_the_start() {
     let mut lab = Lab::new();
     lab.nbdkit_start().unwrap();
     lab.attachd_config(&format!("{CONFIG}[export]\ntls_ca = \"/nowhere/ca.pem\"\n")).unwrap();
-    let options = lab::AttachdOptions { wait_ready: false, ..Default::default() };
-    let mut attachd = lab.attachd_start(bin(), &options).unwrap();
-    assert!(!attachd.wait_exit(SOON).unwrap().success());
+    let said = start_fails(&lab);
     assert!(Path::new("/nowhere").metadata().is_err());
-    assert!(attachd.stderr_text().contains("/nowhere/ca.pem"), "{}", attachd.stderr_text());
+    assert!(said.contains("/nowhere/ca.pem"), "{said}");
 }
 
 /// A file of keys as nbdkit and attachd have it.
@@ -143,8 +137,7 @@ fn a_server_that_has_another_key_is_not_believed() {
     let mut lab = Lab::new();
     serve_with_keys(&mut lab);
     let wrong = keys(&lab, "attachd.psk", &[("attachd", WRONG)], people::ATTACHD);
-    lab.attachd_config(&config_with_key(&wrong)).unwrap();
-    let reason = not_believed(&lab, &start(&lab));
+    let reason = not_believed(&lab, &config_with_key(&wrong));
     assert!(reason["message"].as_str().unwrap().contains("does not agree to the key of attachd"), "{reason:#}");
     assert!(!reason.to_string().contains(&WRONG[..16]), "{reason:#}");
 }
@@ -157,8 +150,7 @@ fn a_server_that_shows_a_certificate_in_place_of_the_key_is_not_believed() {
     let folder = format!("--tls-certificates={}", certificates.folder().display());
     lab.nbdkit_start_with(&["--tls=require", &folder]).unwrap();
     let own = keys(&lab, "attachd.psk", &[("attachd", RIGHT)], people::ATTACHD);
-    lab.attachd_config(&config_with_key(&own)).unwrap();
-    let reason = not_believed(&lab, &start(&lab));
+    let reason = not_believed(&lab, &config_with_key(&own));
     assert!(reason["message"].as_str().unwrap().contains("shows a certificate and not the key"), "{reason:#}");
 }
 
@@ -168,10 +160,7 @@ fn a_file_of_keys_that_cannot_be_used_is_named_at_the_start() {
     serve_with_keys(&mut lab);
     let several = keys(&lab, "attachd.psk", &[("tunnel", WRONG), ("attachd", RIGHT)], people::ATTACHD);
     lab.attachd_config(&config_with_key(&several)).unwrap();
-    let options = lab::AttachdOptions { wait_ready: false, ..Default::default() };
-    let mut attachd = lab.attachd_start(bin(), &options).unwrap();
-    assert!(!attachd.wait_exit(SOON).unwrap().success());
-    let said = attachd.stderr_text();
+    let said = start_fails(&lab);
     assert!(said.contains("attachd.psk: it has several keys: tls_psk_identity says which"), "{said}");
     // Told which, it starts.
     lab.attachd_config(&format!("{}tls_psk_identity = \"attachd\"\n", config_with_key(&several))).unwrap();

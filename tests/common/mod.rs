@@ -25,11 +25,17 @@ pub(crate) fn bin() -> &'static Path {
 /// The configuration of every lab: loop devices in place of virtio disks.
 pub(crate) const CONFIG: &str = "[device]\nschemes = [\"loop\"]\n";
 
-/// A lab whose NBD server and daemon run.
-pub(crate) fn up() -> (Lab, Attachd, Api) {
+/// A lab whose NBD server runs.
+pub(crate) fn with_nbdkit() -> Lab {
     let mut lab = Lab::new();
     lab.attachd_config(CONFIG).unwrap();
     lab.nbdkit_start().unwrap();
+    lab
+}
+
+/// A lab whose NBD server and daemon run.
+pub(crate) fn up() -> (Lab, Attachd, Api) {
+    let lab = with_nbdkit();
     let attachd = start(&lab);
     let api = attachd.api();
     (lab, attachd, api)
@@ -50,6 +56,15 @@ pub(crate) fn signalled(lab: &Lab) -> NbdServer {
 
 pub(crate) fn start(lab: &Lab) -> Attachd {
     lab.attachd_start(bin(), &AttachdOptions::default()).unwrap()
+}
+
+/// A start that cannot succeed: what the daemon says.
+pub(crate) fn start_fails(lab: &Lab) -> String {
+    let options = AttachdOptions { wait_ready: false, ..Default::default() };
+    let mut attachd = lab.attachd_start(bin(), &options).unwrap();
+    let status = attachd.wait_exit(SOON).unwrap();
+    assert!(!status.success());
+    attachd.stderr_text()
 }
 
 /// Announces a volume.
@@ -90,12 +105,26 @@ pub(crate) fn resync(api: &Api) {
     api.post("/api/v1/resync", &json!({})).unwrap().expect(200).unwrap();
 }
 
-/// A volume that is announced, attached and served.
-pub(crate) fn served(lab: &Lab, api: &Api) -> (Volume, Disk) {
+/// A volume that is announced and attached.
+pub(crate) fn attached(lab: &Lab, api: &Api) -> (Volume, Disk) {
     let volume = lab.volume();
     intend(api, &volume);
     let mut disk = lab.disk(&volume.serial, MIB).unwrap();
     disk.attach().unwrap();
+    (volume, disk)
+}
+
+/// A volume that is announced when its disk is there already.
+pub(crate) fn announced_late(lab: &Lab, api: &Api) -> (Volume, Disk) {
+    let volume = lab.volume();
+    let disk = lab.settled_disk(&volume.serial, MIB).unwrap();
+    intend(api, &volume);
+    (volume, disk)
+}
+
+/// A volume that is announced, attached and served.
+pub(crate) fn served(lab: &Lab, api: &Api) -> (Volume, Disk) {
+    let (volume, disk) = attached(lab, api);
     wait(api, &volume, "ready");
     (volume, disk)
 }
@@ -145,9 +174,7 @@ impl Helper {
 
 /// The same with the helper there from the start.
 pub(crate) fn up_with_helper() -> (Lab, Attachd, Api, Helper) {
-    let mut lab = Lab::new();
-    lab.attachd_config(CONFIG).unwrap();
-    lab.nbdkit_start().unwrap();
+    let lab = with_nbdkit();
     let helper = Helper::start();
     let attachd = start(&lab);
     let api = attachd.api();

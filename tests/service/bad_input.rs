@@ -46,8 +46,7 @@ fn a_claim_written_by_hand_and_one_taken_away_are_put_right_and_said() {
     let host = Host::installed();
     let (volume, _disk) = host.served();
     let stranger = host.lab().volume();
-    let mut disk = host.lab().disk(&stranger.serial, MIB).unwrap();
-    host.lab().attach_settled(&mut disk).unwrap();
+    let disk = host.lab().settled_disk(&stranger.serial, MIB).unwrap();
     let claims = Path::new("/var/lib/attachd/claims");
     fs::write(claims.join(&stranger.serial), "").unwrap();
     fs::write(claims.join("not-a-serial"), "").unwrap();

@@ -41,8 +41,7 @@ fn the_nbd_server_opens_claimed_disks_and_no_others() {
     assert!(host.lab().nbd_connects(&volume.export()), "the control");
 
     let stranger = host.lab().volume();
-    let mut unclaimed = host.lab().disk(&stranger.serial, MIB).unwrap();
-    host.lab().attach_settled(&mut unclaimed).unwrap();
+    let unclaimed = host.lab().settled_disk(&stranger.serial, MIB).unwrap();
     assert_eq!(of(&unclaimed).gid(), GROUP_DISK);
     // Even with a link in the folder, which only attachd and root can make.
     host.lab().publish("by-hand", &unclaimed.node()).unwrap();
@@ -67,8 +66,7 @@ fn eleven_late_intents_at_once_are_all_marked_and_served_and_given_back() {
     let mut disks = Vec::new();
     for _ in 0..11 {
         let volume = host.lab().volume();
-        let mut disk = host.lab().disk(&volume.serial, MIB).unwrap();
-        host.lab().attach_settled(&mut disk).unwrap();
+        let disk = host.lab().settled_disk(&volume.serial, MIB).unwrap();
         disks.push((volume, disk));
     }
     for (volume, _) in &disks {
@@ -114,8 +112,7 @@ fn a_disk_mounted_anywhere_on_the_host_is_refused_before_and_after_the_start() {
     host.run("mount", &["-t", "tmpfs", "tmpfs", "/tmp"]);
     let mounted = |place: &str| {
         let volume = host.lab().volume();
-        let mut disk = host.lab().disk(&volume.serial, 8 * MIB).unwrap();
-        host.lab().attach_settled(&mut disk).unwrap();
+        let disk = host.lab().settled_disk(&volume.serial, 8 * MIB).unwrap();
         let node = disk.node();
         host.run("mkfs.ext4", &["-q", "-F", node.to_str().unwrap()]);
         host.run("mkdir", &[place]);

@@ -124,6 +124,13 @@ impl Lab {
         Disk::new(&self.shelf, serial, size, options)
     }
 
+    /// A disk that is attached, and that udev has finished with.
+    pub fn settled_disk(&self, serial: &str, size: u64) -> Result<Disk> {
+        let mut disk = self.disk(serial, size)?;
+        self.attach_settled(&mut disk)?;
+        Ok(disk)
+    }
+
     /// Attaches the disk and returns when udevd has said so (link made, owner set), with what it said.
     pub fn attach_settled(&self, disk: &mut Disk) -> Result<Heard> {
         let ear = self.bare_listener()?;
