@@ -43,6 +43,8 @@ pub struct Table {
     by_serial: HashMap<Serial, Vec<DevNum>>,
     /// Which reading found a number empty, so that a slower, older reading does not bring its disk back.
     gone: HashMap<DevNum, Reading>,
+    /// Which disk (its sequence number) udevd has finished with under a number that a later reading had found empty.
+    finished: HashMap<DevNum, u64>,
 }
 
 impl Table {
@@ -55,7 +57,7 @@ impl Table {
         }
         let settled = facts.as_ref().is_some_and(|facts| {
             let known = before.is_some_and(|device| device.settled && device.facts.diskseq == facts.diskseq);
-            known || settles(heard, facts)
+            known || settles(heard, facts) || self.finished.get(&devnum) == Some(&facts.diskseq)
         });
         let heard_at = match heard {
             Heard::Event(Origin::Udev, _, at) => Some(at),
@@ -73,6 +75,7 @@ impl Table {
         }
         if let Some(facts) = facts {
             self.gone.remove(&devnum);
+            self.finished.remove(&devnum);
             self.by_devnum.insert(devnum, Device { facts, reading, settled, heard_at });
         } else {
             self.by_devnum.remove(&devnum);
@@ -85,10 +88,16 @@ impl Table {
     ///
     /// It matters after a loss: the kernel's event of a disk, still queued, is read after the resync began, and udev's
     /// event of it is among the lost. What was read later shows at least what udev had done by then.
+    ///
+    /// It matters, too, when the disk before was found gone while this one was read: it is about to be read once more, for
+    /// an event that may be the kernel's.
     fn settle_late(&mut self, devnum: DevNum, older: Option<&Facts>, heard: Heard) -> Option<Serial> {
-        let device = self.by_devnum.get_mut(&devnum)?;
-        let older = older.filter(|older| older.diskseq == device.facts.diskseq && settles(heard, older))?;
-        if device.settled {
+        let older = older.filter(|older| settles(heard, older))?;
+        let Some(device) = self.by_devnum.get_mut(&devnum) else {
+            self.finished.insert(devnum, older.diskseq);
+            return None;
+        };
+        if device.settled || older.diskseq != device.facts.diskseq {
             return None;
         }
         device.settled = true;
@@ -214,6 +223,21 @@ mod tests {
     fn an_event_about_the_disk_before_does_not_settle_the_one_after() {
         let mut table = Table::default();
         table.update(DISK, Some(facts(DISK, B, 2)), 1, udev(1));
+        assert_eq!(settled(&table, B), [false]);
+    }
+
+    #[test]
+    fn udevs_word_is_kept_when_the_disk_before_is_found_gone_while_its_disk_is_read() {
+        let mut table = Table::default();
+        table.update(DISK, Some(facts(DISK, A, 1)), 1, kernel(1));
+        // Reading 2 is for udev's event of the next disk. Before it ends, an event finds that the disk before is gone.
+        table.update(DISK, None, 3, Heard::Asked);
+        assert!(table.update(DISK, Some(facts(DISK, B, 2)), 2, udev(2)).is_empty());
+        table.update(DISK, Some(facts(DISK, B, 2)), 4, kernel(2));
+        assert_eq!(settled(&table, B), [true]);
+        // Of that disk, not of the one after it.
+        table.update(DISK, None, 5, kernel(3));
+        table.update(DISK, Some(facts(DISK, B, 3)), 6, kernel(3));
         assert_eq!(settled(&table, B), [false]);
     }
 
