@@ -1,6 +1,6 @@
 # The way in. Each target installs what it needs from Debian's packages and says so; run as root.
 
-.PHONY: help setup setup-vm setup-bench setup-lintian fmt fmt-check lint lintian test vm-test demo bench mutants deb
+.PHONY: help setup setup-bench setup-lintian fmt fmt-check lint lintian test vm-test demo bench mutants deb
 .PHONY: cargo-deb
 
 help:
@@ -17,7 +17,7 @@ help:
 setup:
 	@tools/setup
 
-setup-vm setup-bench setup-lintian:
+setup-bench setup-lintian:
 	@tools/setup $(@:setup-%=%)
 
 fmt:
@@ -34,8 +34,8 @@ lint: setup fmt-check
 test: cargo-deb
 	cargo test --workspace --features kill-points -- --show-output
 
-# In a Debian guest under QEMU, with the package of a release. One guest at a time: it has two processors, too.
-vm-test: setup-vm cargo-deb
+# In Debian guests under QEMU, with the package of a release. One guest at a time: it has two processors, too.
+vm-test: cargo-deb
 	cargo test --release --test vm -- --test-threads=1 --show-output $(VM_TESTS)
 
 cargo-deb: setup

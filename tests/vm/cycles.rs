@@ -107,7 +107,7 @@ fn memory(guest: &Guest) -> Vec<(String, u64)> {
 fn cycle(guest: &Guest) {
     let volume = Volume::random();
     let disk = guest.disk(&volume, MIB);
-    let (id, export) = (volume.id.to_string(), volume.export());
+    let (id, export) = (&volume.id, volume.export());
     guest.intend(&volume);
     guest.plug(&disk);
     guest.run(&format!(

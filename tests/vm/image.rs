@@ -114,7 +114,8 @@ fn run(script: &mut Command) {
     let last: Vec<_> = last.into_iter().rev().collect();
     assert!(
         told.status.success(),
-        "the guest's image cannot be built: {} ended with {}. `tools/setup vm` installs what it needs. It said last:\n{}",
+        "the guest's image cannot be built: {} ended with {}. `tools/setup` installs what it needs; ATTACHD_VM_MIRROR=<url> \
+         takes Debian's packages from another place. It said last:\n{}",
         script.get_program().to_string_lossy(),
         told.status,
         last.join("\n")
