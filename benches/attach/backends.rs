@@ -43,7 +43,7 @@ pub(crate) fn bench(plan: Plan) -> Result<Section> {
     };
     let tables = vec![
         table("announced before: p50 / p99 ms", |cell| two(cell.before.p50(), cell.before.p99())),
-        table("of it, admitting clients / the handshake: p50 ms", |cell| two(cell.admit.p50(), cell.handshake.p50())),
+        table("of it, making the link / the handshake: p50 ms", |cell| two(cell.link.p50(), cell.handshake.p50())),
         table("announced at the last moment: p50 / p99 ms", |cell| two(cell.at_once.p50(), cell.at_once.p99())),
     ];
     let (quick, slow) = (samples(WAYS[0], plan), samples(WAYS[WAYS.len() - 1], plan));
@@ -54,7 +54,7 @@ pub(crate) fn bench(plan: Plan) -> Result<Section> {
          and the server lists them (besides those of earlier disks, which it never forgets). With nbdkit, they are as \
          many announced volumes, and links in its folder that all lead to one present disk; so many disks are beyond \
          this machine. Announced before: the server knows the export when the disk comes (nbd-server was asked); \
-         letting its clients in and one handshake are left to do. Announced at the last moment: the disk is attached as \
+         one link and one handshake are left to do. Announced at the last moment: the disk is attached as \
          soon as the intent is answered; the check of all files, the signal and the server's reading come into it, and \
          attachd's pause of 200 ms or more where the server had not read all when it was asked. Socket-activated: the \
          bench starts the server of each connection in systemd's place; it makes Diffie-Hellman parameters for itself \
@@ -64,8 +64,8 @@ pub(crate) fn bench(plan: Plan) -> Result<Section> {
     );
     let mut raw = Vec::new();
     for (way, row) in WAYS.iter().zip(rows) {
-        for (count, Cell { before, admit, handshake, at_once }) in counts.iter().zip(row) {
-            let of = [("before", before), ("admit", admit), ("handshake", handshake), ("at the last moment", at_once)];
+        for (count, Cell { before, link, handshake, at_once }) in counts.iter().zip(row) {
+            let of = [("before", before), ("link", link), ("handshake", handshake), ("at the last moment", at_once)];
             let name = |what| format!("{}; {count} exports; {what}", way.name()).replace(',', "");
             raw.extend(of.map(|(what, samples)| (name(what), samples)));
         }
@@ -89,7 +89,7 @@ struct Cell {
     before: Samples,
     at_once: Samples,
     /// Recorded → published.
-    admit: Samples,
+    link: Samples,
     /// Published → ready.
     handshake: Samples,
 }
@@ -215,7 +215,7 @@ impl Stage {
             let [recorded, published, ready] = ["recorded", "published", "ready"].map(|step| step_ns(&shown, step));
             let (recorded, published, ready) = (recorded?, published?, ready?);
             cell.before.add_between(from, to);
-            cell.admit.add_between(recorded, published);
+            cell.link.add_between(recorded, published);
             cell.handshake.add_between(published, ready);
         } else {
             cell.at_once.add_between(from, to);

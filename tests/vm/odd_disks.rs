@@ -133,8 +133,8 @@ fn two_disks_with_one_serial_are_refused_by_name_whenever_the_second_comes() {
 }
 
 #[test]
-fn a_read_only_disk_is_served_and_cannot_be_written() {
-    let guest = Guest::up("a_read_only_disk_is_served_and_cannot_be_written", Machine::Q35);
+fn a_read_only_disk_is_offered_as_such_and_cannot_be_written() {
+    let guest = Guest::up("a_read_only_disk_is_offered_as_such_and_cannot_be_written", Machine::Q35);
     let volume = Volume::random();
     let disk = guest.disk(&volume, 4 * MIB).read_only();
     guest.intend(&volume);
@@ -143,13 +143,16 @@ fn a_read_only_disk_is_served_and_cannot_be_written() {
     assert_eq!(ready["evidence"]["read_only"], true);
     guest.export_equals(&volume, &disk);
     let uri = format!("nbd://127.0.0.1/{}", volume.export());
-    println!("{}", guest.run(&format!("nbdinfo {uri}")));
+    let is_read_only = |uri: &str| guest.output(&format!("nbdinfo --is read-only '{uri}'")).code == 0;
+    assert!(is_read_only(&uri), "{}", guest.run(&format!("nbdinfo '{uri}'")));
     let write = |uri: &str| guest.output(&format!("head -c 1048576 /dev/zero | nbdcopy --flush - '{uri}'"));
     assert_ne!(write(&uri).code, 0);
     guest.export_equals(&volume, &disk);
 
     let (other, other_disk) = served(&guest);
     let before = other_disk.sha256();
-    assert_eq!(write(&format!("nbd://127.0.0.1/{}", other.export())).code, 0, "the control");
+    let uri = format!("nbd://127.0.0.1/{}", other.export());
+    assert!(!is_read_only(&uri), "the control");
+    assert_eq!(write(&uri).code, 0, "the control");
     assert_ne!(other_disk.sha256(), before);
 }
