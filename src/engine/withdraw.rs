@@ -329,7 +329,8 @@ async fn holders(helper: &HelperClient, devnum: DevNum, node: &Path) -> Result<O
     loop {
         let last = tokio::time::Instant::now() >= limit;
         let answer = helper.holders(devnum).await;
-        if last || !matches!(&answer, Ok(Some(holders)) if holders.clients.is_empty()) {
+        // Who may be another disk's client is none of this one's, should it be closed in a moment.
+        if last || !matches!(&answer, Ok(Some(holders)) if !holders.exact || holders.clients.is_empty()) {
             return answer;
         }
         // Without a watch, asked once more when the time is over.

@@ -23,9 +23,9 @@ pub(super) fn holders(devnum: DevNum) -> Result<Value, Refusal> {
         let process = entry?.path();
         let comm = fs::read_to_string(process.join("comm")).unwrap_or_default();
         if SERVERS.contains(&comm.trim_end()) {
-            let (its_open, its_clients) = look_at(&process, devnum)?;
+            let (its_open, its_exact, its_clients) = look_at(&process, devnum)?;
             open += its_open;
-            exact &= is_exact(its_open, its_clients.len());
+            exact &= its_exact;
             clients.extend(its_clients);
         }
     }
@@ -35,28 +35,30 @@ pub(super) fn holders(devnum: DevNum) -> Result<Value, Refusal> {
     Ok(json!({ "open": open, "clients": clients, "exact": exact }))
 }
 
-/// One process can serve many disks: which of its clients uses this one is certain when there is only one client, or
-/// when each of them has it open (every server here opens the disk once per connection).
-fn is_exact(open: usize, clients: usize) -> bool {
-    clients == 1 || clients == open
+/// One process can serve many disks: which of its clients uses this one is certain when it has no other open, and there is
+/// only one client, or each of them has it open (every server here opens the disk once per connection).
+fn is_exact(open: usize, others: usize, clients: usize) -> bool {
+    open == 0 || others == 0 && (clients == 1 || clients == open)
 }
 
-/// How often this server has the disk open, and if at all, the remote ends of its connections, attachd's own left out.
+/// How often this server has the disk open, whether its clients are this disk's for certain, and, if it has it open at all, the
+/// remote ends of its connections, attachd's own left out.
 ///
 /// What cannot be read is an error: taken for nothing, it would mean that nobody is connected.
-fn look_at(process: &Path, devnum: DevNum) -> io::Result<(usize, Vec<String>)> {
-    let (mut open, mut sockets) = (0, Vec::new());
+fn look_at(process: &Path, devnum: DevNum) -> io::Result<(usize, bool, Vec<String>)> {
+    let (mut open, mut others, mut sockets) = (0, 0, Vec::new());
     for descriptor in unless_gone(fs::read_dir(process.join("fd")))?.into_iter().flatten() {
         let Some(descriptor) = unless_gone(descriptor)? else { break };
         let Some(stat) = unless_gone(rustix::fs::stat(descriptor.path()).map_err(Into::into))? else { continue };
         match FileType::from_raw_mode(stat.st_mode) {
             FileType::BlockDevice if DevNum::from_raw(stat.st_rdev) == devnum => open += 1,
+            FileType::BlockDevice => others += 1,
             FileType::Socket => sockets.push(stat.st_ino),
             _ => {}
         }
     }
     if open == 0 {
-        return Ok((0, Vec::new()));
+        return Ok((0, true, Vec::new()));
     }
     // The server's own tables: this program has no network. The second is absent when the kernel has no IPv6.
     let table = |name| unless_gone(fs::read_to_string(process.join(name))).map(Option::unwrap_or_default);
@@ -66,8 +68,8 @@ fn look_at(process: &Path, devnum: DevNum) -> io::Result<(usize, Vec<String>)> {
     let (all, clients): (Vec<_>, Vec<_>) =
         (among(clients::remotes(&table, None)), among(clients::remotes(&table, attachd)));
     // Only attachd is connected, which asks about a disk it has just had opened itself.
-    let own = clients.is_empty() && all.len() >= open;
-    Ok((if own { 0 } else { open }, clients))
+    let open = if clients.is_empty() && all.len() >= open { 0 } else { open };
+    Ok((open, is_exact(open, others, clients.len()), clients))
 }
 
 #[cfg(test)]
@@ -75,9 +77,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn who_uses_a_disk_is_exact_with_one_client_or_when_each_has_it_open() {
-        assert!(is_exact(1, 1) && is_exact(2, 2) && is_exact(2, 1) && is_exact(0, 0));
-        assert!(!is_exact(1, 2), "one of two");
-        assert!(!is_exact(1, 0), "open, but by nobody that can be seen");
+    fn who_uses_a_disk_is_exact_with_one_client_or_when_each_has_it_open_and_no_other_disk_is() {
+        assert!(is_exact(1, 0, 1) && is_exact(2, 0, 2) && is_exact(2, 0, 1) && is_exact(0, 3, 2));
+        assert!(!is_exact(1, 0, 2), "one of two");
+        assert!(!is_exact(1, 0, 0), "open, but by nobody that can be seen");
+        assert!(!is_exact(1, 1, 1), "the one client may be the other disk's, and this one about to be closed");
     }
 }
