@@ -92,7 +92,7 @@ impl Engine {
             // Where there is none, nothing is published.
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
                 tracing::error!(%error, "cannot read the folder of exports");
-                Default::default()
+                self.adopt(Contents::default())
             }
             Err(error) => (Vec::new(), self.revoke_unseen(&error)),
         };
