@@ -7,6 +7,7 @@ use std::time::Duration;
 use serde::Serialize;
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
+use tokio::time::{Instant, timeout_at};
 use utoipa::ToSchema;
 
 use super::Context;
@@ -20,7 +21,8 @@ use crate::identity::VolumeId;
 /// Exports opened at one time.
 const AT_ONCE: usize = 16;
 
-/// For all of them. A server that is started for each connection needs up to a second for each.
+/// For all of it, the server's list included: less than attachctl waits. A server that is started for each connection
+/// needs up to a second for each, and a slow one more.
 const LIMIT: Duration = Duration::from_secs(20);
 
 /// The export that lets nbd-server start without others.
@@ -56,11 +58,13 @@ pub(super) async fn exports(context: &Context) -> Result<Vec<CheckedExport>, Api
     };
     let wanted = context.inner.engine.read(wanted).await?;
     let server = &context.inner.server;
-    let listed: Option<BTreeSet<String>> = probe::list(server).await.ok().flatten().map(BTreeSet::from_iter);
+    let deadline = Instant::now() + LIMIT;
+    let listed = timeout_at(deadline, probe::list(server)).await.ok().and_then(Result::ok).flatten();
+    let listed: Option<BTreeSet<String>> = listed.map(BTreeSet::from_iter);
     let published = wanted.iter().filter(|(_, published)| **published).map(|(volume, _)| volume.export_name());
     let mut names: BTreeSet<String> = published.collect();
     names.extend(listed.iter().flatten().filter(|name| *name != PLACEHOLDER).cloned());
-    let mut answers = ask_for_all(server, &names).await;
+    let mut answers = ask_for_all(server, &names, deadline).await;
     let clear = match &context.inner.settings.server {
         ServerSettings::Nbdkit => "remove it from the folder of exports",
         ServerSettings::NbdServer { way, .. } if way.mode == Mode::Signal => {
@@ -90,7 +94,11 @@ pub(super) async fn exports(context: &Context) -> Result<Vec<CheckedExport>, Api
 }
 
 /// Opens each export once; whoever is not reached in time has no answer.
-async fn ask_for_all(server: &Endpoint, names: &BTreeSet<String>) -> BTreeMap<String, Result<(), String>> {
+async fn ask_for_all(
+    server: &Endpoint,
+    names: &BTreeSet<String>,
+    deadline: Instant,
+) -> BTreeMap<String, Result<(), String>> {
     let places = Arc::new(Semaphore::new(AT_ONCE));
     let mut asking = JoinSet::new();
     for name in names.iter().cloned() {
@@ -107,6 +115,6 @@ async fn ask_for_all(server: &Endpoint, names: &BTreeSet<String>) -> BTreeMap<St
             answers.extend(answer);
         }
     };
-    let _ = tokio::time::timeout(LIMIT, collect).await;
+    let _ = timeout_at(deadline, collect).await;
     answers
 }
