@@ -118,6 +118,11 @@ impl Engine {
             self.tell_intent(&intent);
         }
         self.answer_admission(volume, &result.map(|()| Accepted::New), reply);
+        // Its claim was there for a moment, if it is not wanted after all.
+        let marked = self.world.table.with_serial(volume.serial()).find_map(|disk| self.marked_in_vain(disk));
+        if let Some(serial) = marked {
+            self.unmark(serial);
+        }
         self.settle(volume).await;
     }
 
