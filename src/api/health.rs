@@ -280,7 +280,7 @@ fn problems(seen: &Seen, store: &StoreHealth, files: &Check, settings: &Settings
         add("FOREIGN_EXPORTS", false, message, "The NBD server offers these unproven; remove them.");
     }
     if let Some(first) = seen.stuck.first() {
-        let message = format!("{} export(s) cannot be taken away; one of them: {first}", seen.stuck.len());
+        let message = format!("exports cannot be taken away ({}): {first}", seen.stuck.len());
         let hint =
             "It is tried again by itself; or remove it by hand, or stop the NBD server, which may serve a wrong disk.";
         add("EXPORT_STUCK", false, message, hint);

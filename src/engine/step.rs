@@ -83,8 +83,11 @@ impl Engine {
             }
             Err(error) => {
                 let message = format!("the export could not be made: {error}");
-                let hint =
-                    "Check that the folder of exports exists and belongs to attachd (systemd-tmpfiles --create).";
+                let hint = if error.kind() == std::io::ErrorKind::AlreadyExists {
+                    "What is in its place was not made by attachd, and is left alone. It is tried again by itself."
+                } else {
+                    "Check that the folder of exports exists and belongs to attachd (systemd-tmpfiles --create)."
+                };
                 self.trouble(id, Reason::new("EXPORT_FOLDER", message, hint));
                 None
             }
