@@ -27,7 +27,8 @@ impl Lab {
         crate::nbd::list(ADDRESS)
     }
 
-    /// Whether a new client can open the export.
+    /// Whether a new client can open the export. For nbdkit: of what nbd-server remembers, `nbdinfo` hears also when nobody
+    /// is let in.
     pub fn nbd_connects(&self, export: &str) -> bool {
         run("nbdinfo", &["--size", &uri(export)]).is_ok()
     }
