@@ -275,6 +275,20 @@ fn a_folder_of_exports_that_cannot_be_written_is_said_and_heals() {
     wait(&api, &volume, "ready");
 }
 
+#[test]
+fn a_volume_is_not_ready_once_the_folder_of_exports_is_found_gone_and_is_served_when_it_is_back() {
+    let (lab, _attachd, api) = up();
+    let (volume, disk) = served(&lab, &api);
+    let exports = "/run/attachd/exports";
+    fs::remove_dir_all(exports).unwrap();
+    assert!(!lab.nbd_connects(&volume.export()), "the control: nobody is let in");
+    resync(&api);
+    assert_eq!(wait_reason(&api, &volume, "EXPORT_FOLDER")["state"], "exporting");
+    run("install", &["-d", "-o", "attachd", exports]);
+    wait(&api, &volume, "ready");
+    lab.nbdcopy_equals(&volume.export(), disk.file()).unwrap();
+}
+
 /// Invariant 1: what may serve any disk under a volume's name is not left until somebody asks for a resync.
 #[test]
 fn an_export_on_no_record_that_cannot_be_taken_away_is_said_and_goes_by_itself_when_it_can() {
