@@ -456,6 +456,33 @@ fn a_disk_that_stays_unmarked_although_the_helper_said_yes_is_looked_at_again() 
     wait(&api, &volume, "ready");
 }
 
+#[test]
+fn a_disk_to_be_given_back_is_asked_for_once_at_a_time_however_often_everything_is_read() {
+    let (lab, _attachd, api) = up();
+    let (asked, asking) = mpsc::channel();
+    helper_that(move |line, stream| {
+        if line.starts_with("retrigger") {
+            let _ = asked.send(stream);
+        }
+    });
+    let volume = lab.volume();
+    lab.claim(&volume.serial).unwrap();
+    let _disk = lab.settled_disk(&volume.serial, MIB).unwrap();
+    let mut first = asking.recv_timeout(SOON).unwrap();
+    for _ in 0..5 {
+        resync(&api);
+    }
+    assert!(asking.try_recv().is_err(), "while it has not answered");
+    first.write_all(YES).unwrap();
+    let mut second = asking.recv_timeout(SOON).expect("the answer may be older than the last wish");
+    second.write_all(YES).unwrap();
+    resync(&api);
+    let mut third = asking.recv_timeout(SOON).expect("the control: a new wish is a new question");
+    third.write_all(YES).unwrap();
+    health(&api);
+    assert!(asking.try_recv().is_err());
+}
+
 /// So it is for a moment after every handshake, and after every client that hangs up.
 #[test]
 fn a_disk_that_a_server_is_just_closing_is_asked_for_again_when_it_is_closed_and_is_free() {

@@ -34,14 +34,20 @@ impl Engine {
     }
 
     /// Has udev take the mark off a disk that nobody wants any more. Asked again until the helper answers: a node that
-    /// stays the NBD servers' is a door left open.
-    pub(super) fn unmark(&self, serial: Serial) {
+    /// stays the NBD servers' is a door left open. Wished for again meanwhile, it is done once more, for the answer may be
+    /// older than the wish.
+    pub(super) fn unmark(&mut self, serial: Serial) {
+        if let Some(again) = self.world.unmarking.get_mut(&serial) {
+            *again = true;
+            return;
+        }
+        self.world.unmarking.insert(serial, false);
         let (helper, back) = (self.tools.helper.clone(), self.back.clone());
         tokio::spawn(async move {
             for attempt in 1.. {
                 let answer = helper.retrigger(serial).await;
                 let answered = matches!(answer, Ok(()) | Err(HelperError::Refused { .. }));
-                let told = back.send(Input::Helper { asked: Asked::Unmark, answer }).await;
+                let told = back.send(Input::Helper { asked: Asked::Unmark(serial), answer }).await;
                 if answered || told.is_err() {
                     return;
                 }
@@ -63,12 +69,18 @@ impl Engine {
         if let Err(error) = &answer {
             tracing::warn!(?asked, "{error}");
         }
-        let marked = answer.is_ok();
+        let (marked, answered) = (answer.is_ok(), matches!(answer, Ok(()) | Err(HelperError::Refused { .. })));
         self.world.helper = Some(match answer {
             // A refusal is an answer.
             Ok(()) | Err(HelperError::Refused { .. }) => Ok(()),
             Err(error) => Err(error.to_string()),
         });
+        if let Asked::Unmark(serial) = asked
+            && answered
+            && self.world.unmarking.remove(&serial) == Some(true)
+        {
+            self.unmark(serial);
+        }
         let Asked::Mark(ticket) = asked else { return };
         let silent = matches!(self.world.ear.udevd_is(), Udevd::Silent(_));
         if self.world.holds(ticket)

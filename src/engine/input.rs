@@ -107,8 +107,8 @@ pub(crate) struct Ticket {
 pub(crate) enum Asked {
     /// To have udev mark this volume's disk.
     Mark(Ticket),
-    /// To have udev un-mark a disk that is no longer claimed.
-    Unmark,
+    /// To have udev un-mark the disk of a serial that is no longer claimed.
+    Unmark(Serial),
     /// Who is connected.
     Holders,
     /// To write down the host's own disks.

@@ -63,9 +63,11 @@ impl Engine {
     }
 
     /// Gives back the nodes of disks that were withdrawn and, for a crash in between, never un-marked.
-    fn unmark_unwanted(&self) {
-        let serials = self.world.table.all().filter_map(|disk| self.marked_in_vain(disk));
-        serials.for_each(|serial| self.unmark(serial));
+    fn unmark_unwanted(&mut self) {
+        let serials: Vec<_> = self.world.table.all().filter_map(|disk| self.marked_in_vain(disk)).collect();
+        for serial in serials {
+            self.unmark(serial);
+        }
     }
 
     /// Settles the first of these, and the rest in turn with other inputs: ten thousand volumes whose disks are away must

@@ -38,6 +38,8 @@ pub struct World {
     pub foreign_exports: Vec<String>,
     /// Exports that are on no record and could not be taken away.
     pub(super) stuck: Option<Stuck>,
+    /// Serials whose disks the helper is asked to give back, and whether that was wished for again since.
+    pub(super) unmarking: HashMap<Serial, bool>,
     volumes: HashMap<VolumeId, Volume>,
     by_serial: HashMap<Serial, VolumeId>,
     /// How many volumes are in each state: kept, because it is asked for at each event.
@@ -190,6 +192,7 @@ impl World {
             helper: None,
             resyncs: Resyncs::default(),
             foreign_exports: Vec::new(),
+            unmarking: HashMap::new(),
             stuck: None,
             volumes: HashMap::new(),
             by_serial: HashMap::new(),
