@@ -3,86 +3,115 @@
 //! The table tells that a client is connected, not to which export. None at all is the certain answer; anything else is
 //! `unknown` for a single export.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use crate::procfs;
 
 /// The remote addresses of clients connected to `server` now. Blocks for milliseconds: the kernel walks its whole table.
 pub fn connected(server: SocketAddr) -> io::Result<Vec<String>> {
     let me = rustix::process::geteuid().as_raw();
+    let first = Table::parse(&table()?);
+    let mut clients: Vec<&Socket> = first.clients(server.port(), me).collect();
+    if !clients.is_empty() {
+        // A table is no snapshot: a handshake of ours that begins while it is read may show the server's end alone.
+        let second = Table::parse(&table()?);
+        clients.retain(|client| second.is_anothers(client, Some(me)));
+    }
+    let mut clients: Vec<String> = clients.iter().map(|client| client.remote.to_string()).collect();
+    clients.sort_unstable();
+    Ok(clients)
+}
+
+fn table() -> io::Result<String> {
     let mut lines = procfs::table("/proc/self/net/tcp".as_ref())?;
     // Also for an IPv4 address: whoever holds the port may listen on both. Absent when the kernel has no IPv6.
     lines.push_str(&procfs::table("/proc/self/net/tcp6".as_ref()).unwrap_or_default());
-    Ok(clients(&lines, server.port(), me))
+    Ok(lines)
 }
 
 /// The remote end of each established connection in a table, by the inode of its socket, `me`'s own handshakes left out.
 pub(crate) fn remotes(table: &str, me: Option<u32>) -> HashMap<u64, String> {
-    let sockets: Vec<(u64, Socket)> = table
-        .lines()
-        .filter_map(|line| Some((line.split_whitespace().nth(9)?.parse().ok()?, parse(line)?)))
-        .filter(|(_, socket)| socket.established)
-        .collect();
-    // The other end of a connection on this host is in the table as well, with whose it is.
-    let own: HashSet<&(String, u16)> =
-        sockets.iter().filter(|(_, socket)| Some(socket.uid) == me).map(|(_, socket)| &socket.local).collect();
-    let others = sockets.iter().filter(|(_, socket)| !own.contains(&socket.remote));
-    others.map(|(inode, socket)| (*inode, format!("{}:{}", readable(&socket.remote.0), socket.remote.1))).collect()
+    let table = Table::parse(table);
+    table.established(me).map(|socket| (socket.inode, socket.remote.to_string())).collect()
+}
+
+/// A table of connections: each socket by its own end and the other. Of a connection on this host both are there.
+struct Table(HashMap<(SocketAddr, SocketAddr), Socket>);
+
+impl Table {
+    fn parse(text: &str) -> Self {
+        let sockets = text.lines().filter_map(parse);
+        Self(sockets.map(|socket| ((socket.local, socket.remote), socket)).collect())
+    }
+
+    fn clients(&self, port: u16, me: u32) -> impl Iterator<Item = &Socket> {
+        self.established(Some(me)).filter(move |socket| socket.local.port() == port)
+    }
+
+    fn established(&self, me: Option<u32>) -> impl Iterator<Item = &Socket> {
+        self.0.values().filter(move |socket| socket.established && self.is_anothers(socket, me))
+    }
+
+    /// Whether the other end of a connection is neither `me`'s nor, on this host, has hung up. (While a table is read, one
+    /// end may be seen before that, and the other after it.)
+    fn is_anothers(&self, socket: &Socket, me: Option<u32>) -> bool {
+        let other = self.0.get(&(socket.remote, socket.local));
+        other.is_none_or(|other| other.established && Some(other.uid) != me)
+    }
 }
 
 /// One line of the table.
 struct Socket {
-    local: (String, u16),
-    remote: (String, u16),
+    local: SocketAddr,
+    remote: SocketAddr,
     established: bool,
     uid: u32,
-}
-
-fn clients(table: &str, port: u16, me: u32) -> Vec<String> {
-    let sockets: Vec<Socket> = table.lines().filter_map(parse).filter(|socket| socket.established).collect();
-    let own: HashSet<u16> = sockets
-        .iter()
-        .filter(|socket| socket.remote.1 == port && socket.uid == me)
-        .map(|socket| socket.local.1)
-        .collect();
-    sockets
-        .iter()
-        .filter(|socket| socket.local.1 == port && !own.contains(&socket.remote.1))
-        .map(|socket| format!("{}:{}", readable(&socket.remote.0), socket.remote.1))
-        .collect()
+    inode: u64,
 }
 
 fn parse(line: &str) -> Option<Socket> {
     /// `TCP_ESTABLISHED`.
     const ESTABLISHED: &str = "01";
     let fields: Vec<&str> = line.split_whitespace().collect();
-    let [_, local, remote, state, _, _, _, uid, ..] = fields[..] else { return None };
-    let end = |text: &str| {
-        let (address, port) = text.split_once(':')?;
-        Some((address.to_owned(), u16::from_str_radix(port, 16).ok()?))
-    };
-    Some(Socket { local: end(local)?, remote: end(remote)?, established: state == ESTABLISHED, uid: uid.parse().ok()? })
+    let [_, local, remote, state, _, _, _, uid, _, inode, ..] = fields[..] else { return None };
+    Some(Socket {
+        local: end(local)?,
+        remote: end(remote)?,
+        established: state == ESTABLISHED,
+        uid: uid.parse().ok()?,
+        inode: inode.parse().ok()?,
+    })
+}
+
+/// Address and port. An IPv4 client of a socket that listens on both is shown as such, as its own end is.
+fn end(text: &str) -> Option<SocketAddr> {
+    let (address, port) = text.split_once(':')?;
+    Some(SocketAddr::new(address_of(address)?, u16::from_str_radix(port, 16).ok()?))
 }
 
 /// The kernel writes addresses as words in the host's byte order.
-fn readable(hex: &str) -> String {
-    let bytes = |word: &str| u32::from_str_radix(word, 16).map(u32::to_ne_bytes).ok();
-    let words: Option<Vec<[u8; 4]>> = (0..hex.len() / 8).map(|n| bytes(&hex[n * 8..n * 8 + 8])).collect();
-    let all = words.unwrap_or_default().concat();
-    if let Ok(v4) = <[u8; 4]>::try_from(&*all) {
-        std::net::Ipv4Addr::from(v4).to_string()
-    } else if let Ok(v6) = <[u8; 16]>::try_from(&*all) {
-        format!("[{}]", std::net::Ipv6Addr::from(v6))
-    } else {
-        hex.to_owned()
+fn address_of(hex: &str) -> Option<IpAddr> {
+    let word = |at: usize| u32::from_str_radix(hex.get(at..at + 8)?, 16).ok().map(u32::to_ne_bytes);
+    let bytes = (0..hex.len()).step_by(8).map(word).collect::<Option<Vec<_>>>()?.concat();
+    match (<[u8; 4]>::try_from(&*bytes), <[u8; 16]>::try_from(&*bytes)) {
+        (Ok(v4), _) => Some(v4.into()),
+        (_, Ok(v6)) => Some(IpAddr::from(v6).to_canonical()),
+        _ => None,
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn clients(table: &str, port: u16, me: u32) -> Vec<String> {
+        let mut clients: Vec<String> =
+            Table::parse(table).clients(port, me).map(|client| client.remote.to_string()).collect();
+        clients.sort_unstable();
+        clients
+    }
 
     const HEAD: &str =
         "  sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout inode\n";
@@ -109,6 +138,34 @@ mod tests {
         assert_eq!(remotes(&table, None)[&2], "127.0.0.1:54321");
         assert_eq!(of_nbdkit(None), [2, 4], "neither the listener nor the client that has hung up");
         assert_eq!(of_nbdkit(Some(997)), [2], "nor our own handshake");
+    }
+
+    /// The kernel walks its table while connections come and go: one end's line may be older than the other's.
+    #[test]
+    fn a_connection_that_is_closed_while_the_table_is_read_is_no_client() {
+        let server = "0: 0100007F:2A39 0100007F:D431 01 00000000:00000000 00:00000000 00000000 998 0 1\n";
+        let closing =
+            |state| format!("1: 0100007F:D431 0100007F:2A39 {state} 00000000:00000000 00:00000000 00000000 0 0 0\n");
+        let none: [&str; 0] = [];
+        for state in ["04", "05", "06"] {
+            assert_eq!(clients(&format!("{HEAD}{server}{}", closing(state)), 10809, 997), none, "{state}");
+        }
+        assert_eq!(clients(&format!("{HEAD}{server}"), 10809, 997), ["127.0.0.1:54321"]);
+    }
+
+    #[test]
+    fn our_own_handshake_is_known_by_both_its_ends_also_at_a_server_that_listens_on_ipv6() {
+        let mapped = |port| format!("0000000000000000FFFF00000100007F:{port}");
+        let table = format!(
+            "{HEAD}\
+             0: {} {} 01 00000000:00000000 00:00000000 00000000 998 0 1\n\
+             1: 0100007F:D431 0100007F:2A39 01 00000000:00000000 00:00000000 00000000 997 0 2\n\
+             2: 0200000A:2A39 0100000A:D431 01 00000000:00000000 00:00000000 00000000 998 0 3\n",
+            mapped("2A39"),
+            mapped("D431")
+        );
+        assert_eq!(clients(&table, 10809, 997), ["10.0.0.1:54321"], "another host's client with the same port");
+        assert_eq!(clients(&table, 10809, 0), ["10.0.0.1:54321", "127.0.0.1:54321"]);
     }
 
     #[test]

@@ -2,6 +2,8 @@
 #![allow(dead_code, reason = "each test binary uses a part")]
 #![allow(clippy::unwrap_used, reason = "a test's panic is its failure")]
 
+use std::fs::File;
+use std::io::{Read, Seek};
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Duration;
@@ -138,11 +140,18 @@ pub(crate) fn story(volume: &Value) -> Vec<String> {
 pub(crate) const HELPER_SOCKET: &str = "/run/attachd/helper.sock";
 
 /// The helper, as root, as its unit starts it. Ends with the test, also with one that is killed.
-pub(crate) struct Helper(Proc);
+pub(crate) struct Helper {
+    process: Proc,
+    /// What it said is shown with a test that fails, not between the lines of the others.
+    said: Option<File>,
+}
 
 impl Helper {
     pub(crate) fn start() -> Self {
-        Self::start_with(Stdio::inherit())
+        let said = tempfile::tempfile().unwrap();
+        let mut helper = Self::start_with(said.try_clone().unwrap().into());
+        helper.said = Some(said);
+        helper
     }
 
     /// The same with another place for what it says.
@@ -164,11 +173,21 @@ impl Helper {
             assert!(begun.elapsed() < SOON);
             std::thread::yield_now();
         }
-        Self(child)
+        Self { process: child, said: None }
     }
 
     pub(crate) fn signal(&self, signal: Signal) {
-        self.0.signal(signal).unwrap();
+        self.process.signal(signal).unwrap();
+    }
+}
+
+impl Drop for Helper {
+    fn drop(&mut self) {
+        if let Some(said) = self.said.as_mut().filter(|_| std::thread::panicking()) {
+            let mut text = String::new();
+            let _ = said.rewind().and_then(|()| said.read_to_string(&mut text));
+            println!("the helper said:\n{text}");
+        }
     }
 }
 
