@@ -35,8 +35,9 @@ test: cargo-deb
 	cargo test --workspace --features kill-points -- --show-output
 
 # In Debian guests under QEMU, with the package of a release. One guest at a time: it has two processors, too.
+# What is measured and what fails shows at once: it takes half an hour.
 vm-test: cargo-deb
-	cargo test --release --test vm -- --test-threads=1 --show-output $(VM_TESTS)
+	cargo test --release --test vm -- --test-threads=1 --nocapture $(VM_TESTS)
 
 cargo-deb: setup
 	@cargo deb --version >/dev/null 2>&1 || { echo "installing by cargo: cargo-deb"; cargo install cargo-deb --locked; }

@@ -12,14 +12,12 @@ use crate::procfs;
 /// The remote addresses of clients connected to `server` now. Blocks for milliseconds: the kernel walks its whole table.
 pub fn connected(server: SocketAddr) -> io::Result<Vec<String>> {
     let me = rustix::process::geteuid().as_raw();
-    let first = Table::parse(&table()?);
-    let mut clients: Vec<&Socket> = first.clients(server.port(), me).collect();
+    let mut clients = clients(&table()?, server.port(), me);
     if !clients.is_empty() {
         // A table is no snapshot: a handshake of ours that begins while it is read may show the server's end alone.
-        let second = Table::parse(&table()?);
-        clients.retain(|client| second.is_anothers(client, Some(me)));
+        drop_own(&mut clients, &table()?, Some(me));
     }
-    let mut clients: Vec<String> = clients.iter().map(|client| client.remote.to_string()).collect();
+    let mut clients: Vec<String> = clients.into_keys().map(|ends| ends.remote.to_string()).collect();
     clients.sort_unstable();
     Ok(clients)
 }
@@ -33,42 +31,47 @@ fn table() -> io::Result<String> {
 
 /// The remote end of each established connection in a table, by the inode of its socket, `me`'s own handshakes left out.
 pub(crate) fn remotes(table: &str, me: Option<u32>) -> HashMap<u64, String> {
-    let table = Table::parse(table);
-    table.established(me).map(|socket| (socket.inode, socket.remote.to_string())).collect()
+    let established = established(table, |_| true, me);
+    established.into_iter().map(|(ends, inode)| (inode, ends.remote.to_string())).collect()
 }
 
-/// A table of connections: each socket by its own end and the other. Of a connection on this host both are there.
-struct Table(HashMap<(SocketAddr, SocketAddr), Socket>);
+fn clients(table: &str, port: u16, me: u32) -> HashMap<Ends, u64> {
+    established(table, |ends| ends.local.port() == port, Some(me))
+}
 
-impl Table {
-    fn parse(text: &str) -> Self {
-        let sockets = text.lines().filter_map(parse);
-        Self(sockets.map(|socket| ((socket.local, socket.remote), socket)).collect())
-    }
+/// Established connections with the inodes of their sockets.
+fn established(table: &str, wanted: impl Fn(&Ends) -> bool, me: Option<u32>) -> HashMap<Ends, u64> {
+    let found = sockets(table).filter(|socket| socket.established && wanted(&socket.ends));
+    let mut found = found.map(|socket| (socket.ends, socket.inode)).collect();
+    drop_own(&mut found, table, me);
+    found
+}
 
-    fn clients(&self, port: u16, me: u32) -> impl Iterator<Item = &Socket> {
-        self.established(Some(me)).filter(move |socket| socket.local.port() == port)
+/// Drops the connections whose other end is on this host and is `me`'s, or has hung up. (While a table is read, one end may
+/// be seen before that, and the other after it.)
+fn drop_own(connections: &mut HashMap<Ends, u64>, table: &str, me: Option<u32>) {
+    for other in sockets(table).filter(|other| !other.established || Some(other.uid) == me) {
+        connections.remove(&Ends { local: other.ends.remote, remote: other.ends.local });
     }
+}
 
-    fn established(&self, me: Option<u32>) -> impl Iterator<Item = &Socket> {
-        self.0.values().filter(move |socket| socket.established && self.is_anothers(socket, me))
-    }
-
-    /// Whether the other end of a connection is neither `me`'s nor, on this host, has hung up. (While a table is read, one
-    /// end may be seen before that, and the other after it.)
-    fn is_anothers(&self, socket: &Socket, me: Option<u32>) -> bool {
-        let other = self.0.get(&(socket.remote, socket.local));
-        other.is_none_or(|other| other.established && Some(other.uid) != me)
-    }
+/// A connection, as one of its ends shows it.
+#[derive(PartialEq, Eq, Hash)]
+struct Ends {
+    local: SocketAddr,
+    remote: SocketAddr,
 }
 
 /// One line of the table.
 struct Socket {
-    local: SocketAddr,
-    remote: SocketAddr,
+    ends: Ends,
     established: bool,
     uid: u32,
     inode: u64,
+}
+
+fn sockets(table: &str) -> impl Iterator<Item = Socket> {
+    table.lines().filter_map(parse)
 }
 
 fn parse(line: &str) -> Option<Socket> {
@@ -77,8 +80,7 @@ fn parse(line: &str) -> Option<Socket> {
     let fields: Vec<&str> = line.split_whitespace().collect();
     let [_, local, remote, state, _, _, _, uid, _, inode, ..] = fields[..] else { return None };
     Some(Socket {
-        local: end(local)?,
-        remote: end(remote)?,
+        ends: Ends { local: end(local)?, remote: end(remote)? },
         established: state == ESTABLISHED,
         uid: uid.parse().ok()?,
         inode: inode.parse().ok()?,
@@ -107,8 +109,8 @@ mod tests {
     use super::*;
 
     fn clients(table: &str, port: u16, me: u32) -> Vec<String> {
-        let mut clients: Vec<String> =
-            Table::parse(table).clients(port, me).map(|client| client.remote.to_string()).collect();
+        let clients = super::clients(table, port, me);
+        let mut clients: Vec<String> = clients.into_keys().map(|ends| ends.remote.to_string()).collect();
         clients.sort_unstable();
         clients
     }
