@@ -198,7 +198,9 @@ type Tell = fn(Option<&str>) -> (String, u32, Vec<String>);
 
 /// Each lab wants a thread of its own.
 fn told(tell: Tell, kill_at: Option<String>) -> (String, u32, Vec<String>) {
-    std::thread::spawn(move || tell(kill_at.as_deref())).join().unwrap()
+    let point = kill_at.clone();
+    let story = std::thread::spawn(move || tell(kill_at.as_deref()));
+    story.join().unwrap_or_else(|_| panic!("the story above, killed at {point:?}, did not come to its end"))
 }
 
 /// Kills at every point of the story that concerns, and compares the ends.
