@@ -5,7 +5,7 @@ mod common;
 
 use std::fs;
 use std::io::{Read, Write};
-use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt, symlink};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -291,6 +291,110 @@ fn an_nbd_server_without_a_pid_file_is_seen_holding_a_disk() {
     assert_eq!(ask(&format!("holders {}", number(&disk)))["code"], "NOT_OPEN");
 }
 
+/// What `exclusive` says of a disk.
+fn exclusive(disk: &Disk) -> Value {
+    ask(&format!("exclusive {} {}", number(disk), disk.serial()))
+}
+
+/// A disk that is claimed and marked.
+fn marked(lab: &Lab, size: u64) -> Disk {
+    let volume = lab.volume();
+    lab.claim(&volume.serial).unwrap();
+    let mut disk = lab.disk(&volume.serial, size).unwrap();
+    lab.attach_settled(&mut disk).unwrap();
+    assert_eq!(group(&disk), NBD.id);
+    disk
+}
+
+/// Somebody who has a device open exclusively, in no way that a table shows.
+fn opened_alone(node: &Path) -> fs::File {
+    let exclusively = rustix::fs::OFlags::EXCL.bits().cast_signed();
+    fs::File::options().read(true).custom_flags(exclusively).open(node).unwrap()
+}
+
+#[test]
+fn a_marked_disk_is_free_unless_somebody_has_it_or_a_partition_of_it_open_exclusively() {
+    let lab = Lab::new();
+    let _helper = Helper::start(&lab);
+    let disk = marked(&lab, 16 * MIB);
+    let partition = disk.add_partition(1, MIB, 12 * MIB).unwrap();
+    let diskseq = disk.diskseq().unwrap();
+    let free = json!({ "ok": true, "diskseq": diskseq });
+    assert_eq!(exclusive(&disk), free);
+    let plainly = [disk.node(), partition.clone()].map(|node| fs::File::open(node).unwrap());
+    assert_eq!(exclusive(&disk), free, "the control: as an NBD server has it open");
+    for node in [disk.node(), partition] {
+        let somebody = opened_alone(&node);
+        let used = exclusive(&disk);
+        assert_eq!(used["code"], "IN_USE_BY_HOST", "{used}");
+        drop(somebody);
+        assert_eq!(exclusive(&disk), free, "{} is let go", node.display());
+    }
+    drop(plainly);
+}
+
+/// Where it is mounted is in no table that anybody outside can read.
+#[test]
+fn a_disk_that_is_mounted_in_another_namespace_is_not_free() {
+    let lab = Lab::new();
+    let _helper = Helper::start(&lab);
+    let disk = marked(&lab, 8 * MIB);
+    run("mkfs.ext4", &["-q", "-F", disk.node().to_str().unwrap()]);
+    let elsewhere = mounted_elsewhere(&disk.node());
+    let table = fs::read_to_string("/proc/thread-self/mountinfo").unwrap();
+    assert!(!table.contains(disk.node().to_str().unwrap()), "the control: {table}");
+    assert_eq!(exclusive(&disk)["code"], "IN_USE_BY_HOST");
+    drop(elsewhere);
+    eventually(|| exclusive(&disk)["ok"] == true);
+}
+
+/// What a hostile attachd could ask for: it learns of claimed and marked disks alone, and holds no others, not for a moment.
+#[test]
+fn a_disk_is_opened_only_if_it_is_claimed_marked_and_not_the_hosts() {
+    let lab = Lab::new();
+    let _helper = Helper::start(&lab);
+    let disk = marked(&lab, 16 * MIB);
+    let code = |number: &str, serial: &str| ask(&format!("exclusive {number} {serial}"))["code"].clone();
+    let here = number(&disk);
+    assert_eq!(exclusive(&disk)["ok"], true, "the control");
+
+    let other = marked(&lab, MIB);
+    assert_eq!(code(&number(&other), disk.serial()), "NOT_PRESENT", "another disk's number");
+    assert_eq!(code("1:3", disk.serial()), "NOT_PRESENT", "a number no disk has");
+    let partition = disk.add_partition(1, MIB, 8 * MIB).unwrap();
+    let part = fs::metadata(&partition).unwrap().rdev();
+    let part = format!("{}:{}", rustix::fs::major(part), rustix::fs::minor(part));
+    assert_eq!(code(&part, disk.serial()), "NOT_PRESENT", "a partition");
+
+    // Something else at its node's place: never opened, whatever it is. A pipe would hold up who opens it.
+    let aside = disk.node().with_extension("aside");
+    fs::rename(disk.node(), &aside).unwrap();
+    run("mknod", &[disk.node().to_str().unwrap(), "p"]);
+    assert_eq!(code(&here, disk.serial()), "NODE_ELSEWHERE", "a pipe");
+    fs::remove_file(disk.node()).unwrap();
+    run("mknod", &[disk.node().to_str().unwrap(), "c", "1", "3"]);
+    assert_eq!(code(&here, disk.serial()), "NODE_ELSEWHERE", "a character device");
+    fs::remove_file(disk.node()).unwrap();
+    symlink(&aside, disk.node()).unwrap();
+    assert_eq!(code(&here, disk.serial()), "NODE_ELSEWHERE", "a link, wherever it leads");
+    fs::remove_file(disk.node()).unwrap();
+    assert_eq!(code(&here, disk.serial()), "NOT_PRESENT");
+    fs::rename(&aside, disk.node()).unwrap();
+
+    let claim = Path::new("/var/lib/attachd/claims").join(disk.serial());
+    fs::remove_file(&claim).unwrap();
+    assert_eq!(code(&here, disk.serial()), "NOT_CLAIMED");
+    symlink("/etc/shadow", &claim).unwrap();
+    assert_eq!(code(&here, disk.serial()), "NOT_CLAIMED", "a link is no claim, and tells nothing of what it leads to");
+    fs::remove_file(&claim).unwrap();
+    lab.claim(disk.serial()).unwrap();
+    lab.host_disk(disk.serial()).unwrap();
+    assert_eq!(code(&here, disk.serial()), "IN_USE_BY_HOST");
+    fs::remove_file(Path::new(HOST_DISKS).join(disk.serial())).unwrap();
+    std::os::unix::fs::chown(disk.node(), None, Some(6)).unwrap();
+    assert_eq!(code(&here, disk.serial()), "NOT_MARKED");
+}
+
 #[test]
 fn only_an_nbd_server_that_catches_sighup_is_told_to_reload() {
     let lab = Lab::new();
@@ -349,6 +453,9 @@ fn garbage_is_answered_and_changes_nothing() {
         &format!("retrigger {serial}\nretrigger {serial}"),
         "holders /dev/loop0",
         "holders 7:-1",
+        &format!("exclusive {serial}"),
+        &format!("exclusive 7:1 {serial} {serial}"),
+        "exclusive 7:1 ../x",
         "reload now",
         "{\"verb\":\"reload\"}",
         "GET / HTTP/1.1\r",
@@ -515,6 +622,16 @@ fn sleeps(pid: u32) -> u64 {
     let status = fs::read_to_string(format!("/proc/{pid}/task/{pid}/status")).unwrap();
     let count = status.lines().find_map(|line| line.strip_prefix("voluntary_ctxt_switches:"));
     count.unwrap().trim().parse().unwrap()
+}
+
+/// Mounts it in a mount namespace of its own; ends with what is returned.
+fn mounted_elsewhere(node: &Path) -> Proc {
+    let script = format!("mount {} /mnt && echo mounted && exec cat", node.display());
+    let mut command = Command::new("unshare");
+    command.args(["--mount", "--propagation", "private", "sh", "-c", &script]);
+    let mut process = Proc::spawn("mount", command.stdin(Stdio::piped()).stdout(Stdio::piped())).unwrap();
+    process.take_stdout().unwrap().read_exact(&mut [0; 7]).unwrap();
+    process
 }
 
 fn eventually(mut holds: impl FnMut() -> bool) {

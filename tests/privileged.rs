@@ -197,15 +197,24 @@ fn a_volume_withdrawn_by_force_stays_so_while_its_export_cannot_be_removed() {
     events.wait_for(|event| event["event"] == "withdrawn", SOON).unwrap();
 }
 
-/// In the helper's place: has every question answered by `answer`, which gets its line.
+/// In the helper's place: has every question answered by `answer`, which gets its line. Only whether somebody has a disk open
+/// exclusively is still for the helper itself to say.
 fn helper_that(answer: impl Fn(String, UnixStream) + Send + 'static) {
+    let itself = format!("{HELPER_SOCKET}.itself");
+    std::fs::rename(HELPER_SOCKET, &itself).unwrap();
     let listener = UnixListener::bind(HELPER_SOCKET).unwrap();
     std::os::unix::fs::chown(HELPER_SOCKET, Some(lab::people::ATTACHD.id), None).unwrap();
     std::thread::spawn(move || {
-        for stream in listener.incoming().map(Result::unwrap) {
+        for mut stream in listener.incoming().map(Result::unwrap) {
             let mut line = String::new();
             BufReader::new(&stream).read_line(&mut line).unwrap();
-            answer(line, stream);
+            if line.starts_with("exclusive") {
+                let mut helper = UnixStream::connect(&itself).unwrap();
+                helper.write_all(line.as_bytes()).unwrap();
+                std::io::copy(&mut helper, &mut stream).unwrap();
+            } else {
+                answer(line, stream);
+            }
         }
     });
 }
@@ -354,8 +363,9 @@ fn a_volume_whose_export_was_taken_away_for_a_withdrawal_is_not_ready_until_it_i
 /// A disk must not stay the NBD servers' because the helper was away for a moment.
 #[test]
 fn a_node_is_given_back_as_soon_as_the_helper_answers_again() {
-    let (lab, attachd, api) = up();
+    let (lab, attachd, api, helper) = up_with_helper();
     let (volume, disk) = served(&lab, &api);
+    drop(helper);
     let marked = lab::people::NBD.id;
     withdraw(&api, &volume);
     assert_eq!(group(&disk), marked, "nobody could give it back");
@@ -392,6 +402,13 @@ fn a_disk_that_is_withdrawn_while_udev_marks_it_is_given_back() {
         let (volume, disk) = if late { announced_late(&lab, &api) } else { attached(&lab, &api) };
         assert!(readable(&[there.as_fd()], SOON).unwrap(), "udev is not there");
         (&there).read_exact(&mut [0]).unwrap();
+        // A disk that attachd has not seen yet is not given back by it either.
+        let seen = || api.get("/api/v1/devices").unwrap().text.contains(&volume.serial);
+        let begun = std::time::Instant::now();
+        while !seen() {
+            assert!(begun.elapsed() < SOON);
+            std::thread::yield_now();
+        }
         let listener = lab.bare_listener().unwrap();
         withdraw(&api, &volume);
         let refused = |line: &String| line.contains(&volume.serial) && line.contains("NOT_CLAIMED");
@@ -406,9 +423,10 @@ fn a_disk_that_is_withdrawn_while_udev_marks_it_is_given_back() {
 /// The same when attachd itself was killed before it could ask.
 #[test]
 fn a_node_that_was_left_marked_is_given_back_by_a_resync() {
-    let (lab, attachd, api) = up();
+    let (lab, attachd, api, helper) = up_with_helper();
     let (volume, disk) = served(&lab, &api);
     let (kept, other) = served(&lab, &api);
+    drop(helper);
     withdraw(&api, &volume);
     drop(attachd);
     let listener = lab.bare_listener().unwrap();
@@ -528,7 +546,7 @@ fn a_disk_that_a_server_is_just_closing_is_asked_for_again_when_it_is_closed_and
 
 #[test]
 fn a_helper_that_was_away_is_asked_again_and_marks_the_disk() {
-    let (lab, _attachd, api) = up();
+    let (lab, _attachd, api) = up_without_helper();
     let (volume, _disk) = announced_late(&lab, &api);
     wait(&api, &volume, "refused");
     let _helper = Helper::start();

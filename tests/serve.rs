@@ -92,7 +92,7 @@ fn a_withdrawal_is_refused_while_a_client_is_connected_unless_forced() {
     let client = lab.nbd_client(&volume.export()).unwrap();
     let path = format!("/api/v1/intents/{}", volume.id);
     let refused = api.delete(&path).unwrap().expect(409).unwrap();
-    assert_eq!(refused["code"], "CLIENTS_UNKNOWN");
+    assert_eq!(refused["code"], "CLIENTS_CONNECTED");
     assert_eq!(refused["details"]["clients"].as_array().unwrap().len(), 1, "{refused:#}");
     assert_eq!(show(&api, &volume)["state"], "ready", "nothing was changed");
     let forced = api.delete(&format!("{path}?force=true")).unwrap().expect(200).unwrap();

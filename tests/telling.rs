@@ -37,6 +37,7 @@ fn wait_not_told(api: &Api, wanted: bool) {
 fn a_server_that_could_not_be_told_is_told_by_itself_also_when_no_volume_waits() {
     let lab = Lab::new();
     let _server = signalled(&lab);
+    lab.without_helper();
     let attachd = start(&lab);
     wait_not_told(&attachd.api(), true);
     let _helper = Helper::start();

@@ -12,9 +12,9 @@ use crate::device::{DevNum, limited};
 use crate::identity::Serial;
 
 /// Written by attachd, one file per wanted serial.
-const CLAIMS: &str = "/var/lib/attachd/claims";
+pub(super) const CLAIMS: &str = "/var/lib/attachd/claims";
 /// The NBD servers' group, to which udev's rules give a claimed disk.
-const NBD_GROUP: &str = "attachd-nbd";
+pub(super) const NBD_GROUP: &str = "attachd-nbd";
 
 pub(super) fn retrigger(serial: Serial) -> Result<Value, Refusal> {
     let claimed = Path::new(CLAIMS).join(serial.as_str()).exists();

@@ -2,13 +2,10 @@
 #![allow(dead_code, reason = "each test binary uses a part")]
 #![allow(clippy::unwrap_used, reason = "a test's panic is its failure")]
 
-use std::fs::File;
-use std::io::{Read, Seek};
 use std::path::Path;
-use std::process::{Command, Stdio};
+use std::process::Stdio;
 use std::time::Duration;
 
-use lab::child::Proc;
 use lab::nbd_server::{Installed, MAIN, NbdServer, Release};
 use lab::{Api, Attachd, AttachdOptions, Disk, Lab, Volume};
 use rustix::process::Signal;
@@ -137,61 +134,40 @@ pub(crate) fn story(volume: &Value) -> Vec<String> {
     timeline.iter().map(|entry| entry["event"].as_str().unwrap().to_owned()).collect()
 }
 
-pub(crate) const HELPER_SOCKET: &str = "/run/attachd/helper.sock";
+pub(crate) const HELPER_SOCKET: &str = lab::helper::SOCKET;
 
-/// The helper, as root, as its unit starts it. Ends with the test, also with one that is killed.
-pub(crate) struct Helper {
-    process: Proc,
-    /// What it said is shown with a test that fails, not between the lines of the others.
-    said: Option<File>,
-}
+/// A helper that the test holds in its hand: it ends when this is dropped.
+pub(crate) struct Helper(lab::Helper);
 
 impl Helper {
     pub(crate) fn start() -> Self {
-        let said = tempfile::tempfile().unwrap();
-        let mut helper = Self::start_with(said.try_clone().unwrap().into());
-        helper.said = Some(said);
-        helper
+        Self(lab::Helper::start(helper_bin()).unwrap())
     }
 
     /// The same with another place for what it says.
     pub(crate) fn start_with(stderr: Stdio) -> Self {
-        let _ = std::fs::remove_file(HELPER_SOCKET);
-        let folder = lab::watch::FolderWatch::new(std::path::Path::new("/run/attachd")).unwrap();
-        let mut command = Command::new(env!("CARGO_BIN_EXE_attachd-helper"));
-        command.args(["--socket", HELPER_SOCKET]).stderr(stderr);
-        let child = Proc::spawn("attachd-helper", &mut command).unwrap();
-        while !std::path::Path::new(HELPER_SOCKET).exists() {
-            assert!(lab::watch::readable(&[folder.fd()], SOON).unwrap(), "the helper has made no socket");
-            folder.take();
-        }
-        // As attachd-helper.socket has it.
-        std::os::unix::fs::chown(HELPER_SOCKET, Some(lab::people::ATTACHD.id), None).unwrap();
-        // The file is there a moment before it can be connected to, and nothing tells when.
-        let begun = std::time::Instant::now();
-        while std::os::unix::net::UnixStream::connect(HELPER_SOCKET).is_err() {
-            assert!(begun.elapsed() < SOON);
-            std::thread::yield_now();
-        }
-        Self { process: child, said: None }
+        Self(lab::Helper::start_with(helper_bin(), stderr).unwrap())
     }
 
     pub(crate) fn signal(&self, signal: Signal) {
-        self.process.signal(signal).unwrap();
+        self.0.signal(signal).unwrap();
     }
 }
 
-impl Drop for Helper {
-    fn drop(&mut self) {
-        if let Some(said) = self.said.as_mut().filter(|_| std::thread::panicking()) {
-            let mut text = String::new();
-            let _ = said.rewind().and_then(|()| said.read_to_string(&mut text));
-            println!("the helper said:\n{text}");
-        }
-    }
+fn helper_bin() -> &'static Path {
+    Path::new(env!("CARGO_BIN_EXE_attachd-helper"))
 }
 
-/// The same with the helper there from the start.
+/// A lab whose NBD server and daemon run, and no helper.
+pub(crate) fn up_without_helper() -> (Lab, Attachd, Api) {
+    let lab = with_nbdkit();
+    lab.without_helper();
+    let attachd = start(&lab);
+    let api = attachd.api();
+    (lab, attachd, api)
+}
+
+/// The same with a helper that the test holds in its hand.
 pub(crate) fn up_with_helper() -> (Lab, Attachd, Api, Helper) {
     let lab = with_nbdkit();
     let helper = Helper::start();

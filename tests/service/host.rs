@@ -50,6 +50,7 @@ impl Host {
         let daemon = format!("[Service]\nExecStart=\nExecStart=/usr/sbin/attachd --config {CONFIG}\n");
         inside.drop_in("attachd.service", &daemon).unwrap();
         inside.drop_in("attachd-nbdkit.service", "[Service]\nDeviceAllow=block-loop rw\n").unwrap();
+        inside.drop_in("attachd-helper.service", "[Service]\nDeviceAllow=block-loop r\n").unwrap();
         Self { inside, api: Api::new("/run/attachd/attachd.sock") }
     }
 

@@ -2,6 +2,7 @@
 
 use crate::attachd::{Attachd, AttachdOptions, CONFIG, SOCKET};
 use crate::disk::{Disk, DiskOptions, Shelf};
+use crate::helper::{self, Helper};
 use crate::nbdkit::Nbdkit;
 use crate::udevd::{Udevd, udevadm};
 use crate::{BareListener, Forger, Heard, HeldSocket, NotifySocket, Volume, people, rules, slot::Slot, world};
@@ -10,7 +11,7 @@ use rustix::mount::mount_bind;
 use std::fs;
 use std::os::unix::fs::chown;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 /// How long an event of udev may take on a loaded machine.
@@ -19,6 +20,7 @@ const EVENT: Duration = Duration::from_secs(20);
 /// The box. Fields are dropped in order: programs first, then what they use.
 #[derive(Debug)]
 pub struct Lab {
+    helper: OnceLock<Option<Helper>>,
     nbdkit: Nbdkit,
     udevd: Udevd,
     shelf: Arc<Shelf>,
@@ -74,7 +76,7 @@ impl LabBuilder {
             udevd.start()?;
         }
         let nbdkit = Nbdkit::new(slot.dir().join("nbdkit.log"));
-        Ok(Lab { nbdkit, udevd, shelf: Arc::new(Shelf::new(Arc::clone(&slot))), slot })
+        Ok(Lab { helper: OnceLock::new(), nbdkit, udevd, shelf: Arc::new(Shelf::new(Arc::clone(&slot))), slot })
     }
 }
 
@@ -213,8 +215,10 @@ impl Lab {
         fs::write(CONFIG, text).context("writing attachd.toml")
     }
 
-    /// Starts attachd, usually with `env!("CARGO_BIN_EXE_attachd")`.
+    /// Starts attachd, usually with `env!("CARGO_BIN_EXE_attachd")`. The helper beside it is started first, once: where the
+    /// package is installed, its socket is always there.
     pub fn attachd_start(&self, program: &Path, options: &AttachdOptions) -> Result<Attachd> {
+        self.helper_beside(program)?;
         let program = self.reachable(program)?;
         Attachd::start(&program, self.dir().join("attachd.log"), options, None)
     }
@@ -226,8 +230,25 @@ impl Lab {
         options: &AttachdOptions,
         socket: &HeldSocket,
     ) -> Result<Attachd> {
+        self.helper_beside(program)?;
         let program = self.reachable(program)?;
         Attachd::start(&program, self.dir().join("attachd.log"), options, Some(socket))
+    }
+
+    /// For tests of a helper that is away, and of a host without one: none is started with attachd. What the test itself
+    /// lets listen at [`helper::SOCKET`] before that is left alone anyway.
+    pub fn without_helper(&self) {
+        self.helper.get_or_init(|| None);
+    }
+
+    fn helper_beside(&self, attachd: &Path) -> Result<()> {
+        let program = attachd.with_file_name("attachd-helper");
+        // A stand-in for attachd has no helper.
+        if self.helper.get().is_none() && fs::exists(&program)? && !fs::exists(helper::SOCKET)? {
+            let helper = Helper::start(&program)?;
+            self.helper.get_or_init(|| Some(helper));
+        }
+        Ok(())
     }
 
     /// The API socket, held as attachd.socket would.

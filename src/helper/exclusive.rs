@@ -1,0 +1,78 @@
+//! `exclusive <maj:min> <serial>`: whether the kernel would give a marked disk to one opener alone.
+//!
+//! Whoever mounts a disk, swaps to it or builds on it (LVM, MD, crypt, a file system of several disks) has it, or a partition
+//! of it, open for itself alone. That holds in whichever namespace it was done, where no table may show it. Nothing is
+//! written, and nothing read: the disk is opened and let go.
+
+use std::path::Path;
+use std::time::Duration;
+use std::{fs, io, thread};
+
+use rustix::fs::{CWD, FileType, Mode, OFlags, fstat, open, openat};
+use rustix::io::Errno;
+use serde_json::{Value, json};
+
+use super::retrigger::{CLAIMS, NBD_GROUP};
+use super::{Refusal, host_disks};
+use crate::accounts::id_of;
+use crate::device::facts::Use;
+use crate::device::{DevNum, limited};
+use crate::identity::Serial;
+
+/// How often a disk that somebody has is tried, and the pause in between: the kernel itself takes a disk for the moment in
+/// which it reads the partition table.
+const TRIES: (u32, Duration) = (3, Duration::from_millis(4));
+
+pub(super) fn exclusive(devnum: DevNum, serial: Serial) -> Result<Value, Refusal> {
+    let silent = || Refusal("NO_ANSWER", format!("the disk {devnum} does not answer"));
+    limited::one(devnum, move || try_open(devnum, serial)).unwrap_or_else(|| Err(silent()))
+}
+
+fn try_open(devnum: DevNum, serial: Serial) -> Result<Value, Refusal> {
+    let sysfs = host_disks::sysfs();
+    let gone = || Refusal("NOT_PRESENT", format!("the disk {devnum} with the serial {serial} is not there"));
+    let disk = sysfs.read(devnum).filter(|disk| disk.serial() == Some(serial)).ok_or_else(gone)?;
+    let claim = fs::symlink_metadata(Path::new(CLAIMS).join(serial.as_str()));
+    if !claim.is_ok_and(|claim| claim.is_file()) {
+        return Err(Refusal("NOT_CLAIMED", format!("{serial} is not claimed")));
+    }
+    let uses = disk.identity.iter().flat_map(|identity| &identity.uses).map(Use::to_string).collect::<Vec<_>>();
+    if !uses.is_empty() {
+        return Err(Refusal("IN_USE_BY_HOST", format!("this host uses {}: {}", disk.name, uses.join(", "))));
+    }
+    let node = Path::new("/dev").join(&disk.name);
+    // A handle first: nothing is opened before it is known what it is.
+    let handle = open(&node, OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty()).map_err(|_| gone())?;
+    let stat = fstat(&handle).map_err(io::Error::from)?;
+    if !FileType::from_raw_mode(stat.st_mode).is_block_device() || DevNum::from_raw(stat.st_rdev) != devnum {
+        return Err(Refusal("NODE_ELSEWHERE", format!("{} is not the device {devnum}", node.display())));
+    }
+    if stat.st_gid != id_of("/etc/group", NBD_GROUP)? {
+        return Err(Refusal("NOT_MARKED", format!("{} is not the NBD servers'", node.display())));
+    }
+    let name = disk.name.as_str();
+    let busy = || {
+        let why = format!("another program of this host, or the kernel, has /dev/{name} open for itself alone");
+        Refusal("IN_USE_BY_HOST", why)
+    };
+    alone(&handle).map_err(|error| if error == Errno::BUSY { busy() } else { io::Error::from(error).into() })?;
+    // The number was this disk's before and is afterwards, so it was this disk's in between.
+    if disk.diskseq != disk.diskseq_after || !sysfs.still(devnum, disk.diskseq) {
+        return Err(gone());
+    }
+    Ok(json!({ "diskseq": disk.diskseq }))
+}
+
+/// Opens what the handle stands for, for this program alone, and lets it go.
+fn alone(handle: &impl std::os::fd::AsRawFd) -> rustix::io::Result<()> {
+    let path = format!("/proc/self/fd/{}", handle.as_raw_fd());
+    let flags = OFlags::RDONLY | OFlags::EXCL | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    let mut tries = 1;
+    loop {
+        match openat(CWD, &path, flags, Mode::empty()) {
+            Err(Errno::BUSY) if tries < TRIES.0 => thread::sleep(TRIES.1),
+            opened => return opened.map(drop),
+        }
+        tries += 1;
+    }
+}
