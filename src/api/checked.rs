@@ -33,7 +33,6 @@ const PLACEHOLDER: &str = "attachd-placeholder";
 #[allow(clippy::struct_excessive_bools, reason = "each is a fact of its own")]
 pub(super) struct CheckedExport {
     name: String,
-    #[schema(value_type = Option<String>)]
     volume_id: Option<VolumeId>,
     /// There is an intent for it.
     wanted: bool,

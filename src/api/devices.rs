@@ -6,6 +6,7 @@ use serde::Serialize;
 use utoipa::ToSchema;
 
 use super::Ctx;
+use super::body::{NoQuery, QueryString};
 use super::error::ApiError;
 use crate::device::DevNum;
 use crate::device::facts::LinkTarget;
@@ -22,7 +23,6 @@ pub(super) struct DeviceView {
     size_bytes: u64,
     read_only: bool,
     scheme: Option<&'static str>,
-    #[schema(value_type = Option<String>)]
     serial: Option<Serial>,
     link: Option<String>,
     /// What the link leads to: a device number, `missing` or `other`.
@@ -32,7 +32,6 @@ pub(super) struct DeviceView {
     /// udevd has reported it.
     settled: bool,
     /// The volume whose intent it belongs to.
-    #[schema(value_type = Option<String>)]
     volume_id: Option<VolumeId>,
     /// Why it can be no volume's.
     unusable: Option<String>,
@@ -47,7 +46,7 @@ pub(super) struct DeviceList {
 
 /// Lists the present disks, by number.
 #[utoipa::path(get, path = "/api/v1/devices", responses((status = 200, body = DeviceList)))]
-pub(super) async fn list(State(context): Ctx) -> Result<Json<DeviceList>, ApiError> {
+pub(super) async fn list(State(context): Ctx, _: QueryString<NoQuery>) -> Result<Json<DeviceList>, ApiError> {
     let look = |world: &World| {
         let view = |device: &crate::device::table::Device| {
             let facts = &device.facts;
@@ -92,7 +91,7 @@ pub(super) struct Resynced {
 
 /// Reads all disks and the folder of exports again, and answers when every volume has been compared with them.
 #[utoipa::path(post, path = "/api/v1/resync", responses((status = 200, body = Resynced)))]
-pub(super) async fn resync(State(context): Ctx) -> Result<Json<Resynced>, ApiError> {
+pub(super) async fn resync(State(context): Ctx, _: QueryString<NoQuery>) -> Result<Json<Resynced>, ApiError> {
     let done = context.inner.engine.resync("asked for").await?;
     done.map_err(|why| ApiError::unavailable("RESYNC_FAILED", format!("the disks cannot be read: {why}")))?;
     Ok(Json(Resynced { message: "Everything was read again and compared".to_owned() }))

@@ -1,12 +1,13 @@
 //! Refusals as callers see them: the right status and `{"error", "code", "details"}`.
 
 use axum::Json;
-use axum::http::{Method, StatusCode};
+use axum::http::{HeaderValue, Method, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde::Serialize;
 use serde_json::{Value, json};
 use utoipa::ToSchema;
 
+use super::serve::{HEAD_BYTES, HEADERS};
 use crate::engine::{Rejection, Stopping};
 use crate::helper_client::Holders;
 use crate::identity::{NotAVolumeId, VolumeId};
@@ -57,6 +58,11 @@ impl ApiError {
         Self::new(StatusCode::METHOD_NOT_ALLOWED, "METHOD_NOT_ALLOWED", error, json!({ "method": method.as_str() }))
     }
 
+    /// Nobody reads it.
+    pub(super) fn client_gone() -> Self {
+        Self::bad_request("CLIENT_GONE", "the client has hung up")
+    }
+
     pub(super) fn unavailable(code: &'static str, error: impl Into<String>) -> Self {
         Self::new(StatusCode::SERVICE_UNAVAILABLE, code, error, json!({}))
     }
@@ -64,7 +70,47 @@ impl ApiError {
 
 impl IntoResponse for ApiError {
     fn into_response(self) -> Response {
-        (self.status, Json(self.body)).into_response()
+        let mut response = (self.status, Json(self.body)).into_response();
+        if PASSING.contains(&self.status) {
+            response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
+        }
+        response
+    }
+}
+
+/// The same request may succeed a moment later.
+const PASSING: [StatusCode; 1] = [StatusCode::SERVICE_UNAVAILABLE];
+
+/// A refusal that ends its connection, as it goes over the wire: for where no router is.
+pub(super) fn raw(refusal: &ApiError) -> Vec<u8> {
+    let (status, body) = (refusal.status, json!(refusal.body).to_string());
+    let retry = if PASSING.contains(&status) { "retry-after: 1\r\n" } else { "" };
+    let length = body.len();
+    format!(
+        "HTTP/1.1 {status}\r\ncontent-type: application/json\r\ncontent-length: {length}\r\n{retry}connection: close\r\n\r\n{body}"
+    )
+    .into_bytes()
+}
+
+/// What to write in place of this head, if it is one by which hyper's parser refuses a request: these come without a body.
+/// None of our own answers looks like that: each refusal has a body, and no body has a bare line end.
+pub(super) fn of_the_parser(head: &[u8]) -> Option<Vec<u8>> {
+    let head = str::from_utf8(head.strip_prefix(b"HTTP/1.")?).ok()?;
+    if !head.ends_with("\r\n\r\n") || !head.contains("\r\ncontent-length: 0\r\n") {
+        return None;
+    }
+    let new = |status, code, text: &str| Some(raw(&ApiError::new(status, code, text, json!({}))));
+    match head.split(' ').nth(1)? {
+        "400" => {
+            new(StatusCode::BAD_REQUEST, "BAD_HTTP", "the request is not HTTP/1.1, or a line of its head is wrong")
+        }
+        "414" => new(StatusCode::URI_TOO_LONG, "URI_TOO_LONG", "the request's path and query are too long"),
+        "431" => {
+            let text =
+                format!("the request's head is too long: at most {HEAD_BYTES} bytes and {HEADERS} lines are taken");
+            new(StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, "HEAD_TOO_LARGE", &text)
+        }
+        _ => None,
     }
 }
 

@@ -2,6 +2,7 @@
 
 use std::convert::Infallible;
 
+use axum::Extension;
 use axum::extract::State;
 use axum::response::Sse;
 use axum::response::sse::Event;
@@ -16,6 +17,8 @@ use utoipa::IntoParams;
 use super::Ctx;
 use super::body::QueryString;
 use super::error::ApiError;
+use super::line;
+use super::serve::Peer;
 use super::volumes::long_request;
 use crate::engine::SharedEvent;
 use crate::identity::VolumeId;
@@ -26,6 +29,7 @@ use crate::identity::VolumeId;
 #[serde(deny_unknown_fields)]
 pub(super) struct Filter {
     /// Only those of this volume.
+    #[param(inline, value_type = Option<VolumeId>)]
     volume_id: Option<String>,
 }
 
@@ -34,15 +38,19 @@ pub(super) struct Filter {
     (status = 200, body = crate::engine::Event, content_type = "text/event-stream")))]
 pub(super) async fn follow(
     State(context): Ctx,
+    Extension(peer): Extension<Peer>,
     QueryString(filter): QueryString<Filter>,
 ) -> Result<Sse<impl Stream<Item = Result<Event, Infallible>>>, ApiError> {
     let only = filter.volume_id.as_deref().map(str::parse::<VolumeId>).transpose()?;
-    let permit = long_request(&context)?;
+    let place = long_request(&context, &peer)?;
     let events = context.inner.engine.events()?;
+    peer.line.carries_events();
     // The first line says that from here on nothing is left out.
     let hello = stream::once(async { Ok(Event::default().comment("listening")) });
-    let follow = stream::unfold((events, permit), move |(mut events, permit)| async move {
-        next(&mut events, only).await.map(|event| (Ok(event), (events, permit)))
+    let hang_up = peer.line.watch();
+    let follow = stream::unfold((events, place, hang_up), move |(mut events, place, hang_up)| async move {
+        let event = line::while_there(hang_up.as_ref(), next(&mut events, only)).await??;
+        Some((Ok(event), (events, place, hang_up)))
     });
     Ok(Sse::new(stream::StreamExt::chain(hello, follow)))
 }

@@ -21,7 +21,6 @@ use crate::volume::State as VolumeState;
 pub(super) struct ExportEntry {
     #[serde(flatten)]
     export: ExportView,
-    #[schema(value_type = String)]
     volume_id: VolumeId,
     device_path: Option<String>,
     id: &'static str,

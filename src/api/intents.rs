@@ -10,7 +10,7 @@ use serde_json::json;
 use utoipa::{IntoParams, ToSchema};
 
 use super::Ctx;
-use super::body::{JsonBody, QueryString, VolumePath};
+use super::body::{JsonBody, NoQuery, QueryString, VolumePath, whole};
 use super::error::{ApiError, ErrorBody};
 use super::serve::Peer;
 use crate::effect;
@@ -27,21 +27,25 @@ const LONGEST_VM_ID: usize = 64;
 #[serde(deny_unknown_fields)]
 pub(super) struct NewIntent {
     /// The CloudStack volume's UUID.
+    #[schema(value_type = VolumeId)]
     volume_id: String,
     /// The VM it belongs to; by default this host's own.
+    #[schema(max_length = 64, pattern = "^[^\\x00-\\x1f\\x7f-\\x9f]*$")]
     vm_id: Option<String>,
     /// The least size its disk must have, in bytes, from 1.
+    #[schema(minimum = 1, maximum = 9_223_372_036_854_775_807_i64)]
+    #[serde(default, deserialize_with = "whole")]
     size_bytes: Option<u64>,
     /// How long to wait for the disk, in seconds. A later disk is still served, and reported as late.
+    #[schema(format = Int64, maximum = 4_294_967_295_i64)]
+    #[serde(default, deserialize_with = "whole")]
     deadline_seconds: Option<u32>,
 }
 
 /// An intent on record.
 #[derive(Serialize, ToSchema)]
 pub(super) struct IntentView {
-    #[schema(value_type = String)]
     volume_id: VolumeId,
-    #[schema(value_type = String)]
     serial: Serial,
     vm_id: String,
     size_bytes: Option<u64>,
@@ -81,7 +85,7 @@ pub(super) struct IntentList {
 
 /// Lists all intents, oldest first.
 #[utoipa::path(get, path = "/api/v1/intents", responses((status = 200, body = IntentList)))]
-pub(super) async fn list(State(context): Ctx) -> Result<Json<IntentList>, ApiError> {
+pub(super) async fn list(State(context): Ctx, _: QueryString<NoQuery>) -> Result<Json<IntentList>, ApiError> {
     let mut intents: Vec<IntentView> =
         context.inner.engine.read(|world| world.volumes().map(IntentView::of).collect()).await?;
     intents.sort_by_key(|intent| (intent.created_at, intent.volume_id));
@@ -100,6 +104,7 @@ pub(super) async fn list(State(context): Ctx) -> Result<Json<IntentList>, ApiErr
 pub(super) async fn add(
     State(context): Ctx,
     Extension(peer): Extension<Peer>,
+    _: QueryString<NoQuery>,
     JsonBody(new): JsonBody<NewIntent>,
 ) -> Result<Response, ApiError> {
     let volume: VolumeId = new.volume_id.parse()?;
@@ -131,9 +136,13 @@ pub(super) async fn add(
 }
 
 /// Shows one intent.
-#[utoipa::path(get, path = "/api/v1/intents/{volume_id}", params(("volume_id" = String, Path)),
+#[utoipa::path(get, path = "/api/v1/intents/{volume_id}", params(("volume_id" = VolumeId, Path)),
     responses((status = 200, body = IntentView), (status = 404, body = ErrorBody)))]
-pub(super) async fn show(State(context): Ctx, VolumePath(volume): VolumePath) -> Result<Json<IntentView>, ApiError> {
+pub(super) async fn show(
+    State(context): Ctx,
+    VolumePath(volume): VolumePath,
+    _: QueryString<NoQuery>,
+) -> Result<Json<IntentView>, ApiError> {
     Ok(Json(view_of(&context, volume).await?))
 }
 
@@ -155,7 +164,6 @@ pub(super) struct WithdrawOptions {
 /// A withdrawal that was carried out.
 #[derive(Serialize, ToSchema)]
 pub(super) struct WithdrawnView {
-    #[schema(value_type = String)]
     volume_id: VolumeId,
     message: String,
     /// Connections to the NBD server that were open: the server does not cut them.
@@ -165,7 +173,7 @@ pub(super) struct WithdrawnView {
 }
 
 /// Takes an intent back, in any state: rows, export, claim, in this order, then the answer.
-#[utoipa::path(delete, path = "/api/v1/intents/{volume_id}", params(("volume_id" = String, Path), WithdrawOptions), responses(
+#[utoipa::path(delete, path = "/api/v1/intents/{volume_id}", params(("volume_id" = VolumeId, Path), WithdrawOptions), responses(
     (status = 200, body = WithdrawnView),
     (status = 404, body = ErrorBody),
     (status = 409, body = ErrorBody, description = "CLIENTS_CONNECTED, CLIENTS_UNKNOWN (details: clients, and clients_exact: all of them use this export; if not, some may use others), BEING_WITHDRAWN"),

@@ -1,26 +1,31 @@
 //! HTTP/1.1 with JSON on a Unix socket: the door for automation and for `attachctl`.
 //!
-//! Handlers only ask: the engine for what is now, the store for what was. [`serve`] bounds what a client may take.
+//! Handlers only ask: the engine for what is now, the store for what was. [`serve`], [`front`] and [`line`] bound what a
+//! client may take, [`shares`] what a user may.
 
 mod body;
 mod checked;
 mod devices;
+mod document;
 mod error;
 mod events;
 mod exports;
+mod front;
 mod health;
 mod intents;
+mod line;
 mod metrics;
 mod serve;
+mod shares;
 mod volumes;
 
 use std::sync::Arc;
 
 use axum::Json;
 use axum::extract::State;
+use axum::middleware::{from_fn, from_fn_with_state};
 use axum::routing::get;
 use jiff::Timestamp;
-use tokio::sync::Semaphore;
 use utoipa::OpenApi;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
@@ -33,9 +38,16 @@ use crate::export::probe::Endpoint;
 use crate::store::Store;
 use error::ApiError;
 pub use serve::{Listener, serve};
+use shares::Places;
 
 /// Requests that stay open (events, `?wait=`) at one time.
-const LONG_REQUESTS: usize = 128;
+const LONG_REQUESTS: usize = 256;
+
+/// Requests under way that change something.
+const CHANGES: usize = 256;
+
+/// Lists that are made or on their way to their client.
+const LISTS: usize = 8;
 
 /// What the handlers work with.
 #[derive(Clone)]
@@ -51,7 +63,9 @@ struct Inner {
     backend: Arc<dyn Backend>,
     server: Endpoint,
     started: Timestamp,
-    long_requests: Arc<Semaphore>,
+    long_requests: Places,
+    changes: Places,
+    lists: Places,
 }
 
 impl Context {
@@ -64,41 +78,48 @@ impl Context {
         backend: Arc<dyn Backend>,
         server: Endpoint,
     ) -> Self {
-        let long_requests = Arc::new(Semaphore::new(LONG_REQUESTS));
-        let started = Timestamp::now();
-        let inner = Inner { engine, store, settings, monitor, backend, server, started, long_requests };
+        let inner = Inner {
+            engine,
+            store,
+            settings,
+            monitor,
+            backend,
+            server,
+            started: Timestamp::now(),
+            long_requests: Places::new(LONG_REQUESTS),
+            changes: Places::new(CHANGES),
+            lists: Places::new(LISTS),
+        };
         Self { inner: Arc::new(inner) }
     }
 }
 
-#[derive(OpenApi)]
-#[openapi(info(
-    title = "attachd",
-    description = "From a volume's announcement to its NBD export. Errors are {error, code, details}."
-))]
-struct Document;
-
 /// Every route, with its document.
 pub fn router(context: Context) -> axum::Router {
-    let (router, document) = OpenApiRouter::with_openapi(Document::openapi())
+    let lists = OpenApiRouter::new()
         .routes(routes!(intents::list, intents::add))
-        .routes(routes!(intents::show, intents::withdraw))
         .routes(routes!(volumes::list))
-        .routes(routes!(volumes::show))
         .routes(routes!(devices::list))
         .routes(routes!(exports::list))
+        .layer(from_fn_with_state(context.clone(), front::list));
+    let (router, document) = OpenApiRouter::with_openapi(document::Base::openapi())
+        .merge(lists)
+        .routes(routes!(intents::show, intents::withdraw))
+        .routes(routes!(volumes::show))
         .routes(routes!(devices::resync))
         .routes(routes!(events::follow))
         .routes(routes!(health::show))
         .routes(routes!(metrics::show))
+        .layer(from_fn_with_state(context.clone(), front::change))
         .split_for_parts();
-    let document = Arc::new(document);
+    let document = Arc::new(document::complete(document));
     router
         .route("/api/v1/openapi.json", get(move || async move { Json(utoipa::openapi::OpenApi::clone(&document)) }))
         .fallback(|uri: axum::http::Uri| async move { ApiError::no_such_route(uri.path()) })
         .method_not_allowed_fallback(|method: axum::http::Method, uri: axum::http::Uri| async move {
             ApiError::method_not_allowed(&method, uri.path())
         })
+        .layer(from_fn(front::take_in))
         .with_state(context)
 }
 

@@ -1,4 +1,4 @@
-//! The accept loop, and what a client may take: connections, time for a request's head, its size.
+//! The accept loop, and what a client may take of it: connections, time for a request's head, its size.
 
 use std::io;
 use std::os::fd::{FromRawFd, RawFd};
@@ -9,12 +9,16 @@ use std::time::Duration;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use rustix::io::Errno;
-use tokio::net::{UnixListener, UnixStream};
-use tokio::sync::{Semaphore, watch};
+use tokio::net::UnixListener;
+use tokio::sync::watch;
 use tower::ServiceExt;
 
-/// Connections at one time; more wait in the socket's queue.
-const CONNECTIONS: usize = 256;
+use super::error::{self, ApiError};
+use super::line::{Line, Wire};
+use super::shares::Places;
+
+/// Connections at one time; one that has no place is told so.
+const CONNECTIONS: usize = 512;
 
 /// How long a connection may take for a request's head, idle time included.
 const HEAD_LIMIT: Duration = Duration::from_secs(10);
@@ -23,19 +27,21 @@ const HEAD_LIMIT: Duration = Duration::from_secs(10);
 const LAST_REQUESTS: Duration = Duration::from_millis(250);
 
 /// Bytes of a request's head.
-const HEAD_BYTES: usize = 16 * 1024;
+pub(super) const HEAD_BYTES: usize = 16 * 1024;
 
 /// Header lines of a request.
-const HEADERS: usize = 64;
+pub(super) const HEADERS: usize = 64;
 
 /// Pause after the process ran out of descriptors: accepting again at once would spin.
 const OUT_OF_DESCRIPTORS: Duration = Duration::from_millis(200);
 
 /// Who is on the other side.
-#[derive(Debug, Clone, Copy)]
+#[derive(Clone)]
 pub(super) struct Peer {
     /// The user, from the socket's credentials.
     pub(super) uid: Option<u32>,
+    /// The connection.
+    pub(super) line: Arc<Line>,
 }
 
 /// The API's socket.
@@ -74,7 +80,7 @@ impl Listener {
 
 /// Answers until `stop` changes, then lets running requests end; the caller bounds how long.
 pub async fn serve(listener: Listener, router: axum::Router, mut stop: watch::Receiver<bool>) {
-    let places = Arc::new(Semaphore::new(CONNECTIONS));
+    let places = Places::new(CONNECTIONS);
     let connections = hyper_util::server::graceful::GracefulShutdown::new();
     let mut http = hyper::server::conn::http1::Builder::new();
     http.timer(TokioTimer::new())
@@ -83,10 +89,6 @@ pub async fn serve(listener: Listener, router: axum::Router, mut stop: watch::Re
         .max_buf_size(HEAD_BYTES)
         .half_close(false);
     loop {
-        let place = tokio::select! {
-            place = Arc::clone(&places).acquire_owned() => place,
-            _ = stop.changed() => break,
-        };
         let stream = tokio::select! {
             accepted = listener.socket.accept() => match accepted {
                 Ok((stream, _)) => stream,
@@ -97,27 +99,35 @@ pub async fn serve(listener: Listener, router: axum::Router, mut stop: watch::Re
             },
             _ = stop.changed() => break,
         };
-        let peer = peer_of(&stream);
+        let line = Line::new(stream);
+        let uid = line.uid();
+        let Some(place) = places.try_take(uid) else {
+            line.refuse(&error::raw(&no_place(places.share(uid))));
+            continue;
+        };
+        let line = Arc::new(line);
+        let wire = Wire::new(Arc::clone(&line));
+        let peer = Peer { uid, line };
         let service = router.clone().map_request(move |mut request: axum::http::Request<_>| {
-            request.extensions_mut().insert(peer);
+            request.extensions_mut().insert(peer.clone());
             request
         });
-        let connection = http.serve_connection(TokioIo::new(stream), TowerToHyperService::new(service));
+        let connection = http.serve_connection(TokioIo::new(wire), TowerToHyperService::new(service));
         let connection = connections.watch(connection);
         tokio::spawn(async move {
-            // A client that breaks off, or sends what is not HTTP, has been answered by hyper; nothing is left to do.
+            // A client that breaks off, takes nothing or sends what is not HTTP has been answered; nothing is left to do.
             let _ = connection.await;
             drop(place);
         });
     }
     // hyper would close a connection whose request is on its way but not read yet, as if it were idle: give those a moment.
-    let all = u32::try_from(CONNECTIONS).unwrap_or(u32::MAX);
-    let _ = tokio::time::timeout(LAST_REQUESTS, places.acquire_many(all)).await;
+    let _ = tokio::time::timeout(LAST_REQUESTS, places.all_free()).await;
     connections.shutdown().await;
 }
 
-fn peer_of(stream: &UnixStream) -> Peer {
-    Peer { uid: stream.peer_cred().ok().map(|credentials| credentials.uid()) }
+fn no_place(share: usize) -> ApiError {
+    let text = format!("this user already has its share of {share} connections, or all are in use; close some");
+    ApiError::unavailable("TOO_MANY_CONNECTIONS", text)
 }
 
 async fn rest_after(error: &io::Error) {

@@ -2,17 +2,20 @@
 
 use std::time::Duration;
 
-use axum::Json;
 use axum::extract::State;
 use axum::http::StatusCode;
+use axum::{Extension, Json};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 use tokio::sync::broadcast::error::RecvError;
 use utoipa::{IntoParams, ToSchema};
 
-use super::body::{QueryString, VolumePath};
+use super::body::{QueryString, VolumePath, whole_in_query};
 use super::error::{ApiError, ErrorBody};
+use super::line;
+use super::serve::Peer;
+use super::shares::Place;
 use super::{Context, Ctx};
 use crate::device::DevNum;
 use crate::device::evidence::Evidence;
@@ -26,9 +29,7 @@ const WAIT_SECONDS: (u32, u32) = (60, 3600);
 /// A volume.
 #[derive(Serialize, ToSchema)]
 pub(super) struct VolumeView {
-    #[schema(value_type = String)]
     volume_id: VolumeId,
-    #[schema(value_type = String)]
     serial: Serial,
     vm_id: String,
     state: volume::State,
@@ -66,7 +67,6 @@ pub(super) struct ExportView {
 /// What ties the device to the volume.
 #[derive(Serialize, ToSchema)]
 struct EvidenceView {
-    #[schema(value_type = String)]
     serial: Serial,
     scheme: String,
     #[schema(value_type = String)]
@@ -137,6 +137,7 @@ impl VolumeView {
 #[serde(deny_unknown_fields)]
 pub(super) struct Filter {
     /// Only those in this state.
+    #[param(inline, value_type = Option<volume::State>)]
     state: Option<String>,
     /// Only those of this VM.
     vm_id: Option<String>,
@@ -175,25 +176,36 @@ pub(super) async fn list(
 #[serde(deny_unknown_fields)]
 pub(super) struct Wait {
     /// Answer as soon as the volume is in this state, like `ready`.
+    #[param(inline, value_type = Option<volume::State>)]
     wait: Option<String>,
     /// How long to wait for that, from 0 to 3600, by default 60.
+    #[param(minimum = 0, maximum = 3600)]
+    #[serde(default, deserialize_with = "whole_in_query")]
     timeout_seconds: Option<u32>,
 }
 
 /// Shows one volume, at once or as soon as it is in a state.
-#[utoipa::path(get, path = "/api/v1/volumes/{volume_id}", params(("volume_id" = String, Path), Wait), responses(
+#[utoipa::path(get, path = "/api/v1/volumes/{volume_id}", params(("volume_id" = VolumeId, Path), Wait), responses(
     (status = 200, body = VolumeView),
     (status = 404, body = ErrorBody),
     (status = 504, body = ErrorBody, description = "WAIT_TIMEOUT: it is not in that state yet; details say where it is")))]
 pub(super) async fn show(
     State(context): Ctx,
     VolumePath(volume): VolumePath,
+    Extension(peer): Extension<Peer>,
     QueryString(wait): QueryString<Wait>,
 ) -> Result<Json<VolumeView>, ApiError> {
+    let seconds = wait.timeout_seconds.unwrap_or(WAIT_SECONDS.0);
+    if seconds > WAIT_SECONDS.1 {
+        let text =
+            format!("timeout_seconds takes at most {}, not {seconds}; ask again when it is over", WAIT_SECONDS.1);
+        return Err(ApiError::bad_request("INVALID_QUERY", text));
+    }
     if let Some(state) = &wait.wait {
         let state = state_of(state)?;
-        let seconds = wait.timeout_seconds.unwrap_or(WAIT_SECONDS.0).min(WAIT_SECONDS.1);
-        let waited = tokio::time::timeout(Duration::from_secs(seconds.into()), reached(&context, volume, state)).await;
+        let limit = Duration::from_secs(seconds.into());
+        let waited = tokio::time::timeout(limit, reached(&context, &peer, volume, state));
+        let waited = line::while_there(peer.line.watch().as_ref(), waited).await.ok_or_else(ApiError::client_gone)?;
         if let Ok(reached) = waited {
             let mut view = reached?;
             view.timeline = Some(timeline(&context, volume).await?);
@@ -210,8 +222,13 @@ pub(super) async fn show(
 }
 
 /// The volume as it was when it was found in that state: a moment later it may be in another.
-async fn reached(context: &Context, volume: VolumeId, state: volume::State) -> Result<VolumeView, ApiError> {
-    let _permit = long_request(context)?;
+async fn reached(
+    context: &Context,
+    peer: &Peer,
+    volume: VolumeId,
+    state: volume::State,
+) -> Result<VolumeView, ApiError> {
+    let _place = long_request(context, peer)?;
     // Listen first, then look: nothing falls between.
     let mut events = context.inner.engine.events();
     loop {
@@ -233,11 +250,13 @@ async fn reached(context: &Context, volume: VolumeId, state: volume::State) -> R
 }
 
 /// A place among the requests that may stay open.
-pub(super) fn long_request(context: &Context) -> Result<tokio::sync::OwnedSemaphorePermit, ApiError> {
-    let permit = std::sync::Arc::clone(&context.inner.long_requests).try_acquire_owned();
-    permit.map_err(|_| {
-        let text = format!("{} requests already wait for events; close some", super::LONG_REQUESTS);
-        ApiError::unavailable("TOO_MANY_LISTENERS", text)
+pub(super) fn long_request(context: &Context, peer: &Peer) -> Result<Place, ApiError> {
+    let places = &context.inner.long_requests;
+    places.try_take(peer.uid).ok_or_else(|| {
+        let share = places.share(peer.uid);
+        let text =
+            format!("this user already has its share of {share} requests that wait for events, or all are in use");
+        ApiError::unavailable("TOO_MANY_LISTENERS", text + "; close some")
     })
 }
 

@@ -239,10 +239,8 @@ pub struct Event {
     #[schema(value_type = String, format = DateTime)]
     pub at: Timestamp,
     /// Which volume.
-    #[schema(value_type = String)]
     pub volume_id: VolumeId,
     /// Its serial.
-    #[schema(value_type = String)]
     pub serial: Serial,
     /// The name of the step.
     pub event: String,

@@ -41,12 +41,19 @@ impl Reply {
 #[derive(Debug, Clone)]
 pub struct Api {
     socket: PathBuf,
+    user: Option<u32>,
 }
 
 impl Api {
     /// A client for this socket.
     pub fn new(socket: impl Into<PathBuf>) -> Api {
-        Api { socket: socket.into() }
+        Api { socket: socket.into(), user: None }
+    }
+
+    /// The same, used by another user, who is in attachd's group.
+    #[must_use]
+    pub fn by(&self, uid: u32) -> Api {
+        Api { user: Some(uid), ..self.clone() }
     }
 
     /// The socket's path.
@@ -95,7 +102,15 @@ impl Api {
     /// An open connection, for half-sent requests.
     pub fn connect(&self, limit: Duration) -> Result<UnixStream> {
         let at = || format!("connecting to {}", self.socket.display());
-        let stream = UnixStream::connect(&self.socket).with_context(at)?;
+        let connect = || UnixStream::connect(&self.socket).with_context(at);
+        let stream = match self.user {
+            None => connect()?,
+            // The socket remembers who has connected it; a thread of its own can be somebody else.
+            Some(uid) => std::thread::scope(|scope| {
+                let connected = scope.spawn(|| crate::people::become_user(uid).and_then(|()| connect())).join();
+                connected.map_err(|_| anyhow::anyhow!("the thread that connects has panicked"))?
+            })?,
+        };
         stream.set_read_timeout(Some(limit))?;
         stream.set_write_timeout(Some(limit))?;
         Ok(stream)

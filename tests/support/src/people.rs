@@ -2,6 +2,7 @@
 //! in every lab and on the host.
 
 use anyhow::{Context, Result};
+use rustix::thread::{Gid, Uid, set_thread_groups, set_thread_res_gid, set_thread_res_uid};
 use std::fs;
 
 /// A user with a group of the same name and number.
@@ -38,6 +39,14 @@ fn rewrite(path: &str, line: impl Fn(Person) -> String) -> Result<()> {
 
 fn is_named(line: &str, person: Person) -> bool {
     line.split(':').next() == Some(person.name)
+}
+
+/// Makes the calling thread another user, for good, with attachd's group and no other.
+pub(crate) fn become_user(uid: u32) -> Result<()> {
+    let (uid, gid) = (Uid::from_raw(uid), Gid::from_raw(ATTACHD.id));
+    set_thread_groups(&[])?;
+    set_thread_res_gid(gid, gid, gid)?;
+    Ok(set_thread_res_uid(uid, uid, uid)?)
 }
 
 /// The command line that runs a program as `person`: that group only, no capabilities, no way to get any back.

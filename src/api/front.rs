@@ -1,0 +1,151 @@
+//! What every request passes before its handler: its body is taken in whole, and it has its user's place among those that
+//! cost something.
+
+use std::time::Duration;
+
+use axum::body::{Body, Bytes};
+use axum::extract::{Extension, Request, State};
+use axum::http::{HeaderValue, Method, StatusCode, header};
+use axum::middleware::Next;
+use axum::response::{IntoResponse, Response};
+use futures_util::StreamExt;
+use serde_json::json;
+use tokio::time::{Instant, timeout, timeout_at};
+
+use super::Ctx;
+use super::error::ApiError;
+use super::serve::Peer;
+use super::shares::Place;
+
+/// No request needs more.
+const LONGEST_BODY: usize = 64 * 1024;
+
+/// A body that is longer than that is read away up to here, so that its client hears the refusal and not a broken pipe.
+const LONGEST_READ_AWAY: u64 = 16 * 1024 * 1024;
+
+/// A body that is still not complete after this is given up.
+const BODY_LIMIT: Duration = Duration::from_secs(10);
+
+/// How long a request waits for a place, when its user's are all in use: longer than it takes to cut who takes nothing.
+const PLACE_LIMIT: Duration = Duration::from_secs(15);
+
+/// Takes the body in before anything is answered, whether or not the handler wants it.
+pub(super) async fn take_in(request: Request, next: Next) -> Response {
+    let (head, body) = request.into_parts();
+    // It sends nothing before it is told to.
+    let waits = head.headers.contains_key(header::EXPECT);
+    match read(body, waits).await {
+        Ok(bytes) => next.run(Request::from_parts(head, Body::from(bytes))).await,
+        Err(refusal) => {
+            // What is left of the body cannot be told from a next request.
+            let mut response = refusal.into_response();
+            response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+            response
+        }
+    }
+}
+
+async fn read(body: Body, waits: bool) -> Result<Bytes, ApiError> {
+    use axum::body::HttpBody;
+    let announced = body.size_hint().lower();
+    let too_long = announced > LONGEST_BODY as u64;
+    if announced > LONGEST_READ_AWAY || (waits && too_long) {
+        return Err(too_large());
+    }
+    let (mut pieces, mut kept, mut length) = (body.into_data_stream(), Vec::new(), 0_u64);
+    let deadline = Instant::now() + BODY_LIMIT;
+    loop {
+        let piece = timeout_at(deadline, pieces.next()).await;
+        match piece.map_err(|_| too_slow())? {
+            Some(Ok(piece)) => {
+                length += piece.len() as u64;
+                if length <= LONGEST_BODY as u64 {
+                    kept.extend_from_slice(&piece);
+                } else if length > LONGEST_READ_AWAY {
+                    return Err(too_large());
+                }
+            }
+            Some(Err(error)) => {
+                let text = format!("the body cannot be read: {error}");
+                return Err(ApiError::bad_request("BAD_BODY", text));
+            }
+            None if length > LONGEST_BODY as u64 => return Err(too_large()),
+            None => return Ok(kept.into()),
+        }
+    }
+}
+
+fn too_large() -> ApiError {
+    let text = format!("the body is too long; at most {LONGEST_BODY} bytes are taken");
+    ApiError::new(StatusCode::PAYLOAD_TOO_LARGE, "BODY_TOO_LARGE", text, json!({ "limit": LONGEST_BODY }))
+}
+
+fn too_slow() -> ApiError {
+    let text = format!("the body was not complete after {} s", BODY_LIMIT.as_secs());
+    ApiError::new(StatusCode::REQUEST_TIMEOUT, "BODY_TOO_SLOW", text, json!({}))
+}
+
+/// What changes something has one of its user's places until it is done, also when its client does not wait for that.
+pub(super) async fn change(
+    State(context): Ctx,
+    Extension(peer): Extension<Peer>,
+    request: Request,
+    next: Next,
+) -> Response {
+    if request.method() == Method::GET || request.method() == Method::HEAD {
+        return next.run(request).await;
+    }
+    let Ok(place) = timeout(PLACE_LIMIT, context.inner.changes.take(peer.uid)).await else {
+        return no_place("changes").into_response();
+    };
+    let done = tokio::spawn(async move {
+        let response = next.run(request).await;
+        drop(place);
+        response
+    });
+    done.await.unwrap_or_else(|error| {
+        ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, "FAILED", format!("the request failed: {error}"), json!({}))
+            .into_response()
+    })
+}
+
+/// A list is as long as what is listed. It has one of its user's places until its client has taken it, so that answers that
+/// nobody takes do not fill the memory.
+pub(super) async fn list(
+    State(context): Ctx,
+    Extension(peer): Extension<Peer>,
+    request: Request,
+    next: Next,
+) -> Response {
+    if request.method() != Method::GET {
+        return next.run(request).await;
+    }
+    let Ok(Some(place)) = timeout(PLACE_LIMIT, context.inner.lists.take(peer.uid)).await else {
+        return no_place("lists").into_response();
+    };
+    let (head, body) = next.run(request).await.into_parts();
+    match axum::body::to_bytes(body, usize::MAX).await {
+        Ok(bytes) => Response::from_parts(head, Body::from(Bytes::from_owner(Kept { bytes, _place: place }))),
+        Err(error) => ApiError::unavailable("FAILED", format!("the list broke off: {error}")).into_response(),
+    }
+}
+
+/// An answer on its way to its client: hyper lets go of it when the last byte is written.
+struct Kept {
+    bytes: Bytes,
+    _place: Place,
+}
+
+impl AsRef<[u8]> for Kept {
+    fn as_ref(&self) -> &[u8] {
+        &self.bytes
+    }
+}
+
+fn no_place(what: &str) -> ApiError {
+    let text = format!(
+        "this user's share of {what} under way was in use for {} s (answers that are not read count); ask again",
+        PLACE_LIMIT.as_secs()
+    );
+    ApiError::unavailable("TOO_MANY_REQUESTS", text)
+}

@@ -1,0 +1,235 @@
+//! What a client of the API may take: one that reads nothing, sends too much, hangs up or comes in great numbers takes
+//! nothing from the others.
+#![allow(clippy::unwrap_used, reason = "a test's panic is its failure")]
+
+mod common;
+
+use std::fs;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::os::unix::net::UnixStream;
+use std::time::Instant;
+
+use common::*;
+use lab::{Api, Attachd, Volume};
+use serde_json::{Value, json};
+
+/// Two users who are neither root nor the daemon.
+const SOMEBODY: u32 = 60_001;
+const SOMEBODY_ELSE: u32 = 60_002;
+
+/// A user's connections, and its requests that wait.
+const CONNECTIONS: usize = 128;
+const WAITING: usize = 64;
+
+fn resident_kib(attachd: &Attachd) -> usize {
+    let status = fs::read_to_string(format!("/proc/{}/status", attachd.pid().unwrap())).unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
+    line.split_whitespace().next().unwrap().parse().unwrap()
+}
+
+/// Sends a request and reads nothing.
+fn ask(api: &Api, method: &str, path: &str) -> UnixStream {
+    let mut stream = api.connect(SOON).unwrap();
+    write!(stream, "{method} {path} HTTP/1.1\r\nHost: x\r\n\r\n").unwrap();
+    stream
+}
+
+/// What comes until the daemon hangs up.
+fn rest_of(mut stream: UnixStream) -> Vec<u8> {
+    let mut answer = Vec::new();
+    let _ = stream.read_to_end(&mut answer);
+    answer
+}
+
+/// Status, and code of the refusal.
+fn refusal(answer: &[u8]) -> (String, Value) {
+    let text = String::from_utf8_lossy(answer);
+    let (head, body) = text.split_once("\r\n\r\n").unwrap_or((&text, ""));
+    let status = head.split(' ').nth(1).unwrap_or_default().to_owned();
+    (status, serde_json::from_str::<Value>(body).unwrap_or_default()["code"].clone())
+}
+
+/// Many intents, so that a list of them is long.
+fn fill(api: &Api, count: usize) {
+    std::thread::scope(|scope| {
+        for _ in 0..8 {
+            scope.spawn(|| (0..count / 8).for_each(|_| drop(intend(api, &Volume::random()))));
+        }
+    });
+}
+
+/// Invariant 15: answers that are not taken cost little memory, and time of their own user only.
+#[test]
+fn readers_that_never_read_keep_nobody_else_waiting_and_are_cut() {
+    let (_lab, attachd, api) = up();
+    fill(&api, 2000);
+    let length = api.get("/api/v1/volumes").unwrap().text.len();
+    let before = resident_kib(&attachd);
+    let deaf: Vec<_> = (0..CONNECTIONS).map(|_| ask(&api.by(SOMEBODY), "GET", "/api/v1/volumes")).collect();
+    let begun = Instant::now();
+    // Two answers are offered, which is this user's share; both are longer than what the kernel keeps for a reader.
+    for path in ["/api/v1/health", "/api/v1/volumes", "/api/v1/volumes"] {
+        api.get(path).unwrap().expect(200).unwrap();
+        api.by(SOMEBODY_ELSE).get(path).unwrap().expect(200).unwrap();
+    }
+    let volume = Volume::random();
+    intend(&api.by(SOMEBODY_ELSE), &volume);
+    let (took, grown) = (begun.elapsed(), resident_kib(&attachd) - before);
+    println!("a list of {length} bytes; others were answered in {took:.1?}; memory grew by {grown} KiB");
+    assert!(took.as_secs() < 8, "before the first was cut: {took:?}");
+    assert!(
+        grown < CONNECTIONS * length / 1024 / 4,
+        "{grown} KiB, and all the answers have {} KiB",
+        CONNECTIONS * length / 1024
+    );
+    // The third is served when one of the first two is cut, and they cannot be cut if they are read.
+    let mut deaf = deaf.into_iter();
+    let (first, second, mut third) = (deaf.next().unwrap(), deaf.next().unwrap(), deaf.next().unwrap());
+    let mut status = [0; 12];
+    third.read_exact(&mut status).unwrap();
+    assert_eq!(&status, b"HTTP/1.1 200");
+    let [first, second] = [first, second].map(|stream| rest_of(stream).len());
+    println!("after {:.1?}, cut after {first} and {second} bytes", begun.elapsed());
+    assert!(first < length, "the control: there was an answer that nobody took");
+}
+
+#[test]
+fn a_user_with_its_share_of_connections_is_told_so_and_others_are_served() {
+    let (_lab, _attachd, api) = up();
+    let somebody = api.by(SOMEBODY);
+    let idle: Vec<_> = (0..CONNECTIONS).map(|_| somebody.connect(SOON).unwrap()).collect();
+    let refused = somebody.get("/api/v1/health").unwrap();
+    assert_eq!((refused.status, &refused.json["code"]), (503, &json!("TOO_MANY_CONNECTIONS")), "{}", refused.text);
+    assert_eq!(refused.header("retry-after"), Some("1"));
+    for other in [&api, &api.by(SOMEBODY_ELSE)] {
+        other.get("/api/v1/health").unwrap().expect(200).unwrap();
+    }
+    drop(idle);
+    let begun = Instant::now();
+    while somebody.get("/api/v1/health").unwrap().status != 200 {
+        assert!(begun.elapsed() < SOON, "its places are free again");
+    }
+}
+
+#[test]
+fn a_user_with_its_share_of_waiting_requests_leaves_places_for_others() {
+    let (_lab, _attachd, api) = up();
+    let somebody = api.by(SOMEBODY);
+    let _listening: Vec<_> = (0..WAITING).map(|_| somebody.events().unwrap()).collect();
+    let refused = somebody.get("/api/v1/events").unwrap();
+    assert_eq!((refused.status, &refused.json["code"]), (503, &json!("TOO_MANY_LISTENERS")));
+    somebody.get("/api/v1/health").unwrap().expect(200).unwrap();
+    let _other = api.by(SOMEBODY_ELSE).events().unwrap();
+    let _root = api.events().unwrap();
+}
+
+/// hyper sees the end of a connection only behind everything that was sent before it.
+#[test]
+fn a_client_that_waits_and_hangs_up_gives_its_place_back_whatever_it_has_sent() {
+    let (lab, _attachd, api) = up();
+    let volume = lab.volume();
+    intend(&api, &volume);
+    let somebody = api.by(SOMEBODY);
+    for path in [&format!("/api/v1/volumes/{}?wait=ready&timeout_seconds=3600", volume.id), "/api/v1/events"] {
+        let waiting: Vec<_> = (0..WAITING)
+            .map(|_| {
+                let mut stream = ask(&somebody, "GET", path);
+                stream.write_all(b"GET /api/v1/health HTTP/1.1\r\nHost: x\r\n\r\n").unwrap();
+                stream
+            })
+            .collect();
+        // Connections are taken in order: those before this one are inside.
+        assert_eq!(somebody.get("/api/v1/events").unwrap().status, 503, "the control: its share is used up");
+        drop(waiting);
+        let begun = Instant::now();
+        while somebody.events().is_err() {
+            assert!(begun.elapsed() < SOON, "{path}: the places are not given back");
+        }
+    }
+}
+
+/// Sends a request with a body, whole, and only then reads. None of it may fail.
+fn sent_whole(api: &Api, request: &str, body: &[u8]) -> (String, Value) {
+    let mut stream = api.connect(SOON).unwrap();
+    write!(stream, "{request} HTTP/1.1\r\nHost: x\r\nContent-Length: {}\r\nConnection: close\r\n\r\n", body.len())
+        .unwrap();
+    stream.write_all(body).unwrap_or_else(|error| panic!("{request}: {error}"));
+    refusal(&rest_of(stream))
+}
+
+#[test]
+fn who_sends_a_long_body_hears_the_refusal_and_not_a_broken_pipe() {
+    let (lab, attachd, api) = up();
+    let id = lab.volume().id;
+    let before = resident_kib(&attachd);
+    let long = vec![b' '; 10 << 20];
+    for (request, status, code) in [
+        ("POST /api/v1/intents", "413", "BODY_TOO_LARGE"),
+        ("POST /api/v1/nothing", "413", "BODY_TOO_LARGE"),
+        (&format!("DELETE /api/v1/intents/{id}"), "413", "BODY_TOO_LARGE"),
+    ] {
+        assert_eq!(sent_whole(&api, request, &long), (status.to_owned(), json!(code)), "{request}");
+    }
+    assert!(resident_kib(&attachd) - before < 5 * 1024, "none of it is kept");
+    // The longest body that is taken at all; nobody here wants it.
+    for (request, status, code) in [
+        ("POST /api/v1/nothing", "404", "NO_SUCH_ROUTE"),
+        ("PUT /api/v1/intents", "405", "METHOD_NOT_ALLOWED"),
+        ("DELETE /api/v1/intents/vol-1", "400", "NOT_A_VOLUME_ID"),
+        (&format!("DELETE /api/v1/intents/{id}"), "404", "NO_SUCH_INTENT"),
+    ] {
+        assert_eq!(sent_whole(&api, request, &long[..64 * 1024]), (status.to_owned(), json!(code)), "{request}");
+    }
+    // A client that says first how much it has is told before it sends anything.
+    let mut stream = api.connect(SOON).unwrap();
+    write!(
+        stream,
+        "POST /api/v1/intents HTTP/1.1\r\nHost: x\r\nContent-Length: {}\r\nExpect: 100-continue\r\n\r\n",
+        1 << 20
+    )
+    .unwrap();
+    assert_eq!(refusal(&rest_of(stream)), ("413".to_owned(), json!("BODY_TOO_LARGE")));
+}
+
+#[test]
+fn a_body_that_nobody_wants_is_not_taken_for_the_next_request() {
+    let (_lab, _attachd, api) = up();
+    let mut stream = api.connect(SOON).unwrap();
+    let inner = "GET /api/v1/intents HTTP/1.1\r\nHost: x\r\n\r\n";
+    write!(stream, "PUT /api/v1/volumes HTTP/1.1\r\nHost: x\r\nContent-Length: {}\r\n\r\n{inner}", inner.len())
+        .unwrap();
+    write!(stream, "GET /api/v1/health HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").unwrap();
+    let answers = String::from_utf8(rest_of(stream)).unwrap();
+    let statuses: Vec<&str> = answers.split("HTTP/1.1 ").skip(1).map(|answer| &answer[..3]).collect();
+    assert_eq!(statuses, ["405", "200"], "{answers}");
+    assert!(answers.contains("\"resync\""), "the second is health's: {answers}");
+}
+
+#[test]
+fn what_the_parser_of_http_refuses_has_a_code_and_a_sentence_as_everything_else() {
+    let (_lab, _attachd, api) = up();
+    let ok = "GET /api/v1/health HTTP/1.1\r\nHost: x\r\n";
+    for (request, status, code) in [
+        ("\x16\x03\x01\x02\r\n\r\n".to_owned(), "400", "BAD_HTTP"),
+        (format!("{ok}X : a\r\n\r\n"), "400", "BAD_HTTP"),
+        (format!("{ok}X: {}\r\n\r\n", "x".repeat(100_000)), "431", "HEAD_TOO_LARGE"),
+        (format!("{ok}{}\r\n", "X-A: b\r\n".repeat(200)), "431", "HEAD_TOO_LARGE"),
+        // After an answer on the same connection, too.
+        (format!("{ok}\r\n{ok}X : a\r\n\r\n"), "200", ""),
+    ] {
+        let answers = api.raw(request.as_bytes(), SOON).unwrap();
+        let shown = String::from_utf8_lossy(&answers);
+        let last = shown.rfind("HTTP/1.1 ").map(|at| &answers[at..]).unwrap_or_default();
+        if code.is_empty() {
+            assert!(shown.starts_with("HTTP/1.1 200"), "{shown}");
+            assert_eq!(refusal(last), ("400".to_owned(), json!("BAD_HTTP")), "{shown}");
+        } else {
+            assert_eq!(refusal(last), (status.to_owned(), json!(code)), "{shown}");
+        }
+    }
+    // Two requests that are right: what is written is left as it is.
+    let mut stream = BufReader::new(ask(&api, "GET", "/api/v1/health"));
+    let mut line = String::new();
+    stream.read_line(&mut line).unwrap();
+    assert_eq!(line, "HTTP/1.1 200 OK\r\n");
+}
