@@ -1,118 +1,334 @@
 //! Claims: one file per wanted serial, which udev's rules test for. Derived from the store; written anew at start.
+//!
+//! Only what is a claim by name and by kind (a file of attachd's with no second name) is ever written or removed.
 
-use std::collections::HashSet;
-use std::fs::{self, File};
+use std::collections::{BTreeMap, HashSet};
+use std::fs::File;
 use std::io::{self, Write};
+use std::os::fd::OwnedFd;
 use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use rustix::fs::{AtFlags, Dir, Mode, OFlags};
+use rustix::io::Errno;
 
 use crate::effect;
+use crate::folder::{Folder, Names};
 use crate::identity::{Serial, VolumeId};
+use crate::place::Found;
 
-/// The folder of claims.
+/// The folder of claims. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct Claims {
-    path: PathBuf,
+    folder: Folder,
+    /// Serials that were added or removed since the restoration under way began; `None`: none is.
+    touched: Arc<Mutex<Option<HashSet<Serial>>>>,
+}
+
+/// Puts the folder right, by what was wanted when it was begun. What is added or removed meanwhile is left as it is.
+#[derive(Debug)]
+pub struct Restoration {
+    claims: Claims,
+    wanted: Vec<VolumeId>,
+    under_way: Vec<VolumeId>,
+}
+
+/// What putting the claims right came to.
+#[derive(Debug, Default, Clone, PartialEq, Eq)]
+pub struct Restored {
+    /// Serials whose claim was missing and is written.
+    pub written: Names,
+    /// Claims that belonged to no intent and are removed.
+    pub removed: Names,
+    /// What is in the folder and no claim of attachd's: left alone.
+    pub foreign: Names,
+    /// Wanted serials that could not be claimed, because something else has the name.
+    pub blocked: Names,
 }
 
 impl Claims {
-    /// The folder at this path, made when it is missing.
-    pub fn open(path: PathBuf) -> io::Result<Self> {
-        fs::create_dir_all(&path)?;
-        Ok(Self { path })
+    /// The folder at this path. Nothing is read yet.
+    pub fn new(path: PathBuf) -> Self {
+        Self { folder: Folder::new(path), touched: Arc::default() }
+    }
+
+    /// The folder.
+    pub fn folder(&self) -> &Folder {
+        &self.folder
     }
 
     /// Claims a volume's serial. Durable when this returns: the file and its folder are synced.
     pub fn add(&self, volume: VolumeId) -> io::Result<()> {
+        self.touch(volume.serial());
         effect::at("claim.write", || {
-            self.write(volume)?.sync_all()?;
-            self.sync()
+            let folder = self.folder.open()?;
+            self.write(&folder, volume)?.sync_all()?;
+            Ok(rustix::fs::fsync(&*folder)?)
         })
     }
 
-    fn write(&self, volume: VolumeId) -> io::Result<File> {
-        let mut file = File::create(self.path.join(volume.serial().as_str()))?;
-        writeln!(file, "{volume}")?;
+    fn write(&self, folder: &Arc<OwnedFd>, volume: VolumeId) -> io::Result<File> {
+        let serial = volume.serial();
+        let open = |how| {
+            let flags = OFlags::WRONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC | how;
+            rustix::fs::openat(&**folder, serial.as_str(), flags, Mode::from_raw_mode(0o600))
+        };
+        let file = match open(OFlags::CREATE | OFlags::EXCL) {
+            Err(Errno::EXIST) => {
+                self.is_claim(&Found::below(&**folder, serial.as_str())?, serial)?;
+                let file = open(OFlags::empty())?;
+                // What was opened may be another one than what was found.
+                self.is_claim(&Found::open(&file)?, serial)?;
+                file
+            }
+            file => file?,
+        };
+        let mut file = File::from(file);
+        let text = format!("{volume}\n");
+        file.write_all(text.as_bytes())?;
+        file.set_len(text.len() as u64)?;
         Ok(file)
+    }
+
+    /// What has a claim's name is one, and attachd's.
+    fn is_claim(&self, found: &Found, serial: Serial) -> io::Result<()> {
+        found.is_file_of(Some(self.folder.owner())).map_err(|why| {
+            let place = self.folder.path().join(serial.as_str());
+            let why = format!("{} is no claim of attachd's: {why}; move it away", place.display());
+            io::Error::new(io::ErrorKind::AlreadyExists, why)
+        })
     }
 
     /// Ends a claim, durably. Ending it again changes nothing.
     pub fn remove(&self, serial: Serial) -> io::Result<()> {
-        effect::at("claim.remove", || match fs::remove_file(self.path.join(serial.as_str())) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-            Err(error) => Err(error),
-            Ok(()) => self.sync(),
+        self.touch(serial);
+        effect::at("claim.remove", || {
+            let folder = match self.folder.open() {
+                // Where there is no folder, nothing is claimed.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+                folder => folder?,
+            };
+            match Found::below(&*folder, serial.as_str()) {
+                Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+                found => self.is_claim(&found?, serial)?,
+            }
+            match rustix::fs::unlinkat(&*folder, serial.as_str(), AtFlags::empty()) {
+                Err(Errno::NOENT) => Ok(()),
+                Err(error) => Err(error.into()),
+                Ok(()) => Ok(rustix::fs::fsync(&*folder)?),
+            }
         })
     }
 
-    /// Makes the folder hold the claims of the wanted volumes and no others, those apart that are just being made or
-    /// removed; says which files were in the way or missing.
-    pub fn restore(
-        &self,
-        wanted: impl Iterator<Item = VolumeId>,
-        under_way: impl Iterator<Item = VolumeId>,
-    ) -> io::Result<Vec<String>> {
-        let mut present = HashSet::new();
-        for entry in fs::read_dir(&self.path)? {
-            present.insert(entry?.file_name());
+    fn touch(&self, serial: Serial) {
+        if let Some(touched) = self.touched().as_mut() {
+            touched.insert(serial);
         }
-        for volume in under_way {
-            present.remove(std::ffi::OsStr::new(volume.serial().as_str()));
-        }
-        let mut repaired = Vec::new();
-        for volume in wanted {
-            if !present.remove(std::ffi::OsStr::new(volume.serial().as_str())) {
-                self.write(volume)?;
-                repaired.push(format!("{} was missing", volume.serial()));
-            }
-        }
-        for name in present {
-            match fs::remove_file(self.path.join(&name)) {
-                // Nobody's claim, but no reason to stay away either.
-                Err(error) if error.kind() == io::ErrorKind::IsADirectory => {
-                    tracing::error!("{} in the folder of claims is a folder: remove it", name.to_string_lossy());
-                }
-                result => {
-                    result?;
-                    repaired.push(format!("{} belonged to no intent", name.to_string_lossy()));
-                }
-            }
-        }
-        if !repaired.is_empty() {
-            // One sync for all: there may be thousands.
-            rustix::fs::syncfs(File::open(&self.path)?)?;
-        }
-        Ok(repaired)
     }
 
-    fn sync(&self) -> io::Result<()> {
-        File::open(&self.path)?.sync_all()
+    fn touched(&self) -> MutexGuard<'_, Option<HashSet<Serial>>> {
+        self.touched.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Begins to make the folder hold the claims of the wanted volumes and no others of attachd's, those apart that are just
+    /// being made or removed. One at a time.
+    pub fn restoration(&self, wanted: Vec<VolumeId>, under_way: Vec<VolumeId>) -> Restoration {
+        *self.touched() = Some(HashSet::new());
+        Restoration { claims: self.clone(), wanted, under_way }
+    }
+
+    /// Does `work` unless the serial's claim was touched meanwhile, and keeps it from being so until that is done.
+    fn unless_touched(&self, serial: Serial, work: impl FnOnce() -> io::Result<()>) -> io::Result<()> {
+        let touched = self.touched();
+        if touched.as_ref().is_some_and(|touched| touched.contains(&serial)) { Ok(()) } else { work() }
+    }
+}
+
+impl Drop for Restoration {
+    fn drop(&mut self) {
+        *self.claims.touched() = None;
+    }
+}
+
+impl Restoration {
+    /// Does it. Makes the folder itself where it is missing. May take long.
+    pub fn run(&self) -> io::Result<Restored> {
+        let claims = &self.claims;
+        let folder = claims.folder.open_or_make()?;
+        let mut missing: BTreeMap<Serial, VolumeId> =
+            self.wanted.iter().map(|volume| (volume.serial(), *volume)).collect();
+        let under_way: HashSet<Serial> = self.under_way.iter().map(VolumeId::serial).collect();
+        let mut restored = Restored::default();
+        let mut unwanted = Vec::new();
+        for entry in Dir::read_from(&*folder)? {
+            let entry = entry?;
+            let name = entry.file_name();
+            if matches!(name.to_bytes(), b"." | b"..") {
+                continue;
+            }
+            let serial = name.to_str().ok().and_then(|name| name.parse::<Serial>().ok());
+            let found = match Found::below(&*folder, name) {
+                // It has gone meanwhile.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+                found => found?,
+            };
+            let claim = serial.filter(|serial| claims.is_claim(&found, *serial).is_ok());
+            match claim {
+                Some(serial) if missing.remove(&serial).is_some() || under_way.contains(&serial) => {}
+                Some(serial) => unwanted.push(serial),
+                None => {
+                    restored.foreign.add(name.to_string_lossy().into_owned());
+                    if serial.and_then(|serial| missing.remove(&serial)).is_some() {
+                        restored.blocked.add(name.to_string_lossy().into_owned());
+                    }
+                }
+            }
+        }
+        for serial in unwanted {
+            claims.unless_touched(serial, || {
+                match rustix::fs::unlinkat(&*folder, serial.as_str(), AtFlags::empty()) {
+                    Ok(()) => restored.removed.add(serial.to_string()),
+                    Err(Errno::NOENT) => {}
+                    Err(error) => return Err(error.into()),
+                }
+                Ok(())
+            })?;
+        }
+        for (serial, volume) in missing.into_iter().filter(|(serial, _)| !under_way.contains(serial)) {
+            claims.unless_touched(serial, || {
+                claims.write(&folder, volume)?;
+                restored.written.add(serial.to_string());
+                Ok(())
+            })?;
+        }
+        if !(restored.written.is_empty() && restored.removed.is_empty()) {
+            // One sync for all: there may be thousands.
+            rustix::fs::syncfs(&*folder)?;
+        }
+        Ok(restored)
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::fs;
+    use std::os::unix::fs::symlink;
+    use std::path::Path;
+
+    fn volumes<const N: usize>() -> [VolumeId; N] {
+        std::array::from_fn(|n| format!("{n:08}-1b59-4f62-97e8-cefffdfe3804").parse().unwrap())
+    }
+
+    fn claims() -> (tempfile::TempDir, Claims) {
+        let dir = tempfile::tempdir().unwrap();
+        let claims = Claims::new(dir.path().join("claims"));
+        restore(&claims, &[], &[]).unwrap();
+        (dir, claims)
+    }
+
+    fn restore(claims: &Claims, wanted: &[VolumeId], under_way: &[VolumeId]) -> io::Result<Restored> {
+        claims.restoration(wanted.to_vec(), under_way.to_vec()).run()
+    }
+
+    fn names(folder: &Path) -> Vec<String> {
+        let name = |entry: io::Result<fs::DirEntry>| entry.unwrap().file_name().into_string().unwrap();
+        let mut names: Vec<_> = fs::read_dir(folder).unwrap().map(name).collect();
+        names.sort();
+        names
+    }
 
     #[test]
     fn restoring_writes_what_is_missing_and_removes_what_nobody_wants() {
-        let dir = tempfile::tempdir().unwrap();
-        let claims = Claims::open(dir.path().join("claims")).unwrap();
-        let [kept, missing, going]: [VolumeId; 3] = ["b3bb9310", "00000001", "00000002"]
-            .map(|start| format!("{start}-1b59-4f62-97e8-cefffdfe3804").parse().unwrap());
-        claims.add(kept).unwrap();
-        claims.add(going).unwrap();
-        fs::write(dir.path().join("claims/by-hand"), "").unwrap();
-        let folder = dir.path().join("claims/folder");
-        fs::create_dir(&folder).unwrap();
-        let repaired = claims.restore([kept, missing].into_iter(), [going].into_iter()).unwrap();
-        assert_eq!(repaired.len(), 2, "{repaired:?}");
-        fs::remove_dir(&folder).unwrap();
-        let mut names: Vec<_> =
-            fs::read_dir(dir.path().join("claims")).unwrap().map(|e| e.unwrap().file_name()).collect();
-        names.sort();
-        let serials = [missing, going, kept].map(|volume| std::ffi::OsString::from(volume.serial().as_str()));
-        assert_eq!(names, serials);
-        claims.remove(kept.serial()).unwrap();
-        claims.remove(kept.serial()).unwrap();
+        let (_dir, claims) = claims();
+        let [kept, missing, going, unwanted] = volumes();
+        for volume in [kept, going, unwanted] {
+            claims.add(volume).unwrap();
+        }
+        let restored = restore(&claims, &[kept, missing], &[going]).unwrap();
+        assert_eq!(restored.written.to_string(), missing.serial().as_str());
+        assert_eq!(restored.removed.to_string(), unwanted.serial().as_str());
+        let mut left = [kept, missing, going].map(|volume| volume.serial().to_string());
+        left.sort();
+        assert_eq!(names(claims.folder().path()), left);
+        let again = restore(&claims, &[kept, missing], &[going]).unwrap();
+        assert_eq!(again, Restored::default(), "nothing is left to do");
+        for _ in 0..2 {
+            claims.remove(kept.serial()).unwrap();
+        }
+        fs::remove_dir_all(claims.folder().path()).unwrap();
+        assert_eq!(claims.add(kept).unwrap_err().kind(), io::ErrorKind::NotFound);
+        assert_eq!(restore(&claims, &[kept], &[]).unwrap().written.count(), 1, "the folder is made again");
+    }
+
+    /// Invariant 12: by name and by kind, or not at all.
+    #[test]
+    fn what_is_no_claim_by_name_and_kind_is_left_alone_and_told() {
+        let (dir, claims) = claims();
+        let folder = claims.folder().path().to_owned();
+        let [wanted, a_link, a_folder, hard_linked, gone] = volumes();
+        let letter = dir.path().join("letter");
+        fs::write(&letter, "to somebody").unwrap();
+        for name in ["attachd.db", "B3BB93101B594F6297E8", "b3bb93101b594f6297e80"] {
+            fs::write(folder.join(name), name).unwrap();
+        }
+        symlink(&letter, folder.join(a_link.serial().as_str())).unwrap();
+        fs::create_dir(folder.join(a_folder.serial().as_str())).unwrap();
+        fs::hard_link(&letter, folder.join(hard_linked.serial().as_str())).unwrap();
+        claims.add(gone).unwrap();
+        let before = names(&folder);
+
+        let restored = restore(&claims, &[wanted], &[]).unwrap();
+        assert_eq!(restored.removed.to_string(), gone.serial().as_str(), "the control: a claim nobody wants goes");
+        assert_eq!(restored.foreign.count(), 6, "{restored:?}");
+        let mut left = before.clone();
+        left.retain(|name| name != gone.serial().as_str());
+        left.push(wanted.serial().to_string());
+        left.sort();
+        assert_eq!(names(&folder), left);
+
+        // Wanted, and yet nothing is written through or into them.
+        for blocked in [a_link, a_folder, hard_linked] {
+            let refused = claims.add(blocked).unwrap_err();
+            assert_eq!(refused.kind(), io::ErrorKind::AlreadyExists, "{refused}");
+            assert!(claims.remove(blocked.serial()).is_err());
+        }
+        assert_eq!(restore(&claims, &[wanted, a_link, a_folder, hard_linked], &[]).unwrap().blocked.count(), 3);
+        assert_eq!(fs::read_to_string(&letter).unwrap(), "to somebody");
+        assert_eq!(names(&folder), left);
+    }
+
+    #[test]
+    fn a_folder_of_somebody_elses_is_neither_read_nor_written() {
+        let (dir, claims) = claims();
+        let [volume] = volumes();
+        let other = dir.path().join("other");
+        fs::rename(claims.folder().path(), &other).unwrap();
+        claims.folder().open().unwrap_err();
+        symlink(&other, claims.folder().path()).unwrap();
+        for refused in [claims.add(volume).unwrap_err(), restore(&claims, &[volume], &[]).unwrap_err()] {
+            assert!(refused.to_string().contains("is not attachd's: it is a link"), "{refused}");
+        }
+        assert!(claims.remove(volume.serial()).is_err());
+        assert!(names(&other).is_empty());
+    }
+
+    /// The engine goes on while it runs: an intent that is accepted meanwhile has a claim that was not wanted when it began.
+    #[test]
+    fn what_is_claimed_or_ended_while_the_folder_is_put_right_stays_so() {
+        let (_dir, claims) = claims();
+        let [new, ended, unwanted, missing] = volumes();
+        claims.add(unwanted).unwrap();
+        let restoration = claims.restoration(vec![ended, missing], Vec::new());
+        claims.add(new).unwrap();
+        claims.remove(ended.serial()).unwrap();
+        let restored = restoration.run().unwrap();
+        assert_eq!(restored.removed.to_string(), unwanted.serial().as_str(), "the control");
+        assert_eq!(restored.written.to_string(), missing.serial().as_str(), "the control");
+        let mut left = [new, missing].map(|volume| volume.serial().to_string());
+        left.sort();
+        assert_eq!(names(claims.folder().path()), left);
+        drop(restoration);
+        assert_eq!(restore(&claims, &[missing], &[]).unwrap().removed.to_string(), new.serial().as_str());
     }
 }

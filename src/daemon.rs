@@ -6,14 +6,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
-use rustix::fs::FlockOperation;
+use rustix::fs::{FlockOperation, OFlags};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 use tokio::task::LocalSet;
 
 use crate::accounts::id_of;
 use crate::api;
-use crate::claims::Claims;
+use crate::claims::{Claims, Restored};
 use crate::config::{self, ServerSettings, Settings};
 use crate::device::evidence::Ground;
 use crate::device::monitor::Monitor;
@@ -31,6 +31,7 @@ use crate::export::server::{Sign, Watch};
 use crate::export::tls::Tls;
 use crate::helper_client::HelperClient;
 use crate::identity::VolumeId;
+use crate::place::Found;
 use crate::store::Store;
 use crate::telemetry;
 use crate::volume::Record;
@@ -69,8 +70,8 @@ async fn serve(settings: Settings, config: &Path) -> anyhow::Result<()> {
     let monitor = Monitor::subscribe()?;
     let (store, store_task, records) =
         Store::open(&settings.store, settings.history_days, settings.listen.port()).await?;
-    let claims = restored_claims(&settings, &records)
-        .with_context(|| format!("cannot write the claims in {}", settings.claims.display()))?;
+    let claims = Claims::new(settings.claims.clone());
+    let restored = restored_claims(&claims, &records).await;
     let sign = sign(&settings.server);
     let watch_server = Watch::new(settings.pid_file.clone(), sign)?;
     let listener = api::Listener::open(&settings.socket)
@@ -91,7 +92,7 @@ async fn serve(settings: Settings, config: &Path) -> anyhow::Result<()> {
         vm_id: settings.vm_id.clone(),
         server: server.clone(),
     };
-    let (mut engine, handle) = Engine::new(ground, tools, records);
+    let (mut engine, handle) = Engine::new(ground, tools, records, &restored);
     engine.look_around().await.context("cannot read the list of disks")?;
     let (stop, stopping) = watch::channel(false);
     let mut engine = tokio::spawn(engine.run(stopped(stopping)));
@@ -179,13 +180,11 @@ fn sign(server: &ServerSettings) -> Sign {
     }
 }
 
-/// The claims are derived from the store: what was added or removed by hand is put right.
-fn restored_claims(settings: &Settings, records: &[Record]) -> std::io::Result<Claims> {
-    let claims = Claims::open(settings.claims.clone())?;
-    for claim in claims.restore(records.iter().map(|record| record.intent.volume), std::iter::empty())? {
-        tracing::warn!("the claim {claim}; repaired");
-    }
-    Ok(claims)
+/// The claims are derived from the store: what was added or removed by hand is put right. What cannot be is no reason to
+/// stay away: exports are to be revoked all the same.
+async fn restored_claims(claims: &Claims, records: &[Record]) -> std::io::Result<Restored> {
+    let restoration = claims.restoration(records.iter().map(|record| record.intent.volume).collect(), Vec::new());
+    tokio::task::spawn_blocking(move || restoration.run()).await?
 }
 
 async fn until_told_to_stop(handle: &Handle, config: &Path) -> anyhow::Result<()> {
@@ -218,9 +217,18 @@ async fn stopped(mut stopping: watch::Receiver<bool>) {
 /// One daemon for one store. Held until the process ends.
 fn lock(store: &Path) -> anyhow::Result<File> {
     let path = PathBuf::from(format!("{}.lock", store.display()));
-    let file = File::create(&path).with_context(|| format!("cannot create {}", path.display()))?;
+    let file = lock_file(&path).with_context(|| format!("cannot use {}", path.display()))?;
     match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
         Ok(()) => Ok(file),
         Err(_) => bail!("another attachd uses {}", store.display()),
     }
+}
+
+/// Nothing is written to it, whatever it is.
+fn lock_file(path: &Path) -> std::io::Result<File> {
+    let flags = OFlags::RDWR | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    let file = rustix::fs::openat(rustix::fs::CWD, path, flags, rustix::fs::Mode::from_raw_mode(0o600))?;
+    let owner = rustix::process::geteuid().as_raw();
+    Found::open(&file)?.is_file_of(Some(owner)).map_err(std::io::Error::other)?;
+    Ok(file.into())
 }

@@ -3,7 +3,8 @@
 //! In a release this compiles to the call itself. With the feature `kill-points`, used by the tests alone, each passage
 //! is appended to the file named by `ATTACHD_EFFECT_LOG`, and the process kills itself at the passage that
 //! `ATTACHD_KILL_AT` names (`before:link.make:1`, `after:commit.intent:2`), so that a test can enumerate the points
-//! of an undisturbed run and stop the daemon before and after each.
+//! of an undisturbed run and stop the daemon before and after each. At the points that `ATTACHD_PANIC_AT` names (several
+//! with commas between) the task panics, and so do the steps of the engine that it names (`step.record`).
 
 /// Runs an effect at its named point.
 pub fn at<T>(name: &'static str, effect: impl FnOnce() -> T) -> T {
@@ -25,8 +26,33 @@ pub async fn at_all<T>(names: &[&'static str], effect: impl Future<Output = T>) 
     result
 }
 
+/// A step of the engine begins.
+pub fn step(name: &str) {
+    panic_at(name);
+}
+
 #[cfg(not(feature = "kill-points"))]
 fn passage(_side: &str, _name: &str) {}
+
+#[cfg(not(feature = "kill-points"))]
+fn panic_at(_name: &str) {}
+
+/// Panics the first time that it comes by a name in `ATTACHD_PANIC_AT`.
+#[cfg(feature = "kill-points")]
+fn panic_at(name: &str) {
+    use std::collections::HashSet;
+    use std::sync::Mutex;
+
+    static DONE: Mutex<Option<HashSet<String>>> = Mutex::new(None);
+    let Ok(wanted) = std::env::var("ATTACHD_PANIC_AT") else { return };
+    if wanted.split(',').any(|wanted| wanted == name) {
+        let first = {
+            let mut done = DONE.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+            done.get_or_insert_default().insert(name.to_owned())
+        };
+        assert!(!first, "asked for by ATTACHD_PANIC_AT={name}");
+    }
+}
 
 #[cfg(feature = "kill-points")]
 fn passage(side: &str, name: &str) {
@@ -50,5 +76,8 @@ fn passage(side: &str, name: &str) {
     if std::env::var("ATTACHD_KILL_AT").is_ok_and(|wanted| wanted == point) {
         let me = rustix::process::getpid();
         let _ = rustix::process::kill_process(me, rustix::process::Signal::KILL);
+    }
+    if side == "before" {
+        panic_at(name);
     }
 }

@@ -31,6 +31,9 @@ pub enum HelperError {
     /// It does not answer.
     #[error("attachd-helper does not answer at {0}: {1}")]
     Silent(String, String),
+    /// Nobody waits for its answer any more.
+    #[error("the question to attachd-helper has no answer: {0}")]
+    Died(String),
     /// It answered that it will not.
     #[error("attachd-helper refused: {message} ({code})")]
     Refused {

@@ -10,7 +10,9 @@
 
 mod accounts;
 pub mod effect;
+pub mod folder;
 pub mod identity;
+pub mod place;
 mod procfs;
 mod readable;
 

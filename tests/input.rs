@@ -218,15 +218,6 @@ fn a_claim_that_cannot_be_written_takes_the_intent_back() {
 }
 
 #[test]
-fn a_folder_among_the_claims_is_said_and_keeps_nobody_from_starting() {
-    let (lab, mut attachd, _api) = up();
-    attachd.terminate().unwrap();
-    fs::create_dir("/var/lib/attachd/claims/folder").unwrap();
-    let attachd = start(&lab);
-    assert!(attachd.stderr_text().contains("folder in the folder of claims is a folder"), "{}", attachd.stderr_text());
-}
-
-#[test]
 fn who_waits_for_what_is_so_already_is_answered_while_the_daemon_stops() {
     let (lab, mut attachd, api) = up();
     let (volume, _disk) = served(&lab, &api);

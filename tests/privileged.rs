@@ -89,13 +89,13 @@ fn claims_changed_by_hand_and_host_disks_emptied_by_hand_are_put_right_by_a_resy
     let claims = std::path::Path::new("/var/lib/attachd/claims");
     std::fs::remove_file(claims.join(&volume.serial)).unwrap();
     let foreign = lab.volume().serial;
-    std::fs::write(claims.join(&foreign), "").unwrap();
+    lab.claim(&foreign).unwrap();
     std::fs::remove_dir_all("/etc/attachd/host-disks").unwrap();
     resync(&api);
     assert!(claims.join(&volume.serial).exists() && !claims.join(&foreign).exists());
     let said = attachd.stderr_text();
-    assert!(said.contains(&format!("{} was missing", volume.serial)), "{said}");
-    assert!(said.contains(&format!("{foreign} belonged to no intent")), "{said}");
+    assert!(said.contains(&format!("claims were missing: {}", volume.serial)), "{said}");
+    assert!(said.contains(&format!("claims belonged to no intent: {foreign}")), "{said}");
     let begun = std::time::Instant::now();
     while !std::path::Path::new("/etc/attachd/host-disks").is_dir() {
         assert!(begun.elapsed() < SOON);

@@ -138,6 +138,7 @@ impl From<Rejection> for ApiError {
             }
             Rejection::Leaving(_) => conflict("BEING_WITHDRAWN", json!({})),
             Rejection::NotDurable(_) => Self::unavailable("STORE_FAILED", text),
+            Rejection::NotClaimed(_) => Self::unavailable("CLAIMS_FOLDER", text),
         }
     }
 }

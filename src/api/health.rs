@@ -20,6 +20,7 @@ use crate::engine::udevd::Udevd;
 use crate::engine::world::{Resyncs, World};
 use crate::export::backend::Check;
 use crate::export::server::Server;
+use crate::folder::Names;
 use crate::store::{Pulse, StoreError};
 use crate::volume::State as VolumeState;
 
@@ -153,6 +154,9 @@ struct Seen {
     udevd: Udevd,
     resyncs: Resyncs,
     foreign: Vec<String>,
+    foreign_claims: Names,
+    /// Why the folder of claims is not what it has to be.
+    claims: Option<String>,
     /// Why exports that should be gone may still be there.
     stuck: Vec<String>,
     not_told: Option<NotTold>,
@@ -169,6 +173,8 @@ impl Seen {
             udevd: world.ear.udevd_is(),
             resyncs: world.resyncs.clone(),
             foreign: world.foreign_exports.clone(),
+            foreign_claims: world.claimed.foreign.clone(),
+            claims: world.claimed.failed.clone(),
             stuck: world.stuck_exports(),
             not_told: world.telling.failed.clone(),
             not_served: not_served(world),
@@ -278,6 +284,17 @@ fn problems(seen: &Seen, store: &StoreHealth, files: &Check, settings: &Settings
         let names = seen.foreign.join(", ");
         let message = format!("the NBD server's folders hold what attachd did not make: {names}");
         add("FOREIGN_EXPORTS", false, message, "The NBD server offers these unproven; remove them.");
+    }
+    if !seen.foreign_claims.is_empty() {
+        let (folder, names) = (settings.claims.display(), &seen.foreign_claims);
+        let message = format!("{folder} holds what is no claim of attachd's: {names}");
+        let hint = "It is left alone. Move it away: a file named like a serial marks that disk.";
+        add("FOREIGN_CLAIMS", false, message, hint);
+    }
+    if let Some(why) = &seen.claims {
+        let message = format!("the folder of claims is not what it has to be: {why}");
+        let hint = "Put it right (`systemd-tmpfiles --create` makes it): until then no intent is accepted. It heals by itself.";
+        add("CLAIMS_FOLDER", true, message, hint);
     }
     if let Some(first) = seen.stuck.first() {
         let message = format!("exports cannot be taken away ({}): {first}", seen.stuck.len());

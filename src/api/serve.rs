@@ -16,6 +16,7 @@ use tower::ServiceExt;
 use super::error::{self, ApiError};
 use super::line::{Line, Wire};
 use super::shares::Places;
+use crate::config;
 
 /// Connections at one time; one that has no place is told so.
 const CONNECTIONS: usize = 512;
@@ -66,11 +67,13 @@ impl Listener {
         Ok(Self { socket: UnixListener::from_std(socket)? })
     }
 
-    /// Binds the path, in place of a socket that a dead daemon left there. Mode 0660: the group may ask.
+    /// Binds the path, in place of a socket that a dead daemon left there, and of nothing else. Mode 0660: the group may ask.
     fn bind(path: &Path) -> io::Result<Self> {
-        use std::os::unix::fs::{FileTypeExt, PermissionsExt};
-        if std::fs::symlink_metadata(path).is_ok_and(|there| there.file_type().is_socket()) {
-            std::fs::remove_file(path)?;
+        use std::os::unix::fs::PermissionsExt;
+        match config::is_dead_socket_of(path, rustix::process::geteuid().as_raw()) {
+            Ok(()) => std::fs::remove_file(path)?,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err(error),
         }
         let socket = UnixListener::bind(path)?;
         std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o660))?;

@@ -3,7 +3,9 @@
 //! Here is the file as a whole; [`export`] reads the keys of the NBD server.
 
 mod export;
+mod places;
 
+use std::collections::HashMap;
 use std::fmt;
 use std::io::Write;
 use std::net::SocketAddr;
@@ -14,7 +16,9 @@ use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
 use crate::device::scheme::{self, Scheme};
+use crate::place;
 pub use export::{HostFacts, LINKS_FOLDER, SECTIONS_FOLDER, ServerSettings, TlsFiles, TlsKey, TlsSettings};
+pub use places::{STAGING_FOLDER, is_dead_socket_of};
 
 /// Where the configuration is unless another place is named.
 pub const DEFAULT_PATH: &str = "/etc/attachd/attachd.toml";
@@ -54,6 +58,16 @@ pub struct Settings {
     pub vm_id: String,
     /// `[history] days`: how long the timeline of a withdrawn volume is kept.
     pub history_days: u32,
+}
+
+impl Settings {
+    /// The links that are served, with either server.
+    pub fn links_folder(&self) -> &Path {
+        match self.server {
+            ServerSettings::Nbdkit => &self.exports,
+            ServerSettings::NbdServer { .. } => Path::new(LINKS_FOLDER),
+        }
+    }
 }
 
 impl Default for Settings {
@@ -110,21 +124,48 @@ impl fmt::Display for Invalid {
     }
 }
 
-/// Reads the file. A file that is not there counts as empty at the default place only.
+/// How much a configuration may be.
+const SIZE: u64 = 1 << 20;
+
+/// Reads the file, and looks at the places that it names. A file that is not there counts as empty at the default place only.
+///
+/// What is wrong with a place where attachd has things unless told otherwise keeps nobody from starting: exports are to be
+/// revoked all the same, and health says it.
 pub fn load(path: &Path) -> Result<Settings, Invalid> {
-    let whole = |message| Invalid { path: path.to_owned(), problems: vec![Problem { place: None, message }] };
-    let text = match std::fs::read_to_string(path) {
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound && path == Path::new(DEFAULT_PATH) => String::new(),
+    look(path, false)
+}
+
+/// The same, and nothing that is wrong is passed over.
+pub fn check(path: &Path) -> Result<Settings, Invalid> {
+    look(path, true)
+}
+
+fn look(path: &Path, everything: bool) -> Result<Settings, Invalid> {
+    let invalid = |problems| Invalid { path: path.to_owned(), problems };
+    let whole = |message| invalid(vec![Problem { place: None, message }]);
+    let bytes = match place::small_file_of_root(path, SIZE) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound && path == Path::new(DEFAULT_PATH) => Vec::new(),
         Err(error) => return Err(whole(format!("cannot be read: {error}"))),
-        Ok(text) => text,
+        Ok(bytes) => bytes,
     };
-    parse(&text, export::host_facts).map_err(|problems| Invalid { path: path.to_owned(), problems })
+    let text = String::from_utf8(bytes).map_err(|error| whole(format!("is not UTF-8: {error}")))?;
+    let (settings, offsets) = read(&text, export::host_facts).map_err(invalid)?;
+    let owner = if everything { places::daemons_user() } else { Some(rustix::process::geteuid().as_raw()) };
+    let wrong = places::wrong(&settings, owner);
+    let counts = |wrong: &places::Wrong| everything || !wrong.is_default;
+    let problem = |wrong: places::Wrong| {
+        let at = wrong.key.and_then(|key| offsets.get(&key));
+        Problem { place: at.map(|at| line_and_column(&text, *at)), message: wrong.why }
+    };
+    let mut problems: Vec<Problem> = wrong.into_iter().filter(counts).map(problem).collect();
+    problems.sort_by_key(|problem| problem.place);
+    if problems.is_empty() { Ok(settings) } else { Err(invalid(problems)) }
 }
 
 /// Checks the file, prints the result and returns the exit status: what `check-config` does in both programs.
 pub fn report(path: &Path) -> ExitCode {
     // Nobody reading the words changes nothing about the status.
-    match load(path) {
+    match check(path) {
         Ok(_) => {
             let _ = writeln!(std::io::stdout(), "{}: valid", path.display());
             ExitCode::SUCCESS
@@ -138,15 +179,22 @@ pub fn report(path: &Path) -> ExitCode {
 
 /// Checks a configuration text. The host is only asked about nbd-server when that is to serve.
 pub fn parse(text: &str, host: impl FnOnce() -> HostFacts) -> Result<Settings, Vec<Problem>> {
+    read(text, host).map(|(settings, _)| settings)
+}
+
+/// Where in the text each key's value is.
+type Offsets = HashMap<(&'static str, &'static str), usize>;
+
+fn read(text: &str, host: impl FnOnce() -> HostFacts) -> Result<(Settings, Offsets), Vec<Problem>> {
     let (root, errors) = DeTable::parse_recoverable(text);
     if !errors.is_empty() {
         let problem = |error: &toml::de::Error| Problem {
-            place: error.span().map(|span| place(text, span.start)),
+            place: error.span().map(|span| line_and_column(text, span.start)),
             message: error.message().to_owned(),
         };
         return Err(errors.iter().map(problem).collect());
     }
-    let mut file = File { text, root: root.into_inner(), problems: Vec::new() };
+    let mut file = File { text, root: root.into_inner(), problems: Vec::new(), offsets: Offsets::new() };
     let mut settings = Settings::default();
     file.section("api", |api| api.set("socket", &mut settings.socket));
     file.section("store", |store| {
@@ -162,8 +210,14 @@ pub fn parse(text: &str, host: impl FnOnce() -> HostFacts) -> Result<Settings, V
     file.section("helper", |helper| helper.set("socket", &mut settings.helper));
     file.section("host", |host| host.set("vm_id", &mut settings.vm_id));
     file.section("history", |history| history.set("days", &mut settings.history_days));
+    for (keys, message) in places::overlaps(&settings) {
+        // The one that is written down.
+        let at = keys.iter().find_map(|key| file.offsets.get(key));
+        file.problems.push(Problem { place: at.map(|at| line_and_column(text, *at)), message });
+    }
+    let offsets = std::mem::take(&mut file.offsets);
     file.finish()?;
-    Ok(settings)
+    Ok((settings, offsets))
 }
 
 /// The file being checked; what was understood is taken out of it.
@@ -171,6 +225,7 @@ struct File<'a> {
     text: &'a str,
     root: DeTable<'a>,
     problems: Vec<Problem>,
+    offsets: Offsets,
 }
 
 /// One table of the file.
@@ -180,6 +235,7 @@ struct Section<'a, 'f> {
     known: Vec<&'static str>,
     text: &'a str,
     problems: &'f mut Vec<Problem>,
+    offsets: &'f mut Offsets,
 }
 
 impl<'a> File<'a> {
@@ -192,12 +248,19 @@ impl<'a> File<'a> {
                     DeValue::Table(table) => table,
                     other => {
                         let message = format!("{name} is a section, not a {}: write [{name}]", other.type_str());
-                        return self.problems.push(Problem { place: Some(place(self.text, at)), message });
+                        return self.problems.push(Problem { place: Some(line_and_column(self.text, at)), message });
                     }
                 }
             }
         };
-        let mut section = Section { name, table, known: Vec::new(), text: self.text, problems: &mut self.problems };
+        let mut section = Section {
+            name,
+            table,
+            known: Vec::new(),
+            text: self.text,
+            problems: &mut self.problems,
+            offsets: &mut self.offsets,
+        };
         read(&mut section);
         section.finish();
     }
@@ -206,7 +269,7 @@ impl<'a> File<'a> {
         let sections = ["api", "store", "device", "export", "helper", "host", "history"];
         for (key, _) in &self.root {
             let message = format!("there is no section [{}]; there are {}", key.get_ref(), sections.join(", "));
-            self.problems.push(Problem { place: Some(place(self.text, key.span().start)), message });
+            self.problems.push(Problem { place: Some(line_and_column(self.text, key.span().start)), message });
         }
         self.problems.sort_by_key(|problem| problem.place);
         if self.problems.is_empty() { Ok(()) } else { Err(self.problems) }
@@ -219,6 +282,7 @@ impl Section<'_, '_> {
         self.known.push(key);
         let value = self.table.remove(key)?;
         let at = value.span().start;
+        self.offsets.insert((self.name, key), at);
         match T::read(&value) {
             Ok(value) => *target = value,
             Err(message) => self.complain(Some(at), &format!("{key}: {message}")),
@@ -227,7 +291,7 @@ impl Section<'_, '_> {
     }
 
     fn complain(&mut self, at: Option<usize>, message: &str) {
-        let place = at.map(|at| place(self.text, at));
+        let place = at.map(|at| line_and_column(self.text, at));
         self.problems.push(Problem { place, message: format!("[{}] {message}", self.name) });
     }
 
@@ -235,13 +299,13 @@ impl Section<'_, '_> {
         for (key, _) in &self.table {
             let known = self.known.join(", ");
             let message = format!("[{}] has no key {:?}; it has {known}", self.name, key.get_ref());
-            self.problems.push(Problem { place: Some(place(self.text, key.span().start)), message });
+            self.problems.push(Problem { place: Some(line_and_column(self.text, key.span().start)), message });
         }
     }
 }
 
 /// Line and column of an offset, both from 1, columns in characters.
-fn place(text: &str, offset: usize) -> (usize, usize) {
+fn line_and_column(text: &str, offset: usize) -> (usize, usize) {
     let before = text.get(..offset).unwrap_or(text);
     let line_start = before.rfind('\n').map_or(0, |newline| newline + 1);
     (before.matches('\n').count() + 1, before[line_start..].chars().count() + 1)
@@ -267,7 +331,8 @@ impl Setting for String {
 impl Setting for PathBuf {
     fn read(value: &Spanned<DeValue<'_>>) -> Result<Self, String> {
         let path = PathBuf::from(text_of(value)?);
-        if path.is_absolute() { Ok(path) } else { Err("takes a path that begins with /".to_owned()) }
+        let up = path.components().any(|part| part == std::path::Component::ParentDir);
+        if path.is_absolute() && !up { Ok(path) } else { Err("takes a path that begins with /, without ..".to_owned()) }
     }
 }
 

@@ -21,7 +21,7 @@ pub(super) fn run(options: &Options, output: &Output) -> Result<ExitCode, Failur
     if !output.is_json() {
         return Ok(config::report(&options.config));
     }
-    config::load(&options.config).map_err(|invalid| {
+    config::check(&options.config).map_err(|invalid| {
         let problems: Vec<Value> = invalid.problems.iter().map(told).collect();
         let details = json!({ "path": options.config, "problems": problems });
         Failure::with(FAILED, "INVALID_CONFIG", invalid.to_string(), details)

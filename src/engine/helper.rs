@@ -4,6 +4,7 @@ use std::time::Instant;
 
 use super::Engine;
 use super::input::{Asked, Input};
+use super::outside::Died;
 use super::settle::pause;
 use super::udevd::Udevd;
 use crate::device::table::Device;
@@ -20,10 +21,10 @@ const PATIENCE: u32 = 4;
 impl Engine {
     /// Has udev look at the disk of this serial again, outside.
     pub(super) fn ask_for_retrigger(&self, serial: Serial, asked: Asked) {
-        let (helper, back) = (self.tools.helper.clone(), self.back.clone());
-        tokio::spawn(async move {
-            let answer = helper.retrigger(serial).await;
-            back.send(Input::Helper { asked, answer }).await
+        let helper = self.tools.helper.clone();
+        self.outside("step.retrigger", async move { helper.retrigger(serial).await }, move |answer| Input::Helper {
+            asked,
+            answer: unless_died(answer),
         });
     }
 
@@ -42,26 +43,24 @@ impl Engine {
             return;
         }
         self.world.unmarking.insert(serial, false);
-        let (helper, back) = (self.tools.helper.clone(), self.back.clone());
-        tokio::spawn(async move {
-            for attempt in 1.. {
-                let answer = helper.retrigger(serial).await;
-                let answered = matches!(answer, Ok(()) | Err(HelperError::Refused { .. }));
-                let told = back.send(Input::Helper { asked: Asked::Unmark(serial), answer }).await;
-                if answered || told.is_err() {
-                    return;
-                }
-                tokio::time::sleep(pause(attempt)).await;
-            }
-        });
+        self.ask_for_retrigger(serial, Asked::Unmark(serial, 1));
+    }
+
+    /// The helper has not answered the last time.
+    pub(super) fn unmark_again(&mut self, serial: Serial, attempts: u32) {
+        if let Some(again) = self.world.unmarking.get_mut(&serial) {
+            // Whatever was wished for meanwhile is older than this.
+            *again = false;
+            self.ask_for_retrigger(serial, Asked::Unmark(serial, attempts));
+        }
     }
 
     /// Has the disks this host lives on written down, outside. Until then, what is mounted or swapped to is refused anyway.
     pub(super) fn ask_for_host_disks(&self) {
-        let (helper, back) = (self.tools.helper.clone(), self.back.clone());
-        tokio::spawn(async move {
-            let answer = helper.host_disks().await;
-            back.send(Input::Helper { asked: Asked::HostDisks, answer }).await
+        let helper = self.tools.helper.clone();
+        self.outside("step.host-disks", async move { helper.host_disks().await }, |answer| Input::Helper {
+            asked: Asked::HostDisks,
+            answer: unless_died(answer),
         });
     }
 
@@ -75,11 +74,12 @@ impl Engine {
             Ok(()) | Err(HelperError::Refused { .. }) => Ok(()),
             Err(error) => Err(error.to_string()),
         });
-        if let Asked::Unmark(serial) = asked
-            && answered
-            && self.world.unmarking.remove(&serial) == Some(true)
-        {
-            self.unmark(serial);
+        if let Asked::Unmark(serial, attempts) = asked {
+            if !answered {
+                self.later(pause(attempts), Input::UnmarkAgain(serial, attempts + 1));
+            } else if self.world.unmarking.remove(&serial) == Some(true) {
+                self.unmark(serial);
+            }
         }
         let Asked::Mark(ticket) = asked else { return };
         let silent = matches!(self.world.ear.udevd_is(), Udevd::Silent(_));
@@ -99,4 +99,9 @@ impl Engine {
             self.rest(ticket.volume).await;
         }
     }
+}
+
+/// A task that broke off was no answer.
+fn unless_died(answer: Result<Result<(), HelperError>, Died>) -> Result<(), HelperError> {
+    answer.unwrap_or_else(|died| Err(HelperError::Died(died.to_string())))
 }

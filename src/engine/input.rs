@@ -7,8 +7,10 @@ use serde::Serialize;
 use tokio::sync::oneshot;
 use utoipa::ToSchema;
 
+use super::outside::Died;
 use super::tell::NotTold;
 use super::world::World;
+use crate::claims::Restored;
 use crate::device::DevNum;
 use crate::device::evidence::Evidence;
 use crate::device::facts::Facts;
@@ -18,7 +20,6 @@ use crate::export::probe::{ProbeError, Served};
 use crate::export::server::Server;
 use crate::helper_client::{HelperError, Holders};
 use crate::identity::{Serial, VolumeId};
-use crate::store::StoreError;
 use crate::volume::{Intent, Reason, State};
 
 /// One thing that happened.
@@ -38,9 +39,11 @@ pub(crate) enum Input {
     /// Every disk was read.
     Scanned { reading: Reading, facts: std::io::Result<Vec<Facts>>, reason: &'static str, done: Option<Done> },
     /// The disks of a new intent's serial were read before it was accepted.
-    Examined { intent: Intent, disks: Vec<Facts>, reply: Reply<Accepted> },
+    Examined { intent: Intent, disks: Result<Vec<Facts>, Died>, reply: Reply<Accepted> },
+    /// The claims were put right, or could not be.
+    Claims { result: std::io::Result<Restored>, told: Vec<Done> },
     /// A new intent is durable and claimed, or is not.
-    Admitted { intent: Intent, result: Result<(), Rejection>, reply: Reply<Accepted> },
+    Admitted { intent: Intent, result: Result<(), NotAdmitted>, reply: Reply<Accepted> },
     /// It is known who is connected to a volume's export; with the request that asked, if one did.
     Clients {
         ticket: Ticket,
@@ -68,13 +71,15 @@ pub(crate) enum Input {
     /// A withdrawn volume's claim is gone.
     Unclaimed { ticket: Ticket, withdrawal: Withdrawal, reply: Option<Reply<Withdrawal>> },
     /// A mapping is durable, or is not.
-    Recorded { ticket: Ticket, evidence: Evidence, result: Result<(), StoreError> },
+    Recorded { ticket: Ticket, evidence: Evidence, result: Result<(), String> },
     /// The server was told of all changes up to this one, or could not be.
     Told { changes: u64, result: Result<(), NotTold> },
     /// It is time to try that once more.
     TellAgain,
     /// The helper has answered, or has not.
     Helper { asked: Asked, answer: Result<(), HelperError> },
+    /// It is time to have the disk of a serial un-marked, for this many times now.
+    UnmarkAgain(Serial, u32),
     /// A handshake ended.
     Probed { ticket: Ticket, epoch: u64, evidence: Evidence, result: Result<Served, ProbeError> },
 }
@@ -107,8 +112,8 @@ pub(crate) struct Ticket {
 pub(crate) enum Asked {
     /// To have udev mark this volume's disk.
     Mark(Ticket),
-    /// To have udev un-mark the disk of a serial that is no longer claimed.
-    Unmark(Serial),
+    /// To have udev un-mark the disk of a serial that is no longer claimed, for this many times now.
+    Unmark(Serial, u32),
     /// Who is connected.
     Holders,
     /// To write down the host's own disks.
@@ -130,6 +135,20 @@ pub(crate) enum Request {
     Hush,
     /// Look at the world.
     Read(Box<dyn FnOnce(&World) + Send>),
+}
+
+/// An intent was not accepted.
+pub(crate) enum NotAdmitted {
+    /// For this reason, and nothing is left of it.
+    Refused(Rejection),
+    /// It has no claim, for this reason, and is perhaps on record.
+    Unclaimed(String),
+}
+
+impl NotAdmitted {
+    pub(super) fn unclaimed(why: &impl ToString) -> Self {
+        Self::Unclaimed(why.to_string())
+    }
 }
 
 /// Who is connected to an export.
@@ -225,9 +244,12 @@ pub enum Rejection {
     /// The volume is just being accepted or withdrawn by another request.
     #[error("volume {0} is just being withdrawn by another request; ask again")]
     Leaving(VolumeId),
-    /// The store or the claims folder did not take it; nothing was changed.
+    /// The store did not take it; nothing was changed.
     #[error("{0}. Nothing was changed; free space or repair the folder, then ask again")]
     NotDurable(String),
+    /// The folder of claims did not take it; nothing was changed.
+    #[error("{0}. Nothing was changed; repair the folder of claims (attachctl health), then ask again")]
+    NotClaimed(String),
 }
 
 /// One step in a volume's life, as it happens.

@@ -17,10 +17,11 @@ impl Engine {
         }
         let reading = self.next_reading();
         self.looks.insert(devnum, Look { reading, again: None });
-        let (reader, back) = (self.reader.clone(), self.back.clone());
-        tokio::spawn(async move {
-            let facts = reader.read(devnum).await;
-            let _ = back.send(Input::Looked { devnum, heard, reading, facts }).await;
+        let (reader, sysfs) = (self.reader.clone(), self.tools.sysfs.clone());
+        self.outside("step.look", async move { reader.read(devnum).await }, move |facts| {
+            // What it is, is not known; that it is gone, neither.
+            let facts = facts.unwrap_or_else(|died| sysfs.read_unanswered(devnum, &died.to_string()));
+            Input::Looked { devnum, heard, reading, facts }
         });
     }
 

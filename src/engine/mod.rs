@@ -7,10 +7,12 @@
 //! handshake, [`helper`]) is started outside and comes back as another input. One slow step per volume at a time keeps
 //! each volume's order; different volumes go side by side. [`story`] tells what happened.
 
+mod claimed;
 pub mod decide;
 mod helper;
 mod input;
 mod look;
+mod outside;
 mod reader;
 mod request;
 mod resync;
@@ -29,7 +31,7 @@ use std::time::{Duration, Instant};
 use jiff::Timestamp;
 use tokio::sync::{broadcast, mpsc, oneshot};
 
-use crate::claims::Claims;
+use crate::claims::{Claims, Restored};
 use crate::device::event::Origin;
 use crate::device::evidence::Ground;
 use crate::device::scheme::Scheme;
@@ -42,6 +44,7 @@ use crate::helper_client::HelperClient;
 use crate::identity::{Serial, VolumeId};
 use crate::store::Store;
 use crate::volume::{Intent, Record};
+use claimed::Claimed;
 pub(crate) use input::Input;
 use input::Request;
 pub use input::{Accepted, Event, Rejection, SharedEvent, Withdrawal};
@@ -170,11 +173,18 @@ impl Handle {
 
 impl Engine {
     /// An engine that remembers `records`. Nothing happens before [`Engine::run`].
-    pub fn new(ground: Ground, tools: Tools, records: Vec<Record>) -> (Self, Handle) {
+    /// `claims`: how far these could be put right.
+    pub fn new(
+        ground: Ground,
+        tools: Tools,
+        records: Vec<Record>,
+        claims: &std::io::Result<Restored>,
+    ) -> (Self, Handle) {
         let (back, inputs) = mpsc::channel(QUEUE);
         let (events, _) = broadcast::channel(EVENTS);
         let handle = Handle { inputs: back.clone(), events: events.downgrade() };
         let mut world = World::new(ground);
+        world.claimed = Claimed::new(claims);
         let now = Timestamp::now();
         for record in records {
             world.insert(Volume::from_record(record, now));
@@ -252,11 +262,19 @@ impl Engine {
             Input::Request(Request::Resync(reason, done)) => {
                 // All are settled when everything has been read.
                 self.adopt_exports();
-                self.restore_claims();
                 self.ask_for_host_disks();
                 self.world.forget_retriggers();
-                self.scan(reason, Some(done));
+                let (claims_done, claims) = oneshot::channel();
+                let (disks_done, disks) = oneshot::channel();
+                self.restore_claims(Some(claims_done));
+                self.scan(reason, Some(disks_done));
+                tokio::spawn(async move {
+                    let _ = claims.await;
+                    let broken = Err("it broke off: ask again".to_owned());
+                    done.send(disks.await.unwrap_or(broken))
+                });
             }
+            Input::Claims { result, told } => self.claims_restored(&result, told),
             Input::Request(Request::Intend(intent, reply)) => self.intend(intent, reply),
             Input::Request(Request::Withdraw { volume, force, reply }) => self.withdraw(volume, force, reply),
             Input::Clients { ticket, clients, answer, request, sealed } => {
@@ -268,7 +286,7 @@ impl Engine {
             Input::Unclaimed { ticket, withdrawal, reply } => self.unclaimed(ticket, withdrawal, reply).await,
             Input::Request(Request::Hush) => self.events = None,
             Input::Settle { ids, done } => self.settle_some(ids, done).await,
-            Input::Examined { intent, disks, reply } => self.examined(intent, &disks, reply),
+            Input::Examined { intent, disks, reply } => self.examined(intent, disks, reply),
             Input::Admitted { intent, result, reply } => self.admitted(intent, result, reply).await,
             Input::Withdrawn { ticket, lingering, result, reply } => {
                 self.withdrawn(ticket, lingering, result, reply).await;
@@ -277,6 +295,7 @@ impl Engine {
             Input::Looked { devnum, heard, reading, facts } => self.looked(devnum, heard, reading, facts).await,
             Input::Told { changes, result } => self.told(changes, result).await,
             Input::TellAgain => self.tell_again(),
+            Input::UnmarkAgain(serial, attempts) => self.unmark_again(serial, attempts),
             Input::Helper { asked, answer } => self.helper_answered(asked, answer).await,
             Input::Scanned { reading, facts, reason, done } => self.scanned(reading, facts, reason, done).await,
             Input::Recorded { ticket, evidence, result } => self.recorded(ticket, evidence, result).await,
@@ -303,6 +322,9 @@ impl Engine {
         let mut due = self.world.due(now);
         if self.world.stuck.as_ref().is_some_and(|stuck| stuck.again_at <= now) {
             due.extend(self.adopt_exports());
+        }
+        if self.world.claimed.wake().is_some_and(|again| again <= now) {
+            self.restore_claims(None);
         }
         for id in due {
             // What was read before the wait is of a past moment.

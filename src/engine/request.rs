@@ -1,7 +1,8 @@
 //! Accepting intents. Nothing is answered with success before it is durable.
 
 use super::Engine;
-use super::input::{Accepted, Input, Rejection, Reply};
+use super::input::{Accepted, Input, NotAdmitted, Rejection, Reply};
+use super::outside::Died;
 use super::world::Volume;
 use crate::device::facts::Facts;
 use crate::identity::{Serial, VolumeId};
@@ -43,15 +44,16 @@ impl Engine {
         if present.is_empty() {
             return self.admit(intent, reply);
         }
-        let (reader, back) = (self.reader.clone(), self.back.clone());
-        tokio::spawn(async move {
+        let reader = self.reader.clone();
+        let step = async move {
             let mut disks = Vec::new();
             for devnum in present {
                 // One that does not answer in time names no use; evidence looks again before anything is published.
                 disks.extend(reader.read(devnum).await);
             }
-            let _ = back.send(Input::Examined { intent, disks, reply }).await;
-        });
+            disks
+        };
+        self.outside("step.examine", step, move |disks| Input::Examined { intent, disks, reply });
     }
 
     /// The volume of this serial that is wanted, or on its way to being so.
@@ -61,7 +63,15 @@ impl Engine {
     }
 
     /// The disks that were already present have been read.
-    pub(super) fn examined(&mut self, intent: Intent, disks: &[Facts], reply: Reply<Accepted>) {
+    pub(super) fn examined(&mut self, intent: Intent, disks: Result<Vec<Facts>, Died>, reply: Reply<Accepted>) {
+        let disks = match disks {
+            Ok(disks) => disks,
+            // What uses the disk is not known.
+            Err(died) => {
+                let why = Rejection::NotDurable(format!("the volume's disk could not be looked at: {died}"));
+                return self.answer_admission(intent.volume, &Err(why), reply);
+            }
+        };
         let used = disks.iter().find_map(|disk| {
             let identity = disk.identity.as_ref().ok().filter(|identity| identity.serial == intent.serial())?;
             let uses: Vec<String> = identity.uses.iter().map(ToString::to_string).collect();
@@ -78,35 +88,50 @@ impl Engine {
     }
 
     fn admit(&mut self, intent: Intent, reply: Reply<Accepted>) {
-        let (store, claims, back) = (self.tools.store.clone(), self.tools.claims.clone(), self.back.clone());
+        let (store, claims) = (self.tools.store.clone(), self.tools.claims.clone());
         let volume = intent.volume;
         let entry = Entry { at: intent.created_at, event: "intent".into(), detail: described(&intent) };
-        let left = claims.clone();
-        tokio::spawn(async move {
-            let result = match store.write(vec![Change::Intend(intent.clone()), Change::Note(volume, entry)]).await {
-                Err(error) => Err(Rejection::NotDurable(error.to_string())),
-                Ok(()) => match tokio::task::spawn_blocking(move || claims.add(volume)).await {
-                    Ok(Ok(())) => Ok(()),
-                    failed => {
-                        let why = failed
-                            .map_or_else(|e| e.to_string(), |r| r.map_or_else(|e| e.to_string(), |()| String::new()));
-                        let _ = tokio::task::spawn_blocking(move || left.remove(volume.serial())).await;
-                        let undone = store.write(vec![Change::Withdraw(volume)]).await;
-                        let rest =
-                            undone.err().map(|error| format!(", and the intent could not be taken back ({error})"));
-                        Err(Rejection::NotDurable(format!(
-                            "the claim could not be written: {why}{}",
-                            rest.unwrap_or_default()
-                        )))
-                    }
-                },
-            };
-            let _ = back.send(Input::Admitted { intent, result, reply }).await;
+        let row = vec![Change::Intend(intent.clone()), Change::Note(volume, entry)];
+        let step = async move {
+            let written = store.write(row).await;
+            written.map_err(|error| NotAdmitted::Refused(Rejection::NotDurable(error.to_string())))?;
+            let added = tokio::task::spawn_blocking(move || claims.add(volume)).await;
+            added.map_err(std::io::Error::from).and_then(|added| added).map_err(|error| NotAdmitted::unclaimed(&error))
+        };
+        self.outside("step.admit", step, move |result| {
+            // Perhaps it is on record.
+            let result = result.unwrap_or_else(|died| Err(NotAdmitted::unclaimed(&died)));
+            Input::Admitted { intent, result, reply }
         });
     }
 
-    pub(super) async fn admitted(&mut self, intent: Intent, result: Result<(), Rejection>, reply: Reply<Accepted>) {
+    /// An intent that has no claim is none: its row goes too.
+    fn take_back(&self, intent: Intent, why: String, reply: Reply<Accepted>) {
+        let (store, claims) = (self.tools.store.clone(), self.tools.claims.clone());
         let volume = intent.volume;
+        let step = async move {
+            let _ = tokio::task::spawn_blocking(move || claims.remove(volume.serial())).await;
+            store.write(vec![Change::Withdraw(volume)]).await.map_err(|error| error.to_string())
+        };
+        self.outside("step.take-back", step, move |undone| {
+            let failed = undone.map_err(|died| died.to_string()).and_then(|undone| undone).err();
+            let rest = failed.map(|error| format!(", and the intent could not be taken back ({error})"));
+            let why = format!("the claim could not be written: {why}{}", rest.unwrap_or_default());
+            Input::Admitted { intent, result: Err(NotAdmitted::Refused(Rejection::NotClaimed(why))), reply }
+        });
+    }
+
+    pub(super) async fn admitted(&mut self, intent: Intent, result: Result<(), NotAdmitted>, reply: Reply<Accepted>) {
+        let volume = intent.volume;
+        let result = match result {
+            Ok(()) => Ok(()),
+            Err(NotAdmitted::Refused(rejection)) => Err(rejection),
+            Err(NotAdmitted::Unclaimed(why)) => {
+                // Perhaps the whole folder needs a look.
+                self.restore_claims(None);
+                return self.take_back(intent, why, reply);
+            }
+        };
         if result.is_ok() {
             let mut new = Volume::new(intent.clone(), Timestamp::now());
             // A disk that is already here was not yet held against this intent.

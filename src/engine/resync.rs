@@ -24,10 +24,10 @@ impl Engine {
     /// Reads all disks outside; they come back as [`Input::Scanned`].
     pub(super) fn scan(&mut self, reason: &'static str, done: Option<Done>) {
         let reading = self.next_reading();
-        let (reader, back) = (self.reader.clone(), self.back.clone());
-        tokio::spawn(async move {
-            let facts = reader.read_all().await;
-            let _ = back.send(Input::Scanned { reading, facts, reason, done }).await;
+        let reader = self.reader.clone();
+        self.outside("step.scan", async move { reader.read_all().await }, move |facts| {
+            let facts = facts.unwrap_or_else(|died| Err(died.into()));
+            Input::Scanned { reading, facts, reason, done }
         });
     }
 
@@ -53,11 +53,7 @@ impl Engine {
                 tracing::error!(%error, reason, "cannot read the list of disks; trying again shortly");
                 done.map(|done| done.send(Err(error.to_string())));
                 // What was lost is still lost: until this succeeds there is a timer.
-                let back = self.back.clone();
-                tokio::spawn(async move {
-                    tokio::time::sleep(LIST_AGAIN).await;
-                    back.send(monitor::Heard::Lost("the list of disks could not be read").into()).await
-                });
+                self.later(LIST_AGAIN, monitor::Heard::Lost("the list of disks could not be read").into());
             }
         }
     }
@@ -82,8 +78,7 @@ impl Engine {
             done.map(|done| done.send(Ok(())));
             return;
         }
-        let back = self.back.clone();
-        tokio::spawn(async move { back.send(Input::Settle { ids, done }).await });
+        self.afterwards(Input::Settle { ids, done });
     }
 
     /// Compares the folder with what is known: unknown exports go, known ones count as published. What cannot be taken away
@@ -167,17 +162,5 @@ impl Engine {
             Some(format!("the export {} may be there and cannot be taken away: {error}", id.export_name()))
         });
         std::iter::once(format!("what is exported cannot be read: {error}")).chain(failed).collect()
-    }
-
-    /// Puts right what was added to the claims or taken from them by hand.
-    pub(super) fn restore_claims(&mut self) {
-        let leaving = |id: &VolumeId| self.world.volume(*id).is_some_and(|volume| volume.leaving);
-        let (going, wanted): (Vec<VolumeId>, Vec<VolumeId>) = self.world.ids().into_iter().partition(leaving);
-        // Nothing else can begin while this runs.
-        let under_way = going.into_iter().chain(self.admissions.keys().copied());
-        match self.tools.claims.restore(wanted.into_iter(), under_way) {
-            Ok(repaired) => repaired.iter().for_each(|claim| tracing::warn!("the claim {claim}; repaired")),
-            Err(error) => tracing::error!(%error, "the claims cannot be put right"),
-        }
     }
 }

@@ -28,18 +28,21 @@ impl Engine {
         if let Some(volume) = self.world.volume_mut(id) {
             volume.busy = true;
         }
-        let back = self.back.clone();
         let begun = self.tools.store.begin(vec![Change::Map(id, evidence.clone())]).await;
-        tokio::spawn(async move {
-            let result = match begun {
+        let step = async move {
+            match begun {
                 Ok(answer) => answer.await.unwrap_or(Err(StoreError::Closed)),
                 Err(error) => Err(error),
-            };
-            let _ = back.send(Input::Recorded { ticket, evidence, result }).await;
+            }
+        };
+        self.outside("step.record", step, move |written| {
+            let result = written.map_err(|died| died.to_string());
+            let result = result.and_then(|written| written.map_err(|error| error.to_string()));
+            Input::Recorded { ticket, evidence, result }
         });
     }
 
-    pub(super) async fn recorded(&mut self, ticket: Ticket, evidence: Evidence, result: Result<(), StoreError>) {
+    pub(super) async fn recorded(&mut self, ticket: Ticket, evidence: Evidence, result: Result<(), String>) {
         let id = ticket.volume;
         if !self.world.holds(ticket) {
             return;
@@ -56,7 +59,7 @@ impl Engine {
             }
             Err(error) => {
                 let hint = "Free space or repair the file; the mapping is recorded as soon as that is possible.";
-                self.trouble(id, Reason::new("STORE_FAILED", error.to_string(), hint));
+                self.trouble(id, Reason::new("STORE_FAILED", error, hint));
             }
         }
         self.settle(id).await;
@@ -126,9 +129,10 @@ impl Engine {
         volume.busy = true;
         let epoch = volume.epoch;
         let server = self.tools.server.clone();
-        let (back, sysfs) = (self.back.clone(), self.tools.sysfs.clone());
-        tokio::spawn(async move {
-            let name = id.export_name();
+        let sysfs = self.tools.sysfs.clone();
+        let proven = evidence.clone();
+        let step = async move {
+            let (evidence, name) = (proven, id.export_name());
             let (mut result, goodbye) = match ask(&server, &name).await {
                 Ok((served, goodbye)) => (Ok(served), Some(goodbye)),
                 Err(error) => (Err(error), None),
@@ -139,10 +143,18 @@ impl Engine {
             {
                 result = Err(ProbeError::Exchanged(name));
             }
-            let _ = back.send(Input::Probed { ticket, epoch, evidence, result }).await;
-            // The engine first: closing the connection wakes the server's threads.
-            tokio::task::yield_now().await;
-            drop(goodbye);
+            if let Some(goodbye) = goodbye {
+                // The engine first: closing the connection wakes the server's threads.
+                tokio::spawn(async move {
+                    tokio::task::yield_now().await;
+                    drop(goodbye);
+                });
+            }
+            result
+        };
+        self.outside("step.probe", step, move |result| {
+            let result = result.unwrap_or_else(|died| Err(ProbeError::Died(died.to_string())));
+            Input::Probed { ticket, epoch, evidence, result }
         });
     }
 

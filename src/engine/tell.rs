@@ -97,18 +97,21 @@ impl Engine {
             return;
         }
         let changes = telling.changes;
-        let (backend, helper, back) = (self.tools.backend.clone(), self.tools.helper.clone(), self.back.clone());
-        tokio::spawn(async move {
+        let (backend, helper) = (self.tools.backend.clone(), self.tools.helper.clone());
+        let step = async move {
             // One file that it cannot read would keep it from all new ones, or end it.
             let checked = tokio::task::spawn_blocking(move || backend.check()).await;
             // A check that broke is no leave to go on.
             let refused =
                 checked.map_or_else(|error| Some(format!("they cannot be checked: {error}")), |check| check.refused);
-            let result = match refused {
+            match refused {
                 Some(why) => Err(NotTold::Files(why)),
                 None => helper.reload().await.map_err(NotTold::Helper),
-            };
-            let _ = back.send(Input::Told { changes, result }).await;
+            }
+        };
+        self.outside("step.tell", step, move |result| {
+            let result = result.unwrap_or_else(|died| Err(NotTold::Helper(HelperError::Died(died.to_string()))));
+            Input::Told { changes, result }
         });
     }
 
@@ -152,11 +155,8 @@ impl Engine {
         if std::mem::replace(&mut telling.postponed, true) {
             return;
         }
-        let (back, wait) = (self.back.clone(), pause(telling.attempts));
-        tokio::spawn(async move {
-            tokio::time::sleep(wait).await;
-            back.send(Input::TellAgain).await
-        });
+        let wait = pause(telling.attempts);
+        self.later(wait, Input::TellAgain);
     }
 
     pub(super) fn tell_again(&mut self) {

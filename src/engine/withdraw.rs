@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 use jiff::Timestamp;
 
 use super::input::{Asked, Clients, Input, Rejection, Reply, Ticket, Withdrawal};
+use super::outside::Died;
 use super::world::Volume;
 use super::{Engine, settle};
 use crate::device::DevNum;
@@ -19,7 +20,7 @@ use crate::device::closing::Closing;
 use crate::export::clients;
 use crate::helper_client::{HelperClient, HelperError, Holders};
 use crate::identity::VolumeId;
-use crate::store::Change;
+use crate::store::{Change, StoreError};
 use crate::volume::{Entry, Reason, State};
 
 /// First and longest wait between two looks whether a `detaching` volume's clients are gone: nothing tells that by itself.
@@ -57,13 +58,17 @@ impl Engine {
         if let Some(volume) = self.world.volume_mut(id) {
             volume.asking = true;
         }
-        let (helper, back, server) = (self.tools.helper.clone(), self.back.clone(), self.tools.server.address);
-        tokio::spawn(async move {
-            let (clients, answer) = match disk {
+        let (helper, server) = (self.tools.helper.clone(), self.tools.server.address);
+        let step = async move {
+            match disk {
                 Some((devnum, node)) => clients_of(&helper, server, devnum, &node).await,
                 None => (Clients::None, None),
-            };
-            let _ = back.send(Input::Clients { ticket, clients, answer, request, sealed }).await;
+            }
+        };
+        self.outside("step.clients", step, move |found| {
+            let (clients, answer) =
+                found.unwrap_or_else(|died| (Clients::Unknown(vec![format!("unknown: {died}")]), None));
+            Input::Clients { ticket, clients, answer, request, sealed }
         });
     }
 
@@ -150,10 +155,10 @@ impl Engine {
             "They keep what they have opened. To cut them: `ss -K dst <address>` as root, or restart the NBD server.",
         );
         let changes = vec![Change::Stand(id, State::Detaching, Some(reason.clone()))];
-        let (store, back) = (self.tools.store.clone(), self.back.clone());
-        tokio::spawn(async move {
-            let result = store.write(changes).await.map_err(|error| Rejection::NotDurable(error.to_string()));
-            let _ = back.send(Input::Detaching { ticket, reason, clients, result, reply }).await;
+        let store = self.tools.store.clone();
+        self.outside("step.detach", async move { store.write(changes).await }, move |written| {
+            let result = durable(written);
+            Input::Detaching { ticket, reason, clients, result, reply }
         });
     }
 
@@ -212,11 +217,10 @@ impl Engine {
         let entry = Entry { at: Timestamp::now(), event: "withdrawn".into(), detail: open.to_string() };
         let changes = vec![Change::Note(id, entry), Change::Withdraw(id)];
         self.post(id, Vec::new()).await;
-        let (store, back) = (self.tools.store.clone(), self.back.clone());
-        tokio::spawn(async move {
-            let result = store.write(changes).await.map_err(|error| Rejection::NotDurable(error.to_string()));
-            let result = result.map(|()| Withdrawal { clients: open });
-            let _ = back.send(Input::Withdrawn { ticket, lingering, result, reply }).await;
+        let store = self.tools.store.clone();
+        self.outside("step.withdraw", async move { store.write(changes).await }, move |written| {
+            let result = durable(written).map(|()| Withdrawal { clients: open });
+            Input::Withdrawn { ticket, lingering, result, reply }
         });
     }
 
@@ -238,14 +242,15 @@ impl Engine {
         if let Err(error) = self.tools.backend.forget(id) {
             tracing::error!(VOLUME_ID = %id, %error, "what was prepared for the export could not be removed");
         }
-        let (claims, back) = (self.tools.claims.clone(), self.back.clone());
-        tokio::spawn(async move {
-            // The volume stays known, and so nobody else's, until its claim is gone: a new intent for it would make one.
-            let removed = tokio::task::spawn_blocking(move || claims.remove(id.serial())).await;
-            if let Ok(Err(error)) = removed {
-                tracing::error!(VOLUME_ID = %id, %error, "the claim could not be removed; the next start removes it");
+        let claims = self.tools.claims.clone();
+        // The volume stays known, and so nobody else's, until its claim is gone: a new intent for it would make one.
+        let step = async move { tokio::task::spawn_blocking(move || claims.remove(id.serial())).await };
+        self.outside("step.unclaim", step, move |removed| {
+            let removed = removed.map_err(std::io::Error::from).and_then(|joined| joined?);
+            if let Err(error) = removed {
+                tracing::error!(VOLUME_ID = %id, %error, "the claim could not be removed; a resync removes it");
             }
-            let _ = back.send(Input::Unclaimed { ticket, withdrawal, reply }).await;
+            Input::Unclaimed { ticket, withdrawal, reply }
         });
     }
 
@@ -291,6 +296,16 @@ impl Engine {
             self.unmark(serial);
         }
     }
+}
+
+/// What became of a write.
+fn durable(written: Result<Result<(), StoreError>, Died>) -> Result<(), Rejection> {
+    let why = match written {
+        Ok(Ok(())) => return Ok(()),
+        Ok(Err(error)) => error.to_string(),
+        Err(died) => died.to_string(),
+    };
+    Err(Rejection::NotDurable(why))
 }
 
 /// Any of these may be connected.

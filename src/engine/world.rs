@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
 
+use super::claimed::Claimed;
 use super::input::Ticket;
 use super::tell::Telling;
 use super::udevd::Ear;
@@ -36,6 +37,8 @@ pub struct World {
     pub resyncs: Resyncs,
     /// Names in the exports folder that attachd did not make.
     pub foreign_exports: Vec<String>,
+    /// How far the folder of claims is what it has to be.
+    pub claimed: Claimed,
     /// Exports that are on no record and could not be taken away.
     pub(super) stuck: Option<Stuck>,
     /// Serials whose disks the helper is asked to give back, and whether that was wished for again since.
@@ -192,6 +195,7 @@ impl World {
             helper: None,
             resyncs: Resyncs::default(),
             foreign_exports: Vec::new(),
+            claimed: Claimed::default(),
             unmarking: HashMap::new(),
             stuck: None,
             volumes: HashMap::new(),
@@ -303,7 +307,7 @@ impl World {
     pub(super) fn next_wake(&self) -> Option<Instant> {
         let volumes = self.wakes.first().map(|(at, _)| *at);
         let stuck = self.stuck.as_ref().map(|stuck| stuck.again_at);
-        [volumes, stuck, self.ear.wake()].into_iter().flatten().min()
+        [volumes, stuck, self.claimed.wake(), self.ear.wake()].into_iter().flatten().min()
     }
 
     /// The volumes whose time has come; each is handed out once.

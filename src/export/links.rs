@@ -8,11 +8,9 @@ use std::io;
 use std::path::PathBuf;
 
 use super::backend::Contents;
+use crate::config::STAGING_FOLDER;
 use crate::effect;
 use crate::identity::VolumeId;
-
-/// Where a new link is made before it replaces an old one: beside the folder, for inside of it it would be an export.
-const STAGING: &str = "exports.new";
 
 /// The folder.
 #[derive(Debug, Clone)]
@@ -39,8 +37,8 @@ impl Links {
                 if fs::read_link(&place).is_ok_and(|old| old.as_os_str() == target) {
                     return Ok(());
                 }
-                let staged = self.folder.with_file_name(STAGING).join(volume.export_name());
-                fs::create_dir_all(self.folder.with_file_name(STAGING))?;
+                let staged = self.folder.with_file_name(STAGING_FOLDER).join(volume.export_name());
+                fs::create_dir_all(self.folder.with_file_name(STAGING_FOLDER))?;
                 let _ = fs::remove_file(&staged);
                 std::os::unix::fs::symlink(target, &staged)?;
                 fs::rename(&staged, &place)

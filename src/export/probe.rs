@@ -84,12 +84,15 @@ pub enum ProbeError {
     /// Something else listens there.
     #[error("what listens at {0} does not speak NBD")]
     NotNbd(SocketAddr),
+    /// The handshake's task broke off.
+    #[error("the handshake has not come to its end: {0}")]
+    Died(String),
 }
 
 impl ProbeError {
     /// Whether the server itself is the trouble, not this export.
     pub fn is_server(&self) -> bool {
-        !matches!(self, Self::Refused { .. } | Self::Exchanged(_))
+        !matches!(self, Self::Refused { .. } | Self::Exchanged(_) | Self::Died(_))
     }
 }
 

@@ -1,0 +1,105 @@
+//! Keeping the folder of claims what it has to be, outside.
+
+use std::io;
+use std::time::Instant;
+
+use super::Engine;
+use super::input::{Done, Input};
+use super::settle::pause;
+use crate::claims::Restored;
+use crate::folder::Names;
+use crate::identity::VolumeId;
+
+/// What is known of the claims.
+#[derive(Debug, Default)]
+pub struct Claimed {
+    /// What is in the folder and not attachd's.
+    pub foreign: Names,
+    /// Why the folder cannot be put right, if that is so.
+    pub failed: Option<String>,
+    under_way: bool,
+    /// Something happened since the one that is under way began.
+    again: bool,
+    /// Who waits for the end of one that begins from now on.
+    waiting: Vec<Done>,
+    attempts: u32,
+    again_at: Option<Instant>,
+}
+
+impl Claimed {
+    /// What the start found.
+    pub(super) fn new(restored: &io::Result<Restored>) -> Self {
+        let mut claimed = Self::default();
+        claimed.learn(restored);
+        claimed
+    }
+
+    /// When it is to be tried again.
+    pub(super) fn wake(&self) -> Option<Instant> {
+        self.again_at
+    }
+
+    /// Takes note, and says what is new.
+    fn learn(&mut self, restored: &io::Result<Restored>) {
+        let (foreign, failed) = match restored {
+            Ok(restored) => {
+                for (claims, what) in
+                    [(&restored.written, "were missing"), (&restored.removed, "belonged to no intent")]
+                {
+                    if !claims.is_empty() {
+                        tracing::warn!("claims {what}: {claims}; repaired");
+                    }
+                }
+                let blocked = &restored.blocked;
+                let failed = (!blocked.is_empty())
+                    .then(|| format!("something that is no claim of attachd's has the name of wanted ones: {blocked}"));
+                (restored.foreign.clone(), failed)
+            }
+            Err(error) => (self.foreign.clone(), Some(error.to_string())),
+        };
+        if let Some(why) = failed.as_ref().filter(|why| self.failed.as_ref() != Some(*why)) {
+            tracing::error!("the claims cannot be put right: {why}; it is tried again by itself");
+        }
+        if !foreign.is_empty() && foreign != self.foreign {
+            tracing::warn!("the folder of claims holds what attachd did not make: {foreign}; it is left alone");
+        }
+        self.attempts = if failed.is_some() { self.attempts + 1 } else { 0 };
+        self.again_at = failed.is_some().then(|| Instant::now() + pause(self.attempts));
+        (self.foreign, self.failed) = (foreign, failed);
+    }
+}
+
+impl Engine {
+    /// Puts right what was added to the claims or taken from them by hand, outside. `done` is told of the end.
+    pub(super) fn restore_claims(&mut self, done: Option<Done>) {
+        let claimed = &mut self.world.claimed;
+        claimed.waiting.extend(done);
+        claimed.again_at = None;
+        claimed.again = claimed.under_way;
+        if std::mem::replace(&mut claimed.under_way, true) {
+            return;
+        }
+        let told = std::mem::take(&mut claimed.waiting);
+        let leaving = |id: &VolumeId| self.world.volume(*id).is_some_and(|volume| volume.leaving);
+        let (going, wanted): (Vec<VolumeId>, Vec<VolumeId>) = self.world.ids().into_iter().partition(leaving);
+        let under_way: Vec<VolumeId> = going.into_iter().chain(self.admissions.keys().copied()).collect();
+        // From here on: what is accepted or withdrawn while it runs is left as it is.
+        let restoration = self.tools.claims.restoration(wanted, under_way);
+        let step = async move { tokio::task::spawn_blocking(move || restoration.run()).await };
+        self.outside("step.claims", step, move |result| {
+            let result = result.map_err(io::Error::from).and_then(|joined| joined?);
+            Input::Claims { result, told }
+        });
+    }
+
+    pub(super) fn claims_restored(&mut self, result: &io::Result<Restored>, told: Vec<Done>) {
+        self.world.claimed.learn(result);
+        self.world.claimed.under_way = false;
+        for done in told {
+            let _ = done.send(Ok(()));
+        }
+        if std::mem::take(&mut self.world.claimed.again) {
+            self.restore_claims(None);
+        }
+    }
+}

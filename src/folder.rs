@@ -1,0 +1,253 @@
+//! A folder of attachd's own. It is judged each time before it is trusted, and held open: what is done in it is done in the
+//! very folder that was judged, whatever is put in its place meanwhile.
+
+use std::collections::BTreeSet;
+use std::fmt;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use rustix::fs::{CWD, Mode, OFlags};
+
+use crate::place::{Found, NotOurs};
+
+/// Names that are told of very many.
+const TOLD: usize = 10;
+
+/// A folder. Cheap to clone; clones hold the same one.
+#[derive(Debug, Clone)]
+pub struct Folder {
+    inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    path: PathBuf,
+    owner: u32,
+    /// On the file system of the folder it is in.
+    not_mounted: bool,
+    held: Mutex<Option<Held>>,
+}
+
+#[derive(Debug, Clone)]
+struct Held {
+    descriptor: Arc<OwnedFd>,
+    identity: (u64, u64),
+}
+
+impl Folder {
+    /// The folder at this path, to be this process's user's. Nothing is read yet.
+    pub fn new(path: PathBuf) -> Self {
+        Self::with(path, false)
+    }
+
+    /// The same, and nothing may be mounted there.
+    pub fn not_mounted(path: PathBuf) -> Self {
+        Self::with(path, true)
+    }
+
+    fn with(path: PathBuf, not_mounted: bool) -> Self {
+        let owner = rustix::process::geteuid().as_raw();
+        Self { inner: Arc::new(Inner { path, owner, not_mounted, held: Mutex::default() }) }
+    }
+
+    /// Where it is.
+    pub fn path(&self) -> &Path {
+        &self.inner.path
+    }
+
+    /// Whose it is.
+    pub fn owner(&self) -> u32 {
+        self.inner.owner
+    }
+
+    /// The folder that is at its place now, if it is ours. An error of the kind `NotFound` when there is none.
+    pub fn open(&self) -> io::Result<Arc<OwnedFd>> {
+        let path = self.path();
+        let found = Found::at(path).map_err(|error| self.about(&error))?;
+        let ours = |found: &Found| found.is_folder_of(Some(self.inner.owner)).map_err(|why| self.not_ours(why));
+        ours(&found)?;
+        let mut held = self.inner.held.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(held) = held.as_ref().filter(|held| held.identity == found.identity()) {
+            return Ok(Arc::clone(&held.descriptor));
+        }
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let descriptor =
+            rustix::fs::openat(CWD, path, flags, Mode::empty()).map_err(|error| self.about(&error.into()))?;
+        // What was opened may be another one than what was found.
+        let opened = Found::open(&descriptor)?;
+        ours(&opened)?;
+        let device = match held.as_ref() {
+            Some(held) => held.identity.0,
+            None if self.inner.not_mounted => rustix::fs::stat(path.parent().unwrap_or(Path::new("/")))?.st_dev,
+            None => opened.device,
+        };
+        if device != opened.device {
+            return Err(self.not_ours(NotOurs::OtherDevice));
+        }
+        let descriptor = Arc::new(descriptor);
+        *held = Some(Held { descriptor: Arc::clone(&descriptor), identity: opened.identity() });
+        Ok(descriptor)
+    }
+
+    /// The folder that was ours the last time, wherever it is now: what was made in it can be taken away.
+    pub fn held(&self) -> Option<Arc<OwnedFd>> {
+        let held = self.inner.held.lock().unwrap_or_else(PoisonError::into_inner);
+        held.as_ref().map(|held| Arc::clone(&held.descriptor))
+    }
+
+    /// The same as [`Folder::open`], and made first where there is none and the folder above is ours too.
+    pub fn open_or_make(&self) -> io::Result<Arc<OwnedFd>> {
+        match self.open() {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                let above = self.path().parent().unwrap_or(Path::new("/"));
+                let whose = Found::at(above)
+                    .and_then(|found| found.is_folder_of(Some(self.inner.owner)).map_err(io::Error::other));
+                whose.map_err(|why| {
+                    let (path, above) = (self.path().display(), above.display());
+                    io::Error::new(io::ErrorKind::NotFound, format!("{path} is missing, and {above}: {why}"))
+                })?;
+                match rustix::fs::mkdirat(CWD, self.path(), Mode::from_raw_mode(0o755)) {
+                    Ok(()) => tracing::warn!("{} was missing; it is made again", self.path().display()),
+                    // Somebody else was faster.
+                    Err(rustix::io::Errno::EXIST) => {}
+                    Err(error) => return Err(self.about(&error.into())),
+                }
+                let folder = self.open()?;
+                // Whatever the mask of this process is: others must be able to look something up in it.
+                rustix::fs::fchmod(&folder, Mode::from_raw_mode(0o755))?;
+                Ok(folder)
+            }
+            folder => folder,
+        }
+    }
+
+    fn not_ours(&self, why: NotOurs) -> io::Error {
+        io::Error::new(io::ErrorKind::PermissionDenied, format!("{} is not attachd's: {why}", self.path().display()))
+    }
+
+    fn about(&self, error: &io::Error) -> io::Error {
+        let path = self.path().display();
+        match error.kind() {
+            io::ErrorKind::NotFound => io::Error::new(io::ErrorKind::NotFound, format!("{path} is missing")),
+            kind => io::Error::new(kind, format!("{path}: {error}")),
+        }
+    }
+}
+
+/// Names out of perhaps very many: how many there are, and the first in order.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Names {
+    count: usize,
+    first: BTreeSet<String>,
+}
+
+impl Names {
+    /// One more.
+    pub fn add(&mut self, name: String) {
+        self.count += 1;
+        self.first.insert(name);
+        self.shorten();
+    }
+
+    /// All of another's.
+    pub fn extend(&mut self, other: Self) {
+        self.count += other.count;
+        self.first.extend(other.first);
+        self.shorten();
+    }
+
+    fn shorten(&mut self) {
+        while self.first.len() > TOLD {
+            self.first.pop_last();
+        }
+    }
+
+    /// How many.
+    pub fn count(&self) -> usize {
+        self.count
+    }
+
+    /// The first of them.
+    pub fn first(&self) -> impl Iterator<Item = &str> {
+        self.first.iter().map(String::as_str)
+    }
+
+    /// There is none.
+    pub fn is_empty(&self) -> bool {
+        self.count == 0
+    }
+}
+
+impl FromIterator<String> for Names {
+    fn from_iter<I: IntoIterator<Item = String>>(names: I) -> Self {
+        let mut all = Self::default();
+        names.into_iter().for_each(|name| all.add(name));
+        all
+    }
+}
+
+impl fmt::Display for Names {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.first.iter().cloned().collect::<Vec<_>>().join(", "))?;
+        match self.count - self.first.len() {
+            0 => Ok(()),
+            more => write!(f, " and {more} more"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fs;
+    use std::os::unix::fs::symlink;
+
+    #[test]
+    fn what_is_put_in_a_folders_place_is_not_trusted_and_the_old_one_is_still_at_hand() {
+        let dir = tempfile::tempdir().unwrap();
+        let (place, away, other) = (dir.path().join("place"), dir.path().join("away"), dir.path().join("other"));
+        fs::create_dir(&place).unwrap();
+        fs::create_dir(&other).unwrap();
+        let folder = Folder::new(place.clone());
+        let first = folder.open().unwrap();
+        assert!(Arc::ptr_eq(&first, &folder.open().unwrap()), "the control: opened once");
+        fs::rename(&place, &away).unwrap();
+        assert_eq!(folder.open().unwrap_err().kind(), io::ErrorKind::NotFound);
+        symlink(&other, &place).unwrap();
+        let refused = folder.open().unwrap_err().to_string();
+        assert!(refused.contains("place is not attachd's: it is a link, not a folder"), "{refused}");
+        fs::remove_file(&place).unwrap();
+        fs::write(&place, "").unwrap();
+        assert!(folder.open().unwrap_err().to_string().contains("a file, not a folder"));
+        let held = Found::open(&*folder.held().unwrap()).unwrap();
+        assert_eq!(held.identity(), Found::at(&away).unwrap().identity());
+        fs::remove_file(&place).unwrap();
+        fs::create_dir(&place).unwrap();
+        let second = Found::open(&*folder.open().unwrap()).unwrap();
+        assert_eq!(second.identity(), Found::at(&place).unwrap().identity(), "a new one of ours is taken");
+    }
+
+    #[test]
+    fn a_folder_is_made_again_in_one_of_ours_alone() {
+        let dir = tempfile::tempdir().unwrap();
+        let folder = Folder::new(dir.path().join("claims"));
+        folder.open_or_make().unwrap();
+        assert_eq!(Found::at(folder.path()).unwrap().mode, 0o755);
+        fs::remove_dir(folder.path()).unwrap();
+        fs::set_permissions(dir.path(), std::os::unix::fs::PermissionsExt::from_mode(0o777)).unwrap();
+        let refused = folder.open_or_make().unwrap_err();
+        assert_eq!(refused.kind(), io::ErrorKind::NotFound);
+        assert!(refused.to_string().contains("others may write it"), "{refused}");
+    }
+
+    #[test]
+    fn of_many_names_the_first_are_told_and_the_others_counted() {
+        let names: Names = (0..100_000).rev().map(|n| format!("{n:06}")).collect();
+        assert_eq!((names.count(), names.first().count()), (100_000, TOLD));
+        let told = names.to_string();
+        assert!(told.starts_with("000000, 000001, ") && told.ends_with("000009 and 99990 more"), "{told}");
+        assert_eq!(Names::from_iter(["a".to_owned()]).to_string(), "a");
+    }
+}

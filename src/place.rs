@@ -1,0 +1,267 @@
+//! What is at a path, and whether it is whose it should be: by kind, owner, mode and device. No link is followed in the
+//! last part of a path. Judging is pure; [`Found`] is what was read.
+
+use std::fmt;
+use std::fs::File;
+use std::io::{self, Read};
+use std::os::fd::AsFd;
+use std::path::Path;
+
+use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, Stat};
+
+/// The superuser.
+pub const ROOT: u32 = 0;
+
+/// Who but the owner may write.
+const OTHERS_WRITE: u32 = 0o022;
+
+/// What a path leads to, links not followed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// A directory.
+    Folder,
+    /// A regular file.
+    File,
+    /// A symbolic link.
+    Link,
+    /// A Unix socket.
+    Socket,
+    /// A device or a fifo.
+    Special,
+}
+
+impl fmt::Display for Kind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Folder => "a folder",
+            Self::File => "a file",
+            Self::Link => "a link",
+            Self::Socket => "a socket",
+            Self::Special => "a device or a fifo",
+        })
+    }
+}
+
+/// What was found at a path.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Found {
+    /// What it is.
+    pub kind: Kind,
+    /// Whose it is.
+    pub owner: u32,
+    /// The permissions.
+    pub mode: u32,
+    /// The file system it is on.
+    pub device: u64,
+    /// Its number there: with the device, which one it is.
+    pub inode: u64,
+    /// How many names it has.
+    pub names: u64,
+}
+
+/// It is not what it should be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum NotOurs {
+    /// Another kind of thing.
+    #[error("it is {is}, not {wanted}")]
+    Kind {
+        /// What it is.
+        is: Kind,
+        /// What it should be.
+        wanted: Kind,
+    },
+    /// Another owner.
+    #[error("it belongs to the user {is}, not to {wanted}")]
+    Owner {
+        /// Whose it is.
+        is: u32,
+        /// Whose it should be.
+        wanted: u32,
+    },
+    /// Others may change it.
+    #[error("others may write it (mode {:04o}): chmod go-w", .0)]
+    OpenToOthers(u32),
+    /// It has a second name somewhere.
+    #[error("it has {0} names (hard links)")]
+    SeveralNames(u64),
+    /// Something is mounted there.
+    #[error("it is on another file system than it was, or than the folder it is in: something is mounted over it")]
+    OtherDevice,
+}
+
+impl Found {
+    /// What is at a path; an error of the kind `NotFound` when nothing is.
+    pub fn at(path: &Path) -> io::Result<Self> {
+        Self::below(CWD, path)
+    }
+
+    /// The same for a name in an open folder.
+    pub fn below(folder: impl AsFd, name: impl rustix::path::Arg) -> io::Result<Self> {
+        Ok(Self::from(rustix::fs::statat(folder, name, AtFlags::SYMLINK_NOFOLLOW)?))
+    }
+
+    /// What is open.
+    pub fn open(descriptor: impl AsFd) -> io::Result<Self> {
+        Ok(Self::from(rustix::fs::fstat(descriptor)?))
+    }
+
+    /// Which one it is, for as long as it exists.
+    pub fn identity(&self) -> (u64, u64) {
+        (self.device, self.inode)
+    }
+
+    /// It is of this kind.
+    pub fn is(&self, wanted: Kind) -> Result<(), NotOurs> {
+        if self.kind == wanted { Ok(()) } else { Err(NotOurs::Kind { is: self.kind, wanted }) }
+    }
+
+    /// It belongs to this user. `None`: nobody knows whose it should be.
+    pub fn belongs_to(&self, owner: Option<u32>) -> Result<(), NotOurs> {
+        match owner {
+            Some(wanted) if wanted != self.owner => Err(NotOurs::Owner { is: self.owner, wanted }),
+            _ => Ok(()),
+        }
+    }
+
+    /// A folder of this user's, which nobody else can change.
+    pub fn is_folder_of(&self, owner: Option<u32>) -> Result<(), NotOurs> {
+        self.is(Kind::Folder)?;
+        self.belongs_to(owner)?;
+        if self.mode & OTHERS_WRITE == 0 { Ok(()) } else { Err(NotOurs::OpenToOthers(self.mode)) }
+    }
+
+    /// A regular file of this user's with no second name: what is written to it is written nowhere else.
+    pub fn is_file_of(&self, owner: Option<u32>) -> Result<(), NotOurs> {
+        self.is(Kind::File)?;
+        self.belongs_to(owner)?;
+        if self.names <= 1 { Ok(()) } else { Err(NotOurs::SeveralNames(self.names)) }
+    }
+}
+
+impl From<Stat> for Found {
+    fn from(stat: Stat) -> Self {
+        let kind = match FileType::from_raw_mode(stat.st_mode) {
+            FileType::Directory => Kind::Folder,
+            FileType::RegularFile => Kind::File,
+            FileType::Symlink => Kind::Link,
+            FileType::Socket => Kind::Socket,
+            _ => Kind::Special,
+        };
+        Self {
+            kind,
+            owner: stat.st_uid,
+            mode: stat.st_mode & 0o7777,
+            device: stat.st_dev,
+            inode: stat.st_ino,
+            names: stat.st_nlink,
+        }
+    }
+}
+
+/// A whole file that is small, which others may have put there: only a regular one, no link, and no more than `limit` bytes.
+/// Anything else is an error. May block, as every file system may.
+pub fn small_file(path: &Path, limit: u64) -> io::Result<Vec<u8>> {
+    read_small(path, OFlags::NOFOLLOW, limit).map(|(bytes, _)| bytes)
+}
+
+/// The same for a file of root's, which may be kept elsewhere and linked to.
+pub fn small_file_of_root(path: &Path, limit: u64) -> io::Result<Vec<u8>> {
+    read_small(path, OFlags::empty(), limit).map(|(bytes, _)| bytes)
+}
+
+/// The same as [`small_file`], and whose it is.
+pub fn small_file_and_owner(path: &Path, limit: u64) -> io::Result<(Vec<u8>, u32)> {
+    read_small(path, OFlags::NOFOLLOW, limit)
+}
+
+/// Whether somebody answers at a Unix socket. Never waits.
+pub fn somebody_listens(path: &Path) -> io::Result<bool> {
+    use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    let socket = rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
+    match rustix::net::connect(&socket, &SocketAddrUnix::new(path)?) {
+        // Its queue is full: somebody holds it.
+        Ok(()) | Err(rustix::io::Errno::AGAIN) => Ok(true),
+        Err(rustix::io::Errno::CONNREFUSED) => Ok(false),
+        Err(error) => Err(error.into()),
+    }
+}
+
+fn read_small(path: &Path, links: OFlags, limit: u64) -> io::Result<(Vec<u8>, u32)> {
+    // Opening a fifo or a device may wait, or do something.
+    let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC | links;
+    let file = match rustix::fs::openat(CWD, path, flags, Mode::empty()) {
+        Err(rustix::io::Errno::LOOP) => return Err(io::Error::other("it is a link")),
+        file => file?,
+    };
+    let found = Found::open(&file)?;
+    found.is(Kind::File).map_err(io::Error::other)?;
+    let mut bytes = Vec::new();
+    File::from(file).take(limit + 1).read_to_end(&mut bytes)?;
+    if bytes.len() as u64 > limit {
+        return Err(io::Error::other(format!("it is larger than {limit} bytes")));
+    }
+    Ok((bytes, found.owner))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fs;
+    use std::os::unix::fs::{PermissionsExt, symlink};
+
+    fn me() -> u32 {
+        rustix::process::geteuid().as_raw()
+    }
+
+    #[test]
+    fn a_folder_is_ours_by_kind_owner_and_mode_and_a_link_to_it_is_not() {
+        let dir = tempfile::tempdir().unwrap();
+        let (folder, link, file) = (dir.path().join("folder"), dir.path().join("link"), dir.path().join("file"));
+        fs::create_dir(&folder).unwrap();
+        symlink(&folder, &link).unwrap();
+        fs::write(&file, "").unwrap();
+        let judged = |path: &Path, owner| Found::at(path).unwrap().is_folder_of(owner);
+        assert_eq!(judged(&folder, Some(me())), Ok(()), "the control");
+        assert_eq!(judged(&folder, None), Ok(()), "nobody knows whose it should be");
+        assert_eq!(judged(&link, Some(me())), Err(NotOurs::Kind { is: Kind::Link, wanted: Kind::Folder }));
+        assert_eq!(judged(&file, Some(me())), Err(NotOurs::Kind { is: Kind::File, wanted: Kind::Folder }));
+        assert_eq!(judged(&folder, Some(me() + 1)), Err(NotOurs::Owner { is: me(), wanted: me() + 1 }));
+        fs::set_permissions(&folder, fs::Permissions::from_mode(0o777)).unwrap();
+        assert_eq!(judged(&folder, Some(me())), Err(NotOurs::OpenToOthers(0o777)));
+    }
+
+    #[test]
+    fn a_file_with_a_second_name_is_not_ours_alone() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("file");
+        fs::write(&file, "").unwrap();
+        let judged = || Found::at(&file).unwrap().is_file_of(Some(me()));
+        assert_eq!(judged(), Ok(()), "the control");
+        fs::hard_link(&file, dir.path().join("second")).unwrap();
+        assert_eq!(judged(), Err(NotOurs::SeveralNames(2)));
+    }
+
+    /// Each of these would make `fs::read` wait for ever, follow, or fill the memory.
+    #[test]
+    fn only_a_regular_file_of_bounded_size_is_read() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = |name: &str| dir.path().join(name);
+        fs::write(path("small"), "12\n").unwrap();
+        fs::write(path("large"), [b'1'; 65]).unwrap();
+        fs::File::create(path("huge")).unwrap().set_len(1 << 40).unwrap();
+        symlink(path("small"), path("link")).unwrap();
+        symlink("/dev/zero", path("device")).unwrap();
+        let mode = Mode::from_raw_mode(0o600);
+        rustix::fs::mknodat(CWD, path("fifo"), FileType::Fifo, mode, 0).unwrap();
+        assert_eq!(small_file(&path("small"), 64).unwrap(), b"12\n", "the control");
+        for name in ["large", "huge", "link", "device", "fifo", ""] {
+            assert!(small_file(&path(name), 64).is_err(), "{name}");
+        }
+        assert!(small_file_of_root(&path("link"), 64).is_ok());
+        assert!(small_file_of_root(&path("device"), 64).unwrap_err().to_string().contains("a device"));
+        assert_eq!(small_file(&path("none"), 64).unwrap_err().kind(), io::ErrorKind::NotFound);
+        // Files of the kernel's tell no size.
+        assert!(small_file(Path::new("/proc/self/comm"), 64).is_ok());
+    }
+}
