@@ -201,7 +201,7 @@ async fn until_told_to_stop(handle: &Handle, config: &Path) -> anyhow::Result<()
                     Ok(_) => tracing::info!("the configuration is valid; settings take effect at the next start"),
                     Err(invalid) => tracing::error!("the configuration is not valid, the one in use stays:\n{invalid}"),
                 }
-                if let Err(why) = handle.resync("reload").await? {
+                if let Err(why) = handle.resync("reload", None).await? {
                     tracing::error!("the resync failed: {why}");
                 }
                 telemetry::manager::ready();

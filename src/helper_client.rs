@@ -1,28 +1,62 @@
 //! Asks attachd-helper, the one privileged program, for what attachd may not do itself.
 //!
-//! One line to ask, one line of JSON as the answer. Its silence is an answer too: "unknown".
+//! One line to ask, one line of JSON as the answer. Its silence is an answer too: "unknown". A helper that was silent is
+//! asked again by itself until it answers, so that nothing says it is away when it is back.
 
 use std::fmt;
 use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use serde::Deserialize;
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 use tokio::net::UnixStream;
+use tokio::sync::Semaphore;
+use tokio::time::Instant;
 
 use crate::device::DevNum;
 use crate::identity::Serial;
 
-/// The helper answers in milliseconds; systemd may have to start it first.
+/// The helper answers in milliseconds; systemd may have to start it first. Counts from when a request has its place.
 const TIME_LIMIT: Duration = Duration::from_secs(5);
+
+/// Requests at one time: as many as the helper serves. More would wait in its socket's queue, which overflows.
+const AT_ONCE: usize = 16;
+
+/// Pause before a full queue is tried again: others than attachd may have filled it.
+const QUEUE_FULL: Duration = Duration::from_millis(20);
+
+/// First and longest wait before a silent helper is asked again; it doubles in between.
+const AGAIN: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(30));
+
+/// The question that has the host's own disks written down.
+const HOST_DISKS: &str = "host-disks\n";
 
 /// The code for "no NBD server has this device open".
 const NOT_OPEN: &str = "NOT_OPEN";
 
-/// Where the helper listens.
+/// Asks the helper. All clones share its places and what is known of it.
 #[derive(Debug, Clone)]
 pub struct HelperClient {
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    /// Where it listens.
     socket: PathBuf,
+    limit: Duration,
+    places: Semaphore,
+    known: Mutex<Known>,
+}
+
+/// What is known of the helper.
+#[derive(Debug, Default)]
+struct Known {
+    /// Whether it answered when it was last asked, or since when it is silent; `None`: not asked yet.
+    last: Option<Result<(), (Instant, HelperError)>>,
+    /// It is being asked again until it answers.
+    asking_again: bool,
 }
 
 /// No usable answer.
@@ -76,7 +110,21 @@ struct Answer {
 impl HelperClient {
     /// A client of the helper that listens there.
     pub fn new(socket: PathBuf) -> Self {
-        Self { socket }
+        Self::with(socket, TIME_LIMIT)
+    }
+
+    fn with(socket: PathBuf, limit: Duration) -> Self {
+        let shared = Shared { socket, limit, places: Semaphore::new(AT_ONCE), known: Mutex::default() };
+        Self { shared: Arc::new(shared) }
+    }
+
+    /// Whether it answered when it was last asked, or why not; `None`: not asked yet.
+    pub fn state(&self) -> Option<Result<(), String>> {
+        match &self.known().last {
+            None => None,
+            Some(Ok(())) => Some(Ok(())),
+            Some(Err((_, error))) => Some(Err(error.to_string())),
+        }
     }
 
     /// Has udev look at the present disk of this serial again: marks a claimed one, un-marks one that is no longer claimed.
@@ -95,7 +143,7 @@ impl HelperClient {
 
     /// Has the disks this host lives on written down, so that they are never claimed.
     pub async fn host_disks(&self) -> Result<(), HelperError> {
-        self.ask("host-disks\n").await.map(drop)
+        self.ask(HOST_DISKS).await.map(drop)
     }
 
     /// Has nbd-server's main process told to read its files again.
@@ -104,21 +152,175 @@ impl HelperClient {
     }
 
     async fn ask(&self, line: &str) -> Result<Answer, HelperError> {
-        let silent = |why: String| HelperError::Silent(self.socket.display().to_string(), why);
-        let answer = match tokio::time::timeout(TIME_LIMIT, self.exchange(line)).await {
-            Ok(answer) => answer.map_err(|error| silent(error.to_string()))?,
-            Err(_) => return Err(silent(format!("no answer within {} s", TIME_LIMIT.as_secs()))),
+        let answer = self.ask_once(line).await;
+        if matches!(answer, Err(HelperError::Silent(..))) && !std::mem::replace(&mut self.known().asking_again, true) {
+            tokio::spawn(self.clone().until_it_answers());
+        }
+        answer
+    }
+
+    /// With the question that was perhaps asked in vain at the start, and that is never wrong to ask.
+    async fn until_it_answers(self) {
+        let mut pause = AGAIN.0;
+        loop {
+            tokio::time::sleep(pause).await;
+            let _ = self.ask_once(HOST_DISKS).await;
+            let mut known = self.known();
+            if matches!(known.last, Some(Ok(()))) {
+                known.asking_again = false;
+                return tracing::info!("attachd-helper answers again");
+            }
+            pause = (pause * 2).min(AGAIN.1);
+        }
+    }
+
+    async fn ask_once(&self, line: &str) -> Result<Answer, HelperError> {
+        let begun = Instant::now();
+        // It is never closed.
+        let _place = self.shared.places.acquire().await;
+        // Whoever waited for a place while the helper fell silent need not find that out again, one after the other.
+        if let Some(Err((since, error))) = &self.known().last
+            && *since >= begun
+        {
+            return Err(error.clone());
+        }
+        let silent = |why: String| HelperError::Silent(self.shared.socket.display().to_string(), why);
+        let limit = self.shared.limit;
+        let answer = match tokio::time::timeout(limit, self.exchange(line)).await {
+            Ok(Ok(answer)) => serde_json::from_str(&answer).map_err(|error| silent(format!("not an answer: {error}"))),
+            Ok(Err(error)) => Err(silent(error.to_string())),
+            Err(_) => Err(silent(format!("no answer within {} s", limit.as_secs()))),
         };
-        let answer: Answer =
-            serde_json::from_str(&answer).map_err(|error| silent(format!("not an answer: {error}")))?;
+        // A refusal is an answer.
+        self.known().last = Some(match &answer {
+            Ok(_) => Ok(()),
+            Err(error) => Err((Instant::now(), error.clone())),
+        });
+        let answer: Answer = answer?;
         if answer.ok { Ok(answer) } else { Err(HelperError::Refused { code: answer.code, message: answer.error }) }
     }
 
     async fn exchange(&self, line: &str) -> std::io::Result<String> {
-        let mut stream = UnixStream::connect(&self.socket).await?;
+        let mut stream = loop {
+            match UnixStream::connect(&self.shared.socket).await {
+                Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => tokio::time::sleep(QUEUE_FULL).await,
+                connected => break connected?,
+            }
+        };
         stream.write_all(line.as_bytes()).await?;
         let mut answer = String::new();
         BufReader::new(stream).read_line(&mut answer).await?;
         Ok(answer)
+    }
+
+    fn known(&self) -> MutexGuard<'_, Known> {
+        // Nothing panics while it is held, and each value that is written is whole.
+        self.shared.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+    use tokio::net::UnixListener;
+
+    fn place() -> (tempfile::TempDir, PathBuf) {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("helper.sock");
+        (dir, path)
+    }
+
+    async fn answer(stream: UnixStream, text: &str) {
+        let mut stream = BufReader::new(stream);
+        stream.read_line(&mut String::new()).await.unwrap();
+        let _ = stream.get_mut().write_all(text.as_bytes()).await;
+    }
+
+    #[tokio::test]
+    async fn a_helper_that_is_back_is_heard_without_being_asked_for_anything() {
+        let (_dir, path) = place();
+        let client = HelperClient::new(path.clone());
+        assert_eq!(client.state(), None);
+        client.reload().await.unwrap_err();
+        assert!(matches!(client.state(), Some(Err(_))), "the control");
+        let listener = UnixListener::bind(path).unwrap();
+        let (stream, _) = listener.accept().await.unwrap();
+        answer(stream, "{\"ok\":false,\"code\":\"FAILED\",\"error\":\"x\"}\n").await;
+        while client.known().asking_again {
+            tokio::task::yield_now().await;
+        }
+        assert_eq!(client.state(), Some(Ok(())), "a refusal is an answer");
+    }
+
+    #[tokio::test]
+    async fn any_number_of_requests_at_once_are_answered_a_few_at_a_time() {
+        let (_dir, path) = place();
+        let listener = UnixListener::bind(&path).unwrap();
+        let client = HelperClient::new(path);
+        let (now, most) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
+        let counts = (now.clone(), most.clone());
+        let helper = tokio::spawn(async move {
+            loop {
+                let (stream, _) = listener.accept().await.unwrap();
+                let (now, most) = (counts.0.clone(), counts.1.clone());
+                most.fetch_max(now.fetch_add(1, Ordering::SeqCst) + 1, Ordering::SeqCst);
+                tokio::spawn(async move {
+                    tokio::time::sleep(Duration::from_millis(1)).await;
+                    now.fetch_sub(1, Ordering::SeqCst);
+                    answer(stream, "{\"ok\":true}\n").await;
+                });
+            }
+        });
+        let requests: Vec<_> = (0..500).map(|_| client.clone()).collect();
+        let requests = requests.into_iter().map(|client| tokio::spawn(async move { client.reload().await }));
+        for request in requests.collect::<Vec<_>>() {
+            request.await.unwrap().unwrap();
+        }
+        assert!((2..=AT_ONCE).contains(&most.load(Ordering::SeqCst)), "{most:?}");
+        helper.abort();
+    }
+
+    /// Each in its turn they would wait for minutes.
+    #[tokio::test]
+    async fn those_that_wait_for_a_place_hear_of_the_silence_together() {
+        const LIMIT: Duration = Duration::from_secs(1);
+        let (_dir, path) = place();
+        let _never_accepts = UnixListener::bind(&path).unwrap();
+        let client = HelperClient::with(path, LIMIT);
+        let begun = Instant::now();
+        let requests: Vec<_> = (0..20 * AT_ONCE).map(|_| client.clone()).collect();
+        let requests = requests.into_iter().map(|client| tokio::spawn(async move { client.reload().await }));
+        for request in requests.collect::<Vec<_>>() {
+            assert!(matches!(request.await.unwrap(), Err(HelperError::Silent(..))));
+        }
+        assert!(begun.elapsed() >= LIMIT && begun.elapsed() < 5 * LIMIT, "{:?}", begun.elapsed());
+    }
+
+    /// The time of a request begins with its place, not with the wait for it.
+    #[tokio::test]
+    async fn a_request_that_waited_long_for_its_place_has_its_whole_time() {
+        const LIMIT: Duration = Duration::from_secs(1);
+        let (_dir, path) = place();
+        let listener = UnixListener::bind(&path).unwrap();
+        let client = HelperClient::with(path, LIMIT);
+        let requests: Vec<_> = (0..4 * AT_ONCE).map(|_| client.clone()).collect();
+        let requests: Vec<_> =
+            requests.into_iter().map(|client| tokio::spawn(async move { client.reload().await })).collect();
+        let begun = Instant::now();
+        let helper = tokio::spawn(async move {
+            loop {
+                let (stream, _) = listener.accept().await.unwrap();
+                tokio::spawn(async move {
+                    tokio::time::sleep(LIMIT * 2 / 5).await;
+                    answer(stream, "{\"ok\":true}\n").await;
+                });
+            }
+        });
+        for request in requests {
+            request.await.unwrap().unwrap();
+        }
+        assert!(begun.elapsed() > LIMIT, "the control: the last has waited longer than its time");
+        helper.abort();
     }
 }

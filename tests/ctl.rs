@@ -189,7 +189,7 @@ fn every_view_is_there_for_people_and_for_programs() {
 
 #[test]
 fn a_withdrawal_is_told_and_the_volume_is_gone() {
-    let (lab, _attachd, api) = up();
+    let (lab, _attachd, api, _helper) = up_with_helper();
     let (volume, _disk) = served(&lab, &api);
     assert_eq!(ctl(&["intent", "withdraw", &volume.id]).expect(0).out, "Withdrawn: the export is gone\n");
     let gone = ctl(&["show", &volume.id]).expect(1);
@@ -284,7 +284,10 @@ fn events_are_followed_until_ctrl_c_or_the_end_of_attachd() {
     while !line.contains("withdrawn") {
         line = all.line();
     }
-    assert_eq!(line.split_whitespace().collect::<Vec<_>>()[1..], [two.id.as_str(), "withdrawn", "waiting"]);
+    assert_eq!(
+        line.split_whitespace().collect::<Vec<_>>()[1..],
+        [two.id.as_str(), "withdrawn", "waiting", "by", "uid", "0"]
+    );
     let event: Value = serde_json::from_str(&json).unwrap();
     assert_eq!(event["volume_id"], two.id);
     all.interrupt();

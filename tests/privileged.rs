@@ -12,7 +12,7 @@ use std::sync::mpsc;
 
 use common::*;
 use lab::watch::readable;
-use lab::{Disk, Lab, Volume};
+use lab::{Api, Disk, Lab, Volume};
 use rustix::fs::{FileType, Mode};
 use serde_json::json;
 
@@ -360,6 +360,11 @@ fn a_volume_whose_export_was_taken_away_for_a_withdrawal_is_not_ready_until_it_i
     assert_eq!(withdrawn["state"], "detaching");
 }
 
+/// Without the helper nobody can say that nobody is connected.
+fn withdraw_by_force(api: &Api, volume: &Volume) {
+    api.delete(&format!("/api/v1/intents/{}?force=true", volume.id)).unwrap().expect(200).unwrap();
+}
+
 /// A disk must not stay the NBD servers' because the helper was away for a moment.
 #[test]
 fn a_node_is_given_back_as_soon_as_the_helper_answers_again() {
@@ -367,7 +372,7 @@ fn a_node_is_given_back_as_soon_as_the_helper_answers_again() {
     let (volume, disk) = served(&lab, &api);
     drop(helper);
     let marked = lab::people::NBD.id;
-    withdraw(&api, &volume);
+    withdraw_by_force(&api, &volume);
     assert_eq!(group(&disk), marked, "nobody could give it back");
     let listener = lab.bare_listener().unwrap();
     let _helper = Helper::start();
@@ -427,7 +432,7 @@ fn a_node_that_was_left_marked_is_given_back_by_a_resync() {
     let (volume, disk) = served(&lab, &api);
     let (kept, other) = served(&lab, &api);
     drop(helper);
-    withdraw(&api, &volume);
+    withdraw_by_force(&api, &volume);
     drop(attachd);
     let listener = lab.bare_listener().unwrap();
     let _helper = Helper::start();

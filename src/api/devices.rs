@@ -1,15 +1,17 @@
 //! Devices: every whole disk that is present, and what stands in the way of its being a volume's.
 
-use axum::Json;
 use axum::extract::State;
+use axum::{Extension, Json};
 use serde::Serialize;
 use utoipa::ToSchema;
 
 use super::Ctx;
 use super::body::{NoQuery, QueryString};
 use super::error::ApiError;
+use super::serve::Peer;
 use crate::device::DevNum;
 use crate::device::facts::LinkTarget;
+use crate::engine::By;
 use crate::engine::world::World;
 use crate::identity::{Serial, VolumeId};
 
@@ -91,8 +93,12 @@ pub(super) struct Resynced {
 
 /// Reads all disks and the folder of exports again, and answers when every volume has been compared with them.
 #[utoipa::path(post, path = "/api/v1/resync", responses((status = 200, body = Resynced)))]
-pub(super) async fn resync(State(context): Ctx, _: QueryString<NoQuery>) -> Result<Json<Resynced>, ApiError> {
-    let done = context.inner.engine.resync("asked for").await?;
+pub(super) async fn resync(
+    State(context): Ctx,
+    Extension(peer): Extension<Peer>,
+    _: QueryString<NoQuery>,
+) -> Result<Json<Resynced>, ApiError> {
+    let done = context.inner.engine.resync("asked for", Some(By(peer.uid))).await?;
     done.map_err(|why| ApiError::unavailable("RESYNC_FAILED", format!("the disks cannot be read: {why}")))?;
     Ok(Json(Resynced { message: "Everything was read again and compared".to_owned() }))
 }

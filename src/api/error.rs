@@ -133,8 +133,8 @@ impl From<Rejection> for ApiError {
                 conflict("CLIENTS_CONNECTED", json!({ "clients": clients, "clients_exact": exact }))
             }
             Rejection::ExportStuck(_) => Self::unavailable("EXPORT_STUCK", text),
-            Rejection::ClientsUnknown { clients, .. } => {
-                conflict("CLIENTS_UNKNOWN", json!({ "clients": clients, "clients_exact": false }))
+            Rejection::ClientsUnknown { clients, why, .. } => {
+                conflict("CLIENTS_UNKNOWN", json!({ "why": why, "clients": clients, "clients_exact": false }))
             }
             Rejection::Leaving(_) => conflict("BEING_WITHDRAWN", json!({})),
             Rejection::NotDurable(_) => Self::unavailable("STORE_FAILED", text),

@@ -169,7 +169,7 @@ impl Seen {
         Self {
             volumes: counts(world),
             server: world.server.clone(),
-            helper: world.helper.clone(),
+            helper: world.helper.state(),
             udevd: world.ear.udevd_is(),
             resyncs: world.resyncs.clone(),
             foreign: world.foreign_exports.clone(),

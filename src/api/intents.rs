@@ -14,7 +14,7 @@ use super::body::{JsonBody, NoQuery, QueryString, VolumePath, whole};
 use super::error::{ApiError, ErrorBody};
 use super::serve::Peer;
 use crate::effect;
-use crate::engine::{Accepted, Withdrawal};
+use crate::engine::{Accepted, By, Withdrawal};
 use crate::helper_client::Holders;
 use crate::identity::{Serial, VolumeId};
 use crate::volume;
@@ -180,10 +180,11 @@ pub(super) struct WithdrawnView {
     (status = 503, body = ErrorBody, description = "STORE_FAILED: nothing was changed; EXPORT_STUCK")))]
 pub(super) async fn withdraw(
     State(context): Ctx,
+    Extension(peer): Extension<Peer>,
     VolumePath(volume): VolumePath,
     QueryString(options): QueryString<WithdrawOptions>,
 ) -> Result<Response, ApiError> {
-    let Withdrawal { clients } = context.inner.engine.withdraw(volume, options.force).await??;
+    let Withdrawal { clients } = context.inner.engine.withdraw(volume, options.force, By(peer.uid)).await??;
     let Holders { clients, exact } = clients;
     let message = if clients.is_empty() {
         "Withdrawn: the export is gone".to_owned()

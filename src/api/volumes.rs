@@ -277,7 +277,7 @@ async fn timeline(context: &Context, volume: VolumeId) -> Result<Vec<Entry>, Api
             .iter()
             .any(|other| other.at.as_microsecond() == entry.at.as_microsecond() && other.event == entry.event)
     };
-    for entry in unwritten {
+    for entry in unwritten.into_iter().map(|note| note.entry) {
         if !known(&entry, &timeline) {
             timeline.push(entry);
         }

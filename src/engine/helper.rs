@@ -69,11 +69,6 @@ impl Engine {
             tracing::warn!(?asked, "{error}");
         }
         let (marked, answered) = (answer.is_ok(), matches!(answer, Ok(()) | Err(HelperError::Refused { .. })));
-        self.world.helper = Some(match answer {
-            // A refusal is an answer.
-            Ok(()) | Err(HelperError::Refused { .. }) => Ok(()),
-            Err(error) => Err(error.to_string()),
-        });
         if let Asked::Unmark(serial, attempts) = asked {
             if !answered {
                 self.later(pause(attempts), Input::UnmarkAgain(serial, attempts + 1));

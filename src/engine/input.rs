@@ -7,6 +7,7 @@ use serde::Serialize;
 use tokio::sync::oneshot;
 use utoipa::ToSchema;
 
+use super::leaving::{By, Caller};
 use super::outside::Died;
 use super::tell::NotTold;
 use super::world::World;
@@ -44,32 +45,14 @@ pub(crate) enum Input {
     Claims { result: std::io::Result<Restored>, told: Vec<Done> },
     /// A new intent is durable and claimed, or is not.
     Admitted { intent: Intent, result: Result<(), NotAdmitted>, reply: Reply<Accepted> },
-    /// It is known who is connected to a volume's export; with the request that asked, if one did.
-    Clients {
-        ticket: Ticket,
-        clients: Clients,
-        answer: Option<Result<(), HelperError>>,
-        request: Option<(bool, Reply<Withdrawal>)>,
-        /// The export was taken away for this request: nobody came since.
-        sealed: bool,
-    },
+    /// It is known who is connected to a volume's disks. `epoch`: which revocation was the last when it was asked.
+    Clients { ticket: Ticket, epoch: u64, clients: Clients },
     /// The wish to take a volume away as soon as its clients are gone is durable, or is not.
-    Detaching {
-        ticket: Ticket,
-        reason: Reason,
-        clients: Holders,
-        result: Result<(), Rejection>,
-        reply: Reply<Withdrawal>,
-    },
+    Detaching { ticket: Ticket, result: Result<(), Rejection> },
     /// A withdrawal is durable, or is not.
-    Withdrawn {
-        ticket: Ticket,
-        lingering: Option<u32>,
-        result: Result<Withdrawal, Rejection>,
-        reply: Option<Reply<Withdrawal>>,
-    },
+    Withdrawn { ticket: Ticket, result: Result<(), Rejection> },
     /// A withdrawn volume's claim is gone.
-    Unclaimed { ticket: Ticket, withdrawal: Withdrawal, reply: Option<Reply<Withdrawal>> },
+    Unclaimed { ticket: Ticket },
     /// A mapping is durable, or is not.
     Recorded { ticket: Ticket, evidence: Evidence, result: Result<(), String> },
     /// The server was told of all changes up to this one, or could not be.
@@ -114,8 +97,6 @@ pub(crate) enum Asked {
     Mark(Ticket),
     /// To have udev un-mark the disk of a serial that is no longer claimed, for this many times now.
     Unmark(Serial, u32),
-    /// Who is connected.
-    Holders,
     /// To write down the host's own disks.
     HostDisks,
 }
@@ -128,9 +109,9 @@ pub(crate) enum Request {
     /// Accept an intent.
     Intend(Intent, Reply<Accepted>),
     /// Withdraw one.
-    Withdraw { volume: VolumeId, force: bool, reply: Reply<Withdrawal> },
-    /// Read everything again.
-    Resync(&'static str, Done),
+    Withdraw(VolumeId, Caller),
+    /// Read everything again: why, and who wants it, if it is not attachd itself.
+    Resync(&'static str, Option<By>, Done),
     /// End the streams of events: the daemon is stopping.
     Hush,
     /// Look at the world.
@@ -158,8 +139,13 @@ pub(crate) enum Clients {
     None,
     /// These, as the NBD server's open files show.
     Connected(Holders),
-    /// Perhaps some of these, which are connected to the server.
-    Unknown(Vec<String>),
+    /// Nobody can say.
+    Unknown {
+        /// For what reason.
+        why: String,
+        /// Who is connected to the server: perhaps some of these.
+        candidates: Vec<String>,
+    },
 }
 
 /// An intent was accepted.
@@ -234,11 +220,16 @@ pub enum Rejection {
     )]
     ExportStuck(VolumeId),
     /// Somebody may be reading or writing the export.
-    #[error("volume {volume} cannot be withdrawn: {} NBD client connection(s) are open ({}) and which exports they use is not known; end them, or withdraw with force", clients.len(), clients.join(", "))]
+    #[error(
+        "volume {volume} cannot be withdrawn: whether NBD clients use it is not known: {why}{}; end them, or withdraw with force",
+        connected(clients)
+    )]
     ClientsUnknown {
         /// Which volume.
         volume: VolumeId,
-        /// Their addresses.
+        /// For what reason.
+        why: String,
+        /// The addresses of those who are connected to the server.
         clients: Vec<String>,
     },
     /// The volume is just being accepted or withdrawn by another request.
@@ -250,6 +241,13 @@ pub enum Rejection {
     /// The folder of claims did not take it; nothing was changed.
     #[error("{0}. Nothing was changed; repair the folder of claims (attachctl health), then ask again")]
     NotClaimed(String),
+}
+
+fn connected(clients: &[String]) -> String {
+    match clients {
+        [] => " (nobody is connected to its port)".to_owned(),
+        clients => format!(" ({} connection(s) to its port: {})", clients.len(), clients.join(", ")),
+    }
 }
 
 /// One step in a volume's life, as it happens.

@@ -7,10 +7,12 @@
 //! handshake, [`helper`]) is started outside and comes back as another input. One slow step per volume at a time keeps
 //! each volume's order; different volumes go side by side. [`story`] tells what happened.
 
+mod asking;
 mod claimed;
 pub mod decide;
 mod helper;
 mod input;
+mod leaving;
 mod look;
 mod outside;
 mod reader;
@@ -48,6 +50,8 @@ use claimed::Claimed;
 pub(crate) use input::Input;
 use input::Request;
 pub use input::{Accepted, Event, Rejection, SharedEvent, Withdrawal};
+pub use leaving::By;
+use leaving::Caller;
 use reader::Reader;
 use world::{Volume, World};
 
@@ -138,16 +142,22 @@ impl Handle {
     }
 
     /// Withdraws an intent, whatever its state; with `force` also while clients are connected.
-    pub async fn withdraw(&self, volume: VolumeId, force: bool) -> Result<Result<Withdrawal, Rejection>, Stopping> {
+    pub async fn withdraw(
+        &self,
+        volume: VolumeId,
+        force: bool,
+        by: By,
+    ) -> Result<Result<Withdrawal, Rejection>, Stopping> {
         let (reply, answer) = oneshot::channel();
-        self.ask(Request::Withdraw { volume, force, reply }).await?;
+        self.ask(Request::Withdraw(volume, Caller { by, force, reply })).await?;
         answer.await.map_err(|_| Stopping)
     }
 
     /// Reads everything again and answers when every volume has been compared with it, or says why that failed.
-    pub async fn resync(&self, reason: &'static str) -> Result<Result<(), String>, Stopping> {
+    /// `by`: who wants it, if it is not attachd itself.
+    pub async fn resync(&self, reason: &'static str, by: Option<By>) -> Result<Result<(), String>, Stopping> {
         let (reply, answer) = oneshot::channel();
-        self.ask(Request::Resync(reason, reply)).await?;
+        self.ask(Request::Resync(reason, by, reply)).await?;
         answer.await.map_err(|_| Stopping)
     }
 
@@ -183,7 +193,7 @@ impl Engine {
         let (back, inputs) = mpsc::channel(QUEUE);
         let (events, _) = broadcast::channel(EVENTS);
         let handle = Handle { inputs: back.clone(), events: events.downgrade() };
-        let mut world = World::new(ground);
+        let mut world = World::new(ground, tools.helper.clone());
         world.claimed = Claimed::new(claims);
         let now = Timestamp::now();
         for record in records {
@@ -259,7 +269,10 @@ impl Engine {
             }
             Input::Server(server) => self.server_changed(server).await,
             Input::Request(Request::Read(look)) => look(&self.world),
-            Input::Request(Request::Resync(reason, done)) => {
+            Input::Request(Request::Resync(reason, by, done)) => {
+                if let Some(by) = by {
+                    tracing::info!(EVENT = "resync", UID = by.0, "a resync was asked for by {by}");
+                }
                 // All are settled when everything has been read.
                 self.adopt_exports();
                 self.ask_for_host_disks();
@@ -276,21 +289,15 @@ impl Engine {
             }
             Input::Claims { result, told } => self.claims_restored(&result, told),
             Input::Request(Request::Intend(intent, reply)) => self.intend(intent, reply),
-            Input::Request(Request::Withdraw { volume, force, reply }) => self.withdraw(volume, force, reply),
-            Input::Clients { ticket, clients, answer, request, sealed } => {
-                self.clients_known(ticket, clients, answer, request, sealed).await;
-            }
-            Input::Detaching { ticket, reason, clients, result, reply } => {
-                self.detaching(ticket, reason, clients, result, reply).await;
-            }
-            Input::Unclaimed { ticket, withdrawal, reply } => self.unclaimed(ticket, withdrawal, reply).await,
+            Input::Request(Request::Withdraw(volume, caller)) => self.withdraw(volume, caller),
+            Input::Clients { ticket, epoch, clients } => self.clients_known(ticket, epoch, clients).await,
+            Input::Detaching { ticket, result } => self.detaching(ticket, result).await,
+            Input::Unclaimed { ticket } => self.unclaimed(ticket).await,
             Input::Request(Request::Hush) => self.events = None,
             Input::Settle { ids, done } => self.settle_some(ids, done).await,
             Input::Examined { intent, disks, reply } => self.examined(intent, disks, reply),
             Input::Admitted { intent, result, reply } => self.admitted(intent, result, reply).await,
-            Input::Withdrawn { ticket, lingering, result, reply } => {
-                self.withdrawn(ticket, lingering, result, reply).await;
-            }
+            Input::Withdrawn { ticket, result } => self.withdrawn(ticket, result).await,
             Input::Answered(devnum) => self.look(devnum, Heard::Asked),
             Input::Looked { devnum, heard, reading, facts } => self.looked(devnum, heard, reading, facts).await,
             Input::Told { changes, result } => self.told(changes, result).await,

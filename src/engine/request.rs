@@ -2,6 +2,7 @@
 
 use super::Engine;
 use super::input::{Accepted, Input, NotAdmitted, Rejection, Reply};
+use super::leaving::By;
 use super::outside::Died;
 use super::world::Volume;
 use crate::device::facts::Facts;
@@ -18,7 +19,7 @@ impl Engine {
     pub(super) fn intend(&mut self, mut intent: Intent, reply: Reply<Accepted>) {
         let volume = intent.volume;
         if let Some(known) = self.world.volume(volume) {
-            let answer = if known.leaving {
+            let answer = if known.leaving.is_begun() {
                 Err(Rejection::Leaving(volume))
             } else {
                 differs(&known.intent, &intent).map_or(Ok(Accepted::Known), Err)
@@ -199,5 +200,6 @@ fn described(intent: &Intent) -> String {
     }
     words.extend(intent.size_bytes.map(|size| format!("at least {size} bytes")));
     words.extend(intent.deadline_seconds.map(|seconds| format!("within {seconds} s")));
+    words.push(format!("by {}", By(intent.uid)));
     words.join(", ")
 }

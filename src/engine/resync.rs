@@ -116,19 +116,19 @@ impl Engine {
             let Some(volume) = self.world.volume_mut(id) else { continue };
             let (link, recorded) = (contents.links.get(&id), volume.mapping.as_ref().map(|mapping| &mapping.link));
             // What is on its way out goes wherever it leads, and not before the wish is durable.
-            let published = link.is_some() && (volume.leaving || link == recorded);
+            let published = link.is_some() && (volume.leaving.is_begun() || link == recorded);
             if std::mem::replace(&mut volume.published, published) != published {
                 changed.push(id);
             }
             volume.proven &= published;
-            if published && volume.lingering.is_some() {
+            if published && volume.leaving.lingers() {
                 self.revoke(id, None);
             } else if !published {
                 self.stand_unserved(id);
             }
         }
         for id in contents.links.into_keys() {
-            if !self.world.volume(id).is_some_and(|volume| volume.published || volume.leaving) {
+            if !self.world.volume(id).is_some_and(|volume| volume.published || volume.leaving.is_begun()) {
                 stuck.extend(self.take_unknown(id).err());
             }
         }

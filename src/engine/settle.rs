@@ -48,7 +48,7 @@ impl Engine {
                     standing: (volume.state, volume.reason.as_ref()),
                 },
             );
-            let (busy, leaving) = (volume.busy, volume.leaving);
+            let (busy, leaving) = (volume.busy, volume.leaving.is_begun());
             let heard = present.first().and_then(|device| device.heard_at);
             let this_disk = present.first().copied().map(disk);
             let several = present.len() > 1;
@@ -125,13 +125,9 @@ impl Engine {
     pub(super) async fn rest(&mut self, id: VolumeId) {
         let Some(volume) = self.world.volume_mut(id) else { return };
         let now = Timestamp::now();
-        let again = volume.trouble.as_ref().map(|trouble| trouble.again_at);
-        let helper = volume.helper_again.map(|(at, _)| at);
-        let deadline = volume.intent.deadline().filter(|_| volume.state == State::Waiting);
-        let wake = wake([again, helper], deadline, volume.judged, (now, Instant::now()));
         let mut changes = Vec::new();
         // What may yet be refused is not written down: a start would carry it out.
-        let undecided = volume.leaving && volume.lingering.is_none();
+        let undecided = volume.leaving.is_begun() && !volume.leaving.lingers();
         if !undecided && std::mem::take(&mut volume.unwritten) {
             changes.push(Change::Stand(id, volume.state, volume.reason.clone()));
         }
@@ -151,10 +147,21 @@ impl Engine {
                 export_status: status,
             }));
         }
-        self.world.set_wake(id, wake);
+        self.wind(id);
         // Who listens first: what was told goes out before it is written down.
         tokio::task::yield_now().await;
         self.post(id, changes).await;
+    }
+
+    /// Sets the volume's clock, from what each part of it waits for.
+    pub(super) fn wind(&mut self, id: VolumeId) {
+        let Some(volume) = self.world.volume(id) else { return };
+        let again = volume.trouble.as_ref().map(|trouble| trouble.again_at);
+        let helper = volume.helper_again.map(|(at, _)| at);
+        let deadline = volume.intent.deadline().filter(|_| volume.state == State::Waiting);
+        let steps = [again, helper, volume.leaving.look_at()];
+        let wake = wake(steps, deadline, volume.judged, (Timestamp::now(), Instant::now()));
+        self.world.set_wake(id, wake);
     }
 
     fn note_published(&mut self, id: VolumeId, at: Option<Timestamp>) {
@@ -184,7 +191,7 @@ fn waits(again: Instant, judged: Instant) -> bool {
 /// What waited then gets its turn, also when its time has come meanwhile: a slow moment in between must not leave a volume
 /// that waits without a clock. What did not wait has had its turn.
 fn wake(
-    steps: [Option<Instant>; 2],
+    steps: [Option<Instant>; 3],
     deadline: Option<Timestamp>,
     judged: Instant,
     (now, clock): (Timestamp, Instant),
@@ -220,7 +227,7 @@ mod tests {
         /// comes first, and who waits for nothing is left alone.
         #[test]
         fn a_volume_that_waits_has_a_wake_up_and_any_other_has_none(
-            steps in proptest::array::uniform2(proptest::option::of(moment())),
+            steps in proptest::array::uniform3(proptest::option::of(moment())),
             deadline in proptest::option::of(moment()),
             judged in moment(),
             slow in moment(),
@@ -241,8 +248,8 @@ mod tests {
     #[test]
     fn a_deadline_far_away_or_long_gone_is_taken_as_it_is() {
         let (now, clock) = (Timestamp::UNIX_EPOCH, Instant::now());
-        assert!(wake([None; 2], Some(Timestamp::MAX), clock, (now, clock)).is_some());
-        assert_eq!(wake([None; 2], Some(Timestamp::MIN), clock, (now, clock)), Some(clock), "it has passed");
+        assert!(wake([None; 3], Some(Timestamp::MAX), clock, (now, clock)).is_some());
+        assert_eq!(wake([None; 3], Some(Timestamp::MIN), clock, (now, clock)), Some(clock), "it has passed");
     }
 
     #[test]

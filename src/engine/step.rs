@@ -111,7 +111,10 @@ impl Engine {
                 self.stand_unserved(id);
                 // Whatever made it go, what was read before counts no more.
                 self.distrust(id);
-                self.note(id, "revoked", reason.map(|reason| reason.message.clone()).unwrap_or_default());
+                let by = self.world.volume(id).and_then(|volume| volume.leaving.by());
+                let why = reason.map(|reason| reason.message.clone());
+                let why = why.or_else(|| by.map(|by| format!("for the withdrawal asked for by {by}")));
+                self.note(id, "revoked", why.unwrap_or_default());
                 true
             }
             Err(error) => {

@@ -4,6 +4,7 @@ use jiff::Timestamp;
 
 use super::Engine;
 use super::input::Event;
+use super::world::Note;
 use crate::device::facts::Facts;
 use crate::identity::VolumeId;
 use crate::store::Change;
@@ -36,7 +37,7 @@ impl Engine {
         let Some(volume) = self.world.volume(id) else { return };
         let (state, reason) = match volume.state {
             State::Detaching => return,
-            _ if volume.leaving => (State::Detaching, Some(being_withdrawn())),
+            _ if volume.leaving.is_begun() => (State::Detaching, Some(being_withdrawn())),
             State::Ready => (State::Exporting, None),
             _ => return,
         };
@@ -66,7 +67,8 @@ impl Engine {
         let Some(volume) = self.world.volume_mut(id) else { return };
         let serial = volume.intent.serial();
         let (state, reason) = (volume.state, volume.reason.clone());
-        volume.notes.push(Entry { at, event: event.into(), detail: detail.clone() });
+        let by = volume.leaving.by();
+        volume.notes.push(Note { entry: Entry { at, event: event.into(), detail: detail.clone() }, by });
         self.tell(Event { id: 0, at, volume_id: id, serial, event: event.into(), detail, state, reason });
     }
 
@@ -86,7 +88,7 @@ impl Engine {
         let state = volume.state;
         let disk = self.world.table.with_serial(id.serial()).next().map(|device| &device.facts);
         log(id, state, disk, &notes);
-        changes.extend(notes.into_iter().map(|entry| Change::Note(id, entry)));
+        changes.extend(notes.into_iter().map(|note| Change::Note(id, note.entry)));
         if !changes.is_empty() && self.tools.store.post(changes).await.is_err() {
             tracing::error!(VOLUME_ID = %id, "the store has ended; the volume's story is not kept");
         }
@@ -102,8 +104,8 @@ fn being_withdrawn() -> Reason {
 }
 
 /// One entry for each step. Written with the store's copy: formatting on the way to `ready` would be felt.
-pub(super) fn log(id: VolumeId, state: State, disk: Option<&Facts>, notes: &[Entry]) {
-    for note in notes {
+pub(super) fn log(id: VolumeId, state: State, disk: Option<&Facts>, notes: &[Note]) {
+    for Note { entry: note, by } in notes {
         tracing::info!(
             EVENT = &*note.event,
             VOLUME_ID = %id,
@@ -112,6 +114,7 @@ pub(super) fn log(id: VolumeId, state: State, disk: Option<&Facts>, notes: &[Ent
             STATE = %state,
             DEVNAME = disk.map(|disk| format!("/dev/{}", disk.name)),
             DISKSEQ = disk.map(|disk| disk.diskseq),
+            UID = by.and_then(|by| by.0),
             AT = %note.at,
             "{} {}", note.event, note.detail
         );

@@ -59,7 +59,7 @@ impl Engine {
     /// Does beforehand what needs no disk, so that little is left to do when it comes.
     pub(super) fn prepare(&mut self, id: VolumeId) {
         let Some(volume) = self.world.volume(id) else { return };
-        if volume.change.is_some() || volume.leaving {
+        if volume.change.is_some() || volume.leaving.is_begun() {
             return;
         }
         match self.tools.backend.prepare(id) {

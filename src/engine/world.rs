@@ -7,12 +7,14 @@ use jiff::Timestamp;
 
 use super::claimed::Claimed;
 use super::input::Ticket;
+use super::leaving::{By, Leaving, Lingering};
 use super::tell::Telling;
 use super::udevd::Ear;
 use crate::device::DevNum;
 use crate::device::evidence::{Evidence, Ground};
 use crate::device::table::{Reading, Table};
 use crate::export::server::Server;
+use crate::helper_client::HelperClient;
 use crate::identity::{Serial, VolumeId};
 use crate::volume::{Entry, Intent, Reason, Record, State};
 
@@ -31,8 +33,8 @@ pub struct World {
     pub telling: Telling,
     /// Whether udevd is heard.
     pub ear: Ear,
-    /// attachd-helper: whether it answered when it was last asked; `None`: not asked yet.
-    pub helper: Option<Result<(), String>>,
+    /// attachd-helper: whether it answers.
+    pub helper: HelperClient,
     /// How often everything was read, and why last.
     pub resyncs: Resyncs,
     /// Names in the exports folder that attachd did not make.
@@ -90,15 +92,11 @@ pub struct Volume {
     /// A handshake has succeeded for this link and this run of the server.
     pub proven: bool,
     /// Steps the store has not been told yet.
-    pub notes: Vec<Entry>,
-    /// Being withdrawn: nothing new is begun.
-    pub leaving: bool,
-    /// Withdrawn by force, and its clients are still connected: how often that was looked at.
-    pub(super) lingering: Option<u32>,
+    pub notes: Vec<Note>,
+    /// How far it is on its way out.
+    pub(super) leaving: Leaving,
     /// Which life of this volume it is.
     pub(super) instance: u64,
-    /// It is being found out who is connected.
-    pub(super) asking: bool,
     /// The helper could not have udev look at the disk: when it is asked again, and how often it was.
     pub(super) helper_again: Option<(Instant, u32)>,
     pub(super) busy: bool,
@@ -118,6 +116,15 @@ pub struct Volume {
     pub(super) unwritten: bool,
     pub(super) projected: Projected,
     wake: Option<Instant>,
+}
+
+/// A step that happened to a volume.
+#[derive(Debug, Clone)]
+pub struct Note {
+    /// What.
+    pub entry: Entry,
+    /// By whose wish, if somebody's.
+    pub by: Option<By>,
 }
 
 /// What the projection was last told of the volume's export.
@@ -163,10 +170,11 @@ impl Volume {
             published: false,
             proven: false,
             notes: Vec::new(),
-            leaving: record.state == State::Detaching,
-            lingering: (record.state == State::Detaching).then_some(0),
+            leaving: match record.state {
+                State::Detaching => Leaving::Lingering(Lingering::default()),
+                _ => Leaving::No,
+            },
             instance: 0,
-            asking: false,
             helper_again: None,
             busy: false,
             epoch: 0,
@@ -185,14 +193,14 @@ impl Volume {
 
 impl World {
     /// A world without volumes and disks.
-    pub(super) fn new(ground: Ground) -> Self {
+    pub(super) fn new(ground: Ground, helper: HelperClient) -> Self {
         Self {
             ground,
             table: Table::default(),
             server: None,
             telling: Telling::default(),
             ear: Ear::default(),
-            helper: None,
+            helper,
             resyncs: Resyncs::default(),
             foreign_exports: Vec::new(),
             claimed: Claimed::default(),
@@ -278,7 +286,8 @@ impl World {
         Some(volume)
     }
 
-    /// When the clock is to be looked at for this volume; replaces what was set before.
+    /// When the clock is to be looked at for this volume; replaces what was set before. For [`super::Engine::wind`] alone:
+    /// a part of a volume that waits keeps its moment in a field of its own.
     pub(super) fn set_wake(&mut self, id: VolumeId, wake: Option<Instant>) {
         let Some(volume) = self.volumes.get_mut(&id) else { return };
         if volume.wake == wake {

@@ -29,10 +29,32 @@ fn table() -> io::Result<String> {
     Ok(lines)
 }
 
-/// The remote end of each established connection in a table, by the inode of its socket, `me`'s own handshakes left out.
-pub(crate) fn remotes(table: &str, me: Option<u32>) -> HashMap<u64, String> {
-    let established = established(table, |_| true, me);
-    established.into_iter().map(|(ends, inode)| (inode, ends.remote.to_string())).collect()
+/// What a socket of an NBD server is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Role {
+    /// Waits for clients.
+    Listens,
+    /// A client's, from there.
+    Client(SocketAddr),
+    /// A handshake of attachd's own.
+    Own,
+    /// Its client has hung up; the server has not closed it yet, and may be at its last requests.
+    Ended,
+}
+
+/// The role of each socket in a table, by its inode, as the server's end of it shows it.
+pub(crate) fn roles(table: &str, me: Option<u32>) -> HashMap<u64, Role> {
+    /// `TCP_LISTEN`.
+    const LISTENS: &str = "0A";
+    let others: HashMap<Ends, Socket> = sockets(table).map(|socket| (socket.ends.turned(), socket)).collect();
+    let role = |socket: &Socket| match others.get(&socket.ends) {
+        _ if socket.state == LISTENS => Role::Listens,
+        Some(other) if socket.established() && other.established() && Some(other.uid) == me => Role::Own,
+        Some(other) if !other.established() => Role::Ended,
+        _ if !socket.established() => Role::Ended,
+        _ => Role::Client(socket.ends.remote),
+    };
+    sockets(table).map(|socket| (socket.inode, role(&socket))).collect()
 }
 
 fn clients(table: &str, port: u16, me: u32) -> HashMap<Ends, u64> {
@@ -41,7 +63,7 @@ fn clients(table: &str, port: u16, me: u32) -> HashMap<Ends, u64> {
 
 /// Established connections with the inodes of their sockets.
 fn established(table: &str, wanted: impl Fn(&Ends) -> bool, me: Option<u32>) -> HashMap<Ends, u64> {
-    let found = sockets(table).filter(|socket| socket.established && wanted(&socket.ends));
+    let found = sockets(table).filter(|socket| socket.established() && wanted(&socket.ends));
     let mut found = found.map(|socket| (socket.ends, socket.inode)).collect();
     drop_own(&mut found, table, me);
     found
@@ -50,8 +72,8 @@ fn established(table: &str, wanted: impl Fn(&Ends) -> bool, me: Option<u32>) -> 
 /// Drops the connections whose other end is on this host and is `me`'s, or has hung up. (While a table is read, one end may
 /// be seen before that, and the other after it.)
 fn drop_own(connections: &mut HashMap<Ends, u64>, table: &str, me: Option<u32>) {
-    for other in sockets(table).filter(|other| !other.established || Some(other.uid) == me) {
-        connections.remove(&Ends { local: other.ends.remote, remote: other.ends.local });
+    for other in sockets(table).filter(|other| !other.established() || Some(other.uid) == me) {
+        connections.remove(&other.ends.turned());
     }
 }
 
@@ -62,26 +84,39 @@ struct Ends {
     remote: SocketAddr,
 }
 
+impl Ends {
+    /// As the other end shows it.
+    fn turned(&self) -> Self {
+        Self { local: self.remote, remote: self.local }
+    }
+}
+
 /// One line of the table.
-struct Socket {
+struct Socket<'a> {
     ends: Ends,
-    established: bool,
+    state: &'a str,
     uid: u32,
     inode: u64,
 }
 
-fn sockets(table: &str) -> impl Iterator<Item = Socket> {
+impl Socket<'_> {
+    fn established(&self) -> bool {
+        /// `TCP_ESTABLISHED`.
+        const ESTABLISHED: &str = "01";
+        self.state == ESTABLISHED
+    }
+}
+
+fn sockets(table: &str) -> impl Iterator<Item = Socket<'_>> {
     table.lines().filter_map(parse)
 }
 
-fn parse(line: &str) -> Option<Socket> {
-    /// `TCP_ESTABLISHED`.
-    const ESTABLISHED: &str = "01";
+fn parse(line: &str) -> Option<Socket<'_>> {
     let fields: Vec<&str> = line.split_whitespace().collect();
     let [_, local, remote, state, _, _, _, uid, _, inode, ..] = fields[..] else { return None };
     Some(Socket {
         ends: Ends { local: end(local)?, remote: end(remote)? },
-        established: state == ESTABLISHED,
+        state,
         uid: uid.parse().ok()?,
         inode: inode.parse().ok()?,
     })
@@ -131,15 +166,13 @@ mod tests {
              6: 0100007F:1F90 0100007F:D434 01 00000000:00000000 00:00000000 00000000     0 0 7\n"
         );
         assert_eq!(clients(&table, 10809, 997), ["127.0.0.1:54321"]);
-        let of_nbdkit = |me| {
-            let mut inodes: Vec<u64> =
-                remotes(&table, me).into_keys().filter(|inode| [1, 2, 4, 6].contains(inode)).collect();
-            inodes.sort_unstable();
-            inodes
-        };
-        assert_eq!(remotes(&table, None)[&2], "127.0.0.1:54321");
-        assert_eq!(of_nbdkit(None), [2, 4], "neither the listener nor the client that has hung up");
-        assert_eq!(of_nbdkit(Some(997)), [2], "nor our own handshake");
+        let of_nbdkit = |me, inode| roles(&table, me)[&inode].clone();
+        let client = |port| Role::Client(SocketAddr::from(([127, 0, 0, 1], port)));
+        assert_eq!(
+            [1, 2, 4, 6].map(|inode| of_nbdkit(Some(997), inode)),
+            [Role::Listens, client(54321), Role::Own, Role::Ended]
+        );
+        assert_eq!(of_nbdkit(None, 4), client(54322), "the control");
     }
 
     /// The kernel walks its table while connections come and go: one end's line may be older than the other's.

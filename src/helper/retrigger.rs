@@ -1,11 +1,13 @@
 //! `retrigger <serial>`: an `add` event for the one disk with that serial, so that udev's rules mark or un-mark it.
 
 use std::fs;
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 use serde_json::{Value, json};
 
-use super::{Refusal, host_disks};
+use super::servers::NBD;
+use super::{CALLER, Refusal, host_disks};
 use crate::accounts::id_of;
 use crate::device::facts::{Facts, Use};
 use crate::device::{DevNum, limited};
@@ -13,12 +15,10 @@ use crate::identity::Serial;
 
 /// Written by attachd, one file per wanted serial.
 pub(super) const CLAIMS: &str = "/var/lib/attachd/claims";
-/// The NBD servers' group, to which udev's rules give a claimed disk.
-pub(super) const NBD_GROUP: &str = "attachd-nbd";
 
 pub(super) fn retrigger(serial: Serial) -> Result<Value, Refusal> {
-    let claimed = Path::new(CLAIMS).join(serial.as_str()).exists();
-    let nbd_gid = id_of("/etc/group", NBD_GROUP)?;
+    let claimed = is_claimed(&Path::new(CLAIMS).join(serial.as_str()));
+    let nbd_gid = id_of("/etc/group", NBD)?;
     let sysfs = host_disks::sysfs();
     let candidates = sysfs.list()?.into_iter().filter(|devnum| claimed || is_marked(*devnum, nbd_gid));
     let mut found = limited::read(&sysfs, candidates);
@@ -31,6 +31,12 @@ pub(super) fn retrigger(serial: Serial) -> Result<Value, Refusal> {
         fs::write(uevent(disk.devnum), "add")?;
     }
     Ok(json!({ "devices": found.iter().map(|disk| disk.devnum).collect::<Vec<_>>() }))
+}
+
+/// Whether this is a claim of attachd's. A link is none: what it leads to may be something that only root may see.
+pub(super) fn is_claimed(claim: &Path) -> bool {
+    let attachd = id_of("/etc/passwd", CALLER).ok();
+    fs::symlink_metadata(claim).is_ok_and(|there| there.is_file() && Some(there.uid()) == attachd)
 }
 
 /// Whether this serial's disks are anybody's business here. Un-marking only takes rights away: it asks for less.

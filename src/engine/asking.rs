@@ -1,0 +1,213 @@
+//! Who is connected to a volume's disks: which device numbers are asked about, and what the answers come to.
+//!
+//! attachd-helper tells by the NBD servers' open descriptors, whatever state the volume is in: a client keeps what it has
+//! opened when the export is taken away, and when the disk is pulled or used by the host meanwhile. Only a volume that has
+//! neither a disk here nor a mapping of this boot is nobody's for certain without a question.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use super::input::Clients;
+use super::settle;
+use crate::device::DevNum;
+use crate::device::closing::Closing;
+use crate::device::evidence::Evidence;
+use crate::device::table::Table;
+use crate::export::clients;
+use crate::helper_client::{HelperClient, HelperError, Holders};
+use crate::identity::Serial;
+
+/// How long a server may take to close a disk that nobody seems to use, but that it has open: what attachd's own handshake,
+/// or a client that has hung up, had open.
+const CLOSING: Duration = Duration::from_millis(500);
+
+/// A device number under which a volume's disk may be open.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Question {
+    devnum: DevNum,
+    /// The node that is there now.
+    node: Option<PathBuf>,
+    /// Another disk has the number now: its clients cannot be told from those of the one that is gone.
+    shared: bool,
+}
+
+/// What is to be asked: each present disk of the serial, and the number of the mapping. The server keeps a pulled disk's
+/// descriptor under it; a number of an earlier boot means nothing.
+pub(super) fn questions(serial: Serial, mapping: Option<&Evidence>, boot_id: &str, table: &Table) -> Vec<Question> {
+    let node = |name: &str| Path::new("/dev").join(name);
+    let present = table.with_serial(serial).map(|device| Question {
+        devnum: device.facts.devnum,
+        node: Some(node(&device.facts.name)),
+        shared: false,
+    });
+    let mut questions: Vec<Question> = present.collect();
+    let mapping = mapping.filter(|mapping| mapping.boot_id == boot_id);
+    if let Some(mapping) = mapping.filter(|mapping| questions.iter().all(|known| known.devnum != mapping.devnum)) {
+        let there = table.of(mapping.devnum);
+        questions.push(Question {
+            devnum: mapping.devnum,
+            node: there.map(|device| node(&device.facts.name)),
+            shared: there.is_some_and(|device| settle::disk(device) != (mapping.devnum, mapping.diskseq)),
+        });
+    }
+    questions
+}
+
+/// What the helper answered to one question; `None`: no server has that number open.
+type Held = Result<Option<Holders>, HelperError>;
+
+/// Asks.
+pub(super) async fn ask(helper: &HelperClient, server: SocketAddr, questions: &[Question]) -> Clients {
+    let mut answers = Vec::new();
+    for question in questions {
+        answers.push(holders(helper, question).await);
+    }
+    match sum(answers) {
+        Sum::Nobody => Clients::None,
+        Sum::These(holders) => Clients::Connected(holders),
+        Sum::Unknown(why) => Clients::Unknown { why, candidates: candidates(server).await },
+    }
+}
+
+/// What several answers come to.
+#[derive(Debug, PartialEq, Eq)]
+enum Sum {
+    Nobody,
+    These(Holders),
+    Unknown(String),
+}
+
+/// Whoever is seen is named, also when another question has no answer; nobody is there only if each answer says so.
+fn sum(answers: Vec<Held>) -> Sum {
+    let (mut seen, mut unknown) = (Holders { clients: Vec::new(), exact: true }, None);
+    for answer in answers {
+        match answer {
+            Ok(None) => {}
+            Ok(Some(holders)) if holders.clients.is_empty() => {
+                unknown.get_or_insert("an NBD server has its disk open, for nobody who can be seen".to_owned());
+            }
+            Ok(Some(holders)) => {
+                seen.exact &= holders.exact;
+                // Two on a Unix socket look alike; one that has both disks open is one.
+                let before = seen.clients.clone();
+                seen.clients.extend(holders.clients.into_iter().filter(|client| !before.contains(client)));
+            }
+            Err(error) => unknown = Some(error.to_string()),
+        }
+    }
+    seen.exact &= unknown.is_none();
+    match unknown {
+        _ if !seen.clients.is_empty() => Sum::These(seen),
+        Some(why) => Sum::Unknown(why),
+        None => Sum::Nobody,
+    }
+}
+
+/// Who is connected to the server's port.
+async fn candidates(server: SocketAddr) -> Vec<String> {
+    let read = tokio::task::spawn_blocking(move || clients::connected(server)).await;
+    match read.unwrap_or_else(|error| Err(std::io::Error::other(error))) {
+        Ok(candidates) => candidates,
+        Err(error) => vec![format!("unknown, the table of connections cannot be read: {error}")],
+    }
+}
+
+/// Who has this disk open. One that nobody seems to have open, and yet is open, may be just being closed.
+async fn holders(helper: &HelperClient, question: &Question) -> Held {
+    // Before the question: what is closed after the answer was made up is not missed.
+    let closing = question.node.as_deref().and_then(|node| Closing::watch(node).ok());
+    let limit = Instant::now() + CLOSING;
+    loop {
+        let last = Instant::now() >= limit;
+        let answer = helper.holders(question.devnum).await;
+        if last || !may_be_closing(&answer) {
+            return shared(answer, question);
+        }
+        // Without a watch, asked once more when the time is over.
+        let _ = match &closing {
+            Some(closing) => tokio::time::timeout_at(limit, closing.closed()).await,
+            None => tokio::time::timeout_at(limit, std::future::pending()).await,
+        };
+    }
+}
+
+/// Who may be another disk's client is none of this one's, should it be closed in a moment.
+fn may_be_closing(answer: &Held) -> bool {
+    matches!(answer, Ok(Some(holders)) if !holders.exact || holders.clients.is_empty())
+}
+
+fn shared(answer: Held, question: &Question) -> Held {
+    Ok(answer?.map(|holders| Holders { exact: holders.exact && !question.shared, ..holders }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::device::evidence;
+    use crate::device::facts::sample::{DEVNUM, device, ground, volume};
+    use crate::device::table::Heard;
+
+    fn mapping() -> Evidence {
+        evidence::check(&ground(), &[&device()], None, jiff::Timestamp::UNIX_EPOCH).unwrap().unwrap()
+    }
+
+    /// A table with the sample's disk, as the change makes it.
+    fn table(change: impl FnOnce(&mut crate::device::facts::Facts)) -> Table {
+        let (mut table, mut facts) = (Table::default(), device().facts);
+        change(&mut facts);
+        table.update(facts.devnum, Some(facts), 1, Heard::Look);
+        table
+    }
+
+    fn asked(mapping: Option<&Evidence>, table: &Table) -> Vec<(DevNum, bool)> {
+        let questions = questions(volume().serial(), mapping, &ground().boot_id, table);
+        questions.into_iter().map(|question| (question.devnum, question.shared)).collect()
+    }
+
+    #[test]
+    fn a_present_disk_is_asked_about_with_and_without_a_mapping_and_once() {
+        let table = table(|_| {});
+        assert_eq!(asked(None, &table), [(DEVNUM, false)]);
+        assert_eq!(asked(Some(&mapping()), &table), [(DEVNUM, false)]);
+    }
+
+    #[test]
+    fn a_disk_that_is_gone_is_asked_about_by_the_number_it_had_in_this_boot() {
+        let none = Table::default();
+        assert_eq!(asked(Some(&mapping()), &none), [(DEVNUM, false)]);
+        let earlier = Evidence { boot_id: "an earlier one".into(), ..mapping() };
+        assert_eq!(asked(Some(&earlier), &none), [], "the control");
+        assert_eq!(asked(None, &none), []);
+    }
+
+    #[test]
+    fn a_disk_that_has_the_number_of_the_one_that_is_gone_is_said_to_share_it() {
+        let other = table(|facts| {
+            facts.diskseq += 1;
+            if let Ok(identity) = &mut facts.identity {
+                identity.serial = "00000000000000000000".parse().unwrap();
+            }
+        });
+        assert_eq!(asked(Some(&mapping()), &other), [(DEVNUM, true)]);
+    }
+
+    #[test]
+    fn nobody_is_there_only_if_every_answer_says_so() {
+        let (none, silent) = (Ok(None), Err(HelperError::Silent("x".into(), "y".into())));
+        let these = |name: &str| Ok(Some(Holders { clients: vec![name.into()], exact: true }));
+        let nobody_seen = Ok(Some(Holders { clients: Vec::new(), exact: false }));
+        assert_eq!(sum(vec![]), Sum::Nobody);
+        assert_eq!(sum(vec![none.clone(), none.clone()]), Sum::Nobody);
+        assert!(matches!(sum(vec![none.clone(), silent.clone()]), Sum::Unknown(_)));
+        assert!(matches!(sum(vec![nobody_seen.clone(), none.clone()]), Sum::Unknown(_)));
+        let both = sum(vec![these("a"), none, these("b"), these("a")]);
+        assert_eq!(both, Sum::These(Holders { clients: vec!["a".into(), "b".into()], exact: true }));
+        for lacking in [silent, nobody_seen] {
+            let some = sum(vec![lacking, these("a")]);
+            assert_eq!(some, Sum::These(Holders { clients: vec!["a".into()], exact: false }));
+        }
+    }
+}

@@ -1,0 +1,105 @@
+//! Whose a server's sockets are: by the tables of its own network, for this program has none.
+
+use std::collections::HashMap;
+use std::fs;
+use std::io;
+use std::path::Path;
+
+use crate::export::clients::{self, Role};
+use crate::procfs::unless_gone;
+
+/// What a server's connections come to.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(super) struct Connections {
+    /// A name for each client, whatever port or socket it has come by.
+    pub(super) clients: Vec<String>,
+    /// Handshakes of attachd's own.
+    pub(super) own: usize,
+    /// Each connection is shown by a table, and none has been hung up and is not closed yet.
+    pub(super) complete: bool,
+}
+
+/// The connections among a process's sockets, given by their inodes.
+pub(super) fn connections(process: &Path, sockets: &[u64], attachd: Option<u32>) -> io::Result<Connections> {
+    let table = |name| unless_gone(fs::read(process.join(name))).map(Option::unwrap_or_default);
+    // The second is absent when the kernel has no IPv6.
+    let tcp = [table("net/tcp")?, table("net/tcp6")?].concat();
+    Ok(sum(sockets, &clients::roles(&String::from_utf8_lossy(&tcp), attachd), &unix(&table("net/unix")?)))
+}
+
+fn sum(sockets: &[u64], tcp: &HashMap<u64, Role>, unix: &HashMap<u64, Option<String>>) -> Connections {
+    let mut sum = Connections { complete: true, ..Connections::default() };
+    for inode in sockets {
+        match (tcp.get(inode), unix.get(inode)) {
+            (Some(Role::Client(address)), _) => sum.clients.push(address.to_string()),
+            (Some(Role::Own), _) => sum.own += 1,
+            (Some(Role::Ended), _) => sum.complete = false,
+            (None, Some(Some(client))) => sum.clients.push(client.clone()),
+            (Some(Role::Listens), _) | (None, Some(None)) => {}
+            // Just closed, or a kind that no table shows.
+            (None, None) => {
+                sum.complete = false;
+                sum.clients.push("a connection that is neither TCP nor a Unix socket".to_owned());
+            }
+        }
+    }
+    sum
+}
+
+/// The sockets of a `/proc/net/unix`, by their inodes; those that are connected streams with a name for their client.
+/// (Whoever may name a socket can forge a line by a name with a line's end in it; that shows a client too many at most.)
+fn unix(table: &[u8]) -> HashMap<u64, Option<String>> {
+    let mut sockets = HashMap::new();
+    for line in table.split(|byte| *byte == b'\n') {
+        let line = String::from_utf8_lossy(line);
+        let mut fields = line.split_whitespace();
+        let [Some(kind), Some(state), Some(inode)] = [fields.nth(4), fields.next(), fields.next()] else { continue };
+        let Ok(inode) = inode.parse() else { continue };
+        let name = fields.next().map(|path| format!(" {}", path.escape_debug())).unwrap_or_default();
+        // SOCK_STREAM and SOCK_SEQPACKET, SS_CONNECTED.
+        let connected = matches!(kind, "0001" | "0005") && state == "03";
+        let client = connected.then(|| format!("a client on the Unix socket{name}"));
+        let known = sockets.entry(inode).or_insert(None);
+        *known = known.take().or(client);
+    }
+    sockets
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const UNIX: &[u8] = b"Num       RefCount Protocol Flags    Type St Inode Path\n\
+        0000000000000000: 00000002 00000000 00010000 0001 01 10 /run/nbd.sock\n\
+        0000000000000000: 00000003 00000000 00000000 0001 03 11 /run/nbd.sock\n\
+        0000000000000000: 00000003 00000000 00000000 0001 03 12\n\
+        0000000000000000: 00000002 00000000 00000000 0002 01 13\n\
+        0000000000000000: 00000003 00000000 00000000 0001 03 14 /run/\xff\n";
+
+    fn of(sockets: &[u64], tcp: &[(u64, Role)]) -> Connections {
+        sum(sockets, &tcp.iter().cloned().collect(), &unix(UNIX))
+    }
+
+    #[test]
+    fn clients_on_any_port_and_on_unix_sockets_are_named_and_listeners_and_our_own_are_not() {
+        let address = |port: u16| Role::Client(([127, 0, 0, 1], port).into());
+        let tcp = [(1, Role::Listens), (2, address(5)), (3, address(6)), (4, Role::Own)];
+        let seen = of(&[1, 2, 3, 4, 10, 11, 12, 13, 14], &tcp);
+        let names = ["127.0.0.1:5", "127.0.0.1:6"].map(str::to_owned).into_iter();
+        let on_unix = [" /run/nbd.sock", "", " /run/\u{fffd}"].map(|name| format!("a client on the Unix socket{name}"));
+        assert_eq!(seen, Connections { clients: names.chain(on_unix).collect(), own: 1, complete: true });
+        assert_eq!(of(&[1, 10, 13], &tcp), Connections { complete: true, ..Connections::default() }, "the control");
+    }
+
+    #[test]
+    fn what_no_table_shows_and_what_is_just_being_closed_is_not_taken_for_nobody() {
+        assert!(!of(&[99], &[]).complete && of(&[99], &[]).clients.len() == 1);
+        assert!(!of(&[1], &[(1, Role::Ended)]).complete);
+    }
+
+    #[test]
+    fn a_forged_line_hides_no_client() {
+        let forged = [UNIX, b"0000000000000000: 00000002 00000000 00000000 0002 01 11 x\n"].concat();
+        assert_eq!(unix(&forged), unix(UNIX));
+    }
+}
