@@ -33,7 +33,8 @@ impl Nbdkit {
         let setpriv = people::run_as(people::NBD);
         let mut command = Command::new(&setpriv[0]);
         command.args(&setpriv[1..]).args(["nbdkit", "-f", "-P", &format!("{RUN}/nbdkit.pid")]);
-        command.args(["-i", "127.0.0.1", "-p", "10809"]).args(extra).args(["file", "dir=/run/attachd/exports"]);
+        command.args(["--threads=8", "--filter=limit", "-i", "127.0.0.1", "-p", "10809"]).args(extra);
+        command.args(["file", "dir=/run/attachd/exports", "limit=256"]);
         command.current_dir("/").stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
         let mut nbdkit = Proc::spawn("nbdkit", &mut command)?;
         let deadline = Instant::now() + START;
