@@ -1,6 +1,6 @@
 # The way in. Each target installs what it needs from Debian's packages and says so; run as root.
 
-.PHONY: help setup setup-bench setup-lintian fmt fmt-check lint lintian test steady vm-test demo bench mutants deb
+.PHONY: help setup setup-bench setup-lintian setup-test fmt fmt-check lint lintian test steady vm-test demo bench mutants deb
 .PHONY: cargo-deb
 
 help:
@@ -18,7 +18,7 @@ help:
 setup:
 	@tools/setup
 
-setup-bench setup-lintian:
+setup-bench setup-lintian setup-test:
 	@tools/setup $(@:setup-%=%)
 
 fmt:
@@ -32,7 +32,7 @@ lint: setup fmt-check
 	cargo clippy --test vm --all-features -- -D warnings
 
 # The tests kill the daemon at named points, which a release does not have. The service tests build and install the package.
-test: cargo-deb
+test: cargo-deb setup-test
 	cargo test --workspace --features kill-points -- --show-output
 
 # A test that fails one time in ten is broken. TESTS='--test crash' for some.

@@ -40,6 +40,7 @@ fn each_malformed_request_gets_its_status_its_code_and_a_sentence() {
         (&format!(r#"{{"volume_id": "{id}", "volume": "x"}}"#), 422, "INVALID_BODY"),
         (&format!(r#"{{"volume_id": "{id}", "size_bytes": -1}}"#), 422, "INVALID_BODY"),
         (&format!(r#"{{"volume_id": "{id}", "size_bytes": 0}}"#), 422, "INVALID_BODY"),
+        (&format!(r#"{{"volume_id": "{id}", "size_bytes": 9223372036854775808}}"#), 422, "INVALID_BODY"),
         (&format!(r#"{{"volume_id": "{id}", "deadline_seconds": 1e99}}"#), 422, "INVALID_BODY"),
         (&format!(r#"{{"volume_id": "{id}", "vm_id": "{}"}}"#, "x".repeat(65)), 422, "INVALID_BODY"),
         (&format!(r#"{{"volume_id": "{id}", "vm_id": "a\u0000b"}}"#), 422, "INVALID_BODY"),
@@ -385,6 +386,11 @@ fn every_route_is_in_the_openapi_document_and_metrics_are_readable() {
     ] {
         assert!(document["paths"][path].is_object(), "{path}");
     }
+    let operations =
+        document["paths"].as_object().unwrap().values().flat_map(|path| path.as_object().unwrap().values());
+    let names: Vec<&str> = operations.map(|operation| operation["operationId"].as_str().unwrap()).collect();
+    let different: std::collections::BTreeSet<&str> = names.iter().copied().collect();
+    assert_eq!(names.len(), different.len(), "each operation has a name of its own: {names:?}");
     let metrics = api.get("/metrics").unwrap();
     assert_eq!(metrics.status, 200);
     assert!(metrics.text.contains("attachd_volumes{state=\"ready\"} 1"), "{}", metrics.text);

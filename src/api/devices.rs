@@ -47,7 +47,7 @@ pub(super) struct DeviceList {
 }
 
 /// Lists the present disks, by number.
-#[utoipa::path(get, path = "/api/v1/devices", responses((status = 200, body = DeviceList)))]
+#[utoipa::path(get, path = "/api/v1/devices", operation_id = "listDevices", responses((status = 200, body = DeviceList)))]
 pub(super) async fn list(State(context): Ctx, _: QueryString<NoQuery>) -> Result<Json<DeviceList>, ApiError> {
     let look = |world: &World| {
         let view = |device: &crate::device::table::Device| {
@@ -92,7 +92,7 @@ pub(super) struct Resynced {
 }
 
 /// Reads all disks and the folder of exports again, and answers when every volume has been compared with them.
-#[utoipa::path(post, path = "/api/v1/resync", responses((status = 200, body = Resynced)))]
+#[utoipa::path(post, path = "/api/v1/resync", operation_id = "resync", responses((status = 200, body = Resynced)))]
 pub(super) async fn resync(
     State(context): Ctx,
     Extension(peer): Extension<Peer>,

@@ -34,7 +34,7 @@ pub(super) struct Filter {
 }
 
 /// Follows what happens from now on: `volume` events, and `missed` when the listener was too slow.
-#[utoipa::path(get, path = "/api/v1/events", params(Filter), responses(
+#[utoipa::path(get, path = "/api/v1/events", operation_id = "followEvents", params(Filter), responses(
     (status = 200, body = crate::engine::Event, content_type = "text/event-stream")))]
 pub(super) async fn follow(
     State(context): Ctx,

@@ -59,7 +59,7 @@ pub(super) struct Wish {
 }
 
 /// Lists what is published, served or not.
-#[utoipa::path(get, path = "/api/v1/exports", params(Wish), responses((status = 200, body = ExportList)))]
+#[utoipa::path(get, path = "/api/v1/exports", operation_id = "listExports", params(Wish), responses((status = 200, body = ExportList)))]
 pub(super) async fn list(
     State(context): Ctx,
     QueryString(wish): QueryString<Wish>,

@@ -138,7 +138,7 @@ struct BackendHealth {
 }
 
 /// Tells the truth about each part.
-#[utoipa::path(get, path = "/api/v1/health", responses((status = 200, body = Health), (status = 503, body = Health)))]
+#[utoipa::path(get, path = "/api/v1/health", operation_id = "showHealth", responses((status = 200, body = Health), (status = 503, body = Health)))]
 pub(super) async fn show(State(context): Ctx) -> Response {
     let health = health(&context).await;
     let status = if health.status == "unhealthy" { StatusCode::SERVICE_UNAVAILABLE } else { StatusCode::OK };

@@ -1,5 +1,7 @@
 //! Intents: announce a volume, take the announcement back.
 
+use std::ops::RangeInclusive;
+
 use axum::extract::State;
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
@@ -21,6 +23,9 @@ use crate::volume;
 
 /// The longest VM id the predecessor's tables hold.
 const LONGEST_VM_ID: usize = 64;
+
+/// What a disk can have, in bytes; no disk and no database has more.
+const SIZES: RangeInclusive<u64> = 1..=i64::MAX.unsigned_abs();
 
 /// An intent to add.
 #[derive(Deserialize, ToSchema)]
@@ -84,7 +89,7 @@ pub(super) struct IntentList {
 }
 
 /// Lists all intents, oldest first.
-#[utoipa::path(get, path = "/api/v1/intents", responses((status = 200, body = IntentList)))]
+#[utoipa::path(get, path = "/api/v1/intents", operation_id = "listIntents", responses((status = 200, body = IntentList)))]
 pub(super) async fn list(State(context): Ctx, _: QueryString<NoQuery>) -> Result<Json<IntentList>, ApiError> {
     let mut intents: Vec<IntentView> =
         context.inner.engine.read(|world| world.volumes().map(IntentView::of).collect()).await?;
@@ -93,7 +98,7 @@ pub(super) async fn list(State(context): Ctx, _: QueryString<NoQuery>) -> Result
 }
 
 /// Announces a volume. Durable when answered; asking again in the same words changes nothing.
-#[utoipa::path(post, path = "/api/v1/intents", request_body = NewIntent, responses(
+#[utoipa::path(post, path = "/api/v1/intents", operation_id = "addIntent", request_body = NewIntent, responses(
     (status = 201, body = IntentView, description = "Accepted, durably"),
     (status = 200, body = IntentView, description = "Accepted before"),
     (status = 400, body = ErrorBody, description = "EMPTY_BODY, BAD_JSON, NOT_A_VOLUME_ID"),
@@ -113,8 +118,12 @@ pub(super) async fn add(
         let text = format!("vm_id takes at most {LONGEST_VM_ID} printable characters");
         return Err(ApiError::unprocessable("INVALID_BODY", text, json!({ "field": "vm_id" })));
     }
-    if new.size_bytes == Some(0) {
-        let text = "size_bytes takes a number from 1; leave it out to accept any size";
+    if new.size_bytes.is_some_and(|size| !SIZES.contains(&size)) {
+        let text = format!(
+            "size_bytes takes a number from {} to {}; leave it out to accept any size",
+            SIZES.start(),
+            SIZES.end()
+        );
         return Err(ApiError::unprocessable("INVALID_BODY", text, json!({ "field": "size_bytes" })));
     }
     let intent = volume::Intent {
@@ -136,7 +145,7 @@ pub(super) async fn add(
 }
 
 /// Shows one intent.
-#[utoipa::path(get, path = "/api/v1/intents/{volume_id}", params(("volume_id" = VolumeId, Path)),
+#[utoipa::path(get, path = "/api/v1/intents/{volume_id}", operation_id = "showIntent", params(("volume_id" = VolumeId, Path)),
     responses((status = 200, body = IntentView), (status = 404, body = ErrorBody)))]
 pub(super) async fn show(
     State(context): Ctx,
@@ -173,7 +182,7 @@ pub(super) struct WithdrawnView {
 }
 
 /// Takes an intent back, in any state: rows, export, claim, in this order, then the answer.
-#[utoipa::path(delete, path = "/api/v1/intents/{volume_id}", params(("volume_id" = VolumeId, Path), WithdrawOptions), responses(
+#[utoipa::path(delete, path = "/api/v1/intents/{volume_id}", operation_id = "withdrawIntent", params(("volume_id" = VolumeId, Path), WithdrawOptions), responses(
     (status = 200, body = WithdrawnView),
     (status = 404, body = ErrorBody),
     (status = 409, body = ErrorBody, description = "CLIENTS_CONNECTED, CLIENTS_UNKNOWN (details: clients, and clients_exact: all of them use this export; if not, some may use others), BEING_WITHDRAWN"),

@@ -22,7 +22,7 @@ use crate::export::server::Server;
 type ByLabel = Family<Vec<(&'static str, &'static str)>, Gauge<f64, AtomicU64>>;
 
 /// The Prometheus text format.
-#[utoipa::path(get, path = "/metrics", responses((status = 200, body = String, content_type = "application/openmetrics-text")))]
+#[utoipa::path(get, path = "/metrics", operation_id = "showMetrics", responses((status = 200, body = String, content_type = "application/openmetrics-text")))]
 pub(super) async fn show(State(context): Ctx) -> Result<impl IntoResponse, ApiError> {
     let text = encoded(&context).await?;
     Ok(([(header::CONTENT_TYPE, "application/openmetrics-text; version=1.0.0; charset=utf-8")], text))

@@ -151,7 +151,7 @@ pub(super) struct VolumeList {
 }
 
 /// Lists volumes, by id.
-#[utoipa::path(get, path = "/api/v1/volumes", params(Filter), responses((status = 200, body = VolumeList)))]
+#[utoipa::path(get, path = "/api/v1/volumes", operation_id = "listVolumes", params(Filter), responses((status = 200, body = VolumeList)))]
 pub(super) async fn list(
     State(context): Ctx,
     QueryString(filter): QueryString<Filter>,
@@ -185,7 +185,7 @@ pub(super) struct Wait {
 }
 
 /// Shows one volume, at once or as soon as it is in a state.
-#[utoipa::path(get, path = "/api/v1/volumes/{volume_id}", params(("volume_id" = VolumeId, Path), Wait), responses(
+#[utoipa::path(get, path = "/api/v1/volumes/{volume_id}", operation_id = "showVolume", params(("volume_id" = VolumeId, Path), Wait), responses(
     (status = 200, body = VolumeView),
     (status = 404, body = ErrorBody),
     (status = 504, body = ErrorBody, description = "WAIT_TIMEOUT: it is not in that state yet; details say where it is")))]

@@ -1,0 +1,136 @@
+//! The OpenAPI document and what the daemon does are one: schemathesis sends what the document allows, and what it does not
+//! allow, and holds every answer against it.
+#![allow(clippy::unwrap_used, reason = "a test's panic is its failure")]
+
+mod common;
+
+use std::fs;
+use std::io::{self, Read, Write};
+use std::net::{Shutdown, TcpListener, TcpStream};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use common::*;
+use lab::child::Proc;
+use lab::{Api, Lab};
+use serde_json::{Value, json};
+
+/// schemathesis, as `make setup-test` installs it.
+const SCHEMATHESIS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/target/schemathesis/bin/schemathesis");
+
+/// What it must know that the document does not say.
+const CONFIG_FILE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/openapi/schemathesis.toml");
+
+/// Keeps its requests from waiting for what does not come.
+const HOOKS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/openapi/hooks.py");
+
+/// How many requests it makes of each kind, at most.
+const EXAMPLES: &str = "100";
+
+/// For one run, on a busy machine: it is bounded by its number of examples.
+const LIMIT: Duration = Duration::from_mins(4);
+
+/// schemathesis speaks TCP only. Each connection is passed on to attachd's socket; returns the address.
+fn bridge(api: &Api) -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = format!("http://{}", listener.local_addr().unwrap());
+    let socket = api.socket().to_owned();
+    std::thread::spawn(move || {
+        for client in listener.incoming().flatten() {
+            let Ok(daemon) = UnixStream::connect(&socket) else { continue };
+            let (to_daemon, from_client) = (daemon.try_clone().unwrap(), client.try_clone().unwrap());
+            std::thread::spawn(move || {
+                pass(from_client, &to_daemon);
+                let _ = to_daemon.shutdown(Shutdown::Both);
+            });
+            std::thread::spawn(move || {
+                pass(daemon, &client);
+                let _: io::Result<()> = TcpStream::shutdown(&client, Shutdown::Both);
+            });
+        }
+    });
+    address
+}
+
+/// Until either side is done with it.
+fn pass(mut from: impl Read, mut to: impl Write) {
+    let mut piece = [0; 16 * 1024];
+    while let Ok(n @ 1..) = from.read(&mut piece) {
+        if to.write_all(&piece[..n]).is_err() {
+            return;
+        }
+    }
+}
+
+/// Holds the daemon against this document. Returns what was found; `None`: nothing.
+fn findings(lab: &Lab, document: &Path, address: &str, more: &[&str]) -> Option<String> {
+    assert!(Path::new(SCHEMATHESIS).exists(), "schemathesis is not installed: run `make setup-test`");
+    let said = lab.dir().join("schemathesis.txt");
+    let output = fs::File::create(&said).unwrap();
+    let mut command = Command::new(SCHEMATHESIS);
+    command
+        .args([
+            "--config-file",
+            CONFIG_FILE,
+            "run",
+            &document.to_string_lossy(),
+            "--url",
+            address,
+            "--checks",
+            "all",
+            "--seed",
+            "20",
+            "--workers",
+            "2",
+        ])
+        .args(["--continue-on-failure", "--request-timeout", "10", "--suppress-health-check", "all"])
+        .args(more)
+        .env("SCHEMATHESIS_HOOKS", HOOKS)
+        .env("PYTHONDONTWRITEBYTECODE", "1")
+        .env("NO_COLOR", "1")
+        .current_dir(lab.dir())
+        .stdin(Stdio::null())
+        .stdout(output.try_clone().unwrap())
+        .stderr(output);
+    let begun = Instant::now();
+    let status = Proc::spawn("schemathesis", &mut command).unwrap().wait(LIMIT).unwrap();
+    let text = fs::read_to_string(&said).unwrap();
+    let counts =
+        text.lines().filter(|line| line.contains("generated") || line.contains("(in ") || line.contains("covered"));
+    println!("{:.1?}: {}", begun.elapsed(), counts.map(str::trim).collect::<Vec<_>>().join("; "));
+    assert!(matches!(status.code(), Some(0 | 1)), "{status}: schemathesis could not do its work:\n{text}");
+    (!status.success()).then_some(text)
+}
+
+fn written(lab: &Lab, name: &str, document: &Value) -> PathBuf {
+    let path = lab.dir().join(name);
+    fs::write(&path, document.to_string()).unwrap();
+    path
+}
+
+#[test]
+fn the_openapi_document_is_what_the_daemon_does() {
+    let (lab, mut attachd, api) = up();
+    let (_volume, _disk) = served(&lab, &api);
+    (0..3).for_each(|_| drop(intend(&api, &lab.volume())));
+    let mut document = api.get("/api/v1/openapi.json").unwrap().expect(200).unwrap();
+    // It never ends, and schemathesis reads answers whole.
+    document["paths"].as_object_mut().unwrap().remove("/api/v1/events").unwrap();
+    let address = bridge(&api);
+
+    // The control: documents that are wrong in one place each.
+    let only_intents = ["--include-path", "/api/v1/intents", "--phases", "coverage,fuzzing", "--max-examples", "10"];
+    let mut wrong = document.clone();
+    wrong["components"]["schemas"]["IntentView"]["properties"]["serial"] = json!({ "type": "integer" });
+    wrong["paths"]["/api/v1/intents"]["post"]["responses"].as_object_mut().unwrap().remove("422").unwrap();
+    let found = findings(&lab, &written(&lab, "wrong.json", &wrong), &address, &only_intents).unwrap_or_default();
+    for finding in ["Response violates schema", "Undocumented status code"] {
+        assert!(found.contains(finding), "{finding} is found: {found}");
+    }
+
+    let found = findings(&lab, &written(&lab, "openapi.json", &document), &address, &["--max-examples", EXAMPLES]);
+    assert!(found.is_none(), "{}", found.unwrap_or_default());
+    assert!(attachd.terminate().unwrap().success(), "it lives until it is told to stop");
+}
