@@ -15,6 +15,7 @@ use tokio::sync::Semaphore;
 use tokio::time::Instant;
 
 use crate::device::DevNum;
+use crate::device::evidence::IN_USE_BY_HOST;
 use crate::identity::Serial;
 
 /// The helper answers in milliseconds; systemd may have to start it first. Counts from when a request has its place.
@@ -94,6 +95,18 @@ impl fmt::Display for Holders {
     }
 }
 
+/// Whether a disk could be opened by one opener alone.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Exclusive {
+    /// Just now it could, when the disk of that number had this sequence number.
+    Free {
+        /// The sequence number.
+        diskseq: u64,
+    },
+    /// No: how it is used.
+    Used(String),
+}
+
 #[derive(Deserialize)]
 struct Answer {
     ok: bool,
@@ -105,6 +118,9 @@ struct Answer {
     clients: Vec<String>,
     #[serde(default)]
     exact: bool,
+    /// The kernel gives none twice, and never 0.
+    #[serde(default)]
+    diskseq: u64,
 }
 
 impl HelperClient {
@@ -137,6 +153,15 @@ impl HelperClient {
         match self.ask(&format!("holders {devnum}\n")).await {
             Ok(Answer { clients, exact, .. }) => Ok(Some(Holders { clients, exact })),
             Err(HelperError::Refused { code, .. }) if code == NOT_OPEN => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Whether anybody of this host has the disk open exclusively. Asked of a disk that is claimed and marked.
+    pub async fn exclusive(&self, devnum: DevNum, serial: Serial) -> Result<Exclusive, HelperError> {
+        match self.ask(&format!("exclusive {devnum} {serial}\n")).await {
+            Ok(Answer { diskseq, .. }) => Ok(Exclusive::Free { diskseq }),
+            Err(HelperError::Refused { code, message }) if code == IN_USE_BY_HOST => Ok(Exclusive::Used(message)),
             Err(error) => Err(error),
         }
     }

@@ -624,16 +624,6 @@ fn sleeps(pid: u32) -> u64 {
     count.unwrap().trim().parse().unwrap()
 }
 
-/// Mounts it in a mount namespace of its own; ends with what is returned.
-fn mounted_elsewhere(node: &Path) -> Proc {
-    let script = format!("mount {} /mnt && echo mounted && exec cat", node.display());
-    let mut command = Command::new("unshare");
-    command.args(["--mount", "--propagation", "private", "sh", "-c", &script]);
-    let mut process = Proc::spawn("mount", command.stdin(Stdio::piped()).stdout(Stdio::piped())).unwrap();
-    process.take_stdout().unwrap().read_exact(&mut [0; 7]).unwrap();
-    process
-}
-
 fn eventually(mut holds: impl FnMut() -> bool) {
     let deadline = Instant::now() + SOON;
     while !holds() {

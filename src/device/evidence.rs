@@ -46,6 +46,9 @@ pub struct Ground {
     pub nbd_gid: u32,
 }
 
+/// The code for a disk that this host uses.
+pub const IN_USE_BY_HOST: &str = "IN_USE_BY_HOST";
+
 /// A check that failed: its code is its name, its text names every party, [`Refusal::hint`] says what to do.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[allow(missing_docs, reason = "each field is named in its variant's message")]
@@ -86,7 +89,7 @@ impl Refusal {
             Self::DuplicateSerial { .. } => "DUPLICATE_SERIAL",
             Self::DiskseqMoved { .. } => "DISKSEQ_MOVED",
             Self::SchemeOff { .. } => "SCHEME_OFF",
-            Self::InUseByHost { .. } => "IN_USE_BY_HOST",
+            Self::InUseByHost { .. } => IN_USE_BY_HOST,
             Self::SizeZero { .. } => "SIZE_ZERO",
             Self::SizeTooSmall { .. } => "SIZE_TOO_SMALL",
             Self::LinkMissing { .. } => "LINK_MISSING",

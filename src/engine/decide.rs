@@ -3,7 +3,7 @@
 use jiff::Timestamp;
 
 use crate::device::DevNum;
-use crate::device::evidence::{self, Evidence, Ground, Refusal};
+use crate::device::evidence::{self, Evidence, Ground, IN_USE_BY_HOST, Refusal};
 use crate::device::table::Device;
 use crate::export::server::Server;
 use crate::identity::Serial;
@@ -36,6 +36,8 @@ pub struct Observed<'a> {
     pub retriggered: bool,
     /// The server knows of the export's files, or needs not be told.
     pub told: bool,
+    /// Just now nobody had this very disk, or a partition of it, open exclusively.
+    pub free: bool,
     /// A handshake has succeeded since the link was made and the server came up.
     pub proven: bool,
     /// udevd owes the event of a disk for too long.
@@ -70,6 +72,8 @@ pub enum Step {
     Retrigger(Serial),
     /// Make the mapping durable.
     Record(Evidence),
+    /// Ask the kernel whether anybody has the disk open exclusively.
+    TryOpen(Evidence),
     /// Let clients in.
     Publish(Evidence),
     /// Tell the server of its files.
@@ -164,6 +168,10 @@ fn proven(desired: &Desired<'_>, observed: &Observed<'_>, evidence: Evidence) ->
         // Not the disk on record: whatever is published under this name is not proven.
         return Decision { revoke: observed.published, ..go(State::Matched, Step::Record(evidence)) };
     }
+    if !observed.published && !observed.free {
+        let used = observed.trouble.is_some_and(|(reason, _)| reason.code == IN_USE_BY_HOST);
+        return go(if used { State::Refused } else { State::Exporting }, Step::TryOpen(evidence));
+    }
     if !observed.published {
         return go(State::Exporting, Step::Publish(evidence));
     }
@@ -217,6 +225,7 @@ mod tests {
         published: bool,
         retriggered: bool,
         told: bool,
+        free: bool,
         proven: bool,
         udevd_silent: bool,
         server: Option<Server>,
@@ -236,6 +245,7 @@ mod tests {
                 published: false,
                 retriggered: false,
                 told: true,
+                free: false,
                 proven: false,
                 udevd_silent: false,
                 server: Some(Server::Up { pid: Some(1) }),
@@ -266,6 +276,7 @@ mod tests {
                 published: self.published,
                 retriggered: self.retriggered,
                 told: self.told,
+                free: self.free,
                 proven: self.proven,
                 udevd_silent: self.udevd_silent,
                 server: self.server.as_ref(),
@@ -278,7 +289,7 @@ mod tests {
         /// Does what was decided, as the engine would when everything succeeds. False when there was nothing to do.
         fn carry_out(&mut self, decision: &Decision) -> bool {
             if decision.revoke {
-                (self.published, self.proven) = (false, false);
+                (self.published, self.proven, self.free) = (false, false, false);
             }
             self.standing = (decision.state, decision.reason.clone());
             if decision.step.is_some() {
@@ -289,7 +300,8 @@ mod tests {
                 Some(Step::Look(_)) => self.fresh = true,
                 Some(Step::Retrigger(_)) => self.retriggered = true,
                 Some(Step::Record(evidence)) => self.mapping = Some(evidence.clone()),
-                Some(Step::Publish(_)) => (self.published, self.proven) = (true, false),
+                Some(Step::TryOpen(_)) => self.free = true,
+                Some(Step::Publish(_)) => (self.published, self.proven, self.free) = (true, false, false),
                 Some(Step::Tell) => self.told = true,
                 Some(Step::Probe(_)) => self.proven = true,
             }
@@ -321,6 +333,7 @@ mod tests {
             [
                 (State::Waiting, step("Look")),
                 (State::Matched, step("Reco")),
+                (State::Exporting, step("TryO")),
                 (State::Exporting, step("Publ")),
                 (State::Exporting, step("Prob")),
                 (State::Ready, None)
@@ -447,6 +460,23 @@ mod tests {
         }
     }
 
+    #[test]
+    fn a_disk_that_somebody_has_open_exclusively_is_refused_and_tried_again_when_the_wait_is_over() {
+        let in_use = |waits| Some((Reason::new(IN_USE_BY_HOST, "x", "x"), waits));
+        let scene = Scene { published: false, proven: false, trouble: in_use(true), ..Scene::served() };
+        let waits = scene.decide();
+        assert_eq!((waits.state, code(&waits), &waits.step), (State::Refused, Some("IN_USE_BY_HOST"), &None));
+        let again = Scene { trouble: in_use(false), ..scene.clone() }.decide();
+        assert_eq!((again.state, code(&again)), (State::Refused, Some("IN_USE_BY_HOST")), "said until it is free");
+        assert!(matches!(again.step, Some(Step::TryOpen(_))));
+        let silent = Some((Reason::new("HELPER_SILENT", "x", "x"), true));
+        let silent = Scene { trouble: silent, ..scene.clone() }.decide();
+        assert_eq!((silent.state, silent.step), (State::Exporting, None), "nobody knows: not served, and not refused");
+        let free = Scene { trouble: None, free: true, ..scene }.decide();
+        assert!(matches!(free.step, Some(Step::Publish(_))));
+        assert_eq!(Scene { free: false, ..Scene::served() }.decide().step, None, "what is served is let be");
+    }
+
     fn scenes() -> impl Strategy<Value = Scene> {
         let disk = (0..9_u8, any::<bool>()).prop_map(|(defect, settled)| {
             let mut disk = spoilt(|facts, identity| match defect {
@@ -462,8 +492,8 @@ mod tests {
             (defect < 6, disk)
         });
         let mapping = 0..3_u8;
-        (proptest::collection::vec(disk, 0..3), mapping, any::<[bool; 9]>()).prop_map(|(disks, mapping, flags)| {
-            let [fresh, published, proven, udevd_silent, up, trouble, retriggered, waits, told] = flags;
+        (proptest::collection::vec(disk, 0..3), mapping, any::<[bool; 10]>()).prop_map(|(disks, mapping, flags)| {
+            let [fresh, published, proven, udevd_silent, up, trouble, retriggered, waits, told, free] = flags;
             let mapping = match mapping {
                 0 => None,
                 1 => Scene::served().mapping,
@@ -476,6 +506,7 @@ mod tests {
                 published,
                 retriggered,
                 told,
+                free,
                 proven: proven && published,
                 udevd_silent,
                 server: Some(if up { Server::Up { pid: Some(1) } } else { Server::Down { why: String::new() } }),
@@ -501,6 +532,12 @@ mod tests {
             if decision.state == State::Ready {
                 let up = matches!(scene.server, Some(Server::Up { .. }));
                 prop_assert!(scene.published && scene.proven && up);
+            }
+            if matches!(decision.step, Some(Step::Publish(_))) {
+                prop_assert!(scene.free, "the kernel was not asked");
+            }
+            if matches!(decision.step, Some(Step::TryOpen(_))) {
+                prop_assert!(certain && on_record && !scene.published, "asked about what is served, or not proven");
             }
             if matches!(decision.step, Some(Step::Record(_))) {
                 prop_assert!(certain && sound.is_some() && !on_record);

@@ -97,6 +97,6 @@ impl Engine {
 }
 
 /// A task that broke off was no answer.
-fn unless_died(answer: Result<Result<(), HelperError>, Died>) -> Result<(), HelperError> {
+pub(super) fn unless_died<T>(answer: Result<Result<T, HelperError>, Died>) -> Result<T, HelperError> {
     answer.unwrap_or_else(|died| Err(HelperError::Died(died.to_string())))
 }

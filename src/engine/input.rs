@@ -19,7 +19,7 @@ use crate::device::monitor;
 use crate::device::table::{Heard, Reading};
 use crate::export::probe::{ProbeError, Served};
 use crate::export::server::Server;
-use crate::helper_client::{HelperError, Holders};
+use crate::helper_client::{Exclusive, HelperError, Holders};
 use crate::identity::{Serial, VolumeId};
 use crate::volume::{Intent, Reason, State};
 
@@ -63,6 +63,8 @@ pub(crate) enum Input {
     Helper { asked: Asked, answer: Result<(), HelperError> },
     /// It is time to have the disk of a serial un-marked, for this many times now.
     UnmarkAgain(Serial, u32),
+    /// Whether anybody has the disk open exclusively.
+    Tried { ticket: Ticket, evidence: Evidence, answer: Result<Exclusive, HelperError> },
     /// A handshake ended.
     Probed { ticket: Ticket, epoch: u64, evidence: Evidence, result: Result<Served, ProbeError> },
 }

@@ -10,6 +10,7 @@
 mod asking;
 mod claimed;
 pub mod decide;
+mod exclusive;
 mod helper;
 mod input;
 mod leaving;
@@ -277,6 +278,7 @@ impl Engine {
                 self.adopt_exports();
                 self.ask_for_host_disks();
                 self.world.forget_retriggers();
+                self.try_again_now();
                 let (claims_done, claims) = oneshot::channel();
                 let (disks_done, disks) = oneshot::channel();
                 self.restore_claims(Some(claims_done));
@@ -306,6 +308,7 @@ impl Engine {
             Input::Helper { asked, answer } => self.helper_answered(asked, answer).await,
             Input::Scanned { reading, facts, reason, done } => self.scanned(reading, facts, reason, done).await,
             Input::Recorded { ticket, evidence, result } => self.recorded(ticket, evidence, result).await,
+            Input::Tried { ticket, evidence, answer } => self.tried(ticket, evidence, answer).await,
             Input::Probed { ticket, epoch, evidence, result } => self.probed(ticket, epoch, &evidence, result).await,
         }
     }

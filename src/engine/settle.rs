@@ -5,10 +5,9 @@ use std::time::{Duration, Instant};
 use jiff::Timestamp;
 
 use super::Engine;
-use super::decide::{Desired, Observed, Step, decide};
+use super::decide::{Decision, Desired, Observed, Step, decide};
 use super::udevd::Udevd;
-use super::world::{Projected, Trouble};
-use crate::device::DevNum;
+use super::world::{Disk, Projected, Trouble, Volume};
 use crate::device::table::{Device, Heard};
 use crate::identity::VolumeId;
 use crate::store::{Change, Projection};
@@ -23,31 +22,14 @@ impl Engine {
         let (now, clock) = (Timestamp::now(), Instant::now());
         let mut published = None;
         self.prepare(id);
+        self.forget_trouble_of_another(id);
         if let Some(volume) = self.world.volume_mut(id) {
             volume.judged = clock;
         }
         loop {
             let Some(volume) = self.world.volume(id) else { return };
             let present: Vec<&Device> = self.world.table.with_serial(volume.intent.serial()).collect();
-            let retriggered = present.first().is_some_and(|device| volume.retriggered == Some(disk(device)));
-            let helper_waits = volume.helper_again.is_none_or(|(at, _)| waits(at, clock));
-            let decision = decide(
-                &Desired { intent: &volume.intent, mapping: volume.mapping.as_ref() },
-                &Observed {
-                    now,
-                    ground: &self.world.ground,
-                    present: &present,
-                    fresh: present.iter().all(|device| device.reading > volume.look_after),
-                    published: volume.published,
-                    retriggered: retriggered && helper_waits,
-                    told: volume.change.is_none_or(|change| self.world.telling.knows(change)),
-                    proven: volume.proven,
-                    udevd_silent: matches!(self.world.ear.udevd_is(), Udevd::Silent(_)),
-                    server: self.world.server.as_ref(),
-                    trouble: volume.trouble.as_ref().map(|trouble| (&trouble.reason, waits(trouble.again_at, clock))),
-                    standing: (volume.state, volume.reason.as_ref()),
-                },
-            );
+            let decision = self.decide_on(volume, &present, (now, clock));
             let (busy, leaving) = (volume.busy, volume.leaving.is_begun());
             let heard = present.first().and_then(|device| device.heard_at);
             let this_disk = present.first().copied().map(disk);
@@ -106,6 +88,10 @@ impl Engine {
                     self.note_at(id, evidence.at, "proven", detail);
                     return;
                 }
+                Some(Step::TryOpen(evidence)) => {
+                    self.try_open(id, evidence);
+                    return;
+                }
                 Some(Step::Publish(evidence)) => published = self.publish(id, &evidence).or(published),
                 Some(Step::Tell) => {
                     self.wait_for_telling(id);
@@ -119,6 +105,30 @@ impl Engine {
         }
         self.note_published(id, published);
         self.rest(id).await;
+    }
+
+    /// What is next for a volume whose serial these disks show.
+    fn decide_on(&self, volume: &Volume, present: &[&Device], (now, clock): (Timestamp, Instant)) -> Decision {
+        let retriggered = present.first().is_some_and(|device| volume.retriggered == Some(disk(device)));
+        let helper_waits = volume.helper_again.is_none_or(|(at, _)| waits(at, clock));
+        decide(
+            &Desired { intent: &volume.intent, mapping: volume.mapping.as_ref() },
+            &Observed {
+                now,
+                ground: &self.world.ground,
+                present,
+                fresh: present.iter().all(|device| device.reading > volume.look_after),
+                published: volume.published,
+                retriggered: retriggered && helper_waits,
+                told: volume.change.is_none_or(|change| self.world.telling.knows(change)),
+                free: volume.free.is_some() && volume.free == present.first().copied().map(disk),
+                proven: volume.proven,
+                udevd_silent: matches!(self.world.ear.udevd_is(), Udevd::Silent(_)),
+                server: self.world.server.as_ref(),
+                trouble: volume.trouble.as_ref().map(|trouble| (&trouble.reason, waits(trouble.again_at, clock))),
+                standing: (volume.state, volume.reason.as_ref()),
+            },
+        )
     }
 
     /// Tells the store what happened and sets the clock, once a volume waits for nothing but events.
@@ -173,11 +183,20 @@ impl Engine {
 
     /// A step failed: say why, and try again later.
     pub(super) fn trouble(&mut self, id: VolumeId, reason: Reason) {
+        self.fail(id, reason, None);
+    }
+
+    /// The same for a step that failed for what this disk is.
+    pub(super) fn trouble_with(&mut self, id: VolumeId, reason: Reason, disk: Disk) {
+        self.fail(id, reason, Some(disk));
+    }
+
+    fn fail(&mut self, id: VolumeId, reason: Reason, disk: Option<Disk>) {
         let Some(volume) = self.world.volume_mut(id) else { return };
         let attempts = volume.trouble.as_ref().map_or(0, |trouble| trouble.attempts) + 1;
         let wait = pause(attempts);
         tracing::warn!(VOLUME_ID = %id, CODE = %reason.code, attempts, "{}", reason.message);
-        volume.trouble = Some(Trouble { reason, attempts, again_at: Instant::now() + wait });
+        volume.trouble = Some(Trouble { reason, disk, attempts, again_at: Instant::now() + wait });
     }
 }
 
@@ -207,8 +226,8 @@ pub(super) fn pause(attempts: u32) -> Duration {
     (RETRY.0 * (1 << attempts.min(10) >> 1)).min(RETRY.1)
 }
 
-/// Which disk: numbers are used again, sequence numbers are not.
-pub(super) fn disk(device: &Device) -> (DevNum, u64) {
+/// Which disk it is.
+pub(super) fn disk(device: &Device) -> Disk {
     (device.facts.devnum, device.facts.diskseq)
 }
 

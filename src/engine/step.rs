@@ -4,8 +4,7 @@ use jiff::Timestamp;
 
 use super::Engine;
 use super::input::{Asked, Input, Ticket};
-use super::world::{EXPORT_STUCK, Projected};
-use crate::device::DevNum;
+use super::world::{Disk, EXPORT_STUCK, Projected};
 use crate::device::evidence::Evidence;
 use crate::device::facts::LinkTarget;
 use crate::export::probe::{self, Endpoint, Goodbye, ProbeError, Served};
@@ -16,7 +15,7 @@ use crate::volume::Reason;
 
 impl Engine {
     /// What comes of it is an event of udev's.
-    pub(super) fn retrigger(&mut self, id: VolumeId, serial: Serial, disk: Option<(DevNum, u64)>) {
+    pub(super) fn retrigger(&mut self, id: VolumeId, serial: Serial, disk: Option<Disk>) {
         if let (Some(ticket), Some(volume)) = (self.world.ticket(id), self.world.volume_mut(id)) {
             volume.retriggered = disk;
             self.ask_for_retrigger(serial, Asked::Mark(ticket));

@@ -21,6 +21,9 @@ use crate::volume::{Entry, Intent, Reason, Record, State};
 /// The code for an export that could not be taken away.
 pub(super) const EXPORT_STUCK: &str = "EXPORT_STUCK";
 
+/// Which disk: its number and sequence number. Numbers are used again, sequence numbers are not.
+pub(super) type Disk = (DevNum, u64);
+
 /// All of it.
 pub struct World {
     /// What evidence is held against.
@@ -109,10 +112,12 @@ pub struct Volume {
     /// Why nothing could be prepared the last time.
     pub(super) unprepared: Option<String>,
     pub(super) trouble: Option<Trouble>,
+    /// Just now nobody had this disk open exclusively.
+    pub(super) free: Option<Disk>,
     /// The moment it was last decided on.
     pub(super) judged: Instant,
     /// The disk that udev was asked to look at again: its number and sequence number.
-    pub(super) retriggered: Option<(DevNum, u64)>,
+    pub(super) retriggered: Option<Disk>,
     pub(super) unwritten: bool,
     pub(super) projected: Projected,
     wake: Option<Instant>,
@@ -140,6 +145,8 @@ pub(super) enum Projected {
 #[derive(Debug)]
 pub(super) struct Trouble {
     pub(super) reason: Reason,
+    /// The disk that it is about, if it is about one.
+    pub(super) disk: Option<Disk>,
     pub(super) attempts: u32,
     pub(super) again_at: Instant,
 }
@@ -182,6 +189,7 @@ impl Volume {
             change: None,
             unprepared: None,
             trouble: None,
+            free: None,
             judged: Instant::now(),
             retriggered: None,
             unwritten: false,

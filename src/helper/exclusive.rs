@@ -16,6 +16,7 @@ use super::retrigger::{CLAIMS, is_claimed};
 use super::servers::NBD;
 use super::{Refusal, host_disks};
 use crate::accounts::id_of;
+use crate::device::evidence::IN_USE_BY_HOST;
 use crate::device::facts::Use;
 use crate::device::{DevNum, limited};
 use crate::identity::Serial;
@@ -38,7 +39,7 @@ fn try_open(devnum: DevNum, serial: Serial) -> Result<Value, Refusal> {
     }
     let uses = disk.identity.iter().flat_map(|identity| &identity.uses).map(Use::to_string).collect::<Vec<_>>();
     if !uses.is_empty() {
-        return Err(Refusal("IN_USE_BY_HOST", format!("this host uses {}: {}", disk.name, uses.join(", "))));
+        return Err(Refusal(IN_USE_BY_HOST, format!("this host uses {}: {}", disk.name, uses.join(", "))));
     }
     let node = Path::new("/dev").join(&disk.name);
     // A handle first: nothing is opened before it is known what it is.
@@ -52,8 +53,9 @@ fn try_open(devnum: DevNum, serial: Serial) -> Result<Value, Refusal> {
     }
     let name = disk.name.as_str();
     let busy = || {
-        let why = format!("another program of this host, or the kernel, has /dev/{name} open for itself alone");
-        Refusal("IN_USE_BY_HOST", why)
+        let why =
+            format!("somebody on this host has /dev/{name} or a partition of it open for itself alone, as a mount has");
+        Refusal(IN_USE_BY_HOST, why)
     };
     alone(&handle).map_err(|error| if error == Errno::BUSY { busy() } else { io::Error::from(error).into() })?;
     // The number was this disk's before and is afterwards, so it was this disk's in between.

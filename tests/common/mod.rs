@@ -2,10 +2,12 @@
 #![allow(dead_code, reason = "each test binary uses a part")]
 #![allow(clippy::unwrap_used, reason = "a test's panic is its failure")]
 
+use std::io::Read;
 use std::path::Path;
-use std::process::Stdio;
+use std::process::{Command, Stdio};
 use std::time::Duration;
 
+use lab::child::Proc;
 use lab::nbd_server::{Installed, MAIN, NbdServer, Release};
 use lab::{Api, Attachd, AttachdOptions, Disk, Lab, Volume};
 use rustix::process::Signal;
@@ -132,6 +134,16 @@ pub(crate) fn served(lab: &Lab, api: &Api) -> (Volume, Disk) {
 pub(crate) fn story(volume: &Value) -> Vec<String> {
     let timeline = volume["timeline"].as_array().unwrap();
     timeline.iter().map(|entry| entry["event"].as_str().unwrap().to_owned()).collect()
+}
+
+/// Mounts it in a mount namespace of its own; ends with what is returned.
+pub(crate) fn mounted_elsewhere(node: &Path) -> Proc {
+    let script = format!("mount {} /mnt && echo mounted && exec cat", node.display());
+    let mut command = Command::new("unshare");
+    command.args(["--mount", "--propagation", "private", "sh", "-c", &script]);
+    let mut process = Proc::spawn("mount", command.stdin(Stdio::piped()).stdout(Stdio::piped())).unwrap();
+    process.take_stdout().unwrap().read_exact(&mut [0; 7]).unwrap();
+    process
 }
 
 pub(crate) const HELPER_SOCKET: &str = lab::helper::SOCKET;

@@ -202,6 +202,7 @@ fn nothing_is_left_after_a_purge() {
     let own = [
         "/run/udev/rules.d/59-attachd.rules",
         "/etc/systemd/system/attachd.service.d",
+        "/etc/systemd/system/attachd-helper.service.d",
         "/etc/systemd/system/attachd-nbdkit.service.d",
     ];
     let left: Vec<_> = found.lines().filter(|path| !own.contains(path)).collect();

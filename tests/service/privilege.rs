@@ -60,6 +60,32 @@ fn the_nbd_server_opens_no_device_that_is_no_disk() {
     assert!(host.lab().nbd_connects(&volume.export()), "the control");
 }
 
+/// The helper's second wall is by class, too: without the line for loop devices, which stand for disks here, it opens none.
+#[test]
+fn the_helper_opens_no_device_that_is_no_disk() {
+    let host = Host::installed();
+    let (volume, disk) = host.served();
+    let (major, minor) = disk.devnum();
+    let line = format!("exclusive {major}:{minor} {}\n", volume.serial);
+    assert_eq!(host.ask_helper(&line)["ok"], true, "the control");
+    host.inside.drop_in("attachd-helper.service", "").unwrap();
+    host.run("systemctl", &["stop", "attachd-helper.service"]);
+    let refused = host.ask_helper(&line);
+    assert!(refused["error"].as_str().unwrap().contains("Operation not permitted"), "{refused}");
+    let next = host.lab().volume();
+    let mut disk = host.lab().disk(&next.serial, MIB).unwrap();
+    host.intend(&next);
+    disk.attach().unwrap();
+    host.wait(&next, "exporting");
+    let begun = std::time::Instant::now();
+    while host.shown(&next)["reason"]["code"] != "USE_UNKNOWN" {
+        assert!(begun.elapsed() < SOON, "{:#}", host.shown(&next));
+    }
+    host.inside.drop_in("attachd-helper.service", "[Service]\nDeviceAllow=block-loop r\n").unwrap();
+    host.run("systemctl", &["stop", "attachd-helper.service"]);
+    host.wait(&next, "ready");
+}
+
 #[test]
 fn eleven_late_intents_at_once_are_all_marked_and_served_and_given_back() {
     let host = Host::installed();

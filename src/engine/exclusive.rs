@@ -1,0 +1,99 @@
+//! Just before a disk is published: has anybody of this host got it open exclusively? The kernel knows, and the helper may ask.
+//!
+//! The answer is about one disk at one moment. It is used for the export that is made in the same breath, or not at all.
+
+use super::Engine;
+use super::helper::unless_died;
+use super::input::{Input, Ticket};
+use super::world::Disk;
+use crate::device::evidence::{Evidence, IN_USE_BY_HOST};
+use crate::helper_client::{Exclusive, HelperError};
+use crate::identity::VolumeId;
+use crate::volume::Reason;
+
+impl Engine {
+    /// Has the helper try, outside; it comes back as [`Input::Tried`].
+    pub(super) fn try_open(&mut self, id: VolumeId, evidence: Evidence) {
+        let Some(ticket) = self.world.ticket(id) else { return };
+        if let Some(volume) = self.world.volume_mut(id) {
+            volume.busy = true;
+        }
+        let (helper, devnum, serial) = (self.tools.helper.clone(), evidence.devnum, evidence.serial);
+        self.outside("step.exclusive", async move { helper.exclusive(devnum, serial).await }, move |answer| {
+            Input::Tried { ticket, evidence, answer: unless_died(answer) }
+        });
+    }
+
+    pub(super) async fn tried(&mut self, ticket: Ticket, evidence: Evidence, answer: Result<Exclusive, HelperError>) {
+        let id = ticket.volume;
+        if !self.world.holds(ticket) {
+            return;
+        }
+        let disk = (evidence.devnum, evidence.diskseq);
+        let free = matches!(answer, Ok(Exclusive::Free { diskseq }) if diskseq == evidence.diskseq);
+        if let Some(volume) = self.world.volume_mut(id) {
+            volume.busy = false;
+            volume.free = free.then_some(disk);
+            // Another failure, of the folder of exports for instance, is not over with that.
+            volume.trouble = volume.trouble.take().filter(|trouble| !free || trouble.disk.is_none());
+        }
+        if let Some(reason) = why_not(&evidence, answer).filter(|_| !free) {
+            self.trouble_with(id, reason, disk);
+        }
+        self.settle(id).await;
+        // Whatever came of it: the next export needs another answer.
+        if let Some(volume) = self.world.volume_mut(id) {
+            volume.free = None;
+        }
+    }
+
+    /// What was in use may be free by now: somebody says that something has changed.
+    pub(super) fn try_again_now(&mut self) {
+        let now = std::time::Instant::now();
+        for id in self.world.ids() {
+            let trouble = self.world.volume_mut(id).and_then(|volume| volume.trouble.as_mut());
+            if let Some(trouble) = trouble.filter(|trouble| trouble.disk.is_some()) {
+                trouble.again_at = now;
+            }
+        }
+    }
+
+    /// A failure that was about one disk is none of another's.
+    pub(super) fn forget_trouble_of_another(&mut self, id: VolumeId) {
+        let Some(volume) = self.world.volume(id) else { return };
+        let here: Option<Disk> = self.world.table.with_serial(volume.intent.serial()).next().map(super::settle::disk);
+        let of = volume.trouble.as_ref().and_then(|trouble| trouble.disk);
+        if of.is_some_and(|disk| Some(disk) != here)
+            && let Some(volume) = self.world.volume_mut(id)
+        {
+            volume.trouble = None;
+        }
+    }
+}
+
+/// Why the disk is not published, if it was not shown to be free.
+fn why_not(evidence: &Evidence, answer: Result<Exclusive, HelperError>) -> Option<Reason> {
+    let devnum = evidence.devnum;
+    let unknown = |why: String| {
+        let message = format!("whether this host uses the disk {devnum} could not be found out: {why}");
+        let hint = "It is tried again by itself; what attachd-helper did is in `journalctl -u attachd-helper`.";
+        Reason::new("USE_UNKNOWN", message, hint)
+    };
+    match answer {
+        Ok(Exclusive::Free { diskseq }) if diskseq == evidence.diskseq => None,
+        Ok(Exclusive::Free { .. }) => Some(unknown("another disk has its number now".to_owned())),
+        Ok(Exclusive::Used(who)) => {
+            let hint = format!(
+                "It may be mounted in another mount namespace (a container; `grep -l ' {devnum} ' /proc/*/mountinfo` finds it), or be part of a file system of several disks, of LVM, MD or crypt. End that use: it is tried again by itself, and at once by `attachctl resync`."
+            );
+            Some(Reason::new(IN_USE_BY_HOST, who, hint))
+        }
+        Err(error @ HelperError::Silent(..)) => {
+            let message = format!("whether this host uses the disk {devnum} is not known: {error}");
+            let hint = "Check `systemctl status attachd-helper.socket attachd-helper`; it is tried again by itself.";
+            Some(Reason::new("HELPER_SILENT", message, hint))
+        }
+        Err(HelperError::Refused { message, code }) => Some(unknown(format!("{message} ({code})"))),
+        Err(HelperError::Died(why)) => Some(unknown(why)),
+    }
+}
