@@ -7,7 +7,6 @@ use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 use rustix::fs::{FlockOperation, OFlags};
-use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 use tokio::task::LocalSet;
 
@@ -32,6 +31,7 @@ use crate::export::tls::Tls;
 use crate::helper_client::HelperClient;
 use crate::identity::VolumeId;
 use crate::place::Found;
+use crate::signals::{Asks, Signals};
 use crate::store::Store;
 use crate::telemetry;
 use crate::volume::Record;
@@ -188,14 +188,11 @@ async fn restored_claims(claims: &Claims, records: &[Record]) -> std::io::Result
 }
 
 async fn until_told_to_stop(handle: &Handle, config: &Path) -> anyhow::Result<()> {
-    let mut terminate = signal(SignalKind::terminate())?;
-    let mut interrupt = signal(SignalKind::interrupt())?;
-    let mut hangup = signal(SignalKind::hangup())?;
+    let mut signals = Signals::listen().context("cannot listen for signals")?;
     loop {
-        tokio::select! {
-            _ = terminate.recv() => return Ok(()),
-            _ = interrupt.recv() => return Ok(()),
-            _ = hangup.recv() => {
+        match signals.next().await {
+            Asks::Stop => return Ok(()),
+            Asks::Reload => {
                 telemetry::manager::reloading();
                 match config::load(config) {
                     Ok(_) => tracing::info!("the configuration is valid; settings take effect at the next start"),

@@ -31,4 +31,5 @@ pub mod helper_client;
 
 pub mod daemon;
 pub mod helper;
+mod signals;
 pub mod telemetry;

@@ -237,9 +237,13 @@ fn an_orderly_stop_ends_in_time_with_a_listener_connected_and_leaves_exports_ser
     let (lab, mut attachd, api) = up();
     let (volume, _disk) = served(&lab, &api);
     let _events = api.events().unwrap();
+    assert!(!attachd.stderr_text().contains("attachd stops"), "nobody has asked for it yet");
     assert!(attachd.terminate().unwrap().success(), "{}", attachd.stderr_text());
     assert!(lab.nbd_connects(&volume.export()));
-    assert!(attachd.stderr_text().contains("attachd has stopped"), "{}", attachd.stderr_text());
+    let told = attachd.stderr_text();
+    assert!(told.contains("attachd has stopped"), "{told}");
+    let who = format!("attachd stops: SIGTERM from process {} (", std::process::id());
+    assert!(told.contains(&who) && told.contains("of user 0"), "{told}");
     assert!(!attachd.stderr_text().contains("cut"), "{}", attachd.stderr_text());
 }
 

@@ -1,6 +1,8 @@
 //! `attachctl watch`.
 
+use futures_util::StreamExt;
 use serde_json::json;
+use signal_hook::consts::SIGINT;
 
 use super::answers::Event;
 use super::client::Client;
@@ -18,12 +20,13 @@ pub(super) struct Options {
 
 pub(super) async fn run(client: &Client, options: &Options, output: &Output) -> Result<(), Failure> {
     let mut events = client.events(options.volume_id).await?;
-    let interrupted = tokio::signal::ctrl_c();
-    tokio::pin!(interrupted);
+    let mut interrupted = signal_hook_tokio::Signals::new([SIGINT]).map_err(|error| {
+        Failure::with(UNREACHABLE, "NO_SIGNALS", format!("cannot listen for Ctrl-C: {error}"), json!({}))
+    })?;
     loop {
         tokio::select! {
             message = events.next() => tell(&message.ok_or_else(ended)?, output)?,
-            _ = &mut interrupted => return Ok(()),
+            _ = interrupted.next() => return Ok(()),
         }
     }
 }
