@@ -7,12 +7,14 @@ use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
+use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
 use std::process::Command;
 
 use common::*;
 use lab::nbd_server::{FOLDER, NbdServer};
 use lab::{Api, Attachd, AttachdOptions, Disk, Lab, Volume};
+use rustix::process::Signal;
 use serde_json::json;
 
 const EFFECTS: &str = "/run/attachd/effects";
@@ -125,10 +127,29 @@ impl Story {
         [gone, (back, disk)]
     }
 
-    /// Everything durable and visible, with the volumes under their names in the story.
-    fn end(mut self, names: &[(&Volume, &str)]) -> (String, u32) {
-        self.step("health", |api| api.get("/api/v1/health").map(drop));
-        self.attachd.terminate().unwrap();
+    /// Comes to rest and is stopped. What nobody waits for (where a volume stands, the projection) is written after it was
+    /// told, so the daemon may die of that also while it is asked to stop: then it has to finish in another life.
+    fn stop(&mut self, rests: &[(&Volume, &str)]) {
+        for _ in 0..5 {
+            for (volume, state) in rests {
+                self.wait(volume, state);
+            }
+            // When it is dead already, there is nobody to be told.
+            let _ = self.attachd.signal(Signal::TERM);
+            let status = self.attachd.wait_exit(SOON).unwrap();
+            if status.success() {
+                return;
+            }
+            assert_eq!(status.signal(), Some(Signal::KILL.as_raw()), "{status}\n{}", self.attachd.stderr_text());
+            self.deaths += 1;
+            self.attachd = start(&self.lab);
+        }
+        panic!("the daemon dies again and again\n{}", self.attachd.stderr_text());
+    }
+
+    /// Everything durable and visible once these rest, with the volumes under their names in the story.
+    fn end(mut self, rests: &[(&Volume, &str)], names: &[(&Volume, &str)]) -> (String, u32) {
+        self.stop(rests);
         let mut end = String::new();
         for query in [
             "SELECT volume_id, vm_id, state, reason_code FROM intents ORDER BY 1",
@@ -174,13 +195,9 @@ fn tell(kill_at: Option<&str>) -> (String, u32, Vec<String>) {
     let [(gone, _gone_disk), (back, _back_disk)] = story.come_and_go();
     let (lost, mut lost_disk) = story.serve();
     story.pull(&lost, &mut lost_disk);
-    // A daemon that has died lately has yet to prove these once more.
-    story.wait(&served, "ready");
-    story.wait(&back, "ready");
+    let rests = [(&served, "ready"), (&waiting, "waiting"), (&back, "ready"), (&lost, "lost")];
     let names = [(&served, "served"), (&waiting, "waiting"), (&gone, "gone"), (&back, "back"), (&lost, "lost")];
-    let passed = fs::read_to_string(EFFECTS).unwrap().lines().map(str::to_owned).collect();
-    let (end, deaths) = story.end(&names);
-    (end, deaths, passed)
+    told_of(story, &rests, &names)
 }
 
 /// What is special with nbd-server: an intent waited for, one served and withdrawn, a disk pulled and back.
@@ -189,8 +206,14 @@ fn tell_of_nbd_server(kill_at: Option<&str>) -> (String, u32, Vec<String>) {
     story.step("start", |api| api.get("/api/v1/health").map(drop));
     let waiting = story.intend();
     let [(gone, _gone_disk), (back, _back_disk)] = story.come_and_go();
+    let rests = [(&waiting, "waiting"), (&back, "ready")];
+    told_of(story, &rests, &[(&waiting, "waiting"), (&gone, "gone"), (&back, "back")])
+}
+
+/// The end of a story, how often the daemon was killed, and the points it has passed.
+fn told_of(story: Story, rests: &[(&Volume, &str)], names: &[(&Volume, &str)]) -> (String, u32, Vec<String>) {
+    let (end, deaths) = story.end(rests, names);
     let passed = fs::read_to_string(EFFECTS).unwrap().lines().map(str::to_owned).collect();
-    let (end, deaths) = story.end(&[(&waiting, "waiting"), (&gone, "gone"), (&back, "back")]);
     (end, deaths, passed)
 }
 

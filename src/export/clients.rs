@@ -12,14 +12,24 @@ use crate::procfs;
 /// The remote addresses of clients connected to `server` now. Blocks for milliseconds: the kernel walks its whole table.
 pub fn connected(server: SocketAddr) -> io::Result<Vec<String>> {
     let me = rustix::process::geteuid().as_raw();
-    let mut clients = clients(&table()?, server.port(), me);
-    if !clients.is_empty() {
-        // A table is no snapshot: a handshake of ours that begins while it is read may show the server's end alone.
-        drop_own(&mut clients, &table()?, Some(me));
+    let first = table()?;
+    if clients(&first, server.port(), me).is_empty() {
+        return Ok(Vec::new());
     }
-    let mut clients: Vec<String> = clients.into_keys().map(|ends| ends.remote.to_string()).collect();
-    clients.sort_unstable();
-    Ok(clients)
+    Ok(lasting(&first, &table()?, server.port(), me))
+}
+
+/// Who is connected in both of two tables read one after the other. One table is no snapshot: a handshake of ours may show
+/// the server's end alone, because it began, or was over without a trace, while the table was read. A client that comes
+/// between the two may be missed: the withdrawal asks again when nobody can come any more.
+fn lasting(first: &str, second: &str, port: u16, me: u32) -> Vec<String> {
+    let mut lasting = clients(first, port, me);
+    drop_own(&mut lasting, second, Some(me));
+    let still = clients(second, port, me);
+    let mut lasting: Vec<String> =
+        lasting.into_keys().filter(|ends| still.contains_key(ends)).map(|ends| ends.remote.to_string()).collect();
+    lasting.sort_unstable();
+    lasting
 }
 
 fn table() -> io::Result<String> {
@@ -186,6 +196,18 @@ mod tests {
             assert_eq!(clients(&format!("{HEAD}{server}{}", closing(state)), 10809, 997), none, "{state}");
         }
         assert_eq!(clients(&format!("{HEAD}{server}"), 10809, 997), ["127.0.0.1:54321"]);
+    }
+
+    /// A socket that is closed with something unread, or by the other end first, leaves nothing behind.
+    #[test]
+    fn a_connection_that_began_or_ended_while_a_table_was_read_is_no_client() {
+        let server =
+            format!("{HEAD}0: 0100007F:2A39 0100007F:D431 01 00000000:00000000 00:00000000 00000000 998 0 1\n");
+        let own = format!("{server}1: 0100007F:D431 0100007F:2A39 01 00000000:00000000 00:00000000 00000000 997 0 2\n");
+        let none: [&str; 0] = [];
+        assert_eq!(lasting(&server, &own, 10809, 997), none, "it began");
+        assert_eq!(lasting(&server, HEAD, 10809, 997), none, "it ended");
+        assert_eq!(lasting(&server, &server, 10809, 997), ["127.0.0.1:54321"], "the control: a client that stays");
     }
 
     #[test]
