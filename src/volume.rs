@@ -96,6 +96,13 @@ impl State {
     }
 }
 
+/// How many volumes are in which state, in the order of a volume's life: `2 ready, 1 lost`. States without any are left out.
+pub fn counted(count: impl Fn(State) -> usize) -> String {
+    let counts = State::ALL.map(|state| (count(state), state));
+    let words: Vec<_> = counts.iter().filter(|(n, _)| *n > 0).map(|(n, state)| format!("{n} {state}")).collect();
+    words.join(", ")
+}
+
 impl std::fmt::Display for State {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.pad(self.as_str())
@@ -133,6 +140,29 @@ pub struct Entry {
     /// The particulars, for people.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub detail: String,
+}
+
+/// How much a step deserves an operator's look.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Severity {
+    /// As it should be.
+    Info,
+    /// Worth knowing: somebody waits in vain.
+    Notice,
+    /// A volume is not served, and nobody asked for that.
+    Warning,
+}
+
+impl Severity {
+    /// Of a step of this name. `asked`: it was somebody's wish.
+    pub fn of(step: &str, asked: bool) -> Self {
+        match step {
+            "lost" | "refused" => Self::Warning,
+            "revoked" if !asked => Self::Warning,
+            "expired" => Self::Notice,
+            _ => Self::Info,
+        }
+    }
 }
 
 /// What the store keeps of a volume, besides its timeline.

@@ -176,12 +176,19 @@ fn every_view_is_there_for_people_and_for_programs() {
     assert_eq!(columns, [&volume.export(), "yes", "yes", "yes", "yes", "no"]);
     assert_eq!(ctl(&["--json", "exports"]).json()["exports"][0]["state"], "served");
 
-    let health = ctl(&["health"]).expect(0).out;
-    let parts =
-        ["healthy: attachd ", "\nvolumes  1 ready, 1 expired\n", "\nbackend  nbdkit up (pid ", "\nstore    ok, "];
+    let health = ctl(&["health"]).expect(1).out;
+    let parts = [
+        "degraded: attachd ",
+        "\n  VOLUMES_EXPIRED: 1 volume(s) ",
+        "\nvolumes  1 ready, 1 expired\n",
+        "\nbackend  nbdkit up (pid ",
+        "\nstore    ok, ",
+    ];
     for part in parts {
         assert!(health.contains(part), "{part:?} in\n{health}");
     }
+    ctl(&["intent", "withdraw", &other.id]).expect(0);
+    assert!(ctl(&["health"]).expect(0).out.starts_with("healthy: attachd "), "nothing needs a look any more");
     assert_eq!(ctl(&["--json", "health"]).json()["status"], "healthy");
     assert_eq!(ctl(&["resync"]).expect(0).out.lines().count(), 1);
     assert!(ctl(&["--json", "resync"]).json()["message"].is_string());

@@ -466,3 +466,29 @@ fn run(program: &str, arguments: &[&str]) {
     let status = std::process::Command::new(program).args(arguments).status().unwrap();
     assert!(status.success(), "{program} {arguments:?}");
 }
+
+/// Invariant 11: a volume that is not served any more, or waits in vain, is a problem, and is none when that is over.
+#[test]
+fn health_tells_of_volumes_that_are_lost_or_waited_in_vain_until_they_are_not() {
+    let (lab, _attachd, api) = up();
+    let problems = || {
+        let health = health(&api);
+        let codes = health["problems"].as_array().unwrap().iter().map(|problem| problem["code"].as_str().unwrap());
+        (health["status"].clone(), codes.map(str::to_owned).collect::<Vec<_>>())
+    };
+    let none: Vec<String> = Vec::new();
+    let (volume, mut disk) = served(&lab, &api);
+    assert_eq!(problems(), (json!("healthy"), none.clone()), "the control");
+    disk.detach().unwrap();
+    wait(&api, &volume, "lost");
+    assert_eq!(problems(), (json!("degraded"), vec!["VOLUMES_LOST".to_owned()]));
+    disk.attach().unwrap();
+    wait(&api, &volume, "ready");
+    assert_eq!(problems(), (json!("healthy"), none.clone()));
+    let late = lab.volume();
+    api.post("/api/v1/intents", &json!({ "volume_id": late.id, "deadline_seconds": 0 })).unwrap().expect(201).unwrap();
+    wait(&api, &late, "expired");
+    assert_eq!(problems(), (json!("degraded"), vec!["VOLUMES_EXPIRED".to_owned()]));
+    withdraw(&api, &late);
+    assert_eq!(problems(), (json!("healthy"), none));
+}

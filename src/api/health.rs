@@ -316,9 +316,30 @@ fn problems(seen: &Seen, store: &StoreHealth, files: &Check, settings: &Settings
             "`attachctl list` and `attachctl show` say why; it is tried again by itself.",
         );
     }
-    if let Some(count) = seen.volumes.get("refused").filter(|count| **count > 0) {
-        let message = format!("{count} volume(s) have a disk that fails a check");
-        add("VOLUMES_REFUSED", false, message, "`attachctl list` names the check and what to do.");
+    let standing = [
+        (
+            "refused",
+            "VOLUMES_REFUSED",
+            "have a disk that fails a check",
+            "`attachctl list` names the check and what to do.",
+        ),
+        (
+            "lost",
+            "VOLUMES_LOST",
+            "were served, and their disk is gone",
+            "Attach them again, and they are served again; or withdraw them: `attachctl list --state lost`.",
+        ),
+        (
+            "expired",
+            "VOLUMES_EXPIRED",
+            "waited for a disk past their deadline",
+            "Check them in CloudStack: a disk that comes later is still served. Or withdraw them: `attachctl list --state expired`.",
+        ),
+    ];
+    for (state, code, what, hint) in standing {
+        if let Some(count) = seen.volumes.get(state).filter(|count| **count > 0) {
+            add(code, false, format!("{count} volume(s) {what}"), hint);
+        }
     }
     problems
 }

@@ -12,7 +12,7 @@ use super::answers::Reason;
 use super::client::Client;
 use super::failure::{DONE, Failure};
 use super::output::Output;
-use crate::volume::State;
+use crate::volume::counted;
 
 const DEGRADED: u8 = 1;
 const UNHEALTHY: u8 = 2;
@@ -37,7 +37,7 @@ struct Health {
     resync: Resync,
     store: Store,
     backend: Backend,
-    volumes: BTreeMap<String, u64>,
+    volumes: BTreeMap<String, usize>,
 }
 
 #[derive(Default, Deserialize)]
@@ -150,12 +150,9 @@ fn socket(socket: &Socket) -> String {
     format!("{} events, {} overruns, {drops} drops", socket.events, socket.overruns)
 }
 
-/// The states that have volumes, in the order of a volume's life.
-fn counts(volumes: &BTreeMap<String, u64>) -> String {
-    let count = |state: &str| volumes.get(state).copied().filter(|count| *count > 0);
-    let counts = State::ALL.into_iter().filter_map(|state| Some(format!("{} {state}", count(state.as_str())?)));
-    let counts: Vec<_> = counts.collect();
-    if counts.is_empty() { "none".to_owned() } else { counts.join(", ") }
+fn counts(volumes: &BTreeMap<String, usize>) -> String {
+    let told = counted(|state| volumes.get(state.as_str()).copied().unwrap_or(0));
+    if told.is_empty() { "none".to_owned() } else { told }
 }
 
 fn moment(at: Option<Timestamp>) -> String {

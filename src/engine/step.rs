@@ -110,10 +110,14 @@ impl Engine {
                 self.stand_unserved(id);
                 // Whatever made it go, what was read before counts no more.
                 self.distrust(id);
-                let by = self.world.volume(id).and_then(|volume| volume.leaving.by());
-                let why = reason.map(|reason| reason.message.clone());
-                let why = why.or_else(|| by.map(|by| format!("for the withdrawal asked for by {by}")));
-                self.note(id, "revoked", why.unwrap_or_default());
+                let leaving = self.world.volume(id).map(|volume| (volume.leaving.by(), volume.leaving.is_begun()));
+                let why = match (reason, leaving) {
+                    (Some(reason), _) => reason.message.clone(),
+                    (None, Some((Some(by), _))) => format!("for the withdrawal asked for by {by}"),
+                    (None, Some((None, false))) => "its disk is another than the one on record".to_owned(),
+                    (None, _) => String::new(),
+                };
+                self.note(id, "revoked", why);
                 true
             }
             Err(error) => {

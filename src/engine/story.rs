@@ -8,7 +8,7 @@ use super::world::Note;
 use crate::device::facts::Facts;
 use crate::identity::VolumeId;
 use crate::store::Change;
-use crate::volume::{Entry, Reason, State};
+use crate::volume::{Entry, Reason, Severity, State};
 
 impl Engine {
     /// Notes where a volume stands, and tells everybody when that has changed.
@@ -67,8 +67,8 @@ impl Engine {
         let Some(volume) = self.world.volume_mut(id) else { return };
         let serial = volume.intent.serial();
         let (state, reason) = (volume.state, volume.reason.clone());
-        let by = volume.leaving.by();
-        volume.notes.push(Note { entry: Entry { at, event: event.into(), detail: detail.clone() }, by });
+        let (by, asked) = (volume.leaving.by(), volume.leaving.is_begun());
+        volume.notes.push(Note { entry: Entry { at, event: event.into(), detail: detail.clone() }, by, asked });
         self.tell(Event { id: 0, at, volume_id: id, serial, event: event.into(), detail, state, reason });
     }
 
@@ -103,20 +103,30 @@ fn being_withdrawn() -> Reason {
     )
 }
 
-/// One entry for each step. Written with the store's copy: formatting on the way to `ready` would be felt.
+/// One entry for each step, as loud as it deserves. Written with the store's copy: formatting on the way to `ready` would be
+/// felt.
 pub(super) fn log(id: VolumeId, state: State, disk: Option<&Facts>, notes: &[Note]) {
-    for Note { entry: note, by } in notes {
-        tracing::info!(
-            EVENT = &*note.event,
-            VOLUME_ID = %id,
-            SERIAL = %id.serial(),
-            EXPORT = id.export_name(),
-            STATE = %state,
-            DEVNAME = disk.map(|disk| format!("/dev/{}", disk.name)),
-            DISKSEQ = disk.map(|disk| disk.diskseq),
-            UID = by.and_then(|by| by.0),
-            AT = %note.at,
-            "{} {}", note.event, note.detail
-        );
+    macro_rules! entry {
+        ($level:ident, $note:ident, $by:ident) => {
+            tracing::$level!(
+                EVENT = &*$note.event,
+                VOLUME_ID = %id,
+                SERIAL = %id.serial(),
+                EXPORT = id.export_name(),
+                STATE = %state,
+                DEVNAME = disk.map(|disk| format!("/dev/{}", disk.name)),
+                DISKSEQ = disk.map(|disk| disk.diskseq),
+                UID = $by.and_then(|by| by.0),
+                AT = %$note.at,
+                "{} {}", $note.event, $note.detail
+            )
+        };
+    }
+    for Note { entry: note, by, asked } in notes {
+        match Severity::of(&note.event, *asked) {
+            Severity::Warning => entry!(warn, note, by),
+            // There is no such level between: the journal's writer knows the step.
+            Severity::Notice | Severity::Info => entry!(info, note, by),
+        }
     }
 }

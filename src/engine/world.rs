@@ -130,6 +130,8 @@ pub struct Note {
     pub entry: Entry,
     /// By whose wish, if somebody's.
     pub by: Option<By>,
+    /// On the way to a withdrawal, also where it is not known any more whose.
+    pub asked: bool,
 }
 
 /// What the projection was last told of the volume's export.

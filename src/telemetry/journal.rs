@@ -15,6 +15,7 @@ use tracing::{Event, Level, Subscriber};
 use tracing_subscriber::layer::{Context, Layer};
 
 use super::messages;
+use crate::volume::Severity;
 
 const SOCKET: &str = "/run/systemd/journal/socket";
 
@@ -97,17 +98,20 @@ impl<S: Subscriber> Layer<S> for Journal {
     fn on_event(&self, event: &Event<'_>, _: Context<'_, S>) {
         let mut entry = Entry::default();
         event.record(&mut entry);
-        let entry = entry.render(priority(*event.metadata().level()));
+        let priority = priority(*event.metadata().level(), entry.event.as_deref());
+        let entry = entry.render(priority);
         if let Err(TrySendError::Full(_)) = self.queue.try_send(Order::Write(entry)) {
             self.lost.fetch_add(1, Ordering::Relaxed);
         }
     }
 }
 
-fn priority(level: Level) -> u8 {
+/// journald's, for an event of this level that is perhaps a step in a volume's story.
+fn priority(level: Level, step: Option<&str>) -> u8 {
     match level {
         Level::ERROR => 3,
         Level::WARN => 4,
+        Level::INFO if step.is_some_and(|step| Severity::of(step, true) == Severity::Notice) => 5,
         Level::INFO => 6,
         _ => 7,
     }
@@ -203,6 +207,15 @@ mod tests {
             "PRIORITY=6\nSYSLOG_IDENTIFIER=attachd\nMESSAGE=volume v: ready\nMESSAGE_ID={id}\nEVENT=ready\nVOLUME_ID=v\nDISKSEQ=7\n"
         );
         assert_eq!(entry, expected);
+    }
+
+    #[test]
+    fn an_entry_is_as_loud_as_its_step_deserves() {
+        let of = |entry: String| entry.lines().next().unwrap_or_default().to_owned();
+        assert_eq!(of(rendered(|| tracing::info!(EVENT = "expired", "x"))), "PRIORITY=5");
+        assert_eq!(of(rendered(|| tracing::warn!(EVENT = "lost", "x"))), "PRIORITY=4");
+        assert_eq!(of(rendered(|| tracing::info!(EVENT = "revoked", "x"))), "PRIORITY=6", "somebody asked for it");
+        assert_eq!(of(rendered(|| tracing::info!("x"))), "PRIORITY=6");
     }
 
     #[test]

@@ -8,7 +8,7 @@ use tokio::sync::broadcast::error::RecvError;
 use crate::engine::Handle;
 use crate::engine::world::World;
 use crate::readable::Pace;
-use crate::volume::State;
+use crate::volume::counted;
 
 /// Says that start-up or a reload is done.
 pub fn ready() {
@@ -73,10 +73,8 @@ async fn ring(pace: Option<&Pace>) {
 }
 
 fn status(world: &World) -> String {
-    let count = |state: State| world.counts().get(&state).copied().unwrap_or(0);
-    let (served, refused) = (count(State::Ready), count(State::Refused));
-    let others = world.volumes().len() - served - refused;
-    format!("{served} served, {others} waiting, {refused} refused")
+    let told = counted(|state| world.counts().get(&state).copied().unwrap_or(0));
+    if told.is_empty() { "no volumes".to_owned() } else { format!("volumes: {told}") }
 }
 
 fn notify(states: &[NotifyState<'_>]) {

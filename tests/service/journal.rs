@@ -57,9 +57,15 @@ fn the_journal_tells_the_whole_story_of_a_volume_and_explains_it() {
         assert_eq!(field(entry, "SERIAL"), volume.serial, "{entry:#}");
         assert_eq!(field(entry, "EXPORT"), volume.export(), "{entry:#}");
         assert_eq!(field(entry, "SYSLOG_IDENTIFIER"), "attachd", "{entry:#}");
-        assert_eq!(field(entry, "PRIORITY"), "6", "{entry:#}");
+        // The first time the disk was pulled, the second time somebody asked for it.
+        let unasked = field(entry, "EVENT") == "revoked" && field(entry, "UID").is_empty();
+        let priority = if unasked || field(entry, "EVENT") == "lost" { "4" } else { "6" };
+        assert_eq!(field(entry, "PRIORITY"), priority, "{entry:#}");
         assert_eq!(field(entry, "_SYSTEMD_UNIT"), "attachd.service", "{entry:#}");
     }
+    let loud =
+        host.inside.journalctl(&["--output=cat", "--priority=warning", &format!("VOLUME_ID={}", volume.id)]).unwrap();
+    assert_eq!(loud.lines().count(), 2, "{loud}");
     let ready = entries.iter().find(|entry| field(entry, "EVENT") == "ready").unwrap();
     assert_eq!((field(ready, "DEVNAME"), field(ready, "DISKSEQ")), (node.as_str(), diskseq.as_str()), "{ready:#}");
     assert_eq!(field(ready, "MESSAGE"), format!("volume {}: ready", volume.id));
@@ -76,6 +82,41 @@ fn the_journal_tells_the_whole_story_of_a_volume_and_explains_it() {
     let explained = host.run("journalctl", &["-x", "--no-pager", &format!("VOLUME_ID={}", volume.id)]);
     println!("{explained}");
     assert!(explained.contains(&volume.id));
+}
+
+/// What an operator who looks for trouble finds, and what `systemctl status` says.
+#[test]
+fn each_state_is_told_by_its_name_and_as_loud_as_it_deserves() {
+    let host = Host::installed();
+    let (lost, mut disk) = host.served();
+    disk.detach().unwrap();
+    host.wait(&lost, "lost");
+    let expired = host.lab().volume();
+    let asked = serde_json::json!({ "volume_id": expired.id, "deadline_seconds": 0 });
+    host.api.post("/api/v1/intents", &asked).unwrap().expect(201).unwrap();
+    host.wait(&expired, "expired");
+    let waiting = host.lab().volume();
+    host.intend(&waiting);
+    let priority_of = |volume: &Volume, step: &str| {
+        let begun = Instant::now();
+        loop {
+            let entries = story(&host, volume);
+            if let Some(entry) = entries.iter().find(|entry| field(entry, "EVENT") == step) {
+                return field(entry, "PRIORITY").to_owned();
+            }
+            assert!(begun.elapsed() < SOON, "{}", host.story());
+        }
+    };
+    let steps = [(&lost, "ready"), (&lost, "revoked"), (&lost, "lost"), (&expired, "expired"), (&waiting, "intent")];
+    assert_eq!(steps.map(|(volume, step)| priority_of(volume, step)), ["6", "4", "4", "5", "6"]);
+    let begun = Instant::now();
+    loop {
+        let status = host.inside.property("attachd.service", "StatusText").unwrap();
+        if status == "volumes: 1 waiting, 1 lost, 1 expired" {
+            break;
+        }
+        assert!(begun.elapsed() < SOON, "{status}");
+    }
 }
 
 fn main_pid(host: &Host, unit: &str) -> Pid {
