@@ -15,6 +15,7 @@ use crate::api;
 use crate::claims::{Claims, Restored};
 use crate::config::{self, ServerSettings, Settings};
 use crate::device::evidence::Ground;
+use crate::device::host_changes::HostChanges;
 use crate::device::monitor::Monitor;
 use crate::device::sysfs::Sysfs;
 use crate::engine::{Engine, Handle, Tools};
@@ -68,6 +69,7 @@ async fn serve(settings: Settings, config: &Path) -> anyhow::Result<()> {
     let tls = settings.tls.as_ref().map(|files| Tls::load(files, settings.listen.ip())).transpose()?;
     // Listen first, then read what is there: nothing falls between.
     let monitor = Monitor::subscribe()?;
+    let host_changes = HostChanges::watch().context("cannot watch what this host mounts and swaps to")?;
     let (store, store_task, records) =
         Store::open(&settings.store, settings.history_days, settings.listen.port()).await?;
     let claims = Claims::new(settings.claims.clone());
@@ -86,6 +88,7 @@ async fn serve(settings: Settings, config: &Path) -> anyhow::Result<()> {
         sysfs,
         store: store.clone(),
         claims,
+        stacks: host_changes.stacks(),
         schemes: settings.schemes.clone(),
         backend: Arc::clone(&backend),
         helper: HelperClient::new(settings.helper.clone()),
@@ -97,6 +100,7 @@ async fn serve(settings: Settings, config: &Path) -> anyhow::Result<()> {
     let (stop, stopping) = watch::channel(false);
     let mut engine = tokio::spawn(engine.run(stopped(stopping)));
     let monitor = tokio::task::spawn_local(monitor.follow(handle.inputs()));
+    let host_changes = tokio::spawn(host_changes.follow(handle.inputs()));
     let watch_server = tokio::spawn(watch_server.follow(handle.inputs()));
     let context = api::Context::new(handle.clone(), store.clone(), settings, stats, backend, server);
     let (stop_serving, serving_stops) = watch::channel(false);
@@ -109,6 +113,7 @@ async fn serve(settings: Settings, config: &Path) -> anyhow::Result<()> {
         // Whatever of these ends, ends for a defect: nothing would be revoked any more. A new start puts everything right.
         ended = &mut engine => bail!("the engine has ended: {ended:?}"),
         ended = monitor => bail!("the monitor has ended: {ended:?}"),
+        ended = host_changes => bail!("the watch on what this host uses has ended: {ended:?}"),
         ended = watch_server => bail!("the watch on the NBD server has ended: {ended:?}"),
     }
     telemetry::manager::stopping();

@@ -4,12 +4,12 @@
 mod common;
 
 use std::io::{BufRead, BufReader, Write};
-use std::os::unix::fs::chown;
+use std::os::unix::fs::{OpenOptionsExt, chown};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 use std::process::Command;
 use std::sync::mpsc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use common::*;
 use lab::{Api, Disk, Lab, Volume};
@@ -78,6 +78,94 @@ fn a_disk_that_holds_another_file_systems_journal_is_refused() {
     assert!(!is_seen_used(&api, &volume), "the control: no table shows it");
     run("umount", &["/mnt"]);
     wait(&api, &volume, "ready");
+}
+
+/// A served volume whose disk has a file system.
+fn served_with_files(lab: &Lab, api: &Api) -> (Volume, Disk) {
+    let (volume, disk) = present(lab, 16 * MIB);
+    run("mkfs.ext4", &["-q", "-F", path(&disk.node())]);
+    intend(api, &volume);
+    wait(api, &volume, "ready");
+    (volume, disk)
+}
+
+/// Nobody asks for a resync, and no event of the disk's comes.
+#[test]
+fn a_served_disk_that_is_mounted_is_revoked_at_once_and_served_again_when_that_ends() {
+    let (lab, _attachd, api) = up();
+    let (volume, disk) = served_with_files(&lab, &api);
+    let (neighbour, _other) = served_with_files(&lab, &api);
+    for _ in 0..3 {
+        run("mount", &[path(&disk.node()), "/mnt"]);
+        let message = wait_refused(&api, &volume);
+        assert!(message.contains("mounted at /mnt"), "{message}");
+        assert!(!lab.nbd_connects(&volume.export()));
+        assert_eq!(show(&api, &neighbour)["state"], "ready", "the control");
+        run("umount", &["/mnt"]);
+        wait(&api, &volume, "ready");
+    }
+    let told = story(&show(&api, &neighbour));
+    assert!(!told.iter().any(|step| step == "revoked"), "the control: {told:?}");
+}
+
+/// The driver claims nothing: for the kernel the disk below is free.
+#[test]
+fn a_disk_under_a_loop_device_is_refused_before_and_after() {
+    let (lab, _attachd, api) = up();
+    let (volume, disk) = served_with_files(&lab, &api);
+    let mut above = lab.loop_over(&disk.node());
+    above.attach().unwrap();
+    let message = wait_refused(&api, &volume);
+    assert!(message.contains(&format!("under the loop device loop{}", above.number())), "{message}");
+    let exclusively = rustix::fs::OFlags::EXCL.bits().cast_signed();
+    let alone = std::fs::File::options().read(true).custom_flags(exclusively).open(disk.node());
+    drop(alone.expect("the control: nobody has it open exclusively"));
+    above.detach().unwrap();
+    wait(&api, &volume, "ready");
+
+    let (next, disk) = present(&lab, MIB);
+    let partition = disk.add_partition(1, 0, MIB / 2).unwrap();
+    let mut above = lab.loop_over(&partition);
+    above.attach().unwrap();
+    let refused = api.post("/api/v1/intents", &json!({ "volume_id": next.id })).unwrap().expect(409).unwrap();
+    assert!(refused["error"].as_str().unwrap().contains("under the loop device"), "{refused:#}");
+}
+
+/// Every change of the table wakes the daemon up; what it does about them has a bound.
+#[test]
+fn a_host_that_mounts_a_thousand_things_keeps_nobody_waiting() {
+    let (lab, attachd, api) = up();
+    let (volume, disk) = served_with_files(&lab, &api);
+    let processor = || ticks(attachd.pid().unwrap());
+    let (begun, before) = (Instant::now(), processor());
+    run("mount", &["-t", "tmpfs", "tmpfs", "/mnt"]);
+    for n in 0..1000 {
+        let place = format!("/mnt/{n}");
+        std::fs::create_dir(&place).unwrap();
+        rustix::mount::mount("tmpfs", &*place, "tmpfs", rustix::mount::MountFlags::empty(), None).unwrap();
+        if n % 100 == 0 {
+            let asked = Instant::now();
+            assert_eq!(show(&api, &volume)["state"], "ready");
+            assert!(asked.elapsed() < Duration::from_secs(1), "{:?}", asked.elapsed());
+        }
+    }
+    let place = "/mnt/disk";
+    std::fs::create_dir(place).unwrap();
+    run("mount", &[path(&disk.node()), place]);
+    wait_refused(&api, &volume);
+    let (took, used) = (begun.elapsed(), processor().saturating_sub(before));
+    println!("a thousand mounts took {took:?}, of which attachd used a processor for {used:?}");
+    assert!(used < took / 2 + Duration::from_millis(100), "{used:?} of {took:?}");
+    run("umount", &["-l", "/mnt"]);
+    wait(&api, &volume, "ready");
+}
+
+/// How long a process has used processors.
+fn ticks(pid: u32) -> Duration {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
+    let fields: Vec<&str> = stat.rsplit(')').next().unwrap().split_whitespace().collect();
+    let ticks: u64 = fields[11].parse::<u64>().unwrap() + fields[12].parse::<u64>().unwrap();
+    Duration::from_millis(ticks * 10)
 }
 
 #[test]

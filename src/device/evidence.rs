@@ -114,7 +114,7 @@ impl Refusal {
                 "Attach the volume to the bus it had, or add \"{scheme}\" to [device] schemes in attachd.toml and restart attachd."
             ),
             Self::InUseByHost { .. } => {
-                "If the disk is a customer's, end that use and run `attachctl resync`; if it is this host's own, withdraw the intent.".into()
+                "If the disk is a customer's, end that use: it is served by itself then (or run `attachctl resync`). If it is this host's own, withdraw the intent.".into()
             }
             Self::SizeZero { .. } => "Check the volume in CloudStack, then detach and attach it again.".into(),
             Self::SizeTooSmall { .. } => {

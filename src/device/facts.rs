@@ -79,6 +79,8 @@ pub enum Use {
     Swap,
     /// Under another block device (LVM, MD, crypt).
     Holder(String),
+    /// Under this loop device.
+    Loop(String),
     /// Listed in the host-disks folder.
     HostDisk,
 }
@@ -89,6 +91,7 @@ impl std::fmt::Display for Use {
             Self::Mounted(place) => write!(f, "mounted at {place}"),
             Self::Swap => f.write_str("used as swap"),
             Self::Holder(name) => write!(f, "held by {name}"),
+            Self::Loop(name) => write!(f, "under the loop device {name}"),
             Self::HostDisk => f.write_str("listed as a host disk"),
         }
     }

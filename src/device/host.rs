@@ -39,6 +39,11 @@ impl HostUse {
         Ok(all)
     }
 
+    /// The uses of all device numbers.
+    pub(super) fn into_all(self) -> HashMap<DevNum, Vec<Use>> {
+        self.by_devnum
+    }
+
     /// The uses of one device number.
     pub fn of(&self, devnum: DevNum) -> &[Use] {
         self.by_devnum.get(&devnum).map_or(&[], Vec::as_slice)

@@ -2,7 +2,7 @@
 //!
 //! Call map, in the order of the data: [`monitor`] receives datagrams and copies each into an owned [`event::DiskEvent`];
 //! [`sysfs`] reads the [`facts::Facts`] of one disk; [`table`] remembers which disks are present; [`evidence`] decides,
-//! purely, whether a disk's facts prove that it is a volume's. [`closing`] tells when somebody lets go of one.
+//! purely, whether a disk's facts prove that it is a volume's. [`host_changes`] notices what this host begins to use. [`closing`] tells when somebody lets go of one.
 
 pub mod attributes;
 pub mod closing;
@@ -10,7 +10,9 @@ pub mod event;
 pub mod evidence;
 pub mod facts;
 pub mod host;
+pub mod host_changes;
 pub mod limited;
+mod loops;
 pub mod monitor;
 pub mod scheme;
 pub mod stack;

@@ -1,23 +1,41 @@
-//! What a block device sits on: a partition on its disk, LVM, MD and crypt on theirs.
+//! What a block device sits on: a partition on its disk, LVM, MD, crypt and loop devices on theirs.
 
 use std::collections::BTreeSet;
 use std::fs;
+use std::io;
 use std::path::Path;
 
-use super::DevNum;
+use super::facts::Use;
+use super::{DevNum, loops};
+use crate::procfs::unless_gone;
 
-/// Collects the whole disks that a block device sits on: a partition's disk, and what LVM, MD or crypt are made of.
+/// Collects the whole disks that a block device sits on: a partition's disk, and what LVM, MD, crypt or a loop device is made of.
 pub fn whole_disks(numbers: &Path, devnum: DevNum, whole: &mut BTreeSet<DevNum>) {
     let Ok(device) = fs::canonicalize(numbers.join(devnum.to_string())) else { return };
     let disk = if device.join("partition").exists() { device.parent().unwrap_or(&device) } else { &device };
     let slaves = fs::read_dir(disk.join("slaves")).into_iter().flatten().flatten().map(|slave| slave.path());
-    let under: Vec<DevNum> = slaves.filter_map(|slave| number(&slave)).collect();
+    let below_loop = loops::below(disk).ok().flatten();
+    let under: Vec<DevNum> = slaves.filter_map(|slave| number(&slave)).chain(below_loop).collect();
     if under.is_empty() {
         whole.extend(number(disk));
     }
     for devnum in under {
         whole_disks(numbers, devnum, whole);
     }
+}
+
+/// What LVM, MD and crypt have made of other devices on this host, each as a use of those. `sys` is where sysfs is.
+pub(super) fn uses(sys: &Path) -> io::Result<Vec<(DevNum, Use)>> {
+    let mut uses = Vec::new();
+    for device in unless_gone(fs::read_dir(sys.join("block")))?.into_iter().flatten() {
+        let device = device?;
+        for slave in unless_gone(fs::read_dir(device.path().join("slaves")))?.into_iter().flatten() {
+            // One that cannot be read has just gone: that is another change.
+            let used = Use::Holder(device.file_name().to_string_lossy().into_owned());
+            uses.extend(number(&slave?.path()).map(|below| (below, used)));
+        }
+    }
+    Ok(uses)
 }
 
 fn number(device: &Path) -> Option<DevNum> {
@@ -80,5 +98,19 @@ mod tests {
         assert_eq!(tree.whole_disks("253:0"), ["254:0", "254:16"], "crypt on a partition of the mirror");
         assert_eq!(tree.whole_disks("253:1"), ["254:0", "254:16", "254:32"], "a volume of two physical volumes");
         assert!(tree.whole_disks("8:0").is_empty(), "gone meanwhile");
+    }
+
+    #[test]
+    fn what_is_made_of_a_device_is_a_use_of_it() {
+        let tree = Tree::new();
+        tree.device("block/vdb", "254:16", &[]);
+        tree.partition("block/vdb/vdb1", "254:17");
+        tree.device("block/vdc", "254:32", &[]);
+        tree.device("block/dm-0", "253:0", &["block/vdb/vdb1", "block/vdc"]);
+        let mut found = uses(tree.0.path()).unwrap();
+        found.sort_by_key(|(below, _)| *below);
+        let by = || Use::Holder("dm-0".into());
+        assert_eq!(found, [("254:17".parse().unwrap(), by()), ("254:32".parse().unwrap(), by())]);
+        assert_eq!(uses(&tree.0.path().join("nothing")).unwrap(), []);
     }
 }

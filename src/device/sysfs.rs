@@ -9,6 +9,7 @@ use super::DevNum;
 use super::attributes::{Attribute, Attributes};
 use super::facts::{Facts, Identity, LinkTarget, NoIdentity, Use};
 use super::host::{HostUse, HostWatch};
+use super::loops;
 use super::scheme::{self, Scheme};
 use crate::identity::Serial;
 
@@ -113,24 +114,28 @@ impl Sysfs {
         let link = scheme.link(serial);
         let link_target = self.resolve(&link);
         // Without knowing what the host uses, no disk can be told from the host's own.
-        let unknown = |error| NoIdentity::Unreadable(format!("the host's mounts are unknown: {error}"));
-        let uses = self.uses(disk, serial, &*self.inner.host.now().map_err(unknown)?);
+        let unknown = |error| NoIdentity::Unreadable(format!("what this host uses is unknown: {error}"));
+        let uses = self.inner.host.now().and_then(|host| self.uses(disk, serial, &host)).map_err(unknown)?;
         Ok(Identity { scheme: scheme.name(), instead, serial, link, link_target, uses })
     }
 
     /// Every use of the disk and of its partitions.
-    fn uses(&self, disk: &Disk, serial: Serial, host: &HostUse) -> Vec<Use> {
+    fn uses(&self, disk: &Disk, serial: Serial, host: &HostUse) -> io::Result<Vec<Use>> {
         let mut uses: Vec<Use> = host.of(disk.devnum).to_vec();
+        let loops = loops::uses(&self.inner.sys)?;
+        let under_loop = |number| loops.iter().filter(move |(below, _)| *below == number).map(|(_, used)| used.clone());
+        uses.extend(under_loop(disk.devnum));
         uses.extend(holders(&disk.attributes));
         for part in disk.partitions() {
             let number = part.text("dev").ok().and_then(|text| text.parse().ok());
             uses.extend(number.iter().flat_map(|number| host.of(*number).iter().cloned()));
+            uses.extend(number.into_iter().flat_map(under_loop));
             uses.extend(holders(&part));
         }
         if self.inner.host_disks.join(serial.as_str()).exists() {
             uses.push(Use::HostDisk);
         }
-        uses
+        Ok(uses)
     }
 }
 

@@ -15,6 +15,7 @@ use crate::claims::Restored;
 use crate::device::DevNum;
 use crate::device::evidence::Evidence;
 use crate::device::facts::Facts;
+use crate::device::host_changes::UseChanged;
 use crate::device::monitor;
 use crate::device::table::{Heard, Reading};
 use crate::export::probe::{ProbeError, Served};
@@ -33,6 +34,8 @@ pub(crate) enum Input {
     Request(Request),
     /// Volumes that a resync has not compared yet.
     Settle { ids: Vec<VolumeId>, done: Option<Done> },
+    /// This host has begun to use disks, or has ceased to.
+    UseChanged(UseChanged),
     /// A disk was read.
     Looked { devnum: DevNum, heard: Heard, reading: Reading, facts: Option<Facts> },
     /// A disk that did not answer in time has answered after all.
@@ -72,6 +75,12 @@ pub(crate) enum Input {
 impl From<monitor::Heard> for Input {
     fn from(heard: monitor::Heard) -> Self {
         Self::Monitor(heard)
+    }
+}
+
+impl From<UseChanged> for Input {
+    fn from(changed: UseChanged) -> Self {
+        Self::UseChanged(changed)
     }
 }
 

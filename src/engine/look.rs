@@ -37,7 +37,21 @@ impl Engine {
         if let Some(serial) = in_vain(self).filter(|serial| before != Some(*serial)) {
             self.unmark(serial);
         }
+        let serial = self.world.table.of(devnum).and_then(|disk| disk.facts.serial());
+        if serial.and_then(|serial| self.world.volume_of(serial)).is_none() {
+            // A loop device, LVM, MD or crypt may be on a disk of ours.
+            self.tools.stacks.notify_one();
+        }
         self.settle_serials(touched).await;
+    }
+
+    /// This host has begun to use these disks, or has ceased to: what is said of them was true a moment ago.
+    pub(super) fn use_changed(&mut self, disks: Vec<DevNum>) {
+        for devnum in disks {
+            if self.world.table.of(devnum).is_some() {
+                self.look(devnum, Heard::Asked);
+            }
+        }
     }
 
     /// The disk that was known under this number is not there any more: what it served goes at once, whatever the disk

@@ -32,11 +32,12 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
-use tokio::sync::{broadcast, mpsc, oneshot};
+use tokio::sync::{Notify, broadcast, mpsc, oneshot};
 
 use crate::claims::{Claims, Restored};
 use crate::device::event::Origin;
 use crate::device::evidence::Ground;
+use crate::device::host_changes::UseChanged;
 use crate::device::scheme::Scheme;
 use crate::device::sysfs::Sysfs;
 use crate::device::table::{Heard, Reading};
@@ -73,6 +74,8 @@ pub struct Tools {
     pub store: Store,
     /// Marks wanted serials.
     pub claims: Claims,
+    /// Told when a device may have come to sit on another, or may have ceased to.
+    pub stacks: Arc<Notify>,
     /// The kinds of disks that are matched.
     pub schemes: Vec<&'static dyn Scheme>,
     /// The NBD server's side.
@@ -268,6 +271,7 @@ impl Engine {
                 self.world.ear.forget();
                 self.scan(place, None);
             }
+            Input::UseChanged(UseChanged(disks)) => self.use_changed(disks),
             Input::Server(server) => self.server_changed(server).await,
             Input::Request(Request::Read(look)) => look(&self.world),
             Input::Request(Request::Resync(reason, by, done)) => {

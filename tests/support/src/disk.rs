@@ -97,6 +97,18 @@ impl Disk {
         Ok(Disk { shelf: Arc::clone(shelf), serial: serial.to_owned(), file, options, state: State::Detached })
     }
 
+    /// A loop device on top of another device, as `losetup` makes one; not attached yet. It has no serial.
+    pub(crate) fn over(shelf: &Arc<Shelf>, below: &Path) -> Disk {
+        let options = DiskOptions::default();
+        Disk {
+            shelf: Arc::clone(shelf),
+            serial: String::new(),
+            file: below.to_owned(),
+            options,
+            state: State::Detached,
+        }
+    }
+
     /// Attaches it under a number this lab has not used before: kernel `add`, then `change` with the serial.
     /// On a number kept by [`Disk::detach_keep`]: only `change`.
     pub fn attach(&mut self) -> Result<()> {
@@ -266,7 +278,10 @@ impl Drop for Disk {
         {
             eprintln!("lab: leaving {} to the next lab's sweep: {e:#}", self.serial);
         }
-        let _ = fs::remove_file(&self.file);
+        // What another disk's node is to a loop device on top of it is not its own.
+        if fs::symlink_metadata(&self.file).is_ok_and(|file| file.is_file()) {
+            let _ = fs::remove_file(&self.file);
+        }
     }
 }
 

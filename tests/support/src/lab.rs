@@ -126,6 +126,11 @@ impl Lab {
         Disk::new(&self.shelf, serial, size, options)
     }
 
+    /// A loop device on top of another device; not attached yet.
+    pub fn loop_over(&self, below: &Path) -> Disk {
+        Disk::over(&self.shelf, below)
+    }
+
     /// A disk that is attached, and that udev has finished with.
     pub fn settled_disk(&self, serial: &str, size: u64) -> Result<Disk> {
         let mut disk = self.disk(serial, size)?;
