@@ -1,12 +1,13 @@
 # The way in. Each target installs what it needs from Debian's packages and says so; run as root.
 
-.PHONY: help setup setup-bench setup-lintian setup-test fmt fmt-check lint lintian test steady vm-test demo bench mutants deb
+.PHONY: help setup setup-bench setup-lintian setup-test fmt fmt-check lint lintian test steady soak vm-test demo bench mutants deb
 .PHONY: cargo-deb
 
 help:
 	@echo "make demo     one run of everything attachd does, on real block devices"
 	@echo "make test     all tests"
 	@echo "make steady   all tests RUNS times beside a load on every processor (not part of CI)"
+	@echo "make soak     everything at random for MINUTES, each word held against the world (not part of CI)"
 	@echo "make vm-test  the tests in a virtual machine (VM_TESTS='name ...' for some)"
 	@echo "make bench    measurements side by side, written to docs/benchmarks.md"
 	@echo "make deb      the Debian package"
@@ -29,7 +30,7 @@ fmt-check:
 
 lint: setup fmt-check
 	cargo clippy --workspace --all-targets --all-features -- -D warnings
-	cargo clippy --test vm --all-features -- -D warnings
+	cargo clippy --test vm --test soak --all-features -- -D warnings
 
 # The tests kill the daemon at named points, which a release does not have. The service tests build and install the package.
 test: cargo-deb setup-test
@@ -38,6 +39,10 @@ test: cargo-deb setup-test
 # A test that fails one time in ten is broken. TESTS='--test crash' for some.
 steady: cargo-deb
 	tools/steady $(or $(RUNS),10) $(TESTS)
+
+# SEED=... for the same dice again.
+soak: setup
+	ATTACHD_SOAK_MINUTES=$(or $(MINUTES),2) $(if $(SEED),ATTACHD_SOAK_SEED=$(SEED)) cargo test --release --test soak
 
 # In Debian guests under QEMU, with the package of a release. One guest at a time: it has two processors, too.
 # What is measured and what fails shows at once: it takes half an hour.
