@@ -33,7 +33,7 @@ use crate::helper_client::HelperClient;
 use crate::identity::VolumeId;
 use crate::place::Found;
 use crate::signals::{Asks, Signals};
-use crate::store::Store;
+use crate::store::{self, Store};
 use crate::telemetry;
 use crate::volume::Record;
 
@@ -70,8 +70,14 @@ async fn serve(settings: Settings, config: &Path) -> anyhow::Result<()> {
     // Listen first, then read what is there: nothing falls between.
     let monitor = Monitor::subscribe()?;
     let host_changes = HostChanges::watch().context("cannot watch what this host mounts and swaps to")?;
-    let (store, store_task, records) =
-        Store::open(&settings.store, settings.history_days, settings.listen.port()).await?;
+    let (store, store_task, records) = Store::open(store::Options {
+        path: &settings.store,
+        history_days: settings.history_days,
+        port: settings.listen.port(),
+        boot_id: &ground.boot_id,
+        spare: settings.socket.parent().unwrap_or(Path::new("/run")),
+    })
+    .await?;
     let claims = Claims::new(settings.claims.clone());
     let restored = restored_claims(&claims, &records).await;
     let sign = sign(&settings.server);

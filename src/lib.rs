@@ -9,6 +9,7 @@
 //! The modules below stand in the order of the data; each knows what comes before it, none what comes after.
 
 mod accounts;
+pub mod clock;
 pub mod effect;
 pub mod folder;
 pub mod identity;

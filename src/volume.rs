@@ -1,9 +1,10 @@
 //! What is kept about a volume: its intent, its state, and the timeline of how it got there.
 
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use serde::Serialize;
 use utoipa::ToSchema;
 
+use crate::clock::{self, Steady};
 use crate::device::evidence::Evidence;
 use crate::identity::{Serial, VolumeId};
 
@@ -18,6 +19,8 @@ pub struct Intent {
     pub size_bytes: Option<u64>,
     /// How long to wait for the disk, in seconds; a disk that comes later is served all the same.
     pub deadline_seconds: Option<u32>,
+    /// When that is over, by the clock that nobody can set.
+    pub deadline: Option<Steady>,
     /// When it was accepted.
     pub created_at: Timestamp,
     /// The user who asked, from the socket's peer credentials.
@@ -30,10 +33,16 @@ impl Intent {
         self.volume.serial()
     }
 
-    /// When waiting ends.
-    pub fn deadline(&self) -> Option<Timestamp> {
-        let wait = jiff::SignedDuration::from_secs(self.deadline_seconds?.into());
-        Some(self.created_at.checked_add(wait).unwrap_or(Timestamp::MAX))
+    /// When waiting is over that begins now.
+    pub fn deadline_from(now: Steady, seconds: Option<u32>) -> Option<Steady> {
+        seconds.map(|seconds| now.after(SignedDuration::from_secs(seconds.into())))
+    }
+
+    /// When waiting ends, by the wall clock as it goes now: for people.
+    pub fn deadline_at(&self, now: Steady, wall: Timestamp) -> Option<Timestamp> {
+        let wait = SignedDuration::from_secs(self.deadline_seconds?.into());
+        let planned = self.created_at.checked_add(wait).unwrap_or(Timestamp::MAX);
+        Some(clock::shown(self.deadline?, planned, now, wall))
     }
 }
 
@@ -176,4 +185,6 @@ pub struct Record {
     pub state: State,
     /// Why.
     pub reason: Option<Reason>,
+    /// Since when; not kept by earlier versions.
+    pub since: Option<Timestamp>,
 }

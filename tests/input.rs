@@ -179,7 +179,7 @@ fn a_full_disk_refuses_intents_and_delays_mappings_and_loses_neither() {
     fill(&filler);
     let refused = lab.volume();
     let reply = api.post("/api/v1/intents", &json!({ "volume_id": refused.id })).unwrap().expect(503).unwrap();
-    assert_eq!(reply["code"], "STORE_FAILED");
+    assert_eq!(reply["code"], "STORE_FULL");
     assert!(reply["error"].as_str().unwrap().contains("full"), "{reply:#}");
     assert_eq!(api.get(&format!("/api/v1/intents/{}", refused.id)).unwrap().status, 404);
     let sick = api.get("/api/v1/health").unwrap();
@@ -188,7 +188,7 @@ fn a_full_disk_refuses_intents_and_delays_mappings_and_loses_neither() {
     let mut disk = lab.disk(&early.serial, MIB).unwrap();
     let mut events = api.events().unwrap();
     disk.attach().unwrap();
-    let stuck = events.wait_for(|event| event["reason"]["code"] == "STORE_FAILED", SOON).unwrap();
+    let stuck = events.wait_for(|event| event["reason"]["code"] == "STORE_FULL", SOON).unwrap();
     assert_eq!(stuck["state"], "matched");
     assert!(!lab.nbd_connects(&early.export()), "nothing is served that is not recorded");
 

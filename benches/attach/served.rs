@@ -179,7 +179,7 @@ impl Poll {
         let runtime = runtime()?;
         let sysfs = Sysfs::new(scheme::by_name("loop").into_iter().collect(), "/etc/attachd/host-disks".into());
         let ground = Ground { boot_id: sysfs.boot_id()?, nbd_gid: people::NBD.id };
-        let (store, task, _) = runtime.block_on(Store::open(&folder.join("poll.db"), 90, PORT))?;
+        let (store, task) = runtime.block_on(setup::open_store(&folder.join("poll.db")))?;
         Ok(Self { runtime, sysfs, ground, links: Links::new(EXPORTS.into()), store, _task: task })
     }
 
@@ -421,7 +421,7 @@ impl Floor {
 /// The daemon's own tables in another file.
 fn create_store(file: &Path) -> Result<()> {
     runtime()?.block_on(async {
-        let (store, task, _) = Store::open(file, 90, PORT).await?;
+        let (store, task) = setup::open_store(file).await?;
         drop(store);
         Ok(task.await?)
     })

@@ -7,9 +7,10 @@ use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
+use attachd::clock;
 use attachd::device::evidence::Evidence;
 use attachd::identity::VolumeId;
-use attachd::store::{Change, Projection, Store};
+use attachd::store::{Change, News, Options, Projection, Store};
 use attachd::volume::{Intent, State};
 use jiff::Timestamp;
 use lab::{Api, Attachd, AttachdOptions, BareListener, Disk, DiskOptions, Heard, Lab, people};
@@ -130,15 +131,32 @@ pub(crate) fn absent_evidence(volume: VolumeId, n: usize) -> Result<Evidence> {
 
 /// An intent accepted just now.
 pub(crate) fn intent(volume: VolumeId) -> Intent {
-    let created_at = Timestamp::now();
-    Intent { volume, vm_id: "vm".into(), size_bytes: None, deadline_seconds: None, created_at, uid: Some(0) }
+    let created_at = clock::wall();
+    Intent {
+        volume,
+        vm_id: "vm".into(),
+        size_bytes: None,
+        deadline_seconds: None,
+        deadline: None,
+        created_at,
+        uid: Some(0),
+    }
+}
+
+/// attachd's own store, opened as the daemon does.
+pub(crate) async fn open_store(path: &Path) -> Result<(Store, tokio::task::JoinHandle<()>)> {
+    let boot_id = fs::read_to_string("/proc/sys/kernel/random/boot_id")?;
+    let options =
+        Options { path, history_days: 90, port: PORT, boot_id: boot_id.trim(), spare: Path::new("/run/attachd") };
+    let (store, task, _) = Store::open(options).await?;
+    Ok((store, task))
 }
 
 /// Fills the store with attachd's own code (waiting, or `ready` where there is evidence), claims every serial and gives
 /// everything to the daemon's user. The daemon must not run.
 pub(crate) fn seed(lab: &Lab, volumes: &[(VolumeId, Option<Evidence>)]) -> Result<()> {
     runtime()?.block_on(async {
-        let (store, task, _) = Store::open(Path::new(STORE), 90, PORT).await?;
+        let (store, task) = open_store(Path::new(STORE)).await?;
         for some in volumes.chunks(1000) {
             store
                 .write(some.iter().flat_map(|(volume, evidence)| changes(*volume, evidence.as_ref())).collect())
@@ -156,14 +174,16 @@ fn changes(volume: VolumeId, evidence: Option<&Evidence>) -> Vec<Change> {
     let mut changes = vec![Change::Intend(intent(volume))];
     if let Some(evidence) = evidence {
         changes.push(Change::Map(volume, evidence.clone()));
-        changes.push(Change::Stand(volume, State::Ready, None));
-        changes.push(Change::Project(Projection {
+        changes.push(Change::News(volume, News::Stand(State::Ready, None, clock::wall())));
+        changes.push(Change::News(
             volume,
-            vm_id: "vm".into(),
-            at: evidence.at,
-            mapping: Some((evidence.link.clone(), evidence.size_bytes)),
-            export_status: Some("active"),
-        }));
+            News::Project(Projection {
+                vm_id: "vm".into(),
+                at: evidence.at,
+                mapping: Some((evidence.link.clone(), evidence.size_bytes)),
+                export_status: Some("active"),
+            }),
+        ));
     }
     changes
 }

@@ -63,6 +63,12 @@ impl ApiError {
         Self::bad_request("CLIENT_GONE", "the client has hung up")
     }
 
+    /// The store hangs: what was asked may yet be carried out.
+    pub(super) fn undecided(silent: &StoreError) -> Self {
+        let text = format!("{silent}: whether this is carried out is not known yet; ask again. {}", silent.hint());
+        Self::unavailable(silent.code(), text)
+    }
+
     pub(super) fn unavailable(code: &'static str, error: impl Into<String>) -> Self {
         Self::new(StatusCode::SERVICE_UNAVAILABLE, code, error, json!({}))
     }
@@ -137,6 +143,7 @@ impl From<Rejection> for ApiError {
                 conflict("CLIENTS_UNKNOWN", json!({ "why": why, "clients": clients, "clients_exact": false }))
             }
             Rejection::Leaving(_) => conflict("BEING_WITHDRAWN", json!({})),
+            Rejection::Store(error) => Self::unavailable(error.code(), text),
             Rejection::NotDurable(_) => Self::unavailable("STORE_FAILED", text),
             Rejection::NotClaimed(_) => Self::unavailable("CLAIMS_FOLDER", text),
         }
@@ -151,7 +158,7 @@ impl From<Stopping> for ApiError {
 
 impl From<StoreError> for ApiError {
     fn from(error: StoreError) -> Self {
-        Self::unavailable("STORE_FAILED", error.to_string())
+        Self::unavailable(error.code(), format!("{error}. {}", error.hint()))
     }
 }
 

@@ -13,6 +13,7 @@ use serde::Serialize;
 use utoipa::ToSchema;
 
 use super::{Context, Ctx};
+use crate::clock;
 use crate::config::{ServerSettings, Settings};
 use crate::device::monitor::SocketStats;
 use crate::engine::tell::NotTold;
@@ -112,6 +113,10 @@ struct StoreHealth {
     error: Option<String>,
     /// Rows the predecessor's tables have yet to be told.
     outbox: Option<u64>,
+    #[serde(skip)]
+    failure: Option<StoreError>,
+    #[serde(skip)]
+    saved: Vec<std::path::PathBuf>,
 }
 
 /// The one privileged program.
@@ -209,7 +214,7 @@ async fn health(context: &Context) -> Health {
     };
     Health {
         status,
-        timestamp: Timestamp::now(),
+        timestamp: clock::wall(),
         version: env!("CARGO_PKG_VERSION"),
         started_at: context.inner.started,
         problems,
@@ -240,23 +245,29 @@ async fn health(context: &Context) -> Health {
     }
 }
 
-fn store(pulse: Result<Pulse, StoreError>) -> StoreHealth {
-    match pulse {
-        Ok(pulse) => StoreHealth {
-            state: if pulse.last_failure.is_none() { "ok" } else { "failing" },
-            error: pulse.last_failure,
-            outbox: Some(pulse.outbox),
-        },
-        Err(error) => StoreHealth { state: "failing", error: Some(error.to_string()), outbox: None },
+fn store(pulse: Pulse) -> StoreHealth {
+    let failure = pulse.failure.as_ref();
+    StoreHealth {
+        state: if failure.is_none() { "ok" } else { "failing" },
+        error: failure.map(ToString::to_string),
+        outbox: pulse.outbox,
+        failure: pulse.failure,
+        saved: pulse.saved,
     }
 }
 
 fn problems(seen: &Seen, store: &StoreHealth, files: &Check, settings: &Settings) -> Vec<Problem> {
     let mut problems = Vec::new();
     let mut add = |code, grave, message, hint| problems.push(Problem { code, message, hint, grave });
-    if let Some(error) = &store.error {
-        let message = format!("the last write to {} failed: {error}", settings.store.display());
-        add("STORE_FAILED", true, message, "Free space or repair the file: until then no intent is accepted.");
+    if let Some(failure) = &store.failure {
+        add(failure.code(), true, format!("{failure}; until that is over no intent is accepted"), failure.hint());
+    }
+    if let Some(copy) = store.saved.first() {
+        let message =
+            format!("a store was lost while attachd ran, and what was on record then is in {}", copy.display());
+        let hint =
+            "Compare it with `attachctl list`: put it in the store's place while attachd is stopped, or remove it.";
+        add("STORE_SAVED", false, message, hint);
     }
     if let Some(Server::Down { why }) = &seen.server {
         let message = format!("the NBD server is down: {why}");

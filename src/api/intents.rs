@@ -15,8 +15,9 @@ use super::Ctx;
 use super::body::{JsonBody, NoQuery, QueryString, VolumePath, whole};
 use super::error::{ApiError, ErrorBody};
 use super::serve::Peer;
+use crate::clock::{self, Steady};
 use crate::effect;
-use crate::engine::{Accepted, By, Withdrawal};
+use crate::engine::{Accepted, By, Rejection, Stopping, Withdrawal};
 use crate::helper_client::Holders;
 use crate::identity::{Serial, VolumeId};
 use crate::volume;
@@ -37,7 +38,7 @@ pub(super) struct NewIntent {
     /// The VM it belongs to; by default this host's own.
     #[schema(max_length = 64, pattern = "^[^\\x00-\\x1f\\x7f-\\x9f]*$")]
     vm_id: Option<String>,
-    /// The least size its disk must have, in bytes, from 1.
+    /// The least size its disk must have, in bytes.
     #[schema(minimum = 1, maximum = 9_223_372_036_854_775_807_i64)]
     #[serde(default, deserialize_with = "whole")]
     size_bytes: Option<u64>,
@@ -55,6 +56,7 @@ pub(super) struct IntentView {
     vm_id: String,
     size_bytes: Option<u64>,
     deadline_seconds: Option<u32>,
+    /// When waiting ends, as the clock goes now: waiting goes by a clock that nobody can set.
     #[schema(value_type = Option<String>, format = DateTime)]
     deadline_at: Option<Timestamp>,
     #[schema(value_type = String, format = DateTime)]
@@ -73,7 +75,7 @@ impl IntentView {
             vm_id: intent.vm_id.clone(),
             size_bytes: intent.size_bytes,
             deadline_seconds: intent.deadline_seconds,
-            deadline_at: intent.deadline(),
+            deadline_at: intent.deadline_at(Steady::now(), clock::wall()),
             created_at: intent.created_at,
             uid: intent.uid,
             state: volume.state,
@@ -105,7 +107,7 @@ pub(super) async fn list(State(context): Ctx, _: QueryString<NoQuery>) -> Result
     (status = 413, body = ErrorBody, description = "BODY_TOO_LARGE"),
     (status = 409, body = ErrorBody, description = "INTENT_DIFFERS, SERIAL_TAKEN, IN_USE_BY_HOST, BEING_WITHDRAWN"),
     (status = 422, body = ErrorBody, description = "INVALID_BODY"),
-    (status = 503, body = ErrorBody, description = "STORE_FAILED: nothing was changed")))]
+    (status = 503, body = ErrorBody, description = "STORE_BUSY, STORE_FULL, STORE_LOST, STORE_FAILED: nothing was changed; STORE_SILENT: not known yet, ask again")))]
 pub(super) async fn add(
     State(context): Ctx,
     Extension(peer): Extension<Peer>,
@@ -131,10 +133,11 @@ pub(super) async fn add(
         vm_id,
         size_bytes: new.size_bytes,
         deadline_seconds: new.deadline_seconds,
-        created_at: Timestamp::now(),
+        deadline: volume::Intent::deadline_from(Steady::now(), new.deadline_seconds),
+        created_at: clock::wall(),
         uid: peer.uid,
     };
-    let accepted = context.inner.engine.intend(intent).await??;
+    let accepted = answered(&context, context.inner.engine.intend(intent)).await?;
     let status = match accepted {
         Accepted::New => StatusCode::CREATED,
         Accepted::Known => StatusCode::OK,
@@ -142,6 +145,18 @@ pub(super) async fn add(
     let view = view_of(&context, volume).await?;
     let location = [(header::LOCATION, format!("/api/v1/intents/{volume}"))];
     Ok(effect::at("answer", || (status, location, Json(view)).into_response()))
+}
+
+/// The engine's answer, which waits for the store; nobody waits for a store that hangs. What was asked goes on.
+async fn answered<T>(
+    context: &super::Context,
+    asked: impl Future<Output = Result<Result<T, Rejection>, Stopping>>,
+) -> Result<T, ApiError> {
+    tokio::select! {
+        biased;
+        answer = asked => Ok(answer??),
+        silent = context.inner.store.silence() => Err(ApiError::undecided(&silent)),
+    }
 }
 
 /// Shows one intent.
@@ -186,14 +201,15 @@ pub(super) struct WithdrawnView {
     (status = 200, body = WithdrawnView),
     (status = 404, body = ErrorBody),
     (status = 409, body = ErrorBody, description = "CLIENTS_CONNECTED, CLIENTS_UNKNOWN (details: clients, and clients_exact: all of them use this export; if not, some may use others), BEING_WITHDRAWN"),
-    (status = 503, body = ErrorBody, description = "STORE_FAILED: nothing was changed; EXPORT_STUCK")))]
+    (status = 503, body = ErrorBody, description = "STORE_BUSY, STORE_FULL, STORE_LOST, STORE_FAILED: nothing was changed; STORE_SILENT: not known yet, ask again; EXPORT_STUCK")))]
 pub(super) async fn withdraw(
     State(context): Ctx,
     Extension(peer): Extension<Peer>,
     VolumePath(volume): VolumePath,
     QueryString(options): QueryString<WithdrawOptions>,
 ) -> Result<Response, ApiError> {
-    let Withdrawal { clients } = context.inner.engine.withdraw(volume, options.force, By(peer.uid)).await??;
+    let asked = context.inner.engine.withdraw(volume, options.force, By(peer.uid));
+    let Withdrawal { clients } = answered(&context, asked).await?;
     let Holders { clients, exact } = clients;
     let message = if clients.is_empty() {
         "Withdrawn: the export is gone".to_owned()

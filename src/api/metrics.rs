@@ -35,7 +35,7 @@ async fn encoded(context: &Context) -> Result<String, ApiError> {
         (counts(world), world.table.all().count(), up, silent, world.resyncs.clone())
     };
     let (volumes, disks, up, silent, resyncs) = context.inner.engine.read(look).await?;
-    let pulse = context.inner.store.pulse().await.ok();
+    let pulse = context.inner.store.pulse().await;
     let mut registry = Registry::with_prefix("attachd");
     let by_state = ByLabel::default();
     for (state, count) in volumes {
@@ -46,12 +46,8 @@ async fn encoded(context: &Context) -> Result<String, ApiError> {
     gauge("disks", "Whole disks that are present", disks as u64);
     gauge("backend_up", "1 while the NBD server runs", u64::from(up));
     gauge("udevd_silent", "1 while udevd owes an event for more than 10 s", u64::from(silent));
-    gauge(
-        "store_failing",
-        "1 while the last write to the store failed",
-        u64::from(pulse.as_ref().is_none_or(|p| p.last_failure.is_some())),
-    );
-    gauge("outbox_rows", "Rows the predecessor's tables have yet to be told", pulse.map_or(0, |pulse| pulse.outbox));
+    gauge("store_failing", "1 while nothing can be written to the store", u64::from(pulse.failure.is_some()));
+    gauge("outbox_rows", "Rows the predecessor's tables have yet to be told", pulse.outbox.unwrap_or(0));
     let mut counter = |name: &str, help: &str, value: u64| registry.register(name, help, ConstCounter::new(value));
     counter("resyncs", "How often all disks were read", resyncs.count);
     counter("losses", "How often events were lost", resyncs.losses);

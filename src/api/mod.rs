@@ -30,6 +30,7 @@ use utoipa::OpenApi;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
+use crate::clock;
 use crate::config::Settings;
 use crate::device::monitor;
 use crate::engine::Handle;
@@ -85,7 +86,7 @@ impl Context {
             monitor,
             backend,
             server,
-            started: Timestamp::now(),
+            started: clock::wall(),
             long_requests: Places::new(LONG_REQUESTS),
             changes: Places::new(CHANGES),
             lists: Places::new(LISTS),

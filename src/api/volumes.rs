@@ -21,6 +21,7 @@ use crate::device::DevNum;
 use crate::device::evidence::Evidence;
 use crate::engine::world::{Volume, World};
 use crate::identity::{Serial, VolumeId};
+use crate::store::Story;
 use crate::volume::{self, Entry, Reason};
 
 /// How long `?wait=` waits when nothing else is asked for, and at most.
@@ -48,6 +49,8 @@ pub(super) struct VolumeView {
     /// The story, oldest first; left out in lists.
     #[serde(skip_serializing_if = "Option::is_none")]
     timeline: Option<Vec<Entry>>,
+    /// The store does not answer: the story is what is not on record yet, and no more.
+    timeline_incomplete: bool,
     /// `size_bytes` under the predecessor's name; 0 while unknown.
     size: u64,
     /// As the predecessor has it.
@@ -125,9 +128,16 @@ impl VolumeView {
             evidence: mapping.map(EvidenceView::of),
             reason: volume.reason.clone(),
             timeline: None,
+            timeline_incomplete: false,
             size: size_bytes.unwrap_or(0),
             cloudstack_data: None,
         }
+    }
+}
+
+impl VolumeView {
+    fn tell(&mut self, (timeline, incomplete): (Vec<Entry>, bool)) {
+        (self.timeline, self.timeline_incomplete) = (Some(timeline), incomplete);
     }
 }
 
@@ -208,7 +218,7 @@ pub(super) async fn show(
         let waited = line::while_there(peer.line.watch().as_ref(), waited).await.ok_or_else(ApiError::client_gone)?;
         if let Ok(reached) = waited {
             let mut view = reached?;
-            view.timeline = Some(timeline(&context, volume).await?);
+            view.tell(timeline(&context, volume).await?);
             return Ok(Json(view));
         }
         let now = look(&context, volume).await?;
@@ -217,7 +227,7 @@ pub(super) async fn show(
         return Err(ApiError::new(StatusCode::GATEWAY_TIMEOUT, "WAIT_TIMEOUT", text, details));
     }
     let mut view = look(&context, volume).await?;
-    view.timeline = Some(timeline(&context, volume).await?);
+    view.tell(timeline(&context, volume).await?);
     Ok(Json(view))
 }
 
@@ -266,24 +276,17 @@ async fn look(context: &Context, volume: VolumeId) -> Result<VolumeView, ApiErro
     context.inner.engine.read(look).await?.ok_or_else(|| ApiError::no_such_volume(volume))
 }
 
-/// What the store has, and what it has not been told yet.
-async fn timeline(context: &Context, volume: VolumeId) -> Result<Vec<Entry>, ApiError> {
-    let unwritten = move |world: &World| world.volume(volume).map(|volume| volume.notes.clone());
-    let unwritten = context.inner.engine.read(unwritten).await?.unwrap_or_default();
-    let mut timeline = context.inner.store.timeline(volume).await?;
-    // The store keeps microseconds; an entry may have been written between the two looks.
-    let known = |entry: &Entry, timeline: &[Entry]| {
-        timeline
-            .iter()
-            .any(|other| other.at.as_microsecond() == entry.at.as_microsecond() && other.event == entry.event)
+/// What the store has, and what it has not been told yet; and whether what is on record is missing.
+async fn timeline(context: &Context, volume: VolumeId) -> Result<(Vec<Entry>, bool), ApiError> {
+    let untold = move |world: &World| {
+        world.volume(volume).map(|volume| volume.notes.iter().map(|note| note.entry.clone()).collect::<Vec<_>>())
     };
-    for entry in unwritten.into_iter().map(|note| note.entry) {
-        if !known(&entry, &timeline) {
-            timeline.push(entry);
-        }
-    }
-    timeline.sort_by_key(|entry| entry.at.as_microsecond());
-    Ok(timeline)
+    let untold = context.inner.engine.read(untold).await?.unwrap_or_default();
+    let Story { mut entries, failure } = context.inner.store.story(volume).await;
+    // It may have been told of an entry between the two looks.
+    let new: Vec<Entry> = untold.into_iter().filter(|entry| !entries.contains(entry)).collect();
+    entries.extend(new);
+    Ok((entries, failure.is_some()))
 }
 
 fn state_of(name: &str) -> Result<volume::State, ApiError> {

@@ -3,6 +3,7 @@
 use jiff::Timestamp;
 
 use super::DevNum;
+use crate::clock;
 
 /// Who broadcast the event. In the order of how much the word counts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -45,7 +46,7 @@ impl DiskEvent {
             devnum: DevNum { major: property("MAJOR")?.parse().ok()?, minor: property("MINOR")?.parse().ok()? },
             seqnum: property("SEQNUM")?.parse().ok()?,
             diskseq: property("DISKSEQ").and_then(|text| text.parse().ok()),
-            at: Timestamp::now(),
+            at: clock::wall(),
         })
     }
 }

@@ -2,6 +2,7 @@
 
 use jiff::Timestamp;
 
+use crate::clock::Steady;
 use crate::device::DevNum;
 use crate::device::evidence::{self, Evidence, Ground, IN_USE_BY_HOST, Refusal};
 use crate::device::table::Device;
@@ -22,8 +23,10 @@ pub struct Desired<'a> {
 #[derive(Debug, Clone, Copy)]
 #[allow(clippy::struct_excessive_bools, reason = "each is a fact of its own; together they are no state machine")]
 pub struct Observed<'a> {
-    /// The time, for deadlines and evidence.
+    /// The time, as evidence notes it.
     pub now: Timestamp,
+    /// The same by the clock that deadlines go by.
+    pub steady: Steady,
     /// Boot and group that evidence is held against.
     pub ground: &'a Ground,
     /// The present disks that show the volume's serial.
@@ -104,7 +107,7 @@ pub fn decide(desired: &Desired<'_>, observed: &Observed<'_>) -> Decision {
 }
 
 fn absent(desired: &Desired<'_>, observed: &Observed<'_>) -> Decision {
-    let state = without_disk(desired, observed.now);
+    let state = without_disk(desired, observed.steady);
     let serial = desired.intent.serial();
     let reason = match state {
         State::Lost => Some(Reason::new(
@@ -124,7 +127,7 @@ fn absent(desired: &Desired<'_>, observed: &Observed<'_>) -> Decision {
 
 /// The kernel shows the disk, udevd has not reported it: it is at its rules, which takes milliseconds, or it is dead.
 fn unfinished(desired: &Desired<'_>, observed: &Observed<'_>, device: &Device) -> Decision {
-    let state = without_disk(desired, observed.now);
+    let state = without_disk(desired, observed.steady);
     let (stood, reason) = observed.standing;
     let reason = if observed.udevd_silent || observed.published {
         let message = format!("/dev/{} shows the serial, but udev has not reported it yet", device.facts.name);
@@ -139,10 +142,10 @@ fn unfinished(desired: &Desired<'_>, observed: &Observed<'_>, device: &Device) -
     Decision { state, reason, revoke: observed.published, step }
 }
 
-fn without_disk(desired: &Desired<'_>, now: Timestamp) -> State {
+fn without_disk(desired: &Desired<'_>, now: Steady) -> State {
     if desired.mapping.is_some() {
         State::Lost
-    } else if desired.intent.deadline().is_some_and(|deadline| deadline <= now) {
+    } else if desired.intent.deadline.is_some_and(|deadline| deadline <= now) {
         State::Expired
     } else {
         State::Waiting
@@ -202,12 +205,16 @@ mod tests {
         Timestamp::from_second(1_000_000).unwrap()
     }
 
+    /// When every scene begins.
+    const BEGIN: Steady = Steady::from_micros(7_000_000);
+
     fn intent(deadline_seconds: Option<u32>) -> Intent {
         Intent {
             volume: volume(),
             vm_id: String::new(),
             size_bytes: None,
             deadline_seconds,
+            deadline: Intent::deadline_from(BEGIN, deadline_seconds),
             created_at: now(),
             uid: None,
         }
@@ -218,6 +225,7 @@ mod tests {
     #[allow(clippy::struct_excessive_bools, reason = "as in Observed")]
     struct Scene {
         now: Timestamp,
+        steady: Steady,
         deadline: Option<u32>,
         mapping: Option<Evidence>,
         present: Vec<Device>,
@@ -238,6 +246,7 @@ mod tests {
         fn new() -> Self {
             Self {
                 now: now(),
+                steady: BEGIN,
                 deadline: None,
                 mapping: None,
                 present: vec![device()],
@@ -270,6 +279,7 @@ mod tests {
             let present: Vec<&Device> = self.present.iter().collect();
             let observed = Observed {
                 now: self.now,
+                steady: self.steady,
                 ground: &ground,
                 present: &present,
                 fresh: self.fresh,
@@ -362,7 +372,7 @@ mod tests {
         assert_eq!(empty.decide(), Decision { state: State::Waiting, reason: None, revoke: false, step: None });
         let at = |seconds: i64| Scene {
             deadline: Some(10),
-            now: now() + jiff::SignedDuration::from_secs(seconds),
+            steady: BEGIN.after(jiff::SignedDuration::from_secs(seconds)),
             ..empty.clone()
         };
         assert_eq!(at(9).decide().state, State::Waiting);

@@ -22,6 +22,7 @@ use crate::export::probe::{ProbeError, Served};
 use crate::export::server::Server;
 use crate::helper_client::{Exclusive, HelperError, Holders};
 use crate::identity::{Serial, VolumeId};
+use crate::store::StoreError;
 use crate::volume::{Intent, Reason, State};
 
 /// One thing that happened.
@@ -57,7 +58,7 @@ pub(crate) enum Input {
     /// A withdrawn volume's claim is gone.
     Unclaimed { ticket: Ticket },
     /// A mapping is durable, or is not.
-    Recorded { ticket: Ticket, evidence: Evidence, result: Result<(), String> },
+    Recorded { ticket: Ticket, evidence: Evidence, result: Result<(), Reason> },
     /// The server was told of all changes up to this one, or could not be.
     Told { changes: u64, result: Result<(), NotTold> },
     /// It is time to try that once more.
@@ -247,6 +248,9 @@ pub enum Rejection {
     #[error("volume {0} is just being withdrawn by another request; ask again")]
     Leaving(VolumeId),
     /// The store did not take it; nothing was changed.
+    #[error("{0}. Nothing was changed. {hint}", hint = .0.hint())]
+    Store(StoreError),
+    /// The claims folder did not take it; nothing was changed.
     #[error("{0}. Nothing was changed; free space or repair the folder, then ask again")]
     NotDurable(String),
     /// The folder of claims did not take it; nothing was changed.

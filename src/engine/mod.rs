@@ -31,10 +31,10 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use jiff::Timestamp;
-use tokio::sync::{Notify, broadcast, mpsc, oneshot};
+use tokio::sync::{Notify, broadcast, mpsc, oneshot, watch};
 
 use crate::claims::{Claims, Restored};
+use crate::clock;
 use crate::device::event::Origin;
 use crate::device::evidence::Ground;
 use crate::device::host_changes::UseChanged;
@@ -46,7 +46,7 @@ use crate::export::backend::Backend;
 use crate::export::probe::Endpoint;
 use crate::helper_client::HelperClient;
 use crate::identity::{Serial, VolumeId};
-use crate::store::Store;
+use crate::store::{Store, StoreError};
 use crate::volume::{Intent, Record};
 use claimed::Claimed;
 pub(crate) use input::Input;
@@ -199,7 +199,7 @@ impl Engine {
         let handle = Handle { inputs: back.clone(), events: events.downgrade() };
         let mut world = World::new(ground, tools.helper.clone());
         world.claimed = Claimed::new(claims);
-        let now = Timestamp::now();
+        let now = clock::wall();
         for record in records {
             world.insert(Volume::from_record(record, now));
         }
@@ -233,12 +233,14 @@ impl Engine {
     pub async fn run(mut self, stop: impl Future<Output = ()>) {
         self.ask_for_host_disks();
         tokio::pin!(stop);
+        let mut condition = self.tools.store.condition();
         loop {
             let wake = self.world.next_wake();
             tokio::select! {
                 biased;
                 () = &mut stop => return,
                 () = until(wake) => self.tick().await,
+                () = works(&mut condition) => self.store_is_back().await,
                 input = self.inputs.recv() => match input {
                     Some(input) => self.handle(input).await,
                     None => return,
@@ -283,6 +285,7 @@ impl Engine {
                 self.ask_for_host_disks();
                 self.world.forget_retriggers();
                 self.try_again_now();
+                self.tools.store.tidy();
                 let (claims_done, claims) = oneshot::channel();
                 let (disks_done, disks) = oneshot::channel();
                 self.restore_claims(Some(claims_done));
@@ -298,7 +301,7 @@ impl Engine {
             Input::Request(Request::Withdraw(volume, caller)) => self.withdraw(volume, caller),
             Input::Clients { ticket, epoch, clients } => self.clients_known(ticket, epoch, clients).await,
             Input::Detaching { ticket, result } => self.detaching(ticket, result).await,
-            Input::Unclaimed { ticket } => self.unclaimed(ticket).await,
+            Input::Unclaimed { ticket } => self.unclaimed(ticket),
             Input::Request(Request::Hush) => self.events = None,
             Input::Settle { ids, done } => self.settle_some(ids, done).await,
             Input::Examined { intent, disks, reply } => self.examined(intent, disks, reply),
@@ -346,6 +349,17 @@ impl Engine {
             self.settle(id).await;
         }
     }
+}
+
+/// The store can be written again after it could not.
+async fn works(condition: &mut watch::Receiver<Option<StoreError>>) {
+    while condition.changed().await.is_ok() {
+        if condition.borrow_and_update().is_none() {
+            return;
+        }
+    }
+    // It has ended.
+    std::future::pending::<()>().await;
 }
 
 async fn until(wake: Option<Instant>) {

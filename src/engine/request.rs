@@ -5,11 +5,11 @@ use super::input::{Accepted, Input, NotAdmitted, Rejection, Reply};
 use super::leaving::By;
 use super::outside::Died;
 use super::world::Volume;
+use crate::clock;
 use crate::device::facts::Facts;
 use crate::identity::{Serial, VolumeId};
-use crate::store::Change;
+use crate::store::{Change, News};
 use crate::volume::{Entry, Intent};
-use jiff::Timestamp;
 
 impl Engine {
     /// Accepts an intent, or says why not.
@@ -92,10 +92,9 @@ impl Engine {
         let (store, claims) = (self.tools.store.clone(), self.tools.claims.clone());
         let volume = intent.volume;
         let entry = Entry { at: intent.created_at, event: "intent".into(), detail: described(&intent) };
-        let row = vec![Change::Intend(intent.clone()), Change::Note(volume, entry)];
+        let row = vec![Change::Intend(intent.clone()), Change::News(volume, News::Note(entry))];
         let step = async move {
-            let written = store.write(row).await;
-            written.map_err(|error| NotAdmitted::Refused(Rejection::NotDurable(error.to_string())))?;
+            store.write(row).await.map_err(|error| NotAdmitted::Refused(Rejection::Store(error)))?;
             let added = tokio::task::spawn_blocking(move || claims.add(volume)).await;
             added.map_err(std::io::Error::from).and_then(|added| added).map_err(|error| NotAdmitted::unclaimed(&error))
         };
@@ -134,7 +133,7 @@ impl Engine {
             }
         };
         if result.is_ok() {
-            let mut new = Volume::new(intent.clone(), Timestamp::now());
+            let mut new = Volume::new(intent.clone(), clock::wall());
             // A disk that is already here was not yet held against this intent.
             new.look_after = self.readings;
             new.epoch = self.next_epoch();

@@ -2,12 +2,11 @@
 
 use std::time::Instant;
 
-use jiff::Timestamp;
-
 use super::Engine;
 use super::input::{Done, Input};
 use super::settle::pause;
 use super::world::Stuck;
+use crate::clock;
 use crate::device::facts::Facts;
 use crate::device::monitor;
 use crate::device::table::Reading;
@@ -45,7 +44,7 @@ impl Engine {
                 self.unmark_unwanted();
                 self.world.resyncs.count += 1;
                 self.world.resyncs.last_reason = reason;
-                self.world.resyncs.last_at = Some(Timestamp::now());
+                self.world.resyncs.last_at = Some(clock::wall());
                 let ids = self.world.ids();
                 self.settle_some(ids, done).await;
             }

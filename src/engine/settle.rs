@@ -8,9 +8,10 @@ use super::Engine;
 use super::decide::{Decision, Desired, Observed, Step, decide};
 use super::udevd::Udevd;
 use super::world::{Disk, Projected, Trouble, Volume};
+use crate::clock::{self, Steady};
 use crate::device::table::{Device, Heard};
 use crate::identity::VolumeId;
-use crate::store::{Change, Projection};
+use crate::store::{News, Projection};
 use crate::volume::{Reason, State};
 
 /// First and longest wait before a failed step is tried again; it doubles in between.
@@ -19,7 +20,7 @@ const RETRY: (Duration, Duration) = (Duration::from_millis(200), Duration::from_
 impl Engine {
     /// Brings one volume as far as it gets without waiting.
     pub(super) async fn settle(&mut self, id: VolumeId) {
-        let (now, clock) = (Timestamp::now(), Instant::now());
+        let (now, steady, clock) = (clock::wall(), Steady::now(), Instant::now());
         let mut published = None;
         self.prepare(id);
         self.forget_trouble_of_another(id);
@@ -29,7 +30,7 @@ impl Engine {
         loop {
             let Some(volume) = self.world.volume(id) else { return };
             let present: Vec<&Device> = self.world.table.with_serial(volume.intent.serial()).collect();
-            let decision = self.decide_on(volume, &present, (now, clock));
+            let decision = self.decide_on(volume, &present, (now, steady, clock));
             let (busy, leaving) = (volume.busy, volume.leaving.is_begun());
             let heard = present.first().and_then(|device| device.heard_at);
             let this_disk = present.first().copied().map(disk);
@@ -79,7 +80,7 @@ impl Engine {
                 }
                 // First begun, then told: what is slow is not to wait for words.
                 Some(Step::Record(evidence)) => {
-                    self.record(id, evidence.clone()).await;
+                    self.record(id, evidence.clone());
                     if let Some(at) = heard {
                         self.note_at(id, at, "heard", String::new());
                     }
@@ -108,13 +109,19 @@ impl Engine {
     }
 
     /// What is next for a volume whose serial these disks show.
-    fn decide_on(&self, volume: &Volume, present: &[&Device], (now, clock): (Timestamp, Instant)) -> Decision {
+    fn decide_on(
+        &self,
+        volume: &Volume,
+        present: &[&Device],
+        (now, steady, clock): (Timestamp, Steady, Instant),
+    ) -> Decision {
         let retriggered = present.first().is_some_and(|device| volume.retriggered == Some(disk(device)));
         let helper_waits = volume.helper_again.is_none_or(|(at, _)| waits(at, clock));
         decide(
             &Desired { intent: &volume.intent, mapping: volume.mapping.as_ref() },
             &Observed {
                 now,
+                steady,
                 ground: &self.world.ground,
                 present,
                 fresh: present.iter().all(|device| device.reading > volume.look_after),
@@ -134,12 +141,12 @@ impl Engine {
     /// Tells the store what happened and sets the clock, once a volume waits for nothing but events.
     pub(super) async fn rest(&mut self, id: VolumeId) {
         let Some(volume) = self.world.volume_mut(id) else { return };
-        let now = Timestamp::now();
-        let mut changes = Vec::new();
+        let now = clock::wall();
+        let mut news = Vec::new();
         // What may yet be refused is not written down: a start would carry it out.
         let undecided = volume.leaving.is_begun() && !volume.leaving.lingers();
         if !undecided && std::mem::take(&mut volume.unwritten) {
-            changes.push(Change::Stand(id, volume.state, volume.reason.clone()));
+            news.push(News::Stand(volume.state, volume.reason.clone(), volume.since));
         }
         let status = match volume.state {
             State::Ready => Some("active"),
@@ -149,8 +156,7 @@ impl Engine {
         if volume.projected != Projected::As(status) {
             volume.projected = Projected::As(status);
             let mapping = volume.mapping.as_ref().filter(|_| status.is_some());
-            changes.push(Change::Project(Projection {
-                volume: id,
+            news.push(News::Project(Projection {
                 vm_id: volume.intent.vm_id.clone(),
                 at: now,
                 mapping: mapping.map(|mapping| (mapping.link.clone(), mapping.size_bytes)),
@@ -160,7 +166,7 @@ impl Engine {
         self.wind(id);
         // Who listens first: what was told goes out before it is written down.
         tokio::task::yield_now().await;
-        self.post(id, changes).await;
+        self.post(id, news);
     }
 
     /// Sets the volume's clock, from what each part of it waits for.
@@ -168,9 +174,9 @@ impl Engine {
         let Some(volume) = self.world.volume(id) else { return };
         let again = volume.trouble.as_ref().map(|trouble| trouble.again_at);
         let helper = volume.helper_again.map(|(at, _)| at);
-        let deadline = volume.intent.deadline().filter(|_| volume.state == State::Waiting);
+        let deadline = volume.intent.deadline.filter(|_| volume.state == State::Waiting);
         let steps = [again, helper, volume.leaving.look_at()];
-        let wake = wake(steps, deadline, volume.judged, (Timestamp::now(), Instant::now()));
+        let wake = wake(steps, deadline, volume.judged, (Steady::now(), Instant::now()));
         self.world.set_wake(id, wake);
     }
 
@@ -200,6 +206,9 @@ impl Engine {
     }
 }
 
+/// Timers look no further ahead; a deadline that is farther away sets its clock again.
+const LONGEST: Duration = Duration::from_hours(24 * 365);
+
 /// Whether a step that is to be tried again at that moment waits, when it is decided on at `judged`.
 fn waits(again: Instant, judged: Instant) -> bool {
     again > judged
@@ -211,13 +220,13 @@ fn waits(again: Instant, judged: Instant) -> bool {
 /// that waits without a clock. What did not wait has had its turn.
 fn wake(
     steps: [Option<Instant>; 3],
-    deadline: Option<Timestamp>,
+    deadline: Option<Steady>,
     judged: Instant,
-    (now, clock): (Timestamp, Instant),
+    (now, clock): (Steady, Instant),
 ) -> Option<Instant> {
     let steps = steps.into_iter().flatten().filter(|again| waits(*again, judged));
-    // A deadline is of the wall clock; should that be set back meanwhile, this is set again.
-    let deadline = deadline.map(|deadline| clock + Duration::try_from(deadline - now).unwrap_or_default());
+    // The timers' clock stands still while the host sleeps: a deadline that passes meanwhile is seen a little late.
+    let deadline = deadline.map(|deadline| clock + deadline.left(now).min(LONGEST));
     steps.chain(deadline).min()
 }
 
@@ -234,6 +243,7 @@ pub(super) fn disk(device: &Device) -> Disk {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use jiff::SignedDuration;
     use proptest::prelude::*;
 
     /// Milliseconds around the moment of the decision.
@@ -251,10 +261,11 @@ mod tests {
             judged in moment(),
             slow in moment(),
         ) {
-            let (begin, wall) = (Instant::now(), Timestamp::UNIX_EPOCH);
+            let begin = Instant::now();
             let steady = |ms| begin + Duration::from_millis(ms);
-            let deadline_at = deadline.map(|ms| wall + Duration::from_millis(ms));
-            let now = (wall + Duration::from_millis(judged + slow), steady(judged + slow));
+            let booted = |ms: u64| Steady::from_micros(i64::try_from(ms * 1000).unwrap());
+            let deadline_at = deadline.map(booted);
+            let now = (booted(judged + slow), steady(judged + slow));
             let woken = wake(steps.map(|step| step.map(steady)), deadline_at, steady(judged), now);
 
             let mut awaited: Vec<u64> = steps.into_iter().flatten().filter(|step| *step > judged).collect();
@@ -266,9 +277,11 @@ mod tests {
 
     #[test]
     fn a_deadline_far_away_or_long_gone_is_taken_as_it_is() {
-        let (now, clock) = (Timestamp::UNIX_EPOCH, Instant::now());
-        assert!(wake([None; 3], Some(Timestamp::MAX), clock, (now, clock)).is_some());
-        assert_eq!(wake([None; 3], Some(Timestamp::MIN), clock, (now, clock)), Some(clock), "it has passed");
+        let (now, clock) = (Steady::now(), Instant::now());
+        let never = now.after(SignedDuration::MAX);
+        assert!(wake([None; 3], Some(never), clock, (now, clock)).is_some());
+        let passed = now.after(-SignedDuration::from_hours(1));
+        assert_eq!(wake([None; 3], Some(passed), clock, (now, clock)), Some(clock), "it has passed");
     }
 
     #[test]

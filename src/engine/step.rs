@@ -4,13 +4,16 @@ use jiff::Timestamp;
 
 use super::Engine;
 use super::input::{Asked, Input, Ticket};
+use super::outside::Died;
+use super::story::answered;
 use super::world::{Disk, EXPORT_STUCK, Projected};
+use crate::clock;
 use crate::device::evidence::Evidence;
 use crate::device::facts::LinkTarget;
 use crate::export::probe::{self, Endpoint, Goodbye, ProbeError, Served};
 use crate::export::server::Server;
 use crate::identity::{Serial, VolumeId};
-use crate::store::{Change, StoreError};
+use crate::store::Change;
 use crate::volume::Reason;
 
 impl Engine {
@@ -22,26 +25,20 @@ impl Engine {
         }
     }
 
-    pub(super) async fn record(&mut self, id: VolumeId, evidence: Evidence) {
+    pub(super) fn record(&mut self, id: VolumeId, evidence: Evidence) {
         let Some(ticket) = self.world.ticket(id) else { return };
         if let Some(volume) = self.world.volume_mut(id) {
             volume.busy = true;
         }
-        let begun = self.tools.store.begin(vec![Change::Map(id, evidence.clone())]).await;
-        let step = async move {
-            match begun {
-                Ok(answer) => answer.await.unwrap_or(Err(StoreError::Closed)),
-                Err(error) => Err(error),
-            }
-        };
-        self.outside("step.record", step, move |written| {
-            let result = written.map_err(|died| died.to_string());
-            let result = result.and_then(|written| written.map_err(|error| error.to_string()));
+        let begun = self.tools.store.begin(vec![Change::Map(id, evidence.clone())]);
+        self.outside("step.record", answered(begun), move |written| {
+            let died = |died: Died| Reason::new("STORE_FAILED", died.to_string(), "It is tried again by itself.");
+            let result = written.map_err(died).and_then(|written| written.map_err(|error| error.reason()));
             Input::Recorded { ticket, evidence, result }
         });
     }
 
-    pub(super) async fn recorded(&mut self, ticket: Ticket, evidence: Evidence, result: Result<(), String>) {
+    pub(super) async fn recorded(&mut self, ticket: Ticket, evidence: Evidence, result: Result<(), Reason>) {
         let id = ticket.volume;
         if !self.world.holds(ticket) {
             return;
@@ -57,8 +54,7 @@ impl Engine {
                 self.note(id, "recorded", String::new());
             }
             Err(error) => {
-                let hint = "Free space or repair the file; the mapping is recorded as soon as that is possible.";
-                self.trouble(id, Reason::new("STORE_FAILED", error, hint));
+                self.trouble(id, error);
             }
         }
         self.settle(id).await;
@@ -80,8 +76,10 @@ impl Engine {
                     volume.published = true;
                     volume.proven = false;
                     volume.trouble = None;
+                    // It was not served for a while.
+                    volume.stood = None;
                 }
-                Some(Timestamp::now())
+                Some(clock::wall())
             }
             Err(error) => {
                 let message = format!("the export could not be made: {error}");

@@ -1,13 +1,15 @@
 //! What happened to a volume, told to whoever listens, to the journal and to the store.
 
 use jiff::Timestamp;
+use tokio::sync::oneshot;
 
 use super::Engine;
 use super::input::Event;
 use super::world::Note;
+use crate::clock::{self, Steady};
 use crate::device::facts::Facts;
 use crate::identity::VolumeId;
-use crate::store::Change;
+use crate::store::{News, StoreError};
 use crate::volume::{Entry, Reason, Severity, State};
 
 impl Engine {
@@ -19,7 +21,7 @@ impl Engine {
         }
         let late = state == State::Matched
             && volume.mapping.is_none()
-            && volume.intent.deadline().is_some_and(|deadline| deadline <= Timestamp::now());
+            && volume.intent.deadline.is_some_and(|deadline| deadline <= Steady::now());
         let silent = volume.state != state && matches!(state, State::Matched | State::Exporting) && reason.is_none();
         let detail = reason.as_ref().map(|reason| format!("{}: {}", reason.code, reason.message));
         self.stand_silently(id, state, reason);
@@ -53,17 +55,19 @@ impl Engine {
 
     fn stand_silently(&mut self, id: VolumeId, state: State, reason: Option<Reason>) {
         let Some(volume) = self.world.volume_mut(id) else { return };
+        volume.since = volume.stands_since(state, reason.as_ref(), clock::wall());
         volume.reason = reason;
-        volume.since = Timestamp::now();
         volume.unwritten = true;
         self.world.set_state(id, state);
     }
 
     pub(super) fn note(&mut self, id: VolumeId, event: &'static str, detail: String) {
-        self.note_at(id, Timestamp::now(), event, detail);
+        self.note_at(id, clock::wall(), event, detail);
     }
 
     pub(super) fn note_at(&mut self, id: VolumeId, at: Timestamp, event: &'static str, detail: String) {
+        // As it is kept.
+        let at = clock::whole(at);
         let Some(volume) = self.world.volume_mut(id) else { return };
         let serial = volume.intent.serial();
         let (state, reason) = (volume.state, volume.reason.clone());
@@ -81,18 +85,40 @@ impl Engine {
         }
     }
 
-    /// Hands changes and the unwritten notes to the store; nobody waits for them.
-    pub(super) async fn post(&mut self, id: VolumeId, mut changes: Vec<Change>) {
+    /// Hands news and the unwritten notes to the store; nobody waits for them.
+    pub(super) fn post(&mut self, id: VolumeId, mut news: Vec<News>) {
         let Some(volume) = self.world.volume_mut(id) else { return };
         let notes = std::mem::take(&mut volume.notes);
         let state = volume.state;
         let disk = self.world.table.with_serial(id.serial()).next().map(|device| &device.facts);
         log(id, state, disk, &notes);
-        changes.extend(notes.into_iter().map(|note| Change::Note(id, note.entry)));
-        if !changes.is_empty() && self.tools.store.post(changes).await.is_err() {
-            tracing::error!(VOLUME_ID = %id, "the store has ended; the volume's story is not kept");
+        news.extend(notes.into_iter().map(|note| News::Note(note.entry)));
+        if !news.is_empty() {
+            self.tools.store.post(id, news);
         }
     }
+
+    /// The store can be written again: who waits for that need not wait for his turn.
+    pub(super) async fn store_is_back(&mut self) {
+        let waits = |volume: &&super::world::Volume| {
+            volume.trouble.as_ref().is_some_and(|trouble| trouble.reason.code.starts_with("STORE_"))
+        };
+        let ids: Vec<VolumeId> = self.world.volumes().filter(waits).map(|volume| volume.intent.volume).collect();
+        for id in ids {
+            if let Some(volume) = self.world.volume_mut(id) {
+                volume.trouble = None;
+            }
+            self.distrust(id);
+            self.settle(id).await;
+        }
+    }
+}
+
+/// What became of that.
+pub(super) async fn answered(
+    begun: Result<oneshot::Receiver<Result<(), StoreError>>, StoreError>,
+) -> Result<(), StoreError> {
+    begun?.await.unwrap_or(Err(StoreError::Closed))
 }
 
 fn being_withdrawn() -> Reason {

@@ -12,15 +12,14 @@
 use std::mem;
 use std::time::{Duration, Instant};
 
-use jiff::Timestamp;
-
 use super::input::{Clients, Input, Rejection, Ticket, Withdrawal};
 use super::leaving::{self, Answer, By, Caller, Leaving, Lingering, Look, Next};
 use super::outside::Died;
 use super::{Engine, asking};
+use crate::clock;
 use crate::helper_client::Holders;
 use crate::identity::VolumeId;
-use crate::store::{Change, StoreError};
+use crate::store::{Change, News, StoreError};
 use crate::volume::{Entry, Reason, State};
 
 /// First and longest wait between two looks whether a `detaching` volume's clients are gone: nothing tells that by itself.
@@ -112,7 +111,7 @@ impl Engine {
             format!("withdrawn by force by {} while NBD clients are connected: {clients}", caller.by),
             "They keep what they have opened. To cut them: `ss -K dst <address>` as root, or restart the NBD server.",
         );
-        let changes = vec![Change::Stand(id, State::Detaching, Some(reason.clone()))];
+        let changes = vec![Change::News(id, News::Stand(State::Detaching, Some(reason.clone()), clock::wall()))];
         volume.leaving = Leaving::Insisting { caller, clients, reason };
         let store = self.tools.store.clone();
         self.outside("step.detach", async move { store.write(changes).await }, move |written| Input::Detaching {
@@ -176,7 +175,7 @@ impl Engine {
             other => return volume.leaving = other,
         };
         let entry = Entry {
-            at: Timestamp::now(),
+            at: clock::wall(),
             event: "withdrawn".into(),
             detail: how(caller.as_ref(), before.as_ref(), &clients),
         };
@@ -184,8 +183,8 @@ impl Engine {
         if volume.published && !self.revoke(id, None) {
             return self.stay(id, Rejection::ExportStuck(id)).await;
         }
-        let changes = vec![Change::Note(id, entry), Change::Withdraw(id)];
-        self.post(id, Vec::new()).await;
+        let changes = vec![Change::News(id, News::Note(entry)), Change::Withdraw(id)];
+        self.post(id, Vec::new());
         let store = self.tools.store.clone();
         self.outside("step.withdraw", async move { store.write(changes).await }, move |written| Input::Withdrawn {
             ticket,
@@ -242,7 +241,7 @@ impl Engine {
         }
     }
 
-    pub(super) async fn unclaimed(&mut self, ticket: Ticket) {
+    pub(super) fn unclaimed(&mut self, ticket: Ticket) {
         if !self.world.holds(ticket) {
             return;
         }
@@ -259,7 +258,7 @@ impl Engine {
         super::story::log(id, State::Detaching, disk, &volume.notes);
         // The withdrawal itself is on record already, with its rows.
         let rest = volume.notes.into_iter().map(|note| note.entry).filter(|entry| entry.event != "withdrawn");
-        let _ = self.tools.store.post(rest.map(|entry| Change::Note(id, entry)).collect()).await;
+        self.tools.store.post(id, rest.map(News::Note).collect());
         if let Leaving::Going { caller: Some(caller), clients, .. } = volume.leaving {
             let _ = caller.reply.send(Ok(Withdrawal { clients }));
         }
@@ -272,12 +271,10 @@ impl Engine {
 
 /// What became of a write.
 fn durable(written: Result<Result<(), StoreError>, Died>) -> Result<(), Rejection> {
-    let why = match written {
-        Ok(Ok(())) => return Ok(()),
-        Ok(Err(error)) => error.to_string(),
-        Err(died) => died.to_string(),
-    };
-    Err(Rejection::NotDurable(why))
+    match written {
+        Ok(written) => written.map_err(Rejection::Store),
+        Err(died) => Err(Rejection::NotDurable(died.to_string())),
+    }
 }
 
 /// The clients of an answer, for whoever wants to see them.

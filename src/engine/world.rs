@@ -90,6 +90,8 @@ pub struct Volume {
     pub reason: Option<Reason>,
     /// Since when it stands there.
     pub since: Timestamp,
+    /// Where it stood before the start, and since when, until something else happens to it.
+    pub(super) stood: Option<(State, Timestamp)>,
     /// The export's link exists.
     pub published: bool,
     /// A handshake has succeeded for this link and this run of the server.
@@ -156,7 +158,21 @@ pub(super) struct Trouble {
 impl Volume {
     /// A new wish.
     pub(super) fn new(intent: Intent, now: Timestamp) -> Self {
-        Self::from_record(Record { intent, mapping: None, state: State::Waiting, reason: None }, now)
+        let since = Some(intent.created_at);
+        Self::from_record(Record { intent, mapping: None, state: State::Waiting, reason: None, since }, now)
+    }
+
+    /// Since when it stands where it comes to stand now. What was found after a start as it was before it, the proof's own
+    /// steps apart, has been so all the time.
+    pub(super) fn stands_since(&mut self, state: State, reason: Option<&Reason>, now: Timestamp) -> Timestamp {
+        match self.stood {
+            Some((stood, since)) if stood == state => since,
+            Some((State::Ready, _)) if state == State::Exporting && reason.is_none() => now,
+            _ => {
+                self.stood = None;
+                if self.state == state { self.since } else { now }
+            }
+        }
     }
 
     /// As the store remembers it. What was `ready` is not so until it is proven again.
@@ -175,7 +191,8 @@ impl Volume {
             mapping: record.mapping,
             state,
             reason: record.reason,
-            since: now,
+            since: record.since.unwrap_or(now),
+            stood: record.since.map(|since| (record.state, since)),
             published: false,
             proven: false,
             notes: Vec::new(),

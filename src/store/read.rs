@@ -5,6 +5,7 @@ use jiff::Timestamp;
 use sqlx::Row;
 use sqlx::sqlite::{SqliteConnection, SqliteRow};
 
+use crate::clock::Steady;
 use crate::device::evidence::Evidence;
 use crate::identity::VolumeId;
 use crate::volume::{Entry, Intent, Reason, Record, State};
@@ -12,8 +13,8 @@ use crate::volume::{Entry, Intent, Reason, Record, State};
 /// Every volume.
 pub(super) async fn records(connection: &mut SqliteConnection) -> sqlx::Result<Vec<Record>> {
     let query = sqlx::query(
-        "SELECT i.volume_id, i.vm_id, i.size_bytes, i.deadline_seconds, i.created_at, i.uid, i.state, \
-         i.reason_code, i.reason_message, i.reason_hint, m.serial AS mapped_serial, m.scheme, m.device_path, m.devnum, \
+        "SELECT i.volume_id, i.vm_id, i.size_bytes, i.deadline_seconds, i.waits_until, i.created_at, i.uid, i.state, \
+         i.since, i.reason_code, i.reason_message, i.reason_hint, m.serial AS mapped_serial, m.scheme, m.device_path, m.devnum, \
          m.diskseq, m.size_bytes AS mapped_bytes, m.read_only, m.boot_id, m.proven_at \
          FROM intents i LEFT JOIN mappings m USING (volume_id)",
     );
@@ -21,9 +22,9 @@ pub(super) async fn records(connection: &mut SqliteConnection) -> sqlx::Result<V
     query.fetch(connection).map(|row| record(&row?)).try_collect().await
 }
 
-/// One volume's story, oldest first.
+/// One volume's story, in the order in which it happened: a clock that was set changes nothing about that.
 pub(super) async fn timeline(connection: &mut SqliteConnection, volume: VolumeId) -> sqlx::Result<Vec<Entry>> {
-    let rows = sqlx::query("SELECT at, event, detail FROM timeline WHERE volume_id = ? ORDER BY at, id")
+    let rows = sqlx::query("SELECT at, event, detail FROM timeline WHERE volume_id = ? ORDER BY id")
         .bind(volume.to_string())
         .fetch_all(connection)
         .await?;
@@ -56,13 +57,15 @@ fn record(row: &SqliteRow) -> sqlx::Result<Record> {
         intent: Intent {
             volume: text::<VolumeId>(row, "volume_id")?,
             vm_id: row.try_get("vm_id")?,
-            size_bytes: row.try_get::<Option<i64>, _>("size_bytes")?.map(i64::unsigned_abs),
+            size_bytes: row.try_get::<Option<i64>, _>("size_bytes")?.map(i64::cast_unsigned),
             deadline_seconds: row.try_get("deadline_seconds")?,
+            deadline: row.try_get::<Option<i64>, _>("waits_until")?.map(Steady::from_micros),
             created_at: time(row, "created_at")?,
             uid: row.try_get("uid")?,
         },
         mapping: mapping(row)?,
         state: State::from_name(&state).unwrap_or(State::Waiting),
+        since: row.try_get::<Option<i64>, _>("since")?.map(|at| moment("since", at)).transpose()?,
         reason,
     })
 }
@@ -74,8 +77,8 @@ fn mapping(row: &SqliteRow) -> sqlx::Result<Option<Evidence>> {
         scheme,
         link: row.try_get("device_path")?,
         devnum: row.try_get::<String, _>("devnum")?.parse().map_err(|()| not_ours("devnum", "a device number"))?,
-        diskseq: row.try_get::<i64, _>("diskseq")?.unsigned_abs(),
-        size_bytes: row.try_get::<i64, _>("mapped_bytes")?.unsigned_abs(),
+        diskseq: row.try_get::<i64, _>("diskseq")?.cast_unsigned(),
+        size_bytes: row.try_get::<i64, _>("mapped_bytes")?.cast_unsigned(),
         read_only: row.try_get("read_only")?,
         boot_id: row.try_get("boot_id")?,
         at: time(row, "proven_at")?,
@@ -87,7 +90,11 @@ fn text<T: std::str::FromStr<Err: std::fmt::Display>>(row: &SqliteRow, column: &
 }
 
 fn time(row: &SqliteRow, column: &str) -> sqlx::Result<Timestamp> {
-    Timestamp::from_microsecond(row.try_get(column)?).map_err(|error| not_ours(column, error))
+    moment(column, row.try_get(column)?)
+}
+
+fn moment(column: &str, micros: i64) -> sqlx::Result<Timestamp> {
+    Timestamp::from_microsecond(micros).map_err(|error| not_ours(column, error))
 }
 
 /// A value nothing of ours has written: somebody edited the file.

@@ -1,15 +1,16 @@
 //! Changes, and the transaction that makes them durable.
 
-use jiff::Timestamp;
 use sqlx::sqlite::SqliteConnection;
 
-use super::batch::Batch;
+use super::batch::{Batch, Values};
+use super::news::News;
+use crate::clock::{self, Steady};
 use crate::device::evidence::Evidence;
 use crate::effect;
 use crate::identity::VolumeId;
-use crate::volume::{Entry, Intent, Reason, State};
+use crate::volume::Intent;
 
-/// One thing to write. Writing it twice changes nothing, except for [`Change::Note`], which is history.
+/// One thing to write. Writing it twice changes nothing, except for [`News::Note`], which is history.
 #[derive(Debug, Clone)]
 pub enum Change {
     /// An intent was accepted.
@@ -18,49 +19,42 @@ pub enum Change {
     Withdraw(VolumeId),
     /// A device is proven to be the volume's.
     Map(VolumeId, Evidence),
-    /// Where the volume stands.
-    Stand(VolumeId, State, Option<Reason>),
-    /// A step for the timeline.
-    Note(VolumeId, Entry),
-    /// How the predecessor's tables show the volume from now on.
-    Project(Projection),
-}
-
-/// A volume as the predecessor's tables show it.
-#[derive(Debug, Clone)]
-pub struct Projection {
-    /// Which volume.
-    pub volume: VolumeId,
-    /// The VM column.
-    pub vm_id: String,
-    /// When it came to look so.
-    pub at: Timestamp,
-    /// The by-id path and size in bytes of its mapping; `None`: its rows go.
-    pub mapping: Option<(String, u64)>,
-    /// `active` or `pending`; `None`: no export row.
-    pub export_status: Option<&'static str>,
+    /// What nobody waits for.
+    News(VolumeId, News),
 }
 
 impl Change {
+    /// Which volume it is about.
+    pub(super) fn volume(&self) -> VolumeId {
+        match self {
+            Self::Intend(intent) => intent.volume,
+            Self::Withdraw(volume) | Self::Map(volume, _) | Self::News(volume, _) => *volume,
+        }
+    }
+
     fn effect(&self) -> &'static str {
         match self {
             Self::Intend(_) => "commit.intent",
             Self::Withdraw(_) => "commit.withdrawal",
             Self::Map(..) => "commit.mapping",
-            Self::Stand(..) | Self::Note(..) | Self::Project(_) => "commit.state",
+            Self::News(..) => "commit.state",
         }
     }
 }
 
 /// Writes all changes durably or none. Says whether the outbox has got something.
-pub(super) async fn commit(connection: &mut SqliteConnection, changes: &[&Change]) -> sqlx::Result<bool> {
+pub(super) async fn commit(
+    connection: &mut SqliteConnection,
+    changes: &[&Change],
+    boot_id: &str,
+) -> sqlx::Result<bool> {
     let mut names: Vec<&'static str> = changes.iter().map(|change| change.effect()).collect();
     names.sort_unstable();
     names.dedup();
     effect::at_all(&names, async {
         let mut batch = Batch::default();
         for change in changes {
-            apply(&mut batch, change);
+            apply(&mut batch, change, boot_id);
         }
         if let [Change::Map(..)] = changes {
             // The one write on the way from an event to its export: a single statement is its own transaction.
@@ -72,7 +66,7 @@ pub(super) async fn commit(connection: &mut SqliteConnection, changes: &[&Change
         }
     })
     .await?;
-    Ok(changes.iter().any(|change| matches!(change, Change::Project(_) | Change::Withdraw(_))))
+    Ok(changes.iter().any(|change| matches!(change, Change::News(_, News::Project(_)) | Change::Withdraw(_))))
 }
 
 /// Begins a transaction.
@@ -97,25 +91,31 @@ pub(super) async fn end(connection: &mut SqliteConnection, applied: sqlx::Result
     ended
 }
 
-fn apply(batch: &mut Batch, change: &Change) {
+fn apply(batch: &mut Batch, change: &Change, boot_id: &str) {
     match change {
         Change::Intend(intent) => batch.add(
-            "INSERT INTO intents (volume_id, serial, vm_id, size_bytes, deadline_seconds, created_at, uid, state) \
-             VALUES (?, ?, ?, ?, ?, ?, ?, 'waiting') ON CONFLICT (volume_id) DO NOTHING",
+            "INSERT INTO intents (volume_id, serial, vm_id, size_bytes, deadline_seconds, waits_boot, waits_until, waits_left, \
+             created_at, since, uid, state) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, 'waiting') \
+             ON CONFLICT (volume_id) DO NOTHING",
         )
         .bind(intent.volume.to_string())
         .bind(intent.serial().to_string())
         .bind(&intent.vm_id)
-        .bind(intent.size_bytes.map(signed))
+        .bind(intent.size_bytes.map(u64::cast_signed))
         .bind(intent.deadline_seconds)
+        .bind(intent.deadline.map(|_| boot_id.to_owned()))
+        .bind(intent.deadline.map(Steady::as_micros))
+        .bind(intent.deadline_seconds.map(|seconds| i64::from(seconds) * 1_000_000))
+        .bind(intent.created_at.as_microsecond())
         .bind(intent.created_at.as_microsecond())
         .bind(intent.uid),
         Change::Withdraw(volume) => {
             batch
                 .add(
                 "INSERT INTO outbox (volume_id, vm_id, at) \
-                 SELECT volume_id, vm_id, CAST(unixepoch('subsec') * 1000000 AS INTEGER) FROM intents WHERE volume_id = ?",
+                 SELECT volume_id, vm_id, ? FROM intents WHERE volume_id = ?",
             )
+            .bind(clock::wall().as_microsecond())
             .bind(volume.to_string());
             batch.add("DELETE FROM intents WHERE volume_id = ?").bind(volume.to_string())
         }
@@ -132,56 +132,41 @@ fn apply(batch: &mut Batch, change: &Change) {
         .bind(&evidence.scheme)
         .bind(&evidence.link)
         .bind(evidence.devnum.to_string())
-        .bind(signed(evidence.diskseq))
-        .bind(signed(evidence.size_bytes))
+        .bind(evidence.diskseq.cast_signed())
+        .bind(evidence.size_bytes.cast_signed())
         .bind(evidence.read_only)
         .bind(&evidence.boot_id)
         .bind(evidence.at.as_microsecond()),
-        Change::Stand(volume, state, reason) => batch.add(
-            "UPDATE intents SET state = ?, reason_code = ?, reason_message = ?, reason_hint = ? WHERE volume_id = ?",
+        Change::News(volume, news) => tell(batch, *volume, news),
+    };
+}
+
+fn tell<'b>(batch: &'b mut Batch, volume: VolumeId, news: &News) -> Values<'b> {
+    match news {
+        News::Stand(state, reason, since) => batch.add(
+            "UPDATE intents SET state = ?, reason_code = ?, reason_message = ?, reason_hint = ?, since = ? WHERE volume_id = ?",
         )
         .bind(state.as_str())
         .bind(reason.as_ref().map(|reason| reason.code.to_string()))
         .bind(reason.as_ref().map(|reason| reason.message.clone()))
         .bind(reason.as_ref().map(|reason| reason.hint.clone()))
+        .bind(since.as_microsecond())
         .bind(volume.to_string()),
-        Change::Note(volume, entry) => {
+        News::Note(entry) => {
             batch.add("INSERT INTO timeline (volume_id, at, event, detail) VALUES (?, ?, ?, ?)")
                 .bind(volume.to_string())
                 .bind(entry.at.as_microsecond())
                 .bind(entry.event.to_string())
                 .bind(&entry.detail)
         }
-        Change::Project(projection) => batch.add(
+        News::Project(projection) => batch.add(
             "INSERT INTO outbox (volume_id, vm_id, at, device_path, size_bytes, export_status) VALUES (?, ?, ?, ?, ?, ?)",
         )
-        .bind(projection.volume.to_string())
+        .bind(volume.to_string())
         .bind(&projection.vm_id)
         .bind(projection.at.as_microsecond())
         .bind(projection.mapping.as_ref().map(|(path, _)| path.clone()))
-        .bind(projection.mapping.as_ref().map(|(_, size)| signed(*size)))
+        .bind(projection.mapping.as_ref().map(|(_, size)| size.cast_signed()))
         .bind(projection.export_status),
-    };
-}
-
-/// Writes something that changes nothing: whether a write succeeds is known only by trying.
-pub(super) async fn test(connection: &mut SqliteConnection) -> sqlx::Result<()> {
-    sqlx::query("PRAGMA user_version = 0").execute(connection).await.map(drop)
-}
-
-/// Forgets the stories of volumes that were withdrawn long ago.
-pub(super) async fn prune(connection: &mut SqliteConnection, history_days: u32) -> sqlx::Result<()> {
-    sqlx::query(
-        "DELETE FROM timeline WHERE at < CAST(unixepoch('subsec') * 1000000 AS INTEGER) - ? * 86400000000 \
-         AND volume_id NOT IN (SELECT volume_id FROM intents)",
-    )
-    .bind(history_days)
-    .execute(connection)
-    .await
-    .map(drop)
-}
-
-/// SQLite's integers are signed; no disk and no sequence number comes near the difference.
-fn signed(value: u64) -> i64 {
-    i64::try_from(value).unwrap_or(i64::MAX)
+    }
 }

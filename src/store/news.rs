@@ -1,0 +1,271 @@
+//! What is told of a volume without anybody waiting for it, and what of it waits while it cannot be written: for each
+//! volume where it stands last, how the projection shows it last, and its story, with a limit.
+
+use std::collections::BTreeMap;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use jiff::Timestamp;
+use tokio::sync::Notify;
+
+use crate::identity::VolumeId;
+use crate::volume::{Entry, Reason, State};
+
+/// Entries of one volume's story that wait to be written: so many of the first, and so many of the last.
+const FIRST: usize = 32;
+const LAST: usize = 96;
+
+/// The step that stands for those that were left out.
+pub const LEFT_OUT: &str = "left-out";
+
+/// One thing to write that nobody waits for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum News {
+    /// Where the volume stands, why, and since when.
+    Stand(State, Option<Reason>, Timestamp),
+    /// A step for the timeline.
+    Note(Entry),
+    /// How the predecessor's tables show the volume from now on.
+    Project(Projection),
+}
+
+/// A volume as the predecessor's tables show it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Projection {
+    /// The VM column.
+    pub vm_id: String,
+    /// When it came to look so.
+    pub at: Timestamp,
+    /// The by-id path and size in bytes of its mapping; `None`: its rows go.
+    pub mapping: Option<(String, u64)>,
+    /// `active` or `pending`; `None`: no export row.
+    pub export_status: Option<&'static str>,
+}
+
+/// News that wait, by volume. It grows with the number of volumes, not with what happens to them.
+#[derive(Debug, Default)]
+struct Backlog {
+    volumes: BTreeMap<VolumeId, Waiting>,
+}
+
+#[derive(Debug, Default)]
+struct Waiting {
+    notes: Vec<Entry>,
+    left_out: usize,
+    stand: Option<News>,
+    projection: Option<News>,
+}
+
+impl Waiting {
+    fn push(&mut self, news: News) {
+        match news {
+            News::Stand(..) => self.stand = Some(news),
+            News::Project(_) => self.projection = Some(news),
+            News::Note(entry) => {
+                self.notes.push(entry);
+                if self.notes.len() > FIRST + LAST {
+                    self.notes.remove(FIRST);
+                    self.left_out += 1;
+                }
+            }
+        }
+    }
+
+    fn notes(&self) -> impl Iterator<Item = Entry> {
+        let gap = self.notes.get(FIRST).filter(|_| self.left_out > 0);
+        let gap = gap.map(|next| Entry {
+            at: next.at,
+            event: LEFT_OUT.into(),
+            detail: format!("{} steps: the store could not take them", self.left_out),
+        });
+        let (first, last) = self.notes.split_at(self.notes.len().min(FIRST));
+        first.iter().cloned().chain(gap).chain(last.iter().cloned())
+    }
+
+    fn into_news(self) -> Vec<News> {
+        let notes: Vec<News> = self.notes().map(News::Note).collect();
+        notes.into_iter().chain(self.stand).chain(self.projection).collect()
+    }
+}
+
+impl Backlog {
+    /// Whether nothing waits.
+    fn is_empty(&self) -> bool {
+        self.volumes.is_empty()
+    }
+
+    /// Adds what came last.
+    fn push(&mut self, volume: VolumeId, news: impl IntoIterator<Item = News>) {
+        let mut news = news.into_iter().peekable();
+        if news.peek().is_some() {
+            let waiting = self.volumes.entry(volume).or_default();
+            news.for_each(|news| waiting.push(news));
+        }
+    }
+
+    /// Puts back what was taken out, before what came since.
+    fn put_back(&mut self, volume: VolumeId, news: Vec<News>) {
+        let since = self.take(volume);
+        self.push(volume, news);
+        self.push(volume, since);
+    }
+
+    /// The part of a volume's story that waits.
+    fn notes(&self, volume: VolumeId) -> Vec<Entry> {
+        self.volumes.get(&volume).map(|waiting| waiting.notes().collect()).unwrap_or_default()
+    }
+
+    /// Takes out one volume's news.
+    fn take(&mut self, volume: VolumeId) -> Vec<News> {
+        self.volumes.remove(&volume).map(Waiting::into_news).unwrap_or_default()
+    }
+
+    /// Takes out some volume's news.
+    fn pop(&mut self) -> Option<(VolumeId, Vec<News>)> {
+        self.volumes.pop_first().map(|(volume, waiting)| (volume, waiting.into_news()))
+    }
+}
+
+/// Volumes whose news are written in one transaction: more would make whoever asks something wait for long.
+const AT_ONCE: usize = 512;
+
+/// Where news are left for the task that writes. Leaving them there takes no time and never fails.
+#[derive(Debug, Default)]
+pub(super) struct Posted {
+    inner: Mutex<Inner>,
+    rang: Notify,
+}
+
+#[derive(Debug, Default)]
+struct Inner {
+    waiting: Backlog,
+    /// Being written just now.
+    under_way: BTreeMap<VolumeId, Vec<News>>,
+}
+
+impl Posted {
+    fn inner(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn push(&self, volume: VolumeId, news: Vec<News>) {
+        self.inner().waiting.push(volume, news);
+        self.rang.notify_one();
+    }
+
+    /// Resolves when something was left here since the last time.
+    pub(super) async fn rang(&self) {
+        self.rang.notified().await;
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.inner().waiting.is_empty()
+    }
+
+    /// Takes out what is to be written now: all about these volumes, and some of the rest.
+    pub(super) fn begin(&self, first: impl IntoIterator<Item = VolumeId>) -> Vec<(VolumeId, Vec<News>)> {
+        let mut inner = self.inner();
+        let mut taken: BTreeMap<VolumeId, Vec<News>> = BTreeMap::new();
+        for volume in first {
+            if let Some(waiting) = inner.waiting.volumes.remove(&volume) {
+                taken.insert(volume, waiting.into_news());
+            }
+        }
+        while taken.len() < AT_ONCE
+            && let Some((volume, news)) = inner.waiting.pop()
+        {
+            taken.insert(volume, news);
+        }
+        inner.under_way.clone_from(&taken);
+        taken.into_iter().collect()
+    }
+
+    /// What was taken out is written, but for this.
+    pub(super) fn end(&self, unwritten: Vec<(VolumeId, Vec<News>)>) {
+        let mut inner = self.inner();
+        inner.under_way = BTreeMap::new();
+        for (volume, news) in unwritten {
+            inner.waiting.put_back(volume, news);
+        }
+    }
+
+    /// The part of a volume's story that is not on record yet, or just being written.
+    pub(super) fn notes(&self, volume: VolumeId) -> Vec<Entry> {
+        let inner = self.inner();
+        let under_way = inner.under_way.get(&volume).into_iter().flatten();
+        let mut notes: Vec<Entry> = under_way
+            .filter_map(|news| match news {
+                News::Note(entry) => Some(entry.clone()),
+                News::Stand(..) | News::Project(_) => None,
+            })
+            .collect();
+        notes.extend(inner.waiting.notes(volume));
+        notes
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn volume(n: u8) -> VolumeId {
+        format!("{n:08x}-1b59-4f62-97e8-cefffdfe3804").parse().unwrap()
+    }
+
+    fn at(n: i64) -> Timestamp {
+        Timestamp::from_microsecond(n).unwrap()
+    }
+
+    fn note(n: i64) -> News {
+        News::Note(Entry { at: at(n), event: "lost".into(), detail: n.to_string() })
+    }
+
+    fn stand(n: i64) -> News {
+        News::Stand(State::Lost, None, at(n))
+    }
+
+    #[test]
+    fn a_volume_that_flaps_while_nothing_can_be_written_keeps_its_first_and_last_steps_and_says_how_many_are_missing() {
+        let mut backlog = Backlog::default();
+        for n in 0..10_000 {
+            backlog.push(volume(1), [note(n), stand(n)]);
+        }
+        let told = backlog.take(volume(1));
+        assert_eq!(told.len(), FIRST + 1 + LAST + 1);
+        assert_eq!((&told[0], &told[FIRST - 1]), (&note(0), &note(31)));
+        let News::Note(gap) = &told[FIRST] else { panic!("{told:?}") };
+        assert_eq!((&*gap.event, &*gap.detail), (LEFT_OUT, "9872 steps: the store could not take them"));
+        assert_eq!(told[FIRST + LAST..], [note(9999), stand(9999)]);
+        assert!(backlog.is_empty());
+    }
+
+    proptest! {
+        /// However often news are taken out and not written: each volume's last word is the last that came, its story is in
+        /// order, and nothing of it is missing from what is shown meanwhile.
+        #[test]
+        fn what_could_not_be_written_changes_nothing(
+            pushed in proptest::collection::vec((0..3_u8, any::<bool>(), any::<bool>()), 0..60),
+        ) {
+            let (once, again) = (Posted::default(), Posted::default());
+            let mut under_way = None;
+            for (n, (id, is_note, begins)) in (0..).zip(pushed) {
+                let news = if is_note { note(n) } else { stand(n) };
+                once.push(volume(id), vec![news.clone()]);
+                again.push(volume(id), vec![news]);
+                match under_way.take() {
+                    None if begins => under_way = Some(again.begin([volume(0)])),
+                    None => {}
+                    Some(news) => again.end(news),
+                }
+                for id in (0..3).map(volume) {
+                    prop_assert_eq!(once.notes(id), again.notes(id));
+                }
+            }
+            if let Some(news) = under_way {
+                again.end(news);
+            }
+            prop_assert_eq!(once.begin([]), again.begin([]));
+            prop_assert!(again.is_empty());
+        }
+    }
+}

@@ -1,0 +1,107 @@
+//! Opening the file: the one connection that writes, and the one that reads.
+
+use std::path::Path;
+use std::time::Duration;
+
+use sqlx::migrate::{Migration, MigrationType, Migrator};
+use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection, SqliteJournalMode, SqliteSynchronous};
+use sqlx::{Connection, SqlSafeStr};
+
+use super::files::Files;
+use super::history::{self, Seen};
+use super::{Options, StoreError, read};
+use crate::volume::Record;
+
+/// SQLite's own copies of pages: 256 KiB. Its two megabytes would fill over weeks with the stories of volumes long gone,
+/// which nobody asks for; the kernel has the file's pages too.
+const CACHE: &str = "-256";
+
+/// Pages of the log (4 KiB each) after which SQLite itself moves them into the database, within some commit: only the
+/// backstop for the task's own.
+const LAST_RESORT_PAGES: &str = "10000";
+
+/// How long the log's file stays once it was needed: up to 4 MiB.
+const LOG_STAYS: &str = "4194304";
+
+/// Rows read ahead: with fewer SQLite's thread and this one keep waking each other.
+const ROWS: usize = 1000;
+
+/// Prepared statements kept, each of them up to [`super::batch`]'s limit long.
+const STATEMENTS: usize = 16;
+
+/// How long SQLite waits for another program's lock. Whoever asks waits for a write under way, and then for his own.
+const LOCKED: Duration = Duration::from_millis(300);
+
+/// The same at the start: nobody waits for an answer yet.
+const LOCKED_AT_START: Duration = Duration::from_secs(5);
+
+/// What writes.
+pub(super) struct Writer {
+    pub(super) connection: SqliteConnection,
+    pub(super) files: Files,
+    pub(super) seen: Seen,
+}
+
+/// A store that can be written.
+pub(super) async fn writer(options: Options<'_>) -> Result<Writer, StoreError> {
+    let failed = |error: sqlx::Error| StoreError::of(options.path, &error);
+    let mut connection = migrated(options).await.map_err(failed)?;
+    let prepared = async {
+        history::rebase(&mut connection, options.boot_id).await?;
+        let seen = Seen::load(&mut connection, options.boot_id).await?;
+        seen.keep(&mut connection, options.boot_id).await?;
+        while seen.prune(&mut connection, options.history_days).await? {}
+        let busy = format!("PRAGMA busy_timeout = {}", LOCKED.as_millis());
+        sqlx::query(sqlx::AssertSqlSafe(busy)).execute(&mut connection).await?;
+        Ok(seen)
+    };
+    let seen = prepared.await.map_err(failed)?;
+    let files = Files::of(options.path).map_err(|error| failed(error.into()))?;
+    Ok(Writer { connection, files, seen })
+}
+
+/// A connection to a file that holds everything in its newest form. The file is made when there is none.
+pub(super) async fn migrated(options: Options<'_>) -> sqlx::Result<SqliteConnection> {
+    let connect = general(options.path)
+        .create_if_missing(true)
+        .journal_mode(SqliteJournalMode::Wal)
+        // FULL: in WAL mode NORMAL would lose the last commits at a power cut.
+        .synchronous(SqliteSynchronous::Full)
+        .foreign_keys(true)
+        .pragma("wal_autocheckpoint", LAST_RESORT_PAGES)
+        .pragma("journal_size_limit", LOG_STAYS)
+        .busy_timeout(LOCKED_AT_START);
+    let mut connection = SqliteConnection::connect_with(&connect).await?;
+    migrations().run_direct(None, &mut connection, false).await?;
+    Ok(connection)
+}
+
+/// A connection that only reads, of a file that is open for writing already.
+pub(super) async fn reader(path: &Path) -> Result<SqliteConnection, StoreError> {
+    let connect = general(path).read_only(true).busy_timeout(LOCKED);
+    SqliteConnection::connect_with(&connect).await.map_err(|error| StoreError::of(path, &error))
+}
+
+/// Every volume.
+pub(super) async fn records(connection: &mut SqliteConnection, path: &Path) -> Result<Vec<Record>, StoreError> {
+    read::records(connection).await.map_err(|error| StoreError::of(path, &error))
+}
+
+fn general(path: &Path) -> SqliteConnectOptions {
+    SqliteConnectOptions::new()
+        .filename(path)
+        .pragma("cache_size", CACHE)
+        .statement_cache_capacity(STATEMENTS)
+        .row_buffer_size(ROWS)
+}
+
+fn migrations() -> Migrator {
+    let all = [
+        (1, "initial", include_str!("../../migrations/0001_initial.sql")),
+        (2, "time", include_str!("../../migrations/0002_time.sql")),
+    ];
+    let migration = |(number, name, sql): (i64, &'static str, &'static str)| {
+        Migration::new(number, name.into(), MigrationType::Simple, sql.into_sql_str(), false)
+    };
+    Migrator::with_migrations(all.map(migration).to_vec())
+}

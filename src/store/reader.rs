@@ -1,0 +1,54 @@
+//! Questions that change nothing, on a connection of their own: they wait for no write, and for no other program's lock.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use sqlx::sqlite::SqliteConnection;
+use tokio::sync::Mutex;
+
+use super::watch::Watch;
+use super::{PATIENCE, StoreError, read};
+use crate::identity::VolumeId;
+use crate::volume::Entry;
+
+/// The reading connection. Cheap to clone.
+#[derive(Clone)]
+pub(super) struct Reader {
+    connection: Arc<Mutex<SqliteConnection>>,
+    watch: Watch,
+}
+
+impl Reader {
+    pub(super) fn new(path: &Path, connection: SqliteConnection) -> Self {
+        Self { connection: Arc::new(Mutex::new(connection)), watch: Watch::new(path) }
+    }
+
+    pub(super) async fn timeline(&self, volume: VolumeId) -> Result<Vec<Entry>, StoreError> {
+        self.ask(async |connection| read::timeline(connection, volume).await).await
+    }
+
+    pub(super) async fn outbox_length(&self) -> Result<u64, StoreError> {
+        self.ask(async |connection| read::outbox_length(connection).await).await
+    }
+
+    /// Reads from another file from now on.
+    pub(super) async fn change(&self, connection: SqliteConnection) {
+        *self.connection.lock().await = connection;
+    }
+
+    async fn ask<T>(
+        &self,
+        question: impl AsyncFnOnce(&mut SqliteConnection) -> sqlx::Result<T>,
+    ) -> Result<T, StoreError> {
+        let answer = async {
+            let mut connection = self.connection.lock().await;
+            let _asked = self.watch.ask();
+            question(&mut connection).await.map_err(|error| StoreError::of(self.watch.path(), &error))
+        };
+        // What is given up goes on in SQLite's thread; the next question waits for it, and no longer than this one.
+        tokio::time::timeout(PATIENCE, answer).await.unwrap_or_else(|_| {
+            let since = crate::clock::wall() - PATIENCE;
+            Err(StoreError::Silent { path: self.watch.path().to_owned(), since })
+        })
+    }
+}

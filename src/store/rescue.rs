@@ -1,0 +1,122 @@
+//! A store whose disk takes nothing is read all the same, and one whose file is lost is saved.
+
+use std::fs::{self, File};
+use std::io;
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+
+use sqlx::sqlite::SqliteConnection;
+
+use super::open::{self, Writer};
+use super::{Options, StoreError};
+use crate::clock;
+use crate::volume::Record;
+
+/// An open store.
+pub(super) struct Opened {
+    /// `None` when nothing can be written.
+    pub(super) writer: Option<Writer>,
+    pub(super) reader: SqliteConnection,
+    pub(super) records: Vec<Record>,
+    /// Why nothing can be written.
+    pub(super) failure: Option<StoreError>,
+}
+
+/// Opens it: for writing, or else for reading.
+pub(super) async fn open(options: Options<'_>) -> Result<Opened, StoreError> {
+    let failure = match open::writer(options).await {
+        Ok(mut writer) => {
+            let records = open::records(&mut writer.connection, options.path).await?;
+            let reader = open::reader(options.path).await?;
+            return Ok(Opened { writer: Some(writer), reader, records, failure: None });
+        }
+        // It is being written: a copy might be torn.
+        Err(failure @ StoreError::Busy { .. }) => return Err(failure),
+        Err(failure) => failure,
+    };
+    // SQLite needs room even to read: for the index of its log. A copy has it, elsewhere.
+    match read_copy(options).await {
+        Ok((reader, records)) => {
+            tracing::error!(
+                "{failure}; what is on record is read and served, nothing new is accepted: {}",
+                failure.hint()
+            );
+            Ok(Opened { writer: None, reader, records, failure: Some(failure) })
+        }
+        Err(error) => {
+            tracing::debug!(%error, "a copy of the store cannot be read either");
+            Err(failure)
+        }
+    }
+}
+
+/// Everything on record, from a copy that nobody else sees; the connection goes on reading it.
+async fn read_copy(options: Options<'_>) -> Result<(SqliteConnection, Vec<Record>), StoreError> {
+    let folder = options.spare.join(format!("store-copy.{}", std::process::id()));
+    let copy = folder.join("attachd.db");
+    let failed = |error: sqlx::Error| StoreError::of(&copy, &error);
+    let read = async {
+        copy_files(options.path, &folder, &copy).map_err(|error| failed(error.into()))?;
+        let mut connection = open::migrated(Options { path: &copy, ..options }).await.map_err(failed)?;
+        super::history::rebase(&mut connection, options.boot_id).await.map_err(failed)?;
+        let records = open::records(&mut connection, &copy).await?;
+        Ok((connection, records))
+    };
+    let result = read.await;
+    // What is open stays open.
+    let _ = fs::remove_dir_all(&folder);
+    result
+}
+
+fn copy_files(from: &Path, folder: &Path, to: &Path) -> io::Result<()> {
+    fs::DirBuilder::new().mode(0o700).create(folder)?;
+    // The log holds what was written last.
+    for suffix in ["", "-wal"] {
+        match fs::copy(with(from, suffix), with(to, suffix)) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            result => drop(result?),
+        }
+    }
+    Ok(())
+}
+
+fn with(path: &Path, suffix: &str) -> PathBuf {
+    PathBuf::from(format!("{}{suffix}", path.display()))
+}
+
+/// What the name of a saved copy begins with, after the store's own.
+const SAVED: &str = ".saved-";
+
+/// Writes everything that is on record into a new file beside the store. Nothing that is there is written over.
+pub(super) async fn save(connection: &mut SqliteConnection, store: &Path) -> Result<PathBuf, String> {
+    let time = clock::wall().strftime("%Y%m%dT%H%M%SZ").to_string();
+    let mut names = (0..100).map(|n| if n == 0 { String::new() } else { format!("-{n}") });
+    let free = names.find_map(|suffix| {
+        let path = with(store, &format!("{SAVED}{time}{suffix}"));
+        path.symlink_metadata().is_err_and(|error| error.kind() == io::ErrorKind::NotFound).then_some(path)
+    });
+    let path = free.ok_or("there is no name left for it")?;
+    let text = path.to_str().ok_or("its name is no text")?;
+    // SQLite refuses a file that has anything in it.
+    let written = sqlx::query("VACUUM INTO ?").bind(text).execute(connection).await;
+    written.map_err(|error| error.to_string())?;
+    // It does not sync what it has written.
+    let file = path.clone();
+    let synced = tokio::task::spawn_blocking(move || {
+        File::open(&file)?.sync_all()?;
+        File::open(file.parent().unwrap_or(Path::new("/")))?.sync_all()
+    });
+    synced.await.map_err(io::Error::other).flatten().map_err(|error| error.to_string())?;
+    Ok(path)
+}
+
+/// The saved copies that lie beside a store.
+pub(super) fn saved(store: &Path) -> Vec<PathBuf> {
+    let Some((folder, name)) = store.parent().zip(store.file_name()) else { return Vec::new() };
+    let begin = format!("{}{SAVED}", name.to_string_lossy());
+    let entries = fs::read_dir(folder).into_iter().flatten().flatten();
+    let names = entries.filter(|entry| entry.file_name().to_string_lossy().starts_with(&begin));
+    let mut paths: Vec<PathBuf> = names.map(|entry| entry.path()).collect();
+    paths.sort();
+    paths
+}

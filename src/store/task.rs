@@ -1,0 +1,457 @@
+//! The one that writes: whatever is queued goes into one transaction, and what fails is tried again.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use sqlx::Connection;
+use tokio::sync::{mpsc, oneshot, watch as channel};
+use tokio::time::Instant;
+
+use super::history::PACE;
+use super::news::{News, Posted};
+use super::open::{self, Writer};
+use super::reader::Reader;
+use super::watch::Watch;
+use super::write::{self, Change};
+use super::{Options, Saved, StoreError, outbox, rescue};
+use crate::clock::Steady;
+use crate::identity::VolumeId;
+
+/// Writes taken into one transaction: more would make whoever asks something wait for long.
+const AT_ONCE: usize = 512;
+
+/// How long a failed background write waits before it is tried again.
+const RETRY: Duration = Duration::from_secs(1);
+
+/// Commits after which the log is moved into the database, as soon as nobody waits.
+const CHECKPOINT: u32 = 200;
+
+/// How long it is quiet before what is left of the log is moved as well, and the file cut: a burst leaves nothing behind.
+const QUIET: Duration = Duration::from_secs(2);
+
+/// Commits that are worth that.
+const WORTH_CUTTING: u32 = 20;
+
+pub(super) type Answer = oneshot::Sender<Result<(), StoreError>>;
+
+pub(super) enum Command {
+    Write(Vec<Change>, Answer),
+    /// Forget what is old.
+    Tidy,
+}
+
+/// What waits for the projection.
+#[derive(Debug, PartialEq, Eq)]
+enum Outbox {
+    Empty,
+    /// Perhaps something.
+    Filled,
+    /// Something that could not be applied.
+    Stuck,
+}
+
+pub(super) struct Task {
+    /// `None` while the disk takes nothing: opened as soon as it does.
+    writer: Option<Writer>,
+    reader: Reader,
+    path: PathBuf,
+    spare: PathBuf,
+    boot_id: String,
+    history_days: u32,
+    port: u16,
+    watch: Watch,
+    /// Why nothing can be written.
+    failure: channel::Sender<Option<StoreError>>,
+    /// What nobody waits for.
+    posted: Arc<Posted>,
+    outbox: Outbox,
+    /// Since the log was last moved into the database.
+    commits: u32,
+    /// Since the log's file was last cut.
+    uncut: u32,
+    last_write: Instant,
+    /// When what failed is tried again.
+    again_at: Instant,
+    pruned: Steady,
+    /// There may be more to forget.
+    untidy: bool,
+}
+
+impl Task {
+    pub(super) fn new(
+        options: Options<'_>,
+        writer: Option<Writer>,
+        (watch, tell): (Watch, channel::Sender<Option<StoreError>>),
+        reader: Reader,
+        posted: Arc<Posted>,
+    ) -> Self {
+        Self {
+            writer,
+            reader,
+            path: options.path.to_owned(),
+            spare: options.spare.to_owned(),
+            boot_id: options.boot_id.to_owned(),
+            history_days: options.history_days,
+            port: options.port,
+            watch,
+            failure: tell,
+            posted,
+            outbox: Outbox::Filled,
+            commits: 0,
+            uncut: 0,
+            last_write: Instant::now(),
+            again_at: Instant::now() + RETRY,
+            pruned: Steady::now(),
+            untidy: false,
+        }
+    }
+
+    pub(super) async fn run(
+        mut self,
+        mut queue: mpsc::Receiver<Command>,
+        mut tries: mpsc::Receiver<oneshot::Sender<()>>,
+    ) {
+        let mut batch = Vec::new();
+        loop {
+            let due = self.left_to_do();
+            tokio::select! {
+                biased;
+                Some(answer) = tries.recv() => {
+                    self.try_again().await;
+                    let _ = answer.send(());
+                    continue;
+                }
+                () = changed(self.writer.as_ref()) => {
+                    self.look_at_files().await;
+                    continue;
+                }
+                received = queue.recv_many(&mut batch, AT_ONCE) => if received == 0 { break },
+                () = self.posted.rang(), if self.failure.borrow().is_none() => {}
+                () = until(due) => if self.failure.borrow().is_some() { self.try_again().await },
+            }
+            let works = self.failure.borrow().is_none();
+            if !batch.is_empty() || (works && !self.posted.is_empty()) {
+                self.carry_out(std::mem::take(&mut batch)).await;
+            }
+            if queue.is_empty() && self.failure.borrow().is_none() {
+                self.beside().await;
+            }
+        }
+        // What was posted last, and is in nobody's way.
+        self.write(Vec::new()).await;
+        self.close().await;
+    }
+
+    /// When there is something to do although nobody asks; `None` on an idle daemon.
+    fn left_to_do(&self) -> Option<Instant> {
+        if self.failure.borrow().is_some() {
+            return Some(self.again_at);
+        }
+        match self.outbox {
+            _ if self.untidy || !self.posted.is_empty() => Some(Instant::now()),
+            Outbox::Filled => Some(Instant::now()),
+            Outbox::Stuck => Some(self.again_at),
+            Outbox::Empty => (self.uncut >= WORTH_CUTTING).then(|| self.last_write + QUIET),
+        }
+    }
+
+    /// What is done while nobody waits: a piece at a time.
+    async fn beside(&mut self) {
+        if self.outbox == Outbox::Filled || (self.outbox == Outbox::Stuck && self.again_at <= Instant::now()) {
+            return self.project().await;
+        }
+        if self.untidy || Steady::now().since(self.pruned) >= PACE {
+            return self.prune().await;
+        }
+        if self.commits >= CHECKPOINT {
+            self.checkpoint("PRAGMA wal_checkpoint(PASSIVE)").await;
+        }
+        if self.uncut >= WORTH_CUTTING && self.last_write.elapsed() >= QUIET {
+            self.uncut = 0;
+            self.checkpoint("PRAGMA wal_checkpoint(TRUNCATE)").await;
+        }
+    }
+
+    async fn carry_out(&mut self, batch: Vec<Command>) {
+        let mut writes = Vec::new();
+        for command in batch {
+            match command {
+                // Nobody waits for it any more.
+                Command::Write(_, answer) if answer.is_closed() => {}
+                Command::Write(changes, answer) => writes.push((changes, answer)),
+                Command::Tidy => self.untidy = true,
+            }
+        }
+        self.write(writes).await;
+    }
+
+    /// One transaction for all; when it fails, one for each, so that nobody fails for another's sake.
+    ///
+    /// What is posted comes first: nothing overtakes what waits, for an older state must not come after a newer one.
+    async fn write(&mut self, writes: Vec<(Vec<Change>, Answer)>) {
+        let concerned = writes.iter().flat_map(|(changes, _)| changes).map(Change::volume);
+        let news = self.posted.begin(concerned);
+        if writes.is_empty() && news.is_empty() {
+            return;
+        }
+        let told: Vec<Change> = flat(&news).collect();
+        let all: Vec<&Change> = told.iter().chain(writes.iter().flat_map(|(changes, _)| changes)).collect();
+        let failed = match self.commit(&all).await {
+            Ok(()) => {
+                self.posted.end(Vec::new());
+                for (_, answer) in writes {
+                    let _ = answer.send(Ok(()));
+                }
+                return;
+            }
+            Err(failed) => failed,
+        };
+        // Another one would wait as long, or fail the same way.
+        let hopeless = self.writer.is_none() || matches!(failed, StoreError::Busy { .. } | StoreError::Lost { .. });
+        let told: Vec<&Change> = told.iter().collect();
+        let failed = if hopeless { Some(failed) } else { self.commit(&told).await.err() };
+        self.posted.end(if failed.is_some() { news } else { Vec::new() });
+        for (changes, answer) in writes {
+            let result = match &failed {
+                Some(failed) => Err(failed.clone()),
+                None => self.commit(&changes.iter().collect::<Vec<_>>()).await,
+            };
+            let _ = answer.send(result);
+        }
+    }
+
+    /// Why nothing can be written.
+    fn why(&self) -> StoreError {
+        self.failure.borrow().clone().unwrap_or(StoreError::Closed)
+    }
+
+    async fn commit(&mut self, changes: &[&Change]) -> Result<(), StoreError> {
+        if changes.is_empty() {
+            return Ok(());
+        }
+        let Some(writer) = &mut self.writer else { return Err(self.why()) };
+        // Into a file that nobody finds again nothing is written.
+        let lost_before = lost(writer, self.failure.borrow().as_ref());
+        if let Some(lost) = lost_before {
+            return Err(self.failed(lost));
+        }
+        let asked = self.watch.ask();
+        let result = write::commit(&mut writer.connection, changes, &self.boot_id).await;
+        drop(asked);
+        // Before the answer: what was removed meanwhile holds nothing.
+        let result = match lost(writer, self.failure.borrow().as_ref()) {
+            Some(lost) => Err(lost),
+            None => result.map_err(|error| StoreError::of(&self.path, &error)),
+        };
+        match result {
+            Ok(projected) => {
+                if projected {
+                    self.outbox = Outbox::Filled;
+                }
+                self.commits += 1;
+                self.uncut = self.uncut.saturating_add(1);
+                self.last_write = Instant::now();
+                self.works();
+                Ok(())
+            }
+            Err(error) => Err(self.failed(error)),
+        }
+    }
+
+    /// It can be written.
+    fn works(&self) {
+        self.failure.send_if_modified(|failure| {
+            let before = failure.take();
+            if let Some(before) = &before {
+                tracing::info!("the store {} works again; before: {before}", self.path.display());
+            }
+            before.is_some()
+        });
+    }
+
+    /// It cannot.
+    fn failed(&mut self, error: StoreError) -> StoreError {
+        self.again_at = Instant::now() + RETRY;
+        self.failure.send_if_modified(|failure| {
+            let other = failure.as_ref() != Some(&error);
+            // Once, however often it is tried again.
+            if other {
+                tracing::error!("{error}. {}", error.hint());
+                *failure = Some(error.clone());
+            }
+            other
+        });
+        error
+    }
+
+    /// Whether what failed has passed.
+    async fn try_again(&mut self) {
+        self.again_at = Instant::now() + RETRY;
+        if self.writer.is_none() {
+            return self.open().await;
+        }
+        self.look_at_files().await;
+        if matches!(&*self.failure.borrow(), None | Some(StoreError::Lost { .. })) {
+            return;
+        }
+        if !self.posted.is_empty() {
+            return self.write(Vec::new()).await;
+        }
+        let Some(writer) = &mut self.writer else { return };
+        let asked = self.watch.ask();
+        let kept = writer.seen.keep(&mut writer.connection, &self.boot_id).await;
+        drop(asked);
+        match kept {
+            Ok(()) => self.works(),
+            Err(error) => drop(self.failed(StoreError::of(&self.path, &error))),
+        }
+    }
+
+    /// The disk took nothing at the start.
+    async fn open(&mut self) {
+        let options = Options {
+            path: &self.path,
+            history_days: self.history_days,
+            port: self.port,
+            boot_id: &self.boot_id,
+            spare: &self.spare,
+        };
+        let watch = self.watch.clone();
+        let asked = watch.ask();
+        let opened = match open::writer(options).await {
+            Ok(writer) => open::reader(&self.path).await.map(|reader| (writer, reader)),
+            Err(error) => Err(error),
+        };
+        drop(asked);
+        match opened {
+            Ok((writer, reader)) => {
+                self.writer = Some(writer);
+                self.reader.change(reader).await;
+                self.works();
+            }
+            Err(error) => drop(self.failed(error)),
+        }
+    }
+
+    /// Whether the store's files are still those that are open; what is in files that are lost is saved.
+    async fn look_at_files(&mut self) {
+        let Some(writer) = &mut self.writer else { return };
+        let before = self.failure.borrow().clone();
+        match (lost(writer, before.as_ref()), before) {
+            (None, Some(StoreError::Lost { .. })) => self.works(),
+            (None, _) => {}
+            (Some(lost), before) => {
+                drop(self.failed(lost.clone()));
+                let StoreError::Lost { path, what, saved } = lost else { return };
+                if matches!(saved, Saved::As(_)) && before.is_some() {
+                    return;
+                }
+                let Some(writer) = &mut self.writer else { return };
+                let asked = self.watch.ask();
+                let saved = match rescue::save(&mut writer.connection, &self.path).await {
+                    Ok(copy) => Saved::As(copy),
+                    Err(why) => Saved::Not(why),
+                };
+                drop(asked);
+                self.failed(StoreError::Lost { path, what, saved });
+            }
+        }
+    }
+
+    /// Some of it: whoever wants to write meanwhile has his turn in between.
+    async fn project(&mut self) {
+        let Some(writer) = &mut self.writer else { return };
+        let asked = self.watch.ask();
+        let applied = outbox::apply(&mut writer.connection, self.port).await;
+        drop(asked);
+        self.outbox = match applied {
+            Ok(true) => {
+                self.uncut = self.uncut.saturating_add(1);
+                Outbox::Filled
+            }
+            Ok(false) => Outbox::Empty,
+            // The rows wait in order.
+            Err(error) => {
+                self.again_at = Instant::now() + RETRY;
+                self.watch.projects(Some(StoreError::of(&self.path, &error)));
+                return self.outbox = Outbox::Stuck;
+            }
+        };
+        self.watch.projects(None);
+    }
+
+    async fn prune(&mut self) {
+        let Some(writer) = &mut self.writer else { return };
+        self.pruned = Steady::now();
+        let asked = self.watch.ask();
+        let pruned = async {
+            writer.seen.keep(&mut writer.connection, &self.boot_id).await?;
+            writer.seen.prune(&mut writer.connection, self.history_days).await
+        };
+        let pruned = pruned.await;
+        drop(asked);
+        self.untidy = match pruned {
+            Ok(more) => more,
+            Err(error) => {
+                tracing::warn!(%error, "what is old could not be forgotten; it is tried again tomorrow");
+                false
+            }
+        };
+    }
+
+    /// Moves the log into the database, so that no commit has to.
+    async fn checkpoint(&mut self, how: &'static str) {
+        let Some(writer) = &mut self.writer else { return };
+        self.commits = 0;
+        let asked = self.watch.ask();
+        let done = sqlx::query(how).execute(&mut writer.connection).await;
+        drop(asked);
+        if let Err(error) = done {
+            // The log stays longer; nothing is lost by that.
+            tracing::warn!(store = %self.path.display(), %error, "the log could not be moved into the database");
+        }
+    }
+
+    async fn close(self) {
+        let Some(Writer { mut connection, seen, files }) = self.writer else { return };
+        if files.missing().is_some() {
+            // SQLite would remove the log by its name, and that may be another's by now.
+            return std::mem::forget(connection);
+        }
+        if let Err(error) = seen.keep(&mut connection, &self.boot_id).await {
+            tracing::warn!(%error, "how long volumes have waited could not be written down");
+        }
+        if let Err(error) = connection.close().await {
+            tracing::warn!(store = %self.path.display(), %error, "closing the store failed; the next start recovers it");
+        }
+    }
+}
+
+fn flat(news: &[(VolumeId, Vec<News>)]) -> impl Iterator<Item = Change> {
+    news.iter().flat_map(|(volume, news)| news.iter().map(|news| Change::News(*volume, news.clone())))
+}
+
+/// The error to give when the files are not what they were. What was saved already is remembered.
+fn lost(writer: &Writer, before: Option<&StoreError>) -> Option<StoreError> {
+    let missing = writer.files.missing()?;
+    let saved = match before {
+        Some(StoreError::Lost { saved, .. }) => saved.clone(),
+        _ => Saved::Soon,
+    };
+    Some(StoreError::Lost { path: missing.path, what: missing.what, saved })
+}
+
+async fn changed(writer: Option<&Writer>) {
+    match writer {
+        Some(writer) => writer.files.changed().await,
+        None => std::future::pending().await,
+    }
+}
+
+async fn until(moment: Option<Instant>) {
+    match moment {
+        Some(moment) => tokio::time::sleep_until(moment).await,
+        None => std::future::pending().await,
+    }
+}

@@ -1,0 +1,312 @@
+use sqlx::Connection;
+use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection};
+
+use super::*;
+use crate::clock::{self, Steady};
+use crate::device::evidence::{self, Evidence};
+use crate::device::facts::sample;
+use crate::volume::{Intent, State};
+
+/// Every test's own folder, with a store in it.
+struct Place(tempfile::TempDir);
+
+impl Place {
+    fn new() -> Self {
+        Self(tempfile::tempdir().unwrap())
+    }
+
+    fn file(&self) -> std::path::PathBuf {
+        self.0.path().join("attachd.db")
+    }
+
+    async fn open(&self) -> (Store, JoinHandle<()>, Vec<Record>) {
+        self.open_in("this boot").await
+    }
+
+    async fn open_in(&self, boot_id: &str) -> (Store, JoinHandle<()>, Vec<Record>) {
+        let spare = self.0.path();
+        Store::open(Options { path: &self.file(), history_days: 90, port: 10809, boot_id, spare }).await.unwrap()
+    }
+
+    /// Another program's connection.
+    async fn other(&self) -> SqliteConnection {
+        SqliteConnection::connect_with(&SqliteConnectOptions::new().filename(self.file())).await.unwrap()
+    }
+}
+
+async fn run(connection: &mut SqliteConnection, sql: &'static str) {
+    sqlx::query(sql).execute(connection).await.unwrap();
+}
+
+fn proven() -> Evidence {
+    evidence::check(&sample::ground(), &[&sample::device()], None, clock::wall()).unwrap().unwrap()
+}
+
+fn intent() -> Intent {
+    Intent {
+        volume: sample::volume(),
+        vm_id: "vm".into(),
+        size_bytes: None,
+        deadline_seconds: None,
+        deadline: None,
+        created_at: clock::wall(),
+        uid: None,
+    }
+}
+
+fn note(n: i64) -> News {
+    let at = jiff::Timestamp::from_microsecond(n).unwrap();
+    News::Note(Entry { at, event: "lost".into(), detail: n.to_string() })
+}
+
+async fn stored(store: &Store, volume: VolumeId) -> Vec<Entry> {
+    store.reader.timeline(volume).await.unwrap()
+}
+
+#[tokio::test]
+async fn a_projection_that_failed_is_made_up_for_without_another_write() {
+    let place = Place::new();
+    let (store, _task, _) = place.open().await;
+    let mut other = place.other().await;
+    run(&mut other, "CREATE TRIGGER refuse BEFORE INSERT ON nbd_exports BEGIN SELECT RAISE(ABORT, 'not now'); END")
+        .await;
+
+    let (volume, evidence) = (sample::volume(), proven());
+    let mapping = Some((evidence.link.clone(), evidence.size_bytes));
+    let projection = Projection { vm_id: "vm".into(), at: evidence.at, mapping, export_status: Some("active") };
+    let projection = Change::News(volume, News::Project(projection));
+    store.write(vec![Change::Intend(intent()), Change::Map(volume, evidence), projection]).await.unwrap();
+    let stuck = loop {
+        let pulse = store.pulse().await;
+        if let Some(failure) = pulse.failure {
+            break (pulse.outbox, failure.to_string());
+        }
+        tokio::task::yield_now().await;
+    };
+    assert_eq!(stuck.0, Some(1));
+    assert!(stuck.1.ends_with("not now"), "{stuck:?}");
+
+    run(&mut other, "DROP TRIGGER refuse").await;
+    until(&mut other, "SELECT 1 FROM nbd_exports JOIN device_mappings ON volume_uuid = volume_id").await;
+    assert_eq!(store.pulse().await.failure, None);
+}
+
+/// Waits until there is such a row.
+async fn until(connection: &mut SqliteConnection, rows: &'static str) {
+    let mut looks = tokio::time::interval(Duration::from_millis(20));
+    for _ in 0..500 {
+        looks.tick().await;
+        if !sqlx::query(rows).fetch_all(&mut *connection).await.unwrap().is_empty() {
+            return;
+        }
+    }
+    panic!("no row: {rows}");
+}
+
+#[tokio::test]
+async fn while_another_program_has_the_lock_writers_are_refused_in_time_and_readers_answered_and_news_are_written_after_it()
+ {
+    let place = Place::new();
+    let (store, _task, _) = place.open().await;
+    let volume = sample::volume();
+    store.write(vec![Change::Intend(intent()), Change::News(volume, note(1))]).await.unwrap();
+    let mut other = place.other().await;
+    run(&mut other, "BEGIN IMMEDIATE").await;
+
+    let begun = std::time::Instant::now();
+    let writers = (0..8).map(|_| store.write(vec![Change::Map(volume, proven())]));
+    let answers = futures_util::future::join_all(writers).await;
+    assert!(
+        answers.iter().all(|answer| answer.as_ref().is_err_and(|error| error.code() == "STORE_BUSY")),
+        "{answers:?}"
+    );
+    assert!(begun.elapsed() < PATIENCE, "{:?}", begun.elapsed());
+    store.post(volume, vec![note(2)]);
+    assert_eq!(
+        store.story(volume).await.entries.len(),
+        2,
+        "what is on record can be read, and what is not yet is shown"
+    );
+    let failure = store.pulse().await.failure.unwrap();
+    assert_eq!(failure.code(), "STORE_BUSY");
+
+    let mut condition = store.condition();
+    condition.mark_unchanged();
+    run(&mut other, "ROLLBACK").await;
+    condition.wait_for(Option::is_none).await.unwrap();
+    assert_eq!(stored(&store, volume).await.len(), 2, "what nobody waited for is made up for");
+    store.write(vec![Change::Map(volume, proven())]).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_file_that_is_removed_or_replaced_is_noticed_without_a_write_refuses_all_writes_and_is_saved() {
+    for replaced in [None, Some("a stranger's")] {
+        let place = Place::new();
+        let (store, task, _) = place.open().await;
+        let volume = sample::volume();
+        store.write(vec![Change::Intend(intent()), Change::News(volume, note(1))]).await.unwrap();
+        let mut condition = store.condition();
+        let aside = place.0.path().join("aside");
+        match replaced {
+            None => std::fs::rename(place.file(), &aside).unwrap(),
+            Some(content) => {
+                std::fs::write(place.0.path().join("new"), content).unwrap();
+                std::fs::rename(place.0.path().join("new"), place.file()).unwrap();
+            }
+        }
+        let saved =
+            |failure: &Option<StoreError>| matches!(failure, Some(StoreError::Lost { saved: Saved::As(_), .. }));
+        let failure = condition.wait_for(saved).await.unwrap().clone();
+        let Some(StoreError::Lost { saved: Saved::As(copy), what, .. }) = failure else { panic!("{failure:?}") };
+        assert_eq!(what, if replaced.is_some() { "was replaced by another file" } else { "was removed" });
+        let refused = store.write(vec![Change::Withdraw(volume)]).await.unwrap_err();
+        assert_eq!(refused.code(), "STORE_LOST");
+        assert!(refused.to_string().contains(copy.to_str().unwrap()), "{refused}");
+        assert_eq!(store.pulse().await.failure.unwrap().code(), "STORE_LOST");
+        if replaced.is_some() {
+            drop(store);
+            task.await.unwrap();
+            assert_eq!(std::fs::read_to_string(place.file()).unwrap(), "a stranger's", "it is left alone");
+        } else {
+            std::fs::rename(&aside, place.file()).unwrap();
+            condition.wait_for(Option::is_none).await.unwrap();
+            store.write(vec![Change::Map(volume, proven())]).await.expect("it is back in its place");
+            drop(store);
+            task.await.unwrap();
+        }
+        // Put in the store's place, the copy has everything.
+        for suffix in ["", "-wal", "-shm"] {
+            let _ = std::fs::remove_file(format!("{}{suffix}", place.file().display()));
+        }
+        assert_eq!(rescue::saved(&place.file()), std::slice::from_ref(&copy));
+        std::fs::rename(&copy, place.file()).unwrap();
+        let (store, _task, records) = place.open().await;
+        assert_eq!(records.len(), 1);
+        assert_eq!(stored(&store, volume).await.len(), 1);
+    }
+}
+
+/// The log alone holds what was written last.
+#[tokio::test]
+async fn a_log_that_is_removed_is_noticed_before_the_next_answer() {
+    let place = Place::new();
+    let (store, _task, _) = place.open().await;
+    std::fs::remove_file(place.0.path().join("attachd.db-wal")).unwrap();
+    let refused = store.write(vec![Change::Intend(intent())]).await.unwrap_err();
+    assert_eq!(refused.code(), "STORE_LOST");
+    assert!(refused.to_string().contains("attachd.db-wal was removed"), "{refused}");
+}
+
+/// Invariant 14.
+#[tokio::test]
+async fn every_number_and_every_time_reads_the_same_after_a_restart_to_the_last_digit() {
+    use proptest::strategy::{Strategy, ValueTree};
+    let mut runner = proptest::test_runner::TestRunner::deterministic();
+    let edges = proptest::prop_oneof![
+        proptest::sample::select(vec![0, 1, (1 << 53) + 1, (1 << 63) - 1, 1 << 63, u64::MAX]),
+        proptest::num::u64::ANY
+    ];
+    let seconds = proptest::option::of(proptest::num::u32::ANY);
+    let micros = -377_705_023_201_000_000..253_402_207_200_999_999_i64;
+    let all = (proptest::array::uniform4(edges), seconds, proptest::array::uniform3(micros));
+    let place = Place::new();
+    let mut written = Vec::new();
+    let (store, task, _) = place.open().await;
+    for n in 0..200_u32 {
+        let ([size, diskseq, bytes, _], deadline_seconds, [created, proven_at, since]) =
+            all.new_tree(&mut runner).unwrap().current();
+        let time = |micros| jiff::Timestamp::from_microsecond(micros).unwrap();
+        let volume: VolumeId = format!("{n:08x}-1b59-4f62-97e8-cefffdfe3804").parse().unwrap();
+        let record = Record {
+            intent: Intent {
+                volume,
+                // The API takes no more.
+                size_bytes: Some(size & u64::MAX >> 1).filter(|size| *size > 0),
+                deadline_seconds,
+                deadline: Intent::deadline_from(Steady::now(), deadline_seconds),
+                created_at: time(created),
+                uid: Some(n),
+                ..intent()
+            },
+            mapping: Some(Evidence { diskseq, size_bytes: bytes, at: time(proven_at), ..proven() }),
+            state: State::Ready,
+            reason: None,
+            since: Some(time(since)),
+        };
+        let changes = vec![
+            Change::Intend(record.intent.clone()),
+            Change::Map(volume, record.mapping.clone().unwrap()),
+            Change::News(volume, News::Stand(record.state, None, time(since))),
+        ];
+        store.write(changes).await.unwrap();
+        written.push(record);
+    }
+    drop(store);
+    task.await.unwrap();
+    let (_store, _task, read) = place.open().await;
+    assert_eq!(read, written);
+}
+
+#[tokio::test]
+async fn who_waits_has_as_much_left_after_a_reboot_as_was_written_down() {
+    let place = Place::new();
+    let seconds = Some(1000);
+    let waits = |records: &[Record]| records[0].intent.deadline.unwrap();
+    let asked = Intent::deadline_from(Steady::now(), seconds);
+    let (store, task, _) = place.open_in("first").await;
+    let waiting = Intent { deadline_seconds: seconds, deadline: asked, ..intent() };
+    store.write(vec![Change::Intend(waiting)]).await.unwrap();
+    drop(store);
+    task.await.unwrap();
+    let (store, task, records) = place.open_in("first").await;
+    assert_eq!(records[0].intent.deadline, asked, "the same boot: exactly");
+    drop(store);
+    task.await.unwrap();
+
+    // The other boot's clock, as it were: what was left is all that counts.
+    run(&mut place.other().await, "UPDATE intents SET waits_until = 1, waits_left = 42000000, waits_boot = 'second'")
+        .await;
+    let (_store, _task, records) = place.open_in("third").await;
+    let left = waits(&records).left(Steady::now());
+    assert!(left <= Duration::from_secs(42) && left > Duration::from_secs(30), "{left:?}");
+}
+
+#[tokio::test]
+async fn a_story_without_end_keeps_its_beginning_and_its_end_and_says_that_it_has_a_gap() {
+    let place = Place::new();
+    let (store, _task, _) = place.open().await;
+    let volume = sample::volume();
+    for n in (0..5000).step_by(500) {
+        store.write((n..n + 500).map(|n| Change::News(volume, note(n))).collect()).await.unwrap();
+    }
+    let story = stored(&store, volume).await;
+    assert!((1001..1001 + 61).contains(&story.len()), "{}", story.len());
+    let details: Vec<&str> = story.iter().map(|entry| &*entry.detail).collect();
+    assert_eq!((details[0], details[99], details[story.len() - 1]), ("0", "99", "4999"));
+    assert_eq!(story[100].event, LEFT_OUT);
+    assert!(story[101].detail.parse::<i64>().unwrap() > 4000);
+}
+
+#[tokio::test]
+async fn what_is_old_is_forgotten_while_the_daemon_runs_and_what_is_wanted_is_not() {
+    let place = Place::new();
+    let (store, _task, _) = place.open().await;
+    let (wanted, gone): (VolumeId, VolumeId) =
+        (sample::volume(), "00000001-1b59-4f62-97e8-cefffdfe3804".parse().unwrap());
+    let days_ago = |days: i64| {
+        News::Note(Entry {
+            at: clock::wall() - jiff::SignedDuration::from_hours(24 * days),
+            event: "lost".into(),
+            detail: days.to_string(),
+        })
+    };
+    let mut changes = vec![Change::Intend(intent()), Change::News(wanted, days_ago(100))];
+    changes.extend([89, 91].map(|days| Change::News(gone, days_ago(days))));
+    store.write(changes).await.unwrap();
+    assert_eq!(stored(&store, gone).await.len(), 2, "the control");
+    store.tidy();
+    until(&mut place.other().await, "SELECT 1 WHERE 2 = (SELECT count(*) FROM timeline)").await;
+    let kept = stored(&store, gone).await;
+    assert_eq!(kept.iter().map(|entry| &*entry.detail).collect::<Vec<_>>(), ["89"]);
+    assert_eq!(stored(&store, wanted).await.len(), 1);
+}

@@ -1,0 +1,83 @@
+//! Whether the store answers: seen from outside, because a thread that hangs in the kernel cannot say so itself.
+
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use jiff::Timestamp;
+
+use super::{PATIENCE, StoreError};
+use crate::clock;
+
+/// Shared by the task and all handles.
+#[derive(Clone)]
+pub(super) struct Watch(Arc<Inner>);
+
+struct Inner {
+    path: PathBuf,
+    /// When the question was asked that has no answer yet.
+    asked: Mutex<Option<(Instant, Timestamp)>>,
+    /// Why the projection cannot be told.
+    stuck: Mutex<Option<StoreError>>,
+}
+
+/// A question that has no answer yet, until it is dropped.
+pub(super) struct Asked<'a>(&'a Watch);
+
+impl Drop for Asked<'_> {
+    fn drop(&mut self) {
+        self.0.set(None);
+    }
+}
+
+impl Watch {
+    pub(super) fn new(path: &Path) -> Self {
+        Self(Arc::new(Inner { path: path.to_owned(), asked: Mutex::new(None), stuck: Mutex::new(None) }))
+    }
+
+    pub(super) fn path(&self) -> &Path {
+        &self.0.path
+    }
+
+    /// SQLite is asked something from now on. One question at a time.
+    pub(super) fn ask(&self) -> Asked<'_> {
+        self.set(Some((Instant::now(), clock::wall())));
+        Asked(self)
+    }
+
+    fn set(&self, asked: Option<(Instant, Timestamp)>) {
+        *self.0.asked.lock().unwrap_or_else(PoisonError::into_inner) = asked;
+    }
+
+    fn asked(&self) -> Option<(Instant, Timestamp)> {
+        *self.0.asked.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The error to give, when there was no answer for longer than anybody waits.
+    pub(super) fn silent(&self) -> Option<StoreError> {
+        let (_, since) = self.asked().filter(|(begun, _)| begun.elapsed() >= PATIENCE)?;
+        Some(StoreError::Silent { path: self.0.path.clone(), since })
+    }
+
+    /// How long it takes until [`Watch::silent`] can say more.
+    pub(super) fn next_look(&self) -> Duration {
+        self.asked().map_or(PATIENCE, |(begun, _)| PATIENCE.saturating_sub(begun.elapsed()))
+    }
+
+    /// Whether the projection could be told. Says so once.
+    pub(super) fn projects(&self, failure: Option<StoreError>) {
+        let mut stuck = self.0.stuck.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(error) = failure.as_ref().filter(|error| stuck.as_ref() != Some(error)) {
+            tracing::error!("the predecessor's tables cannot be written: {error}; it is tried again by itself");
+        }
+        *stuck = failure;
+    }
+
+    pub(super) fn stuck(&self) -> Option<StoreError> {
+        self.0.stuck.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    pub(super) fn crowded(&self) -> StoreError {
+        StoreError::Crowded { path: self.0.path.clone() }
+    }
+}
