@@ -4,9 +4,12 @@ use std::io;
 
 /// The id of a user or group, from a file in the shape of `/etc/passwd`.
 pub(crate) fn id_of(file: &str, name: &str) -> io::Result<u32> {
-    let found = std::fs::read_to_string(file)?.lines().find_map(|line| {
-        let mut fields = line.split(':');
-        (fields.next()? == name).then(|| fields.nth(1)?.parse().ok()).flatten()
+    // Bytes: one odd letter in somebody's full name is no reason to know nobody.
+    let bytes = std::fs::read(file)?;
+    let found = bytes.split(|byte| *byte == b'\n').find_map(|line| {
+        let mut fields = line.split(|byte| *byte == b':');
+        let number = |field: &[u8]| str::from_utf8(field).ok()?.parse().ok();
+        (fields.next()? == name.as_bytes()).then(|| fields.nth(1).and_then(number)).flatten()
     });
     found.ok_or_else(|| io::Error::other(format!("there is no {name} in {file}")))
 }
@@ -23,5 +26,13 @@ mod tests {
         assert_eq!(id_of(file.to_str().unwrap(), "attachd-nbd").unwrap(), 990);
         assert!(id_of(file.to_str().unwrap(), "attachd").is_err());
         assert!(id_of(file.to_str().unwrap(), "broken").is_err());
+    }
+
+    #[test]
+    fn a_name_that_is_no_utf_8_hides_nobody() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("passwd");
+        std::fs::write(&file, b"ren\xe9:x:1000:1000:Ren\xe9:/:/bin/sh\nattachd:x:990:990:\xff:/:/bin/sh\n").unwrap();
+        assert_eq!(id_of(file.to_str().unwrap(), "attachd").unwrap(), 990);
     }
 }

@@ -9,6 +9,7 @@ use attachd::device::DevNum;
 use attachd::device::event::{DiskEvent, Origin};
 use attachd::device::evidence::{Ground, check};
 use attachd::device::facts::{Facts, LinkTarget, NoIdentity, Use};
+use attachd::device::found::Found;
 use attachd::device::scheme;
 use attachd::device::sysfs::Sysfs;
 use attachd::device::table::{Heard, Table};
@@ -101,7 +102,7 @@ impl Tree {
     }
 
     fn read(&self, devnum: DevNum) -> Facts {
-        self.sysfs().read(devnum).unwrap()
+        self.sysfs().read(devnum).here().unwrap()
     }
 }
 
@@ -111,7 +112,7 @@ const FIVE: &str = "55555555555555555555";
 fn judge(facts: Facts) -> Result<(), &'static str> {
     let mut table = Table::default();
     let serial = facts.serial().unwrap();
-    table.update(facts.devnum, Some(facts), 1, Heard::Look);
+    table.update(facts.devnum, Found::Here(facts), 1, Heard::Look);
     let present: Vec<_> = table.with_serial(serial).collect();
     let ground = Ground { boot_id: "boot".into(), nbd_gid: NBD_GID };
     check(&ground, &present, None, Timestamp::UNIX_EPOCH).unwrap().map(drop).map_err(|refusal| refusal.code())
@@ -128,7 +129,8 @@ fn a_virtio_disk_is_read_with_its_serial_size_and_link() {
     assert_eq!(identity.link, "/dev/disk/by-id/virtio-b3bb93101b594f6297e8");
     assert_eq!(identity.link_target, LinkTarget::Device(VDA, NBD_GID));
     assert_eq!(judge(facts), Ok(()));
-    assert!(tree.sysfs().still(VDA, 1) && !tree.sysfs().still(VDA, 2) && !tree.sysfs().still(VDB, 1));
+    let still = |devnum, diskseq| tree.sysfs().still(devnum, diskseq);
+    assert!(still(VDA, 1).is_here() && still(VDA, 2).is_gone() && still(VDB, 1).is_gone());
 }
 
 /// The recording's worst moment: udevd was dead while cccc's disk was pulled and 5555's took its name.
@@ -162,7 +164,7 @@ fn a_disk_whose_scheme_is_off_names_the_links_that_would_be_accepted() {
     let tree = Tree::new();
     tree.disk("vdb", VDB, 5, Some(FIVE));
     let scsi = Sysfs::below(tree.root.path(), vec![scheme::by_name("scsi").unwrap()], "/nonexistent".into());
-    let identity = scsi.read(VDB).unwrap().identity.unwrap();
+    let identity = scsi.read(VDB).here().unwrap().identity.unwrap();
     assert_eq!(identity.instead, Some(vec![format!("/dev/disk/by-id/scsi-0QEMU_QEMU_HARDDISK_{FIVE}")]));
     assert_eq!(tree.read(VDB).identity.unwrap().instead, None, "the control");
 }
@@ -183,8 +185,8 @@ fn every_use_by_the_host_is_found_on_the_disk_and_on_its_partitions() {
     let uses = tree.read(VDB).identity.unwrap().uses;
     assert_eq!(uses, [Use::Mounted("/srv".into()), Use::Holder("dm-0".into()), Use::HostDisk]);
     assert_eq!(judge(tree.read(VDB)), Err("IN_USE_BY_HOST"));
-    assert!(tree.sysfs().read(DevNum { major: 254, minor: 17 }).is_none(), "a partition is no disk");
-    assert_eq!(all(&tree.sysfs()).len(), 1);
+    assert!(tree.sysfs().read(DevNum { major: 254, minor: 17 }).is_gone(), "a partition is no disk");
+    assert_eq!(all(&tree.sysfs()).iter().filter(|(_, found)| found.is_here()).count(), 1);
 }
 
 #[test]
@@ -196,8 +198,8 @@ fn what_the_host_uses_being_unreadable_makes_every_disk_unusable() {
 }
 
 /// Every disk of the tree.
-fn all(sysfs: &Sysfs) -> Vec<Facts> {
-    sysfs.list().unwrap().into_iter().filter_map(|devnum| sysfs.read(devnum)).collect()
+fn all(sysfs: &Sysfs) -> Vec<(DevNum, Found<Facts>)> {
+    sysfs.list().unwrap().into_iter().map(|devnum| (devnum, sysfs.read(devnum))).collect()
 }
 
 /// The disk events of the whole recording in their order: who, which disk, which sequence numbers.
@@ -263,7 +265,7 @@ proptest! {
 #[test]
 fn a_link_to_something_that_is_no_block_device_is_told_apart() {
     let tree = Tree::new();
-    assert_eq!(tree.sysfs().resolve("/dev/disk/by-id/virtio-none"), LinkTarget::Missing);
+    assert_eq!(tree.sysfs().resolve("/dev/disk/by-id/virtio-none").unwrap(), LinkTarget::Missing);
     fs::write(tree.root.path().join("dev/disk/by-id/virtio-file"), "").unwrap();
-    assert_eq!(tree.sysfs().resolve("/dev/disk/by-id/virtio-file"), LinkTarget::Other);
+    assert_eq!(tree.sysfs().resolve("/dev/disk/by-id/virtio-file").unwrap(), LinkTarget::Other);
 }

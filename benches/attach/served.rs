@@ -210,7 +210,7 @@ impl Poll {
             }
         };
         self.store.write(vec![Change::Map(id, evidence.clone())]).await?;
-        ensure!(self.sysfs.still(evidence.devnum, evidence.diskseq), "the disk was exchanged");
+        ensure!(self.sysfs.still(evidence.devnum, evidence.diskseq).is_here(), "the disk was exchanged");
         self.links.make(id, &evidence.link)?;
         let (served, _goodbye) =
             probe::probe(probe::greet(&probe::Endpoint::new(SERVER, None)).await?, &id.export_name()).await?;
@@ -219,8 +219,8 @@ impl Poll {
     }
 
     fn look(&self, link: &str) -> Option<Evidence> {
-        let LinkTarget::Device(devnum, _) = self.sysfs.resolve(link) else { return None };
-        let facts = self.sysfs.read(devnum)?;
+        let Ok(LinkTarget::Device(devnum, _)) = self.sysfs.resolve(link) else { return None };
+        let facts = self.sysfs.read(devnum).here()?;
         let device = Device { facts, reading: 1, settled: true, heard_at: None };
         evidence::check(&self.ground, &[&device], None, Timestamp::now())?.ok()
     }

@@ -122,7 +122,7 @@ fn prove(disk: &Disk) -> Result<Evidence> {
     let sysfs = Sysfs::new(scheme::by_name("loop").into_iter().collect(), "/etc/attachd/host-disks".into());
     let ground = Ground { boot_id: sysfs.boot_id()?, nbd_gid: people::NBD.id };
     let (major, minor) = disk.devnum();
-    let facts = sysfs.read(DevNum { major, minor }).context("the disk is present")?;
+    let facts = sysfs.read(DevNum { major, minor }).here().context("the disk is present")?;
     let device = Device { facts, reading: 1, settled: true, heard_at: None };
     let evidence =
         evidence::check(&ground, &[&device], None, Timestamp::now()).context("the disk shows a serial")??;

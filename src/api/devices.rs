@@ -37,6 +37,8 @@ pub(super) struct DeviceView {
     volume_id: Option<VolumeId>,
     /// Why it can be no volume's.
     unusable: Option<String>,
+    /// Why it could not be read the last time. The rest is what was read before.
+    unread: Option<String>,
 }
 
 /// All disks.
@@ -72,6 +74,7 @@ pub(super) async fn list(State(context): Ctx, _: QueryString<NoQuery>) -> Result
                     .unwrap_or_default(),
                 settled: device.settled,
                 volume_id: identity.and_then(|identity| world.volume_of(identity.serial)),
+                unread: world.table.unread(facts.devnum, facts.diskseq).map(str::to_owned),
                 unusable: match &facts.identity {
                     Err(why) => Some(why.to_string()),
                     Ok(identity) => identity.instead.as_ref().map(|_| format!("the scheme {} is off", identity.scheme)),

@@ -165,6 +165,8 @@ struct Seen {
     /// Why exports that should be gone may still be there.
     stuck: Vec<String>,
     not_told: Option<NotTold>,
+    /// Disks that could not be read, and why.
+    unread: Vec<String>,
     /// Why volumes on record are not served, those apart that only wait for the NBD server.
     not_served: Vec<String>,
 }
@@ -182,6 +184,7 @@ impl Seen {
             claims: world.claimed.failed.clone(),
             stuck: world.stuck_exports(),
             not_told: world.telling.failed.clone(),
+            unread: unread(world),
             not_served: not_served(world),
         }
     }
@@ -282,11 +285,6 @@ fn problems(seen: &Seen, store: &StoreHealth, files: &Check, settings: &Settings
         let message = format!("the NBD server could not be told of new exports: {why}");
         add("SERVER_NOT_TOLD", false, message, "Check `systemctl status attachd-helper.socket attachd-nbd-server`.");
     }
-    if let Udevd::Silent(since) = seen.udevd {
-        let message = format!("udevd owes the event of a disk since {since}");
-        let hint = "Check `systemctl status systemd-udevd`; removals are still noticed, new disks are not served.";
-        add("UDEVD_SILENT", false, message, hint);
-    }
     if let Some(Err(why)) = &seen.helper {
         let hint = "Check `systemctl status attachd-helper.socket`: without it late intents are not marked and clients not told apart.";
         add("HELPER_SILENT", false, why.clone(), hint);
@@ -352,7 +350,32 @@ fn problems(seen: &Seen, store: &StoreHealth, files: &Check, settings: &Settings
             add(code, false, format!("{count} volume(s) {what}"), hint);
         }
     }
+    problems.extend(of_disks(seen));
     problems
+}
+
+/// What stands in the way of hearing of disks and reading them.
+fn of_disks(seen: &Seen) -> Vec<Problem> {
+    let mut problems = Vec::new();
+    let mut add = |code, message, hint| problems.push(Problem { code, message, hint, grave: false });
+    if let Udevd::Silent(since) = seen.udevd {
+        let message = format!("udevd owes the event of a disk since {since}");
+        let hint = "Check `systemctl status systemd-udevd`; removals are still noticed, new disks are not served.";
+        add("UDEVD_SILENT", message, hint);
+    }
+    if let Some(first) = seen.unread.first() {
+        let message = format!("{} disk(s) cannot be read; one of them: {first}", seen.unread.len());
+        let hint = "What is served of them stays served, nothing else of them is; they are read again by themselves. If this lasts, check the storage behind them.";
+        add("DISKS_UNREAD", message, hint);
+    }
+    problems
+}
+
+fn unread(world: &World) -> Vec<String> {
+    let mut all: Vec<_> = world.table.all_unread().collect();
+    all.sort_unstable();
+    let name = |devnum| world.table.of(devnum).map(|device| format!("/dev/{} ", device.facts.name)).unwrap_or_default();
+    all.into_iter().map(|(devnum, why)| format!("{}({devnum}): {why}", name(devnum))).collect()
 }
 
 fn not_served(world: &World) -> Vec<String> {

@@ -82,7 +82,9 @@ pub struct TlsFiles {
 
 /// What there is to know of this host now.
 pub(super) fn host_facts() -> HostFacts {
-    let status = std::fs::read_to_string("/var/lib/dpkg/status").unwrap_or_default();
+    // Unreadable or absent: the version is unknown, and what that means is said. Names in it may be in any encoding.
+    let status = std::fs::read("/var/lib/dpkg/status").unwrap_or_default();
+    let status = String::from_utf8_lossy(&status);
     HostFacts { nbd_server: Installed::from_dpkg_status(&status), held: Path::new(SOCKET_HELD).exists() }
 }
 

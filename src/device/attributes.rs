@@ -9,6 +9,7 @@ use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 
+use crate::procfs::unless_gone;
 use rustix::fs::{AtFlags, CWD, Mode, OFlags, RawDir};
 
 /// sysfs gives an attribute whole in one read, and never more than a page.
@@ -30,7 +31,7 @@ impl Attributes {
         folder_at(&self.folder, name).map(|folder| Self { folder })
     }
 
-    /// The text of an attribute.
+    /// The text of an attribute. What is no UTF-8 in it is shown as such.
     pub fn text(&self, name: &str) -> io::Result<String> {
         Attribute::open(self, name)?.text()
     }
@@ -40,39 +41,41 @@ impl Attributes {
         Attribute::open(self, name)?.bytes()
     }
 
-    /// The number in an attribute; `None` when there is no such file or no number in it.
-    pub fn number(&self, name: &str) -> Option<u64> {
-        Attribute::open(self, name).ok()?.number()
+    /// The number in an attribute.
+    pub fn number(&self, name: &str) -> io::Result<u64> {
+        Attribute::open(self, name)?.number()
     }
 
     /// Whether there is such an attribute.
-    pub fn has(&self, name: &str) -> bool {
-        rustix::fs::statat(&self.folder, name, AtFlags::SYMLINK_NOFOLLOW).is_ok()
+    pub fn has(&self, name: &str) -> io::Result<bool> {
+        let stat = rustix::fs::statat(&self.folder, name, AtFlags::SYMLINK_NOFOLLOW).map_err(io::Error::from);
+        unless_gone(stat).map(|stat| stat.is_some())
     }
 
     /// Where a link of the folder points to.
     pub fn link(&self, name: &str) -> io::Result<String> {
         let target = rustix::fs::readlinkat(&self.folder, name, Vec::new())?;
-        target.into_string().map_err(io::Error::other)
+        Ok(target.to_string_lossy().into_owned())
     }
 
-    /// The names of what is in the folder; none when it cannot be read.
-    pub fn names(&self) -> Vec<String> {
+    /// The names of what is in the folder.
+    pub fn names(&self) -> io::Result<Vec<String>> {
         let mut buffer = [MaybeUninit::uninit(); PAGE];
         let mut entries = RawDir::new(&self.folder, &mut buffer);
         let mut names = Vec::new();
-        while let Some(Ok(entry)) = entries.next() {
+        while let Some(entry) = entries.next() {
+            let entry = entry?;
             let name = entry.file_name().to_string_lossy();
             if name != "." && name != ".." {
                 names.push(name.into_owned());
             }
         }
-        names
+        Ok(names)
     }
 
     /// The names in the folder of that name in this one; none when there is no such folder.
-    pub fn names_below(&self, name: &str) -> Vec<String> {
-        self.below(name).map(|folder| folder.names()).unwrap_or_default()
+    pub fn names_below(&self, name: &str) -> io::Result<Vec<String>> {
+        unless_gone(self.below(name))?.map_or(Ok(Vec::new()), |folder| folder.names())
     }
 }
 
@@ -88,7 +91,7 @@ impl Attribute {
 
     /// Its text now.
     pub fn text(&self) -> io::Result<String> {
-        String::from_utf8(self.bytes()?).map_err(io::Error::other)
+        Ok(String::from_utf8_lossy(&self.bytes()?).into_owned())
     }
 
     /// Its bytes now.
@@ -98,9 +101,10 @@ impl Attribute {
         Ok(page[..length].to_vec())
     }
 
-    /// The number in it now; `None` when there is none.
-    pub fn number(&self) -> Option<u64> {
-        self.text().ok()?.trim().parse().ok()
+    /// The number in it now.
+    pub fn number(&self) -> io::Result<u64> {
+        let text = self.text()?;
+        text.trim().parse().map_err(|_| io::Error::other(format!("{text:?} is no number")))
     }
 }
 
@@ -125,8 +129,8 @@ mod tests {
         let open = Attributes::open(&place).unwrap();
         fs::rename(&place, dir.path().join("gone")).unwrap();
         fs::rename(dir.path().join("vdc"), &place).unwrap();
-        assert_eq!(open.number("diskseq"), Some(5));
-        assert_eq!(Attributes::open(&place).unwrap().number("diskseq"), Some(6));
+        assert_eq!(open.number("diskseq").unwrap(), 5);
+        assert_eq!(Attributes::open(&place).unwrap().number("diskseq").unwrap(), 6);
     }
 
     #[test]
@@ -134,9 +138,9 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         fs::write(dir.path().join("size"), "8\n").unwrap();
         let size = Attribute::open(&Attributes::open(dir.path()).unwrap(), "size").unwrap();
-        assert_eq!(size.number(), Some(8));
+        assert_eq!(size.number().unwrap(), 8);
         fs::write(dir.path().join("size"), "16\n").unwrap();
-        assert_eq!(size.number(), Some(16));
+        assert_eq!(size.number().unwrap(), 16);
     }
 
     #[test]
@@ -147,9 +151,22 @@ mod tests {
             fs::write(dir.path().join("slaves").join(format!("device-mapper-{n}")), "").unwrap();
         }
         let open = Attributes::open(dir.path()).unwrap();
-        assert_eq!(open.names(), ["slaves"]);
-        assert_eq!(open.names_below("slaves").len(), 500);
-        assert!(open.names_below("holders").is_empty());
-        assert!(open.number("slaves").is_none());
+        assert_eq!(open.names().unwrap(), ["slaves"]);
+        assert_eq!(open.names_below("slaves").unwrap().len(), 500);
+        assert!(open.names_below("holders").unwrap().is_empty());
+    }
+
+    #[test]
+    fn what_is_there_and_cannot_be_read_is_an_error_and_neither_none_nor_zero() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::create_dir(dir.path().join("size")).unwrap();
+        fs::write(dir.path().join("holders"), "").unwrap();
+        fs::write(dir.path().join("diskseq"), "\n").unwrap();
+        let open = Attributes::open(dir.path()).unwrap();
+        assert!(open.number("size").is_err() && open.number("diskseq").is_err());
+        assert!(open.names_below("holders").is_err(), "no folder");
+        assert!(open.has("size").unwrap() && !open.has("ro").unwrap());
+        fs::write(dir.path().join("serial"), b"sw\xe4p").unwrap();
+        assert_eq!(open.text("serial").unwrap(), "sw\u{fffd}p", "shown, not refused");
     }
 }

@@ -1,12 +1,14 @@
 //! Everything that was read about one disk at one moment.
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::DevNum;
+use super::found::Found;
+use super::scheme;
 use crate::identity::Serial;
 
 /// What was read about one whole disk. Nothing here is a judgement; [`super::evidence`] makes that.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Facts {
     /// The kernel's number of the disk.
     pub devnum: DevNum,
@@ -25,10 +27,11 @@ pub struct Facts {
 }
 
 /// A disk that names a serial, and what was read by means of that name.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Identity {
     /// The scheme that knows this kind of disk.
-    pub scheme: &'static str,
+    #[serde(deserialize_with = "scheme::named")]
+    pub scheme: scheme::Name,
     /// `None`: that scheme is on. Otherwise the links that the schemes which are on would give the serial.
     pub instead: Option<Vec<String>>,
     /// The serial, read live.
@@ -42,7 +45,7 @@ pub struct Identity {
 }
 
 /// Why a disk cannot be matched with any volume.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
 pub enum NoIdentity {
     /// No enabled scheme knows this kind of disk, and it is on no bus CloudStack attaches volumes to.
     #[error("it is on no bus that an enabled scheme accepts")]
@@ -53,13 +56,13 @@ pub enum NoIdentity {
     /// The serial is not one CloudStack gives.
     #[error("its serial {0:?} is not 20 characters of 0-9 and a-f")]
     OddSerial(String),
-    /// Reading the serial failed.
-    #[error("its serial could not be read: {0}")]
+    /// What has to be known could not be read: the serial, the use by the host, where the link leads. It may be all there.
+    #[error("it could not be read: {0}")]
     Unreadable(String),
 }
 
 /// What the by-id path led to.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum LinkTarget {
     /// There is no such path.
     Missing,
@@ -70,7 +73,7 @@ pub enum LinkTarget {
 }
 
 /// One use of a disk by this host.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Use {
     /// Mounted there.
@@ -108,6 +111,25 @@ impl Facts {
         match self.identity.as_ref().ok()?.link_target {
             LinkTarget::Device(_, gid) => Some(gid),
             LinkTarget::Missing | LinkTarget::Other => None,
+        }
+    }
+}
+
+impl Found<Facts> {
+    /// The disk, if it shows this serial; unknown, if that or anything else of it could not be read.
+    #[must_use]
+    pub fn of_serial(self, serial: Serial) -> Self {
+        match self.unread() {
+            Some(why) => Self::Unknown(why.to_owned()),
+            None => self.here().filter(|facts| facts.serial() == Some(serial)).map_or(Self::Gone, Self::Here),
+        }
+    }
+
+    /// Why something of the disk could not be read.
+    pub fn unread(&self) -> Option<&str> {
+        match self {
+            Self::Unknown(why) | Self::Here(Facts { identity: Err(NoIdentity::Unreadable(why)), .. }) => Some(why),
+            Self::Here(_) | Self::Gone => None,
         }
     }
 }

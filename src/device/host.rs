@@ -1,12 +1,17 @@
 //! What this host itself uses: mounts and swap. Read again only when the kernel says that it has changed.
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
+use std::ffi::OsStr;
 use std::fs::File;
 use std::io;
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use rustix::event::{PollFd, PollFlags, Timespec};
+use rustix::fs::FileType;
+use rustix::io::Errno;
 
 use super::DevNum;
 use super::facts::Use;
@@ -19,22 +24,33 @@ pub struct HostUse {
 }
 
 impl HostUse {
-    /// Reads `/proc/self/mountinfo` and `/proc/swaps` below `proc`.
+    /// Reads `/proc/self/mountinfo` and `/proc/swaps` below `proc`. What cannot be read, or not be understood, is an
+    /// error: it is not "nothing is in use".
     pub fn read(proc: &Path) -> io::Result<Self> {
         let mut all = Self::default();
         let mut nodes = HashMap::new();
-        for (devnum, source, place) in mounts(&procfs::table(&proc.join("self/mountinfo"))?) {
-            // btrfs and others show an anonymous device number; the source's node tells the disk.
-            let of_source = *nodes.entry(source).or_insert_with_key(|source| node_devnum(Path::new(source)));
-            let of_source = of_source.filter(|other| *other != devnum);
-            for devnum in [Some(devnum), of_source].into_iter().flatten() {
-                all.by_devnum.entry(devnum).or_default().push(Use::Mounted(place.clone()));
+        let table = procfs::table(&proc.join("self/mountinfo"))?;
+        for mount in mounts(&table) {
+            let mount = mount?;
+            let place = Use::Mounted(String::from_utf8_lossy(&mount.place).into_owned());
+            if let Some(of_source) = mount.source_counts().then_some(mount.source) {
+                let known = match nodes.entry(of_source) {
+                    Entry::Occupied(known) => *known.get(),
+                    Entry::Vacant(new) => {
+                        let devnum = node_devnum(path(new.key()))?;
+                        *new.insert(devnum)
+                    }
+                };
+                if let Some(devnum) = known {
+                    all.by_devnum.entry(devnum).or_default().push(place.clone());
+                }
             }
+            all.by_devnum.entry(mount.devnum).or_default().push(place);
         }
-        // A kernel without swap has no such file.
-        let swaps_text = procfs::table(&proc.join("swaps")).unwrap_or_default();
-        for devnum in swaps(&swaps_text).iter().filter_map(|path| node_devnum(Path::new(path))) {
-            all.by_devnum.entry(devnum).or_default().push(Use::Swap);
+        for node in swaps(&procfs::table_if_any(&proc.join("swaps"))?) {
+            if let Some(devnum) = node_devnum(path(&node))? {
+                all.by_devnum.entry(devnum).or_default().push(Use::Swap);
+            }
         }
         Ok(all)
     }
@@ -91,8 +107,11 @@ impl HostWatch {
 
     fn open(&self) -> io::Result<Vec<File>> {
         let mut files = vec![File::open(self.proc.join("self/mountinfo"))?];
-        // A kernel without swap has no such file.
-        files.extend(File::open(self.proc.join("swaps")));
+        match File::open(self.proc.join("swaps")) {
+            // A kernel without swap has no such file.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            swaps => files.push(swaps?),
+        }
         Ok(files)
     }
 }
@@ -107,71 +126,160 @@ fn tells_changes(file: &File) -> bool {
     rustix::fs::fstatfs(file).is_ok_and(|fs| fs.f_type == rustix::fs::PROC_SUPER_MAGIC)
 }
 
-/// The device number of a block device's node; `None` for anything else.
-pub fn node_devnum(path: &Path) -> Option<DevNum> {
-    let stat = path.is_absolute().then(|| rustix::fs::stat(path).ok()).flatten()?;
-    rustix::fs::FileType::from_raw_mode(stat.st_mode).is_block_device().then(|| DevNum::from_raw(stat.st_rdev))
+/// The device number of a block device's node; `None` for anything else, and for a path that leads nowhere.
+pub fn node_devnum(path: &Path) -> io::Result<Option<DevNum>> {
+    if !path.is_absolute() {
+        return Ok(None);
+    }
+    match rustix::fs::stat(path) {
+        Ok(stat) if FileType::from_raw_mode(stat.st_mode).is_block_device() => Ok(Some(DevNum::from_raw(stat.st_rdev))),
+        Ok(_) | Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP | Errno::NAMETOOLONG) => Ok(None),
+        Err(error) => Err(named(&format!("whether {} is a disk", path.display()), &error.into())),
+    }
 }
 
-/// Device number, source and mount point of each line of a mountinfo text (`proc_pid_mountinfo(5)`).
-fn mounts(text: &str) -> impl Iterator<Item = (DevNum, String, String)> {
-    text.lines().filter_map(|line| {
-        let (before, after) = line.split_once(" - ")?;
-        let mut fields = before.split(' ');
-        let devnum = fields.nth(2)?.parse().ok()?;
-        let place = unescape(fields.nth(1)?);
-        let source = unescape(after.split(' ').nth(1)?);
-        Some((devnum, source, place))
+/// One line of a mountinfo text (`proc_pid_mountinfo(5)`).
+#[derive(Debug, PartialEq, Eq)]
+struct Mount<'table> {
+    devnum: DevNum,
+    kind: &'table [u8],
+    source: Vec<u8>,
+    place: Vec<u8>,
+}
+
+impl Mount<'_> {
+    /// btrfs and others show an anonymous device number; there the source's node tells the disk. FUSE does so too, but
+    /// its source is whatever the user who mounts it says, and no disk: a path that nobody else may look at, or that
+    /// never answers.
+    fn source_counts(&self) -> bool {
+        self.devnum.major == 0 && self.kind != b"fuse" && !self.kind.starts_with(b"fuse.")
+    }
+}
+
+/// The mounts of a mountinfo text.
+fn mounts(table: &[u8]) -> impl Iterator<Item = io::Result<Mount<'_>>> {
+    lines(table).map(|line| {
+        mount(line).ok_or_else(|| io::Error::other(format!("a mount's line is not understood: {}", shown(line))))
     })
 }
 
-/// The paths of a `/proc/swaps` text.
-fn swaps(text: &str) -> Vec<String> {
-    text.lines().skip(1).filter_map(|line| line.split_whitespace().next()).map(unescape).collect()
+fn mount(line: &[u8]) -> Option<Mount<'_>> {
+    let mut fields = line.split(|byte| *byte == b' ');
+    let devnum = str::from_utf8(fields.nth(2)?).ok()?.parse().ok()?;
+    let place = unescape(fields.nth(1)?);
+    // Then options, any number of fields, and a hyphen.
+    fields.next()?;
+    fields.find(|field| *field == b"-")?;
+    Some(Mount { devnum, place, kind: fields.next()?, source: unescape(fields.next()?) })
+}
+
+/// The paths of the block devices in a `/proc/swaps` text. A swap file is no disk: what it is on is mounted.
+fn swaps(table: &[u8]) -> Vec<Vec<u8>> {
+    let fields = |line: &'_ [u8]| {
+        line.split(u8::is_ascii_whitespace).filter(|field| !field.is_empty()).map(<[u8]>::to_vec).collect()
+    };
+    let rows =
+        lines(table).skip(1).map(fields).filter(|row: &Vec<Vec<u8>>| row.get(1).is_none_or(|kind| kind != b"file"));
+    rows.filter_map(|row| row.first().map(|path| unescape(path))).collect()
+}
+
+fn lines(table: &[u8]) -> impl Iterator<Item = &[u8]> {
+    table.split(|byte| *byte == b'\n').filter(|line| !line.is_empty())
 }
 
 /// Undoes the kernel's octal escapes of blanks, tabs, line ends and backslashes.
-fn unescape(field: &str) -> String {
-    let mut parts = field.split('\\');
-    let mut plain = parts.next().unwrap_or_default().to_owned();
-    for part in parts {
-        if let Some(byte) = part.get(..3).and_then(|octal| u8::from_str_radix(octal, 8).ok()) {
-            plain.push(char::from(byte));
-            plain.push_str(&part[3..]);
-        } else {
-            plain.push('\\');
-            plain.push_str(part);
-        }
+fn unescape(field: &[u8]) -> Vec<u8> {
+    let mut plain = Vec::with_capacity(field.len());
+    let mut rest = field;
+    while let Some((byte, after)) = rest.split_first() {
+        let digits = after.first_chunk::<3>().filter(|_| *byte == b'\\');
+        let octal = digits.and_then(|digits| u8::from_str_radix(str::from_utf8(digits).ok()?, 8).ok());
+        plain.push(octal.unwrap_or(*byte));
+        rest = if octal.is_some() { &after[3..] } else { after };
     }
     plain
+}
+
+fn path(bytes: &[u8]) -> &Path {
+    Path::new(OsStr::from_bytes(bytes))
+}
+
+fn shown(line: &[u8]) -> String {
+    String::from_utf8_lossy(&line[..line.len().min(200)]).into_owned()
+}
+
+fn named(what: &str, error: &io::Error) -> io::Error {
+    io::Error::new(error.kind(), format!("{what}: {error}"))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    fn all(table: &[u8]) -> Vec<Mount<'_>> {
+        mounts(table).map(Result::unwrap).collect()
+    }
+
     #[test]
-    fn a_mount_point_with_blanks_is_found_under_its_device_number() {
-        let text = "23 28 0:22 / /proc rw - proc proc rw\n\
+    fn a_mount_point_is_found_under_its_device_number_whatever_bytes_its_name_has() {
+        let table = b"23 28 0:22 / /proc rw - proc proc rw\n\
             28 1 254:1 / / rw,relatime shared:1 - ext4 /dev/vda1 rw\n\
-            91 28 254:16 /sub /srv/customer\\040data rw - ext4 /dev/vdb rw\n";
-        let read: Vec<_> = mounts(text).filter(|(devnum, ..)| devnum.major == 254).collect();
-        assert_eq!(read[0].0, DevNum { major: 254, minor: 1 });
-        assert_eq!(read[0].1, "/dev/vda1");
-        assert_eq!(read[1].2, "/srv/customer data");
+            91 28 254:16 /sub /srv/customer\\040data rw - ext4 /dev/vdb rw\n\
+            92 28 254:32 / /srv/pok\xe9mon rw shared:2 master:1 - ext4 /dev/vdc rw\n";
+        let read = all(table);
+        assert_eq!(
+            read[1],
+            Mount {
+                devnum: "254:1".parse().unwrap(),
+                kind: b"ext4",
+                source: b"/dev/vda1".to_vec(),
+                place: b"/".to_vec()
+            }
+        );
+        assert_eq!(read[2].place, b"/srv/customer data");
+        assert_eq!((read[3].devnum.minor, &*read[3].place), (32, &b"/srv/pok\xe9mon"[..]));
     }
 
     #[test]
-    fn swap_areas_are_read_without_the_heading() {
-        let text = "Filename\t\t\t\tType\t\tSize\n/dev/vdc                                partition\t1048572\n";
-        assert_eq!(swaps(text), ["/dev/vdc"]);
-        assert!(swaps("").is_empty());
+    fn a_source_tells_the_disk_where_the_number_does_not_and_nobody_chooses_it() {
+        let counts = |line: &str| all(line.as_bytes())[0].source_counts();
+        assert!(counts("1 2 0:40 / /srv rw - btrfs /dev/vdb rw\n"));
+        assert!(!counts("1 2 254:16 / /srv rw - ext4 /dev/vdb rw\n"));
+        assert!(!counts("1 2 0:41 / /home/x/mnt rw - fuse.x /root/secret rw\n"));
+        assert!(!counts("1 2 0:41 / /home/x/mnt rw - fuse /root/secret rw\n"));
     }
 
     #[test]
-    fn garbage_in_these_files_is_passed_over() {
-        assert_eq!(mounts("\n - \nx y\n1 2 3 4 5 - 6\n").count(), 0);
-        assert_eq!(unescape("a\\04"), "a\\04");
-        assert_eq!(unescape("\\134\\"), "\\\\");
+    fn swap_areas_are_read_without_the_heading_and_without_swap_files() {
+        let table = b"Filename\t\t\t\tType\t\tSize\n\
+            /srv/sw\xe4p                              file\t1024\n\
+            /dev/mapper/sw\\040\xe4p                 partition\t1048572\n\
+            /dev/vdc                                partition\t1048572\n";
+        assert_eq!(swaps(table), [b"/dev/mapper/sw \xe4p".to_vec(), b"/dev/vdc".to_vec()]);
+        assert!(swaps(b"").is_empty());
+    }
+
+    /// Invariant 13: a line that is passed over could be the one that names the disk.
+    #[test]
+    fn a_line_that_is_not_understood_is_an_error_that_quotes_it() {
+        for bad in [" - ", "x y", "1 2 3 4 5 - 6", "1 2 254:1 / / rw ext4 /dev/vda1 rw"] {
+            let error = mounts(bad.as_bytes()).next().unwrap().unwrap_err();
+            assert!(error.to_string().contains(bad), "{error}");
+        }
+        assert_eq!(all(b"\n").len(), 0);
+        assert_eq!(unescape(b"a\\04"), b"a\\04");
+        assert_eq!(unescape(b"\\134\\"), b"\\\\");
+        assert_eq!(unescape(b"\\777\\0x1"), b"\\777\\0x1");
+    }
+
+    #[test]
+    fn a_table_that_cannot_be_read_is_not_an_empty_one() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::create_dir(dir.path().join("self")).unwrap();
+        assert!(HostUse::read(dir.path()).is_err(), "no mountinfo");
+        std::fs::write(dir.path().join("self/mountinfo"), "").unwrap();
+        assert!(HostUse::read(dir.path()).is_ok(), "the control: a kernel without swap");
+        std::fs::create_dir(dir.path().join("swaps")).unwrap();
+        assert!(HostUse::read(dir.path()).is_err(), "swaps is there and cannot be read");
     }
 }

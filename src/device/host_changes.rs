@@ -109,12 +109,15 @@ impl HostChanges {
         let (proc, sys) = (self.proc.clone(), self.sys.clone());
         let read = tokio::task::spawn_blocking(move || read(&proc, &sys)).await.map_err(io::Error::other)??;
         let differ = differing(self.known.as_ref().unwrap_or(&Uses::new()), &read);
-        self.known = Some(read);
-        if differ.is_empty() {
-            return Ok(Vec::new());
-        }
         let numbers = self.sys.join("dev/block");
-        tokio::task::spawn_blocking(move || disks(&numbers, differ)).await.map_err(io::Error::other)
+        let disks = if differ.is_empty() {
+            Vec::new()
+        } else {
+            tokio::task::spawn_blocking(move || disks(&numbers, differ)).await.map_err(io::Error::other)??
+        };
+        // Not before it is known whose use has changed: what fails is compared again.
+        self.known = Some(read);
+        Ok(disks)
     }
 }
 
@@ -149,12 +152,12 @@ fn differing(before: &Uses, now: &Uses) -> BTreeSet<DevNum> {
 }
 
 /// The whole disks below these.
-fn disks(numbers: &Path, devnums: BTreeSet<DevNum>) -> Vec<DevNum> {
+fn disks(numbers: &Path, devnums: BTreeSet<DevNum>) -> io::Result<Vec<DevNum>> {
     let mut whole = BTreeSet::new();
     for devnum in devnums {
-        stack::whole_disks(numbers, devnum, &mut whole);
+        stack::whole_disks(numbers, devnum, &mut whole)?;
     }
-    whole.into_iter().collect()
+    Ok(whole.into_iter().collect())
 }
 
 #[cfg(test)]

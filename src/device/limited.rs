@@ -1,12 +1,13 @@
 //! Asking disks without a runtime, in a limited time: each serial is a request to the hypervisor that may never be answered.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Mutex, PoisonError, mpsc};
 use std::time::{Duration, Instant};
 use std::{iter, panic, thread};
 
 use super::DevNum;
 use super::facts::Facts;
+use super::found::Found;
 use super::sysfs::Sysfs;
 
 /// How long disks may take to say their serials. A healthy one takes milliseconds.
@@ -37,28 +38,39 @@ pub fn one<T: Send + 'static>(devnum: DevNum, work: impl FnOnce() -> T + Send + 
     answer.recv_timeout(LIMIT).ok().flatten()
 }
 
-/// The facts of those that answer in time, in order. A disk that hangs costs one thread, not one per request.
-pub fn read(sysfs: &Sysfs, devnums: impl IntoIterator<Item = DevNum>) -> Vec<Facts> {
+/// What several disks said.
+pub struct Answers {
+    /// Those that are here, by number. Some of their facts may be missing.
+    pub here: Vec<Facts>,
+    /// Those of which something could not be read, each with the reason.
+    pub unread: Vec<String>,
+}
+
+/// Reads disks. One that hangs costs one thread, not one per request.
+pub fn read(sysfs: &Sysfs, devnums: impl IntoIterator<Item = DevNum>) -> Answers {
     let hanging = || HANGING.lock().unwrap_or_else(PoisonError::into_inner);
     let _reading = READING.lock().unwrap_or_else(PoisonError::into_inner);
-    let (found, facts) = mpsc::channel();
-    for devnum in devnums.into_iter().filter(|devnum| hanging().insert(*devnum)) {
-        let (sysfs, found) = (sysfs.clone(), found.clone());
+    let unanswered = || Found::Unknown(format!("no answer within {} s", LIMIT.as_secs()));
+    let mut all: BTreeMap<DevNum, Found<Facts>> = devnums.into_iter().map(|devnum| (devnum, unanswered())).collect();
+    let (found, answers) = mpsc::channel();
+    for (devnum, outcome) in all.iter_mut().filter(|(devnum, _)| hanging().insert(**devnum)) {
+        let (devnum, sysfs, found) = (*devnum, sysfs.clone(), found.clone());
         let read_one = move || {
             let facts = sysfs.read(devnum);
             hanging().remove(&devnum);
-            let _ = found.send(facts);
+            let _ = found.send((devnum, facts));
         };
-        if thread::Builder::new().spawn(read_one).is_err() {
+        if let Err(error) = thread::Builder::new().spawn(read_one) {
             hanging().remove(&devnum);
+            *outcome = Found::Unknown(format!("no thread to read it: {error}"));
         }
     }
     drop(found);
     let deadline = Instant::now() + LIMIT;
-    let next = || facts.recv_timeout(deadline.saturating_duration_since(Instant::now())).ok();
-    let mut all: Vec<Facts> = iter::from_fn(next).flatten().collect();
-    all.sort_by_key(|disk| disk.devnum);
-    all
+    let next = || answers.recv_timeout(deadline.saturating_duration_since(Instant::now())).ok();
+    all.extend(iter::from_fn(next));
+    let unread = all.iter().filter_map(|(devnum, found)| Some(format!("{devnum} ({})", found.unread()?))).collect();
+    Answers { here: all.into_values().filter_map(Found::here).collect(), unread }
 }
 
 #[cfg(test)]

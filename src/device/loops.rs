@@ -7,8 +7,6 @@ use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
-use rustix::io::Errno;
-
 use super::DevNum;
 use super::facts::Use;
 use super::host::node_devnum;
@@ -32,15 +30,10 @@ pub(super) fn uses(sys: &Path) -> io::Result<Vec<(DevNum, Use)>> {
 /// a file's as a rule, of a file system that may never answer.
 pub(super) fn below(device: &Path) -> io::Result<Option<DevNum>> {
     // Without a backing file, or no loop device at all.
-    let file = match fs::read(device.join("loop/backing_file")) {
-        // It was let go between opening and reading.
-        Err(error) if error.raw_os_error() == Some(Errno::NODEV.raw_os_error()) => return Ok(None),
-        file => unless_gone(file)?,
-    };
-    let Some(file) = file else { return Ok(None) };
+    let Some(file) = unless_gone(fs::read(device.join("loop/backing_file")))? else { return Ok(None) };
     let path = file.strip_suffix(b"\n").unwrap_or(&file);
     if !path.starts_with(b"/dev/") {
         return Ok(None);
     }
-    Ok(node_devnum(Path::new(OsStr::from_bytes(path))))
+    node_devnum(Path::new(OsStr::from_bytes(path)))
 }

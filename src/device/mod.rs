@@ -1,14 +1,16 @@
 //! What is plugged into this host: events about disks, what sysfs says of them, and what makes one a volume's disk.
 //!
 //! Call map, in the order of the data: [`monitor`] receives datagrams and copies each into an owned [`event::DiskEvent`];
-//! [`sysfs`] reads the [`facts::Facts`] of one disk; [`table`] remembers which disks are present; [`evidence`] decides,
-//! purely, whether a disk's facts prove that it is a volume's. [`host_changes`] notices what this host begins to use. [`closing`] tells when somebody lets go of one.
+//! [`sysfs`] reads the [`facts::Facts`] of one disk, with one of three outcomes ([`found`]); [`table`] remembers which disks
+//! are present; [`evidence`] decides, purely, whether a disk's facts prove that it is a volume's. [`host_changes`] notices what
+//! this host begins to use. [`closing`] tells when somebody lets go of one.
 
 pub mod attributes;
 pub mod closing;
 pub mod event;
 pub mod evidence;
 pub mod facts;
+pub mod found;
 pub mod host;
 pub mod host_changes;
 pub mod limited;
@@ -22,7 +24,7 @@ pub mod table;
 use std::fmt;
 use std::str::FromStr;
 
-use serde::{Serialize, Serializer};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 /// The kernel's device number of a block device.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -64,5 +66,12 @@ impl FromStr for DevNum {
 impl Serialize for DevNum {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         serializer.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for DevNum {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        text.parse().map_err(|()| serde::de::Error::custom(format!("{text:?} is no device number")))
     }
 }

@@ -1,27 +1,28 @@
 //! What a block device sits on: a partition on its disk, LVM, MD, crypt and loop devices on theirs.
 
 use std::collections::BTreeSet;
-use std::fs;
-use std::io;
 use std::path::Path;
+use std::{fs, io};
 
 use super::facts::Use;
 use super::{DevNum, loops};
 use crate::procfs::unless_gone;
 
 /// Collects the whole disks that a block device sits on: a partition's disk, and what LVM, MD, crypt or a loop device is made of.
-pub fn whole_disks(numbers: &Path, devnum: DevNum, whole: &mut BTreeSet<DevNum>) {
-    let Ok(device) = fs::canonicalize(numbers.join(devnum.to_string())) else { return };
-    let disk = if device.join("partition").exists() { device.parent().unwrap_or(&device) } else { &device };
-    let slaves = fs::read_dir(disk.join("slaves")).into_iter().flatten().flatten().map(|slave| slave.path());
-    let below_loop = loops::below(disk).ok().flatten();
-    let under: Vec<DevNum> = slaves.filter_map(|slave| number(&slave)).chain(below_loop).collect();
+pub fn whole_disks(numbers: &Path, devnum: DevNum, whole: &mut BTreeSet<DevNum>) -> io::Result<()> {
+    let Some(device) = unless_gone(fs::canonicalize(numbers.join(devnum.to_string())))? else { return Ok(()) };
+    let disk = if device.join("partition").try_exists()? { device.parent().unwrap_or(&device) } else { &device };
+    let mut under = BTreeSet::from_iter(loops::below(disk)?);
+    for slave in unless_gone(fs::read_dir(disk.join("slaves")))?.into_iter().flatten() {
+        under.extend(number(&slave?.path())?);
+    }
     if under.is_empty() {
-        whole.extend(number(disk));
+        whole.extend(number(disk)?);
     }
     for devnum in under {
-        whole_disks(numbers, devnum, whole);
+        whole_disks(numbers, devnum, whole)?;
     }
+    Ok(())
 }
 
 /// What LVM, MD and crypt have made of other devices on this host, each as a use of those. `sys` is where sysfs is.
@@ -30,16 +31,17 @@ pub(super) fn uses(sys: &Path) -> io::Result<Vec<(DevNum, Use)>> {
     for device in unless_gone(fs::read_dir(sys.join("block")))?.into_iter().flatten() {
         let device = device?;
         for slave in unless_gone(fs::read_dir(device.path().join("slaves")))?.into_iter().flatten() {
-            // One that cannot be read has just gone: that is another change.
             let used = Use::Holder(device.file_name().to_string_lossy().into_owned());
-            uses.extend(number(&slave?.path()).map(|below| (below, used)));
+            uses.extend(number(&slave?.path())?.map(|below| (below, used)));
         }
     }
     Ok(uses)
 }
 
-fn number(device: &Path) -> Option<DevNum> {
-    fs::read_to_string(device.join("dev")).ok()?.parse().ok()
+fn number(device: &Path) -> io::Result<Option<DevNum>> {
+    let Some(text) = unless_gone(fs::read_to_string(device.join("dev")))? else { return Ok(None) };
+    let number = text.parse().map_err(|()| io::Error::other(format!("{}/dev holds {text:?}", device.display())))?;
+    Ok(Some(number))
 }
 
 #[cfg(test)]
@@ -76,7 +78,7 @@ mod tests {
 
         fn whole_disks(&self, devnum: &str) -> Vec<String> {
             let mut whole = BTreeSet::new();
-            whole_disks(&self.0.path().join("dev/block"), devnum.parse().unwrap(), &mut whole);
+            whole_disks(&self.0.path().join("dev/block"), devnum.parse().unwrap(), &mut whole).unwrap();
             whole.iter().map(DevNum::to_string).collect()
         }
     }
@@ -112,5 +114,16 @@ mod tests {
         let by = || Use::Holder("dm-0".into());
         assert_eq!(found, [("254:17".parse().unwrap(), by()), ("254:32".parse().unwrap(), by())]);
         assert_eq!(uses(&tree.0.path().join("nothing")).unwrap(), []);
+    }
+
+    #[test]
+    fn what_cannot_be_read_is_an_error_and_not_a_disk_less() {
+        let tree = Tree::new();
+        tree.device("vda", "254:0", &[]);
+        tree.device("dm-0", "253:0", &["vda"]);
+        let find = || whole_disks(&tree.0.path().join("dev/block"), "253:0".parse().unwrap(), &mut BTreeSet::new());
+        assert!(find().is_ok(), "the control");
+        fs::write(tree.0.path().join("vda/dev"), "odd\n").unwrap();
+        assert!(find().is_err());
     }
 }

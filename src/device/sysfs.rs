@@ -5,13 +5,17 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use rustix::io::Errno;
+
 use super::DevNum;
 use super::attributes::{Attribute, Attributes};
 use super::facts::{Facts, Identity, LinkTarget, NoIdentity, Use};
+use super::found::Found;
 use super::host::{HostUse, HostWatch};
 use super::loops;
 use super::scheme::{self, Scheme};
 use crate::identity::Serial;
+use crate::procfs::unless_gone;
 
 /// sysfs' unit of `size`, whatever the disk's own sector size is.
 const SECTOR: u64 = 512;
@@ -44,14 +48,14 @@ impl Sysfs {
         Self { inner: Arc::new(Inner { sys, proc, dev, host, host_disks, schemes }) }
     }
 
-    /// The facts of one disk, `None` when there is no such whole disk (any more). May block on the disk's serial.
-    pub fn read(&self, devnum: DevNum) -> Option<Facts> {
-        self.read_as(devnum, |disk| self.identity(disk))
+    /// The facts of one disk; gone when there is no such whole disk (any more). May block on the disk's serial.
+    pub fn read(&self, devnum: DevNum) -> Found<Facts> {
+        self.read_as(devnum, |disk| self.identity(disk)).into()
     }
 
-    /// The facts of one disk whose serial did not answer. Never blocks.
-    pub fn read_unanswered(&self, devnum: DevNum, why: &str) -> Option<Facts> {
-        self.read_as(devnum, |_| Err(NoIdentity::Unreadable(why.to_owned())))
+    /// The facts of one disk whose serial could not be asked for, or did not answer. Never blocks.
+    pub fn read_unanswered(&self, devnum: DevNum, why: &str) -> Found<Facts> {
+        self.read_as(devnum, |_| Err(NoIdentity::Unreadable(why.to_owned()))).into()
     }
 
     /// The numbers of all block devices, partitions included: [`Sysfs::read`] tells them apart. Never blocks.
@@ -64,21 +68,33 @@ impl Sysfs {
     }
 
     /// Whether the disk of this number is still the one with this disk sequence number: the kernel never gives a
-    /// sequence number twice in one boot. Never blocks.
-    pub fn still(&self, devnum: DevNum, diskseq: u64) -> bool {
-        Attributes::open(&self.folder(devnum)).is_ok_and(|disk| disk.number("diskseq") == Some(diskseq))
+    /// sequence number twice in one boot. Gone when another one is there. Never blocks.
+    pub fn still(&self, devnum: DevNum, diskseq: u64) -> Found<()> {
+        let disk = unless_gone(Attributes::open(&self.folder(devnum)));
+        let now = disk.and_then(|disk| disk.map_or(Ok(None), |disk| unless_gone(disk.number("diskseq"))));
+        now.map(|now| now.filter(|now| *now == diskseq).map(drop)).into()
     }
 
     /// What a by-id path resolves to now. Never blocks.
-    pub fn resolve(&self, link: &str) -> LinkTarget {
+    pub fn resolve(&self, link: &str) -> io::Result<LinkTarget> {
         let path = self.inner.dev.join(link.strip_prefix("/dev/").unwrap_or(link));
         match rustix::fs::stat(&path) {
-            Err(_) => LinkTarget::Missing,
             Ok(stat) if rustix::fs::FileType::from_raw_mode(stat.st_mode).is_block_device() => {
-                LinkTarget::Device(DevNum::from_raw(stat.st_rdev), stat.st_gid)
+                Ok(LinkTarget::Device(DevNum::from_raw(stat.st_rdev), stat.st_gid))
             }
-            Ok(_) => LinkTarget::Other,
+            Ok(_) | Err(Errno::LOOP) => Ok(LinkTarget::Other),
+            Err(Errno::NOENT | Errno::NOTDIR) => Ok(LinkTarget::Missing),
+            Err(error) => Err(error.into()),
         }
+    }
+
+    /// The group of the device's node in `/dev`; `None`: there is no such node. Never blocks.
+    pub fn node_group(&self, devnum: DevNum) -> io::Result<Option<u32>> {
+        let Some(folder) = unless_gone(Attributes::open(&self.folder(devnum)))? else { return Ok(None) };
+        let text = unless_gone(folder.text("uevent"))?.unwrap_or_default();
+        let Some(name) = text.lines().find_map(|line| line.strip_prefix("DEVNAME=")) else { return Ok(None) };
+        let stat = unless_gone(rustix::fs::stat(self.inner.dev.join(name)).map_err(Into::into))?;
+        Ok(stat.filter(|stat| DevNum::from_raw(stat.st_rdev) == devnum).map(|stat| stat.st_gid))
     }
 
     /// This boot's id: disk sequence numbers mean nothing outside of it.
@@ -90,33 +106,44 @@ impl Sysfs {
         self.inner.sys.join("dev/block").join(devnum.to_string())
     }
 
-    fn read_as(&self, devnum: DevNum, identify: impl FnOnce(&Disk) -> Result<Identity, NoIdentity>) -> Option<Facts> {
-        let disk = Disk::open(devnum, &self.folder(devnum))?;
-        let seq = Attribute::open(&disk.attributes, "diskseq").ok()?;
-        let diskseq = seq.number()?;
+    fn read_as(
+        &self,
+        devnum: DevNum,
+        identify: impl FnOnce(&Disk) -> Result<Identity, NoIdentity>,
+    ) -> io::Result<Option<Facts>> {
+        let Some(disk) = Disk::open(devnum, &self.folder(devnum))? else { return Ok(None) };
+        let Some(seq) = unless_gone(Attribute::open(&disk.attributes, "diskseq"))? else { return Ok(None) };
+        let Some(diskseq) = unless_gone(seq.number())? else { return Ok(None) };
         let identity = identify(&disk);
-        let size_bytes = disk.attributes.number("size").unwrap_or(0) * SECTOR;
-        let read_only = disk.attributes.number("ro") == Some(1);
-        // Read last: when it moved, the readings above may be of two disks.
-        let diskseq_after = seq.number()?;
-        Some(Facts { devnum, name: disk.name, diskseq, diskseq_after, size_bytes, read_only, identity })
+        let (size, read_only) = (disk.attributes.number("size"), disk.attributes.number("ro"));
+        // Read last: when it moved, the readings above may be of two disks; when it is gone, they failed because of that.
+        let Some(diskseq_after) = unless_gone(seq.number())? else { return Ok(None) };
+        let (size_bytes, read_only) = (size? * SECTOR, read_only? == 1);
+        Ok(Some(Facts { devnum, name: disk.name, diskseq, diskseq_after, size_bytes, read_only, identity }))
     }
 
     fn identity(&self, disk: &Disk) -> Result<Identity, NoIdentity> {
-        let mut schemes = self.inner.schemes.iter().chain(scheme::BUSES);
-        let of_disk = |scheme: &&&'static dyn Scheme| scheme.accepts(&disk.name, &disk.attributes);
-        let scheme = schemes.find(of_disk).ok_or(NoIdentity::OtherBus)?;
-        let text = scheme.serial(&disk.attributes).map_err(|error| NoIdentity::Unreadable(error.to_string()))?;
+        let Some(scheme) = self.scheme_of(disk).map_err(failed("its bus"))? else { return Err(NoIdentity::OtherBus) };
+        let text = scheme.serial(&disk.attributes).map_err(failed("its serial"))?;
         let text = text.ok_or(NoIdentity::NoSerial)?;
         let serial: Serial = text.parse().map_err(|_| NoIdentity::OddSerial(text))?;
         let is_on = self.inner.schemes.iter().any(|on| on.name() == scheme.name());
         let instead = (!is_on).then(|| self.inner.schemes.iter().map(|on| on.link(serial)).collect());
         let link = scheme.link(serial);
-        let link_target = self.resolve(&link);
+        let link_target = self.resolve(&link).map_err(failed("its link"))?;
         // Without knowing what the host uses, no disk can be told from the host's own.
-        let unknown = |error| NoIdentity::Unreadable(format!("what this host uses is unknown: {error}"));
-        let uses = self.inner.host.now().and_then(|host| self.uses(disk, serial, &host)).map_err(unknown)?;
+        let host = self.inner.host.now().map_err(failed("what this host uses"))?;
+        let uses = self.uses(disk, serial, &host).map_err(failed("who uses it"))?;
         Ok(Identity { scheme: scheme.name(), instead, serial, link, link_target, uses })
+    }
+
+    fn scheme_of(&self, disk: &Disk) -> io::Result<Option<&'static dyn Scheme>> {
+        for scheme in self.inner.schemes.iter().chain(scheme::BUSES) {
+            if scheme.accepts(&disk.name, &disk.attributes)? {
+                return Ok(Some(*scheme));
+            }
+        }
+        Ok(None)
     }
 
     /// Every use of the disk and of its partitions.
@@ -125,18 +152,25 @@ impl Sysfs {
         let loops = loops::uses(&self.inner.sys)?;
         let under_loop = |number| loops.iter().filter(move |(below, _)| *below == number).map(|(_, used)| used.clone());
         uses.extend(under_loop(disk.devnum));
-        uses.extend(holders(&disk.attributes));
-        for part in disk.partitions() {
-            let number = part.text("dev").ok().and_then(|text| text.parse().ok());
-            uses.extend(number.iter().flat_map(|number| host.of(*number).iter().cloned()));
-            uses.extend(number.into_iter().flat_map(under_loop));
-            uses.extend(holders(&part));
+        uses.extend(holders(&disk.attributes)?);
+        for part in disk.partitions()? {
+            // Its folder is open: one that has gone meanwhile fails here, and then the disk is read again.
+            let text = part.text("dev")?;
+            let number = text.parse().map_err(|()| io::Error::other(format!("{text:?} is no device number")))?;
+            uses.extend(host.of(number).iter().cloned());
+            uses.extend(under_loop(number));
+            uses.extend(holders(&part)?);
         }
-        if self.inner.host_disks.join(serial.as_str()).exists() {
+        if self.inner.host_disks.join(serial.as_str()).try_exists()? {
             uses.push(Use::HostDisk);
         }
         Ok(uses)
     }
+}
+
+/// What went wrong, and with what.
+fn failed(what: &str) -> impl Fn(io::Error) -> NoIdentity {
+    move |error| NoIdentity::Unreadable(format!("{what}: {error}"))
 }
 
 /// A whole disk's folder.
@@ -151,22 +185,30 @@ struct Disk {
 
 impl Disk {
     /// Opens it; `None` when there is none (any more), or when it is a partition.
-    fn open(devnum: DevNum, link: &Path) -> Option<Self> {
-        let target = fs::read_link(link).ok()?;
-        let attributes = Attributes::open(&link.parent()?.join(&target)).ok()?;
-        let entries = attributes.names();
+    fn open(devnum: DevNum, link: &Path) -> io::Result<Option<Self>> {
+        let Some(target) = unless_gone(fs::read_link(link))? else { return Ok(None) };
+        let folder = link.parent().unwrap_or(link).join(&target);
+        let Some(attributes) = unless_gone(Attributes::open(&folder))? else { return Ok(None) };
+        let Some(entries) = unless_gone(attributes.names())? else { return Ok(None) };
         let whole = !entries.iter().any(|entry| entry == "partition");
-        let name = target.file_name()?.to_str()?.to_owned();
-        whole.then_some(Self { devnum, name, attributes, entries })
+        let name = target.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        Ok(whole.then_some(Self { devnum, name, attributes, entries }))
     }
 
     /// The folders of its partitions: they stand in the disk's own and begin with its name.
-    fn partitions(&self) -> impl Iterator<Item = Attributes> {
-        let named_so = self.entries.iter().filter(|entry| entry.starts_with(&self.name));
-        named_so.filter_map(|entry| self.attributes.below(entry).ok()).filter(|part| part.has("partition"))
+    fn partitions(&self) -> io::Result<Vec<Attributes>> {
+        let mut parts = Vec::new();
+        for entry in self.entries.iter().filter(|entry| entry.starts_with(&self.name)) {
+            if let Some(part) = unless_gone(self.attributes.below(entry))?
+                && part.has("partition")?
+            {
+                parts.push(part);
+            }
+        }
+        Ok(parts)
     }
 }
 
-fn holders(device: &Attributes) -> impl Iterator<Item = Use> + use<> {
-    device.names_below("holders").into_iter().map(Use::Holder)
+fn holders(device: &Attributes) -> io::Result<impl Iterator<Item = Use> + use<>> {
+    Ok(device.names_below("holders")?.into_iter().map(Use::Holder))
 }

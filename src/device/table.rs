@@ -1,12 +1,13 @@
 //! The disks that are present, by number and by serial.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use jiff::Timestamp;
 
 use super::DevNum;
 use super::event::Origin;
 use super::facts::Facts;
+use super::found::Found;
 use crate::identity::Serial;
 
 /// Counts readings of sysfs; a later reading has a higher number.
@@ -45,15 +46,40 @@ pub struct Table {
     gone: HashMap<DevNum, Reading>,
     /// Which disk (its sequence number) udevd has finished with under a number that a later reading had found empty.
     finished: HashMap<DevNum, u64>,
+    /// Disks of which the last reading has failed, wholly or in part.
+    unread: HashMap<DevNum, Unread>,
+}
+
+/// A reading that failed.
+#[derive(Debug)]
+struct Unread {
+    /// Of which disk; `None`: not even that could be read.
+    diskseq: Option<u64>,
+    why: String,
+    reading: Reading,
 }
 
 impl Table {
-    /// Takes in a reading of one device number (`None`: no disk there) and returns the serials it concerns.
-    pub fn update(&mut self, devnum: DevNum, facts: Option<Facts>, reading: Reading, heard: Heard) -> Vec<Serial> {
+    /// Takes in a reading of one device number and returns the serials it concerns.
+    ///
+    /// A reading that failed changes nothing of what is known of that very disk; it is noted ([`Table::unread`]) until one
+    /// succeeds.
+    pub fn update(&mut self, devnum: DevNum, found: Found<Facts>, reading: Reading, heard: Heard) -> Vec<Serial> {
         let before = self.by_devnum.get(&devnum);
         let last = before.map(|device| device.reading).or_else(|| self.gone.get(&devnum).copied());
         if last.is_some_and(|last| last > reading) {
-            return self.settle_late(devnum, facts.as_ref(), heard).into_iter().collect();
+            return self.settle_late(devnum, found.here().as_ref(), heard).into_iter().collect();
+        }
+        let unread = found.unread().map(str::to_owned);
+        let facts = found.here();
+        self.unread.remove(&devnum);
+        if let Some(why) = unread {
+            let diskseq = facts.as_ref().map(|facts| facts.diskseq_after);
+            self.unread.insert(devnum, Unread { diskseq, why, reading });
+            // It may be the disk that is known, or is that for certain.
+            if diskseq.is_none() || diskseq == before.map(|device| device.facts.diskseq) {
+                return before.and_then(|device| device.facts.serial()).into_iter().collect();
+            }
         }
         let settled = facts.as_ref().is_some_and(|facts| {
             let known = before.is_some_and(|device| device.settled && device.facts.diskseq == facts.diskseq);
@@ -105,18 +131,31 @@ impl Table {
     }
 
     /// Takes in a reading of everything and returns the serials it concerns. Disks read later than `reading` stay.
-    pub fn replace(&mut self, all: Vec<Facts>, reading: Reading) -> Vec<Serial> {
-        let present: std::collections::HashSet<DevNum> = all.iter().map(|facts| facts.devnum).collect();
+    pub fn replace(&mut self, all: Vec<(DevNum, Found<Facts>)>, reading: Reading) -> Vec<Serial> {
+        let found = all.iter().filter(|(_, found)| !found.is_gone());
+        let present: HashSet<DevNum> = found.map(|(devnum, _)| *devnum).collect();
         let gone: Vec<DevNum> = self.by_devnum.keys().filter(|devnum| !present.contains(devnum)).copied().collect();
         let mut touched = Vec::new();
         for devnum in gone {
-            touched.extend(self.update(devnum, None, reading, Heard::Look));
+            touched.extend(self.update(devnum, Found::Gone, reading, Heard::Look));
         }
         self.gone.retain(|_, when| *when > reading);
-        for facts in all {
-            touched.extend(self.update(facts.devnum, Some(facts), reading, Heard::Look));
+        self.unread.retain(|devnum, unread| present.contains(devnum) || unread.reading > reading);
+        for (devnum, found) in all.into_iter().filter(|(_, found)| !found.is_gone()) {
+            touched.extend(self.update(devnum, found, reading, Heard::Look));
         }
         touched
+    }
+
+    /// Why nothing newer is known of this very disk; `None`: the last reading has succeeded, or found another disk.
+    pub fn unread(&self, devnum: DevNum, diskseq: u64) -> Option<&str> {
+        let unread = self.unread.get(&devnum).filter(|unread| unread.diskseq.is_none_or(|seq| seq == diskseq));
+        unread.map(|unread| unread.why.as_str())
+    }
+
+    /// Every disk of which the last reading has failed, and why; in no order.
+    pub fn all_unread(&self) -> impl Iterator<Item = (DevNum, &str)> {
+        self.unread.iter().map(|(devnum, unread)| (*devnum, unread.why.as_str()))
     }
 
     /// The disk that was last seen under this number.
@@ -183,6 +222,16 @@ mod tests {
         }
     }
 
+    fn all(facts: Facts) -> Vec<(DevNum, Found<Facts>)> {
+        vec![(facts.devnum, Found::Here(facts))]
+    }
+
+    /// The disk answers, but not what it is asked for.
+    fn silent(diskseq: u64) -> Found<Facts> {
+        let identity = Err(super::super::facts::NoIdentity::Unreadable("no answer".into()));
+        Found::Here(Facts { identity, ..facts(DISK, A, diskseq) })
+    }
+
     fn udev(diskseq: u64) -> Heard {
         Heard::Event(Origin::Udev, Some(diskseq), Timestamp::UNIX_EPOCH)
     }
@@ -198,23 +247,26 @@ mod tests {
     #[test]
     fn a_reused_number_concerns_the_old_and_the_new_serial() {
         let mut table = Table::default();
-        assert_eq!(table.update(DISK, Some(facts(DISK, A, 1)), 1, udev(1)), [A.parse().unwrap()]);
-        assert_eq!(table.update(DISK, Some(facts(DISK, B, 2)), 2, kernel(2)), [A.parse().unwrap(), B.parse().unwrap()]);
+        assert_eq!(table.update(DISK, Found::Here(facts(DISK, A, 1)), 1, udev(1)), [A.parse().unwrap()]);
+        assert_eq!(
+            table.update(DISK, Found::Here(facts(DISK, B, 2)), 2, kernel(2)),
+            [A.parse().unwrap(), B.parse().unwrap()]
+        );
         assert!(settled(&table, A).is_empty());
         assert_eq!(settled(&table, B), [false], "the kernel's word alone must not publish");
-        table.update(DISK, Some(facts(DISK, B, 2)), 3, udev(2));
+        table.update(DISK, Found::Here(facts(DISK, B, 2)), 3, udev(2));
         assert_eq!(settled(&table, B), [true]);
-        table.update(DISK, Some(facts(DISK, B, 2)), 4, kernel(2));
+        table.update(DISK, Found::Here(facts(DISK, B, 2)), 4, kernel(2));
         assert_eq!(settled(&table, B), [true], "a disk that udev has finished stays so");
     }
 
     #[test]
     fn a_look_that_was_asked_for_settles_nothing_by_itself() {
         let mut table = Table::default();
-        table.update(DISK, Some(facts(DISK, A, 1)), 1, Heard::Asked);
+        table.update(DISK, Found::Here(facts(DISK, A, 1)), 1, Heard::Asked);
         assert_eq!(settled(&table, A), [false]);
-        table.update(DISK, Some(facts(DISK, A, 1)), 2, udev(1));
-        table.update(DISK, Some(facts(DISK, A, 1)), 3, Heard::Asked);
+        table.update(DISK, Found::Here(facts(DISK, A, 1)), 2, udev(1));
+        table.update(DISK, Found::Here(facts(DISK, A, 1)), 3, Heard::Asked);
         assert_eq!(settled(&table, A), [true]);
         assert_eq!(table.of(DISK).map(|device| device.facts.diskseq), Some(1));
     }
@@ -222,31 +274,31 @@ mod tests {
     #[test]
     fn an_event_about_the_disk_before_does_not_settle_the_one_after() {
         let mut table = Table::default();
-        table.update(DISK, Some(facts(DISK, B, 2)), 1, udev(1));
+        table.update(DISK, Found::Here(facts(DISK, B, 2)), 1, udev(1));
         assert_eq!(settled(&table, B), [false]);
     }
 
     #[test]
     fn udevs_word_is_kept_when_the_disk_before_is_found_gone_while_its_disk_is_read() {
         let mut table = Table::default();
-        table.update(DISK, Some(facts(DISK, A, 1)), 1, kernel(1));
+        table.update(DISK, Found::Here(facts(DISK, A, 1)), 1, kernel(1));
         // Reading 2 is for udev's event of the next disk. Before it ends, an event finds that the disk before is gone.
-        table.update(DISK, None, 3, Heard::Asked);
-        assert!(table.update(DISK, Some(facts(DISK, B, 2)), 2, udev(2)).is_empty());
-        table.update(DISK, Some(facts(DISK, B, 2)), 4, kernel(2));
+        table.update(DISK, Found::Gone, 3, Heard::Asked);
+        assert!(table.update(DISK, Found::Here(facts(DISK, B, 2)), 2, udev(2)).is_empty());
+        table.update(DISK, Found::Here(facts(DISK, B, 2)), 4, kernel(2));
         assert_eq!(settled(&table, B), [true]);
         // Of that disk, not of the one after it.
-        table.update(DISK, None, 5, kernel(3));
-        table.update(DISK, Some(facts(DISK, B, 3)), 6, kernel(3));
+        table.update(DISK, Found::Gone, 5, kernel(3));
+        table.update(DISK, Found::Here(facts(DISK, B, 3)), 6, kernel(3));
         assert_eq!(settled(&table, B), [false]);
     }
 
     #[test]
     fn an_older_reading_never_replaces_a_newer_one() {
         let mut table = Table::default();
-        table.update(DISK, None, 5, udev(1));
-        table.update(DISK, Some(facts(DISK, A, 2)), 7, udev(2));
-        assert!(table.update(DISK, Some(facts(DISK, B, 1)), 6, udev(1)).is_empty());
+        table.update(DISK, Found::Gone, 5, udev(1));
+        table.update(DISK, Found::Here(facts(DISK, A, 2)), 7, udev(2));
+        assert!(table.update(DISK, Found::Here(facts(DISK, B, 1)), 6, udev(1)).is_empty());
         assert!(table.replace(Vec::new(), 6).is_empty(), "a resync that began before the disk came");
         assert_eq!(settled(&table, A), [true]);
         assert_eq!(table.replace(Vec::new(), 8), [A.parse().unwrap()]);
@@ -256,23 +308,23 @@ mod tests {
     #[test]
     fn a_slow_resync_does_not_bring_back_a_disk_that_was_pulled_meanwhile() {
         let mut table = Table::default();
-        table.update(DISK, Some(facts(DISK, A, 1)), 1, udev(1));
-        table.update(DISK, None, 3, kernel(1));
-        assert!(table.replace(vec![facts(DISK, A, 1)], 2).is_empty());
+        table.update(DISK, Found::Here(facts(DISK, A, 1)), 1, udev(1));
+        table.update(DISK, Found::Gone, 3, kernel(1));
+        assert!(table.replace(all(facts(DISK, A, 1)), 2).is_empty());
         assert_eq!(table.all().count(), 0);
     }
 
     #[test]
     fn a_resync_settles_a_disk_that_the_kernels_event_made_it_read_later() {
         let mut table = Table::default();
-        table.update(DISK, Some(facts(DISK, A, 7)), 2, kernel(7));
+        table.update(DISK, Found::Here(facts(DISK, A, 7)), 2, kernel(7));
         assert_eq!(settled(&table, A), [false]);
-        assert_eq!(table.replace(vec![facts(DISK, A, 7)], 1), [A.parse().unwrap()]);
+        assert_eq!(table.replace(all(facts(DISK, A, 7)), 1), [A.parse().unwrap()]);
         assert_eq!(settled(&table, A), [true]);
-        assert!(table.replace(vec![facts(DISK, A, 7)], 1).is_empty(), "said once");
+        assert!(table.replace(all(facts(DISK, A, 7)), 1).is_empty(), "said once");
         // Another disk under the same number is another matter.
-        table.update(DISK, Some(facts(DISK, B, 8)), 4, kernel(8));
-        assert!(table.replace(vec![facts(DISK, A, 7)], 3).is_empty());
+        table.update(DISK, Found::Here(facts(DISK, B, 8)), 4, kernel(8));
+        assert!(table.replace(all(facts(DISK, A, 7)), 3).is_empty());
         assert_eq!(settled(&table, B), [false]);
     }
 
@@ -280,10 +332,55 @@ mod tests {
     fn two_disks_with_one_serial_are_both_shown() {
         let mut table = Table::default();
         let other = DevNum { major: 254, minor: 32 };
-        table.update(DISK, Some(facts(DISK, A, 1)), 1, udev(1));
-        table.update(other, Some(facts(other, A, 2)), 2, kernel(2));
+        table.update(DISK, Found::Here(facts(DISK, A, 1)), 1, udev(1));
+        table.update(other, Found::Here(facts(other, A, 2)), 2, kernel(2));
         assert_eq!(settled(&table, A), [true, false]);
-        table.update(other, None, 3, kernel(2));
+        table.update(other, Found::Gone, 3, kernel(2));
         assert_eq!(settled(&table, A), [true]);
+    }
+
+    /// Invariant 13: what could not be read changes nothing of what is known of that very disk.
+    #[test]
+    fn a_reading_that_failed_takes_nothing_away_and_is_noted_until_one_succeeds() {
+        let failures = [silent(1), Found::Unknown("too many open files".into())];
+        for (failed, again) in failures.iter().flat_map(|failed| [(failed, false), (failed, true)]) {
+            let mut table = Table::default();
+            table.update(DISK, Found::Here(facts(DISK, A, 1)), 1, udev(1));
+            assert_eq!(table.unread(DISK, 1), None);
+            if again {
+                table.replace(vec![(DISK, failed.clone())], 2);
+            } else {
+                assert_eq!(table.update(DISK, failed.clone(), 2, kernel(1)), [A.parse().unwrap()]);
+            }
+            assert_eq!(settled(&table, A), [true], "{failed:?}");
+            assert_eq!(table.unread(DISK, 1), failed.unread());
+            assert_eq!(table.of(DISK).unwrap().reading, 1, "it was no reading");
+            table.update(DISK, Found::Here(facts(DISK, A, 1)), 3, Heard::Asked);
+            assert_eq!((table.unread(DISK, 1), table.all_unread().count()), (None, 0));
+            // The control: what is gone goes, read or not.
+            table.update(DISK, failed.clone(), 4, Heard::Asked);
+            table.update(DISK, Found::Gone, 5, Heard::Asked);
+            assert_eq!((settled(&table, A), table.all_unread().count()), (vec![], 0));
+        }
+    }
+
+    #[test]
+    fn another_disk_that_cannot_be_read_ends_the_one_that_is_known() {
+        let mut table = Table::default();
+        table.update(DISK, Found::Here(facts(DISK, A, 1)), 1, udev(1));
+        assert_eq!(table.update(DISK, silent(2), 2, udev(2)), [A.parse().unwrap()]);
+        assert!(settled(&table, A).is_empty());
+        assert_eq!((table.unread(DISK, 1), table.unread(DISK, 2)), (None, Some("no answer")));
+        table.update(DISK, Found::Here(facts(DISK, B, 2)), 3, Heard::Asked);
+        assert_eq!(settled(&table, B), [true], "udev's word of it is not forgotten meanwhile");
+    }
+
+    #[test]
+    fn a_disk_that_is_not_among_all_is_gone_also_when_it_could_not_be_read_before() {
+        let mut table = Table::default();
+        table.update(DISK, Found::Here(facts(DISK, A, 1)), 1, udev(1));
+        table.update(DISK, silent(1), 2, Heard::Asked);
+        assert_eq!(table.replace(vec![(DISK, Found::Gone)], 3), [A.parse().unwrap()]);
+        assert_eq!((table.all().count(), table.all_unread().count()), (0, 0));
     }
 }

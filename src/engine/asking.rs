@@ -158,7 +158,7 @@ mod tests {
     fn table(change: impl FnOnce(&mut crate::device::facts::Facts)) -> Table {
         let (mut table, mut facts) = (Table::default(), device().facts);
         change(&mut facts);
-        table.update(facts.devnum, Some(facts), 1, Heard::Look);
+        table.update(facts.devnum, crate::device::found::Found::Here(facts), 1, Heard::Look);
         table
     }
 

@@ -43,6 +43,8 @@ pub struct Observed<'a> {
     pub free: bool,
     /// A handshake has succeeded since the link was made and the server came up.
     pub proven: bool,
+    /// Why the disk cannot be read now. What was read of it before holds on; nothing new is begun with it.
+    pub unread: Option<&'a str>,
     /// udevd owes the event of a disk for too long.
     pub udevd_silent: bool,
     /// The NBD server; `None`: not known yet.
@@ -87,10 +89,24 @@ pub enum Step {
 
 /// Decides.
 pub fn decide(desired: &Desired<'_>, observed: &Observed<'_>) -> Decision {
-    let Some(device) = observed.present.first() else { return absent(desired, observed) };
+    let Some(device) = observed.present.first() else {
+        // No serial was read, but the disk on record has not gone: in this boot no other has its sequence number.
+        let on_record = desired.mapping.filter(|mapping| mapping.boot_id == observed.ground.boot_id);
+        return match observed.unread.zip(on_record) {
+            Some((why, mapping)) => held(desired, observed, mapping.clone(), why),
+            None => absent(desired, observed),
+        };
+    };
     if observed.present.len() == 1 {
         if !device.settled {
             return unfinished(desired, observed, device);
+        }
+        if let Some(why) = observed.unread {
+            return match evidence::check(observed.ground, observed.present, desired.intent.size_bytes, observed.now) {
+                Some(Ok(evidence)) => held(desired, observed, evidence, why),
+                Some(Err(refusal)) => refused(desired, observed, &refusal),
+                None => absent(desired, observed),
+            };
         }
         if !observed.fresh {
             let (state, reason) = observed.standing;
@@ -140,6 +156,29 @@ fn unfinished(desired: &Desired<'_>, observed: &Observed<'_>, device: &Device) -
     let again = observed.udevd_silent && !observed.retriggered;
     let step = again.then(|| Step::Retrigger(desired.intent.serial()));
     Decision { state, reason, revoke: observed.published, step }
+}
+
+/// The disk cannot be read now. `evidence` is what held of it the last time: what is published on it stays so; nothing is
+/// recorded or published on it.
+fn held(desired: &Desired<'_>, observed: &Observed<'_>, evidence: Evidence, why: &str) -> Decision {
+    let on_record = desired.mapping.is_some_and(|mapping| mapping.agrees(&evidence));
+    if on_record && observed.published {
+        return proven(desired, observed, evidence);
+    }
+    let state = match observed.standing.0 {
+        _ if on_record => State::Exporting,
+        State::Waiting | State::Expired | State::Lost => without_disk(desired, observed.steady),
+        State::Ready => State::Exporting,
+        other => other,
+    };
+    let reason = unread(&format!("the disk with the serial {}", desired.intent.serial()), why);
+    Decision { state, reason: Some(reason), revoke: observed.published, step: None }
+}
+
+/// Why something waits that needs a disk that cannot be read.
+pub(super) fn unread(disk: &str, why: &str) -> Reason {
+    let hint = "It is read again by itself. If this lasts, check the storage behind the disk, and `attachctl health`.";
+    Reason::new("DISK_UNREAD", format!("{disk} is there, but could not be read: {why}"), hint)
 }
 
 fn without_disk(desired: &Desired<'_>, now: Steady) -> State {
@@ -235,6 +274,7 @@ mod tests {
         told: bool,
         free: bool,
         proven: bool,
+        unread: bool,
         udevd_silent: bool,
         server: Option<Server>,
         trouble: Option<(Reason, bool)>,
@@ -256,6 +296,7 @@ mod tests {
                 told: true,
                 free: false,
                 proven: false,
+                unread: false,
                 udevd_silent: false,
                 server: Some(Server::Up { pid: Some(1) }),
                 trouble: None,
@@ -288,6 +329,7 @@ mod tests {
                 told: self.told,
                 free: self.free,
                 proven: self.proven,
+                unread: self.unread.then_some("no answer"),
                 udevd_silent: self.udevd_silent,
                 server: self.server.as_ref(),
                 trouble: self.trouble.as_ref().map(|(reason, waits)| (reason, *waits)),
@@ -410,6 +452,33 @@ mod tests {
         assert_eq!(stale, Decision { state: State::Ready, reason: None, revoke: false, step });
     }
 
+    /// Invariant 13: "could not be read" is never "is not there".
+    #[test]
+    fn a_disk_that_cannot_be_read_keeps_what_was_proven_and_begins_nothing_new() {
+        for present in [vec![device()], Vec::new()] {
+            let served = Scene { present, fresh: false, unread: true, ..Scene::served() };
+            let kept = Decision { state: State::Ready, reason: None, revoke: false, step: None };
+            assert_eq!(served.decide(), kept);
+            // Also after a start, when it is to be proven again that the server serves it.
+            let asked = Scene { proven: false, standing: (State::Exporting, None), ..served.clone() }.decide();
+            assert!(matches!(asked.step, Some(Step::Probe(_))), "{asked:?}");
+            let down = Scene { server: Some(Server::Down { why: "x".into() }), ..served.clone() }.decide();
+            assert_eq!((down.state, code(&down)), (State::Exporting, Some("BACKEND_DOWN")));
+            let not_published = Scene { published: false, proven: false, ..served.clone() }.decide();
+            let waits = (State::Exporting, Some("DISK_UNREAD"), false, None);
+            assert_eq!((not_published.state, code(&not_published), not_published.revoke, not_published.step), waits);
+        }
+        let new = Scene { unread: true, fresh: false, ..Scene::new() }.decide();
+        assert_eq!((new.state, code(&new), new.step), (State::Waiting, Some("DISK_UNREAD"), None));
+        // The controls: it can be read, and is gone; it is of another boot; there are two.
+        let gone = Scene { present: Vec::new(), ..Scene::served() };
+        assert!(gone.decide().revoke);
+        let before = gone.mapping.clone().map(|mapping| Evidence { boot_id: "before".into(), ..mapping });
+        assert!(Scene { unread: true, mapping: before, ..gone }.decide().revoke);
+        let two = Scene { unread: true, present: vec![device(), device()], ..Scene::served() }.decide();
+        assert_eq!((two.state, code(&two), two.revoke), (State::Refused, Some("DUPLICATE_SERIAL"), true));
+    }
+
     #[test]
     fn a_duplicate_is_refused_on_the_kernels_word_and_on_an_old_reading() {
         let twin = Device {
@@ -502,8 +571,8 @@ mod tests {
             (defect < 6, disk)
         });
         let mapping = 0..3_u8;
-        (proptest::collection::vec(disk, 0..3), mapping, any::<[bool; 10]>()).prop_map(|(disks, mapping, flags)| {
-            let [fresh, published, proven, udevd_silent, up, trouble, retriggered, waits, told, free] = flags;
+        (proptest::collection::vec(disk, 0..3), mapping, any::<[bool; 11]>()).prop_map(|(disks, mapping, flags)| {
+            let [fresh, published, proven, unread, udevd_silent, up, trouble, retriggered, waits, told, free] = flags;
             let mapping = match mapping {
                 0 => None,
                 1 => Scene::served().mapping,
@@ -518,6 +587,7 @@ mod tests {
                 told,
                 free,
                 proven: proven && published,
+                unread,
                 udevd_silent,
                 server: Some(if up { Server::Up { pid: Some(1) } } else { Server::Down { why: String::new() } }),
                 trouble: trouble.then(|| (Reason::new("X", "x", "x"), waits)),
@@ -534,10 +604,21 @@ mod tests {
             let decision = scene.decide();
             let present: Vec<&Device> = scene.present.iter().collect();
             let sound = evidence::check(&ground(), &present, None, now()).and_then(Result::ok);
-            let certain = scene.fresh && present.iter().all(|disk| disk.settled);
+            let settled = present.iter().all(|disk| disk.settled);
             let on_record = sound.as_ref().zip(scene.mapping.as_ref()).is_some_and(|(now, then)| then.agrees(now));
-            if matches!(decision.step, Some(Step::Publish(_) | Step::Probe(_))) || decision.state == State::Ready {
+            // Not read since the start, and not gone.
+            let this_boot = scene.mapping.as_ref().is_some_and(|mapping| mapping.boot_id == ground().boot_id);
+            let remembered = scene.unread && present.is_empty() && this_boot;
+            let held = scene.unread && scene.published && (settled && on_record || remembered);
+            let certain = scene.fresh && settled && !(scene.unread && present.len() == 1);
+            if matches!(decision.step, Some(Step::Probe(_))) || decision.state == State::Ready {
+                prop_assert!(certain && on_record || held, "{decision:?}");
+            }
+            if matches!(decision.step, Some(Step::Publish(_))) {
                 prop_assert!(certain && on_record, "{decision:?}");
+            }
+            if held {
+                prop_assert!(!decision.revoke, "{decision:?}");
             }
             if decision.state == State::Ready {
                 let up = matches!(scene.server, Some(Server::Up { .. }));
@@ -553,7 +634,7 @@ mod tests {
                 prop_assert!(certain && sound.is_some() && !on_record);
             }
             let waits_for_a_look = matches!(decision.step, Some(Step::Look(_)));
-            if scene.published && !waits_for_a_look && !on_record {
+            if scene.published && !waits_for_a_look && !on_record && !remembered {
                 prop_assert!(decision.revoke, "{decision:?}");
             }
             if decision.revoke {

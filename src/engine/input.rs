@@ -15,6 +15,7 @@ use crate::claims::Restored;
 use crate::device::DevNum;
 use crate::device::evidence::Evidence;
 use crate::device::facts::Facts;
+use crate::device::found::Found;
 use crate::device::host_changes::UseChanged;
 use crate::device::monitor;
 use crate::device::table::{Heard, Reading};
@@ -38,11 +39,16 @@ pub(crate) enum Input {
     /// This host has begun to use disks, or has ceased to.
     UseChanged(UseChanged),
     /// A disk was read.
-    Looked { devnum: DevNum, heard: Heard, reading: Reading, facts: Option<Facts> },
+    Looked { devnum: DevNum, heard: Heard, reading: Reading, found: Found<Facts> },
     /// A disk that did not answer in time has answered after all.
     Answered(DevNum),
     /// Every disk was read.
-    Scanned { reading: Reading, facts: std::io::Result<Vec<Facts>>, reason: &'static str, done: Option<Done> },
+    Scanned {
+        reading: Reading,
+        all: std::io::Result<Vec<(DevNum, Found<Facts>)>>,
+        reason: &'static str,
+        done: Option<Done>,
+    },
     /// The disks of a new intent's serial were read before it was accepted.
     Examined { intent: Intent, disks: Result<Vec<Facts>, Died>, reply: Reply<Accepted> },
     /// The claims were put right, or could not be.

@@ -4,6 +4,7 @@ use super::input::Input;
 use super::{Engine, Look};
 use crate::device::DevNum;
 use crate::device::facts::Facts;
+use crate::device::found::Found;
 use crate::device::table::{Heard, Reading};
 use crate::identity::VolumeId;
 
@@ -18,18 +19,19 @@ impl Engine {
         let reading = self.next_reading();
         self.looks.insert(devnum, Look { reading, again: None });
         let (reader, sysfs) = (self.reader.clone(), self.tools.sysfs.clone());
-        self.outside("step.look", async move { reader.read(devnum).await }, move |facts| {
+        self.outside("step.look", async move { reader.read(devnum).await }, move |found| {
             // What it is, is not known; that it is gone, neither.
-            let facts = facts.unwrap_or_else(|died| sysfs.read_unanswered(devnum, &died.to_string()));
-            Input::Looked { devnum, heard, reading, facts }
+            let found = found.unwrap_or_else(|died| sysfs.read_unanswered(devnum, &died.to_string()));
+            Input::Looked { devnum, heard, reading, found }
         });
     }
 
     /// One disk was read.
-    pub(super) async fn looked(&mut self, devnum: DevNum, heard: Heard, reading: Reading, facts: Option<Facts>) {
+    pub(super) async fn looked(&mut self, devnum: DevNum, heard: Heard, reading: Reading, found: Found<Facts>) {
+        let concerned = self.read_or_not(devnum, &found, heard);
         let in_vain = |engine: &Self| engine.world.table.of(devnum).and_then(|disk| engine.marked_in_vain(disk));
         let before = in_vain(self);
-        let touched = self.world.table.update(devnum, facts, reading, heard);
+        let touched = self.world.table.update(devnum, found, reading, heard);
         if let Some(Look { again: Some(heard), .. }) = self.looks.remove(&devnum) {
             self.look(devnum, heard);
         }
@@ -43,6 +45,7 @@ impl Engine {
             self.tools.stacks.notify_one();
         }
         self.settle_serials(touched).await;
+        self.settle_all(concerned).await;
     }
 
     /// This host has begun to use these disks, or has ceased to: what is said of them was true a moment ago.
@@ -57,12 +60,25 @@ impl Engine {
     /// The disk that was known under this number is not there any more: what it served goes at once, whatever the disk
     /// that may have its number now says of itself, and however long it takes to say it.
     pub(super) async fn drop_exchanged(&mut self, devnum: DevNum) {
-        let known = self.world.table.of(devnum);
-        if known.is_some_and(|known| !self.tools.sysfs.still(devnum, known.facts.diskseq)) {
+        let Some(diskseq) = self.known_diskseq(devnum) else { return };
+        // What cannot be found out this quickly is found out by the reading that follows.
+        if self.tools.sysfs.still(devnum, diskseq).is_gone() {
+            let concerned = self.read_or_not(devnum, &Found::Gone, Heard::Asked);
             let reading = self.next_reading();
-            let touched = self.world.table.update(devnum, None, reading, Heard::Asked);
+            let touched = self.world.table.update(devnum, Found::Gone, reading, Heard::Asked);
             self.settle_serials(touched).await;
+            self.settle_all(concerned).await;
         }
+    }
+
+    /// Which disk is taken to have this number: the one that was read, or, where none could be, the one on record.
+    fn known_diskseq(&self, devnum: DevNum) -> Option<u64> {
+        let read = self.world.table.of(devnum).map(|device| device.facts.diskseq);
+        let on_record = || {
+            let volumes = self.world.mapped_to(devnum).into_iter().filter_map(|id| self.world.volume(id));
+            volumes.filter(|volume| volume.published).find_map(|volume| Some(volume.mapping.as_ref()?.diskseq))
+        };
+        read.or_else(|| self.world.again.holds(devnum).then(on_record).flatten())
     }
 
     /// From now on only a new reading of this volume's disk counts.

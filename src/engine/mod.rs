@@ -7,6 +7,7 @@
 //! handshake, [`helper`]) is started outside and comes back as another input. One slow step per volume at a time keeps
 //! each volume's order; different volumes go side by side. [`story`] tells what happened.
 
+mod again;
 mod asking;
 mod claimed;
 pub mod decide;
@@ -224,8 +225,8 @@ impl Engine {
     pub async fn look_around(&mut self) -> std::io::Result<()> {
         self.adopt_exports();
         let reading = self.next_reading();
-        let facts = self.reader.read_all().await?;
-        self.scanned(reading, Ok(facts), "start", None).await;
+        let all = self.reader.read_all().await?;
+        self.scanned(reading, Ok(all), "start", None).await;
         Ok(())
     }
 
@@ -308,12 +309,12 @@ impl Engine {
             Input::Admitted { intent, result, reply } => self.admitted(intent, result, reply).await,
             Input::Withdrawn { ticket, result } => self.withdrawn(ticket, result).await,
             Input::Answered(devnum) => self.look(devnum, Heard::Asked),
-            Input::Looked { devnum, heard, reading, facts } => self.looked(devnum, heard, reading, facts).await,
+            Input::Looked { devnum, heard, reading, found } => self.looked(devnum, heard, reading, found).await,
             Input::Told { changes, result } => self.told(changes, result).await,
             Input::TellAgain => self.tell_again(),
             Input::UnmarkAgain(serial, attempts) => self.unmark_again(serial, attempts),
             Input::Helper { asked, answer } => self.helper_answered(asked, answer).await,
-            Input::Scanned { reading, facts, reason, done } => self.scanned(reading, facts, reason, done).await,
+            Input::Scanned { reading, all, reason, done } => self.scanned(reading, all, reason, done).await,
             Input::Recorded { ticket, evidence, result } => self.recorded(ticket, evidence, result).await,
             Input::Tried { ticket, evidence, answer } => self.tried(ticket, evidence, answer).await,
             Input::Probed { ticket, epoch, evidence, result } => self.probed(ticket, epoch, &evidence, result).await,
@@ -321,10 +322,13 @@ impl Engine {
     }
 
     async fn settle_serials(&mut self, serials: Vec<Serial>) {
-        for serial in serials {
-            if let Some(id) = self.world.volume_of(serial) {
-                self.settle(id).await;
-            }
+        let ids: Vec<VolumeId> = serials.into_iter().filter_map(|serial| self.world.volume_of(serial)).collect();
+        self.settle_all(ids).await;
+    }
+
+    async fn settle_all(&mut self, ids: Vec<VolumeId>) {
+        for id in ids {
+            self.settle(id).await;
         }
     }
 
@@ -335,6 +339,9 @@ impl Engine {
             for id in self.world.ids() {
                 self.settle(id).await;
             }
+        }
+        for (devnum, heard) in self.world.again.due(now) {
+            self.look(devnum, heard);
         }
         let mut due = self.world.due(now);
         if self.world.stuck.as_ref().is_some_and(|stuck| stuck.again_at <= now) {

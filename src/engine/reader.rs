@@ -10,6 +10,7 @@ use super::LOOK_LIMIT;
 use super::input::Input;
 use crate::device::DevNum;
 use crate::device::facts::Facts;
+use crate::device::found::Found;
 use crate::device::sysfs::Sysfs;
 
 /// Disks read at one time.
@@ -33,7 +34,7 @@ impl Reader {
 
     /// The disk's facts; without its identity when it does not answer in time. When it answers after all, that is told
     /// by [`Input::Answered`].
-    pub(super) async fn read(&self, devnum: DevNum) -> Option<Facts> {
+    pub(super) async fn read(&self, devnum: DevNum) -> Found<Facts> {
         let why = format!("no answer within {} s", LOOK_LIMIT.as_secs());
         let place = Arc::clone(&self.places).acquire_owned().await;
         if self.hanging().contains(&devnum) {
@@ -41,8 +42,8 @@ impl Reader {
         }
         let sysfs = self.sysfs.clone();
         let mut reading = tokio::task::spawn_blocking(move || sysfs.read(devnum));
-        if let Ok(facts) = tokio::time::timeout(LOOK_LIMIT, &mut reading).await {
-            return facts.unwrap_or_default();
+        if let Ok(found) = tokio::time::timeout(LOOK_LIMIT, &mut reading).await {
+            return found.unwrap_or_else(|error| Found::Unknown(error.to_string()));
         }
         drop(place);
         self.hanging().insert(devnum);
@@ -57,13 +58,13 @@ impl Reader {
     }
 
     /// Reads every disk that is present.
-    pub(super) async fn read_all(&self) -> std::io::Result<Vec<Facts>> {
+    pub(super) async fn read_all(&self) -> std::io::Result<Vec<(DevNum, Found<Facts>)>> {
         let mut readings = JoinSet::new();
         for devnum in self.sysfs.list()? {
             let reader = self.clone();
-            readings.spawn(async move { reader.read(devnum).await });
+            readings.spawn(async move { (devnum, reader.read(devnum).await) });
         }
-        Ok(readings.join_all().await.into_iter().flatten().collect())
+        Ok(readings.join_all().await)
     }
 
     fn hanging(&self) -> std::sync::MutexGuard<'_, HashSet<DevNum>> {

@@ -50,7 +50,7 @@ impl Engine {
             let mut disks = Vec::new();
             for devnum in present {
                 // One that does not answer in time names no use; evidence looks again before anything is published.
-                disks.extend(reader.read(devnum).await);
+                disks.extend(reader.read(devnum).await.here());
             }
             disks
         };

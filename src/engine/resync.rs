@@ -8,8 +8,9 @@ use super::settle::pause;
 use super::world::Stuck;
 use crate::clock;
 use crate::device::facts::Facts;
-use crate::device::monitor;
-use crate::device::table::Reading;
+use crate::device::found::Found;
+use crate::device::table::{Heard, Reading};
+use crate::device::{DevNum, monitor};
 use crate::export::backend::Contents;
 use crate::identity::VolumeId;
 
@@ -24,23 +25,27 @@ impl Engine {
     pub(super) fn scan(&mut self, reason: &'static str, done: Option<Done>) {
         let reading = self.next_reading();
         let reader = self.reader.clone();
-        self.outside("step.scan", async move { reader.read_all().await }, move |facts| {
-            let facts = facts.unwrap_or_else(|died| Err(died.into()));
-            Input::Scanned { reading, facts, reason, done }
+        self.outside("step.scan", async move { reader.read_all().await }, move |all| {
+            let all = all.unwrap_or_else(|died| Err(died.into()));
+            Input::Scanned { reading, all, reason, done }
         });
     }
 
     pub(super) async fn scanned(
         &mut self,
         reading: Reading,
-        facts: std::io::Result<Vec<Facts>>,
+        all: std::io::Result<Vec<(DevNum, Found<Facts>)>>,
         reason: &'static str,
         done: Option<Done>,
     ) {
-        match facts {
-            Ok(facts) => {
-                tracing::info!(reason, disks = facts.len(), "read all disks");
-                self.world.table.replace(facts, reading);
+        match all {
+            Ok(all) => {
+                let disks = all.iter().filter(|(_, found)| found.is_here()).count();
+                tracing::info!(reason, disks, "read all disks");
+                for (devnum, found) in &all {
+                    self.read_or_not(*devnum, found, Heard::Look);
+                }
+                self.world.table.replace(all, reading);
                 self.unmark_unwanted();
                 self.world.resyncs.count += 1;
                 self.world.resyncs.last_reason = reason;

@@ -130,6 +130,7 @@ impl Engine {
                 told: volume.change.is_none_or(|change| self.world.telling.knows(change)),
                 free: volume.free.is_some() && volume.free == present.first().copied().map(disk),
                 proven: volume.proven,
+                unread: self.world.unread(volume, present),
                 udevd_silent: matches!(self.world.ear.udevd_is(), Udevd::Silent(_)),
                 server: self.world.server.as_ref(),
                 trouble: volume.trouble.as_ref().map(|trouble| (&trouble.reason, waits(trouble.again_at, clock))),

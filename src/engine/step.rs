@@ -1,8 +1,11 @@
 //! The steps that [`super::decide`] asks for, and what becomes of each.
 
+use std::io;
+
 use jiff::Timestamp;
 
 use super::Engine;
+use super::decide::unread;
 use super::input::{Asked, Input, Ticket};
 use super::outside::Died;
 use super::story::answered;
@@ -10,6 +13,7 @@ use super::world::{Disk, EXPORT_STUCK, Projected};
 use crate::clock;
 use crate::device::evidence::Evidence;
 use crate::device::facts::LinkTarget;
+use crate::device::found::Found;
 use crate::export::probe::{self, Endpoint, Goodbye, ProbeError, Served};
 use crate::export::server::Server;
 use crate::identity::{Serial, VolumeId};
@@ -65,9 +69,17 @@ impl Engine {
         // The commit took a moment: the last look before.
         let sysfs = &self.tools.sysfs;
         let leads_there = LinkTarget::Device(evidence.devnum, self.world.ground.nbd_gid);
-        if !sysfs.still(evidence.devnum, evidence.diskseq) || sysfs.resolve(&evidence.link) != leads_there {
-            self.distrust(id);
-            return None;
+        let still = sysfs.still(evidence.devnum, evidence.diskseq);
+        match still_leads(&still, sysfs.resolve(&evidence.link), |target| target == leads_there) {
+            Found::Here(()) => {}
+            Found::Gone => {
+                self.distrust(id);
+                return None;
+            }
+            Found::Unknown(why) => {
+                self.trouble(id, unread(&format!("device {}", evidence.devnum), &why));
+                return None;
+            }
         }
         match self.tools.backend.publish(id, &evidence.link) {
             Ok(new) => {
@@ -142,10 +154,13 @@ impl Engine {
                 Err(error) => (Err(error), None),
             };
             let there = |target| matches!(target, LinkTarget::Device(devnum, _) if devnum == evidence.devnum);
-            if result.is_ok()
-                && !(sysfs.still(evidence.devnum, evidence.diskseq) && there(sysfs.resolve(&evidence.link)))
-            {
-                result = Err(ProbeError::Exchanged(name));
+            if result.is_ok() {
+                let still = sysfs.still(evidence.devnum, evidence.diskseq);
+                match still_leads(&still, sysfs.resolve(&evidence.link), there) {
+                    Found::Here(()) => {}
+                    Found::Gone => result = Err(ProbeError::Exchanged(name)),
+                    Found::Unknown(why) => result = Err(ProbeError::Unread(name, why)),
+                }
             }
             if let Some(goodbye) = goodbye {
                 // The engine first: closing the connection wakes the server's threads.
@@ -190,6 +205,10 @@ impl Engine {
                 Err(error @ ProbeError::Exchanged(_)) => {
                     let hint = "The disk that is there now decides; if it lasts, run `attachctl resync`.";
                     self.not_this(id, Reason::new("DISK_EXCHANGED", error.to_string(), hint));
+                }
+                // The handshake is made again when that can be found out.
+                Err(ProbeError::Unread(_, why)) => {
+                    self.trouble(id, unread(&format!("device {}", evidence.devnum), &why));
                 }
                 Err(error) => {
                     if !error.is_server() {
@@ -250,6 +269,22 @@ impl Engine {
     pub(super) fn next_epoch(&mut self) -> u64 {
         self.epochs += 1;
         self.epochs
+    }
+}
+
+/// Whether it is still the disk, and its link leads to it.
+fn still_leads(still: &Found<()>, target: io::Result<LinkTarget>, leads: impl Fn(LinkTarget) -> bool) -> Found<()> {
+    match (still, target) {
+        (Found::Gone, _) => Found::Gone,
+        (Found::Unknown(why), _) => Found::Unknown(why.clone()),
+        (Found::Here(()), Err(error)) => Found::Unknown(format!("its link: {error}")),
+        (Found::Here(()), Ok(target)) => {
+            if leads(target) {
+                Found::Here(())
+            } else {
+                Found::Gone
+            }
+        }
     }
 }
 

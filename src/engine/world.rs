@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
 
+use super::again::Again;
 use super::claimed::Claimed;
 use super::input::Ticket;
 use super::leaving::{By, Leaving, Lingering};
@@ -12,7 +13,7 @@ use super::tell::Telling;
 use super::udevd::Ear;
 use crate::device::DevNum;
 use crate::device::evidence::{Evidence, Ground};
-use crate::device::table::{Reading, Table};
+use crate::device::table::{Device, Reading, Table};
 use crate::export::server::Server;
 use crate::helper_client::HelperClient;
 use crate::identity::{Serial, VolumeId};
@@ -46,6 +47,8 @@ pub struct World {
     pub claimed: Claimed,
     /// Exports that are on no record and could not be taken away.
     pub(super) stuck: Option<Stuck>,
+    /// Disks that could not be read.
+    pub(super) again: Again,
     /// Serials whose disks the helper is asked to give back, and whether that was wished for again since.
     pub(super) unmarking: HashMap<Serial, bool>,
     volumes: HashMap<VolumeId, Volume>,
@@ -231,6 +234,7 @@ impl World {
             resyncs: Resyncs::default(),
             foreign_exports: Vec::new(),
             claimed: Claimed::default(),
+            again: Again::default(),
             unmarking: HashMap::new(),
             stuck: None,
             volumes: HashMap::new(),
@@ -253,6 +257,23 @@ impl World {
     /// Every volume, in no order.
     pub fn volumes(&self) -> impl ExactSizeIterator<Item = &Volume> {
         self.volumes.values()
+    }
+
+    /// The volumes whose mapping leads to this number. For the rare case that no serial tells: it looks at all of them.
+    pub(super) fn mapped_to(&self, devnum: DevNum) -> Vec<VolumeId> {
+        let to = |volume: &&Volume| volume.mapping.as_ref().is_some_and(|mapping| mapping.devnum == devnum);
+        self.volumes().filter(to).map(|volume| volume.intent.volume).collect()
+    }
+
+    /// Why nothing newer can be known of the volume's disk than what holds of it already.
+    pub(super) fn unread(&self, volume: &Volume, present: &[&Device]) -> Option<&str> {
+        let (devnum, diskseq) = match (present, &volume.mapping) {
+            ([device], _) => (device.facts.devnum, device.facts.diskseq),
+            // No serial was read since the start, but the number is still the very disk's that is on record.
+            ([], Some(mapping)) if mapping.boot_id == self.ground.boot_id => (mapping.devnum, mapping.diskseq),
+            _ => return None,
+        };
+        self.table.unread(devnum, diskseq)
     }
 
     /// How many volumes are in each state; states without any are there with 0.
@@ -343,7 +364,7 @@ impl World {
     pub(super) fn next_wake(&self) -> Option<Instant> {
         let volumes = self.wakes.first().map(|(at, _)| *at);
         let stuck = self.stuck.as_ref().map(|stuck| stuck.again_at);
-        [volumes, stuck, self.claimed.wake(), self.ear.wake()].into_iter().flatten().min()
+        [volumes, stuck, self.claimed.wake(), self.ear.wake(), self.again.wake()].into_iter().flatten().min()
     }
 
     /// The volumes whose time has come; each is handed out once.

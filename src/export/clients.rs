@@ -35,8 +35,8 @@ fn lasting(first: &str, second: &str, port: u16, me: u32) -> Vec<String> {
 fn table() -> io::Result<String> {
     let mut lines = procfs::table("/proc/self/net/tcp".as_ref())?;
     // Also for an IPv4 address: whoever holds the port may listen on both. Absent when the kernel has no IPv6.
-    lines.push_str(&procfs::table("/proc/self/net/tcp6".as_ref()).unwrap_or_default());
-    Ok(lines)
+    lines.extend(procfs::table_if_any("/proc/self/net/tcp6".as_ref())?);
+    Ok(String::from_utf8_lossy(&lines).into_owned())
 }
 
 /// What a socket of an NBD server is.

@@ -78,6 +78,9 @@ pub enum ProbeError {
     /// The disk behind the export changed while the server was asked.
     #[error("the disk of {0} was exchanged during the handshake")]
     Exchanged(String),
+    /// Whether the disk behind the export is still the same could not be read.
+    #[error("whether the disk of {0} was exchanged during the handshake could not be read: {1}")]
+    Unread(String, String),
     /// The server and attachd do not come together about TLS.
     #[error("no TLS with the NBD server at {0}: {1}")]
     Tls(SocketAddr, String),
@@ -92,7 +95,7 @@ pub enum ProbeError {
 impl ProbeError {
     /// Whether the server itself is the trouble, not this export.
     pub fn is_server(&self) -> bool {
-        !matches!(self, Self::Refused { .. } | Self::Exchanged(_) | Self::Died(_))
+        !matches!(self, Self::Refused { .. } | Self::Exchanged(_) | Self::Unread(..) | Self::Died(_))
     }
 }
 

@@ -136,10 +136,11 @@ impl Watch {
         let handle = rustix::process::pidfd_open(pid, PidfdFlags::NONBLOCK)
             .map_err(|_| format!("the process {number} of {file} does not run"))?;
         // Hidden from the sandboxed daemon (ProtectProc=invisible); there the unit removes the file when the server ends.
-        if let Ok(comm) = fs::read_to_string(format!("/proc/{number}/comm"))
-            && comm.trim() != expected
+        if let Ok(comm) = fs::read(format!("/proc/{number}/comm"))
+            && comm.trim_ascii_end() != expected.as_bytes()
         {
-            return Err(format!("the process {number} of {file} is {:?}, not {expected}", comm.trim()));
+            let comm = String::from_utf8_lossy(comm.trim_ascii_end());
+            return Err(format!("the process {number} of {file} is {comm:?}, not {expected}"));
         }
         let handle = register(handle).map_err(|error| error.to_string())?;
         Ok((Some(number), Some(handle)))

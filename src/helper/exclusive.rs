@@ -14,12 +14,13 @@ use serde_json::{Value, json};
 
 use super::retrigger::{CLAIMS, is_claimed};
 use super::servers::NBD;
-use super::{Refusal, host_disks};
+use super::{Refusal, here, host_disks};
 use crate::accounts::id_of;
 use crate::device::evidence::IN_USE_BY_HOST;
 use crate::device::facts::Use;
 use crate::device::{DevNum, limited};
 use crate::identity::Serial;
+use crate::procfs::unless_gone;
 
 /// How often a disk that somebody has is tried, and the pause in between: the kernel itself takes a disk for the moment in
 /// which it reads the partition table.
@@ -32,9 +33,9 @@ pub(super) fn exclusive(devnum: DevNum, serial: Serial) -> Result<Value, Refusal
 
 fn try_open(devnum: DevNum, serial: Serial) -> Result<Value, Refusal> {
     let sysfs = host_disks::sysfs();
-    let gone = || Refusal("NOT_PRESENT", format!("the disk {devnum} with the serial {serial} is not there"));
-    let disk = sysfs.read(devnum).filter(|disk| disk.serial() == Some(serial)).ok_or_else(gone)?;
-    if !is_claimed(&Path::new(CLAIMS).join(serial.as_str())) {
+    let what = format!("the disk {devnum} with the serial {serial}");
+    let disk = here(sysfs.read(devnum).of_serial(serial), &what)?;
+    if !is_claimed(&Path::new(CLAIMS).join(serial.as_str()))? {
         return Err(Refusal("NOT_CLAIMED", format!("{serial} is not claimed")));
     }
     let uses = disk.identity.iter().flat_map(|identity| &identity.uses).map(Use::to_string).collect::<Vec<_>>();
@@ -43,7 +44,8 @@ fn try_open(devnum: DevNum, serial: Serial) -> Result<Value, Refusal> {
     }
     let node = Path::new("/dev").join(&disk.name);
     // A handle first: nothing is opened before it is known what it is.
-    let handle = open(&node, OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty()).map_err(|_| gone())?;
+    let handle = open(&node, OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty());
+    let handle = here(unless_gone(handle.map_err(Into::into)).into(), &what)?;
     let stat = fstat(&handle).map_err(io::Error::from)?;
     if !FileType::from_raw_mode(stat.st_mode).is_block_device() || DevNum::from_raw(stat.st_rdev) != devnum {
         return Err(Refusal("NODE_ELSEWHERE", format!("{} is not the device {devnum}", node.display())));
@@ -51,17 +53,13 @@ fn try_open(devnum: DevNum, serial: Serial) -> Result<Value, Refusal> {
     if stat.st_gid != id_of("/etc/group", NBD)? {
         return Err(Refusal("NOT_MARKED", format!("{} is not the NBD servers'", node.display())));
     }
-    let name = disk.name.as_str();
-    let busy = || {
-        let why =
-            format!("somebody on this host has /dev/{name} or a partition of it open for itself alone, as a mount has");
-        Refusal(IN_USE_BY_HOST, why)
-    };
-    alone(&handle).map_err(|error| if error == Errno::BUSY { busy() } else { io::Error::from(error).into() })?;
+    let why = format!("somebody on this host has {} or a part of it open exclusively, as a mount has", node.display());
+    alone(&handle).map_err(|error| match error {
+        Errno::BUSY => Refusal(IN_USE_BY_HOST, why),
+        error => io::Error::from(error).into(),
+    })?;
     // The number was this disk's before and is afterwards, so it was this disk's in between.
-    if disk.diskseq != disk.diskseq_after || !sysfs.still(devnum, disk.diskseq) {
-        return Err(gone());
-    }
+    here(sysfs.still(devnum, disk.diskseq), &what)?;
     Ok(json!({ "diskseq": disk.diskseq }))
 }
 

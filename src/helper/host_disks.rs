@@ -29,11 +29,11 @@ pub(super) fn host_disks() -> Result<Value, Refusal> {
     let is_home = |used: &Use| matches!(used, Use::Swap) || matches!(used, Use::Mounted(at) if HOME.contains(&&**at));
     let mut whole = BTreeSet::new();
     for devnum in sysfs().list()?.into_iter().filter(|devnum| host.of(*devnum).iter().any(is_home)) {
-        stack::whole_disks(Path::new("/sys/dev/block"), devnum, &mut whole);
+        stack::whole_disks(Path::new("/sys/dev/block"), devnum, &mut whole)?;
     }
-    let found = limited::read(&sysfs(), whole);
-    let names: BTreeSet<&str> = found.iter().map(|disk| &*disk.name).collect();
-    let serials: BTreeSet<_> = found.iter().filter_map(Facts::serial).collect();
+    let limited::Answers { here, unread } = limited::read(&sysfs(), whole);
+    let names: BTreeSet<&str> = here.iter().map(|disk| &*disk.name).collect();
+    let serials: BTreeSet<_> = here.iter().filter_map(Facts::serial).collect();
     fs::create_dir_all(HOST_DISKS)?;
     let mut added = Vec::new();
     for serial in &serials {
@@ -42,6 +42,9 @@ pub(super) fn host_disks() -> Result<Value, Refusal> {
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
             Err(error) => return Err(error.into()),
         }
+    }
+    if !unread.is_empty() {
+        return Err(Refusal("UNREAD", format!("the serials of {} could not be read", unread.join(", "))));
     }
     // The journal has this answer: also that a list emptied by hand was filled again.
     Ok(json!({ "serials": serials, "disks": names, "added": added }))

@@ -25,6 +25,7 @@ use std::io::{self, Write};
 use serde_json::{Value, json};
 
 use crate::device::DevNum;
+use crate::device::found::Found;
 pub use server::run;
 
 /// Who may ask, root apart.
@@ -47,17 +48,13 @@ fn perform(line: &[u8]) -> Result<Value, Refusal> {
     match words[..] {
         ["retrigger", serial] if let Ok(serial) = serial.parse() => retrigger::retrigger(serial),
         ["holders", number] if let Some(devnum) = devnum(number) => holders::holders(devnum),
-        ["exclusive", number, serial]
-            if let Some(devnum) = devnum(number)
-                && let Ok(serial) = serial.parse() =>
-        {
+        ["exclusive", number, serial] if let (Some(devnum), Ok(serial)) = (devnum(number), serial.parse()) => {
             exclusive::exclusive(devnum, serial)
         }
         ["reload"] => reload::reload(),
         ["host-disks"] => host_disks::host_disks(),
         _ => {
-            let verbs =
-                "retrigger <serial>, holders <major:minor>, exclusive <major:minor> <serial>, reload or host-disks";
+            let verbs = "retrigger <serial>, holders <number>, exclusive <number> <serial>, reload or host-disks";
             Err(Refusal("BAD_REQUEST", format!("a request is one line: {verbs}")))
         }
     }
@@ -66,6 +63,15 @@ fn perform(line: &[u8]) -> Result<Value, Refusal> {
 /// A device number in its one spelling.
 fn devnum(text: &str) -> Option<DevNum> {
     text.parse().ok().filter(|devnum| DevNum::to_string(devnum) == text)
+}
+
+/// What was found; or why nothing can be done with it.
+fn here<T>(found: Found<T>, what: &str) -> Result<T, Refusal> {
+    match found {
+        Found::Here(found) => Ok(found),
+        Found::Gone => Err(Refusal("NOT_PRESENT", format!("{what} is not there"))),
+        Found::Unknown(why) => Err(Refusal("UNREAD", format!("{what} could not be read: {why}"))),
+    }
 }
 
 /// The answer's line.

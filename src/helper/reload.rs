@@ -1,15 +1,13 @@
 //! `reload`: SIGHUP to nbd-server's main process, and to no other.
 
-use std::fs::{self, File};
-use std::io::{self, Read};
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
+use std::{fs, io};
 
-use rustix::fs::OFlags;
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use serde_json::{Value, json};
 
 use super::Refusal;
+use crate::place::small_file;
 
 /// Where nbd-server says which process it is.
 const PID_FILE: &str = "/run/attachd-nbd-server/nbd-server.pid";
@@ -21,17 +19,16 @@ pub(super) fn reload() -> Result<Value, Refusal> {
     let handle = pidfd_open(pid, PidfdFlags::empty()).map_err(|error| no_server(error.into()))?;
     let process = Path::new("/proc").join(pid.to_string());
     let exe = fs::read_link(process.join("exe")).map_err(no_server)?;
-    check(&exe.to_string_lossy(), &fs::read_to_string(process.join("status"))?)?;
+    check(&exe.to_string_lossy(), &String::from_utf8_lossy(&fs::read(process.join("status"))?))?;
     pidfd_send_signal(&handle, Signal::HUP).map_err(|error| no_server(error.into()))?;
     Ok(json!({ "pid": pid.as_raw_nonzero() }))
 }
 
 /// The server can write in that folder: neither a pipe nor a link to another file may lead this program astray.
 fn pid() -> io::Result<Pid> {
-    let flags = (OFlags::NONBLOCK | OFlags::NOFOLLOW).bits().cast_signed();
-    let mut text = String::new();
-    File::options().read(true).custom_flags(flags).open(PID_FILE)?.take(32).read_to_string(&mut text)?;
-    text.trim().parse().ok().and_then(Pid::from_raw).ok_or_else(|| io::Error::other("there is no number in it"))
+    let text = small_file(Path::new(PID_FILE), 32)?;
+    let number = str::from_utf8(&text).ok().and_then(|text| text.trim().parse().ok());
+    number.and_then(Pid::from_raw).ok_or_else(|| io::Error::other("there is no number in it"))
 }
 
 /// SIGHUP kills whatever does not catch it: a child with a client on it, a server that only starts, a stranger.

@@ -1,32 +1,36 @@
 //! `retrigger <serial>`: an `add` event for the one disk with that serial, so that udev's rules mark or un-mark it.
 
-use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
+use std::{fs, io};
 
 use serde_json::{Value, json};
 
 use super::servers::NBD;
-use super::{CALLER, Refusal, host_disks};
+use super::{CALLER, Refusal, here, host_disks};
 use crate::accounts::id_of;
 use crate::device::facts::{Facts, Use};
 use crate::device::{DevNum, limited};
 use crate::identity::Serial;
+use crate::procfs::unless_gone;
 
 /// Written by attachd, one file per wanted serial.
 pub(super) const CLAIMS: &str = "/var/lib/attachd/claims";
 
 pub(super) fn retrigger(serial: Serial) -> Result<Value, Refusal> {
-    let claimed = is_claimed(&Path::new(CLAIMS).join(serial.as_str()));
+    let claimed = is_claimed(&Path::new(CLAIMS).join(serial.as_str()))?;
     let nbd_gid = id_of("/etc/group", NBD)?;
     let sysfs = host_disks::sysfs();
-    let candidates = sysfs.list()?.into_iter().filter(|devnum| claimed || is_marked(*devnum, nbd_gid));
-    let mut found = limited::read(&sysfs, candidates);
+    // Where it is not known whose the node is, the disk's serial decides.
+    let candidate = |devnum: &DevNum| claimed || sysfs.node_group(*devnum).map_or(true, |gid| gid == Some(nbd_gid));
+    let limited::Answers { here: mut found, unread } =
+        limited::read(&sysfs, sysfs.list()?.into_iter().filter(candidate));
     found.retain(|disk| disk.serial() == Some(serial));
-    check(serial, claimed, &found)?;
+    check(serial, claimed, &found, &unread)?;
     // In the moment since the reading the number could have got another disk.
-    found.retain(|disk| disk.diskseq == disk.diskseq_after && sysfs.still(disk.devnum, disk.diskseq));
+    found.retain(|disk| !sysfs.still(disk.devnum, disk.diskseq).is_gone());
     for disk in &found {
+        here(sysfs.still(disk.devnum, disk.diskseq), &disk.name)?;
         // Not `change`: that would leave an un-claimed node with the NBD servers' group.
         fs::write(uevent(disk.devnum), "add")?;
     }
@@ -34,17 +38,19 @@ pub(super) fn retrigger(serial: Serial) -> Result<Value, Refusal> {
 }
 
 /// Whether this is a claim of attachd's. A link is none: what it leads to may be something that only root may see.
-pub(super) fn is_claimed(claim: &Path) -> bool {
-    let attachd = id_of("/etc/passwd", CALLER).ok();
-    fs::symlink_metadata(claim).is_ok_and(|there| there.is_file() && Some(there.uid()) == attachd)
+pub(super) fn is_claimed(claim: &Path) -> io::Result<bool> {
+    let attachd = id_of("/etc/passwd", CALLER)?;
+    let there = unless_gone(fs::symlink_metadata(claim))?;
+    Ok(there.is_some_and(|there| there.is_file() && there.uid() == attachd))
 }
 
 /// Whether this serial's disks are anybody's business here. Un-marking only takes rights away: it asks for less.
-fn check(serial: Serial, claimed: bool, found: &[Facts]) -> Result<(), Refusal> {
+fn check(serial: Serial, claimed: bool, found: &[Facts], unread: &[String]) -> Result<(), Refusal> {
     let names = found.iter().map(|disk| disk.name.as_str()).collect::<Vec<_>>().join(" and ");
     let uses = found.iter().filter_map(|disk| disk.identity.as_ref().ok()).flat_map(|identity| &identity.uses);
     let uses = uses.map(Use::to_string).collect::<Vec<_>>().join(", ");
     let (code, why) = match found {
+        [] if !unread.is_empty() => ("UNREAD", format!("{serial} may be one of {}", unread.join(", "))),
         [] if claimed => ("NOT_PRESENT", format!("no disk shows the serial {serial}")),
         [] => ("NOT_CLAIMED", format!("{serial} is not claimed, and no disk of it is marked")),
         _ if claimed && !uses.is_empty() => ("IN_USE_BY_HOST", format!("this host uses {names}: {uses}")),
@@ -52,14 +58,6 @@ fn check(serial: Serial, claimed: bool, found: &[Facts]) -> Result<(), Refusal> 
         _ => return Ok(()),
     };
     Err(Refusal(code, why))
-}
-
-/// Whether the disk's node belongs to the NBD servers.
-fn is_marked(devnum: DevNum, nbd_gid: u32) -> bool {
-    let text = fs::read_to_string(uevent(devnum)).unwrap_or_default();
-    let node = text.lines().find_map(|line| line.strip_prefix("DEVNAME=")).map(|name| Path::new("/dev").join(name));
-    let stat = node.and_then(|node| rustix::fs::stat(node).ok());
-    stat.is_some_and(|stat| DevNum::from_raw(stat.st_rdev) == devnum && stat.st_gid == nbd_gid)
 }
 
 fn uevent(devnum: DevNum) -> String {
@@ -74,11 +72,14 @@ mod tests {
     #[test]
     fn marking_asks_for_one_disk_that_the_host_does_not_use() {
         let serial = sample::volume().serial();
-        let code = |claimed, disks: &[Facts]| check(serial, claimed, disks).map_err(|refusal| refusal.0);
+        let code = |claimed, disks: &[Facts]| check(serial, claimed, disks, &[]).map_err(|refusal| refusal.0);
         let free = sample::device().facts;
         let used = sample::spoilt(|_, identity| identity.uses.push(Use::HostDisk)).facts;
         assert_eq!(code(true, std::slice::from_ref(&free)), Ok(()));
         assert_eq!(code(true, &[]), Err("NOT_PRESENT"));
+        let hangs = ["254:16 (no answer within 2 s)".to_owned()];
+        let unread = |disks| check(serial, true, disks, &hangs).map_err(|refusal| refusal.0);
+        assert_eq!((unread(&[]), unread(std::slice::from_ref(&free))), (Err("UNREAD"), Ok(())));
         assert_eq!(code(true, &[free.clone(), free.clone()]), Err("DUPLICATE"));
         assert_eq!(code(true, std::slice::from_ref(&used)), Err("IN_USE_BY_HOST"));
         assert_eq!(code(true, &[free.clone(), used.clone()]), Err("IN_USE_BY_HOST"));

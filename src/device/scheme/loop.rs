@@ -13,8 +13,8 @@ impl Scheme for Loop {
         "loop"
     }
 
-    fn accepts(&self, name: &str, _disk: &Attributes) -> bool {
-        name.strip_prefix("loop").is_some_and(|number| number.bytes().all(|b| b.is_ascii_digit()))
+    fn accepts(&self, name: &str, _disk: &Attributes) -> io::Result<bool> {
+        Ok(name.strip_prefix("loop").is_some_and(|number| number.bytes().all(|b| b.is_ascii_digit())))
     }
 
     fn serial(&self, disk: &Attributes) -> io::Result<Option<String>> {

@@ -8,8 +8,11 @@ mod virtio;
 
 use std::io;
 
+use serde::{Deserialize, Deserializer};
+
 use super::attributes::Attributes;
 use crate::identity::Serial;
+use crate::procfs::unless_gone;
 
 /// One kind of disk.
 pub trait Scheme: Sync {
@@ -17,7 +20,7 @@ pub trait Scheme: Sync {
     fn name(&self) -> &'static str;
 
     /// Whether the disk of that kernel name, with these attributes in sysfs, is of this kind.
-    fn accepts(&self, name: &str, disk: &Attributes) -> bool;
+    fn accepts(&self, name: &str, disk: &Attributes) -> io::Result<bool>;
 
     /// The text the disk gives as its serial, read live; `None` when it gives none. May block: it can be a request to
     /// the hypervisor.
@@ -32,11 +35,26 @@ pub trait Scheme: Sync {
     }
 }
 
+/// Whether the disk is on the bus of that name.
+fn is_on_bus(disk: &Attributes, bus: &str) -> io::Result<bool> {
+    let link = unless_gone(disk.link("device/subsystem"))?;
+    Ok(link.is_some_and(|link| link.rsplit('/').next() == Some(bus)))
+}
+
 /// Every scheme there is.
 pub static ALL: &[&dyn Scheme] = &[&virtio::Virtio, &scsi::Scsi, &r#loop::Loop];
 
 /// How CloudStack attaches volumes: a disk on one of these whose scheme is off is refused by name, not passed over.
 pub static BUSES: &[&dyn Scheme] = &[&virtio::Virtio, &scsi::Scsi];
+
+/// A scheme's name, of [`ALL`].
+pub type Name = &'static str;
+
+/// The name of a scheme as another process of ours has written it.
+pub(super) fn named<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Name, D::Error> {
+    let name = String::deserialize(deserializer)?;
+    by_name(&name).map(Scheme::name).ok_or_else(|| serde::de::Error::custom(format!("{name:?} is no scheme")))
+}
 
 /// The scheme of that name.
 pub fn by_name(name: &str) -> Option<&'static dyn Scheme> {

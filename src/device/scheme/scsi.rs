@@ -2,9 +2,10 @@
 
 use std::io;
 
-use super::Scheme;
+use super::{Scheme, is_on_bus};
 use crate::device::attributes::Attributes;
 use crate::identity::Serial;
+use crate::procfs::unless_gone;
 
 pub(super) struct Scsi;
 
@@ -13,12 +14,12 @@ impl Scheme for Scsi {
         "scsi"
     }
 
-    fn accepts(&self, _name: &str, disk: &Attributes) -> bool {
+    fn accepts(&self, _name: &str, disk: &Attributes) -> io::Result<bool> {
         // The link below is what udev makes of these two, and other makes have serials of other shapes.
-        let says = |name: &str, what: &str| disk.text(name).is_ok_and(|text| text.trim_end() == what);
-        disk.link("device/subsystem").is_ok_and(|bus| bus.ends_with("/scsi"))
-            && says("device/vendor", "QEMU")
-            && says("device/model", "QEMU HARDDISK")
+        let says = |name: &str, what: &str| -> io::Result<bool> {
+            Ok(unless_gone(disk.text(name))?.is_some_and(|text| text.trim_end() == what))
+        };
+        Ok(is_on_bus(disk, "scsi")? && says("device/vendor", "QEMU")? && says("device/model", "QEMU HARDDISK")?)
     }
 
     /// The kernel keeps the page from when it found the disk; another disk is another device, with another diskseq.

@@ -2,7 +2,7 @@
 
 use std::io;
 
-use super::Scheme;
+use super::{Scheme, is_on_bus};
 use crate::device::attributes::Attributes;
 use crate::identity::Serial;
 
@@ -13,8 +13,8 @@ impl Scheme for Virtio {
         "virtio"
     }
 
-    fn accepts(&self, _name: &str, disk: &Attributes) -> bool {
-        disk.link("device/subsystem").is_ok_and(|bus| bus.ends_with("/virtio"))
+    fn accepts(&self, _name: &str, disk: &Attributes) -> io::Result<bool> {
+        is_on_bus(disk, "virtio")
     }
 
     fn serial(&self, disk: &Attributes) -> io::Result<Option<String>> {

@@ -1,0 +1,251 @@
+//! Invariant 13: "could not be read" is never "is not there", and not "is not used" either. What others write is bytes.
+#![allow(clippy::unwrap_used, reason = "a test's panic is its failure")]
+
+mod common;
+
+use std::ffi::OsStr;
+use std::fs::{self, File};
+use std::io::Write;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Instant;
+
+use common::*;
+use lab::{Api, Disk};
+use serde_json::{Value, json};
+
+/// A file or a folder with something else in its place, for everybody in this lab. Gone with this value.
+struct InPlace {
+    path: PathBuf,
+    instead: PathBuf,
+}
+
+impl InPlace {
+    /// The same, but only root can read it (udevd does): the daemon cannot.
+    fn closed(path: &Path) -> Self {
+        let instead = Self::aside(path);
+        if path.is_dir() {
+            fs::create_dir(&instead).unwrap();
+        } else {
+            fs::write(&instead, fs::read(path).unwrap()).unwrap();
+        }
+        fs::set_permissions(&instead, fs::Permissions::from_mode(0o500)).unwrap();
+        Self::lay(path, instead)
+    }
+
+    /// Other bytes.
+    fn bytes(path: &Path, bytes: &[u8]) -> Self {
+        let instead = Self::aside(path);
+        fs::write(&instead, bytes).unwrap();
+        Self::lay(path, instead)
+    }
+
+    fn change(&self, bytes: &[u8]) {
+        fs::write(&self.instead, bytes).unwrap();
+    }
+
+    fn aside(path: &Path) -> PathBuf {
+        Path::new("/run/lab").join(path.to_str().unwrap().replace('/', "-"))
+    }
+
+    fn lay(path: &Path, instead: PathBuf) -> Self {
+        rustix::mount::mount_bind(&instead, path).unwrap();
+        Self { path: path.to_owned(), instead }
+    }
+}
+
+impl Drop for InPlace {
+    fn drop(&mut self) {
+        rustix::mount::unmount(&self.path, rustix::mount::UnmountFlags::DETACH).unwrap();
+        let _ = fs::remove_file(&self.instead).or_else(|_| fs::remove_dir(&self.instead));
+    }
+}
+
+fn attribute(disk: &Disk, name: &str) -> PathBuf {
+    fs::canonicalize(disk.sysfs()).unwrap().join(name)
+}
+
+/// What health says of disks that cannot be read.
+fn unread(api: &Api) -> Option<String> {
+    let health = health(api);
+    let problems = health["problems"].as_array().unwrap().iter();
+    let told = problems.filter(|problem| problem["code"] == "DISKS_UNREAD").map(|problem| &problem["message"]);
+    told.map(|message| message.as_str().unwrap().to_owned()).next()
+}
+
+fn eventually<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
+    let begun = Instant::now();
+    loop {
+        if let Some(seen) = look() {
+            return seen;
+        }
+        assert!(begun.elapsed() < SOON, "{what}");
+        std::thread::yield_now();
+    }
+}
+
+fn is_unread(api: &Api) -> String {
+    eventually("health does not say that a disk cannot be read", || unread(api))
+}
+
+fn is_read(api: &Api) {
+    eventually("the disk is not read again by itself", || unread(api).is_none().then_some(()));
+}
+
+fn was_revoked(volume: &Value) -> bool {
+    story(volume).contains(&"revoked".to_owned())
+}
+
+/// Whatever it is that cannot be read of a served disk: it stays served, that is said, and it is over by itself.
+#[test]
+fn a_served_disk_that_cannot_be_read_stays_served_is_told_and_is_read_again_by_itself() {
+    let (lab, _attachd, api) = up();
+    let (volume, disk) = served(&lab, &api);
+    for name in ["diskseq", "size", "ro", "holders", "loop/backing_file"] {
+        let closed = InPlace::closed(&attribute(&disk, name));
+        lab.retrigger(&disk).unwrap();
+        let said = is_unread(&api);
+        assert!(said.contains(disk.node().to_str().unwrap()) && said.contains("Permission denied"), "{name}: {said}");
+        assert!(lab.nbd_connects(&volume.export()), "{name}");
+        resync(&api);
+        let shown = show(&api, &volume);
+        assert!(shown["state"] == "ready" && !was_revoked(&shown), "{name}: {shown:#}");
+        drop(closed);
+        is_read(&api);
+    }
+    lab.nbdcopy_equals(&volume.export(), disk.file()).unwrap();
+}
+
+/// The control of the rule above: what is gone is revoked at once, also while it could not be read.
+#[test]
+fn a_pulled_disk_is_revoked_also_when_it_could_not_be_read_before() {
+    let (lab, _attachd, api) = up();
+    for name in ["size", "diskseq"] {
+        let (volume, mut disk) = served(&lab, &api);
+        let closed = InPlace::closed(&attribute(&disk, name));
+        lab.retrigger(&disk).unwrap();
+        is_unread(&api);
+        assert_eq!(show(&api, &volume)["state"], "ready");
+        // What lies in the place of an attribute of a disk that is gone lies nowhere.
+        std::mem::forget(closed);
+        disk.detach().unwrap();
+        assert_eq!(wait(&api, &volume, "lost")["reason"]["code"], "DEVICE_GONE", "{name}");
+        assert!(!lab.nbd_connects(&volume.export()));
+        is_read(&api);
+    }
+}
+
+/// Nothing is remembered but what is on record, and in this boot that is the very disk.
+#[test]
+fn a_start_during_which_disks_cannot_be_read_leaves_them_served() {
+    let (lab, mut attachd, _api) = up();
+    // Without the sequence number it cannot be proven anew that the server serves this very disk.
+    for (name, stands) in [("loop/backing_file", "ready"), ("diskseq", "exporting")] {
+        let api = attachd.api();
+        let (volume, disk) = served(&lab, &api);
+        let (gone, mut gone_disk) = served(&lab, &api);
+        attachd.kill9().unwrap();
+        let closed = InPlace::closed(&attribute(&disk, name));
+        gone_disk.detach().unwrap();
+        attachd = start(&lab);
+        let api = attachd.api();
+        is_unread(&api);
+        let shown = wait(&api, &volume, stands);
+        assert!(!was_revoked(&shown) && lab.nbd_connects(&volume.export()), "{name}: {shown:#}");
+        assert_eq!(wait(&api, &gone, "lost")["reason"]["code"], "DEVICE_GONE", "the control: {name}");
+        drop(closed);
+        is_read(&api);
+        wait(&api, &volume, "ready");
+        lab.nbdcopy_equals(&volume.export(), disk.file()).unwrap();
+    }
+}
+
+#[test]
+fn nothing_is_published_while_what_the_host_uses_cannot_be_read_and_all_is_served_when_it_can() {
+    let (lab, _attachd, api) = up();
+    let (kept, _kept_disk) = served(&lab, &api);
+    let closed = InPlace::closed(Path::new("/proc/swaps"));
+    let (volume, disk) = attached(&lab, &api);
+    let node = disk.node();
+    let said = eventually("the new disk is not told", || {
+        let devices = api.get("/api/v1/devices").unwrap().expect(200).unwrap();
+        let new =
+            devices["devices"].as_array().unwrap().iter().find(|device| device["node"] == *node.to_str().unwrap());
+        new.and_then(|device| device["unread"].as_str().map(str::to_owned))
+    });
+    assert!(said.contains("what this host uses"), "{said}");
+    is_unread(&api);
+    assert_eq!(show(&api, &volume)["state"], "waiting");
+    assert!(!lab.nbd_connects(&volume.export()) && lab.nbd_connects(&kept.export()));
+    drop(closed);
+    // No event, and nobody asks.
+    wait(&api, &volume, "ready");
+    is_read(&api);
+    assert!(!was_revoked(&show(&api, &kept)));
+}
+
+/// A name is bytes: one that is no UTF-8 hides no table, and no disk in it.
+#[test]
+fn a_mount_point_of_any_bytes_takes_nothing_from_anybody_and_is_found() {
+    let (lab, _attachd, api) = up();
+    let (volume, disk) = served(&lab, &api);
+    let mine = lab.volume();
+    let used = lab.settled_disk(&mine.serial, 8 * MIB).unwrap();
+    run("mkfs.ext4", &["-q".as_ref(), "-F".as_ref(), used.node().as_os_str()]);
+    let place = lab.dir().join(OsStr::from_bytes(b"pok\xe9mon"));
+    fs::create_dir(&place).unwrap();
+    run("mount", &[used.node().as_os_str(), place.as_os_str()]);
+    let table = fs::read("/proc/thread-self/mountinfo").unwrap();
+    assert!(String::from_utf8(table).is_err(), "the control: the trap is live");
+    lab.retrigger(&disk).unwrap();
+    resync(&api);
+    let shown = show(&api, &volume);
+    assert!(shown["state"] == "ready" && !was_revoked(&shown), "{shown:#}");
+    assert_eq!(unread(&api), None);
+    let refused = api.post("/api/v1/intents", &json!({ "volume_id": mine.id })).unwrap().expect(409).unwrap();
+    assert!(refused["error"].as_str().unwrap().contains("pok\u{fffd}mon"), "{refused:#}");
+    run("umount", &[place.as_os_str()]);
+    intend(&api, &mine);
+}
+
+/// The kernel's table is forged: swap would be the whole machine's.
+#[test]
+fn a_disk_the_host_swaps_to_is_refused_also_beside_a_swap_file_of_any_bytes() {
+    let (lab, _attachd, api) = up();
+    let volume = lab.volume();
+    let disk = lab.settled_disk(&volume.serial, MIB).unwrap();
+    let heading: &[u8] = b"Filename\t\t\t\tType\t\tSize\t\tUsed\t\tPriority\n";
+    let file: &[u8] = b"/srv/sw\xe4p                              file\t\t1024\t\t0\t\t-2\n";
+    let line = format!("{}                              partition\t1024\t\t0\t\t-3\n", disk.node().display());
+    let swaps = InPlace::bytes(Path::new("/proc/swaps"), &[heading, file, line.as_bytes()].concat());
+    let refused = api.post("/api/v1/intents", &json!({ "volume_id": volume.id })).unwrap().expect(409).unwrap();
+    assert_eq!(refused["code"], "IN_USE_BY_HOST");
+    assert!(refused["error"].as_str().unwrap().contains("swap"), "{refused:#}");
+    // The control: the same without the disk's line.
+    swaps.change(&[heading, file].concat());
+    intend(&api, &volume);
+}
+
+#[test]
+fn accounts_of_any_bytes_keep_neither_the_daemon_nor_the_helper_from_knowing_its_own() {
+    let lab = with_nbdkit();
+    for (path, line) in
+        [("/etc/group", &b"ren\xe9:x:4711:\n"[..]), ("/etc/passwd", b"rene:x:4711:4711:Ren\xe9:/:/bin/sh\n")]
+    {
+        let whole = [line, &fs::read(path).unwrap()].concat();
+        File::create(path).unwrap().write_all(&whole).unwrap();
+        assert!(fs::read_to_string(path).is_err(), "the control: the trap is live");
+    }
+    let _helper = Helper::start();
+    let attachd = start(&lab);
+    let api = attachd.api();
+    let (volume, _disk) = announced_late(&lab, &api);
+    wait(&api, &volume, "ready");
+    assert_eq!(health(&api)["helper"]["state"], "answers");
+}
+
+fn run(program: &str, arguments: &[&OsStr]) {
+    assert!(Command::new(program).args(arguments).status().unwrap().success(), "{program} {arguments:?}");
+}
