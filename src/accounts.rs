@@ -14,9 +14,26 @@ pub(crate) fn id_of(file: &str, name: &str) -> io::Result<u32> {
     found.ok_or_else(|| io::Error::other(format!("there is no {name} in {file}")))
 }
 
+/// The name of a user; its number, if it has none.
+pub(crate) fn name_of(uid: u32) -> String {
+    let number = uid.to_string();
+    let users = std::fs::read("/etc/passwd").unwrap_or_default();
+    let name = String::from_utf8_lossy(&users).lines().find_map(|line| {
+        let fields: Vec<&str> = line.split(':').collect();
+        (fields.get(2) == Some(&number.as_str())).then(|| fields[0].to_owned())
+    });
+    name.unwrap_or_else(|| format!("user {number}"))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_user_without_a_name_is_a_number() {
+        assert_eq!(name_of(0), "root");
+        assert_eq!(name_of(3_999_999_999), "user 3999999999");
+    }
 
     #[test]
     fn an_id_is_found_by_the_whole_name_alone() {

@@ -100,6 +100,7 @@ async fn serve(settings: Settings, config: &Path) -> anyhow::Result<()> {
         helper: HelperClient::new(settings.helper.clone()),
         vm_id: settings.vm_id.clone(),
         server: server.clone(),
+        server_unit: settings.server.unit(),
     };
     let (mut engine, handle) = Engine::new(ground, tools, records, &restored);
     engine.look_around().await.context("cannot read the list of disks")?;

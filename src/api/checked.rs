@@ -15,7 +15,7 @@ use super::error::ApiError;
 use crate::config::ServerSettings;
 use crate::engine::world::World;
 use crate::export::nbd_server::way::Mode;
-use crate::export::probe::{self, Endpoint};
+use crate::export::probe::{self, Endpoint, ProbeError};
 use crate::identity::VolumeId;
 
 /// Exports opened at one time.
@@ -58,12 +58,24 @@ pub(super) async fn exports(context: &Context) -> Result<Vec<CheckedExport>, Api
     let wanted = context.inner.engine.read(wanted).await?;
     let server = &context.inner.server;
     let deadline = Instant::now() + LIMIT;
-    let listed = timeout_at(deadline, probe::list(server)).await.ok().and_then(Result::ok).flatten();
+    let listed = timeout_at(deadline, probe::list(server)).await.ok();
+    let mut server_fails = matches!(listed, Some(Err(_)));
+    let listed = listed.and_then(Result::ok).flatten();
     let listed: Option<BTreeSet<String>> = listed.map(BTreeSet::from_iter);
     let published = wanted.iter().filter(|(_, published)| **published).map(|(volume, _)| volume.export_name());
     let mut names: BTreeSet<String> = published.collect();
     names.extend(listed.iter().flatten().filter(|name| *name != PLACEHOLDER).cloned());
     let mut answers = ask_for_all(server, &names, deadline).await;
+    // What a client would not get is not `ready`.
+    let failed = answers.iter().filter_map(|(name, answer)| Some((name, answer.as_ref().err()?)));
+    let mut doubted = Vec::new();
+    for (name, error) in failed {
+        server_fails |= error.is_server();
+        doubted.extend(VolumeId::from_export_name(name).filter(|volume| wanted.get(volume) == Some(&true)));
+    }
+    if server_fails || !doubted.is_empty() {
+        context.inner.engine.doubt(doubted, server_fails).await?;
+    }
     let clear = match &context.inner.settings.server {
         ServerSettings::Nbdkit => "remove it from the folder of exports",
         ServerSettings::NbdServer { way, .. } if way.mode == Mode::Signal => {
@@ -83,7 +95,7 @@ pub(super) async fn exports(context: &Context) -> Result<Vec<CheckedExport>, Api
             published: state == Some(&true),
             listed,
             openable: answer.as_ref().map(Result::is_ok),
-            why: answer.and_then(Result::err),
+            why: answer.and_then(Result::err).map(|error| error.to_string()),
             stale,
             clear: stale.then_some(clear),
             name,
@@ -97,7 +109,7 @@ async fn ask_for_all(
     server: &Endpoint,
     names: &BTreeSet<String>,
     deadline: Instant,
-) -> BTreeMap<String, Result<(), String>> {
+) -> BTreeMap<String, Result<(), ProbeError>> {
     let places = Arc::new(Semaphore::new(AT_ONCE));
     let mut asking = JoinSet::new();
     for name in names.iter().cloned() {
@@ -105,7 +117,7 @@ async fn ask_for_all(
         asking.spawn(async move {
             let _place = places.acquire().await;
             let answer = async { probe::probe(probe::greet(&server).await?, &name).await }.await;
-            (name, answer.map(drop).map_err(|error| error.to_string()))
+            (name, answer.map(drop))
         });
     }
     let mut answers = BTreeMap::new();

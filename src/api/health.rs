@@ -1,8 +1,10 @@
 //! What is true now about each part. "unknown" is an answer.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use axum::Json;
 use axum::extract::State;
@@ -24,6 +26,9 @@ use crate::export::server::Server;
 use crate::folder::Names;
 use crate::store::{Pulse, StoreError};
 use crate::volume::State as VolumeState;
+
+/// How long the NBD server may take to answer before health says that it does not.
+const ANSWER_LIMIT: Duration = Duration::from_secs(1);
 
 /// Health.
 #[derive(Serialize, ToSchema)]
@@ -60,7 +65,8 @@ pub(super) struct Health {
 struct Problem {
     code: &'static str,
     message: String,
-    hint: &'static str,
+    #[schema(value_type = String)]
+    hint: Cow<'static, str>,
     #[serde(skip)]
     grave: bool,
 }
@@ -134,7 +140,7 @@ struct BackendHealth {
     mode: Option<&'static str>,
     /// Why this one.
     because: Option<String>,
-    /// `up`, `down` or `unknown`.
+    /// `up`, `silent` (it runs, and does not answer), `down` or `unknown`.
     state: &'static str,
     pid: Option<i32>,
     why: Option<String>,
@@ -155,6 +161,8 @@ pub(super) async fn show(State(context): Ctx) -> Response {
 struct Seen {
     volumes: BTreeMap<&'static str, usize>,
     server: Option<Server>,
+    /// How long the server has been asked without an answer.
+    asking_for: Option<Duration>,
     helper: Option<Result<(), String>>,
     udevd: Udevd,
     resyncs: Resyncs,
@@ -176,6 +184,7 @@ impl Seen {
         Self {
             volumes: counts(world),
             server: world.server.clone(),
+            asking_for: world.handshakes.asking_for(),
             helper: world.helper.state(),
             udevd: world.ear.udevd_is(),
             resyncs: world.resyncs.clone(),
@@ -192,6 +201,8 @@ impl Seen {
 
 async fn health(context: &Context) -> Health {
     let settings = &context.inner.settings;
+    // What is said of the NBD server is of now. One that does not answer in time is told so.
+    let _ = tokio::time::timeout(ANSWER_LIMIT, context.inner.engine.ask_server()).await;
     let seen = context.inner.engine.read(Seen::of).await;
     let stopping = seen.is_err();
     let seen = seen.unwrap_or_default();
@@ -201,7 +212,12 @@ async fn health(context: &Context) -> Health {
     let mut problems = problems(&seen, &store, &files, settings);
     if stopping {
         let message = "the engine does not run: attachd is stopping".to_owned();
-        problems.push(Problem { code: "STOPPING", message, hint: "Ask again when it has started.", grave: true });
+        problems.push(Problem {
+            code: "STOPPING",
+            message,
+            hint: "Ask again when it has started.".into(),
+            grave: true,
+        });
     }
     let status = if problems.iter().any(|problem| problem.grave) {
         "unhealthy"
@@ -261,7 +277,10 @@ fn store(pulse: Pulse) -> StoreHealth {
 
 fn problems(seen: &Seen, store: &StoreHealth, files: &Check, settings: &Settings) -> Vec<Problem> {
     let mut problems = Vec::new();
-    let mut add = |code, grave, message, hint| problems.push(Problem { code, message, hint, grave });
+    problems.extend(server_problem(seen, settings));
+    let mut add = |code, grave, message, hint: &'static str| {
+        problems.push(Problem { code, message, hint: hint.into(), grave });
+    };
     if let Some(failure) = &store.failure {
         add(failure.code(), true, format!("{failure}; until that is over no intent is accepted"), failure.hint());
     }
@@ -271,10 +290,6 @@ fn problems(seen: &Seen, store: &StoreHealth, files: &Check, settings: &Settings
         let hint =
             "Compare it with `attachctl list`: put it in the store's place while attachd is stopped, or remove it.";
         add("STORE_SAVED", false, message, hint);
-    }
-    if let Some(Server::Down { why }) = &seen.server {
-        let message = format!("the NBD server is down: {why}");
-        add("BACKEND_DOWN", false, message, "Start it; exports are proven again at once.");
     }
     if let Some(why) = &files.refused {
         let message = format!("the NBD server would not take up its files: {why}");
@@ -357,7 +372,9 @@ fn problems(seen: &Seen, store: &StoreHealth, files: &Check, settings: &Settings
 /// What stands in the way of hearing of disks and reading them.
 fn of_disks(seen: &Seen) -> Vec<Problem> {
     let mut problems = Vec::new();
-    let mut add = |code, message, hint| problems.push(Problem { code, message, hint, grave: false });
+    let mut add = |code, message, hint: &'static str| {
+        problems.push(Problem { code, message, hint: hint.into(), grave: false });
+    };
     if let Udevd::Silent(since) = seen.udevd {
         let message = format!("udevd owes the event of a disk since {since}");
         let hint = "Check `systemctl status systemd-udevd`; removals are still noticed, new disks are not served.";
@@ -376,6 +393,23 @@ fn unread(world: &World) -> Vec<String> {
     all.sort_unstable();
     let name = |devnum| world.table.of(devnum).map(|device| format!("/dev/{} ", device.facts.name)).unwrap_or_default();
     all.into_iter().map(|(devnum, why)| format!("{}({devnum}): {why}", name(devnum))).collect()
+}
+
+/// The NBD server does not serve, or is not known to.
+fn server_problem(seen: &Seen, settings: &Settings) -> Option<Problem> {
+    let unanswered = seen.asking_for.filter(|asking| *asking >= ANSWER_LIMIT);
+    let message = match (&seen.server, unanswered) {
+        (Some(server @ (Server::Down { .. } | Server::Silent { .. })), _) => server.to_string(),
+        (_, Some(asking)) => {
+            format!("the NBD server has not answered a handshake on {} for {} s", settings.listen, asking.as_secs())
+        }
+        _ => return None,
+    };
+    let hint = format!(
+        "Look at `systemctl status {}`; exports are proven again at once when it answers.",
+        settings.server.unit()
+    );
+    Some(Problem { code: "BACKEND_DOWN", message, hint: hint.into(), grave: false })
 }
 
 fn not_served(world: &World) -> Vec<String> {
@@ -406,6 +440,7 @@ fn backend(server: Option<Server>, settings: &Settings) -> BackendHealth {
     let (state, pid, why) = match server {
         None => ("unknown", None, None),
         Some(Server::Up { pid }) => ("up", pid, None),
+        Some(Server::Silent { pid, why }) => ("silent", pid, Some(why)),
         Some(Server::Down { why }) => ("down", None, Some(why)),
     };
     BackendHealth {

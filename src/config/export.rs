@@ -42,6 +42,17 @@ impl ServerSettings {
     }
 }
 
+impl ServerSettings {
+    /// The unit of the package that has the server run.
+    pub fn unit(&self) -> &'static str {
+        match self {
+            Self::Nbdkit => "attachd-nbdkit.service",
+            Self::NbdServer { way, .. } if way.mode == Mode::Signal => "attachd-nbd-server.service",
+            Self::NbdServer { .. } => "attachd-nbd-server.socket",
+        }
+    }
+}
+
 /// What the choice of nbd-server's way needs to know of this host.
 #[derive(Debug, Clone, Default)]
 pub struct HostFacts {

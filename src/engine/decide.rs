@@ -49,6 +49,8 @@ pub struct Observed<'a> {
     pub udevd_silent: bool,
     /// The NBD server; `None`: not known yet.
     pub server: Option<&'a Server>,
+    /// The unit that runs it, for hints.
+    pub server_unit: &'a str,
     /// The next step failed lately; `true`: it is to wait.
     pub trouble: Option<(&'a Reason, bool)>,
     /// Where the volume stands.
@@ -223,13 +225,19 @@ fn proven(desired: &Desired<'_>, observed: &Observed<'_>, evidence: Evidence) ->
         }
         Some(Server::Up { .. }) if !observed.told => go(State::Exporting, Step::Tell),
         Some(Server::Up { .. }) => go(State::Exporting, Step::Probe(evidence)),
-        Some(Server::Down { why }) => {
-            let hint = "Start the NBD server (`systemctl start attachd-nbdkit`); the export is proven again at once.";
-            let reason = Some(Reason::new("BACKEND_DOWN", format!("the NBD server is down: {why}"), hint));
-            Decision { state: State::Exporting, reason, revoke: false, step: None }
+        Some(server @ (Server::Down { .. } | Server::Silent { .. })) => {
+            let reason = Reason::new("BACKEND_DOWN", server.to_string(), server_hint(observed.server_unit));
+            Decision { state: State::Exporting, reason: Some(reason), revoke: false, step: None }
         }
         None => Decision { state: State::Exporting, reason: None, revoke: false, step: None },
     }
+}
+
+/// What to do about a server that does not serve.
+pub(super) fn server_hint(unit: &str) -> String {
+    format!(
+        "Look at `systemctl status {unit}` and `attachctl health`; exports are proven again at once when it answers."
+    )
 }
 
 #[cfg(test)]
@@ -332,6 +340,7 @@ mod tests {
                 unread: self.unread.then_some("no answer"),
                 udevd_silent: self.udevd_silent,
                 server: self.server.as_ref(),
+                server_unit: "the-unit",
                 trouble: self.trouble.as_ref().map(|(reason, waits)| (reason, *waits)),
                 standing: (self.standing.0, self.standing.1.as_ref()),
             };

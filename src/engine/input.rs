@@ -9,6 +9,7 @@ use utoipa::ToSchema;
 
 use super::leaving::{By, Caller};
 use super::outside::Died;
+use super::server::Greeted;
 use super::tell::NotTold;
 use super::world::World;
 use crate::claims::Restored;
@@ -75,6 +76,10 @@ pub(crate) enum Input {
     UnmarkAgain(Serial, u32),
     /// Whether anybody has the disk open exclusively.
     Tried { ticket: Ticket, evidence: Evidence, answer: Result<Exclusive, HelperError> },
+    /// A handshake without an export ended; in which life of the server.
+    Greeted { life: u64, greeted: Greeted },
+    /// It is time to ask a silent server once more.
+    GreetAgain { life: u64 },
     /// A handshake ended.
     Probed { ticket: Ticket, epoch: u64, evidence: Evidence, result: Result<Served, ProbeError> },
 }
@@ -132,6 +137,10 @@ pub(crate) enum Request {
     Resync(&'static str, Option<By>, Done),
     /// End the streams of events: the daemon is stopping.
     Hush,
+    /// Ask the NBD server whether it answers.
+    AskServer(oneshot::Sender<()>),
+    /// A client of these volumes would not have been served; perhaps it is the server's doing.
+    Doubt { volumes: Vec<VolumeId>, server: bool },
     /// Look at the world.
     Read(Box<dyn FnOnce(&World) + Send>),
 }

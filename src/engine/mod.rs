@@ -20,6 +20,7 @@ mod outside;
 mod reader;
 mod request;
 mod resync;
+pub mod server;
 mod settle;
 mod step;
 mod story;
@@ -85,6 +86,8 @@ pub struct Tools {
     pub helper: HelperClient,
     /// Where the NBD server is asked.
     pub server: Endpoint,
+    /// The unit that runs it.
+    pub server_unit: &'static str,
     /// This host's own VM, for intents that name none; empty while unknown.
     pub vm_id: String,
 }
@@ -276,6 +279,10 @@ impl Engine {
             }
             Input::UseChanged(UseChanged(disks)) => self.use_changed(disks),
             Input::Server(server) => self.server_changed(server).await,
+            Input::Greeted { life, greeted } => self.greeted(life, greeted).await,
+            Input::GreetAgain { life } => self.greet_again(life),
+            Input::Request(Request::AskServer(reply)) => self.server_is_asked_for(reply),
+            Input::Request(Request::Doubt { volumes, server }) => self.doubt(volumes, server).await,
             Input::Request(Request::Read(look)) => look(&self.world),
             Input::Request(Request::Resync(reason, by, done)) => {
                 if let Some(by) = by {

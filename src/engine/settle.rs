@@ -133,6 +133,7 @@ impl Engine {
                 unread: self.world.unread(volume, present),
                 udevd_silent: matches!(self.world.ear.udevd_is(), Udevd::Silent(_)),
                 server: self.world.server.as_ref(),
+                server_unit: self.tools.server_unit,
                 trouble: volume.trouble.as_ref().map(|trouble| (&trouble.reason, waits(trouble.again_at, clock))),
                 standing: (volume.state, volume.reason.as_ref()),
             },

@@ -4,18 +4,17 @@ use std::io;
 
 use jiff::Timestamp;
 
-use super::Engine;
 use super::decide::unread;
 use super::input::{Asked, Input, Ticket};
 use super::outside::Died;
 use super::story::answered;
 use super::world::{Disk, EXPORT_STUCK, Projected};
+use super::{Engine, decide};
 use crate::clock;
 use crate::device::evidence::Evidence;
 use crate::device::facts::LinkTarget;
 use crate::device::found::Found;
 use crate::export::probe::{self, Endpoint, Goodbye, ProbeError, Served};
-use crate::export::server::Server;
 use crate::identity::{Serial, VolumeId};
 use crate::store::Change;
 use crate::volume::Reason;
@@ -210,18 +209,16 @@ impl Engine {
                 Err(ProbeError::Unread(_, why)) => {
                     self.trouble(id, unread(&format!("device {}", evidence.devnum), &why));
                 }
+                Err(error) if error.is_server() => {
+                    let hint = decide::server_hint(self.tools.server_unit);
+                    self.trouble(id, Reason::new("BACKEND_DOWN", error.to_string(), hint));
+                    self.greet_server();
+                }
                 Err(error) => {
-                    if !error.is_server() {
-                        // Perhaps it never took notice: a file that goes while it reads the folder stops it.
-                        self.changed(id, true);
-                    }
-                    let code = if error.is_server() { "BACKEND_DOWN" } else { "EXPORT_REFUSED" };
-                    let hint = if error.is_server() {
-                        "Check the NBD server's unit and address; the export is proven again by itself."
-                    } else {
-                        "Check that the NBD server's user may open the disk (its node's group) and serves attachd's folder."
-                    };
-                    self.trouble(id, Reason::new(code, error.to_string(), hint));
+                    // Perhaps it never took notice: a file that goes while it reads the folder stops it.
+                    self.changed(id, true);
+                    let hint = "Check that the NBD server's user may open the disk (its node's group) and serves attachd's folder.";
+                    self.trouble(id, Reason::new("EXPORT_REFUSED", error.to_string(), hint));
                 }
             }
         }
@@ -233,37 +230,6 @@ impl Engine {
         if self.revoke(id, Some(&reason)) {
             self.trouble(id, reason);
         }
-    }
-
-    pub(super) async fn server_changed(&mut self, server: Server) {
-        if self.world.server.as_ref() == Some(&server) {
-            return;
-        }
-        match &server {
-            Server::Up { pid } => tracing::info!(pid, "the NBD server is up"),
-            Server::Down { why } => tracing::warn!(why, "the NBD server is down"),
-        }
-        // At the start everything has just been read.
-        let up_again = self.world.server.is_some() && matches!(server, Server::Up { .. });
-        self.world.server = Some(server);
-        if self.server_is_up() {
-            self.tell_anew();
-        }
-        for id in self.world.ids() {
-            let epoch = self.next_epoch();
-            let Some(volume) = self.world.volume_mut(id) else { continue };
-            volume.proven = false;
-            volume.trouble = None;
-            volume.epoch = epoch;
-            if volume.published && up_again {
-                self.distrust(id);
-            }
-            self.settle(id).await;
-        }
-    }
-
-    pub(super) fn server_is_up(&self) -> bool {
-        matches!(self.world.server, Some(Server::Up { .. }))
     }
 
     pub(super) fn next_epoch(&mut self) -> u64 {

@@ -9,6 +9,7 @@ use super::again::Again;
 use super::claimed::Claimed;
 use super::input::Ticket;
 use super::leaving::{By, Leaving, Lingering};
+use super::server::Handshakes;
 use super::tell::Telling;
 use super::udevd::Ear;
 use crate::device::DevNum;
@@ -33,6 +34,8 @@ pub struct World {
     pub table: Table,
     /// The NBD server; `None`: not known yet.
     pub server: Option<Server>,
+    /// What is known of it by handshakes.
+    pub handshakes: Handshakes,
     /// How far the NBD server was told of its files.
     pub telling: Telling,
     /// Whether udevd is heard.
@@ -228,6 +231,7 @@ impl World {
             ground,
             table: Table::default(),
             server: None,
+            handshakes: Handshakes::default(),
             telling: Telling::default(),
             ear: Ear::default(),
             helper,

@@ -3,7 +3,7 @@
 //! The table tells that a client is connected, not to which export. None at all is the certain answer; anything else is
 //! `unknown` for a single export.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 
@@ -39,6 +39,20 @@ fn table() -> io::Result<String> {
     Ok(String::from_utf8_lossy(&lines).into_owned())
 }
 
+/// `TCP_LISTEN`.
+const LISTENS: &str = "0A";
+
+/// The users whose sockets listen at this address. Blocks for milliseconds.
+pub fn listeners(server: SocketAddr) -> io::Result<Vec<u32>> {
+    let here = |ends: &Ends| {
+        ends.local.port() == server.port() && (ends.local.ip() == server.ip() || ends.local.ip().is_unspecified())
+    };
+    let table = table()?;
+    let listening = sockets(&table).filter(|socket| socket.state == LISTENS && here(&socket.ends));
+    let users: BTreeSet<u32> = listening.map(|socket| socket.uid).collect();
+    Ok(users.into_iter().collect())
+}
+
 /// What a socket of an NBD server is.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Role {
@@ -54,8 +68,6 @@ pub(crate) enum Role {
 
 /// The role of each socket in a table, by its inode, as the server's end of it shows it.
 pub(crate) fn roles(table: &str, me: Option<u32>) -> HashMap<u64, Role> {
-    /// `TCP_LISTEN`.
-    const LISTENS: &str = "0A";
     let others: HashMap<Ends, Socket> = sockets(table).map(|socket| (socket.ends.turned(), socket)).collect();
     let role = |socket: &Socket| match others.get(&socket.ends) {
         _ if socket.state == LISTENS => Role::Listens,

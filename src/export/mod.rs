@@ -10,6 +10,7 @@ pub mod clients;
 pub mod links;
 pub mod nbd_server;
 pub mod nbdkit;
+pub mod port;
 pub mod probe;
 pub mod server;
 pub mod tls;

@@ -32,6 +32,7 @@ const OPTION_REPLY: u64 = 0x0003_e889_0455_65a9;
 const REQUEST: u32 = 0x2560_9513;
 const FIXED_NEWSTYLE: u16 = 1;
 const NO_ZEROES: u16 = 1 << 1;
+const OPT_ABORT: u32 = 2;
 const OPT_LIST: u32 = 3;
 const OPT_STARTTLS: u32 = 5;
 const OPT_GO: u32 = 7;
@@ -97,6 +98,17 @@ impl ProbeError {
     pub fn is_server(&self) -> bool {
         !matches!(self, Self::Refused { .. } | Self::Exchanged(_) | Self::Unread(..) | Self::Died(_))
     }
+
+    /// Whether it was this side that could not ask, which says nothing about the server.
+    pub fn is_own(&self) -> bool {
+        use rustix::io::Errno;
+        let own = [Errno::MFILE, Errno::NFILE, Errno::NOMEM, Errno::NOBUFS, Errno::ADDRNOTAVAIL];
+        match self {
+            Self::Connect(_, error) => own.iter().any(|own| error.raw_os_error() == Some(own.raw_os_error())),
+            Self::Died(_) => true,
+            _ => false,
+        }
+    }
 }
 
 /// Where the NBD server is asked, and how.
@@ -110,6 +122,13 @@ pub struct Endpoint {
     turns: Option<Arc<Semaphore>>,
 }
 
+impl Greeted {
+    /// Ends the connection in good order, with nothing asked.
+    pub async fn leave(mut self) {
+        let _ = self.stream.io().write_all(&option(OPT_ABORT, &[])).await;
+    }
+}
+
 impl Endpoint {
     /// A server that runs. `tls`: `None` in the clear.
     pub fn new(address: SocketAddr, tls: Option<Tls>) -> Self {
@@ -120,6 +139,11 @@ impl Endpoint {
     #[must_use]
     pub fn started_for_each(self) -> Self {
         Self { patience: PATIENCE_WITH_A_START, turns: Some(Arc::new(Semaphore::new(STARTS_AT_ONCE))), ..self }
+    }
+
+    /// Whether asking it costs a start.
+    pub fn is_started_for_each(&self) -> bool {
+        self.turns.is_some()
     }
 
     /// Waits for one's turn, as long as that takes.

@@ -3,6 +3,7 @@
 //! Where systemd starts a server for each connection there is no process to watch, but a file that is there as long as
 //! it would ([`Sign::Marker`]).
 
+use std::fmt;
 use std::fs;
 use std::io;
 use std::mem::MaybeUninit;
@@ -25,11 +26,28 @@ pub enum Server {
         /// Its process; `None`: it is started for each connection.
         pid: Option<i32>,
     },
-    /// It does not.
+    /// It runs, and does not answer at its address.
+    Silent {
+        /// Its process.
+        pid: Option<i32>,
+        /// What a handshake has shown.
+        why: String,
+    },
+    /// It does not run.
     Down {
         /// Why that is known.
         why: String,
     },
+}
+
+impl fmt::Display for Server {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Up { .. } => write!(f, "the NBD server is up"),
+            Self::Silent { why, .. } => write!(f, "the NBD server runs, but does not serve: {why}"),
+            Self::Down { why } => write!(f, "the NBD server is down: {why}"),
+        }
+    }
 }
 
 /// What tells that a server is there.

@@ -1,0 +1,272 @@
+//! Whether the NBD server serves: what the watch on its process tells, and what handshakes show.
+//!
+//! A process that runs need not answer: its port may be full, taken by another program or another one than attachd was
+//! told. Whoever meets that (a volume's proof, a check of the exports, a look at health) has the engine ask the server once
+//! itself, without an export. If it does not answer, it counts as silent: nothing is `ready`, health says so, and it is
+//! asked again at growing intervals. When it answers, everything is proven anew. Nobody asks while nobody doubts.
+
+use std::time::{Duration, Instant};
+
+use tokio::sync::oneshot;
+
+use super::Engine;
+use super::input::{Input, Request};
+use super::settle::pause;
+use super::{Handle, Stopping};
+use crate::export::port;
+use crate::export::probe::{self, ProbeError};
+use crate::export::server::Server;
+use crate::identity::VolumeId;
+
+/// An answer so old is taken for one of now.
+const FRESH: Duration = Duration::from_secs(1);
+
+/// What is known of the server by its handshakes.
+#[derive(Debug, Default)]
+pub struct Handshakes {
+    /// What the watch tells.
+    watched: Option<Server>,
+    /// Counts what the watch has told: an answer of the server before says nothing about this one.
+    life: u64,
+    /// It was asked, and has not answered yet: since when.
+    asking: Option<Instant>,
+    /// When it answered last.
+    answered: Option<Instant>,
+    silence: Option<Silence>,
+    /// A silent one will be asked again by itself.
+    again: bool,
+    /// Who waits until it has been asked.
+    waiting: Vec<oneshot::Sender<()>>,
+}
+
+#[derive(Debug)]
+struct Silence {
+    error: ProbeError,
+    why: String,
+    attempts: u32,
+}
+
+/// What a handshake without an export has shown; an error with what was found at the port.
+pub(crate) type Greeted = Result<(), (ProbeError, String)>;
+
+impl Handshakes {
+    /// How long an answer has been waited for.
+    pub fn asking_for(&self) -> Option<Duration> {
+        self.asking.map(|since| since.elapsed())
+    }
+
+    /// The server as it is: it has to run, and not to be silent.
+    fn judged(&self) -> Option<Server> {
+        match (&self.watched, &self.silence) {
+            (Some(Server::Up { pid }), Some(silence)) => Some(Server::Silent { pid: *pid, why: silence.why.clone() }),
+            (watched, _) => watched.clone(),
+        }
+    }
+
+    /// Takes in an answer.
+    fn take(&mut self, greeted: Greeted) {
+        match greeted {
+            Ok(()) => {
+                self.answered = Some(Instant::now());
+                self.silence = None;
+            }
+            Err((error, found)) => {
+                let attempts = self.silence.as_ref().map_or(0, |silence| silence.attempts) + 1;
+                let same = |old: &&mut Silence| std::mem::discriminant(&old.error) == std::mem::discriminant(&error);
+                match self.silence.as_mut().filter(same) {
+                    // The same words as long as it is the same trouble: they are told once.
+                    Some(silence) => silence.attempts = attempts,
+                    None => {
+                        let why = if found.is_empty() { error.to_string() } else { format!("{error}; {found}") };
+                        self.silence = Some(Silence { error, why, attempts });
+                    }
+                }
+            }
+        }
+    }
+}
+
+impl Handle {
+    /// Has the server asked whether it answers, unless that was just done or is costly, and waits for the answer.
+    pub async fn ask_server(&self) -> Result<(), Stopping> {
+        let (reply, answer) = oneshot::channel();
+        self.ask(Request::AskServer(reply)).await?;
+        // Whoever is not answered was told enough: the engine knows what it knows.
+        let _ = answer.await;
+        Ok(())
+    }
+
+    /// A client would not have been served: these volumes are to be proven anew, and perhaps it is the server's doing.
+    pub async fn doubt(&self, volumes: Vec<VolumeId>, server: bool) -> Result<(), Stopping> {
+        self.ask(Request::Doubt { volumes, server }).await
+    }
+}
+
+impl Engine {
+    /// The watch tells of the server.
+    pub(super) async fn server_changed(&mut self, server: Server) {
+        let handshakes = &mut self.world.handshakes;
+        if handshakes.watched.as_ref() == Some(&server) {
+            return;
+        }
+        handshakes.watched = Some(server);
+        handshakes.life += 1;
+        handshakes.silence = None;
+        handshakes.again = false;
+        handshakes.asking = None;
+        handshakes.answered = None;
+        handshakes.waiting.clear();
+        self.judge_server().await;
+    }
+
+    /// Somebody wants to know whether the server answers now.
+    pub(super) fn server_is_asked_for(&mut self, reply: oneshot::Sender<()>) {
+        let handshakes = &mut self.world.handshakes;
+        let fresh = handshakes.answered.is_some_and(|at| at.elapsed() < FRESH);
+        if fresh || !matches!(handshakes.watched, Some(Server::Up { .. })) || self.tools.server.is_started_for_each() {
+            let _ = reply.send(());
+            return;
+        }
+        handshakes.waiting.push(reply);
+        self.greet_server();
+    }
+
+    /// A client of these volumes would not have been served.
+    pub(super) async fn doubt(&mut self, volumes: Vec<VolumeId>, server: bool) {
+        for id in volumes {
+            self.disprove(id);
+            self.settle(id).await;
+        }
+        if server {
+            self.greet_server();
+        }
+    }
+
+    /// Asks the server whether it answers at all. At most one question is under way.
+    pub(super) fn greet_server(&mut self) {
+        let handshakes = &mut self.world.handshakes;
+        if handshakes.asking.is_some() || !matches!(handshakes.watched, Some(Server::Up { .. })) {
+            return;
+        }
+        handshakes.asking = Some(Instant::now());
+        let life = handshakes.life;
+        let server = self.tools.server.clone();
+        let step = async move {
+            match probe::greet(&server).await {
+                Ok(greeted) => {
+                    greeted.leave().await;
+                    Ok(())
+                }
+                Err(error) => {
+                    let address = server.address;
+                    let found = tokio::task::spawn_blocking(move || port::found(address)).await.unwrap_or_default();
+                    Err((error, found))
+                }
+            }
+        };
+        self.outside("step.greet", step, move |greeted| {
+            let greeted = greeted.unwrap_or_else(|died| Err((ProbeError::Died(died.to_string()), String::new())));
+            Input::Greeted { life, greeted }
+        });
+    }
+
+    /// The server has answered, or has not.
+    pub(super) async fn greeted(&mut self, life: u64, greeted: Greeted) {
+        let handshakes = &mut self.world.handshakes;
+        if life != handshakes.life {
+            return;
+        }
+        handshakes.asking = None;
+        handshakes.take(greeted);
+        if let Some(wait) = handshakes.silence.as_ref().map(|silence| pause(silence.attempts))
+            && !std::mem::replace(&mut handshakes.again, true)
+        {
+            self.later(wait, Input::GreetAgain { life });
+        }
+        self.judge_server().await;
+        self.world.handshakes.waiting.clear();
+    }
+
+    /// A silent server is asked once more.
+    pub(super) fn greet_again(&mut self, life: u64) {
+        let handshakes = &mut self.world.handshakes;
+        if life != handshakes.life {
+            return;
+        }
+        handshakes.again = false;
+        if handshakes.silence.is_some() {
+            self.greet_server();
+        }
+    }
+
+    /// Draws the conclusions, if the server is another thing than it was.
+    async fn judge_server(&mut self) {
+        let server = self.world.handshakes.judged();
+        if self.world.server == server {
+            return;
+        }
+        match &server {
+            Some(Server::Up { pid }) => tracing::info!(pid, "the NBD server is up"),
+            Some(Server::Silent { pid, why }) => tracing::warn!(pid, why, "the NBD server runs, but does not answer"),
+            Some(Server::Down { why }) => tracing::warn!(why, "the NBD server is down"),
+            None => {}
+        }
+        // At the start everything has just been read.
+        let up_again = self.world.server.is_some() && matches!(server, Some(Server::Up { .. }));
+        self.world.server = server;
+        if self.server_is_up() {
+            self.tell_anew();
+        }
+        for id in self.world.ids() {
+            self.disprove(id);
+            if up_again && self.world.volume(id).is_some_and(|volume| volume.published) {
+                self.distrust(id);
+            }
+            self.settle(id).await;
+        }
+    }
+
+    /// What was shown by an earlier handshake counts no more.
+    fn disprove(&mut self, id: VolumeId) {
+        let epoch = self.next_epoch();
+        let Some(volume) = self.world.volume_mut(id) else { return };
+        volume.proven = false;
+        volume.trouble = None;
+        volume.epoch = epoch;
+    }
+
+    pub(super) fn server_is_up(&self) -> bool {
+        matches!(self.world.server, Some(Server::Up { .. }))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn refused() -> Greeted {
+        let error = ProbeError::Connect(([127, 0, 0, 1], 1).into(), std::io::ErrorKind::ConnectionRefused.into());
+        Err((error, "nobody listens there".to_owned()))
+    }
+
+    #[test]
+    fn a_server_that_runs_and_does_not_answer_is_silent_until_it_answers() {
+        let up = Server::Up { pid: Some(7) };
+        let mut handshakes = Handshakes { watched: Some(up.clone()), ..Handshakes::default() };
+        assert_eq!(handshakes.judged(), Some(up.clone()));
+        handshakes.take(refused());
+        let silent = handshakes.judged();
+        assert!(matches!(&silent, Some(Server::Silent { pid: Some(7), why }) if why.ends_with("nobody listens there")));
+        handshakes.take(refused());
+        assert_eq!(handshakes.judged(), silent, "the same trouble is told once");
+        let full = ProbeError::Broken(([127, 0, 0, 1], 1).into(), std::io::ErrorKind::UnexpectedEof.into());
+        handshakes.take(Err((full, "400 clients are connected".to_owned())));
+        assert_ne!(handshakes.judged(), silent);
+        assert_eq!(handshakes.silence.as_ref().unwrap().attempts, 3);
+        handshakes.take(Ok(()));
+        assert_eq!(handshakes.judged(), Some(up));
+        handshakes.take(refused());
+        handshakes.watched = Some(Server::Down { why: "gone".to_owned() });
+        assert_eq!(handshakes.judged(), Some(Server::Down { why: "gone".to_owned() }), "what is down is not silent");
+    }
+}

@@ -1,0 +1,97 @@
+//! What surrounds attachd on a host: limits, hardening, programs that restart services.
+
+use lab::Volume;
+
+use crate::disk::{Disk, MIB};
+use crate::guest::Guest;
+use crate::machine::Machine;
+
+const CONNECTIONS: &str = include_str!("connections.pl");
+const NBDKIT: &str = "attachd-nbdkit.service";
+
+fn served(guest: &Guest) -> (Volume, Disk) {
+    let volume = Volume::random();
+    let disk = guest.disk(&volume, 4 * MIB);
+    guest.intend(&volume);
+    guest.plug(&disk);
+    guest.wait(&volume, "ready");
+    (volume, disk)
+}
+
+fn property(guest: &Guest, unit: &str, name: &str) -> String {
+    guest.run(&format!("systemctl show -P {name} {unit}")).trim().to_owned()
+}
+
+/// Begins to open connections; what it says is in /run/said.
+fn open_connections(guest: &Guest, volume: &Volume, open: usize, silent: usize) {
+    guest
+        .run(&format!("cat >/run/connections.pl <<'END'\n{CONNECTIONS}\nEND\nrm -f /run/said /run/go; mkfifo /run/go"));
+    let script = format!("ulimit -n 65536; exec perl /run/connections.pl {} {open} {silent}", volume.export());
+    guest.run(&format!("systemd-run -q --unit=connections sh -c '{script} <>/run/go >/run/said 2>&1'"));
+    guest.eventually("test -s /run/said");
+}
+
+fn close_connections(guest: &Guest) -> String {
+    guest.run("echo go >/run/go");
+    guest.eventually("! systemctl -q is-active connections");
+    guest.run("cat /run/said")
+}
+
+#[test]
+fn a_guest_of_1_gb_serves_the_200th_client_and_turns_away_what_is_too_much() {
+    let guest = Guest::up("a_guest_of_1_gb_serves_the_200th_client_and_turns_away_what_is_too_much", Machine::Q35);
+    let (volume, disk) = served(&guest);
+    let process = property(&guest, NBDKIT, "MainPID");
+    open_connections(&guest, &volume, 200, 0);
+    assert_eq!(guest.run("cat /run/said"), "200 served, 0 greeted\n");
+    let tasks = property(&guest, NBDKIT, "TasksCurrent");
+    println!("{tasks} tasks, {} bytes of memory", property(&guest, NBDKIT, "MemoryCurrent"));
+    let common: u64 = property(&guest, "systemd-journald.service", "TasksMax").parse().unwrap();
+    assert!(tasks.parse::<u64>().unwrap() > common, "the control: more than a unit may usually have, {common}");
+    assert!(guest.is_served(&volume));
+    close_connections(&guest);
+
+    // More silent connections than there may be threads.
+    open_connections(&guest, &volume, 100, 5000);
+    let said = guest.run("cat /run/said");
+    let greeted: u32 = said.trim().trim_start_matches("100 served, ").trim_end_matches(" greeted").parse().unwrap();
+    assert!((1000..4500).contains(&greeted), "{said}");
+    assert_eq!(close_connections(&guest).lines().last(), Some("100 served"), "those before are served on");
+    guest.eventually(&format!("nbdcopy nbd://127.0.0.1/{} - >/dev/null", volume.export()));
+    guest.export_equals(&volume, &disk);
+    assert_eq!(property(&guest, NBDKIT, "MainPID"), process, "it was not started anew");
+}
+
+#[test]
+fn a_host_that_forbids_namespaces_to_users_is_served() {
+    let guest = Guest::up("a_host_that_forbids_namespaces_to_users_is_served", Machine::Q35);
+    guest.run("echo user.max_user_namespaces=0 >/etc/sysctl.d/hardened.conf");
+    guest.reboot();
+    let control = guest.output("systemd-run -q --wait -p PrivateUsers=yes true");
+    assert_ne!(control.code, 0, "the control: {}", guest.run("sysctl user.max_user_namespaces"));
+    let (volume, disk) = served(&guest);
+    guest.export_equals(&volume, &disk);
+    guest.withdraw(&volume);
+    let failed = guest.run("systemctl list-units --failed --plain --no-legend 'attachd*'");
+    assert_eq!(failed, "");
+}
+
+#[test]
+fn needrestart_leaves_the_nbd_server_and_its_clients_alone() {
+    let guest = Guest::up("needrestart_leaves_the_nbd_server_and_its_clients_alone", Machine::Q35);
+    let (volume, _disk) = served(&guest);
+    open_connections(&guest, &volume, 3, 0);
+    let pid = || property(&guest, NBDKIT, "MainPID");
+    let before = pid();
+    // As an update does it: another file in the library's place.
+    guest.run("cd /usr/lib/x86_64-linux-gnu/nbdkit/plugins && cp -a nbdkit-file-plugin.so new && mv new nbdkit-file-plugin.so");
+    let said = guest.run("needrestart -l -r a 2>&1");
+    println!("{said}");
+    assert!(said.contains("attachd-nbdkit.service"), "it is named: {said}");
+    assert_eq!(pid(), before);
+    assert_eq!(close_connections(&guest).lines().last(), Some("3 served"));
+    // The control.
+    guest.run("mv /etc/needrestart/conf.d/attachd.conf /root/");
+    guest.run("needrestart -l -r a 2>&1");
+    assert_ne!(pid(), before);
+}
