@@ -63,9 +63,18 @@ impl Handshakes {
         }
     }
 
+    /// A volume's handshake has succeeded: the server answers.
+    pub(super) fn heard(&mut self) {
+        self.answered = Some(Instant::now());
+    }
+
     /// Takes in an answer.
     fn take(&mut self, greeted: Greeted) {
+        let asked = self.asking.take();
         match greeted {
+            // Somebody else was answered meanwhile: this one is of a past moment.
+            Err((error, _)) if error.is_own() => {}
+            Err(_) if asked.is_some_and(|asked| self.answered.is_some_and(|answered| answered > asked)) => {}
             Ok(()) => {
                 self.answered = Some(Instant::now());
                 self.silence = None;
@@ -73,13 +82,12 @@ impl Handshakes {
             Err((error, found)) => {
                 let attempts = self.silence.as_ref().map_or(0, |silence| silence.attempts) + 1;
                 let same = |old: &&mut Silence| std::mem::discriminant(&old.error) == std::mem::discriminant(&error);
-                match self.silence.as_mut().filter(same) {
-                    // The same words as long as it is the same trouble: they are told once.
-                    Some(silence) => silence.attempts = attempts,
-                    None => {
-                        let why = if found.is_empty() { error.to_string() } else { format!("{error}; {found}") };
-                        self.silence = Some(Silence { error, why, attempts });
-                    }
+                // The same words as long as it is the same trouble: they are told once.
+                if let Some(silence) = self.silence.as_mut().filter(same) {
+                    silence.attempts = attempts;
+                } else {
+                    let why = if found.is_empty() { error.to_string() } else { format!("{error}; {found}") };
+                    self.silence = Some(Silence { error, why, attempts });
                 }
             }
         }
@@ -176,7 +184,6 @@ impl Engine {
         if life != handshakes.life {
             return;
         }
-        handshakes.asking = None;
         handshakes.take(greeted);
         if let Some(wait) = handshakes.silence.as_ref().map(|silence| pause(silence.attempts))
             && !std::mem::replace(&mut handshakes.again, true)
@@ -254,6 +261,9 @@ mod tests {
         let up = Server::Up { pid: Some(7) };
         let mut handshakes = Handshakes { watched: Some(up.clone()), ..Handshakes::default() };
         assert_eq!(handshakes.judged(), Some(up.clone()));
+        let own = std::io::Error::from(rustix::io::Errno::MFILE);
+        handshakes.take(Err((ProbeError::Connect(([127, 0, 0, 1], 1).into(), own), String::new())));
+        assert_eq!(handshakes.judged(), Some(up.clone()), "who could not ask has learnt nothing");
         handshakes.take(refused());
         let silent = handshakes.judged();
         assert!(matches!(&silent, Some(Server::Silent { pid: Some(7), why }) if why.ends_with("nobody listens there")));
@@ -264,7 +274,11 @@ mod tests {
         assert_ne!(handshakes.judged(), silent);
         assert_eq!(handshakes.silence.as_ref().unwrap().attempts, 3);
         handshakes.take(Ok(()));
-        assert_eq!(handshakes.judged(), Some(up));
+        assert_eq!(handshakes.judged(), Some(up.clone()));
+        handshakes.asking = Some(Instant::now());
+        handshakes.heard();
+        handshakes.take(refused());
+        assert_eq!(handshakes.judged(), Some(up), "somebody was answered since");
         handshakes.take(refused());
         handshakes.watched = Some(Server::Down { why: "gone".to_owned() });
         assert_eq!(handshakes.judged(), Some(Server::Down { why: "gone".to_owned() }), "what is down is not silent");

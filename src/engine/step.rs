@@ -184,6 +184,9 @@ impl Engine {
         result: Result<Served, ProbeError>,
     ) {
         let id = ticket.volume;
+        if result.is_ok() {
+            self.world.handshakes.heard();
+        }
         if !self.world.holds(ticket) {
             return;
         }
