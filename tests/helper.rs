@@ -3,8 +3,9 @@
 
 mod common;
 
-use std::fs;
+use std::fs::{self, File};
 use std::io::{Read, Write};
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt, symlink};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
@@ -16,6 +17,7 @@ use common::*;
 use lab::child::Proc;
 use lab::people::{ATTACHD, NBD};
 use lab::{Disk, DiskOptions, Lab};
+use rustix::fs::{CWD, FileType, Mode, OFlags};
 use rustix::thread::set_thread_res_uid;
 use serde_json::{Value, json};
 
@@ -395,6 +397,81 @@ fn a_disk_is_opened_only_if_it_is_claimed_marked_and_not_the_hosts() {
     assert_eq!(code(&here, disk.serial()), "NOT_MARKED");
 }
 
+/// Whatever it has open, and however much: nobody looks.
+#[test]
+fn a_strangers_process_of_a_servers_name_and_program_is_not_looked_into() {
+    let lab = Lab::new();
+    let _helper = Helper::start(&lab);
+    let disk = attached(&lab);
+    let ask_with = |user: u32, group: u32| {
+        // Given to it by somebody who may open the disk.
+        let open = File::options().read(true).write(true).open(disk.node()).unwrap();
+        let _server = stopped_server(&lab, &[&format!("--reuid={user}"), &format!("--regid={group}")], open.into());
+        ask(&format!("holders {}", number(&disk)))
+    };
+    let held = json!({ "ok": true, "open": 1, "clients": [], "exact": false });
+    assert_eq!(ask_with(65534, 65534)["code"], "NOT_OPEN");
+    assert_eq!(ask_with(NBD.id, 65534), held, "the control: the servers' user");
+    assert_eq!(ask_with(65534, NBD.id), held, "and whoever has their group");
+    assert_eq!(ask_with(0, 0), held, "and root");
+}
+
+/// A file system that a process serves can keep each answer back, for ever.
+#[test]
+fn a_servers_descriptor_in_a_file_system_that_does_not_answer_holds_nobody_up() {
+    let lab = Lab::new();
+    let _helper = Helper::start(&lab);
+    let disk = attached(&lab);
+    let place = lab.dir().join("fuse");
+    fs::create_dir(&place).unwrap();
+    let fuse = lab.dir().join("dev-fuse");
+    let device = rustix::fs::makedev(10, 229);
+    rustix::fs::mknodat(CWD, &fuse, FileType::CharacterDevice, Mode::RUSR | Mode::WUSR, device).unwrap();
+    let nobody_reads = File::options().read(true).write(true).open(&fuse).unwrap();
+    let data = format!("fd={},rootmode=40000,user_id=0,group_id=0", nobody_reads.as_raw_fd());
+    let data = std::ffi::CString::new(data).unwrap();
+    rustix::mount::mount("none", &place, "fuse", rustix::mount::MountFlags::empty(), data.as_c_str()).unwrap();
+    let root = rustix::fs::open(&place, OFlags::PATH | OFlags::CLOEXEC, Mode::empty()).unwrap();
+    let script = format!("exec 7<>{}; ", disk.node().display());
+    let server = stopped_server_that(&lab, &script, &[], root);
+
+    let begun = Instant::now();
+    let held = json!({ "ok": true, "open": 1, "clients": [], "exact": false });
+    assert_eq!(ask(&format!("holders {}", number(&disk))), held);
+    assert!(begun.elapsed() < Duration::from_secs(3));
+
+    let (told, ended) = std::sync::mpsc::channel();
+    let descriptor = format!("/proc/{}/fd/0", server.pid());
+    thread::spawn(move || told.send(fs::metadata(descriptor).map(drop)));
+    let moment = Duration::from_millis(200);
+    assert!(ended.recv_timeout(moment).is_err(), "the control: who asks the file system waits");
+    drop(nobody_reads);
+    assert!(ended.recv_timeout(SOON).unwrap().is_err());
+}
+
+/// The helper may look everywhere, attachd may not: it must not learn what is where.
+#[test]
+fn a_claim_that_is_a_link_or_somebody_elses_is_none_and_tells_nothing() {
+    let lab = Lab::new();
+    let _helper = Helper::start(&lab);
+    let serial = lab.volume().serial;
+    let claim = Path::new("/var/lib/attachd/claims").join(&serial);
+    let secret = lab.dir().join("secret");
+    fs::create_dir(&secret).unwrap();
+    fs::set_permissions(&secret, fs::Permissions::from_mode(0o700)).unwrap();
+    fs::write(secret.join("there"), "").unwrap();
+    let code = || ask(&format!("retrigger {serial}"))["code"].clone();
+    for target in ["there", "missing"] {
+        symlink(secret.join(target), &claim).unwrap();
+        assert_eq!(code(), "NOT_CLAIMED", "{target}");
+        fs::remove_file(&claim).unwrap();
+    }
+    fs::write(&claim, "").unwrap();
+    assert_eq!(code(), "NOT_CLAIMED", "root's");
+    lab.claim(&serial).unwrap();
+    assert_eq!(code(), "NOT_PRESENT", "the control: a claim of attachd's");
+}
+
 #[test]
 fn only_an_nbd_server_that_catches_sighup_is_told_to_reload() {
     let lab = Lab::new();
@@ -588,13 +665,34 @@ fn without_a_socket_from_systemd_it_says_so_or_takes_the_one_it_is_told() {
 
 /// A process that goes by nbd-server's name; returns when it has said its first line.
 fn nbd_server(lab: &Lab, script: &str) -> (Proc, std::process::ChildStdout) {
+    // A shell cannot trap what it was started with ignored, as under nohup.
+    let mut command = Command::new("env");
+    command.arg("--default-signal=HUP").arg(server_program(lab)).args(["-c", script]).stdin(Stdio::piped());
+    started(command)
+}
+
+fn server_program(lab: &Lab) -> PathBuf {
     let program = lab.dir().join("nbd-server");
     if !program.exists() {
         fs::copy("/bin/bash", &program).unwrap();
     }
-    // A shell cannot trap what it was started with ignored, as under nohup.
-    let mut command = Command::new("env");
-    command.arg("--default-signal=HUP").arg(&program).args(["-c", script]).stdin(Stdio::piped()).stdout(Stdio::piped());
+    program
+}
+
+/// One of another user (options of setpriv) with this as its input, which it does not read: it stands still.
+fn stopped_server(lab: &Lab, user: &[&str], input: OwnedFd) -> Proc {
+    stopped_server_that(lab, "", user, input)
+}
+
+fn stopped_server_that(lab: &Lab, script: &str, user: &[&str], input: OwnedFd) -> Proc {
+    let mut command = Command::new("setpriv");
+    command.args(user).arg("--keep-groups").arg(server_program(lab));
+    command.args(["-c", &format!("{script}echo up; kill -STOP $$")]).stdin(input);
+    started(command).0
+}
+
+fn started(mut command: Command) -> (Proc, std::process::ChildStdout) {
+    command.stdout(Stdio::piped());
     let mut server = Proc::spawn("nbd-server", &mut command).unwrap();
     let mut said = server.take_stdout().unwrap();
     let mut byte = [0];

@@ -360,6 +360,39 @@ fn a_volume_whose_export_was_taken_away_for_a_withdrawal_is_not_ready_until_it_i
     assert_eq!(withdrawn["state"], "detaching");
 }
 
+/// What one part of a volume hears must not make it forget what another part waits for.
+#[test]
+fn a_late_answer_about_a_mark_leaves_a_volume_that_waits_for_its_clients_to_go_its_clock() {
+    let (lab, attachd, api) = up();
+    let (asked, asking) = mpsc::channel();
+    helper_that(move |line, stream| drop(asked.send((line, stream))));
+    let next = |verb: &str| loop {
+        let (line, mut stream) = asking.recv_timeout(SOON).expect("nobody is asked any more");
+        if line.starts_with(verb) {
+            break stream;
+        }
+        stream.write_all(YES).unwrap();
+    };
+    let (volume, disk) = announced_late(&lab, &api);
+    let mut mark = next("retrigger");
+    // udev looks at it for another reason; the answer is still to come.
+    lab.retrigger(&disk).unwrap();
+    wait(&api, &volume, "ready");
+    let client = lab.nbd_client(&volume.export()).unwrap();
+    let (other, forced) = (attachd.api(), format!("/api/v1/intents/{}?force=true", volume.id));
+    let forced = std::thread::spawn(move || other.delete(&forced).unwrap().status);
+    next("holders").write_all(b"{\"ok\":true,\"open\":1,\"clients\":[\"127.0.0.1:1\"],\"exact\":true}\n").unwrap();
+    assert_eq!(forced.join().unwrap(), 200);
+    assert_eq!(show(&api, &volume)["state"], "detaching");
+    mark.write_all(YES).unwrap();
+    drop(mark);
+    let mut events = api.events().unwrap();
+    let mut look = next("holders");
+    drop(client);
+    look.write_all(NOBODY).unwrap();
+    events.wait_for(|event| event["event"] == "withdrawn", SOON).unwrap();
+}
+
 /// Without the helper nobody can say that nobody is connected.
 fn withdraw_by_force(api: &Api, volume: &Volume) {
     api.delete(&format!("/api/v1/intents/{}?force=true", volume.id)).unwrap().expect(200).unwrap();

@@ -94,6 +94,7 @@ fn the_socket_activated_unit_serves_each_connection_on_both_versions() {
             let mut client = host.lab().nbd_client(&volume.export()).unwrap();
             client.write(4096, &[7; 512]).unwrap();
             assert_eq!(client.read(4096, 512).unwrap(), [7; 512]);
+            crate::withdrawal::has_keep_alive(&host, &client.address().unwrap());
             drop(client);
             host.withdraw(&volume);
             assert_eq!(nbd::info(ADDRESS, &volume.export()).unwrap(), REP_ERR_UNKNOWN);

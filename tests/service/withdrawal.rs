@@ -1,5 +1,7 @@
 //! Taking a volume away from under its clients, with every part in its sandbox.
 
+use std::time::Instant;
+
 use lab::Volume;
 use serde_json::{Value, json};
 
@@ -11,6 +13,18 @@ fn path(volume: &Volume) -> String {
 
 fn is_gone(host: &Host, volume: &Volume) -> bool {
     host.api.get(&path(volume)).unwrap().status == 404
+}
+
+/// The server's end of this client's connection has the keep-alive of the shipped socket unit.
+pub(crate) fn has_keep_alive(host: &Host, client: &str) {
+    let connection = |end: &str| host.run("ss", &["-Htno", "state", "established", end, client]);
+    let begun = Instant::now();
+    // With data on its way another timer runs first.
+    while !connection("dst").contains("timer:(keepalive,") {
+        assert!(begun.elapsed() < SOON, "{:?}", connection("dst"));
+    }
+    let itself = connection("src");
+    assert!(!itself.is_empty() && !itself.contains("timer:(keepalive,"), "the control, the client's end: {itself:?}");
 }
 
 /// Withdraws by force while these clients are connected, and checks all that is said about it. Returns the hint.
@@ -42,6 +56,9 @@ fn a_connected_client_is_named_and_a_forced_withdrawal_waits_until_it_has_gone()
     assert!(refused["error"].as_str().unwrap().contains(clients[0].as_str().unwrap()), "{refused:#}");
     assert_eq!(client.read(0, 512).unwrap().len(), 512, "a refusal changes nothing");
     assert!(host.lab().nbd_connects(&volume.export()));
+
+    // Should its host vanish without a word, the kernel asks for it.
+    has_keep_alive(&host, &client.address().unwrap());
 
     let mut events = host.api.events().unwrap();
     forced(&host, &volume, clients);

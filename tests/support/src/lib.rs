@@ -23,6 +23,7 @@
 pub mod activation;
 pub mod api;
 pub mod attachd;
+pub mod cable;
 mod certificates;
 pub mod child;
 pub mod debian;

@@ -3,6 +3,8 @@
 use anyhow::{Context, Result, bail, ensure};
 use std::io::{Read, Write};
 use std::net::TcpStream;
+use std::os::unix::net::UnixStream;
+use std::path::Path;
 use std::time::Duration;
 
 const LIMIT: Duration = Duration::from_secs(20);
@@ -50,9 +52,13 @@ pub fn list(address: &str) -> Result<Vec<String>> {
 
 /// Connects and says hello: fixed newstyle, no zeroes.
 fn greet(address: &str) -> Result<TcpStream> {
-    let mut stream = TcpStream::connect(address).with_context(|| format!("connecting to {address}"))?;
+    let stream = TcpStream::connect(address).with_context(|| format!("connecting to {address}"))?;
     stream.set_read_timeout(Some(LIMIT))?;
     stream.set_nodelay(true)?;
+    greeted(stream)
+}
+
+fn greeted<S: Read + Write>(mut stream: S) -> Result<S> {
     let mut greeting = [0; 18];
     stream.read_exact(&mut greeting)?;
     ensure!(greeting.starts_with(b"NBDMAGICIHAVEOPT"), "not a newstyle NBD server: {greeting:?}");
@@ -68,7 +74,7 @@ fn option(code: u32, data: &[u8]) -> Vec<u8> {
     bytes
 }
 
-fn option_reply(stream: &mut TcpStream) -> Result<(u32, Vec<u8>)> {
+fn option_reply(stream: &mut impl Read) -> Result<(u32, Vec<u8>)> {
     let mut header = [0; 20];
     stream.read_exact(&mut header)?;
     ensure!(header[..8] == REPLY_MAGIC.to_be_bytes(), "option reply without its magic: {header:?}");
@@ -107,16 +113,40 @@ fn name_without_requests(export: &str) -> Result<Vec<u8>> {
 
 /// A connected NBD client. Dropping it disconnects orderly; [`NbdClient::abandon`] just closes.
 #[derive(Debug)]
-pub struct NbdClient {
-    stream: TcpStream,
+pub struct NbdClient<S: Read + Write = TcpStream> {
+    stream: S,
     size: u64,
     flags: u16,
+}
+
+impl NbdClient<UnixStream> {
+    /// The same on a Unix socket.
+    pub fn connect_unix(socket: &Path, export: &str) -> Result<NbdClient<UnixStream>> {
+        let stream = UnixStream::connect(socket).with_context(|| format!("connecting to {}", socket.display()))?;
+        stream.set_read_timeout(Some(LIMIT))?;
+        NbdClient::open(greeted(stream)?, export)
+    }
 }
 
 impl NbdClient {
     /// Connects and opens an export (`NBD_OPT_GO`).
     pub fn connect(address: &str, export: &str) -> Result<NbdClient> {
-        let mut stream = greet(address)?;
+        NbdClient::open(greet(address)?, export)
+    }
+
+    /// Its own address, as the server sees it.
+    pub fn address(&self) -> Result<String> {
+        Ok(self.stream.local_addr()?.to_string())
+    }
+
+    /// Closes without a word, like a client whose machine lost power.
+    pub fn abandon(self) {
+        let _ = self.stream.shutdown(std::net::Shutdown::Both);
+    }
+}
+
+impl<S: Read + Write> NbdClient<S> {
+    fn open(mut stream: S, export: &str) -> Result<NbdClient<S>> {
         stream.write_all(&option(OPT_GO, &name_without_requests(export)?))?;
         let mut shown = None;
         loop {
@@ -133,11 +163,6 @@ impl NbdClient {
         }
         let (size, flags) = shown.context("GO acknowledged without a size")?;
         Ok(NbdClient { stream, size, flags })
-    }
-
-    /// Its own address, as the server sees it.
-    pub fn address(&self) -> Result<String> {
-        Ok(self.stream.local_addr()?.to_string())
     }
 
     /// The size the server announced.
@@ -187,11 +212,6 @@ impl NbdClient {
         Ok(())
     }
 
-    /// Closes without a word, like a client whose machine lost power.
-    pub fn abandon(self) {
-        let _ = self.stream.shutdown(std::net::Shutdown::Both);
-    }
-
     fn request(&mut self, command: u16, offset: u64, length: u32) -> Result<()> {
         let mut request = 0x2560_9513_u32.to_be_bytes().to_vec();
         request.extend(0_u16.to_be_bytes());
@@ -203,7 +223,7 @@ impl NbdClient {
     }
 }
 
-impl Drop for NbdClient {
+impl<S: Read + Write> Drop for NbdClient<S> {
     fn drop(&mut self) {
         let _ = self.request(CMD_DISC, 0, 0);
     }
