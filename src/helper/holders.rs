@@ -1,5 +1,6 @@
 //! `holders <maj:min>`: the NBD clients that have a disk open, from the open files of the NBD servers.
 
+use std::collections::BTreeSet;
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
@@ -16,6 +17,16 @@ use crate::device::DevNum;
 use crate::procfs::unless_gone;
 
 pub(super) fn holders(devnum: DevNum) -> Result<Value, Refusal> {
+    let seen = look(devnum)?;
+    let seen = if seen.clients.is_empty() { seen } else { look(devnum)?.lasting(&seen) };
+    match seen {
+        Held { open: 0, .. } => Err(Refusal("NOT_OPEN", format!("no NBD server has {devnum} open"))),
+        Held { open, exact, clients } => Ok(json!({ "open": open, "clients": clients, "exact": exact })),
+    }
+}
+
+/// What all servers have open of the disk.
+fn look(devnum: DevNum) -> io::Result<Held> {
     let (servers, attachd) = (Servers::known()?, id_of("/etc/passwd", CALLER).ok());
     let mut sum = Held { open: 0, exact: true, clients: Vec::new() };
     for entry in fs::read_dir("/proc")? {
@@ -24,15 +35,11 @@ pub(super) fn holders(devnum: DevNum) -> Result<Value, Refusal> {
         let named_by_number = process.file_name().is_some_and(|name| name.as_bytes().iter().all(u8::is_ascii_digit));
         if named_by_number && servers.has(&process)? {
             let its = look_at(&process, devnum, attachd)?;
-            sum = Held { open: sum.open + its.open, exact: sum.exact && its.exact, ..sum };
-            sum.clients.extend(its.clients);
+            let clients = [sum.clients, its.clients].concat();
+            sum = Held { open: sum.open + its.open, exact: sum.exact && its.exact, clients };
         }
     }
-    let Held { open, exact, clients } = sum;
-    if open == 0 {
-        return Err(Refusal("NOT_OPEN", format!("no NBD server has {devnum} open")));
-    }
-    Ok(json!({ "open": open, "clients": clients, "exact": exact }))
+    Ok(sum)
 }
 
 /// How a disk is held by a server.
@@ -42,6 +49,17 @@ struct Held {
     /// Its clients are this disk's for certain.
     exact: bool,
     clients: Vec<String>,
+}
+
+impl Held {
+    /// Of the clients, those that were there before too. One reading is no snapshot: of a handshake of attachd's own it may
+    /// show the server's end alone, for the other began or ended meanwhile. Who came in between is not named, and not
+    /// taken for nobody: the disk is open.
+    fn lasting(mut self, before: &Self) -> Self {
+        self.exact &= self.clients.iter().all(|client| before.clients.contains(client));
+        self.clients.retain(|client| before.clients.contains(client));
+        self
+    }
 }
 
 /// One process can serve many disks: which of its clients uses this one is certain when it has no other open, and there is
@@ -54,7 +72,7 @@ fn is_exact(open: usize, others: usize, clients: usize) -> bool {
 ///
 /// What cannot be read is an error: taken for nothing, it would mean that nobody is connected.
 fn look_at(process: &Path, devnum: DevNum, attachd: Option<u32>) -> io::Result<Held> {
-    let (mut open, mut others, mut sockets) = (0, 0, Vec::new());
+    let (mut open, mut others, mut sockets) = (0, 0, BTreeSet::new());
     for descriptor in unless_gone(fs::read_dir(process.join("fd")))?.into_iter().flatten() {
         let Some(descriptor) = unless_gone(descriptor)? else { break };
         match unless_gone(kind_of(&descriptor.path()))? {
@@ -62,7 +80,7 @@ fn look_at(process: &Path, devnum: DevNum, attachd: Option<u32>) -> io::Result<H
             Some(Kind::Disk(_)) => others += 1,
             // What a server says goes to the journal by these; a client that is there is on its input as well.
             Some(Kind::Socket(_)) if ["1", "2"].map(OsStr::new).contains(&&*descriptor.file_name()) => {}
-            Some(Kind::Socket(inode)) => sockets.push(inode),
+            Some(Kind::Socket(inode)) => drop(sockets.insert(inode)),
             Some(Kind::Other) | None => {}
         }
     }
@@ -71,8 +89,9 @@ fn look_at(process: &Path, devnum: DevNum, attachd: Option<u32>) -> io::Result<H
     }
     let seen = connections(process, &sockets, attachd)?;
     // Only attachd is connected, which asks about a disk it has just had opened itself.
-    let only_own = seen.complete && seen.clients.is_empty() && seen.own >= open;
-    let open = if only_own { 0 } else { open };
+    if seen.complete && seen.clients.is_empty() && seen.own >= open {
+        open = 0;
+    }
     Ok(Held { open, exact: seen.complete && is_exact(open, others, seen.clients.len()), clients: seen.clients })
 }
 
@@ -85,24 +104,17 @@ enum Kind {
 /// What a descriptor leads to. Nobody is asked who could keep the answer back: its name is the kernel's, and so is what is
 /// read of a file (`DONT_SYNC`), also where it lies on another host or in a file system that a process serves.
 fn kind_of(descriptor: &Path) -> io::Result<Kind> {
-    let name = match fs::read_link(descriptor) {
-        // A path that is too long to be read may lead to a disk too.
-        Err(error) if error.kind() == io::ErrorKind::InvalidFilename => Path::new("/").to_owned(),
-        name => name?,
-    };
-    let name = name.as_os_str().as_bytes();
-    if let Some(inode) = name.strip_prefix(b"socket:[").and_then(|rest| rest.strip_suffix(b"]")) {
-        let inode = str::from_utf8(inode).ok().and_then(|inode| inode.parse().ok());
-        return inode.map(Kind::Socket).ok_or_else(|| io::Error::other("a socket without a number"));
+    let name = fs::read_link(descriptor)?.to_string_lossy().into_owned();
+    if let Some(inode) = name.strip_prefix("socket:[").and_then(|rest| rest.strip_suffix("]")) {
+        return inode.parse().map(Kind::Socket).map_err(io::Error::other);
     }
-    if !name.starts_with(b"/") {
+    if !name.starts_with('/') {
         return Ok(Kind::Other);
     }
     let stat = statx(CWD, descriptor, AtFlags::STATX_DONT_SYNC, StatxFlags::TYPE)?;
-    Ok(match FileType::from_raw_mode(stat.stx_mode.into()) {
-        FileType::BlockDevice => Kind::Disk(DevNum { major: stat.stx_rdev_major, minor: stat.stx_rdev_minor }),
-        _ => Kind::Other,
-    })
+    let disk = DevNum { major: stat.stx_rdev_major, minor: stat.stx_rdev_minor };
+    let is_disk = FileType::from_raw_mode(stat.stx_mode.into()).is_block_device();
+    Ok(if is_disk { Kind::Disk(disk) } else { Kind::Other })
 }
 
 #[cfg(test)]
@@ -115,5 +127,25 @@ mod tests {
         assert!(!is_exact(1, 0, 2), "one of two");
         assert!(!is_exact(1, 0, 0), "open, but by nobody that can be seen");
         assert!(!is_exact(1, 1, 1), "the one client may be the other disk's, and this one about to be closed");
+    }
+
+    #[test]
+    fn only_who_is_seen_twice_is_named_and_the_disk_is_open_all_the_same() {
+        let held = |clients: &[&str]| Held {
+            open: clients.len(),
+            exact: true,
+            clients: clients.iter().map(ToString::to_string).collect(),
+        };
+        let stays = held(&["a", "b"]).lasting(&held(&["b", "a"]));
+        assert_eq!((stays.open, stays.exact, stays.clients.len()), (2, true, 2), "the control");
+        let came = held(&["a", "c"]).lasting(&held(&["a"]));
+        assert_eq!((came.open, came.exact, came.clients), (2, false, vec!["a".to_owned()]));
+        let began = held(&["c"]).lasting(&held(&["d"]));
+        assert_eq!(
+            (began.open, began.exact, began.clients.len()),
+            (1, false, 0),
+            "open, but by nobody who can be named"
+        );
+        assert_eq!(held(&[]).lasting(&held(&["d"])).open, 0, "it ended");
     }
 }

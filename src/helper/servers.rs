@@ -33,21 +33,16 @@ impl Servers {
     /// Whether this process (`/proc/PID`) is one. What cannot be read is an error only if it may be one: taken for none, it
     /// would mean that nobody is connected.
     pub(super) fn has(&self, process: &Path) -> io::Result<bool> {
-        let program = match unless_gone(fs::read_link(process.join("exe"))) {
-            // Gone, or a thread of the kernel.
-            Ok(None) => return Ok(false),
-            Ok(Some(exe)) if !is_program(&exe) => return Ok(false),
-            program => program,
-        };
-        let Some(status) = unless_gone(fs::read(process.join("status")))? else { return Ok(false) };
-        if !self.may_open(&status) {
-            // A stranger. Also one whose program's path is too long to be read.
-            return Ok(false);
+        let read = |file| unless_gone(fs::read(process.join(file))).map(Option::unwrap_or_default);
+        match unless_gone(fs::read_link(process.join("exe"))) {
+            // Also one that is gone, or a thread of the kernel.
+            Ok(exe) if !exe.as_deref().is_some_and(is_program) => Ok(false),
+            // A stranger, also one whose program's path is too long to be read.
+            _ if !self.may_open(&read("status")?) => Ok(false),
+            // Some processes of root's are closed even to root. No server calls itself otherwise than its program.
+            Err(_) if !PROGRAMS.contains(&read("comm")?.trim_ascii_end()) => Ok(false),
+            program => program.map(|_| true),
         }
-        let Err(error) = program else { return Ok(true) };
-        // Some processes of root's are closed even to root. No server calls itself otherwise than its program.
-        let name = unless_gone(fs::read(process.join("comm")))?.unwrap_or_default();
-        if PROGRAMS.contains(&name.trim_ascii_end()) { Err(error) } else { Ok(false) }
     }
 
     fn may_open(&self, status: &[u8]) -> bool {

@@ -1,12 +1,11 @@
 //! Whose a server's sockets are: by the tables of its own network, for this program has none.
 
-use std::collections::HashMap;
-use std::fs;
+use std::collections::{BTreeSet, HashMap};
 use std::io;
 use std::path::Path;
 
 use crate::export::clients::{self, Role};
-use crate::procfs::unless_gone;
+use crate::procfs::{table, unless_gone};
 
 /// What a server's connections come to.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -20,14 +19,14 @@ pub(super) struct Connections {
 }
 
 /// The connections among a process's sockets, given by their inodes.
-pub(super) fn connections(process: &Path, sockets: &[u64], attachd: Option<u32>) -> io::Result<Connections> {
-    let table = |name| unless_gone(fs::read(process.join(name))).map(Option::unwrap_or_default);
+pub(super) fn connections(process: &Path, sockets: &BTreeSet<u64>, attachd: Option<u32>) -> io::Result<Connections> {
+    let read = |name| unless_gone(table(&process.join(name))).map(Option::unwrap_or_default);
     // The second is absent when the kernel has no IPv6.
-    let tcp = [table("net/tcp")?, table("net/tcp6")?].concat();
-    Ok(sum(sockets, &clients::roles(&String::from_utf8_lossy(&tcp), attachd), &unix(&table("net/unix")?)))
+    let tcp = [read("net/tcp")?, read("net/tcp6")?].concat();
+    Ok(sum(sockets, &clients::roles(&String::from_utf8_lossy(&tcp), attachd), &unix(&read("net/unix")?)))
 }
 
-fn sum(sockets: &[u64], tcp: &HashMap<u64, Role>, unix: &HashMap<u64, Option<String>>) -> Connections {
+fn sum(sockets: &BTreeSet<u64>, tcp: &HashMap<u64, Role>, unix: &HashMap<u64, Option<String>>) -> Connections {
     let mut sum = Connections { complete: true, ..Connections::default() };
     for inode in sockets {
         match (tcp.get(inode), unix.get(inode)) {
@@ -77,7 +76,7 @@ mod tests {
         0000000000000000: 00000003 00000000 00000000 0001 03 14 /run/\xff\n";
 
     fn of(sockets: &[u64], tcp: &[(u64, Role)]) -> Connections {
-        sum(sockets, &tcp.iter().cloned().collect(), &unix(UNIX))
+        sum(&sockets.iter().copied().collect(), &tcp.iter().cloned().collect(), &unix(UNIX))
     }
 
     #[test]
