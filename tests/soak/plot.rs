@@ -30,7 +30,12 @@ impl Scene {
             (0..30, Some(id)) => self.intend(&id),
             (30..55, Some(id)) if self.held[&id].disk.is_attached() => self.pull(&id),
             (30..55, Some(id)) => self.attach(&id),
-            (55..68, Some(id)) => self.withdraw(&id, random.u8(0..5) == 0),
+            (55..68, Some(id)) => {
+                // Often the one that is being copied: that is the question.
+                let copied = held(&self.ledger.copying).0.clone().filter(|id| self.held.contains_key(id));
+                let id = copied.filter(|_| random.bool()).unwrap_or(id);
+                self.withdraw(&id, random.u8(0..5) == 0);
+            }
             (68..71, Some(id)) => self.duplicate(&id),
             (71..75, Some(id)) => self.forget(&id),
             (75..90, _) if self.faults.len() < 2 => self.begin_fault(random),

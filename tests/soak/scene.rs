@@ -138,10 +138,13 @@ impl Scene {
     fn memory(&self) {
         /// Growth that a life may show: SQLite's pages and the allocator's.
         const MORE: u64 = 8 << 10;
-        let (Some((before, open_before)), Some((after, open))) = (self.levels.first(), self.levels.last()) else {
-            return;
+        /// Rests until a life has seen everything once.
+        const WARM: usize = 4;
+        let (Some((before, open_before)), Some((after, open))) = (self.levels.get(WARM), self.levels.last()) else {
+            return println!("too short to say anything of memory");
         };
-        println!("memory {before} -> {after} KiB, descriptors {open_before} -> {open}, in {} rests", self.levels.len());
+        let rests = self.levels.len() - WARM;
+        println!("memory {before} -> {after} KiB, descriptors {open_before} -> {open}, in {rests} rests");
         if *after > before + MORE || *open > open_before + 16 {
             self.ledger.fail("memory or descriptors have grown");
         }
