@@ -1,5 +1,6 @@
 //! Start and stop, told from top to bottom.
 
+use std::collections::HashSet;
 use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -19,7 +20,7 @@ use crate::device::host_changes::HostChanges;
 use crate::device::monitor::Monitor;
 use crate::device::sysfs::Sysfs;
 use crate::engine::{Engine, Handle, Tools};
-use crate::export::backend::Backend;
+use crate::export::backend::{Backend, Contents, Which};
 use crate::export::links::Links;
 use crate::export::nbd_server::backend::NbdServer;
 use crate::export::nbd_server::check::Reader;
@@ -29,6 +30,7 @@ use crate::export::nbdkit::Nbdkit;
 use crate::export::probe::Endpoint;
 use crate::export::server::{Sign, Watch};
 use crate::export::tls::Tls;
+use crate::folder_watch::FolderWatch;
 use crate::helper_client::HelperClient;
 use crate::identity::VolumeId;
 use crate::place::Found;
@@ -85,7 +87,8 @@ async fn serve(settings: Settings, config: &Path) -> anyhow::Result<()> {
     let listener = api::Listener::open(&settings.socket)
         .with_context(|| format!("cannot listen on {}", settings.socket.display()))?;
 
-    close_others(&settings);
+    let others = settings.clone();
+    tokio::task::spawn_blocking(move || close_others(&others)).await.context("cannot look for other exports")?;
     let stats = monitor.stats();
     let server = Endpoint::new(settings.listen, tls);
     let server = if sign == Sign::Marker { server.started_for_each() } else { server };
@@ -102,12 +105,17 @@ async fn serve(settings: Settings, config: &Path) -> anyhow::Result<()> {
         server: server.clone(),
         server_unit: settings.server.unit(),
     };
+    let watched = backend.folders().into_iter().map(|(which, folder)| (which, folder.path().to_owned()));
+    let watched: Vec<_> = watched.chain([(Which::Claims, settings.claims.clone())]).collect();
+    // Before they are read: nothing falls between.
+    let watch_folders = FolderWatch::new(watched).context("cannot watch the folders")?;
     let (mut engine, handle) = Engine::new(ground, tools, records, &restored);
     engine.look_around().await.context("cannot read the list of disks")?;
     let (stop, stopping) = watch::channel(false);
     let mut engine = tokio::spawn(engine.run(stopped(stopping)));
     let monitor = tokio::task::spawn_local(monitor.follow(handle.inputs()));
     let host_changes = tokio::spawn(host_changes.follow(handle.inputs()));
+    let watch_folders = tokio::spawn(watch_folders.follow(handle.inputs()));
     let watch_server = tokio::spawn(watch_server.follow(handle.inputs()));
     let context = api::Context::new(handle.clone(), store.clone(), settings, stats, backend, server);
     let (stop_serving, serving_stops) = watch::channel(false);
@@ -121,6 +129,7 @@ async fn serve(settings: Settings, config: &Path) -> anyhow::Result<()> {
         ended = &mut engine => bail!("the engine has ended: {ended:?}"),
         ended = monitor => bail!("the monitor has ended: {ended:?}"),
         ended = host_changes => bail!("the watch on what this host uses has ended: {ended:?}"),
+        ended = watch_folders => bail!("the watch on the folders has ended: {ended:?}"),
         ended = watch_server => bail!("the watch on the NBD server has ended: {ended:?}"),
     }
     telemetry::manager::stopping();
@@ -161,26 +170,35 @@ fn backend(settings: &Settings, nbd_gid: u32) -> anyhow::Result<Arc<dyn Backend>
 }
 
 /// Takes away what an earlier configuration had another NBD server serve, or this one from elsewhere: nobody would revoke it
-/// any more. (The other way round, links that have no section are taken away with what is on no record.)
+/// any more. (The other way round, links that have no section are taken away with what is on no record.) May take long.
 fn close_others(settings: &Settings) {
     let links = Links::new(config::LINKS_FOLDER.into());
     let sections = Sections::new(config::SECTIONS_FOLDER.into(), links.clone());
+    let nobody = HashSet::new();
     // Neither folder need exist.
-    let mut left: Vec<(VolumeId, std::io::Result<()>)> = Vec::new();
     if settings.exports != Path::new(config::SECTIONS_FOLDER) {
-        let volumes = sections.list().unwrap_or_default().ours.into_iter();
-        left.extend(volumes.map(|volume| (volume, links.remove(volume).and_then(|()| sections.remove(volume)))));
+        close(|| sections.list(&nobody), |volume| links.remove(volume).and_then(|()| sections.remove(volume)));
     }
     if settings.server == ServerSettings::Nbdkit && settings.exports != Path::new(config::LINKS_FOLDER) {
-        let volumes = links.list().unwrap_or_default().links.into_keys();
-        left.extend(volumes.map(|volume| (volume, links.remove(volume))));
+        close(|| links.list(&nobody), |volume| links.remove(volume));
     }
-    for (volume, taken) in left {
-        match taken {
-            Ok(()) => tracing::warn!(VOLUME_ID = %volume, "its export by another NBD server is taken away"),
-            Err(error) => {
-                tracing::error!(VOLUME_ID = %volume, %error, "its export by another NBD server cannot be taken away: do it by hand");
+}
+
+fn close(list: impl Fn() -> std::io::Result<Contents>, remove: impl Fn(VolumeId) -> std::io::Result<()>) {
+    loop {
+        let listed = list().unwrap_or_default();
+        let mut failed = false;
+        for volume in listed.strays {
+            match remove(volume) {
+                Ok(()) => tracing::warn!(VOLUME_ID = %volume, "its export by another NBD server is taken away"),
+                Err(error) => {
+                    failed = true;
+                    tracing::error!(VOLUME_ID = %volume, %error, "its export by another NBD server cannot be taken away: do it by hand");
+                }
             }
+        }
+        if failed || !listed.more_strays {
+            return;
         }
     }
 }

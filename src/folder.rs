@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use rustix::fs::{CWD, Mode, OFlags};
 
-use crate::place::{Found, NotOurs};
+use crate::place::{Found, Kind, NotOurs};
 
 /// Names that are told of very many.
 const TOLD: usize = 10;
@@ -25,8 +25,6 @@ pub struct Folder {
 struct Inner {
     path: PathBuf,
     owner: u32,
-    /// On the file system of the folder it is in.
-    not_mounted: bool,
     held: Mutex<Option<Held>>,
 }
 
@@ -39,17 +37,8 @@ struct Held {
 impl Folder {
     /// The folder at this path, to be this process's user's. Nothing is read yet.
     pub fn new(path: PathBuf) -> Self {
-        Self::with(path, false)
-    }
-
-    /// The same, and nothing may be mounted there.
-    pub fn not_mounted(path: PathBuf) -> Self {
-        Self::with(path, true)
-    }
-
-    fn with(path: PathBuf, not_mounted: bool) -> Self {
         let owner = rustix::process::geteuid().as_raw();
-        Self { inner: Arc::new(Inner { path, owner, not_mounted, held: Mutex::default() }) }
+        Self { inner: Arc::new(Inner { path, owner, held: Mutex::default() }) }
     }
 
     /// Where it is.
@@ -72,23 +61,33 @@ impl Folder {
         if let Some(held) = held.as_ref().filter(|held| held.identity == found.identity()) {
             return Ok(Arc::clone(&held.descriptor));
         }
-        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let descriptor =
-            rustix::fs::openat(CWD, path, flags, Mode::empty()).map_err(|error| self.about(&error.into()))?;
+        let descriptor = self.open_whatever()?;
         // What was opened may be another one than what was found.
         let opened = Found::open(&descriptor)?;
         ours(&opened)?;
-        let device = match held.as_ref() {
-            Some(held) => held.identity.0,
-            None if self.inner.not_mounted => rustix::fs::stat(path.parent().unwrap_or(Path::new("/")))?.st_dev,
-            None => opened.device,
-        };
-        if device != opened.device {
+        if held.as_ref().is_some_and(|held| held.identity.0 != opened.device) {
             return Err(self.not_ours(NotOurs::OtherDevice));
         }
         let descriptor = Arc::new(descriptor);
         *held = Some(Held { descriptor: Arc::clone(&descriptor), identity: opened.identity() });
         Ok(descriptor)
+    }
+
+    /// The folder that is at its place now, whosever it is: to look at alone.
+    pub fn see(&self) -> io::Result<Arc<OwnedFd>> {
+        let found = Found::at(self.path()).map_err(|error| self.about(&error))?;
+        found.is(Kind::Folder).map_err(|why| self.not_ours(why))?;
+        let held = self.inner.held.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(held) = held.as_ref().filter(|held| held.identity == found.identity()) {
+            return Ok(Arc::clone(&held.descriptor));
+        }
+        drop(held);
+        self.open_whatever().map(Arc::new)
+    }
+
+    fn open_whatever(&self) -> io::Result<OwnedFd> {
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        rustix::fs::openat(CWD, self.path(), flags, Mode::empty()).map_err(|error| self.about(&error.into()))
     }
 
     /// The folder that was ours the last time, wherever it is now: what was made in it can be taken away.
@@ -124,7 +123,7 @@ impl Folder {
     }
 
     fn not_ours(&self, why: NotOurs) -> io::Error {
-        io::Error::new(io::ErrorKind::PermissionDenied, format!("{} is not attachd's: {why}", self.path().display()))
+        io::Error::new(io::ErrorKind::PermissionDenied, NotAttachds { path: self.path().to_owned(), why })
     }
 
     fn about(&self, error: &io::Error) -> io::Error {
@@ -134,6 +133,21 @@ impl Folder {
             kind => io::Error::new(kind, format!("{path}: {error}")),
         }
     }
+}
+
+/// What is at a folder's place is not attachd's.
+#[derive(Debug, thiserror::Error)]
+#[error("{} is not attachd's: {why}", path.display())]
+struct NotAttachds {
+    path: PathBuf,
+    why: NotOurs,
+}
+
+/// Whether there is no folder at all: nothing, or something else.
+pub fn is_away(error: &io::Error) -> bool {
+    let inner = error.get_ref().and_then(|inner| inner.downcast_ref::<NotAttachds>());
+    let other_kind = inner.is_some_and(|inner| matches!(inner.why, NotOurs::Kind { .. }));
+    error.kind() == io::ErrorKind::NotFound || other_kind
 }
 
 /// Names out of perhaps very many: how many there are, and the first in order.

@@ -28,6 +28,7 @@ pub mod claims;
 pub mod ctl;
 pub mod engine;
 pub mod export;
+pub mod folder_watch;
 pub mod helper_client;
 
 pub mod daemon;

@@ -85,7 +85,9 @@ pub enum NotOurs {
     #[error("it has {0} names (hard links)")]
     SeveralNames(u64),
     /// Something is mounted there.
-    #[error("it is on another file system than it was, or than the folder it is in: something is mounted over it")]
+    #[error(
+        "it is on another file system than before: something is mounted over it, or is not any more; restart attachd if that is right"
+    )]
     OtherDevice,
 }
 

@@ -6,14 +6,19 @@ mod common;
 
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, chown, symlink};
+use std::os::unix::net::UnixListener;
 use std::path::Path;
 use std::process::Command;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use common::*;
 use lab::{Api, AttachdOptions, people};
 use serde_json::{Value, json};
 
 const CLAIMS: &str = "/var/lib/attachd/claims";
+const EXPORTS: &str = "/run/attachd/exports";
+const PID_FILE: &str = "/run/attachd-nbdkit/nbdkit.pid";
 
 fn names(folder: &str) -> Vec<String> {
     let name = |entry: std::io::Result<fs::DirEntry>| entry.unwrap().file_name().into_string().unwrap();
@@ -35,6 +40,25 @@ fn own(path: impl AsRef<Path>) {
 
 fn problem(api: &Api, code: &str) -> Option<Value> {
     health(api)["problems"].as_array().unwrap().iter().find(|problem| problem["code"] == code).cloned()
+}
+
+/// Waits until health has a problem, or has it no more. Nothing tells of a change in health.
+fn wait_problem(api: &Api, code: &str, there: bool) -> Value {
+    let begun = Instant::now();
+    loop {
+        let problem = problem(api, code);
+        if problem.is_some() == there {
+            return problem.unwrap_or_default();
+        }
+        assert!(begun.elapsed() < SOON, "{code}: {problem:?}\n{:#}", health(api));
+        thread::yield_now();
+    }
+}
+
+/// Whether `attachctl exports` is content.
+fn ctl_exports() -> bool {
+    let output = Command::new(env!("CARGO_BIN_EXE_attachctl")).arg("exports").output().unwrap();
+    output.status.success()
 }
 
 /// What `check-config` says, and whether it is content.
@@ -148,7 +172,7 @@ fn a_socket_that_somebody_else_answers_at_is_left_alone_and_a_dead_one_of_attach
     let mut attachd = start(&lab);
     attachd.terminate().unwrap();
     let _ = fs::remove_file(lab::attachd::SOCKET);
-    let other = std::os::unix::net::UnixListener::bind(lab::attachd::SOCKET).unwrap();
+    let other = UnixListener::bind(lab::attachd::SOCKET).unwrap();
     own(lab::attachd::SOCKET);
     let said = start_fails(&lab);
     assert!(said.contains("another program listens there"), "{said}");
@@ -197,4 +221,284 @@ fn a_step_whose_task_breaks_off_comes_back_as_a_failure() {
             "{point}: {said}"
         );
     }
+}
+
+/// D3 and A2: nobody asks for a resync, and nothing is made in what is not attachd's.
+#[test]
+fn a_folder_of_exports_that_is_gone_or_somebody_elses_is_said_at_once_and_heals_by_itself() {
+    let (lab, _attachd, api) = up();
+    let (volume, disk) = served(&lab, &api);
+    assert!(ctl_exports(), "the control");
+    let other = "/run/other";
+    fs::create_dir(other).unwrap();
+    fs::set_permissions(other, fs::Permissions::from_mode(0o777)).unwrap();
+    let away = "/run/exports.away";
+    let ways: [(&str, fn()); 4] = [
+        ("is missing", || fs::rename(EXPORTS, "/run/exports.away").unwrap()),
+        ("it is a link, not a folder", || {
+            fs::rename(EXPORTS, "/run/exports.away").unwrap();
+            symlink("/run/other", EXPORTS).unwrap();
+        }),
+        ("it is a file, not a folder", || {
+            fs::write("/run/attachd/file", "").unwrap();
+            exchange("/run/attachd/file", EXPORTS);
+            fs::rename("/run/attachd/file", "/run/exports.away").unwrap();
+        }),
+        ("belongs to the user 65534", || {
+            fs::rename(EXPORTS, "/run/exports.away").unwrap();
+            fs::create_dir(EXPORTS).unwrap();
+            fs::set_permissions(EXPORTS, fs::Permissions::from_mode(0o777)).unwrap();
+            chown(EXPORTS, Some(65534), None).unwrap();
+        }),
+    ];
+    for (words, way) in ways {
+        way();
+        let stuck = wait_reason(&api, &volume, "EXPORT_FOLDER");
+        assert_eq!(stuck["state"], "exporting", "{words}");
+        assert!(stuck["reason"]["message"].as_str().unwrap().contains(words), "{stuck:#}");
+        let told = wait_problem(&api, "EXPORT_FOLDER", true);
+        assert!(told["message"].as_str().unwrap().contains(words), "{told:#}");
+        assert!(told["hint"].as_str().unwrap().contains("systemd-tmpfiles --create"), "{told:#}");
+        assert!(!lab.nbd_connects(&volume.export()), "{words}: the control, nobody is let in");
+        assert!(!ctl_exports(), "{words}");
+        assert!(names(other).is_empty(), "{words}: {:?}", names(other));
+        if Path::new(away).exists() {
+            assert!(names(away).is_empty(), "what was made there is taken away where it is now");
+            fs::remove_dir(away).unwrap();
+        }
+        let _ = fs::remove_file(EXPORTS);
+        let _ = fs::remove_dir(EXPORTS);
+        folder(EXPORTS);
+        wait(&api, &volume, "ready");
+        lab.nbdcopy_equals(&volume.export(), disk.file()).unwrap();
+        assert!(ctl_exports() && problem(&api, "EXPORT_FOLDER").is_none(), "{words}");
+    }
+}
+
+/// A2, by device: a mount makes no event, so it takes the next look.
+#[test]
+fn nothing_is_made_in_what_is_mounted_over_the_folder_of_exports() {
+    let (lab, _attachd, api) = up();
+    let owner = format!("mode=0755,uid={0},gid={0}", people::ATTACHD.id);
+    let (volume, _disk) = served(&lab, &api);
+    run("mount", &["-t", "tmpfs", "-o", &owner, "tmpfs", EXPORTS]);
+    resync(&api);
+    let told = wait_problem(&api, "EXPORT_FOLDER", true);
+    assert!(told["message"].as_str().unwrap().contains("on another file system"), "{told:#}");
+    wait_reason(&api, &volume, "EXPORT_FOLDER");
+    assert!(names(EXPORTS).is_empty());
+    run("umount", &[EXPORTS]);
+    wait(&api, &volume, "ready");
+    assert_eq!(names(EXPORTS), [volume.export()]);
+}
+
+/// D4: nobody asks for a resync.
+#[test]
+fn a_link_that_is_removed_or_changed_by_hand_is_made_again_and_one_that_is_added_goes() {
+    let (lab, _attachd, api) = up();
+    let (volume, disk) = served(&lab, &api);
+    let link = Path::new(EXPORTS).join(volume.export());
+    let ways: [fn(&Path); 3] = [
+        |link| fs::remove_file(link).unwrap(),
+        |link| fs::rename(link, "/run/taken").unwrap(),
+        |link| {
+            symlink("/dev/null", "/run/attachd/swapped").unwrap();
+            fs::rename("/run/attachd/swapped", link).unwrap();
+        },
+    ];
+    for way in ways {
+        let mut events = api.events().unwrap();
+        way(&link);
+        events.wait_for(|event| event["event"] == "vanished" && event["state"] == "exporting", SOON).unwrap();
+        events.wait_for(|event| event["state"] == "ready", SOON).unwrap();
+        lab.nbdcopy_equals(&volume.export(), disk.file()).unwrap();
+    }
+    // One that attachd did not make, of no volume and of one that is not to be served.
+    let waiting = lab.volume();
+    intend(&api, &waiting);
+    for stray in [&lab.volume(), &waiting] {
+        lab.publish(&stray.export(), &disk.link()).unwrap();
+        let begun = Instant::now();
+        while Path::new(EXPORTS).join(stray.export()).symlink_metadata().is_ok() {
+            assert!(begun.elapsed() < SOON, "{}", stray.export());
+            thread::yield_now();
+        }
+    }
+    assert_eq!(show(&api, &volume)["state"], "ready", "the control");
+    // What attachd does itself is no surprise to it.
+    let before = show(&api, &volume);
+    withdraw(&api, &waiting);
+    assert_eq!(story(&before), story(&show(&api, &volume)));
+    assert_eq!(story(&before).iter().filter(|step| *step == "vanished").count(), 3);
+}
+
+/// D3: nobody asks for a resync.
+#[test]
+fn claims_that_go_come_back_and_a_folder_of_claims_that_cannot_be_used_is_said_and_heals_by_itself() {
+    let (lab, _attachd, api) = up();
+    let volume = lab.volume();
+    intend(&api, &volume);
+    let claim = Path::new(CLAIMS).join(&volume.serial);
+    let back = || {
+        let begun = Instant::now();
+        while !claim.is_file() {
+            assert!(begun.elapsed() < SOON, "{:#}", health(&api));
+            thread::yield_now();
+        }
+    };
+    fs::remove_file(&claim).unwrap();
+    back();
+    // Its folder above is attachd's: it makes it again.
+    fs::rename(CLAIMS, "/var/lib/attachd/away").unwrap();
+    back();
+    assert!(problem(&api, "CLAIMS_FOLDER").is_none());
+    // In one step: where there is nothing for a moment, attachd makes a folder.
+    let ways: [(&str, fn()); 3] = [
+        ("it is a file, not a folder", || {
+            fs::write("/var/lib/attachd/file", "").unwrap();
+            exchange("/var/lib/attachd/file", CLAIMS);
+        }),
+        ("it is a link, not a folder", || {
+            symlink("/run/other", "/var/lib/attachd/link").unwrap();
+            exchange("/var/lib/attachd/link", CLAIMS);
+        }),
+        ("belongs to the user 0", || {
+            chown(CLAIMS, Some(0), Some(0)).unwrap();
+            fs::set_permissions(CLAIMS, fs::Permissions::from_mode(0o555)).unwrap();
+        }),
+    ];
+    fs::create_dir("/run/other").unwrap();
+    own("/run/other");
+    for (words, way) in ways {
+        way();
+        let told = wait_problem(&api, "CLAIMS_FOLDER", true);
+        assert!(told["message"].as_str().unwrap().contains(words), "{told:#}");
+        assert_eq!(health(&api)["status"], "unhealthy");
+        let refused =
+            api.post("/api/v1/intents", &json!({ "volume_id": lab.volume().id })).unwrap().expect(503).unwrap();
+        assert_eq!(refused["code"], "CLAIMS_FOLDER", "{refused:#}");
+        assert_eq!(api.get("/api/v1/intents").unwrap().expect(200).unwrap()["count"], 1);
+        assert!(names("/run/other").is_empty(), "{words}: nothing is made there");
+        if words.contains("user") {
+            own(CLAIMS);
+            fs::set_permissions(CLAIMS, fs::Permissions::from_mode(0o755)).unwrap();
+        } else {
+            fs::remove_file(CLAIMS).unwrap();
+        }
+        wait_problem(&api, "CLAIMS_FOLDER", false);
+        back();
+    }
+    let mut disk = lab.disk(&volume.serial, MIB).unwrap();
+    disk.attach().unwrap();
+    wait(&api, &volume, "ready");
+}
+
+/// D4, for the files that nbd-server reads.
+#[test]
+fn a_section_that_is_removed_by_hand_is_written_again() {
+    let lab = lab::Lab::new();
+    let _server = signalled(&lab);
+    let _helper = Helper::start();
+    let attachd = start(&lab);
+    let api = attachd.api();
+    let (volume, disk) = served(&lab, &api);
+    let section = Path::new(lab::nbd_server::FOLDER).join(format!("{}.conf", volume.export()));
+    let text = fs::read_to_string(&section).unwrap();
+    for half in [false, true] {
+        if half {
+            fs::write(&section, text.replace("fua = true\n", "")).unwrap();
+        } else {
+            fs::remove_file(&section).unwrap();
+        }
+        let begun = Instant::now();
+        while fs::read_to_string(&section).ok().as_ref() != Some(&text) {
+            assert!(begun.elapsed() < SOON);
+            thread::yield_now();
+        }
+    }
+    wait(&api, &volume, "ready");
+    lab.nbdcopy_equals(&volume.export(), disk.file()).unwrap();
+}
+
+/// E. The daemon read all of it, on the one thread that must not wait, and waited for a fifo's writer for ever.
+#[test]
+fn what_the_nbd_servers_user_puts_in_its_pid_files_place_keeps_the_daemon_from_nothing() {
+    let (lab, attachd, api) = up();
+    let (volume, mut disk) = served(&lab, &api);
+    let pid = fs::read(PID_FILE).unwrap();
+    let memory = || {
+        let status = fs::read_to_string(format!("/proc/{}/status", attachd.pid().unwrap())).unwrap();
+        let line = status.lines().find(|line| line.starts_with("VmHWM:")).unwrap().to_owned();
+        line.split_whitespace().nth(1).unwrap().parse::<u64>().unwrap()
+    };
+    let before = memory();
+    let ways: [(&str, fn()); 3] = [
+        ("larger than 64 bytes", || fs::write("/run/attachd-nbdkit/new", vec![b'1'; 100 << 20]).unwrap()),
+        ("a device or a fifo", || run("mkfifo", &["/run/attachd-nbdkit/new"])),
+        ("it is a link", || symlink("/dev/zero", "/run/attachd-nbdkit/new").unwrap()),
+    ];
+    for (words, way) in ways {
+        way();
+        fs::rename("/run/attachd-nbdkit/new", PID_FILE).unwrap();
+        let down = wait_reason(&api, &volume, "BACKEND_DOWN");
+        assert!(down["reason"]["message"].as_str().unwrap().contains(words), "{words}: {down:#}");
+        disk.detach().unwrap();
+        wait(&api, &volume, "lost");
+        assert!(names(EXPORTS).is_empty(), "{words}: a pulled disk is revoked meanwhile");
+        disk.attach().unwrap();
+        fs::remove_file(PID_FILE).unwrap();
+        fs::write(PID_FILE, &pid).unwrap();
+        chown(PID_FILE, Some(people::NBD.id), None).unwrap();
+        wait(&api, &volume, "ready");
+    }
+    assert!(memory() < before + 20_000, "{} KiB, before {before} KiB", memory());
+}
+
+/// E. Each listing compared each name with all others, on the one thread.
+#[test]
+fn a_hundred_thousand_foreign_files_keep_nobody_waiting_and_are_counted() {
+    let (lab, _attachd, api) = up();
+    let (volume, mut disk) = served(&lab, &api);
+    for n in 0..100_000 {
+        fs::write(format!("{EXPORTS}/foreign-file-number-{n:06}"), "").unwrap();
+    }
+    // Also without a resync.
+    wait_problem(&api, "FOREIGN_EXPORTS", true);
+    let path = format!("/api/v1/intents/{}", volume.id);
+    for round in 0..3 {
+        let asked = thread::spawn(|| resync(&Api::new(lab::attachd::SOCKET)));
+        let (begun, mut slowest) = (Instant::now(), Duration::ZERO);
+        while !asked.is_finished() {
+            let begun = Instant::now();
+            api.get(&path).unwrap().expect(200).unwrap();
+            slowest = slowest.max(begun.elapsed());
+        }
+        asked.join().unwrap();
+        // On a machine with much else to do everything is slow; that is not waiting for the resync.
+        let all = begun.elapsed();
+        assert!(slowest < Duration::from_millis(500).max(all / 2), "round {round}: {slowest:?} of {all:?}");
+    }
+    let answer = api.get("/api/v1/health").unwrap();
+    assert!(answer.text.len() < 10_000, "{} bytes", answer.text.len());
+    let told = problem(&api, "FOREIGN_EXPORTS").unwrap();
+    let told = told["message"].as_str().unwrap();
+    assert!(told.contains("foreign-file-number-000009 and 99990 more"), "the control: {told}");
+    disk.detach().unwrap();
+    wait(&api, &volume, "lost");
+    for n in 0..100_000 {
+        fs::remove_file(format!("{EXPORTS}/foreign-file-number-{n:06}")).unwrap();
+    }
+    wait_problem(&api, "FOREIGN_EXPORTS", false);
+    disk.attach().unwrap();
+    wait(&api, &volume, "ready");
+}
+
+fn exchange(one: &str, other: &str) {
+    let here = rustix::fs::CWD;
+    rustix::fs::renameat_with(here, one, here, other, rustix::fs::RenameFlags::EXCHANGE).unwrap();
+}
+
+fn run(program: &str, arguments: &[&str]) {
+    let status = Command::new(program).args(arguments).status().unwrap();
+    assert!(status.success(), "{program} {arguments:?}");
 }

@@ -31,6 +31,10 @@ fn lab_with(release: Release) -> (Lab, Installed) {
     let installed = Installed::new(&lab, release).unwrap();
     fs::write(MAIN, include_str!("../packaging/nbd-server/signal.conf")).unwrap();
     fs::write(MAIN_SOCKET, include_str!("../packaging/nbd-server/socket.conf")).unwrap();
+    // Here the test itself is in attachd's place.
+    for folder in [FOLDER, "/run/attachd", "/run/attachd/exports"] {
+        std::os::unix::fs::chown(folder, Some(0), Some(0)).unwrap();
+    }
     (lab, installed)
 }
 

@@ -514,7 +514,8 @@ fn a_disk_that_stays_unmarked_although_the_helper_said_yes_is_looked_at_again() 
 
 #[test]
 fn a_disk_to_be_given_back_is_asked_for_once_at_a_time_however_often_everything_is_read() {
-    let (lab, _attachd, api) = up();
+    let (lab, mut attachd, _api) = up();
+    attachd.terminate().unwrap();
     let (asked, asking) = mpsc::channel();
     helper_that(move |line, stream| {
         if line.starts_with("retrigger") {
@@ -522,8 +523,11 @@ fn a_disk_to_be_given_back_is_asked_for_once_at_a_time_however_often_everything_
         }
     });
     let volume = lab.volume();
+    // attachd ends a claim that nobody wants as soon as it sees it.
     lab.claim(&volume.serial).unwrap();
     let _disk = lab.settled_disk(&volume.serial, MIB).unwrap();
+    let attachd = start(&lab);
+    let api = attachd.api();
     let mut first = asking.recv_timeout(SOON).unwrap();
     for _ in 0..5 {
         resync(&api);

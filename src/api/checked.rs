@@ -13,10 +13,11 @@ use utoipa::ToSchema;
 use super::Context;
 use super::error::ApiError;
 use crate::config::ServerSettings;
-use crate::engine::world::World;
+use crate::engine::world::{Volume, World};
 use crate::export::nbd_server::way::Mode;
 use crate::export::probe::{self, Endpoint, ProbeError};
 use crate::identity::VolumeId;
+use crate::volume::State;
 
 /// Exports opened at one time.
 const AT_ONCE: usize = 16;
@@ -38,6 +39,8 @@ pub(super) struct CheckedExport {
     wanted: bool,
     /// attachd lets clients in.
     published: bool,
+    /// Its disk is proven: clients should be served now.
+    due: bool,
     /// The server lists it; `null`: it lists nothing.
     listed: Option<bool>,
     /// A new client would be served; `null`: not found out in time.
@@ -50,10 +53,24 @@ pub(super) struct CheckedExport {
     clear: Option<&'static str>,
 }
 
-/// Asks the server about every export that is published or listed.
+/// How an export is wanted.
+#[derive(Clone, Copy)]
+struct Wanted {
+    published: bool,
+    due: bool,
+}
+
+impl Wanted {
+    fn of(volume: &Volume) -> Self {
+        let due = matches!(volume.state, State::Ready | State::Exporting);
+        Self { published: volume.published, due }
+    }
+}
+
+/// Asks the server about every export that is published, should be, or is listed.
 pub(super) async fn exports(context: &Context) -> Result<Vec<CheckedExport>, ApiError> {
-    let wanted = |world: &World| -> BTreeMap<VolumeId, bool> {
-        world.volumes().map(|volume| (volume.intent.volume, volume.published)).collect()
+    let wanted = |world: &World| -> BTreeMap<VolumeId, Wanted> {
+        world.volumes().map(|volume| (volume.intent.volume, Wanted::of(volume))).collect()
     };
     let wanted = context.inner.engine.read(wanted).await?;
     let server = &context.inner.server;
@@ -62,8 +79,8 @@ pub(super) async fn exports(context: &Context) -> Result<Vec<CheckedExport>, Api
     let mut server_fails = matches!(listed, Some(Err(_)));
     let listed = listed.and_then(Result::ok).flatten();
     let listed: Option<BTreeSet<String>> = listed.map(BTreeSet::from_iter);
-    let published = wanted.iter().filter(|(_, published)| **published).map(|(volume, _)| volume.export_name());
-    let mut names: BTreeSet<String> = published.collect();
+    let shown = wanted.iter().filter(|(_, wanted)| wanted.published || wanted.due);
+    let mut names: BTreeSet<String> = shown.map(|(volume, _)| volume.export_name()).collect();
     names.extend(listed.iter().flatten().filter(|name| *name != PLACEHOLDER).cloned());
     let mut answers = ask_for_all(server, &names, deadline).await;
     // What a client would not get is not `ready`.
@@ -71,7 +88,9 @@ pub(super) async fn exports(context: &Context) -> Result<Vec<CheckedExport>, Api
     let mut doubted = Vec::new();
     for (name, error) in failed {
         server_fails |= error.is_server();
-        doubted.extend(VolumeId::from_export_name(name).filter(|volume| wanted.get(volume) == Some(&true)));
+        doubted.extend(
+            VolumeId::from_export_name(name).filter(|volume| wanted.get(volume).is_some_and(|wanted| wanted.published)),
+        );
     }
     if server_fails || !doubted.is_empty() {
         context.inner.engine.doubt(doubted, server_fails).await?;
@@ -92,7 +111,8 @@ pub(super) async fn exports(context: &Context) -> Result<Vec<CheckedExport>, Api
         CheckedExport {
             volume_id,
             wanted: state.is_some(),
-            published: state == Some(&true),
+            published: state.is_some_and(|wanted| wanted.published),
+            due: state.is_some_and(|wanted| wanted.due),
             listed,
             openable: answer.as_ref().map(Result::is_ok),
             why: answer.and_then(Result::err).map(|error| error.to_string()),

@@ -41,8 +41,10 @@ pub(super) struct ExportEntry {
 pub(super) struct ExportList {
     exports: Vec<ExportEntry>,
     count: usize,
-    /// Names in the served folder that attachd did not make.
+    /// Names in the served folder that attachd did not make, the first ten.
     foreign: Vec<String>,
+    /// How many there are.
+    foreign_count: usize,
     /// With `check`: what the server itself says about each export that it lists or should serve.
     #[serde(skip_serializing_if = "Option::is_none")]
     checked: Option<Vec<CheckedExport>>,
@@ -82,7 +84,14 @@ pub(super) async fn list(
             })
             .collect();
         exports.sort_by_key(|export| export.volume_id);
-        ExportList { count: exports.len(), exports, foreign: world.foreign_exports.clone(), checked: None }
+        let foreign = &world.exported.foreign;
+        ExportList {
+            count: exports.len(),
+            exports,
+            foreign: foreign.first().map(str::to_owned).collect(),
+            foreign_count: foreign.count(),
+            checked: None,
+        }
     };
     let mut list = context.inner.engine.read(look).await?;
     if wish.check {

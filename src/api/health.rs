@@ -166,12 +166,14 @@ struct Seen {
     helper: Option<Result<(), String>>,
     udevd: Udevd,
     resyncs: Resyncs,
-    foreign: Vec<String>,
+    foreign: Names,
+    /// Why the folder of exports is not what it has to be.
+    exports: Option<String>,
     foreign_claims: Names,
     /// Why the folder of claims is not what it has to be.
     claims: Option<String>,
     /// Why exports that should be gone may still be there.
-    stuck: Vec<String>,
+    stuck: Names,
     not_told: Option<NotTold>,
     /// Disks that could not be read, and why.
     unread: Vec<String>,
@@ -188,7 +190,8 @@ impl Seen {
             helper: world.helper.state(),
             udevd: world.ear.udevd_is(),
             resyncs: world.resyncs.clone(),
-            foreign: world.foreign_exports.clone(),
+            foreign: world.exported.foreign.clone(),
+            exports: world.exported.failed.clone(),
             foreign_claims: world.claimed.foreign.clone(),
             claims: world.claimed.failed.clone(),
             stuck: world.stuck_exports(),
@@ -304,28 +307,6 @@ fn problems(seen: &Seen, store: &StoreHealth, files: &Check, settings: &Settings
         let hint = "Check `systemctl status attachd-helper.socket`: without it late intents are not marked and clients not told apart.";
         add("HELPER_SILENT", false, why.clone(), hint);
     }
-    if !seen.foreign.is_empty() {
-        let names = seen.foreign.join(", ");
-        let message = format!("the NBD server's folders hold what attachd did not make: {names}");
-        add("FOREIGN_EXPORTS", false, message, "The NBD server offers these unproven; remove them.");
-    }
-    if !seen.foreign_claims.is_empty() {
-        let (folder, names) = (settings.claims.display(), &seen.foreign_claims);
-        let message = format!("{folder} holds what is no claim of attachd's: {names}");
-        let hint = "It is left alone. Move it away: a file named like a serial marks that disk.";
-        add("FOREIGN_CLAIMS", false, message, hint);
-    }
-    if let Some(why) = &seen.claims {
-        let message = format!("the folder of claims is not what it has to be: {why}");
-        let hint = "Put it right (`systemd-tmpfiles --create` makes it): until then no intent is accepted. It heals by itself.";
-        add("CLAIMS_FOLDER", true, message, hint);
-    }
-    if let Some(first) = seen.stuck.first() {
-        let message = format!("exports cannot be taken away ({}): {first}", seen.stuck.len());
-        let hint =
-            "It is tried again by itself; or remove it by hand, or stop the NBD server, which may serve a wrong disk.";
-        add("EXPORT_STUCK", false, message, hint);
-    }
     if is_insecure(settings) {
         let message = format!("exports are served on {} without TLS (insecure = true)", settings.listen);
         add("INSECURE", false, message, "Listen on 127.0.0.1 and use the tunnel.");
@@ -366,6 +347,42 @@ fn problems(seen: &Seen, store: &StoreHealth, files: &Check, settings: &Settings
         }
     }
     problems.extend(of_disks(seen));
+    problems.extend(of_folders(seen, settings));
+    problems
+}
+
+/// What is wrong with attachd's folders.
+fn of_folders(seen: &Seen, settings: &Settings) -> Vec<Problem> {
+    let mut problems = Vec::new();
+    let mut add =
+        |code, grave, message, hint: &'static str| problems.push(Problem { code, message, hint: hint.into(), grave });
+    if !seen.foreign.is_empty() {
+        let names = &seen.foreign;
+        let message = format!("the NBD server's folders hold what attachd did not make: {names}");
+        add("FOREIGN_EXPORTS", false, message, "The NBD server offers these unproven; remove them.");
+    }
+    if !seen.foreign_claims.is_empty() {
+        let (folder, names) = (settings.claims.display(), &seen.foreign_claims);
+        let message = format!("{folder} holds what is no claim of attachd's: {names}");
+        let hint = "It is left alone. Move it away: a file named like a serial marks that disk.";
+        add("FOREIGN_CLAIMS", false, message, hint);
+    }
+    if let Some(why) = &seen.claims {
+        let message = format!("the folder of claims is not what it has to be: {why}");
+        let hint = "Put it right (`systemd-tmpfiles --create` makes it): until then no intent is accepted. It heals by itself.";
+        add("CLAIMS_FOLDER", true, message, hint);
+    }
+    if let Some(why) = &seen.exports {
+        let message = format!("nothing can be exported: {why}");
+        let hint = "Put the folder right (`systemd-tmpfiles --create` makes it): exports are then made and proven again by themselves.";
+        add("EXPORT_FOLDER", false, message, hint);
+    }
+    if !seen.stuck.is_empty() {
+        let message = format!("exports cannot be taken away ({}): {}", seen.stuck.count(), seen.stuck);
+        let hint =
+            "It is tried again by itself; or remove it by hand, or stop the NBD server, which may serve a wrong disk.";
+        add("EXPORT_STUCK", false, message, hint);
+    }
     problems
 }
 

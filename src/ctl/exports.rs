@@ -1,11 +1,12 @@
 //! `attachctl exports`: what attachd wants served, beside what the NBD server says.
 
 use std::fmt::Write;
+use std::process::ExitCode;
 
 use serde::Deserialize;
 
 use super::client::Client;
-use super::failure::Failure;
+use super::failure::{DONE, FAILED, Failure};
 use super::output::Output;
 use super::table::Table;
 
@@ -14,6 +15,7 @@ use super::table::Table;
 struct Exports {
     checked: Vec<Checked>,
     foreign: Vec<String>,
+    foreign_count: usize,
 }
 
 #[derive(Default, Deserialize)]
@@ -23,6 +25,7 @@ struct Checked {
     name: String,
     wanted: bool,
     published: bool,
+    due: bool,
     listed: Option<bool>,
     openable: Option<bool>,
     why: Option<String>,
@@ -30,9 +33,17 @@ struct Checked {
     clear: Option<String>,
 }
 
-pub(super) async fn run(client: &Client, output: &Output) -> Result<(), Failure> {
+/// This command's own, for `--help`.
+pub(super) const EXIT_STATUSES: &str = "\
+Exit statuses:
+  0  every export whose disk is proven can be opened
+  1  one cannot, or nobody could tell";
+
+pub(super) async fn run(client: &Client, output: &Output) -> Result<ExitCode, Failure> {
     let answer = client.get("exports", &[("check", "true".to_owned())]).await?;
-    output.answer(&answer, told)
+    output.answer(&answer, told)?;
+    let served = answer.read::<Exports>()?.checked.iter().all(|export| !export.due || export.openable == Some(true));
+    Ok(if served { DONE } else { FAILED }.into())
 }
 
 fn told(list: &Exports) -> String {
@@ -45,7 +56,7 @@ fn told(list: &Exports) -> String {
     let mut text = table.or("There are no exports.");
     for export in &list.checked {
         // That nobody gets in where nobody is to get in needs no words.
-        if let Some(why) = export.why.as_ref().filter(|_| export.published) {
+        if let Some(why) = export.why.as_ref().filter(|_| export.published || export.due) {
             let _ = writeln!(text, "{}: {why}", export.name);
         }
         if let Some(clear) = &export.clear {
@@ -53,7 +64,9 @@ fn told(list: &Exports) -> String {
         }
     }
     if !list.foreign.is_empty() {
-        let _ = writeln!(text, "Not made by attachd, and offered unproven: {}", list.foreign.join(", "));
+        let more = list.foreign_count.saturating_sub(list.foreign.len());
+        let more = if more > 0 { format!(" and {more} more") } else { String::new() };
+        let _ = writeln!(text, "Not made by attachd, and offered unproven: {}{more}", list.foreign.join(", "));
     }
     text
 }

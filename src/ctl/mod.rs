@@ -72,7 +72,8 @@ enum Command {
     Show(show::Options),
     /// List the disks that are present.
     Devices,
-    /// List the exports that NBD clients can ask for.
+    /// List the exports that NBD clients can ask for, and what the NBD server says of each.
+    #[command(after_help = exports::EXIT_STATUSES)]
     Exports,
     /// Follow what happens, until Ctrl-C.
     Watch(watch::Options),
@@ -116,7 +117,7 @@ async fn dispatch(client: &Client, command: Command, output: &Output) -> Result<
         Command::List(options) => list::run(client, &options, output).await?,
         Command::Show(options) => show::run(client, &options, output).await?,
         Command::Devices => devices::run(client, output).await?,
-        Command::Exports => exports::run(client, output).await?,
+        Command::Exports => return exports::run(client, output).await,
         Command::Watch(options) => watch::run(client, &options, output).await?,
         Command::Resync => resync::run(client, output).await?,
         Command::Health => return health::run(client, output).await,

@@ -4,6 +4,7 @@ use std::io;
 use std::time::Instant;
 
 use super::Engine;
+use super::exports::STRANGERS;
 use super::input::{Done, Input};
 use super::settle::pause;
 use crate::claims::Restored;
@@ -23,6 +24,7 @@ pub struct Claimed {
     /// Who waits for the end of one that begins from now on.
     waiting: Vec<Done>,
     attempts: u32,
+    restored_at: Option<Instant>,
     again_at: Option<Instant>,
 }
 
@@ -37,6 +39,12 @@ impl Claimed {
     /// When it is to be tried again.
     pub(super) fn wake(&self) -> Option<Instant> {
         self.again_at
+    }
+
+    /// A stranger's file came or went: told in a while, not at once for each.
+    pub(super) fn strangers(&mut self) {
+        let earliest = self.restored_at.map_or_else(Instant::now, |restored| restored + STRANGERS);
+        self.again_at = Some(self.again_at.map_or(earliest, |again| again.min(earliest)));
     }
 
     /// Takes note, and says what is new.
@@ -63,6 +71,7 @@ impl Claimed {
         if !foreign.is_empty() && foreign != self.foreign {
             tracing::warn!("the folder of claims holds what attachd did not make: {foreign}; it is left alone");
         }
+        self.restored_at = Some(Instant::now());
         self.attempts = if failed.is_some() { self.attempts + 1 } else { 0 };
         self.again_at = failed.is_some().then(|| Instant::now() + pause(self.attempts));
         (self.foreign, self.failed) = (foreign, failed);

@@ -20,8 +20,10 @@ use crate::device::found::Found;
 use crate::device::host_changes::UseChanged;
 use crate::device::monitor;
 use crate::device::table::{Heard, Reading};
+use crate::export::backend::Contents;
 use crate::export::probe::{ProbeError, Served};
 use crate::export::server::Server;
+use crate::folder_watch::Changes;
 use crate::helper_client::{Exclusive, HelperError, Holders};
 use crate::identity::{Serial, VolumeId};
 use crate::store::StoreError;
@@ -52,6 +54,12 @@ pub(crate) enum Input {
     },
     /// The disks of a new intent's serial were read before it was accepted.
     Examined { intent: Intent, disks: Result<Vec<Facts>, Died>, reply: Reply<Accepted> },
+    /// Something has happened in the folders.
+    Folders(Changes),
+    /// The folders of exports were listed, or could not be.
+    Exports { contents: std::io::Result<Contents>, told: Vec<Done> },
+    /// What needs no disk was done for an export, or could not be. `true`: the server must be told.
+    Prepared { ticket: Ticket, result: std::io::Result<bool> },
     /// The claims were put right, or could not be.
     Claims { result: std::io::Result<Restored>, told: Vec<Done> },
     /// A new intent is durable and claimed, or is not.
@@ -99,6 +107,12 @@ impl From<UseChanged> for Input {
 impl From<Server> for Input {
     fn from(server: Server) -> Self {
         Self::Server(server)
+    }
+}
+
+impl From<Changes> for Input {
+    fn from(changes: Changes) -> Self {
+        Self::Folders(changes)
     }
 }
 

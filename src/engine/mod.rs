@@ -12,11 +12,13 @@ mod asking;
 mod claimed;
 pub mod decide;
 mod exclusive;
+mod exports;
 mod helper;
 mod input;
 mod leaving;
 mod look;
 mod outside;
+mod prepare;
 mod reader;
 mod request;
 mod resync;
@@ -226,7 +228,7 @@ impl Engine {
     /// Reads what is there and holds every volume against it. Until this is done nothing can be decided, so nothing else is
     /// handled before: an empty table would read as "every disk is gone".
     pub async fn look_around(&mut self) -> std::io::Result<()> {
-        self.adopt_exports();
+        self.adopt_exports().await;
         let reading = self.next_reading();
         let all = self.reader.read_all().await?;
         self.scanned(reading, Ok(all), "start", None).await;
@@ -284,26 +286,10 @@ impl Engine {
             Input::Request(Request::AskServer(reply)) => self.server_is_asked_for(reply),
             Input::Request(Request::Doubt { volumes, server }) => self.doubt(volumes, server).await,
             Input::Request(Request::Read(look)) => look(&self.world),
-            Input::Request(Request::Resync(reason, by, done)) => {
-                if let Some(by) = by {
-                    tracing::info!(EVENT = "resync", UID = by.0, "a resync was asked for by {by}");
-                }
-                // All are settled when everything has been read.
-                self.adopt_exports();
-                self.ask_for_host_disks();
-                self.world.forget_retriggers();
-                self.try_again_now();
-                self.tools.store.tidy();
-                let (claims_done, claims) = oneshot::channel();
-                let (disks_done, disks) = oneshot::channel();
-                self.restore_claims(Some(claims_done));
-                self.scan(reason, Some(disks_done));
-                tokio::spawn(async move {
-                    let _ = claims.await;
-                    let broken = Err("it broke off: ask again".to_owned());
-                    done.send(disks.await.unwrap_or(broken))
-                });
-            }
+            Input::Request(Request::Resync(reason, by, done)) => self.resync(reason, by, done),
+            Input::Exports { contents, told } => self.exports_listed(contents, told).await,
+            Input::Folders(changes) => self.folders_changed(changes).await,
+            Input::Prepared { ticket, result } => self.prepared(ticket, result).await,
             Input::Claims { result, told } => self.claims_restored(&result, told),
             Input::Request(Request::Intend(intent, reply)) => self.intend(intent, reply),
             Input::Request(Request::Withdraw(volume, caller)) => self.withdraw(volume, caller),
@@ -350,9 +336,9 @@ impl Engine {
         for (devnum, heard) in self.world.again.due(now) {
             self.look(devnum, heard);
         }
-        let mut due = self.world.due(now);
-        if self.world.stuck.as_ref().is_some_and(|stuck| stuck.again_at <= now) {
-            due.extend(self.adopt_exports());
+        let due = self.world.due(now);
+        if self.world.exported.wake().is_some_and(|again| again <= now) {
+            self.list_exports(None);
         }
         if self.world.claimed.wake().is_some_and(|again| again <= now) {
             self.restore_claims(None);

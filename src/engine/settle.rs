@@ -6,8 +6,9 @@ use jiff::Timestamp;
 
 use super::Engine;
 use super::decide::{Decision, Desired, Observed, Step, decide};
+use super::exports::folder_reason;
 use super::udevd::Udevd;
-use super::world::{Disk, Projected, Trouble, Volume};
+use super::world::{Disk, Preparation, Projected, Trouble, Volume};
 use crate::clock::{self, Steady};
 use crate::device::table::{Device, Heard};
 use crate::identity::VolumeId;
@@ -22,11 +23,11 @@ impl Engine {
     pub(super) async fn settle(&mut self, id: VolumeId) {
         let (now, steady, clock) = (clock::wall(), Steady::now(), Instant::now());
         let mut published = None;
-        self.prepare(id);
         self.forget_trouble_of_another(id);
         if let Some(volume) = self.world.volume_mut(id) {
             volume.judged = clock;
         }
+        let prepared = self.prepare(id);
         loop {
             let Some(volume) = self.world.volume(id) else { return };
             let present: Vec<&Device> = self.world.table.with_serial(volume.intent.serial()).collect();
@@ -93,6 +94,11 @@ impl Engine {
                     self.try_open(id, evidence);
                     return;
                 }
+                Some(Step::Publish(_)) if !prepared => {
+                    if !self.unprepared(id) {
+                        break;
+                    }
+                }
                 Some(Step::Publish(evidence)) => published = self.publish(id, &evidence).or(published),
                 Some(Step::Tell) => {
                     self.wait_for_telling(id);
@@ -127,7 +133,7 @@ impl Engine {
                 fresh: present.iter().all(|device| device.reading > volume.look_after),
                 published: volume.published,
                 retriggered: retriggered && helper_waits,
-                told: volume.change.is_none_or(|change| self.world.telling.knows(change)),
+                told: self.world.telling.knows(volume.change),
                 free: volume.free.is_some() && volume.free == present.first().copied().map(disk),
                 proven: volume.proven,
                 unread: self.world.unread(volume, present),
@@ -177,7 +183,11 @@ impl Engine {
         let again = volume.trouble.as_ref().map(|trouble| trouble.again_at);
         let helper = volume.helper_again.map(|(at, _)| at);
         let deadline = volume.intent.deadline.filter(|_| volume.state == State::Waiting);
-        let steps = [again, helper, volume.leaving.look_at()];
+        let prepare = match volume.preparation {
+            Preparation::Failed { again_at, .. } if !volume.leaving.is_begun() => Some(again_at),
+            _ => None,
+        };
+        let steps = [again, helper, prepare, volume.leaving.look_at()];
         let wake = wake(steps, deadline, volume.judged, (Steady::now(), Instant::now()));
         self.world.set_wake(id, wake);
     }
@@ -187,6 +197,16 @@ impl Engine {
         if let (Some(at), Some(link)) = (at, mapping.map(|mapping| mapping.link.clone())) {
             self.note_at(id, at, "published", link);
         }
+    }
+
+    /// It is to be published and is not prepared. Says whether that is now the reason for waiting.
+    fn unprepared(&mut self, id: VolumeId) -> bool {
+        let Some(volume) = self.world.volume_mut(id) else { return false };
+        let Preparation::Failed { why, kind, attempts, again_at } = &volume.preparation else { return false };
+        let reason = folder_reason(&std::io::Error::new(*kind, why.clone()));
+        let waits = waits(*again_at, volume.judged);
+        volume.trouble = Some(Trouble { reason, attempts: *attempts, again_at: *again_at, disk: None });
+        waits
     }
 
     /// A step failed: say why, and try again later.
@@ -221,7 +241,7 @@ fn waits(again: Instant, judged: Instant) -> bool {
 /// What waited then gets its turn, also when its time has come meanwhile: a slow moment in between must not leave a volume
 /// that waits without a clock. What did not wait has had its turn.
 fn wake(
-    steps: [Option<Instant>; 3],
+    steps: [Option<Instant>; 4],
     deadline: Option<Steady>,
     judged: Instant,
     (now, clock): (Steady, Instant),
@@ -258,7 +278,7 @@ mod tests {
         /// comes first, and who waits for nothing is left alone.
         #[test]
         fn a_volume_that_waits_has_a_wake_up_and_any_other_has_none(
-            steps in proptest::array::uniform3(proptest::option::of(moment())),
+            steps in proptest::array::uniform4(proptest::option::of(moment())),
             deadline in proptest::option::of(moment()),
             judged in moment(),
             slow in moment(),
@@ -281,9 +301,9 @@ mod tests {
     fn a_deadline_far_away_or_long_gone_is_taken_as_it_is() {
         let (now, clock) = (Steady::now(), Instant::now());
         let never = now.after(SignedDuration::MAX);
-        assert!(wake([None; 3], Some(never), clock, (now, clock)).is_some());
+        assert!(wake([None; 4], Some(never), clock, (now, clock)).is_some());
         let passed = now.after(-SignedDuration::from_hours(1));
-        assert_eq!(wake([None; 3], Some(passed), clock, (now, clock)), Some(clock), "it has passed");
+        assert_eq!(wake([None; 4], Some(passed), clock, (now, clock)), Some(clock), "it has passed");
     }
 
     #[test]

@@ -5,6 +5,7 @@ use std::io;
 use jiff::Timestamp;
 
 use super::decide::unread;
+use super::exports::folder_reason;
 use super::input::{Asked, Input, Ticket};
 use super::outside::Died;
 use super::story::answered;
@@ -81,8 +82,7 @@ impl Engine {
             }
         }
         match self.tools.backend.publish(id, &evidence.link) {
-            Ok(new) => {
-                self.changed(id, new);
+            Ok(()) => {
                 if let Some(volume) = self.world.volume_mut(id) {
                     volume.published = true;
                     volume.proven = false;
@@ -93,13 +93,11 @@ impl Engine {
                 Some(clock::wall())
             }
             Err(error) => {
-                let message = format!("the export could not be made: {error}");
-                let hint = if error.kind() == std::io::ErrorKind::AlreadyExists {
-                    "What is in its place was not made by attachd, and is left alone. It is tried again by itself."
-                } else {
-                    "Check that the folder of exports exists and belongs to attachd (systemd-tmpfiles --create)."
-                };
-                self.trouble(id, Reason::new("EXPORT_FOLDER", message, hint));
+                self.trouble(id, folder_reason(&error));
+                // What was prepared may be what is missing.
+                if self.tools.backend.prepares() {
+                    self.prepare_again(id);
+                }
                 None
             }
         }
@@ -219,7 +217,7 @@ impl Engine {
                 }
                 Err(error) => {
                     // Perhaps it never took notice: a file that goes while it reads the folder stops it.
-                    self.changed(id, true);
+                    self.changed(id);
                     let hint = "Check that the NBD server's user may open the disk (its node's group) and serves attachd's folder.";
                     self.trouble(id, Reason::new("EXPORT_REFUSED", error.to_string(), hint));
                 }

@@ -56,27 +56,16 @@ impl Telling {
 }
 
 impl Engine {
-    /// Does beforehand what needs no disk, so that little is left to do when it comes.
-    pub(super) fn prepare(&mut self, id: VolumeId) {
-        let Some(volume) = self.world.volume(id) else { return };
-        if volume.change.is_some() || volume.leaving.is_begun() {
+    /// Takes note of a change to a volume's files that the server must be told of.
+    pub(super) fn changed(&mut self, id: VolumeId) {
+        if !self.tools.backend.must_be_told() {
             return;
         }
-        match self.tools.backend.prepare(id) {
-            Ok(new) => self.changed(id, new),
-            // Said with the volume's state, when its disk is there and the same fails again.
-            Err(error) => self.unprepared(id, error.to_string()),
+        let change = self.world.telling.change();
+        if let Some(volume) = self.world.volume_mut(id) {
+            volume.change = change;
         }
-    }
-
-    /// Takes note of a change to a volume's files. `new`: the server must be told.
-    pub(super) fn changed(&mut self, id: VolumeId, new: bool) {
-        let change = if new && self.tools.backend.must_be_told() { self.world.telling.change() } else { 0 };
-        let Some(volume) = self.world.volume_mut(id) else { return };
-        if change > 0 || volume.change.is_none() {
-            volume.change = Some(change);
-        }
-        if change > 0 && self.server_is_up() {
+        if self.server_is_up() {
             self.tell_server();
         }
     }
@@ -173,16 +162,6 @@ impl Engine {
         if self.tools.backend.must_be_told() {
             self.world.telling.told = 0;
             self.tell_server();
-        }
-    }
-
-    /// Says it once: it is tried whenever something happens to the volume.
-    fn unprepared(&mut self, id: VolumeId, error: String) {
-        if let Some(volume) = self.world.volume_mut(id)
-            && volume.unprepared.as_ref() != Some(&error)
-        {
-            tracing::warn!(VOLUME_ID = %id, error, "the export cannot be prepared");
-            volume.unprepared = Some(error);
         }
     }
 }

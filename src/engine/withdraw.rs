@@ -200,12 +200,15 @@ impl Engine {
         if let Err(rejection) = result {
             return self.stay(id, rejection).await;
         }
-        if let Err(error) = self.tools.backend.forget(id) {
-            tracing::error!(VOLUME_ID = %id, %error, "what was prepared for the export could not be removed");
-        }
-        let claims = self.tools.claims.clone();
+        let (claims, backend) = (self.tools.claims.clone(), self.tools.backend.clone());
         // The volume stays known, and so nobody else's, until its claim is gone: a new intent for it would make one.
-        let step = async move { tokio::task::spawn_blocking(move || claims.remove(id.serial())).await };
+        let remove = move || {
+            if let Err(error) = backend.forget(id) {
+                tracing::error!(VOLUME_ID = %id, %error, "what was prepared for the export could not be removed");
+            }
+            claims.remove(id.serial())
+        };
+        let step = async move { tokio::task::spawn_blocking(remove).await };
         self.outside("step.unclaim", step, move |removed| {
             let removed = removed.map_err(std::io::Error::from).and_then(|joined| joined?);
             if let Err(error) = removed {

@@ -7,6 +7,7 @@ use jiff::Timestamp;
 
 use super::again::Again;
 use super::claimed::Claimed;
+use super::exports::Exported;
 use super::input::Ticket;
 use super::leaving::{By, Leaving, Lingering};
 use super::server::Handshakes;
@@ -16,6 +17,7 @@ use crate::device::DevNum;
 use crate::device::evidence::{Evidence, Ground};
 use crate::device::table::{Device, Reading, Table};
 use crate::export::server::Server;
+use crate::folder::Names;
 use crate::helper_client::HelperClient;
 use crate::identity::{Serial, VolumeId};
 use crate::volume::{Entry, Intent, Reason, Record, State};
@@ -44,12 +46,10 @@ pub struct World {
     pub helper: HelperClient,
     /// How often everything was read, and why last.
     pub resyncs: Resyncs,
-    /// Names in the exports folder that attachd did not make.
-    pub foreign_exports: Vec<String>,
+    /// How far the folders that the NBD server reads are what they have to be.
+    pub exported: Exported,
     /// How far the folder of claims is what it has to be.
     pub claimed: Claimed,
-    /// Exports that are on no record and could not be taken away.
-    pub(super) stuck: Option<Stuck>,
     /// Disks that could not be read.
     pub(super) again: Again,
     /// Serials whose disks the helper is asked to give back, and whether that was wished for again since.
@@ -73,14 +73,6 @@ pub struct Resyncs {
     pub last_at: Option<Timestamp>,
     /// How often events were lost.
     pub losses: u64,
-}
-
-/// What is exported and should not be; it is tried again later.
-pub(super) struct Stuck {
-    /// One sentence each.
-    pub(super) why: Vec<String>,
-    pub(super) attempts: u32,
-    pub(super) again_at: Instant,
 }
 
 /// One volume.
@@ -115,10 +107,10 @@ pub struct Volume {
     pub(super) epoch: u64,
     /// Only a later reading of the disk counts.
     pub(super) look_after: Reading,
-    /// The last change to its files that the server has to know of; 0: none. `None`: nothing was prepared.
-    pub(super) change: Option<u64>,
-    /// Why nothing could be prepared the last time.
-    pub(super) unprepared: Option<String>,
+    /// Whether what needs no disk is done for its export.
+    pub(super) preparation: Preparation,
+    /// The last change to its files that the server has to know of; 0: none.
+    pub(super) change: u64,
     pub(super) trouble: Option<Trouble>,
     /// Just now nobody had this disk open exclusively.
     pub(super) free: Option<Disk>,
@@ -140,6 +132,19 @@ pub struct Note {
     pub by: Option<By>,
     /// On the way to a withdrawal, also where it is not known any more whose.
     pub asked: bool,
+}
+
+/// How far an export is prepared.
+#[derive(Debug)]
+pub(super) enum Preparation {
+    /// Not begun.
+    No,
+    /// It is being done; `again`: something happened to it since that began. `failed`: why it could not be, before.
+    UnderWay { again: bool, failed: Option<String>, attempts: u32 },
+    /// It could not be, and is tried again.
+    Failed { why: String, kind: std::io::ErrorKind, attempts: u32, again_at: Instant },
+    /// It is.
+    Done,
 }
 
 /// What the projection was last told of the volume's export.
@@ -211,8 +216,8 @@ impl Volume {
             busy: false,
             epoch: 0,
             look_after: 0,
-            change: None,
-            unprepared: None,
+            preparation: Preparation::No,
+            change: 0,
             trouble: None,
             free: None,
             judged: Instant::now(),
@@ -236,11 +241,10 @@ impl World {
             ear: Ear::default(),
             helper,
             resyncs: Resyncs::default(),
-            foreign_exports: Vec::new(),
+            exported: Exported::default(),
             claimed: Claimed::default(),
             again: Again::default(),
             unmarking: HashMap::new(),
-            stuck: None,
             volumes: HashMap::new(),
             by_serial: HashMap::new(),
             counts: State::ALL.map(|state| (state, 0)).into(),
@@ -293,9 +297,14 @@ impl World {
         self.count(state, |n| n + 1);
     }
 
-    /// Lets udev be asked again, once, about every disk.
+    /// Lets udev be asked again, once, about every disk, and what could not be prepared be tried again.
     pub(super) fn forget_retriggers(&mut self) {
-        self.volumes.values_mut().for_each(|volume| (volume.retriggered, volume.helper_again) = (None, None));
+        for volume in self.volumes.values_mut() {
+            (volume.retriggered, volume.helper_again) = (None, None);
+            if let Preparation::Failed { again_at, .. } = &mut volume.preparation {
+                *again_at = volume.judged;
+            }
+        }
     }
 
     fn count(&mut self, state: State, change: impl FnOnce(usize) -> usize) {
@@ -354,21 +363,25 @@ impl World {
     }
 
     /// Why exports that should be gone may still be there.
-    pub fn stuck_exports(&self) -> Vec<String> {
-        let unknown = self.stuck.iter().flat_map(|stuck| stuck.why.iter().cloned());
+    pub fn stuck_exports(&self) -> Names {
         let failed = self.volumes().filter(|volume| volume.published && volume.state != State::Ready);
         let failed = failed.filter_map(|volume| Some((volume, &volume.trouble.as_ref()?.reason)));
         let failed = failed.filter(|(_, reason)| reason.code == EXPORT_STUCK);
-        unknown
-            .chain(failed.map(|(volume, reason)| format!("{}: {}", volume.intent.volume.export_name(), reason.message)))
-            .collect()
+        let mut stuck = self.exported.stuck.clone();
+        stuck.extend(
+            failed
+                .map(|(volume, reason)| format!("{}: {}", volume.intent.volume.export_name(), reason.message))
+                .collect(),
+        );
+        stuck
     }
 
     /// The next time anything needs a look at the clock.
     pub(super) fn next_wake(&self) -> Option<Instant> {
         let volumes = self.wakes.first().map(|(at, _)| *at);
-        let stuck = self.stuck.as_ref().map(|stuck| stuck.again_at);
-        [volumes, stuck, self.claimed.wake(), self.ear.wake(), self.again.wake()].into_iter().flatten().min()
+        let folders = [self.exported.wake(), self.claimed.wake()];
+        let others = [volumes, self.ear.wake(), self.again.wake()];
+        folders.into_iter().chain(others).flatten().min()
     }
 
     /// The volumes whose time has come; each is handed out once.

@@ -2,120 +2,255 @@
 //! NBD servers open it for each new client. So making it publishes, removing it revokes, at once and without a signal.
 //!
 //! On tmpfs: after a reboot nothing is served until it is proven.
+//!
+//! A link is made in a folder of attachd's alone, and taken away from the folder it was made in, wherever that is now. What
+//! is published is looked at where the server looks, whosever the folder is.
 
-use std::fs;
+use std::collections::HashSet;
 use std::io;
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
+use std::sync::Arc;
 
-use super::backend::Contents;
+use rustix::fs::{AtFlags, Dir, FileType};
+use rustix::io::Errno;
+
+use super::backend::{Contents, STRAYS};
 use crate::config::STAGING_FOLDER;
 use crate::effect;
+use crate::folder::Folder;
 use crate::identity::VolumeId;
+use crate::place::{Found, Kind};
 
 /// The folder.
 #[derive(Debug, Clone)]
 pub struct Links {
-    folder: PathBuf,
+    folder: Folder,
+    staging: Folder,
 }
 
 impl Links {
     /// The folder at this path; it must exist (tmpfiles.d makes it).
     pub fn new(folder: PathBuf) -> Self {
-        Self { folder }
+        let staging = Folder::new(folder.with_file_name(STAGING_FOLDER));
+        Self { folder: Folder::new(folder), staging }
+    }
+
+    /// The folder.
+    pub fn folder(&self) -> &Folder {
+        &self.folder
     }
 
     /// Where a volume's link is, when it is published.
     pub fn place(&self, volume: VolumeId) -> PathBuf {
-        self.folder.join(volume.export_name())
+        self.folder.path().join(volume.export_name())
     }
 
     /// Publishes. There is no moment without a link when there was one before.
     pub fn make(&self, volume: VolumeId, target: &str) -> io::Result<()> {
-        let place = self.place(volume);
-        effect::at("link.make", || match std::os::unix::fs::symlink(target, &place) {
-            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
-                if fs::read_link(&place).is_ok_and(|old| old.as_os_str() == target) {
-                    return Ok(());
+        let name = volume.export_name();
+        effect::at("link.make", || {
+            let folder = self.folder.open()?;
+            match rustix::fs::symlinkat(target, &*folder, &*name) {
+                Err(Errno::EXIST) if target_of(&folder, &name)?.is_some_and(|old| old == target) => Ok(()),
+                Err(Errno::EXIST) => {
+                    self.is_link(&folder, volume)?;
+                    let staging = self.staging.open_or_make()?;
+                    let _ = rustix::fs::unlinkat(&*staging, &*name, AtFlags::empty());
+                    rustix::fs::symlinkat(target, &*staging, &*name)?;
+                    Ok(rustix::fs::renameat(&*staging, &*name, &*folder, &*name)?)
                 }
-                let staged = self.folder.with_file_name(STAGING_FOLDER).join(volume.export_name());
-                fs::create_dir_all(self.folder.with_file_name(STAGING_FOLDER))?;
-                let _ = fs::remove_file(&staged);
-                std::os::unix::fs::symlink(target, &staged)?;
-                fs::rename(&staged, &place)
+                result => Ok(result?),
             }
-            result => result,
         })
     }
 
-    /// Revokes.
+    /// Revokes. Where there is no link there is nothing to do.
     pub fn remove(&self, volume: VolumeId) -> io::Result<()> {
-        effect::at("link.remove", || match fs::remove_file(self.place(volume)) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-            result => result,
+        effect::at("link.remove", || {
+            let folder = match (self.folder.open(), self.folder.held()) {
+                (Ok(folder), _) | (Err(_), Some(folder)) => folder,
+                (Err(error), None) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+                (Err(error), None) => return Err(error),
+            };
+            match self.is_link(&folder, volume) {
+                Ok(()) => match rustix::fs::unlinkat(&*folder, volume.export_name(), AtFlags::empty()) {
+                    Err(Errno::NOENT) => Ok(()),
+                    result => Ok(result?),
+                },
+                // Not there, or not attachd's.
+                Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::AlreadyExists) => Ok(()),
+                Err(error) => Err(error),
+            }
         })
     }
 
-    /// What is published.
-    pub fn list(&self) -> io::Result<Contents> {
-        let mut contents = Contents::default();
-        for entry in fs::read_dir(&self.folder)? {
+    /// What has a volume's name is a link: nothing else is attachd's.
+    fn is_link(&self, folder: &Arc<OwnedFd>, volume: VolumeId) -> io::Result<()> {
+        let found = Found::below(&**folder, volume.export_name())?;
+        found.is(Kind::Link).map_err(|why| {
+            let why = format!("{} is not attachd's: {why}; move it away", self.place(volume).display());
+            io::Error::new(io::ErrorKind::AlreadyExists, why)
+        })
+    }
+
+    /// Where a volume's link leads now, if there is one.
+    pub fn look(&self, volume: VolumeId) -> io::Result<Option<String>> {
+        target_of(&*self.folder.see()?, &volume.export_name())
+    }
+
+    /// What is published of the known volumes, and what else is there.
+    pub fn list(&self, known: &HashSet<VolumeId>) -> io::Result<Contents> {
+        let folder = self.folder.see()?;
+        let mut contents =
+            Contents { unusable: self.folder.open().err().map(|why| why.to_string()), ..Contents::default() };
+        for entry in Dir::read_from(&*folder)? {
             let entry = entry?;
-            let name = entry.file_name().to_string_lossy().into_owned();
-            let target = fs::read_link(entry.path()).ok().and_then(|target| target.to_str().map(str::to_owned));
-            match (VolumeId::from_export_name(&name), target) {
-                (Some(volume), Some(target)) => drop(contents.links.insert(volume, target)),
-                _ => contents.foreign.push(name),
+            let name = entry.file_name();
+            if matches!(name.to_bytes(), b"." | b"..") {
+                continue;
+            }
+            let is_link = match entry.file_type() {
+                FileType::Unknown => Found::below(&*folder, name).is_ok_and(|found| found.kind == Kind::Link),
+                kind => kind == FileType::Symlink,
+            };
+            let volume = name.to_str().ok().and_then(VolumeId::from_export_name).filter(|_| is_link);
+            match volume {
+                Some(volume) if known.contains(&volume) => {
+                    contents.links.extend(target_of(&*folder, &volume.export_name())?.map(|target| (volume, target)));
+                }
+                Some(volume) if contents.strays.len() < STRAYS => drop(contents.strays.insert(volume)),
+                Some(_) => contents.more_strays = true,
+                None => contents.foreign.add(name.to_string_lossy().into_owned()),
             }
         }
         Ok(contents)
     }
 }
 
+/// Where a link leads; what is no link leads nowhere.
+fn target_of(folder: impl AsFd, name: &str) -> io::Result<Option<String>> {
+    match rustix::fs::readlinkat(folder, name, Vec::new()) {
+        // One that is no text is none of ours, and of no volume's disk.
+        Ok(target) => Ok(Some(target.to_string_lossy().into_owned())),
+        Err(Errno::NOENT | Errno::INVAL) => Ok(None),
+        Err(error) => Err(error.into()),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::folder::is_away;
+    use std::fs;
+    use std::os::unix::fs::symlink;
+    use std::path::Path;
 
     const VOLUME: &str = "b3bb9310-1b59-4f62-97e8-cefffdfe3804";
 
-    fn links() -> (tempfile::TempDir, Links) {
+    fn links() -> (tempfile::TempDir, Links, VolumeId) {
         let dir = tempfile::tempdir().unwrap();
         fs::create_dir(dir.path().join("exports")).unwrap();
         let links = Links::new(dir.path().join("exports"));
-        (dir, links)
+        (dir, links, VOLUME.parse().unwrap())
+    }
+
+    fn list(links: &Links) -> Contents {
+        links.list(&HashSet::from([VOLUME.parse().unwrap()])).unwrap()
+    }
+
+    fn is_empty(folder: &Path) -> bool {
+        fs::read_dir(folder).unwrap().next().is_none()
     }
 
     #[test]
     fn making_and_removing_twice_is_the_same_as_once() {
-        let (_dir, links) = links();
-        let volume = VOLUME.parse().unwrap();
+        let (_dir, links, volume) = links();
         for _ in 0..2 {
             links.make(volume, "/dev/disk/by-id/virtio-a").unwrap();
-            assert_eq!(links.list().unwrap().links[&volume], "/dev/disk/by-id/virtio-a");
+            assert_eq!(list(&links).links[&volume], "/dev/disk/by-id/virtio-a");
+            assert_eq!(links.look(volume).unwrap().unwrap(), "/dev/disk/by-id/virtio-a");
         }
         for _ in 0..2 {
             links.remove(volume).unwrap();
-            assert!(links.list().unwrap().links.is_empty());
+            assert_eq!(list(&links), Contents::default());
+            assert_eq!(links.look(volume).unwrap(), None);
         }
     }
 
     #[test]
     fn a_link_that_points_elsewhere_is_replaced_without_a_gap_and_without_a_second_name() {
-        let (_dir, links) = links();
-        let volume = VOLUME.parse().unwrap();
+        let (_dir, links, volume) = links();
         links.make(volume, "/dev/disk/by-id/virtio-a").unwrap();
         links.make(volume, "/dev/disk/by-id/virtio-b").unwrap();
-        let contents = links.list().unwrap();
+        let contents = list(&links);
         assert_eq!(contents.links[&volume], "/dev/disk/by-id/virtio-b");
         assert!(contents.foreign.is_empty());
     }
 
+    /// Invariant 12.
     #[test]
-    fn what_is_not_a_link_of_ours_is_named_as_foreign() {
-        let (_dir, links) = links();
-        fs::write(links.folder.join("migration-vol-file"), "").unwrap();
-        fs::write(links.place(VOLUME.parse().unwrap()), "").unwrap();
-        let contents = links.list().unwrap();
+    fn what_is_not_a_link_of_ours_is_named_as_foreign_and_neither_replaced_nor_removed() {
+        let (_dir, links, volume) = links();
+        fs::write(links.folder.path().join("migration-vol-file"), "").unwrap();
+        fs::write(links.place(volume), "a letter").unwrap();
+        let contents = list(&links);
         assert!(contents.links.is_empty());
-        assert_eq!(contents.foreign.len(), 2);
+        assert_eq!(contents.foreign.count(), 2);
+        assert_eq!(links.make(volume, "/dev/null").unwrap_err().kind(), io::ErrorKind::AlreadyExists);
+        links.remove(volume).unwrap();
+        assert_eq!(fs::read_to_string(links.place(volume)).unwrap(), "a letter");
+    }
+
+    /// By kind: a link to a folder of somebody else's was followed.
+    #[test]
+    fn nothing_is_made_in_what_is_put_in_the_folders_place_and_what_was_made_before_is_taken_away_where_it_is() {
+        let (dir, links, volume) = links();
+        let (place, away, other) = (links.folder.path().to_owned(), dir.path().join("away"), dir.path().join("other"));
+        fs::create_dir(&other).unwrap();
+        links.make(volume, "/dev/null").unwrap();
+        fs::rename(&place, &away).unwrap();
+        assert!(is_away(&links.look(volume).unwrap_err()), "gone");
+        symlink(&other, &place).unwrap();
+        assert!(is_away(&links.look(volume).unwrap_err()), "a link");
+        let refused = links.make(volume, "/dev/null").unwrap_err().to_string();
+        assert!(refused.contains("it is a link, not a folder"), "{refused}");
+        assert!(is_empty(&other) && !is_empty(&away), "the control: the old one is where it was made");
+        links.remove(volume).unwrap();
+        assert!(is_empty(&away));
+    }
+
+    /// By owner and by mode: what is served from there is told, all the same.
+    #[test]
+    fn a_folder_that_others_may_write_is_looked_at_and_nothing_is_made_in_it() {
+        let (_dir, links, volume) = links();
+        let open = |mode| {
+            let mode = std::os::unix::fs::PermissionsExt::from_mode(mode);
+            fs::set_permissions(links.folder.path(), mode).unwrap();
+        };
+        open(0o777);
+        symlink("/dev/null", links.place(volume)).unwrap();
+        let contents = list(&links);
+        assert!(contents.unusable.unwrap().contains("others may write it"));
+        assert_eq!(contents.links[&volume], "/dev/null");
+        assert!(links.make(volume, "/dev/zero").is_err() && links.remove(volume).is_err());
+        open(0o755);
+        links.make(volume, "/dev/zero").unwrap();
+        assert_eq!(links.look(volume).unwrap().unwrap(), "/dev/zero", "the control");
+    }
+
+    #[test]
+    fn of_very_many_strangers_and_strays_a_few_are_named_and_the_others_counted() {
+        let (_dir, links, volume) = links();
+        links.make(volume, "/dev/null").unwrap();
+        for n in 0..3000 {
+            fs::write(links.folder.path().join(format!("foreign-{n:04}")), "").unwrap();
+            let stray = format!("migration-vol-{n:08}-1b59-4f62-97e8-cefffdfe3804");
+            symlink("/dev/null", links.folder.path().join(stray)).unwrap();
+        }
+        let contents = list(&links);
+        assert_eq!((contents.foreign.count(), contents.foreign.first().count()), (3000, 10));
+        assert_eq!((contents.strays.len(), contents.more_strays), (STRAYS, true));
+        assert_eq!(contents.links.len(), 1);
     }
 }

@@ -1,33 +1,47 @@
 //! nbdkit as the NBD server: it serves the folder of links itself, and there is nothing else to do.
 
+use std::collections::HashSet;
 use std::io;
 
-use super::backend::{Backend, Check, Contents};
+use super::backend::{Backend, Check, Contents, Which};
 use super::links::Links;
+use crate::folder::Folder;
 use crate::identity::VolumeId;
 
 /// nbdkit, as the engine sees it: what is published.
 pub struct Nbdkit(pub Links);
 
 impl Backend for Nbdkit {
+    fn prepares(&self) -> bool {
+        false
+    }
+
     fn prepare(&self, _volume: VolumeId) -> io::Result<bool> {
         Ok(false)
     }
 
-    fn publish(&self, volume: VolumeId, link: &str) -> io::Result<bool> {
-        self.0.make(volume, link).map(|()| false)
+    fn publish(&self, volume: VolumeId, link: &str) -> io::Result<()> {
+        self.0.make(volume, link)
     }
 
     fn revoke(&self, volume: VolumeId) -> io::Result<()> {
         self.0.remove(volume)
     }
 
-    fn forget(&self, _volume: VolumeId) -> io::Result<()> {
-        Ok(())
+    fn forget(&self, volume: VolumeId) -> io::Result<()> {
+        self.0.remove(volume)
     }
 
-    fn list(&self) -> io::Result<Contents> {
-        self.0.list()
+    fn look(&self, volume: VolumeId) -> io::Result<Option<String>> {
+        self.0.look(volume)
+    }
+
+    fn list(&self, known: &HashSet<VolumeId>) -> io::Result<Contents> {
+        self.0.list(known)
+    }
+
+    fn folders(&self) -> Vec<(Which, &Folder)> {
+        vec![(Which::Links, self.0.folder())]
     }
 
     fn must_be_told(&self) -> bool {

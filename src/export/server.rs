@@ -4,7 +4,6 @@
 //! it would ([`Sign::Marker`]).
 
 use std::fmt;
-use std::fs;
 use std::io;
 use std::mem::MaybeUninit;
 use std::os::fd::OwnedFd;
@@ -16,6 +15,7 @@ use rustix::process::{Pid, PidfdFlags};
 use tokio::io::unix::AsyncFd;
 use tokio::sync::mpsc;
 
+use crate::place;
 use crate::readable::register;
 
 /// What is known of the server.
@@ -68,6 +68,9 @@ pub struct Watch {
     above: AtomicI32,
 }
 
+/// More than a process id can be.
+const PID_FILE_SIZE: u64 = 64;
+
 /// No watch has this number.
 const NONE: i32 = -1;
 
@@ -119,7 +122,11 @@ impl Watch {
     /// Sends what the server is now, and again at each change, until the receiver is gone.
     pub async fn follow<Input: From<Server>>(self, states: mpsc::Sender<Input>) {
         loop {
-            let (server, death) = match self.find() {
+            // The file is another user's: whatever is in its place keeps nobody waiting.
+            let (file, sign) = (self.file.clone(), self.sign);
+            let found = tokio::task::spawn_blocking(move || find(&file, sign)).await;
+            let found = found.unwrap_or_else(|error| Err(format!("it cannot be looked for: {error}")));
+            let (server, death) = match found.and_then(watched) {
                 Ok((pid, death)) => (Server::Up { pid }, death),
                 Err(why) => (Server::Down { why }, None),
             };
@@ -137,31 +144,6 @@ impl Watch {
                 () = self.file_changed() => {}
             }
         }
-    }
-
-    /// The server that is there: its process, and what tells of that process's end.
-    fn find(&self) -> Result<(Option<i32>, Option<AsyncFd<OwnedFd>>), String> {
-        let file = self.file.display();
-        let Sign::Process(expected) = self.sign else {
-            let there = self.file.exists();
-            return if there { Ok((None, None)) } else { Err(format!("nothing listens: there is no {file}")) };
-        };
-        let text = fs::read_to_string(&self.file).map_err(|error| format!("no pid file {file}: {error}"))?;
-        let pid = text.trim().parse().ok().and_then(Pid::from_raw);
-        let pid = pid.ok_or_else(|| format!("{file} holds no process id but {:?}", text.trim()))?;
-        let number = pid.as_raw_nonzero().get();
-        // First the handle, then the name: the other way round the number could change hands in between.
-        let handle = rustix::process::pidfd_open(pid, PidfdFlags::NONBLOCK)
-            .map_err(|_| format!("the process {number} of {file} does not run"))?;
-        // Hidden from the sandboxed daemon (ProtectProc=invisible); there the unit removes the file when the server ends.
-        if let Ok(comm) = fs::read(format!("/proc/{number}/comm"))
-            && comm.trim_ascii_end() != expected.as_bytes()
-        {
-            let comm = String::from_utf8_lossy(comm.trim_ascii_end());
-            return Err(format!("the process {number} of {file} is {comm:?}, not {expected}"));
-        }
-        let handle = register(handle).map_err(|error| error.to_string())?;
-        Ok((Some(number), Some(handle)))
     }
 
     /// Waits until somebody has written the file, or made or taken its folder (a look is cheap).
@@ -188,6 +170,47 @@ impl Watch {
     }
 }
 
+/// A server that is there: its process, if there is one to watch.
+type Found = Option<(i32, OwnedFd)>;
+
+/// The server that is there, by its file.
+fn find(path: &Path, sign: Sign) -> Result<Found, String> {
+    let file = path.display();
+    let Sign::Process(expected) = sign else {
+        // One that cannot be looked at is not there for anybody.
+        let there = place::Found::at(path).is_ok();
+        return if there { Ok(None) } else { Err(format!("nothing listens: there is no {file}")) };
+    };
+    let unreadable = |error: io::Error| format!("no pid file {file}: {error}");
+    let (bytes, owner) = place::small_file_and_owner(path, PID_FILE_SIZE).map_err(unreadable)?;
+    let folder = place::Found::at(path.parent().unwrap_or(Path::new("/"))).map_err(unreadable)?;
+    if owner != place::ROOT && owner != folder.owner {
+        return Err(format!("{file} belongs to the user {owner}, who has only put it there"));
+    }
+    let text = String::from_utf8_lossy(&bytes);
+    let pid = text.trim().parse().ok().and_then(Pid::from_raw);
+    let pid = pid.ok_or_else(|| format!("{file} holds no process id but {:?}", text.trim()))?;
+    let number = pid.as_raw_nonzero().get();
+    // First the handle, then the name: the other way round the number could change hands in between.
+    let handle = rustix::process::pidfd_open(pid, PidfdFlags::NONBLOCK)
+        .map_err(|_| format!("the process {number} of {file} does not run"))?;
+    // Hidden from the sandboxed daemon (ProtectProc=invisible); there the unit removes the file when the server ends.
+    if let Ok(comm) = place::small_file(Path::new(&format!("/proc/{number}/comm")), PID_FILE_SIZE)
+        && comm.trim_ascii() != expected.as_bytes()
+    {
+        let comm = String::from_utf8_lossy(&comm);
+        return Err(format!("the process {number} of {file} is {:?}, not {expected}", comm.trim()));
+    }
+    Ok(Some((number, handle)))
+}
+
+/// The same on the runtime's thread, with what tells of the process's end.
+fn watched(found: Found) -> Result<(Option<i32>, Option<AsyncFd<OwnedFd>>), String> {
+    let Some((pid, handle)) = found else { return Ok((None, None)) };
+    let handle = register(handle).map_err(|error| error.to_string())?;
+    Ok((Some(pid), Some(handle)))
+}
+
 /// A pidfd turns readable when its process ends.
 async fn exit_of(process: Option<AsyncFd<OwnedFd>>) {
     match process {
@@ -199,6 +222,8 @@ async fn exit_of(process: Option<AsyncFd<OwnedFd>>) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::fs;
+    use std::os::unix::fs::symlink;
     use std::process::{Child, Command};
 
     struct Sleeper(Child);
@@ -279,5 +304,37 @@ mod tests {
         let (states, mut seen) = mpsc::channel(8);
         tokio::spawn(Watch::new(pid_file, Sign::Process("nbdkit")).unwrap().follow(states));
         next(&mut seen, |state| matches!(state, Server::Down { why } if why.contains("not nbdkit"))).await;
+    }
+
+    /// What others put in the file's place: none is waited for, followed, or taken in whole.
+    #[test]
+    fn only_a_small_regular_file_of_the_folders_owner_tells_of_a_server() {
+        let dir = tempfile::tempdir().unwrap();
+        let pid_file = dir.path().join("server.pid");
+        let sign = Sign::Process("sleep");
+        let sleeper = Sleeper::new(&pid_file);
+        let found = |text: &str| {
+            let found = find(&pid_file, sign);
+            assert!(found.as_ref().is_err_and(|why| why.contains(text)), "{text}: {found:?}");
+            fs::remove_file(&pid_file).unwrap();
+        };
+        assert!(find(&pid_file, sign).unwrap().is_some(), "the control");
+        fs::rename(&pid_file, dir.path().join("real")).unwrap();
+        symlink(dir.path().join("real"), &pid_file).unwrap();
+        found("it is a link");
+        fs::write(&pid_file, format!("{}{}", " ".repeat(64), sleeper.0.id())).unwrap();
+        found("larger than 64 bytes");
+        fs::File::create(&pid_file).unwrap().set_len(100 << 20).unwrap();
+        found("larger than 64 bytes");
+        let mode = rustix::fs::Mode::from_raw_mode(0o600);
+        rustix::fs::mknodat(rustix::fs::CWD, &pid_file, rustix::fs::FileType::Fifo, mode, 0).unwrap();
+        found("a device or a fifo");
+        fs::write(&pid_file, b"\xff\xfe").unwrap();
+        found("holds no process id");
+        fs::write(&pid_file, sleeper.0.id().to_string()).unwrap();
+        if rustix::process::geteuid().is_root() {
+            std::os::unix::fs::chown(&pid_file, Some(61803), None).unwrap();
+            found("who has only put it there");
+        }
     }
 }

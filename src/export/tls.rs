@@ -14,6 +14,10 @@ use tokio::net::TcpStream;
 use tokio_openssl::SslStream;
 
 use crate::config::{TlsFiles, TlsKey, TlsSettings};
+use crate::place::small_file_of_root;
+
+/// How large a file may be: every authority there is fits.
+const SIZE: u64 = 4 << 20;
 
 /// The files cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -162,7 +166,7 @@ fn certificates(path: &Path) -> Result<Vec<X509>, TlsError> {
 }
 
 fn read(path: &Path) -> Result<Vec<u8>, TlsError> {
-    std::fs::read(path).map_err(|error| failed(path, error))
+    small_file_of_root(path, SIZE).map_err(|error| failed(path, error))
 }
 
 fn failed(path: &Path, why: impl std::fmt::Display) -> TlsError {

@@ -1,7 +1,7 @@
 //! Which kind of event has which `MESSAGE_ID`: for programs that wait for one, and for the catalog that explains each
 //! (`journalctl -x`; `packaging/attachd.catalog`). An id is never given to another kind.
 
-const IDS: [(&str, &str); 19] = [
+const IDS: [(&str, &str); 20] = [
     ("intent", "3ceaaf30814248ea91d93080f9b439fc"),
     ("waiting", "9dfb369bab134faea27655daa05f1119"),
     ("heard", "6301bbfca0c5454e8ff9bb510944fe0c"),
@@ -20,6 +20,7 @@ const IDS: [(&str, &str); 19] = [
     ("attaching", "ab57f985433243daa75a2e199b58ba8d"),
     ("withdrawn", "c1b87f1a7323491b99f9cbef0f69a4d0"),
     ("resync", "f61b5283d99b47c3b26cb3ba21aae34a"),
+    ("vanished", "d1f7a64be5c04a0b9a1f0a7c5be3f2d8"),
     ("entries-lost", "2eb737282fea475eb5365e1458294a90"),
 ];
 
@@ -41,7 +42,8 @@ mod tests {
             assert!(id(state.as_str()).is_some(), "{state}");
         }
         let sources = [
-            include_str!("../engine/mod.rs"),
+            include_str!("../engine/resync.rs"),
+            include_str!("../engine/exports.rs"),
             include_str!("../engine/request.rs"),
             include_str!("../engine/settle.rs"),
             include_str!("../engine/step.rs"),

@@ -1,5 +1,6 @@
 //! nbd-server, as the engine sees it.
 
+use std::collections::HashSet;
 use std::io;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
@@ -7,8 +8,9 @@ use std::path::{Path, PathBuf};
 use super::check::{self, Reader};
 use super::sections::Sections;
 use super::way::Mode;
-use crate::export::backend::{Backend, Check, Contents};
+use crate::export::backend::{Backend, Check, Contents, Which};
 use crate::export::links::Links;
+use crate::folder::Folder;
 use crate::identity::VolumeId;
 
 /// nbd-server in one of its ways.
@@ -28,14 +30,17 @@ pub struct NbdServer {
 }
 
 impl Backend for NbdServer {
+    fn prepares(&self) -> bool {
+        true
+    }
+
     fn prepare(&self, volume: VolumeId) -> io::Result<bool> {
         self.sections.write(volume)
     }
 
-    fn publish(&self, volume: VolumeId, link: &str) -> io::Result<bool> {
-        let unknown = self.prepare(volume)?;
-        self.links.make(volume, link)?;
-        Ok(unknown)
+    fn publish(&self, volume: VolumeId, link: &str) -> io::Result<()> {
+        self.sections.is_there(volume)?;
+        self.links.make(volume, link)
     }
 
     fn revoke(&self, volume: VolumeId) -> io::Result<()> {
@@ -47,15 +52,27 @@ impl Backend for NbdServer {
         self.sections.remove(volume)
     }
 
-    fn list(&self) -> io::Result<Contents> {
-        let sections = self.sections.list()?;
-        let mut contents = self.links.list()?;
+    fn look(&self, volume: VolumeId) -> io::Result<Option<String>> {
+        let target = self.links.look(volume)?;
         // Without our section the server offers the name not at all, or by somebody else's.
-        let without_section = contents.links.iter_mut().filter(|(volume, _)| !sections.ours.contains(volume));
+        Ok(target.map(|target| if self.sections.is_there(volume).is_ok() { target } else { String::new() }))
+    }
+
+    fn list(&self, known: &HashSet<VolumeId>) -> io::Result<Contents> {
+        let sections = self.sections.list(known)?;
+        let mut contents = self.links.list(known)?;
+        let without_section = contents.links.iter_mut().filter(|(volume, _)| !sections.prepared.contains(volume));
         without_section.for_each(|(_, target)| target.clear());
-        contents.prepared = sections.ours;
+        contents.prepared = sections.prepared;
+        contents.strays.extend(sections.strays);
+        contents.more_strays |= sections.more_strays;
         contents.foreign.extend(sections.foreign);
+        contents.unusable = contents.unusable.or(sections.unusable);
         Ok(contents)
+    }
+
+    fn folders(&self) -> Vec<(Which, &Folder)> {
+        vec![(Which::Links, self.links.folder()), (Which::Sections, self.sections.folder())]
     }
 
     fn must_be_told(&self) -> bool {
@@ -67,14 +84,14 @@ impl Backend for NbdServer {
             Ok(main) => main,
             Err(refusal) => return refused(refusal.to_string()),
         };
-        if main.includedir.as_ref().is_none_or(|dir| Path::new(dir) != self.sections.folder()) {
+        if main.includedir.as_ref().is_none_or(|dir| Path::new(dir) != self.sections.folder().path()) {
             return refused(format!(
                 "{} does not include {}: set includedir there, or [export] folder in attachd's configuration",
                 self.main_file.display(),
-                self.sections.folder().display()
+                self.sections.folder().path().display()
             ));
         }
-        let folder = match check::folder(self.sections.folder(), self.reader) {
+        let folder = match check::folder(self.sections.folder().path(), self.reader) {
             Ok(folder) => folder,
             Err(refusal) => return refused(refusal.to_string()),
         };
@@ -135,18 +152,22 @@ mod tests {
     fn contents(link: Option<&str>, prepared: bool, volume: VolumeId) -> Contents {
         let links = link.into_iter().map(|link| (volume, link.to_owned())).collect::<BTreeMap<_, _>>();
         let prepared = prepared.then_some(volume).into_iter().collect::<BTreeSet<_>>();
-        Contents { links, prepared, foreign: Vec::new() }
+        Contents { links, prepared, ..Contents::default() }
+    }
+
+    fn list(server: &NbdServer, volume: VolumeId) -> Contents {
+        server.list(&HashSet::from([volume])).unwrap()
     }
 
     #[test]
     fn each_step_done_twice_is_the_same_as_once() {
         let (_dir, server, volume) = server();
-        let is = |link, prepared| assert_eq!(server.list().unwrap(), contents(link, prepared, volume));
+        let is = |link, prepared| assert_eq!(list(&server, volume), contents(link, prepared, volume));
         assert!(server.prepare(volume).unwrap());
         assert!(!server.prepare(volume).unwrap(), "the server need not be told again");
         is(None, true);
         for _ in 0..2 {
-            assert!(!server.publish(volume, LINK).unwrap());
+            server.publish(volume, LINK).unwrap();
             is(Some(LINK), true);
         }
         for _ in 0..2 {
@@ -158,28 +179,30 @@ mod tests {
             server.forget(volume).unwrap();
             is(None, false);
         }
-        assert!(server.publish(volume, LINK).unwrap(), "never prepared");
+        assert!(server.publish(volume, LINK).is_err(), "never prepared");
     }
 
     /// The server may know it still, or may know another of that name.
     #[test]
     fn a_link_without_our_section_leads_nowhere_and_none_is_made_beside_somebody_elses() {
         let (_dir, server, volume) = server();
+        server.prepare(volume).unwrap();
         server.publish(volume, LINK).unwrap();
-        let section = server.sections.folder().join(volume.export_name() + ".conf");
+        let section = server.sections.folder().path().join(volume.export_name() + ".conf");
         fs::remove_file(&section).unwrap();
-        assert_eq!(server.list().unwrap(), contents(Some(""), false, volume));
+        assert_eq!(list(&server, volume), contents(Some(""), false, volume));
+        assert_eq!(server.look(volume).unwrap(), Some(String::new()));
         server.revoke(volume).unwrap();
         fs::write(&section, format!("[{}]\nexportname = /dev/null\n", volume.export_name())).unwrap();
         assert_eq!(server.publish(volume, LINK).unwrap_err().kind(), io::ErrorKind::AlreadyExists);
-        assert!(server.list().unwrap().links.is_empty());
+        assert!(list(&server, volume).links.is_empty());
     }
 
     #[test]
     fn a_server_that_other_hosts_reach_while_nobody_says_so_is_remarked() {
         let (_dir, server, _) = server();
         let remarks = |listenaddr: &str| {
-            let folder = server.sections.folder().display();
+            let folder = server.sections.folder().path().display();
             fs::write(&server.main_file, format!("[generic]\nincludedir = {folder}\n{listenaddr}\n")).unwrap();
             server.check()
         };

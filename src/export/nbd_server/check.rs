@@ -12,6 +12,10 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use super::keyfile::{self, Bad, Group};
+use crate::place::{small_file, small_file_of_root};
+
+/// How large a file may be: thousands of sections fit.
+const SIZE: u64 = 1 << 20;
 
 /// One export as a file describes it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -138,7 +142,7 @@ pub fn folder(path: &Path, server: Reader) -> Result<Folder, Refusal> {
             continue;
         }
         may(&file, server, 0o4).map_err(|why| unreadable(&file, why))?;
-        let bytes = fs::read(&file).map_err(|why| unreadable(&file, why))?;
+        let bytes = small_file(&file, SIZE).map_err(|why| unreadable(&file, why))?;
         let sections = sections(&bytes).map_err(|(line, why)| Refusal::Malformed { file: file.clone(), line, why })?;
         checked.files.insert(file, sections);
     }
@@ -149,7 +153,7 @@ pub fn folder(path: &Path, server: Reader) -> Result<Folder, Refusal> {
 pub fn main_file(path: &Path, server: Reader) -> Result<Main, Refusal> {
     let unreadable = |why: io::Error| Refusal::Unreadable { path: path.to_owned(), why: why.to_string() };
     may(path, server, 0o4).map_err(unreadable)?;
-    let bytes = fs::read(path).map_err(unreadable)?;
+    let bytes = small_file_of_root(path, SIZE).map_err(unreadable)?;
     main(&bytes).map_err(|(line, why)| Refusal::Malformed { file: path.to_owned(), line, why })
 }
 

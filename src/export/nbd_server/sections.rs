@@ -2,16 +2,24 @@
 //! which path, and the path is the volume's place in the folder of links, the same from the intent to the withdrawal. So a
 //! section can be written before there is a disk, and publishes nothing: that is what the link does.
 
-use std::collections::BTreeSet;
-use std::fs::{self, OpenOptions, Permissions};
+use std::collections::HashSet;
+use std::fs::{self, File, Permissions};
 use std::io::{self, Write};
-use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use rustix::fs::{AtFlags, Mode, OFlags};
+use rustix::io::Errno;
 
 use super::check;
 use crate::effect;
+use crate::export::backend::{Contents, STRAYS};
 use crate::export::links::Links;
+use crate::folder::Folder;
 use crate::identity::VolumeId;
+use crate::place::small_file;
 
 /// The first line of every file that attachd writes; a file without it is somebody else's.
 const MARK: &str = "# Written by attachd, and written again as it needs: leave it alone.\n";
@@ -19,67 +27,86 @@ const MARK: &str = "# Written by attachd, and written again as it needs: leave i
 /// What the names of files end in that the server reads.
 const READ: &str = ".conf";
 
+/// More than a section of attachd's can be, in whatever words.
+const SIZE: u64 = 4096;
+
 /// The folder, and where its sections lead.
 #[derive(Debug, Clone)]
 pub struct Sections {
-    folder: PathBuf,
+    folder: Folder,
     links: Links,
-}
-
-/// What is in the folder.
-#[derive(Debug, Default, PartialEq, Eq)]
-pub struct Listed {
-    /// Volumes that have a section of ours, which leads to their link.
-    pub ours: BTreeSet<VolumeId>,
-    /// Other files the server reads.
-    pub foreign: Vec<String>,
 }
 
 impl Sections {
     /// The folder at this path, with sections that lead to these links.
     pub fn new(folder: PathBuf, links: Links) -> Self {
-        Self { folder, links }
+        Self { folder: Folder::new(folder), links }
     }
 
-    /// Where it is.
-    pub fn folder(&self) -> &Path {
+    /// The folder.
+    pub fn folder(&self) -> &Folder {
         &self.folder
     }
 
-    /// Writes the volume's section, if it is not there as it must be. Says whether the server must be told.
+    /// Writes the volume's section, if it is not there as it must be. Says whether the server must be told. May take long.
     ///
     /// A file of this name that leads elsewhere is left alone, an error of the kind `AlreadyExists`: a server that has
     /// read it would go on serving what it leads to, whatever is written in its place.
     pub fn write(&self, volume: VolumeId) -> io::Result<bool> {
+        let folder = self.folder.open()?;
         let (place, text) = (self.place(volume), self.text(volume));
-        match fs::read(&place) {
+        match small_file(&place, SIZE) {
             Ok(old) if old == text.as_bytes() => return Ok(false),
-            Ok(old) if !self.is_ours(volume, &old) => {
-                let place = place.display();
-                let why = format!("{place} is not what attachd has written: move it away, restart the NBD server");
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Ok(old) if self.is_ours(volume, &old) => {}
+            other => {
+                let (place, why) = (place.display(), unlike(other));
+                let why = format!("{place} is not what attachd has written{why}: move it away, restart the NBD server");
                 return Err(io::Error::new(io::ErrorKind::AlreadyExists, why));
             }
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-            _ => {}
         }
-        effect::at("section.make", || write_whole(&place, &text))?;
+        effect::at("section.make", || write_whole(&folder, &name(volume), &text))?;
         Ok(true)
+    }
+
+    /// The volume's section is there, and leads to its link.
+    pub fn is_there(&self, volume: VolumeId) -> io::Result<()> {
+        self.folder.open()?;
+        let place = self.place(volume);
+        match small_file(&place, SIZE) {
+            Ok(bytes) if self.is_ours(volume, &bytes) => Ok(()),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                Err(io::Error::new(io::ErrorKind::NotFound, format!("{} is missing", place.display())))
+            }
+            other => {
+                let why = format!("{} is not what attachd has written{}", place.display(), unlike(other));
+                Err(io::Error::new(io::ErrorKind::AlreadyExists, why))
+            }
+        }
     }
 
     /// Takes the volume's section away, unless somebody else has written it. A server that has read it knows it on.
     pub fn remove(&self, volume: VolumeId) -> io::Result<()> {
-        let place = self.place(volume);
-        match fs::read(&place) {
-            Ok(bytes) if self.is_ours(volume, &bytes) => effect::at("section.remove", || fs::remove_file(&place)),
-            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        let folder = match self.folder.open() {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+            folder => folder?,
+        };
+        match small_file(&self.place(volume), SIZE) {
+            Ok(bytes) if self.is_ours(volume, &bytes) => {
+                effect::at("section.remove", || match rustix::fs::unlinkat(&*folder, name(volume), AtFlags::empty()) {
+                    Err(Errno::NOENT) => Ok(()),
+                    result => Ok(result?),
+                })
+            }
             _ => Ok(()),
         }
     }
 
-    /// Lists the folder; where there is none, nothing.
-    pub fn list(&self) -> io::Result<Listed> {
-        let mut listed = Listed::default();
-        let entries = match fs::read_dir(&self.folder) {
+    /// What is prepared for the known volumes, and what else the server reads; where there is no folder, nothing.
+    pub fn list(&self, known: &HashSet<VolumeId>) -> io::Result<Contents> {
+        let mut listed =
+            Contents { unusable: self.folder.open().err().map(|why| why.to_string()), ..Contents::default() };
+        let entries = match fs::read_dir(self.folder.path()) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(listed),
             entries => entries?,
         };
@@ -90,18 +117,20 @@ impl Sections {
             }
             let name = entry.file_name().to_string_lossy().into_owned();
             let volume = name.strip_suffix(READ).and_then(VolumeId::from_export_name);
-            let is_ours = |volume: &VolumeId| fs::read(entry.path()).is_ok_and(|bytes| self.is_ours(*volume, &bytes));
+            let is_ours =
+                |volume: &VolumeId| small_file(&entry.path(), SIZE).is_ok_and(|bytes| self.is_ours(*volume, &bytes));
             match volume.filter(is_ours) {
-                Some(volume) => drop(listed.ours.insert(volume)),
-                None => listed.foreign.push(name),
+                Some(volume) if known.contains(&volume) => drop(listed.prepared.insert(volume)),
+                Some(volume) if listed.strays.len() < STRAYS => drop(listed.strays.insert(volume)),
+                Some(_) => listed.more_strays = true,
+                None => listed.foreign.add(name),
             }
         }
-        listed.foreign.sort_unstable();
         Ok(listed)
     }
 
     fn place(&self, volume: VolumeId) -> PathBuf {
-        self.folder.join(volume.export_name() + READ)
+        self.folder.path().join(name(volume))
     }
 
     /// The whole file.
@@ -127,27 +156,42 @@ impl Sections {
     }
 }
 
+/// What is known of a file that is not attachd's.
+fn unlike(read: io::Result<Vec<u8>>) -> String {
+    read.err().map_or_else(String::new, |error| format!(" ({error})"))
+}
+
+/// The volume's file.
+fn name(volume: VolumeId) -> String {
+    volume.export_name() + READ
+}
+
 /// Half a file would keep the server from starting: written under a name that it does not read, synced, renamed. Readable
 /// by the server, which is another user, whatever the mask is.
-fn write_whole(place: &Path, text: &str) -> io::Result<()> {
-    let name = place.file_name().unwrap_or_default().to_string_lossy();
-    let staged = place.with_file_name(format!(".{name}.tmp"));
-    let created = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&staged);
-    let written = created.and_then(|mut file| {
-        file.set_permissions(Permissions::from_mode(0o644))?;
-        file.write_all(text.as_bytes())?;
-        file.sync_all()?;
-        fs::rename(&staged, place)
-    });
+fn write_whole(folder: &Arc<OwnedFd>, name: &str, text: &str) -> io::Result<()> {
+    let staged = format!(".{name}.tmp");
+    // Left by a crash, or put there to be written through.
+    let _ = rustix::fs::unlinkat(&**folder, &*staged, AtFlags::empty());
+    let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let file = File::from(rustix::fs::openat(&**folder, &*staged, flags, Mode::from_raw_mode(0o600))?);
+    let written = write_all(&file, text).and_then(|()| Ok(rustix::fs::renameat(&**folder, &*staged, &**folder, name)?));
     if written.is_err() {
-        let _ = fs::remove_file(&staged);
+        let _ = rustix::fs::unlinkat(&**folder, &*staged, AtFlags::empty());
     }
     written
+}
+
+fn write_all(mut file: &File, text: &str) -> io::Result<()> {
+    file.set_permissions(Permissions::from_mode(0o644))?;
+    file.write_all(text.as_bytes())?;
+    file.sync_all()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::folder::Names;
+    use std::collections::BTreeSet;
 
     const VOLUME: &str = "b3bb9310-1b59-4f62-97e8-cefffdfe3804";
 
@@ -158,9 +202,15 @@ mod tests {
         (dir, sections, VOLUME.parse().unwrap())
     }
 
+    fn list(sections: &Sections) -> Contents {
+        let mut contents = sections.list(&HashSet::from([VOLUME.parse().unwrap()])).unwrap();
+        contents.unusable = None;
+        contents
+    }
+
     fn names(sections: &Sections) -> Vec<String> {
         let name = |entry: io::Result<fs::DirEntry>| entry.unwrap().file_name().into_string().unwrap();
-        fs::read_dir(&sections.folder).unwrap().map(name).collect()
+        fs::read_dir(sections.folder.path()).unwrap().map(name).collect()
     }
 
     #[test]
@@ -189,20 +239,20 @@ fua = true
         let (_dir, sections, volume) = sections();
         assert!(sections.write(volume).unwrap());
         assert!(!sections.write(volume).unwrap(), "the server need not be told again");
-        assert_eq!(sections.list().unwrap().ours, BTreeSet::from([volume]));
+        assert_eq!(list(&sections).prepared, BTreeSet::from([volume]));
         for _ in 0..2 {
             sections.remove(volume).unwrap();
             assert_eq!(names(&sections), Vec::<String>::new());
         }
-        fs::remove_dir(&sections.folder).unwrap();
-        assert_eq!(sections.list().unwrap(), Listed::default(), "no folder, no section");
+        fs::remove_dir(sections.folder.path()).unwrap();
+        assert_eq!(list(&sections), Contents::default(), "no folder, no section");
     }
 
     #[test]
     fn a_section_in_other_words_is_ours_and_written_anew() {
         let (_dir, sections, volume) = sections();
         fs::write(sections.place(volume), sections.text(volume).replace("fua = true\n", "")).unwrap();
-        assert_eq!(sections.list().unwrap().ours, BTreeSet::from([volume]));
+        assert_eq!(list(&sections).prepared, BTreeSet::from([volume]));
         assert!(sections.write(volume).unwrap());
         assert_eq!(fs::read_to_string(sections.place(volume)).unwrap(), sections.text(volume));
     }
@@ -225,32 +275,38 @@ fua = true
             assert_eq!(sections.write(volume).unwrap_err().kind(), io::ErrorKind::AlreadyExists, "{theirs}");
             sections.remove(volume).unwrap();
             assert_eq!(fs::read_to_string(&place).unwrap(), theirs);
-            let name = volume.export_name() + READ;
-            assert_eq!(sections.list().unwrap(), Listed { ours: BTreeSet::new(), foreign: vec![name] }, "{theirs}");
+            let foreign = Names::from_iter([name(volume)]);
+            assert_eq!(list(&sections), Contents { foreign, ..Contents::default() }, "{theirs}");
         }
-        fs::rename(&place, sections.folder.join("copy.conf")).unwrap();
+        fs::rename(&place, sections.folder.path().join("copy.conf")).unwrap();
         assert!(sections.write(volume).unwrap(), "the control");
-        assert_eq!(sections.list().unwrap().foreign, ["copy.conf"]);
+        assert_eq!(list(&sections).foreign.to_string(), "copy.conf");
     }
 
     #[test]
-    fn a_write_that_fails_leaves_the_old_file_and_nothing_beside_it() {
-        let (_dir, sections, volume) = sections();
+    fn a_write_that_fails_leaves_the_old_file_and_a_link_in_its_way_is_not_followed() {
+        let (dir, sections, volume) = sections();
         let old = sections.text(volume).replace("fua = true\n", "");
         fs::write(sections.place(volume), &old).unwrap();
-        let before = names(&sections);
-        // A link to where no space is ever left.
-        let staged = sections.folder.join(format!(".{}{READ}.tmp", volume.export_name()));
-        std::os::unix::fs::symlink("/dev/full", &staged).unwrap();
+        let staged = sections.folder.path().join(format!(".{}.tmp", name(volume)));
+        // A folder of that name stays in the way.
+        fs::create_dir(&staged).unwrap();
         assert!(sections.write(volume).is_err());
-        assert_eq!((fs::read_to_string(sections.place(volume)).unwrap(), names(&sections)), (old, before));
+        assert_eq!(fs::read_to_string(sections.place(volume)).unwrap(), old);
+        fs::remove_dir(&staged).unwrap();
+        let letter = dir.path().join("letter");
+        fs::write(&letter, "to somebody").unwrap();
+        std::os::unix::fs::symlink(&letter, &staged).unwrap();
+        assert!(sections.write(volume).unwrap(), "the control");
+        assert_eq!(fs::read_to_string(&letter).unwrap(), "to somebody");
+        assert_eq!(fs::read_to_string(sections.place(volume)).unwrap(), sections.text(volume));
     }
 
     #[test]
     fn what_a_crash_leaves_is_no_section_and_does_not_stop_the_next_write() {
         let (_dir, sections, volume) = sections();
-        fs::write(sections.folder.join(format!(".{}{READ}.tmp", volume.export_name())), "half").unwrap();
-        assert_eq!(sections.list().unwrap(), Listed::default());
+        fs::write(sections.folder.path().join(format!(".{}{READ}.tmp", volume.export_name())), "half").unwrap();
+        assert_eq!(list(&sections), Contents::default());
         sections.write(volume).unwrap();
         assert_eq!(names(&sections), [volume.export_name() + READ]);
     }

@@ -1,0 +1,313 @@
+//! What is published, held against what should be: the folders are listed outside, and watched; what differs is put right.
+//!
+//! A listing is of a past moment. Where it differs from what is known, the one name is looked at again before anything is
+//! done about it.
+
+use std::collections::HashSet;
+use std::io;
+use std::time::{Duration, Instant};
+
+use super::Engine;
+use super::input::{Done, Input};
+use super::settle::pause;
+use crate::export::backend::{Contents, Which};
+use crate::folder::{Names, is_away};
+use crate::folder_watch::Changes;
+use crate::identity::{Serial, VolumeId};
+use crate::volume::Reason;
+
+/// How long strangers' files may come and go before the folders are listed again for them.
+pub(super) const STRANGERS: Duration = Duration::from_secs(1);
+
+/// What is known of the folders that the NBD server reads.
+#[derive(Debug, Default)]
+pub struct Exported {
+    /// Names in them that attachd did not make.
+    pub foreign: Names,
+    /// Why nothing can be published, or what is published not be read, if that is so.
+    pub failed: Option<String>,
+    /// What is exported and should not be, one sentence each.
+    pub(super) stuck: Names,
+    under_way: bool,
+    /// Something happened since the listing under way began.
+    again: bool,
+    /// Who waits for the end of one that begins from now on.
+    waiting: Vec<Done>,
+    attempts: u32,
+    listed_at: Option<Instant>,
+    again_at: Option<Instant>,
+}
+
+impl Exported {
+    /// When the folders are to be listed again.
+    pub(super) fn wake(&self) -> Option<Instant> {
+        self.again_at
+    }
+
+    /// Not at once, and not for each.
+    fn strangers(&mut self) {
+        let earliest = self.listed_at.map_or_else(Instant::now, |listed| listed + STRANGERS);
+        self.again_at = Some(self.again_at.map_or(earliest, |again| again.min(earliest)));
+    }
+}
+
+impl Engine {
+    /// Lists the folders outside. `done` is told when they have been compared.
+    pub(super) fn list_exports(&mut self, done: Option<Done>) {
+        let exported = &mut self.world.exported;
+        exported.waiting.extend(done);
+        exported.again_at = None;
+        exported.again = exported.under_way;
+        if std::mem::replace(&mut exported.under_way, true) {
+            return;
+        }
+        let told = std::mem::take(&mut exported.waiting);
+        let (backend, known) = (self.tools.backend.clone(), self.known());
+        let step = async move { tokio::task::spawn_blocking(move || backend.list(&known)).await };
+        self.outside("step.exports", step, move |result| {
+            let contents = result.map_err(io::Error::from).and_then(|joined| joined?);
+            Input::Exports { contents, told }
+        });
+    }
+
+    fn known(&self) -> HashSet<VolumeId> {
+        self.world.volumes().map(|volume| volume.intent.volume).collect()
+    }
+
+    /// The folders were listed, or could not be.
+    pub(super) async fn exports_listed(&mut self, contents: io::Result<Contents>, told: Vec<Done>) {
+        self.world.exported.under_way = false;
+        let changed = self.adopt(contents);
+        for id in changed {
+            self.settle(id).await;
+        }
+        for done in told {
+            let _ = done.send(Ok(()));
+        }
+        if std::mem::take(&mut self.world.exported.again) {
+            self.list_exports(None);
+        }
+    }
+
+    /// The same at the start, before anything else is decided.
+    pub(super) async fn adopt_exports(&mut self) {
+        let (backend, known) = (self.tools.backend.clone(), self.known());
+        let listed = tokio::task::spawn_blocking(move || backend.list(&known)).await;
+        let _ = self.adopt(listed.map_err(io::Error::other).and_then(|listed| listed));
+    }
+
+    /// Compares the folders with what is known: unknown exports go, known ones count as published. What cannot be taken away
+    /// is tried again by itself. Returns the volumes for which something has changed.
+    fn adopt(&mut self, contents: io::Result<Contents>) -> Vec<VolumeId> {
+        let (changed, failed, stuck, more) = match contents {
+            Ok(contents) => {
+                let foreign = &contents.foreign;
+                if !foreign.is_empty() && *foreign != self.world.exported.foreign {
+                    tracing::warn!("the NBD server's folders hold what attachd did not make, and it offers: {foreign}");
+                }
+                self.world.exported.foreign = contents.foreign;
+                let changed = self.compare_all(|id| contents.links.get(&id).map(String::as_str));
+                let mut stuck: Names = contents.strays.iter().filter_map(|id| self.take_unknown(*id).err()).collect();
+                stuck.extend(self.take_unpublished(contents.links.into_keys()));
+                (changed, contents.unusable, stuck, contents.more_strays)
+            }
+            // Nothing is published, for anybody can see.
+            Err(error) if is_away(&error) => {
+                (self.compare_all(|_| None), Some(error.to_string()), Names::default(), false)
+            }
+            Err(error) => {
+                let why = format!("what is exported cannot be read: {error}");
+                (Vec::new(), Some(why.clone()), self.revoke_unseen(why), false)
+            }
+        };
+        let mut changed = changed;
+        let exported = &mut self.world.exported;
+        if let Some(why) = failed.as_ref().filter(|why| exported.failed.as_ref() != Some(*why)) {
+            tracing::error!("the folder of exports: {why}; it is tried again by itself");
+        }
+        if !stuck.is_empty() && stuck != exported.stuck {
+            tracing::error!("{stuck}; it is tried again by itself, or remove it by hand");
+        }
+        let healed = exported.failed.is_some() && failed.is_none();
+        let pending = failed.is_some() || !stuck.is_empty();
+        exported.attempts = if pending { exported.attempts + 1 } else { 0 };
+        exported.listed_at = Some(Instant::now());
+        exported.again_at = pending.then(|| Instant::now() + pause(exported.attempts));
+        // The rest of very many that are taken away.
+        exported.again |= more && stuck.is_empty();
+        (exported.failed, exported.stuck) = (failed, stuck);
+        if healed {
+            changed.extend(self.forgive());
+        }
+        changed
+    }
+
+    /// The folder is what it has to be: whoever waits to try again need not.
+    fn forgive(&mut self) -> Vec<VolumeId> {
+        let mut forgiven = Vec::new();
+        for id in self.world.ids() {
+            let Some(volume) = self.world.volume_mut(id) else { continue };
+            if volume.trouble.as_ref().is_some_and(|trouble| trouble.reason.code == "EXPORT_FOLDER") {
+                volume.trouble = None;
+                forgiven.push(id);
+            }
+        }
+        forgiven
+    }
+
+    fn compare_all<'a>(&mut self, link: impl Fn(VolumeId) -> Option<&'a str>) -> Vec<VolumeId> {
+        let ids = self.world.ids();
+        ids.into_iter().filter(|id| self.compare(*id, link(*id))).collect()
+    }
+
+    /// Holds one volume against what its export was seen to lead to. Says whether something has changed.
+    fn compare(&mut self, id: VolumeId, seen: Option<&str>) -> bool {
+        let published = |engine: &Self, link: Option<&str>| {
+            engine.world.volume(id).is_some_and(|volume| {
+                let recorded = volume.mapping.as_ref().map(|mapping| &*mapping.link);
+                // What is on its way out goes wherever it leads, and not before the wish is durable.
+                link.is_some() && (volume.leaving.is_begun() || link == recorded)
+            })
+        };
+        let believed = self.world.volume(id).is_some_and(|volume| volume.published);
+        let mut is = published(self, seen);
+        if is != believed {
+            // It may be published or revoked since.
+            is = match self.tools.backend.look(id) {
+                Ok(link) => published(self, link.as_deref()),
+                Err(error) if is_away(&error) => false,
+                // Not known: as it was.
+                Err(_) => believed,
+            };
+        }
+        let lingering = self.world.volume(id).is_some_and(|volume| volume.leaving.lingers());
+        if is && lingering {
+            self.revoke(id, None);
+        }
+        if is == believed {
+            return false;
+        }
+        let epoch = self.next_epoch();
+        let Some(volume) = self.world.volume_mut(id) else { return false };
+        volume.published = is && !lingering;
+        volume.proven = false;
+        volume.epoch = epoch;
+        if !is {
+            // It may still be in the folder that was there before.
+            let _ = self.tools.backend.revoke(id);
+            self.stand_unserved(id);
+            self.note(id, "vanished", "somebody else has removed or changed the export".to_owned());
+        }
+        true
+    }
+
+    /// What is listed of volumes that are not to be published, and is there still. Returns what could not be taken away.
+    fn take_unpublished(&mut self, listed: impl Iterator<Item = VolumeId>) -> Names {
+        let unpublished =
+            |id: &VolumeId| self.world.volume(*id).is_none_or(|volume| !volume.published && !volume.leaving.is_begun());
+        listed.filter(unpublished).filter_map(|id| self.take_unknown(id).err()).collect()
+    }
+
+    fn take_unknown(&self, id: VolumeId) -> Result<(), String> {
+        let backend = &self.tools.backend;
+        let known = match self.world.volume(id) {
+            // It became one meanwhile.
+            Some(volume) if volume.published || volume.leaving.is_begun() => return Ok(()),
+            known => known.is_some(),
+        };
+        let taken = if known { backend.revoke(id) } else { backend.forget(id) };
+        let name = id.export_name();
+        taken.map_err(|error| format!("the export {name} is on no record and cannot be taken away: {error}"))?;
+        tracing::warn!(VOLUME_ID = %id, "an export that is on no record was taken away");
+        Ok(())
+    }
+
+    /// What is published cannot be read: what is not known to be, is taken away by its name, for it may be all the same.
+    /// Returns why that is not enough.
+    fn revoke_unseen(&self, why: String) -> Names {
+        let unseen = self.world.volumes().filter(|volume| !volume.published).map(|volume| volume.intent.volume);
+        let failed = unseen.filter_map(|id| {
+            let error = self.tools.backend.revoke(id).err()?;
+            Some(format!("the export {} may be there and cannot be taken away: {error}", id.export_name()))
+        });
+        std::iter::once(why).chain(failed).collect()
+    }
+
+    /// The folders have changed. What attachd has done itself is as it is known, and costs a look.
+    pub(super) async fn folders_changed(&mut self, changes: Changes) {
+        for which in changes.whole {
+            match which {
+                Which::Claims => self.restore_claims(None),
+                Which::Links | Which::Sections => self.list_exports(None),
+            }
+        }
+        let names = changes.went.iter().map(|name| (name, true)).chain(changes.came.iter().map(|name| (name, false)));
+        for ((which, name), went) in names {
+            let name = name.to_str().unwrap_or_default();
+            match which {
+                Which::Links => self.link_changed(VolumeId::from_export_name(name), went).await,
+                Which::Sections => {
+                    let name = name.strip_suffix(".conf");
+                    self.section_changed(name.and_then(VolumeId::from_export_name), name.is_some(), went);
+                }
+                Which::Claims => self.claim_changed(name.parse().ok(), went),
+            }
+        }
+    }
+
+    async fn link_changed(&mut self, id: Option<VolumeId>, went: bool) {
+        let Some(id) = id.filter(|id| self.world.volume(*id).is_some()) else {
+            // A stray, or a stranger; or what went was attachd's to take.
+            if id.is_none() || !went {
+                self.world.exported.strangers();
+            }
+            return;
+        };
+        match self.tools.backend.look(id) {
+            Ok(link) => {
+                if self.compare(id, link.as_deref()) {
+                    self.settle(id).await;
+                }
+                let published =
+                    self.world.volume(id).is_some_and(|volume| volume.published || volume.leaving.is_begun());
+                if link.is_some() && !published && self.take_unknown(id).is_err() {
+                    self.list_exports(None);
+                }
+            }
+            // The folder itself, then: that is told besides.
+            Err(_) => self.list_exports(None),
+        }
+    }
+
+    fn section_changed(&mut self, id: Option<VolumeId>, is_read: bool, went: bool) {
+        match id.filter(|id| self.world.volume(*id).is_some()) {
+            Some(id) => self.prepare_again(id),
+            None if is_read && !(id.is_some() && went) => self.world.exported.strangers(),
+            None => {}
+        }
+    }
+
+    fn claim_changed(&mut self, serial: Option<Serial>, went: bool) {
+        let wanted = serial.is_some_and(|serial| {
+            let leaving = |id: VolumeId| self.world.volume(id).is_some_and(|volume| volume.leaving.is_begun());
+            self.wanted(serial).is_some_and(|id| !leaving(id))
+        });
+        match serial {
+            Some(_) if went == wanted => self.restore_claims(None),
+            Some(_) => {}
+            // A stranger's, which is told.
+            None => self.world.claimed.strangers(),
+        }
+    }
+}
+
+/// Why nothing can be published.
+pub(super) fn folder_reason(error: &io::Error) -> Reason {
+    let message = format!("the export could not be made: {error}");
+    let hint = if error.kind() == io::ErrorKind::AlreadyExists {
+        "What is in its place was not made by attachd, and is left alone. It is tried again by itself."
+    } else {
+        "Check that the folder of exports exists and belongs to attachd (systemd-tmpfiles --create)."
+    };
+    Reason::new("EXPORT_FOLDER", message, hint)
+}
