@@ -3,8 +3,7 @@
 //! Only what is a claim by name and by kind (a file of attachd's with no second name) is ever written or removed.
 
 use std::collections::{BTreeMap, HashSet};
-use std::fs::File;
-use std::io::{self, Write};
+use std::io;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -23,6 +22,31 @@ pub struct Claims {
     folder: Folder,
     /// Serials that were added or removed since the restoration under way began; `None`: none is.
     touched: Arc<Mutex<Option<HashSet<Serial>>>>,
+}
+
+/// What is to be done about one claim.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Order {
+    /// Make it.
+    Add(VolumeId),
+    /// End it.
+    Remove(Serial),
+}
+
+impl Order {
+    fn serial(self) -> Serial {
+        match self {
+            Self::Add(volume) => volume.serial(),
+            Self::Remove(serial) => serial,
+        }
+    }
+
+    fn effect(self) -> &'static str {
+        match self {
+            Self::Add(_) => "claim.write",
+            Self::Remove(_) => "claim.remove",
+        }
+    }
 }
 
 /// Puts the folder right, by what was wanted when it was begun. What is added or removed meanwhile is left as it is.
@@ -57,37 +81,60 @@ impl Claims {
         &self.folder
     }
 
-    /// Claims a volume's serial. Durable when this returns: the file and its folder are synced.
-    pub fn add(&self, volume: VolumeId) -> io::Result<()> {
-        self.touch(volume.serial());
-        effect::at("claim.write", || {
-            let folder = self.folder.open()?;
-            self.write(&folder, volume)?.sync_all()?;
-            Ok(rustix::fs::fsync(&*folder)?)
+    /// Claims a volume's serial. Durable when this returns.
+    #[cfg(test)]
+    fn add(&self, volume: VolumeId) -> io::Result<()> {
+        self.carry_out(&[Order::Add(volume)]).swap_remove(0)
+    }
+
+    /// Ends a claim, durably. Ending it again changes nothing.
+    #[cfg(test)]
+    fn remove(&self, serial: Serial) -> io::Result<()> {
+        self.carry_out(&[Order::Remove(serial)]).swap_remove(0)
+    }
+
+    /// Carries out orders, in their order, and says what became of each. Durable when this returns: the folder is synced,
+    /// once for all: that makes its names durable, and there is nothing in the files.
+    pub fn carry_out(&self, orders: &[Order]) -> Vec<io::Result<()>> {
+        for order in orders {
+            self.touch(order.serial());
+        }
+        let names = orders.iter().map(|order| order.effect());
+        effect::all(&names.collect::<Vec<_>>(), || {
+            let folder = self.folder.open();
+            let mut changed = false;
+            let mut results: Vec<io::Result<()>> = orders
+                .iter()
+                .map(|order| {
+                    let folder = match (&folder, order) {
+                        (Ok(folder), _) => folder,
+                        // Where there is no folder, nothing is claimed.
+                        (Err(error), Order::Remove(_)) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+                        (Err(error), _) => return Err(io::Error::new(error.kind(), error.to_string())),
+                    };
+                    match order {
+                        Order::Add(volume) => self.write(folder, *volume).map(|()| changed = true),
+                        Order::Remove(serial) => self.end(folder, *serial).map(|ended| changed |= ended),
+                    }
+                })
+                .collect();
+            if let (true, Ok(folder)) = (changed, &folder)
+                && let Err(error) = rustix::fs::fsync(&**folder)
+            {
+                results.iter_mut().filter(|result| result.is_ok()).for_each(|result| *result = Err(error.into()));
+            }
+            results
         })
     }
 
-    fn write(&self, folder: &Arc<OwnedFd>, volume: VolumeId) -> io::Result<File> {
+    /// A claim is its name: there is nothing in it that could be half written.
+    fn write(&self, folder: &Arc<OwnedFd>, volume: VolumeId) -> io::Result<()> {
         let serial = volume.serial();
-        let open = |how| {
-            let flags = OFlags::WRONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC | how;
-            rustix::fs::openat(&**folder, serial.as_str(), flags, Mode::from_raw_mode(0o600))
-        };
-        let file = match open(OFlags::CREATE | OFlags::EXCL) {
-            Err(Errno::EXIST) => {
-                self.is_claim(&Found::below(&**folder, serial.as_str())?, serial)?;
-                let file = open(OFlags::empty())?;
-                // What was opened may be another one than what was found.
-                self.is_claim(&Found::open(&file)?, serial)?;
-                file
-            }
-            file => file?,
-        };
-        let mut file = File::from(file);
-        let text = format!("{volume}\n");
-        file.write_all(text.as_bytes())?;
-        file.set_len(text.len() as u64)?;
-        Ok(file)
+        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
+        match rustix::fs::openat(&**folder, serial.as_str(), flags, Mode::from_raw_mode(0o600)) {
+            Err(Errno::EXIST) => self.is_claim(&Found::below(&**folder, serial.as_str())?, serial),
+            made => made.map(drop).map_err(io::Error::from),
+        }
     }
 
     /// What has a claim's name is one, and attachd's.
@@ -99,25 +146,17 @@ impl Claims {
         })
     }
 
-    /// Ends a claim, durably. Ending it again changes nothing.
-    pub fn remove(&self, serial: Serial) -> io::Result<()> {
-        self.touch(serial);
-        effect::at("claim.remove", || {
-            let folder = match self.folder.open() {
-                // Where there is no folder, nothing is claimed.
-                Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-                folder => folder?,
-            };
-            match Found::below(&*folder, serial.as_str()) {
-                Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-                found => self.is_claim(&found?, serial)?,
-            }
-            match rustix::fs::unlinkat(&*folder, serial.as_str(), AtFlags::empty()) {
-                Err(Errno::NOENT) => Ok(()),
-                Err(error) => Err(error.into()),
-                Ok(()) => Ok(rustix::fs::fsync(&*folder)?),
-            }
-        })
+    /// Says whether there was one.
+    fn end(&self, folder: &Arc<OwnedFd>, serial: Serial) -> io::Result<bool> {
+        match Found::below(&**folder, serial.as_str()) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
+            found => self.is_claim(&found?, serial)?,
+        }
+        match rustix::fs::unlinkat(&**folder, serial.as_str(), AtFlags::empty()) {
+            Err(Errno::NOENT) => Ok(false),
+            Err(error) => Err(error.into()),
+            Ok(()) => Ok(true),
+        }
     }
 
     fn touch(&self, serial: Serial) {
@@ -203,7 +242,7 @@ impl Restoration {
         }
         if !(restored.written.is_empty() && restored.removed.is_empty()) {
             // One sync for all: there may be thousands.
-            rustix::fs::syncfs(&*folder)?;
+            rustix::fs::fsync(&*folder)?;
         }
         Ok(restored)
     }

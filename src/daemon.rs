@@ -13,6 +13,7 @@ use tokio::task::LocalSet;
 
 use crate::accounts::id_of;
 use crate::api;
+use crate::claiming::Claiming;
 use crate::claims::{Claims, Restored};
 use crate::config::{self, ServerSettings, Settings};
 use crate::device::evidence::Ground;
@@ -96,7 +97,9 @@ async fn serve(settings: Settings, config: &Path) -> anyhow::Result<()> {
     let tools = Tools {
         sysfs,
         store: store.clone(),
+        claiming: Claiming::start(claims.clone()).context("cannot start the thread that writes claims")?,
         claims,
+        limits: settings.limits,
         stacks: host_changes.stacks(),
         schemes: settings.schemes.clone(),
         backend: Arc::clone(&backend),

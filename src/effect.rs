@@ -14,6 +14,18 @@ pub fn at<T>(name: &'static str, effect: impl FnOnce() -> T) -> T {
     result
 }
 
+/// Runs several at their named points: they are one system call for all.
+pub fn all<T>(names: &[&'static str], effect: impl FnOnce() -> T) -> T {
+    for name in names {
+        passage("before", name);
+    }
+    let result = effect();
+    for name in names {
+        passage("after", name);
+    }
+    result
+}
+
 /// Runs an asynchronous effect at its named points: one commit can carry out several.
 pub async fn at_all<T>(names: &[&'static str], effect: impl Future<Output = T>) -> T {
     for name in names {

@@ -24,6 +24,7 @@ pub mod volume;
 pub mod store;
 
 pub mod api;
+pub mod claiming;
 pub mod claims;
 pub mod ctl;
 pub mod engine;

@@ -233,3 +233,40 @@ fn what_the_parser_of_http_refuses_has_a_code_and_a_sentence_as_everything_else(
     stream.read_line(&mut line).unwrap();
     assert_eq!(line, "HTTP/1.1 200 OK\r\n");
 }
+
+/// Invariant 15.
+#[test]
+fn nobody_has_more_intents_than_may_be_and_a_withdrawn_one_makes_room() {
+    let lab = with_nbdkit();
+    lab.attachd_config(&format!("{CONFIG}[limits]\nintents = 4\nintents_per_user = 2\n")).unwrap();
+    let mut attachd = start(&lab);
+    let api = attachd.api();
+    let somebody = api.by(SOMEBODY);
+    let [first, second] = [lab.volume(), lab.volume()];
+    for volume in [&first, &second] {
+        intend(&somebody, volume);
+    }
+    let too_many = |api: &Api, used: u32| {
+        let reply = api.post("/api/v1/intents", &json!({ "volume_id": lab.volume().id })).unwrap().expect(429).unwrap();
+        assert_eq!(reply["code"], "TOO_MANY_INTENTS");
+        assert_eq!(reply["details"], json!({ "used": used, "limit": used }), "{reply:#}");
+    };
+    too_many(&somebody, 2);
+    let other = lab.volume();
+    intend(&api.by(SOMEBODY_ELSE), &other);
+    intend(&api, &lab.volume());
+    too_many(&api, 4);
+    withdraw(&api, &other);
+    // Asked for again, and known: that is no new one.
+    let again = somebody.post("/api/v1/intents", &json!({ "volume_id": first.id })).unwrap();
+    assert_eq!(again.status, 200, "{}", again.text);
+    too_many(&somebody, 2);
+    // What is on record counts after a restart.
+    attachd.terminate().unwrap();
+    let _attachd = start(&lab);
+    too_many(&somebody, 2);
+    withdraw(&somebody, &second);
+    intend(&somebody, &second);
+    intend(&api, &other);
+    too_many(&api, 4);
+}

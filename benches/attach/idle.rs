@@ -90,7 +90,7 @@ pub(crate) fn memory(plan: Plan) -> Result<Section> {
     let mut resident = Vec::new();
     let mut measure = |name: &str, attachd: &Attachd| {
         quiet(attachd)?;
-        let figures = ["VmRSS", "RssAnon", "RssFile", "VmHWM"].map(|field| memory_of(attachd, field));
+        let figures = ["VmRSS", "RssAnon", "RssFile", "VmHWM"].map(|field| setup::memory_of(attachd, field));
         let figures = figures.into_iter().collect::<Result<Vec<f64>>>()?;
         resident.push(figures[0]);
         table.row([name.to_owned()].into_iter().chain(figures.iter().map(|mb| format!("{mb:.1}"))));
@@ -165,21 +165,11 @@ fn threads(pid: u32) -> Result<BTreeMap<u32, Thread>> {
         // A thread may end between the two.
         let Ok(status) = fs::read_to_string(task.join("status")) else { continue };
         let number =
-            |name| field(&status, name).and_then(|value| value.parse().ok()).context("the kernel's own format");
+            |name| setup::field(&status, name).and_then(|value| value.parse().ok()).context("the kernel's own format");
         let switches = [number("voluntary_ctxt_switches")?, number("nonvoluntary_ctxt_switches")?];
         let id = number("Pid")?;
-        let name = field(&status, "Name").unwrap_or_default().to_owned();
+        let name = setup::field(&status, "Name").unwrap_or_default().to_owned();
         threads.insert(u32::try_from(id)?, Thread { name, switches });
     }
     Ok(threads)
-}
-
-fn memory_of(attachd: &Attachd, name: &str) -> Result<f64> {
-    let status = fs::read_to_string(format!("/proc/{}/status", attachd.pid()?))?;
-    let kib = field(&status, name).and_then(|value| value.strip_suffix(" kB")?.trim().parse::<f64>().ok());
-    Ok(kib.with_context(|| format!("no {name}"))? * 1024.0 / 1e6)
-}
-
-fn field<'a>(status: &'a str, name: &str) -> Option<&'a str> {
-    status.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':')).map(str::trim)
 }

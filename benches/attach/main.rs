@@ -13,6 +13,7 @@ mod backends;
 mod burst;
 mod flood;
 mod idle;
+mod intents;
 mod report;
 mod scale;
 mod served;
@@ -47,7 +48,7 @@ impl Plan {
 type Bench = fn(Plan) -> Result<Section>;
 
 /// In this order: the quiet ones first, so that no leftover of a flood disturbs them.
-const BENCHES: [(&str, Bench); 9] = [
+const BENCHES: [(&str, Bench); 10] = [
     ("idle", idle::switches),
     ("memory", idle::memory),
     ("served", served::bench),
@@ -55,6 +56,7 @@ const BENCHES: [(&str, Bench); 9] = [
     ("throughput", throughput::bench),
     ("scale", scale::bench),
     ("startup", startup::bench),
+    ("intents", intents::bench),
     ("burst", burst::bench),
     ("flood", flood::bench),
 ];

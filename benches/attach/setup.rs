@@ -247,3 +247,15 @@ fn pass_on(ear: &BareListener, to: &mpsc::Sender<Heard>) -> bool {
         Err(_) => false,
     }
 }
+
+/// A figure of a process's memory, in MB, from /proc/PID/status.
+pub(crate) fn memory_of(attachd: &Attachd, name: &str) -> Result<f64> {
+    let status = fs::read_to_string(format!("/proc/{}/status", attachd.pid()?))?;
+    let kib = field(&status, name).and_then(|value| value.strip_suffix(" kB")?.trim().parse::<f64>().ok());
+    Ok(kib.with_context(|| format!("no {name}"))? * 1024.0 / 1e6)
+}
+
+/// A line of such a file.
+pub(crate) fn field<'a>(status: &'a str, name: &str) -> Option<&'a str> {
+    status.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':')).map(str::trim)
+}

@@ -142,6 +142,10 @@ impl From<Rejection> for ApiError {
             Rejection::ClientsUnknown { clients, why, .. } => {
                 conflict("CLIENTS_UNKNOWN", json!({ "why": why, "clients": clients, "clients_exact": false }))
             }
+            Rejection::TooMany { used, limit, .. } => {
+                let details = json!({ "used": used, "limit": limit });
+                Self::new(StatusCode::TOO_MANY_REQUESTS, "TOO_MANY_INTENTS", text, details)
+            }
             Rejection::Leaving(_) => conflict("BEING_WITHDRAWN", json!({})),
             Rejection::Store(error) => Self::unavailable(error.code(), text),
             Rejection::NotDurable(_) => Self::unavailable("STORE_FAILED", text),

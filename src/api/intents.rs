@@ -107,6 +107,7 @@ pub(super) async fn list(State(context): Ctx, _: QueryString<NoQuery>) -> Result
     (status = 413, body = ErrorBody, description = "BODY_TOO_LARGE"),
     (status = 409, body = ErrorBody, description = "INTENT_DIFFERS, SERIAL_TAKEN, IN_USE_BY_HOST, BEING_WITHDRAWN"),
     (status = 422, body = ErrorBody, description = "INVALID_BODY"),
+    (status = 429, body = ErrorBody, description = "TOO_MANY_INTENTS: details say how many there are and may be"),
     (status = 503, body = ErrorBody, description = "STORE_BUSY, STORE_FULL, STORE_LOST, STORE_FAILED: nothing was changed; STORE_SILENT: not known yet, ask again")))]
 pub(super) async fn add(
     State(context): Ctx,

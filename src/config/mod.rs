@@ -56,6 +56,8 @@ pub struct Settings {
     pub helper: PathBuf,
     /// `[host] vm_id`: this host's own VM in CloudStack, for intents that name none; empty while unknown.
     pub vm_id: String,
+    /// `[limits]`: how many intents there may be.
+    pub limits: Limits,
     /// `[history] days`: how long the timeline of a withdrawn volume is kept.
     pub history_days: u32,
 }
@@ -88,8 +90,18 @@ impl Default for Settings {
             helper: "/run/attachd/helper.sock".into(),
             vm_id: String::new(),
             history_days: 90,
+            limits: Limits { intents: 100_000, intents_per_user: 50_000 },
         }
     }
+}
+
+/// How many intents there may be. Each takes about a kilobyte of memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Limits {
+    /// `[limits] intents`: of all users together.
+    pub intents: u32,
+    /// `[limits] intents_per_user`: of each user but root.
+    pub intents_per_user: u32,
 }
 
 /// One mistake.
@@ -210,6 +222,10 @@ fn read(text: &str, host: impl FnOnce() -> HostFacts) -> Result<(Settings, Offse
     file.section("helper", |helper| helper.set("socket", &mut settings.helper));
     file.section("host", |host| host.set("vm_id", &mut settings.vm_id));
     file.section("history", |history| history.set("days", &mut settings.history_days));
+    file.section("limits", |limits| {
+        limits.set("intents", &mut settings.limits.intents);
+        limits.set("intents_per_user", &mut settings.limits.intents_per_user);
+    });
     for (keys, message) in places::overlaps(&settings) {
         // The one that is written down.
         let at = keys.iter().find_map(|key| file.offsets.get(key));
@@ -266,7 +282,7 @@ impl<'a> File<'a> {
     }
 
     fn finish(mut self) -> Result<(), Vec<Problem>> {
-        let sections = ["api", "store", "device", "export", "helper", "host", "history"];
+        let sections = ["api", "store", "device", "export", "helper", "host", "history", "limits"];
         for (key, _) in &self.root {
             let message = format!("there is no section [{}]; there are {}", key.get_ref(), sections.join(", "));
             self.problems.push(Problem { place: Some(line_and_column(self.text, key.span().start)), message });

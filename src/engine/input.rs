@@ -276,6 +276,18 @@ pub enum Rejection {
     /// The volume is just being accepted or withdrawn by another request.
     #[error("volume {0} is just being withdrawn by another request; ask again")]
     Leaving(VolumeId),
+    /// There are as many intents as there may be.
+    #[error(
+        "there are {used} intents {whose}, and at most {limit} may be: withdraw some that are not needed, or raise the limit ([limits] in attachd.toml)"
+    )]
+    TooMany {
+        /// Of all or of one user.
+        whose: String,
+        /// How many there are.
+        used: usize,
+        /// How many there may be.
+        limit: u32,
+    },
     /// The store did not take it; nothing was changed.
     #[error("{0}. Nothing was changed. {hint}", hint = .0.hint())]
     Store(StoreError),

@@ -37,8 +37,10 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::{Notify, broadcast, mpsc, oneshot, watch};
 
+use crate::claiming::Claiming;
 use crate::claims::{Claims, Restored};
 use crate::clock;
+use crate::config::Limits;
 use crate::device::event::Origin;
 use crate::device::evidence::Ground;
 use crate::device::host_changes::UseChanged;
@@ -78,10 +80,14 @@ pub struct Tools {
     pub store: Store,
     /// Marks wanted serials.
     pub claims: Claims,
+    /// The same, one at a time.
+    pub claiming: Claiming,
     /// Told when a device may have come to sit on another, or may have ceased to.
     pub stacks: Arc<Notify>,
     /// The kinds of disks that are matched.
     pub schemes: Vec<&'static dyn Scheme>,
+    /// How many intents there may be.
+    pub limits: Limits,
     /// The NBD server's side.
     pub backend: Arc<dyn Backend>,
     /// Does what takes privilege.

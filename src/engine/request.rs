@@ -37,6 +37,9 @@ impl Engine {
         if let Some(have) = self.wanted(serial) {
             return drop(reply.send(Err(Rejection::SerialTaken { asked: volume, have, serial })));
         }
+        if let Some(rejection) = self.too_many(intent.uid) {
+            return drop(reply.send(Err(rejection)));
+        }
         if intent.vm_id.is_empty() {
             intent.vm_id.clone_from(&self.tools.vm_id);
         }
@@ -55,6 +58,20 @@ impl Engine {
             disks
         };
         self.outside("step.examine", step, move |disks| Input::Examined { intent, disks, reply });
+    }
+
+    /// Why one more intent of this user is too many.
+    fn too_many(&self, uid: Option<u32>) -> Option<Rejection> {
+        let limits = &self.tools.limits;
+        let all = self.world.volumes().len() + self.admissions.len();
+        if all >= limits.intents as usize {
+            return Some(Rejection::TooMany { whose: "on this host".to_owned(), used: all, limit: limits.intents });
+        }
+        let pending = self.admissions.values().filter(|(intent, _)| intent.uid == uid).count();
+        let own = self.world.intents_of(uid) + pending;
+        // Root writes the limits.
+        let over = uid != Some(0) && own >= limits.intents_per_user as usize;
+        over.then(|| Rejection::TooMany { whose: format!("of {}", By(uid)), used: own, limit: limits.intents_per_user })
     }
 
     /// The volume of this serial that is wanted, or on its way to being so.
@@ -89,14 +106,13 @@ impl Engine {
     }
 
     fn admit(&mut self, intent: Intent, reply: Reply<Accepted>) {
-        let (store, claims) = (self.tools.store.clone(), self.tools.claims.clone());
+        let (store, claiming) = (self.tools.store.clone(), self.tools.claiming.clone());
         let volume = intent.volume;
         let entry = Entry { at: intent.created_at, event: "intent".into(), detail: described(&intent) };
         let row = vec![Change::Intend(intent.clone()), Change::News(volume, News::Note(entry))];
         let step = async move {
             store.write(row).await.map_err(|error| NotAdmitted::Refused(Rejection::Store(error)))?;
-            let added = tokio::task::spawn_blocking(move || claims.add(volume)).await;
-            added.map_err(std::io::Error::from).and_then(|added| added).map_err(|error| NotAdmitted::unclaimed(&error))
+            claiming.add(volume).await.map_err(|error| NotAdmitted::unclaimed(&error))
         };
         self.outside("step.admit", step, move |result| {
             // Perhaps it is on record.
@@ -107,10 +123,10 @@ impl Engine {
 
     /// An intent that has no claim is none: its row goes too.
     fn take_back(&self, intent: Intent, why: String, reply: Reply<Accepted>) {
-        let (store, claims) = (self.tools.store.clone(), self.tools.claims.clone());
+        let (store, claiming) = (self.tools.store.clone(), self.tools.claiming.clone());
         let volume = intent.volume;
         let step = async move {
-            let _ = tokio::task::spawn_blocking(move || claims.remove(volume.serial())).await;
+            let _ = claiming.remove(volume.serial()).await;
             store.write(vec![Change::Withdraw(volume)]).await.map_err(|error| error.to_string())
         };
         self.outside("step.take-back", step, move |undone| {

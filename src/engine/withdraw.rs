@@ -200,17 +200,25 @@ impl Engine {
         if let Err(rejection) = result {
             return self.stay(id, rejection).await;
         }
-        let (claims, backend) = (self.tools.claims.clone(), self.tools.backend.clone());
-        // The volume stays known, and so nobody else's, until its claim is gone: a new intent for it would make one.
-        let remove = move || {
+        let (claiming, backend) = (self.tools.claiming.clone(), self.tools.backend.clone());
+        let forget = move || {
             if let Err(error) = backend.forget(id) {
                 tracing::error!(VOLUME_ID = %id, %error, "what was prepared for the export could not be removed");
             }
-            claims.remove(id.serial())
         };
-        let step = async move { tokio::task::spawn_blocking(remove).await };
+        let prepared = self.tools.backend.prepares();
+        // The volume stays known, and so nobody else's, until its claim is gone: a new intent for it would make one.
+        let step = async move {
+            // A link is removed at once.
+            if prepared {
+                tokio::task::spawn_blocking(forget).await?;
+            } else {
+                forget();
+            }
+            claiming.remove(id.serial()).await
+        };
         self.outside("step.unclaim", step, move |removed| {
-            let removed = removed.map_err(std::io::Error::from).and_then(|joined| joined?);
+            let removed = removed.map_err(std::io::Error::from).flatten();
             if let Err(error) = removed {
                 tracing::error!(VOLUME_ID = %id, %error, "the claim could not be removed; a resync removes it");
             }

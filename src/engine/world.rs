@@ -1,6 +1,6 @@
 //! Everything the engine knows. Only the engine writes it; others read it through [`super::Handle::read`].
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, hash_map};
 use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
@@ -58,6 +58,8 @@ pub struct World {
     by_serial: HashMap<Serial, VolumeId>,
     /// How many volumes are in each state: kept, because it is asked for at each event.
     counts: BTreeMap<State, usize>,
+    /// How many intents each user has.
+    by_user: HashMap<Option<u32>, usize>,
     /// When which volume needs a look at the clock. Empty when nothing is pending. By the clock that nobody can set.
     wakes: BTreeSet<(Instant, VolumeId)>,
 }
@@ -247,6 +249,7 @@ impl World {
             unmarking: HashMap::new(),
             volumes: HashMap::new(),
             by_serial: HashMap::new(),
+            by_user: HashMap::new(),
             counts: State::ALL.map(|state| (state, 0)).into(),
             wakes: BTreeSet::new(),
         }
@@ -282,6 +285,11 @@ impl World {
             _ => return None,
         };
         self.table.unread(devnum, diskseq)
+    }
+
+    /// How many intents a user has.
+    pub(super) fn intents_of(&self, uid: Option<u32>) -> usize {
+        self.by_user.get(&uid).copied().unwrap_or(0)
     }
 
     /// How many volumes are in each state; states without any are there with 0.
@@ -336,6 +344,7 @@ impl World {
     pub(super) fn insert(&mut self, volume: Volume) {
         self.by_serial.insert(volume.intent.serial(), volume.intent.volume);
         self.count(volume.state, |n| n + 1);
+        *self.by_user.entry(volume.intent.uid).or_default() += 1;
         self.volumes.insert(volume.intent.volume, volume);
     }
 
@@ -344,6 +353,14 @@ impl World {
         let volume = self.volumes.remove(&id)?;
         self.count(volume.state, |n| n - 1);
         self.by_serial.remove(&volume.intent.serial());
+        if let hash_map::Entry::Occupied(mut user) = self.by_user.entry(volume.intent.uid) {
+            *user.get_mut() -= 1;
+            if *user.get() == 0 {
+                user.remove();
+            }
+        }
+        shrink(&mut self.volumes);
+        shrink(&mut self.by_serial);
         Some(volume)
     }
 
@@ -394,5 +411,13 @@ impl World {
             }
         }
         due
+    }
+}
+
+/// Gives back the memory of what was many and is few.
+fn shrink<K: Eq + std::hash::Hash, V>(map: &mut HashMap<K, V>) {
+    const LEAST: usize = 256;
+    if map.capacity() > LEAST && map.len() < map.capacity() / 8 {
+        map.shrink_to(map.len() * 2);
     }
 }

@@ -171,24 +171,28 @@ impl Store {
         }
     }
 
+    fn failure(&self) -> Option<StoreError> {
+        self.condition.borrow().clone().or_else(|| self.watch.stuck())
+    }
+
     /// Says how the store is, without waiting for one that hangs. What has failed is tried again for it.
     pub async fn pulse(&self) -> Pulse {
         let failure = match self.watch.silent() {
             Some(silent) => Some(silent),
-            None if self.condition.borrow().is_some() => {
+            None if self.failure().is_some() => {
                 let (answer, tried) = oneshot::channel();
                 let asked = async {
                     self.tries.send(answer).await.map_err(|_| StoreError::Closed)?;
                     tried.await.map_err(|_| StoreError::Closed)
                 };
                 match tokio::time::timeout(PATIENCE, asked).await {
-                    Ok(Ok(())) => self.condition.borrow().clone(),
+                    Ok(Ok(())) => self.failure(),
                     Ok(Err(closed)) => Some(closed),
                     Err(_) => Some(self.watch.silent().unwrap_or_else(|| self.watch.crowded())),
                 }
             }
             None if self.commands.is_closed() => Some(StoreError::Closed),
-            None => self.watch.stuck(),
+            None => None,
         };
         // Gone when somebody has put it back or removed it.
         let saved = self.saved.iter().filter(|copy| copy.symlink_metadata().is_ok()).cloned().collect();

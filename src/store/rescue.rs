@@ -6,6 +6,7 @@ use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
 use sqlx::sqlite::SqliteConnection;
+use tokio::sync::oneshot;
 
 use super::open::{self, Writer};
 use super::{Options, StoreError};
@@ -100,14 +101,19 @@ pub(super) async fn save(connection: &mut SqliteConnection, store: &Path) -> Res
     // SQLite refuses a file that has anything in it.
     let written = sqlx::query("VACUUM INTO ?").bind(text).execute(connection).await;
     written.map_err(|error| error.to_string())?;
-    // It does not sync what it has written.
-    let file = path.clone();
-    let synced = tokio::task::spawn_blocking(move || {
-        File::open(&file)?.sync_all()?;
-        File::open(file.parent().unwrap_or(Path::new("/")))?.sync_all()
-    });
-    synced.await.map_err(io::Error::other).flatten().map_err(|error| error.to_string())?;
+    sync(path.clone()).await.map_err(|error| error.to_string())?;
     Ok(path)
+}
+
+/// SQLite does not sync such a copy. On a thread of its own: should none be to be had, that is an error and no panic.
+async fn sync(path: PathBuf) -> io::Result<()> {
+    let (done, synced) = oneshot::channel();
+    let work = move || {
+        File::open(&path)?.sync_all()?;
+        File::open(path.parent().unwrap_or(Path::new("/")))?.sync_all()
+    };
+    std::thread::Builder::new().name("store-sync".into()).spawn(move || done.send(work()))?;
+    synced.await.unwrap_or_else(|_| Err(io::Error::other("the thread that syncs has broken off")))
 }
 
 /// The saved copies that lie beside a store.

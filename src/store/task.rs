@@ -292,8 +292,11 @@ impl Task {
             return self.open().await;
         }
         self.look_at_files().await;
-        if matches!(&*self.failure.borrow(), None | Some(StoreError::Lost { .. })) {
-            return;
+        let failure = self.failure.borrow().clone();
+        match failure {
+            None if self.outbox == Outbox::Stuck => return self.project().await,
+            None | Some(StoreError::Lost { .. }) => return,
+            Some(_) => {}
         }
         if !self.posted.is_empty() {
             return self.write(Vec::new()).await;

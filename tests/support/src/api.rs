@@ -99,6 +99,11 @@ impl Api {
         }
     }
 
+    /// A connection that stays, for many requests one after the other.
+    pub fn keep(&self, limit: Duration) -> Result<Kept> {
+        self.connect(limit).map(|stream| Kept(BufReader::new(stream)))
+    }
+
     /// An open connection, for half-sent requests.
     pub fn connect(&self, limit: Duration) -> Result<UnixStream> {
         let at = || format!("connecting to {}", self.socket.display());
@@ -138,6 +143,21 @@ impl Api {
             Err(e) if e.kind() != std::io::ErrorKind::BrokenPipe => Err(e).context("sending a request"),
             _ => Ok(stream),
         }
+    }
+}
+
+/// A connection that stays.
+#[derive(Debug)]
+pub struct Kept(BufReader<UnixStream>);
+
+impl Kept {
+    /// One request and its answer.
+    pub fn request(&mut self, method: &str, path: &str, body: Option<&str>) -> Result<Reply> {
+        let body = body.unwrap_or_default();
+        let length = body.len();
+        let request = format!("{method} {path} HTTP/1.1\r\nHost: attachd\r\nContent-Length: {length}\r\n\r\n{body}");
+        self.0.get_mut().write_all(request.as_bytes()).context("sending a request")?;
+        read_reply(&mut self.0).with_context(|| format!("{method} {path}"))
     }
 }
 
