@@ -13,6 +13,8 @@ use tokio::task::LocalSet;
 
 use crate::accounts::id_of;
 use crate::api;
+use crate::blocking::blocking;
+use crate::budget;
 use crate::claiming::Claiming;
 use crate::claims::{Claims, Restored};
 use crate::config::{self, ServerSettings, Settings};
@@ -63,6 +65,7 @@ pub fn run(config: &Path) -> anyhow::Result<()> {
 
 async fn serve(settings: Settings, config: &Path) -> anyhow::Result<()> {
     let _lock = lock(&settings.store)?;
+    budget::take_all().context("cannot raise the limit of open files")?;
     let sysfs = Sysfs::new(settings.schemes.clone(), settings.host_disks.clone());
     let ground = Ground {
         boot_id: sysfs.boot_id().context("cannot read this boot's id")?,
@@ -89,7 +92,7 @@ async fn serve(settings: Settings, config: &Path) -> anyhow::Result<()> {
         .with_context(|| format!("cannot listen on {}", settings.socket.display()))?;
 
     let others = settings.clone();
-    tokio::task::spawn_blocking(move || close_others(&others)).await.context("cannot look for other exports")?;
+    blocking(move || close_others(&others)).await.context("cannot look for other exports")?;
     let stats = monitor.stats();
     let server = Endpoint::new(settings.listen, tls);
     let server = if sign == Sign::Marker { server.started_for_each() } else { server };
@@ -120,7 +123,7 @@ async fn serve(settings: Settings, config: &Path) -> anyhow::Result<()> {
     let host_changes = tokio::spawn(host_changes.follow(handle.inputs()));
     let watch_folders = tokio::spawn(watch_folders.follow(handle.inputs()));
     let watch_server = tokio::spawn(watch_server.follow(handle.inputs()));
-    let context = api::Context::new(handle.clone(), store.clone(), settings, stats, backend, server);
+    let context = api::Context::new(handle.clone(), store.clone(), settings, stats, backend, &server);
     let (stop_serving, serving_stops) = watch::channel(false);
     let server = tokio::spawn(api::serve(listener, api::router(context), serving_stops));
     tracing::info!(version = env!("CARGO_PKG_VERSION"), "attachd is up");
@@ -217,7 +220,7 @@ fn sign(server: &ServerSettings) -> Sign {
 /// stay away: exports are to be revoked all the same.
 async fn restored_claims(claims: &Claims, records: &[Record]) -> std::io::Result<Restored> {
     let restoration = claims.restoration(records.iter().map(|record| record.intent.volume).collect(), Vec::new());
-    tokio::task::spawn_blocking(move || restoration.run()).await?
+    blocking(move || restoration.run()).await?
 }
 
 async fn until_told_to_stop(handle: &Handle, config: &Path) -> anyhow::Result<()> {

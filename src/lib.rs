@@ -9,6 +9,8 @@
 //! The modules below stand in the order of the data; each knows what comes before it, none what comes after.
 
 mod accounts;
+mod blocking;
+pub mod budget;
 pub mod clock;
 pub mod effect;
 pub mod folder;

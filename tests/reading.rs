@@ -246,6 +246,45 @@ fn accounts_of_any_bytes_keep_neither_the_daemon_nor_the_helper_from_knowing_its
     assert_eq!(health(&api)["helper"]["state"], "answers");
 }
 
+/// Invariant 15: what attachd does for those who ask has its bounds, however many ask.
+#[test]
+fn checks_that_many_ask_for_at_once_are_one_and_take_few_descriptors() {
+    const VOLUMES: usize = 24;
+    const CALLERS: usize = 4;
+    /// What attachd may open for all checks together, the server's list apart.
+    const BOUND: usize = 16;
+    let (lab, attachd, api) = up();
+    let served: Vec<_> = (0..VOLUMES).map(|_| served(&lab, &api)).collect();
+    let open = || fs::read_dir(format!("/proc/{}/fd", attachd.pid().unwrap())).unwrap().count();
+    let before = open();
+    // A server that does not answer: all that is asked at one time can be counted.
+    let server = rustix::process::Pid::from_raw(lab.nbdkit_pid().unwrap().cast_signed()).unwrap();
+    let signal = |signal| rustix::process::kill_process(server, signal).unwrap();
+    signal(rustix::process::Signal::STOP);
+    let (answers, peak) = std::thread::scope(|scope| {
+        let ask = || scope.spawn(|| api.get("/api/v1/exports?check=true").unwrap().expect(200).unwrap());
+        let asked: Vec<_> = (0..CALLERS).map(|_| ask()).collect();
+        let (mut peak, mut stopped) = (0, true);
+        while asked.iter().any(|caller| !caller.is_finished()) {
+            peak = peak.max(open());
+            if stopped && peak >= before + CALLERS + BOUND {
+                signal(rustix::process::Signal::CONT);
+                stopped = false;
+            }
+            std::thread::yield_now();
+        }
+        assert!(!stopped, "the control: many were asked at one time ({before}, {peak})");
+        (asked.into_iter().map(|caller| caller.join().unwrap()).collect::<Vec<_>>(), peak)
+    });
+    assert!(peak <= before + CALLERS + BOUND + 4, "{peak} descriptors, {before} before");
+    let all = |answer: &Value| {
+        let checked = answer["checked"].as_array().unwrap();
+        checked.iter().filter(|export| export["openable"] == true).count() == VOLUMES
+    };
+    assert!(answers.iter().any(all), "{answers:#?}");
+    drop(served);
+}
+
 fn run(program: &str, arguments: &[&OsStr]) {
     assert!(Command::new(program).args(arguments).status().unwrap().success(), "{program} {arguments:?}");
 }

@@ -1,11 +1,13 @@
 //! What clients would meet: the NBD server's own list, and each export opened once.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Arc;
+use std::panic::AssertUnwindSafe;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use futures_util::FutureExt;
 use serde::Serialize;
-use tokio::sync::Semaphore;
+use tokio::sync::oneshot;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout_at};
 use utoipa::ToSchema;
@@ -13,24 +15,22 @@ use utoipa::ToSchema;
 use super::Context;
 use super::error::ApiError;
 use crate::config::ServerSettings;
+use crate::engine::Stopping;
 use crate::engine::world::{Volume, World};
 use crate::export::nbd_server::way::Mode;
 use crate::export::probe::{self, Endpoint, ProbeError};
 use crate::identity::VolumeId;
 use crate::volume::State;
 
-/// Exports opened at one time.
-const AT_ONCE: usize = 16;
-
-/// For all of it, the server's list included: less than attachctl waits. A server that is started for each connection
-/// needs up to a second for each, and a slow one more.
-const LIMIT: Duration = Duration::from_secs(20);
+/// For one look, the server's list included: less than half of what attachctl waits, for who asks during a look waits for
+/// the next. A server that is started for each connection needs up to a second for each, and a slow one more.
+const LIMIT: Duration = Duration::from_secs(12);
 
 /// The export that lets nbd-server start without others.
 const PLACEHOLDER: &str = "attachd-placeholder";
 
 /// One export, as attachd wants it and as the server has it.
-#[derive(Serialize, ToSchema)]
+#[derive(Clone, Serialize, ToSchema)]
 #[allow(clippy::struct_excessive_bools, reason = "each is a fact of its own")]
 pub(super) struct CheckedExport {
     name: String,
@@ -67,13 +67,75 @@ impl Wanted {
     }
 }
 
+/// One look at the server for all who ask: however many do, it is asked once at a time.
+pub(super) struct Checks {
+    server: Endpoint,
+    asked: Mutex<Asked>,
+}
+
+#[derive(Default)]
+struct Asked {
+    /// A look is under way.
+    looking: bool,
+    /// Who has asked since it began.
+    waiting: Vec<oneshot::Sender<Vec<CheckedExport>>>,
+}
+
+impl Checks {
+    pub(super) fn of(server: &Endpoint) -> Self {
+        Self { server: server.for_checks(), asked: Mutex::default() }
+    }
+
+    fn asked(&self) -> MutexGuard<'_, Asked> {
+        self.asked.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Who waits for a look; nobody any more: then none is under way.
+    fn next(&self) -> Vec<oneshot::Sender<Vec<CheckedExport>>> {
+        let mut asked = self.asked();
+        let waiting = std::mem::take(&mut asked.waiting);
+        asked.looking = !waiting.is_empty();
+        waiting
+    }
+}
+
 /// Asks the server about every export that is published, should be, or is listed.
 pub(super) async fn exports(context: &Context) -> Result<Vec<CheckedExport>, ApiError> {
+    let (reply, answer) = oneshot::channel();
+    let begins = {
+        let mut asked = context.inner.checks.asked();
+        asked.waiting.push(reply);
+        !std::mem::replace(&mut asked.looking, true)
+    };
+    if begins {
+        // Not this request's own: it goes on for the others when this client hangs up.
+        tokio::spawn(look_for_all(context.clone()));
+    }
+    answer.await.map_err(|_| Stopping.into())
+}
+
+async fn look_for_all(context: Context) {
+    loop {
+        let waiting = context.inner.checks.next();
+        if waiting.is_empty() {
+            return;
+        }
+        // One that breaks off answers nobody, and is no reason not to look again.
+        let looked = AssertUnwindSafe(look(&context)).catch_unwind().await;
+        if let Ok(Ok(checked)) = looked {
+            for reply in waiting {
+                let _ = reply.send(checked.clone());
+            }
+        }
+    }
+}
+
+async fn look(context: &Context) -> Result<Vec<CheckedExport>, Stopping> {
     let wanted = |world: &World| -> BTreeMap<VolumeId, Wanted> {
         world.volumes().map(|volume| (volume.intent.volume, Wanted::of(volume))).collect()
     };
     let wanted = context.inner.engine.read(wanted).await?;
-    let server = &context.inner.server;
+    let server = &context.inner.checks.server;
     let deadline = Instant::now() + LIMIT;
     let listed = timeout_at(deadline, probe::list(server)).await.ok();
     let mut server_fails = matches!(listed, Some(Err(_)));
@@ -130,12 +192,10 @@ async fn ask_for_all(
     names: &BTreeSet<String>,
     deadline: Instant,
 ) -> BTreeMap<String, Result<(), ProbeError>> {
-    let places = Arc::new(Semaphore::new(AT_ONCE));
     let mut asking = JoinSet::new();
     for name in names.iter().cloned() {
-        let (places, server) = (Arc::clone(&places), server.clone());
+        let server = server.clone();
         asking.spawn(async move {
-            let _place = places.acquire().await;
             let answer = async { probe::probe(probe::greet(&server).await?, &name).await }.await;
             (name, answer.map(drop))
         });

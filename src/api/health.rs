@@ -15,6 +15,7 @@ use serde::Serialize;
 use utoipa::ToSchema;
 
 use super::{Context, Ctx};
+use crate::blocking::blocking;
 use crate::clock;
 use crate::config::{ServerSettings, Settings};
 use crate::device::monitor::SocketStats;
@@ -211,7 +212,11 @@ async fn health(context: &Context) -> Health {
     let seen = seen.unwrap_or_default();
     let store = store(context.inner.store.pulse().await);
     let backend_files = Arc::clone(&context.inner.backend);
-    let files = tokio::task::spawn_blocking(move || backend_files.check()).await.unwrap_or_default();
+    let files = blocking(move || backend_files.check()).await;
+    let files = files.unwrap_or_else(|error| Check {
+        refused: Some(format!("they cannot be checked: {error}")),
+        ..Check::default()
+    });
     let mut problems = problems(&seen, &store, &files, settings);
     if stopping {
         let message = "the engine does not run: attachd is stopping".to_owned();

@@ -62,7 +62,7 @@ struct Inner {
     settings: Settings,
     monitor: Arc<monitor::Stats>,
     backend: Arc<dyn Backend>,
-    server: Endpoint,
+    checks: checked::Checks,
     started: Timestamp,
     long_requests: Places,
     changes: Places,
@@ -77,7 +77,7 @@ impl Context {
         settings: Settings,
         monitor: Arc<monitor::Stats>,
         backend: Arc<dyn Backend>,
-        server: Endpoint,
+        server: &Endpoint,
     ) -> Self {
         let inner = Inner {
             engine,
@@ -85,7 +85,7 @@ impl Context {
             settings,
             monitor,
             backend,
-            server,
+            checks: checked::Checks::of(server),
             started: clock::wall(),
             long_requests: Places::new(LONG_REQUESTS),
             changes: Places::new(CHANGES),

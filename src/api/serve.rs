@@ -16,10 +16,8 @@ use tower::ServiceExt;
 use super::error::{self, ApiError};
 use super::line::{Line, Wire};
 use super::shares::Places;
+use crate::budget;
 use crate::config;
-
-/// Connections at one time; one that has no place is told so.
-const CONNECTIONS: usize = 512;
 
 /// How long a connection may take for a request's head, idle time included.
 const HEAD_LIMIT: Duration = Duration::from_secs(10);
@@ -83,7 +81,7 @@ impl Listener {
 
 /// Answers until `stop` changes, then lets running requests end; the caller bounds how long.
 pub async fn serve(listener: Listener, router: axum::Router, mut stop: watch::Receiver<bool>) {
-    let places = Places::new(CONNECTIONS);
+    let places = Places::new(budget::clients());
     let connections = hyper_util::server::graceful::GracefulShutdown::new();
     let mut http = hyper::server::conn::http1::Builder::new();
     http.timer(TokioTimer::new())

@@ -20,6 +20,7 @@ use super::DevNum;
 use super::facts::Use;
 use super::host::HostUse;
 use super::{loops, stack};
+use crate::blocking::blocking;
 
 /// After a reading, as many times as long as it took is waited, and not longer than this.
 const REST: (u32, Duration) = (10, Duration::from_secs(1));
@@ -107,14 +108,10 @@ impl HostChanges {
     /// The disks whose use is another than it was.
     async fn compare(&mut self) -> io::Result<Vec<DevNum>> {
         let (proc, sys) = (self.proc.clone(), self.sys.clone());
-        let read = tokio::task::spawn_blocking(move || read(&proc, &sys)).await.map_err(io::Error::other)??;
+        let read = blocking(move || read(&proc, &sys)).await??;
         let differ = differing(self.known.as_ref().unwrap_or(&Uses::new()), &read);
         let numbers = self.sys.join("dev/block");
-        let disks = if differ.is_empty() {
-            Vec::new()
-        } else {
-            tokio::task::spawn_blocking(move || disks(&numbers, differ)).await.map_err(io::Error::other)??
-        };
+        let disks = if differ.is_empty() { Vec::new() } else { blocking(move || disks(&numbers, differ)).await?? };
         // Not before it is known whose use has changed: what fails is compared again.
         self.known = Some(read);
         Ok(disks)

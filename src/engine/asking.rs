@@ -12,6 +12,7 @@ use tokio::time::Instant;
 
 use super::input::Clients;
 use super::settle;
+use crate::blocking::blocking;
 use crate::device::DevNum;
 use crate::device::closing::Closing;
 use crate::device::evidence::Evidence;
@@ -108,8 +109,7 @@ fn sum(answers: Vec<Held>) -> Sum {
 
 /// Who is connected to the server's port.
 async fn candidates(server: SocketAddr) -> Vec<String> {
-    let read = tokio::task::spawn_blocking(move || clients::connected(server)).await;
-    match read.unwrap_or_else(|error| Err(std::io::Error::other(error))) {
+    match blocking(move || clients::connected(server)).await.flatten() {
         Ok(candidates) => candidates,
         Err(error) => vec![format!("unknown, the table of connections cannot be read: {error}")],
     }

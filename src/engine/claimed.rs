@@ -7,6 +7,7 @@ use super::Engine;
 use super::exports::STRANGERS;
 use super::input::{Done, Input};
 use super::settle::pause;
+use crate::blocking::blocking;
 use crate::claims::Restored;
 use crate::folder::Names;
 use crate::identity::VolumeId;
@@ -94,9 +95,9 @@ impl Engine {
         let under_way: Vec<VolumeId> = going.into_iter().chain(self.admissions.keys().copied()).collect();
         // From here on: what is accepted or withdrawn while it runs is left as it is.
         let restoration = self.tools.claims.restoration(wanted, under_way);
-        let step = async move { tokio::task::spawn_blocking(move || restoration.run()).await };
+        let step = blocking(move || restoration.run());
         self.outside("step.claims", step, move |result| {
-            let result = result.map_err(io::Error::from).and_then(|joined| joined?);
+            let result = result.map_err(io::Error::from).flatten().flatten();
             Input::Claims { result, told }
         });
     }

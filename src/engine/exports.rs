@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use super::Engine;
 use super::input::{Done, Input};
 use super::settle::pause;
+use crate::blocking::blocking;
 use crate::export::backend::{Contents, Which};
 use crate::folder::{Names, is_away};
 use crate::folder_watch::Changes;
@@ -63,9 +64,9 @@ impl Engine {
         }
         let told = std::mem::take(&mut exported.waiting);
         let (backend, known) = (self.tools.backend.clone(), self.known());
-        let step = async move { tokio::task::spawn_blocking(move || backend.list(&known)).await };
+        let step = blocking(move || backend.list(&known));
         self.outside("step.exports", step, move |result| {
-            let contents = result.map_err(io::Error::from).and_then(|joined| joined?);
+            let contents = result.map_err(io::Error::from).flatten().flatten();
             Input::Exports { contents, told }
         });
     }
@@ -92,8 +93,8 @@ impl Engine {
     /// The same at the start, before anything else is decided.
     pub(super) async fn adopt_exports(&mut self) {
         let (backend, known) = (self.tools.backend.clone(), self.known());
-        let listed = tokio::task::spawn_blocking(move || backend.list(&known)).await;
-        let _ = self.adopt(listed.map_err(io::Error::other).and_then(|listed| listed));
+        let listed = blocking(move || backend.list(&known)).await;
+        let _ = self.adopt(listed.flatten());
     }
 
     /// Compares the folders with what is known: unknown exports go, known ones count as published. What cannot be taken away

@@ -7,6 +7,7 @@ use super::Engine;
 use super::input::{Input, Ticket};
 use super::settle::pause;
 use super::world::Preparation;
+use crate::blocking::blocking;
 use crate::identity::VolumeId;
 
 impl Engine {
@@ -33,9 +34,9 @@ impl Engine {
     fn begin_to_prepare(&self, id: VolumeId) {
         let Some(ticket) = self.world.ticket(id) else { return };
         let backend = self.tools.backend.clone();
-        let step = async move { tokio::task::spawn_blocking(move || backend.prepare(id)).await };
+        let step = blocking(move || backend.prepare(id));
         self.outside("step.prepare", step, move |result| {
-            let result = result.map_err(io::Error::from).and_then(|joined| joined?);
+            let result = result.map_err(io::Error::from).flatten().flatten();
             Input::Prepared { ticket, result }
         });
     }

@@ -13,6 +13,7 @@ use super::Engine;
 use super::input::{Input, Request};
 use super::settle::pause;
 use super::{Handle, Stopping};
+use crate::blocking::blocking;
 use crate::export::port;
 use crate::export::probe::{self, ProbeError};
 use crate::export::server::Server;
@@ -167,7 +168,7 @@ impl Engine {
                 }
                 Err(error) => {
                     let address = server.address;
-                    let found = tokio::task::spawn_blocking(move || port::found(address)).await.unwrap_or_default();
+                    let found = blocking(move || port::found(address)).await.unwrap_or_default();
                     Err((error, found))
                 }
             }

@@ -8,6 +8,7 @@ use std::collections::BTreeSet;
 use super::Engine;
 use super::input::Input;
 use super::settle::pause;
+use crate::blocking::blocking;
 use crate::helper_client::HelperError;
 use crate::identity::VolumeId;
 use crate::volume::Reason;
@@ -89,7 +90,7 @@ impl Engine {
         let (backend, helper) = (self.tools.backend.clone(), self.tools.helper.clone());
         let step = async move {
             // One file that it cannot read would keep it from all new ones, or end it.
-            let checked = tokio::task::spawn_blocking(move || backend.check()).await;
+            let checked = blocking(move || backend.check()).await;
             // A check that broke is no leave to go on.
             let refused =
                 checked.map_or_else(|error| Some(format!("they cannot be checked: {error}")), |check| check.refused);

@@ -16,6 +16,7 @@ use super::input::{Clients, Input, Rejection, Ticket, Withdrawal};
 use super::leaving::{self, Answer, By, Caller, Leaving, Lingering, Look, Next};
 use super::outside::Died;
 use super::{Engine, asking};
+use crate::blocking::blocking;
 use crate::clock;
 use crate::helper_client::Holders;
 use crate::identity::VolumeId;
@@ -211,7 +212,7 @@ impl Engine {
         let step = async move {
             // A link is removed at once.
             if prepared {
-                tokio::task::spawn_blocking(forget).await?;
+                blocking(forget).await?;
             } else {
                 forget();
             }

@@ -14,6 +14,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_openssl::SslStream;
 
 use super::tls::Tls;
+use crate::budget;
 
 /// No server that runs needs longer for a part of a handshake.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -118,8 +119,7 @@ pub struct Endpoint {
     pub address: SocketAddr,
     tls: Option<Tls>,
     patience: Duration,
-    /// `None`: as many as wanted.
-    turns: Option<Arc<Semaphore>>,
+    turns: Arc<Semaphore>,
 }
 
 impl Greeted {
@@ -132,24 +132,34 @@ impl Greeted {
 impl Endpoint {
     /// A server that runs. `tls`: `None` in the clear.
     pub fn new(address: SocketAddr, tls: Option<Tls>) -> Self {
-        Self { address, tls, patience: PATIENCE, turns: None }
+        Self { address, tls, patience: PATIENCE, turns: Arc::new(Semaphore::new(budget::HANDSHAKES)) }
+    }
+
+    /// The same server, asked for whoever wants to know what a client would meet: that delays no volume's own handshake,
+    /// where the server can take it.
+    #[must_use]
+    pub fn for_checks(&self) -> Self {
+        if self.patience == PATIENCE_WITH_A_START {
+            return self.clone();
+        }
+        Self { turns: Arc::new(Semaphore::new(budget::CHECKS)), ..self.clone() }
     }
 
     /// A server that is started for each connection: given more time, and asked by few at once.
     #[must_use]
     pub fn started_for_each(self) -> Self {
-        Self { patience: PATIENCE_WITH_A_START, turns: Some(Arc::new(Semaphore::new(STARTS_AT_ONCE))), ..self }
+        Self { patience: PATIENCE_WITH_A_START, turns: Arc::new(Semaphore::new(STARTS_AT_ONCE)), ..self }
     }
 
     /// Whether asking it costs a start.
     pub fn is_started_for_each(&self) -> bool {
-        self.turns.is_some()
+        self.patience == PATIENCE_WITH_A_START
     }
 
     /// Waits for one's turn, as long as that takes.
     async fn turn(&self) -> Option<OwnedSemaphorePermit> {
         // Never closed.
-        Arc::clone(self.turns.as_ref()?).acquire_owned().await.ok()
+        Arc::clone(&self.turns).acquire_owned().await.ok()
     }
 }
 

@@ -15,6 +15,7 @@ use rustix::process::{Pid, PidfdFlags};
 use tokio::io::unix::AsyncFd;
 use tokio::sync::mpsc;
 
+use crate::blocking::blocking;
 use crate::place;
 use crate::readable::register;
 
@@ -124,7 +125,7 @@ impl Watch {
         loop {
             // The file is another user's: whatever is in its place keeps nobody waiting.
             let (file, sign) = (self.file.clone(), self.sign);
-            let found = tokio::task::spawn_blocking(move || find(&file, sign)).await;
+            let found = blocking(move || find(&file, sign)).await;
             let found = found.unwrap_or_else(|error| Err(format!("it cannot be looked for: {error}")));
             let (server, death) = match found.and_then(watched) {
                 Ok((pid, death)) => (Server::Up { pid }, death),

@@ -1,0 +1,44 @@
+//! Work that may block, on a thread of its own. That no thread can be had is an answer, and no panic as it is with the
+//! runtime's own threads.
+
+use std::io;
+use std::thread;
+use std::time::Duration;
+
+use tokio::sync::{Semaphore, oneshot};
+
+/// Threads at one time.
+const AT_ONCE: usize = 32;
+
+/// How long to wait for one of them: as long as this, each must be stuck in what it does.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+static PLACES: Semaphore = Semaphore::const_new(AT_ONCE);
+
+/// Does it. An error: there was no thread, or the work broke off. It is not cut short: who gives up waiting leaves it running.
+pub(crate) async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> io::Result<T> {
+    let stuck = || io::Error::other(format!("{AT_ONCE} threads are busy with what does not come to an end"));
+    let place = tokio::time::timeout(PATIENCE, PLACES.acquire()).await.map_err(|_| stuck())?;
+    let (done, outcome) = oneshot::channel();
+    let begun = thread::Builder::new().spawn(move || {
+        let result = work();
+        drop(place);
+        let _ = done.send(result);
+    });
+    begun.map_err(|error| io::Error::new(error.kind(), format!("no thread can be had: {error}")))?;
+    outcome.await.map_err(|_| io::Error::other("the work broke off by a defect of attachd; please report it"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn what_breaks_off_is_an_error_and_keeps_no_thread_from_the_next() {
+        for _ in 0..2 * AT_ONCE {
+            let broken = blocking(|| std::panic::resume_unwind(Box::new("on purpose"))).await;
+            assert!(broken.is_err_and(|error: io::Error| error.to_string().contains("broke off")));
+        }
+        assert_eq!(blocking(|| 7).await.unwrap(), 7);
+    }
+}

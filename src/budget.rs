@@ -1,0 +1,68 @@
+//! Who may have how many of the process's descriptors, so that what attachd does for others never takes those it needs to
+//! read, to revoke and to keep its store.
+
+use std::io;
+
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+
+/// Handshakes with the NBD server for the engine, at one time.
+pub const HANDSHAKES: usize = 32;
+
+/// Handshakes for whoever asks what a client would meet, at one time, whoever and however many ask.
+pub const CHECKS: usize = 16;
+
+/// Open at one time besides: the runtime's, the event sockets, the watches, the store's files on each of its connections,
+/// questions to the helper with their watches, files that are just being read or written.
+const OWN: usize = 256;
+
+/// The API's connections, where descriptors allow it.
+const CLIENTS: usize = 512;
+
+/// With fewer, clients would be turned away all the time.
+const FEWEST_CLIENTS: usize = 16;
+
+/// Takes all descriptors that the service manager allows: its lower limit is for programs that use select(2). Says what is
+/// too little.
+pub fn take_all() -> io::Result<()> {
+    let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
+    if current != maximum {
+        setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum })?;
+    }
+    let wanted = u64::try_from(CLIENTS + HANDSHAKES + CHECKS + OWN).unwrap_or(u64::MAX);
+    if let Some(limit) = maximum.filter(|limit| *limit < wanted) {
+        let clients = clients();
+        tracing::warn!(
+            limit,
+            clients,
+            "fewer descriptors than the {wanted} attachd wants (LimitNOFILE=): fewer clients are let in"
+        );
+    }
+    Ok(())
+}
+
+/// How many connections the API may have.
+pub fn clients() -> usize {
+    clients_of(getrlimit(Resource::Nofile).current)
+}
+
+fn clients_of(limit: Option<u64>) -> usize {
+    let limit = limit.and_then(|limit| usize::try_from(limit).ok()).unwrap_or(usize::MAX);
+    limit.saturating_sub(HANDSHAKES + CHECKS + OWN).clamp(FEWEST_CLIENTS, CLIENTS)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn clients_get_what_is_left_and_never_what_attachd_needs() {
+        assert_eq!(clients_of(None), CLIENTS);
+        assert_eq!(clients_of(Some(524_288)), CLIENTS);
+        assert_eq!(clients_of(Some(1024)), CLIENTS);
+        for limit in [512, 700, 1024, 4096] {
+            let limit_of_all = usize::try_from(limit).unwrap();
+            assert!(clients_of(Some(limit)) + HANDSHAKES + CHECKS + OWN <= limit_of_all, "{limit}");
+        }
+        assert_eq!(clients_of(Some(64)), FEWEST_CLIENTS);
+    }
+}
