@@ -33,9 +33,11 @@ use crate::export::nbdkit::Nbdkit;
 use crate::export::probe::Endpoint;
 use crate::export::server::{Sign, Watch};
 use crate::export::tls::Tls;
+use crate::export::unit::Explain;
 use crate::folder_watch::FolderWatch;
 use crate::helper_client::HelperClient;
 use crate::identity::VolumeId;
+use crate::limits;
 use crate::place::Found;
 use crate::signals::{Asks, Signals};
 use crate::store::{self, Store};
@@ -60,7 +62,7 @@ pub fn run(config: &Path) -> anyhow::Result<()> {
     let outcome = LocalSet::new().block_on(&runtime, serve(settings, config));
     // A reader that is stuck in the kernel must not keep the daemon from ending.
     runtime.shutdown_background();
-    outcome
+    outcome.map_err(limits::explained_end)
 }
 
 async fn serve(settings: Settings, config: &Path) -> anyhow::Result<()> {
@@ -87,7 +89,11 @@ async fn serve(settings: Settings, config: &Path) -> anyhow::Result<()> {
     let claims = Claims::new(settings.claims.clone());
     let restored = restored_claims(&claims, &records).await;
     let sign = sign(&settings.server);
-    let watch_server = Watch::new(settings.pid_file.clone(), sign)?;
+    let watch_server = Watch::new(settings.pid_file.clone(), sign)?.explaining(Explain {
+        unit: settings.server.unit(),
+        program: settings.server.name(),
+        listen: settings.listen,
+    });
     let listener = api::Listener::open(&settings.socket)
         .with_context(|| format!("cannot listen on {}", settings.socket.display()))?;
 

@@ -16,6 +16,7 @@ use tokio::io::unix::AsyncFd;
 use tokio::sync::mpsc;
 
 use crate::export::backend::Which;
+use crate::limits;
 use crate::readable::register;
 
 /// Names that are told of one by one; with more, the whole folder is to be looked at.
@@ -51,7 +52,7 @@ struct Watched {
 impl FolderWatch {
     /// Begins to watch. Needs a tokio runtime.
     pub fn new(folders: impl IntoIterator<Item = (Which, PathBuf)>) -> io::Result<Self> {
-        let notify = inotify::init(inotify::CreateFlags::CLOEXEC | inotify::CreateFlags::NONBLOCK)?;
+        let notify = limits::inotify()?;
         let folders = folders.into_iter().collect();
         let mut watch = Self { notify: register(notify)?, folders, watches: HashMap::new() };
         watch.arm();

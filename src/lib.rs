@@ -15,6 +15,7 @@ pub mod clock;
 pub mod effect;
 pub mod folder;
 pub mod identity;
+pub mod limits;
 pub mod place;
 mod procfs;
 mod readable;

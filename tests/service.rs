@@ -1,6 +1,8 @@
 //! attachd as a service: the package, its units and rules under a real systemd.
 #![allow(clippy::unwrap_used, reason = "a test's panic is its failure")]
 
+#[path = "service/backend.rs"]
+mod backend;
 #[path = "service/bad_input.rs"]
 mod bad_input;
 #[path = "service/doors.rs"]
@@ -23,6 +25,8 @@ mod package;
 mod port;
 #[path = "service/privilege.rs"]
 mod privilege;
+#[path = "service/server_down.rs"]
+mod server_down;
 #[path = "service/tls.rs"]
 mod tls;
 #[path = "service/withdrawal.rs"]

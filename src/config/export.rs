@@ -1,5 +1,6 @@
 //! The section `[export]`: which NBD server serves, from where, and how it is spoken to.
 
+use std::fmt;
 use std::path::{Path, PathBuf};
 
 use toml::Spanned;
@@ -91,12 +92,14 @@ pub struct TlsFiles {
     pub name: Option<String>,
 }
 
-/// What there is to know of this host now.
-pub(super) fn host_facts() -> HostFacts {
-    // Unreadable or absent: the version is unknown, and what that means is said. Names in it may be in any encoding.
-    let status = std::fs::read("/var/lib/dpkg/status").unwrap_or_default();
-    let status = String::from_utf8_lossy(&status);
-    HostFacts { nbd_server: Installed::from_dpkg_status(&status), held: Path::new(SOCKET_HELD).exists() }
+impl HostFacts {
+    /// What there is to know of this host now.
+    pub fn of_this_host() -> Self {
+        // Unreadable or absent: the version is unknown, and what that means is said. Names in it may be in any encoding.
+        let status = std::fs::read("/var/lib/dpkg/status").unwrap_or_default();
+        let status = String::from_utf8_lossy(&status);
+        Self { nbd_server: Installed::from_dpkg_status(&status), held: Path::new(SOCKET_HELD).exists() }
+    }
 }
 
 /// Reads the section.
@@ -186,11 +189,22 @@ fn certificates(export: &mut Section<'_, '_>) -> (Option<TlsFiles>, bool) {
     (Some(TlsFiles { ca, identity, name: given[3].map(|_| name) }), true)
 }
 
-/// The NBD servers there are.
-#[derive(PartialEq)]
-enum Program {
+/// An NBD server, by the name of its program.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum Program {
+    /// nbdkit.
     Nbdkit,
+    /// nbd-server.
     NbdServer,
+}
+
+impl fmt::Display for Program {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Nbdkit => "nbdkit",
+            Self::NbdServer => "nbd-server",
+        })
+    }
 }
 
 impl Setting for Program {

@@ -17,7 +17,7 @@ use toml::de::{DeTable, DeValue};
 
 use crate::device::scheme::{self, Scheme};
 use crate::place;
-pub use export::{HostFacts, LINKS_FOLDER, SECTIONS_FOLDER, ServerSettings, TlsFiles, TlsKey, TlsSettings};
+pub use export::{HostFacts, LINKS_FOLDER, Program, SECTIONS_FOLDER, ServerSettings, TlsFiles, TlsKey, TlsSettings};
 pub use places::{STAGING_FOLDER, is_dead_socket_of};
 
 /// Where the configuration is unless another place is named.
@@ -161,7 +161,7 @@ fn look(path: &Path, everything: bool) -> Result<Settings, Invalid> {
         Ok(bytes) => bytes,
     };
     let text = String::from_utf8(bytes).map_err(|error| whole(format!("is not UTF-8: {error}")))?;
-    let (settings, offsets) = read(&text, export::host_facts).map_err(invalid)?;
+    let (settings, offsets) = read(&text, HostFacts::of_this_host).map_err(invalid)?;
     let owner = if everything { places::daemons_user() } else { Some(rustix::process::geteuid().as_raw()) };
     let wrong = places::wrong(&settings, owner);
     let counts = |wrong: &places::Wrong| everything || !wrong.is_default;

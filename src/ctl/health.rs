@@ -12,6 +12,7 @@ use super::answers::Reason;
 use super::client::Client;
 use super::failure::{DONE, Failure};
 use super::output::Output;
+use super::systemd::{self, Unit};
 use crate::volume::counted;
 
 const DEGRADED: u8 = 1;
@@ -113,7 +114,26 @@ async fn ask(client: &Client, output: &Output) -> Result<ExitCode, Failure> {
         _ => return Err(Failure::from_answer(answer.status, &answer.text)),
     };
     output.answer(&answer, told)?;
+    if !output.is_json() {
+        output.text(&of_units(&answer.read()?))?;
+    }
     Ok(status.into())
+}
+
+/// How the units of an NBD server stand that does not serve: the daemon cannot ask systemd, whoever runs this can.
+fn of_units(health: &Health) -> String {
+    if health.backend.state == "up" {
+        return String::new();
+    }
+    let units: &[&str] = match (health.backend.name.as_str(), health.backend.mode.as_deref()) {
+        ("nbdkit", _) => &["attachd-nbdkit.socket", "attachd-nbdkit.service"],
+        (_, Some("signal")) => &["attachd-nbd-server.service"],
+        _ => &["attachd-nbd-server.socket"],
+    };
+    let told = units.iter().filter_map(|unit| Unit::ask(unit));
+    let text = told.fold(String::new(), |text, unit| text + "unit     " + &unit.told() + "\n");
+    let port = health.backend.listen.rsplit(':').next().and_then(systemd::listeners);
+    text + &port.map_or(String::new(), |programs| format!("port     {} is held by {programs}\n", health.backend.listen))
 }
 
 fn told(health: &Health) -> String {

@@ -8,10 +8,12 @@ mod client;
 mod failure;
 mod output;
 mod sse;
+mod systemd;
 mod table;
 mod units;
 mod wait;
 
+mod backend;
 mod check_config;
 mod devices;
 mod exports;
@@ -82,6 +84,8 @@ enum Command {
     /// Say whether attachd is well, and what needs a look.
     #[command(after_help = health::EXIT_STATUSES)]
     Health,
+    /// Have another NBD server serve: configuration, units and attachd are changed together, or nothing is. As root.
+    Backend(backend::Options),
     /// Check a configuration and say every mistake with its place. Does not need attachd to run.
     CheckConfig(check_config::Options),
 }
@@ -121,6 +125,7 @@ async fn dispatch(client: &Client, command: Command, output: &Output) -> Result<
         Command::Watch(options) => watch::run(client, &options, output).await?,
         Command::Resync => resync::run(client, output).await?,
         Command::Health => return health::run(client, output).await,
+        Command::Backend(options) => return backend::run(client, &options, output).await,
         Command::CheckConfig(options) => return check_config::run(&options, output),
     }
     Ok(ExitCode::SUCCESS)

@@ -10,6 +10,7 @@ use std::path::Path;
 use rustix::fs::inotify;
 use tokio::io::unix::AsyncFd;
 
+use crate::limits;
 use crate::readable::register;
 
 /// A watch on one node.
@@ -24,9 +25,9 @@ impl Closing {
         let (Some(folder), Some(name)) = (node.parent(), node.file_name()) else {
             return Err(io::ErrorKind::InvalidInput.into());
         };
-        let events = inotify::init(inotify::CreateFlags::CLOEXEC | inotify::CreateFlags::NONBLOCK)?;
+        let events = limits::inotify()?;
         let closed = inotify::WatchFlags::CLOSE_WRITE | inotify::WatchFlags::CLOSE_NOWRITE;
-        inotify::add_watch(&events, folder, closed)?;
+        limits::watch(&events, folder, closed)?;
         Ok(Self { events: register(events)?, name: name.to_owned() })
     }
 

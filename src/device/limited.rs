@@ -9,6 +9,7 @@ use super::DevNum;
 use super::facts::Facts;
 use super::found::Found;
 use super::sysfs::Sysfs;
+use crate::limits;
 
 /// How long disks may take to say their serials. A healthy one takes milliseconds.
 const LIMIT: Duration = Duration::from_secs(2);
@@ -62,6 +63,7 @@ pub fn read(sysfs: &Sysfs, devnums: impl IntoIterator<Item = DevNum>) -> Answers
         };
         if let Err(error) = thread::Builder::new().spawn(read_one) {
             hanging().remove(&devnum);
+            let error = limits::explained(limits::Call::Thread, error);
             *outcome = Found::Unknown(format!("no thread to read it: {error}"));
         }
     }

@@ -11,7 +11,11 @@ use crate::procfs;
 
 /// The remote addresses of clients connected to `server` now. Blocks for milliseconds: the kernel walks its whole table.
 pub fn connected(server: SocketAddr) -> io::Result<Vec<String>> {
-    let me = rustix::process::geteuid().as_raw();
+    connected_but(server, rustix::process::geteuid().as_raw())
+}
+
+/// The same, with the connections of another user than this one left out: attachd's.
+pub fn connected_but(server: SocketAddr, me: u32) -> io::Result<Vec<String>> {
     let first = table()?;
     if clients(&first, server.port(), me).is_empty() {
         return Ok(Vec::new());

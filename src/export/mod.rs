@@ -14,3 +14,4 @@ pub mod port;
 pub mod probe;
 pub mod server;
 pub mod tls;
+pub mod unit;

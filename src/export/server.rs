@@ -15,7 +15,9 @@ use rustix::process::{Pid, PidfdFlags};
 use tokio::io::unix::AsyncFd;
 use tokio::sync::mpsc;
 
+use super::unit::Explain;
 use crate::blocking::blocking;
+use crate::limits;
 use crate::place;
 use crate::readable::register;
 
@@ -67,6 +69,7 @@ pub struct Watch {
     changes: AsyncFd<OwnedFd>,
     /// The watch on the folder above, while there is none on the folder; else [`NONE`].
     above: AtomicI32,
+    explain: Option<Explain>,
 }
 
 /// More than a process id can be.
@@ -78,13 +81,26 @@ const NONE: i32 = -1;
 impl Watch {
     /// Begins to watch the file's folder, or the one above, one of which must exist. Needs a tokio runtime.
     pub fn new(file: PathBuf, sign: Sign) -> io::Result<Self> {
-        let notify = inotify::init(inotify::CreateFlags::CLOEXEC | inotify::CreateFlags::NONBLOCK)?;
-        let watch = Self { file, sign, changes: register(notify)?, above: AtomicI32::new(NONE) };
+        let notify = limits::inotify()?;
+        let watch = Self { file, sign, changes: register(notify)?, above: AtomicI32::new(NONE), explain: None };
         let folder = watch.folder();
         watch
             .look_at_folder()
             .map_err(|error| io::Error::other(format!("cannot watch {}: {error}", folder.display())))?;
         Ok(watch)
+    }
+
+    /// Has what is said of a server that is down tell what can be seen of its unit and its port.
+    #[must_use]
+    pub fn explaining(self, explain: Explain) -> Self {
+        Self { explain: Some(explain), ..self }
+    }
+
+    /// A server that is down, and why, as far as can be seen.
+    async fn down(&self, why: String) -> Server {
+        let Some(explain) = self.explain else { return Server::Down { why } };
+        let found = blocking(move || explain.words()).await.unwrap_or_default();
+        Server::Down { why: if found.is_empty() { why } else { format!("{why}; {found}") } }
     }
 
     fn folder(&self) -> &Path {
@@ -100,7 +116,7 @@ impl Watch {
         }
         let gone = inotify::WatchFlags::DELETE_SELF | inotify::WatchFlags::MOVE_SELF;
         let notify = self.changes.get_ref();
-        match inotify::add_watch(notify, self.folder(), written | gone) {
+        match limits::watch(notify, self.folder(), written | gone) {
             Ok(_) => {
                 let above = self.above.swap(NONE, Ordering::Relaxed);
                 if above != NONE {
@@ -112,7 +128,7 @@ impl Watch {
             Err(error) => {
                 let made = inotify::WatchFlags::CREATE | inotify::WatchFlags::MOVED_TO;
                 let above = self.folder().parent().ok_or(error)?;
-                self.above.store(inotify::add_watch(notify, above, made)?, Ordering::Relaxed);
+                self.above.store(limits::watch(notify, above, made)?, Ordering::Relaxed);
                 // It may have been made in between.
                 let _ = inotify::add_watch(notify, self.folder(), written | gone);
                 Ok(())
@@ -129,7 +145,7 @@ impl Watch {
             let found = found.unwrap_or_else(|error| Err(format!("it cannot be looked for: {error}")));
             let (server, death) = match found.and_then(watched) {
                 Ok((pid, death)) => (Server::Up { pid }, death),
-                Err(why) => (Server::Down { why }, None),
+                Err(why) => (self.down(why).await, None),
             };
             if states.send(server.into()).await.is_err() {
                 return;
@@ -137,7 +153,7 @@ impl Watch {
             tokio::select! {
                 () = exit_of(death) => {
                     let why = format!("the process of {} has ended", self.file.display());
-                    if states.send(Server::Down { why }.into()).await.is_err() {
+                    if states.send(self.down(why).await.into()).await.is_err() {
                         return;
                     }
                     self.file_changed().await;

@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use rustix::fs::inotify;
 use tokio::io::unix::AsyncFd;
 
+use crate::limits;
 use crate::readable::register;
 
 /// The database, its log, and the log's index: without one of these the others are not the truth.
@@ -77,9 +78,9 @@ fn identity(path: &Path) -> io::Result<(u64, u64)> {
 
 fn watch(folder: &Path) -> io::Result<AsyncFd<OwnedFd>> {
     use inotify::WatchFlags as Flags;
-    let notify = inotify::init(inotify::CreateFlags::CLOEXEC | inotify::CreateFlags::NONBLOCK)?;
+    let notify = limits::inotify()?;
     let gone = Flags::DELETE | Flags::MOVED_FROM | Flags::MOVED_TO | Flags::DELETE_SELF | Flags::MOVE_SELF;
-    inotify::add_watch(&notify, folder, gone)?;
+    limits::watch(&notify, folder, gone)?;
     register(notify)
 }
 

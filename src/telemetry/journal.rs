@@ -15,6 +15,7 @@ use tracing::{Event, Level, Subscriber};
 use tracing_subscriber::layer::{Context, Layer};
 
 use super::messages;
+use crate::limits;
 use crate::volume::Severity;
 
 const SOCKET: &str = "/run/systemd/journal/socket";
@@ -71,7 +72,10 @@ impl Journal {
         let (queue, orders) = sync_channel(QUEUE);
         let lost = Arc::new(AtomicU64::new(0));
         let missed = Arc::clone(&lost);
-        std::thread::Builder::new().name("journal".to_owned()).spawn(move || write(&socket, &orders, &missed))?;
+        std::thread::Builder::new()
+            .name("journal".to_owned())
+            .spawn(move || write(&socket, &orders, &missed))
+            .map_err(|error| limits::explained(limits::Call::Thread, error))?;
         Ok((Self { queue: queue.clone(), lost }, Flush(queue)))
     }
 }

@@ -14,7 +14,7 @@ use crate::package;
 pub(crate) const MIB: u64 = 1 << 20;
 
 /// The box's configuration, at a place that is not the package's.
-const CONFIG: &str = "/run/lab/attachd.toml";
+pub(crate) const CONFIG: &str = "/run/lab/attachd.toml";
 
 /// Longer than anything takes that works.
 pub(crate) const SOON: Duration = Duration::from_secs(20);

@@ -113,7 +113,7 @@ fn nothing_has_looked_into(guest: &Guest, claimed: &[Carrier]) {
             ));
         assert_eq!(holders.trim(), "", "{}", carrier.name);
         let known = guest.run(
-            &carrier.script("udevadm info --query=property --name=$DISK | grep -E '^(ID_FS|LVM|MD_)' || true", "/dev/"),
+            &carrier.script("udevadm info --query=property --name=$DISK | grep -E '^(ID_FS|LVM|MD_)' | grep -vx ID_FS_TYPE=none || true", "/dev/"),
         );
         assert_eq!(known, "", "{}", carrier.name);
         let links = guest.run(&carrier.script("udevadm info --query=symlink --name=$DISK", "/dev/"));
@@ -258,4 +258,25 @@ fn only_the_bait_was_activated_in_the_initramfs(guest: &Guest) {
     let (before, after) = log.split_once("EXT4-fs").expect("the root is mounted");
     assert_eq!(before.matches("active with 1 out of 1").count(), 1, "the bait's array, and no other");
     assert!(after.contains("active with 1 out of 1"), "the control: the twin's array, later");
+}
+
+/// bcache-tools probe every disk that udev's own probing has not recognised.
+#[test]
+fn the_probe_of_bcache_does_not_read_a_claimed_disk() {
+    let guest = Guest::up("the_probe_of_bcache_does_not_read_a_claimed_disk", Machine::Q35);
+    guest.run(
+        "cd /lib/udev && mv probe-bcache probe-bcache.real && printf '#!/bin/sh\\necho \"$@\" >>/run/probed\\nexec \
+         /lib/udev/probe-bcache.real \"$@\"\\n' >probe-bcache && chmod 755 probe-bcache",
+    );
+    let (claimed, other) = (Volume::random(), Volume::random());
+    guest.intend(&claimed);
+    for volume in [&claimed, &other] {
+        guest.plug(&guest.disk(volume, 2 * MIB));
+        guest.run(&format!("udevadm wait --settle --timeout=60 /dev/disk/by-id/virtio-{}", volume.serial));
+    }
+    guest.wait(&claimed, "ready");
+    let node = |volume: &Volume| guest.run(&format!("readlink -f /dev/disk/by-id/virtio-{}", volume.serial));
+    let probed = guest.run("cat /run/probed");
+    assert!(probed.contains(node(&other).trim()), "the control: {probed}");
+    assert!(!probed.contains(node(&claimed).trim()), "{probed}");
 }

@@ -76,6 +76,28 @@ fn a_host_that_forbids_namespaces_to_users_is_served() {
     assert_eq!(failed, "");
 }
 
+/// The limit is the user's, whichever program has used it up.
+#[test]
+fn a_start_without_inotify_instances_names_the_limit_and_who_has_used_it_up() {
+    let guest = Guest::up("a_start_without_inotify_instances_names_the_limit_and_who_has_used_it_up", Machine::Q35);
+    let (volume, disk) = served(&guest);
+    // inotify_init1, until there are no more.
+    let hog = "for (1..1000) { last if syscall(294, 0) < 0 } print \"done\\n\"; $| = 1; sleep 1000";
+    guest.run(&format!(
+        "systemctl stop attachd.socket attachd && systemd-run -q --unit=hog -p User=attachd perl -e '$| = 1; {hog}'"
+    ));
+    guest.eventually("journalctl --no-pager -o cat -u hog | grep -q done");
+    assert_ne!(guest.output("systemctl start attachd").code, 0, "the control: it cannot start");
+    let said = guest.run("journalctl -b --no-pager -o cat -u attachd | grep 'cannot go on' | tail -1");
+    println!("{said}");
+    assert!(said.contains("fs.inotify.max_user_instances (") && said.contains("by perl"), "{said}");
+    assert!(said.contains("sysctl fs.inotify.max_user_instances=") && !said.contains("LimitNOFILE"), "{said}");
+    guest.export_equals(&volume, &disk);
+    guest.run("systemctl stop hog");
+    guest.eventually("systemctl start attachd.socket attachd");
+    guest.wait(&volume, "ready");
+}
+
 #[test]
 fn needrestart_leaves_the_nbd_server_and_its_clients_alone() {
     let guest = Guest::up("needrestart_leaves_the_nbd_server_and_its_clients_alone", Machine::Q35);

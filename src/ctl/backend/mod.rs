@@ -1,0 +1,265 @@
+//! `attachctl backend`: another NBD server in the place of the one that serves, all of it or nothing.
+
+mod edit;
+
+use std::fs;
+use std::io::Write as _;
+use std::os::unix::fs::{PermissionsExt, fchown};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+
+use super::client::Client;
+use super::failure::{FAILED, Failure};
+use super::output::Output;
+use super::systemd::{Unit, systemctl};
+use crate::accounts;
+use crate::config::{self, Program, ServerSettings};
+use crate::export::clients;
+
+/// How long attachd may take to find the new server.
+const LIMIT: Duration = Duration::from_mins(1);
+/// Between two looks at health.
+const PAUSE: Duration = Duration::from_millis(200);
+
+/// The units of nbdkit, and all of nbd-server's.
+const NBDKIT: [&str; 2] = ["attachd-nbdkit.socket", "attachd-nbdkit.service"];
+const NBD_SERVER: [&str; 2] = ["attachd-nbd-server.service", "attachd-nbd-server.socket"];
+/// Debian's own, which wants the same port.
+const DEBIANS: &str = "nbd-server.service";
+
+/// What is asked.
+#[derive(clap::Args)]
+pub(super) struct Options {
+    /// The NBD server that is to serve.
+    #[arg(value_enum)]
+    server: Program,
+    /// Also while clients are connected. They are cut.
+    #[arg(long)]
+    force: bool,
+    /// attachd's configuration file.
+    #[arg(long, value_name = "PATH", default_value = config::DEFAULT_PATH)]
+    config: PathBuf,
+}
+
+/// The way there, and back if it does not lead to the end.
+struct Change<'a> {
+    output: &'a Output,
+    told: Vec<String>,
+    back: Vec<Back>,
+}
+
+/// How one step is undone.
+enum Back {
+    File(PathBuf, String),
+    Systemctl(Vec<&'static str>),
+}
+
+pub(super) async fn run(client: &Client, options: &Options, output: &Output) -> Result<ExitCode, Failure> {
+    let text = before(options)?;
+    let edited = edit::choose(&text, options.server).map_err(|key| {
+        let text = format!(
+            "{} sets [export] {key}, which belongs to the server that serves now: take it out, or change the server by hand \
+             (\"nbd-server in nbdkit's place\" in /usr/share/doc/attachd/security.md)",
+            options.config.display()
+        );
+        Failure::with(FAILED, "SETTING_IN_THE_WAY", text, json!({ "key": key }))
+    })?;
+    // Which of nbd-server's ways, as attachd will decide when nothing holds the port for one of them.
+    let settings = config::parse(&edited, config::HostFacts::of_this_host).map_err(|problems| {
+        let problems: Vec<&str> = problems.iter().map(|problem| problem.message.as_str()).collect();
+        Failure::new("INVALID_CONFIG", format!("the changed configuration would not be valid: {}", problems.join("; ")))
+    })?;
+    if settings.server.name() != options.server.to_string() {
+        let text =
+            format!("{} says its server in a way that is not understood: change it by hand", options.config.display());
+        return Err(Failure::new("EDIT_BY_HAND", text));
+    }
+    let units = units(&settings.server);
+    if edited == text && units.iter().all(|unit| Unit::ask(unit).is_some_and(|unit| unit.is_in_use())) {
+        let answer =
+            json!({ "backend": settings.server.name(), "unit": settings.server.unit(), "changed": false, "steps": [] });
+        let words = format!("{} serves already; nothing to do\n", settings.server.name());
+        if output.is_json() {
+            output.json(&answer.to_string())?;
+        } else {
+            output.text(&words)?;
+        }
+        return Ok(ExitCode::SUCCESS);
+    }
+    // attachd's own handshakes are no clients. No user has the other number.
+    let attachd = accounts::id_of("/etc/passwd", "attachd").unwrap_or(u32::MAX);
+    let connected = clients::connected_but(settings.listen, attachd).map_err(|error| {
+        Failure::new(
+            "CLIENTS_UNKNOWN",
+            format!("who is connected cannot be read ({error}); --force goes on all the same"),
+        )
+    });
+    let connected = if options.force { connected.unwrap_or_default() } else { connected? };
+    if !connected.is_empty() && !options.force {
+        let text = format!(
+            "{} NBD client(s) are connected and would be cut: {}. End them, or cut them with --force",
+            connected.len(),
+            connected.iter().take(5).cloned().collect::<Vec<_>>().join(", ")
+        );
+        return Err(Failure::with(FAILED, "CLIENTS_CONNECTED", text, json!({ "clients": connected })));
+    }
+    let mut change = Change { output, told: Vec::new(), back: Vec::new() };
+    match change.all(client, &options.config, (&text, &edited), &settings.server, units).await {
+        Ok(()) => {
+            let answer = json!({
+                "backend": settings.server.name(), "unit": settings.server.unit(), "changed": true, "steps": change.told
+            });
+            if output.is_json() {
+                output.json(&answer.to_string())?;
+            }
+            Ok(ExitCode::SUCCESS)
+        }
+        Err(why) => Err(change.undone(&why)),
+    }
+}
+
+/// The configuration as it is; everything that has to be so before anything is changed.
+fn before(options: &Options) -> Result<String, Failure> {
+    if !rustix::process::geteuid().is_root() {
+        return Err(Failure::new("NOT_ROOT", "changing the NBD server takes root: run it with sudo"));
+    }
+    let program = Path::new("/usr/bin").join(options.server.to_string());
+    if !program.exists() {
+        let text = format!("{} is not installed: `apt install {}`", program.display(), options.server);
+        return Err(Failure::new("NOT_INSTALLED", text));
+    }
+    match fs::read_to_string(&options.config) {
+        Ok(text) => Ok(text),
+        Err(error)
+            if error.kind() == std::io::ErrorKind::NotFound && options.config == Path::new(config::DEFAULT_PATH) =>
+        {
+            Ok(String::new())
+        }
+        Err(error) => {
+            let text = format!("{} cannot be read: {error}", options.config.display());
+            Err(Failure::new("INVALID_CONFIG", text))
+        }
+    }
+}
+
+/// The units that have this server serve.
+fn units(server: &ServerSettings) -> &'static [&'static str] {
+    match server {
+        ServerSettings::Nbdkit => &NBDKIT,
+        ServerSettings::NbdServer { .. } if server.unit() == NBD_SERVER[0] => &NBD_SERVER[..1],
+        ServerSettings::NbdServer { .. } => &NBD_SERVER[1..],
+    }
+}
+
+impl Change<'_> {
+    async fn all(
+        &mut self,
+        client: &Client,
+        config: &Path,
+        (old, new): (&str, &str),
+        server: &ServerSettings,
+        units: &'static [&'static str],
+    ) -> Result<(), String> {
+        // Undone last, when everything else is as it was.
+        self.back.push(Back::Systemctl(vec!["restart", "attachd.service"]));
+        self.say(format!("{}: backend = \"{}\"", config.display(), server.name()));
+        write(config, new).map_err(|error| format!("{} cannot be written: {error}", config.display()))?;
+        self.back.push(Back::File(config.to_owned(), old.to_owned()));
+        let others = NBDKIT.iter().chain(&NBD_SERVER).chain([&DEBIANS]).copied().filter(|unit| !units.contains(unit));
+        let in_use: Vec<&'static str> =
+            others.filter(|unit| Unit::ask(unit).is_some_and(|unit| unit.is_in_use())).collect();
+        if !in_use.is_empty() {
+            self.back.push(Back::Systemctl([&["enable", "--now"], &*in_use].concat()));
+            self.systemctl(&[&["disable", "--now"], &*in_use].concat())?;
+            // Each client of the other kind has a process, which outlives the socket.
+            let _ = systemctl(&["stop", "attachd-nbd-server@*.service"]);
+        }
+        self.back.push(Back::Systemctl([&["disable", "--now"], units].concat()));
+        self.systemctl(&[&["enable", "--now"], units].concat())?;
+        self.systemctl(&["restart", "attachd.service"])?;
+        self.say("waiting until attachd finds it".to_owned());
+        let volumes = until_up(client, server).await?;
+        self.say(format!("{} serves ({}); volumes: {volumes}", server.name(), server.unit()));
+        Ok(())
+    }
+
+    fn systemctl(&mut self, arguments: &[&str]) -> Result<(), String> {
+        self.say(format!("systemctl {}", arguments.join(" ")));
+        systemctl(arguments)
+    }
+
+    fn say(&mut self, step: String) {
+        if !self.output.is_json() {
+            let _ = self.output.text(&format!("{step}\n"));
+        }
+        self.told.push(step);
+    }
+
+    /// Goes all the way back, and says why and how far that went.
+    fn undone(mut self, why: &str) -> Failure {
+        let mut left = Vec::new();
+        while let Some(step) = self.back.pop() {
+            let undone = match &step {
+                Back::File(path, text) => write(path, text).map_err(|error| format!("{}: {error}", path.display())),
+                Back::Systemctl(arguments) => systemctl(arguments),
+            };
+            left.extend(undone.err());
+        }
+        let end = if left.is_empty() {
+            "everything is as it was before".to_owned()
+        } else {
+            format!("going back failed too: {}", left.join("; "))
+        };
+        let details = json!({ "steps": self.told, "undone": left.is_empty() });
+        Failure::with(FAILED, "BACKEND_NOT_CHANGED", format!("the NBD server is not changed: {why}; {end}"), details)
+    }
+}
+
+/// Waits until attachd has found the server; says how its volumes stand.
+async fn until_up(client: &Client, server: &ServerSettings) -> Result<String, String> {
+    let begun = Instant::now();
+    let mut last = "attachd does not answer".to_owned();
+    while begun.elapsed() < LIMIT {
+        if let Ok(answer) = client.get_any("health", &[], Duration::ZERO).await
+            && let Ok(health) = answer.read::<Value>()
+        {
+            let backend = &health["backend"];
+            let waits = health["volumes"]["exporting"].as_u64().unwrap_or(0);
+            if backend["name"] == server.name() && backend["state"] == "up" && waits == 0 {
+                let volumes = health["volumes"].as_object().into_iter().flatten();
+                let some = volumes.filter(|(_, count)| count.as_u64() != Some(0));
+                let told: Vec<String> = some.map(|(state, count)| format!("{count} {state}")).collect();
+                return Ok(if told.is_empty() { "none".to_owned() } else { told.join(", ") });
+            }
+            last = format!("{} is {}, {waits} volume(s) are not served yet", backend["name"], backend["state"]);
+            if let Some(why) = backend["why"].as_str() {
+                last = format!("{last}: {why}");
+            }
+        }
+        tokio::time::sleep(PAUSE).await;
+    }
+    Err(format!("after {} s {last}", LIMIT.as_secs()))
+}
+
+/// Writes a file in one step, with the owner and the mode of the one before.
+fn write(path: &Path, text: &str) -> std::io::Result<()> {
+    let path = &fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
+    let mut half = path.clone().into_os_string();
+    half.push(".new");
+    let mut file = fs::File::create(&half)?;
+    file.write_all(text.as_bytes())?;
+    let mode = match fs::metadata(path) {
+        Ok(old) => {
+            use std::os::unix::fs::MetadataExt as _;
+            fchown(&file, Some(old.uid()), Some(old.gid()))?;
+            old.mode() & 0o7777
+        }
+        Err(_) => 0o644,
+    };
+    file.set_permissions(fs::Permissions::from_mode(mode))?;
+    file.sync_all()?;
+    fs::rename(&half, path)
+}
