@@ -501,7 +501,7 @@ fn only_an_nbd_server_that_catches_sighup_is_told_to_reload() {
 
 /// The server owns the folder: what it puts there must neither hold the helper up nor show it another file.
 #[test]
-fn a_pid_file_that_is_a_pipe_or_a_link_is_refused_at_once() {
+fn a_pid_file_that_is_a_pipe_a_link_or_holds_no_number_of_a_process_is_refused_at_once() {
     let lab = Lab::new();
     let _helper = Helper::start(&lab);
     run("mkfifo", &[PID_FILE]);
@@ -511,6 +511,11 @@ fn a_pid_file_that_is_a_pipe_or_a_link_is_refused_at_once() {
     fs::remove_file(PID_FILE).unwrap();
     symlink("/etc/shadow", PID_FILE).unwrap();
     assert_eq!(ask("reload")["code"], "NO_SERVER");
+    fs::remove_file(PID_FILE).unwrap();
+    for number in ["0", "-1", "-2147483648", "99999999999"] {
+        fs::write(PID_FILE, number).unwrap();
+        assert_eq!(ask("reload")["code"], "NO_SERVER", "{number}");
+    }
 }
 
 #[test]

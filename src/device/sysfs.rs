@@ -53,6 +53,17 @@ impl Sysfs {
         self.read_as(devnum, |disk| self.identity(disk)).into()
     }
 
+    /// The serial of one disk, as it says it now: all that is needed to tell whether it is the one that is looked for.
+    pub fn serial(&self, devnum: DevNum) -> Found<Option<Serial>> {
+        let read = || -> io::Result<_> {
+            let Some(disk) = Disk::open(devnum, &self.folder(devnum))? else { return Ok(None) };
+            let Some(scheme) = self.scheme_of(&disk)? else { return Ok(Some(None)) };
+            let text = scheme.serial(&disk.attributes)?;
+            Ok(Some(text.and_then(|text| text.parse().ok())))
+        };
+        read().into()
+    }
+
     /// The facts of one disk whose serial could not be asked for, or did not answer. Never blocks.
     pub fn read_unanswered(&self, devnum: DevNum, why: &str) -> Found<Facts> {
         self.read_as(devnum, |_| Err(NoIdentity::Unreadable(why.to_owned()))).into()

@@ -205,7 +205,7 @@ fn find(path: &Path, sign: Sign) -> Result<Found, String> {
         return Err(format!("{file} belongs to the user {owner}, who has only put it there"));
     }
     let text = String::from_utf8_lossy(&bytes);
-    let pid = text.trim().parse().ok().and_then(Pid::from_raw);
+    let pid = text.trim().parse().ok().filter(|number| *number > 0).and_then(Pid::from_raw);
     let pid = pid.ok_or_else(|| format!("{file} holds no process id but {:?}", text.trim()))?;
     let number = pid.as_raw_nonzero().get();
     // First the handle, then the name: the other way round the number could change hands in between.
@@ -346,6 +346,8 @@ mod tests {
         let mode = rustix::fs::Mode::from_raw_mode(0o600);
         rustix::fs::mknodat(rustix::fs::CWD, &pid_file, rustix::fs::FileType::Fifo, mode, 0).unwrap();
         found("a device or a fifo");
+        fs::write(&pid_file, b"-1").unwrap();
+        found("no process id");
         fs::write(&pid_file, b"\xff\xfe").unwrap();
         found("holds no process id");
         fs::write(&pid_file, sleeper.0.id().to_string()).unwrap();

@@ -75,13 +75,13 @@ fn look_at(process: &Path, devnum: DevNum, attachd: Option<u32>) -> io::Result<H
     let (mut open, mut others, mut sockets) = (0, 0, BTreeSet::new());
     for descriptor in unless_gone(fs::read_dir(process.join("fd")))?.into_iter().flatten() {
         let Some(descriptor) = unless_gone(descriptor)? else { break };
-        match unless_gone(kind_of(&descriptor.path()))? {
+        match unless_gone(kind_of(&descriptor.path()))?.flatten() {
             Some(Kind::Disk(number)) if number == devnum => open += 1,
             Some(Kind::Disk(_)) => others += 1,
             // What a server says goes to the journal by these; a client that is there is on its input as well.
             Some(Kind::Socket(_)) if ["1", "2"].map(OsStr::new).contains(&&*descriptor.file_name()) => {}
             Some(Kind::Socket(inode)) => drop(sockets.insert(inode)),
-            Some(Kind::Other) | None => {}
+            None => {}
         }
     }
     if open == 0 {
@@ -98,23 +98,22 @@ fn look_at(process: &Path, devnum: DevNum, attachd: Option<u32>) -> io::Result<H
 enum Kind {
     Disk(DevNum),
     Socket(u64),
-    Other,
 }
 
 /// What a descriptor leads to. Nobody is asked who could keep the answer back: its name is the kernel's, and so is what is
 /// read of a file (`DONT_SYNC`), also where it lies on another host or in a file system that a process serves.
-fn kind_of(descriptor: &Path) -> io::Result<Kind> {
+fn kind_of(descriptor: &Path) -> io::Result<Option<Kind>> {
     let name = fs::read_link(descriptor)?.to_string_lossy().into_owned();
     if let Some(inode) = name.strip_prefix("socket:[").and_then(|rest| rest.strip_suffix("]")) {
-        return inode.parse().map(Kind::Socket).map_err(io::Error::other);
+        return inode.parse().map(|inode| Some(Kind::Socket(inode))).map_err(io::Error::other);
     }
     if !name.starts_with('/') {
-        return Ok(Kind::Other);
+        return Ok(None);
     }
     let stat = statx(CWD, descriptor, AtFlags::STATX_DONT_SYNC, StatxFlags::TYPE)?;
     let disk = DevNum { major: stat.stx_rdev_major, minor: stat.stx_rdev_minor };
     let is_disk = FileType::from_raw_mode(stat.stx_mode.into()).is_block_device();
-    Ok(if is_disk { Kind::Disk(disk) } else { Kind::Other })
+    Ok(is_disk.then_some(Kind::Disk(disk)))
 }
 
 #[cfg(test)]

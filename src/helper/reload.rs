@@ -28,7 +28,10 @@ pub(super) fn reload() -> Result<Value, Refusal> {
 fn pid() -> io::Result<Pid> {
     let text = small_file(Path::new(PID_FILE), 32)?;
     let number = str::from_utf8(&text).ok().and_then(|text| text.trim().parse().ok());
-    number.and_then(Pid::from_raw).ok_or_else(|| io::Error::other("there is no number in it"))
+    number
+        .filter(|number| *number > 0)
+        .and_then(Pid::from_raw)
+        .ok_or_else(|| io::Error::other("there is no number in it"))
 }
 
 /// SIGHUP kills whatever does not catch it: a child with a client on it, a server that only starts, a stranger.

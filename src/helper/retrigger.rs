@@ -23,9 +23,8 @@ pub(super) fn retrigger(serial: Serial) -> Result<Value, Refusal> {
     let sysfs = host_disks::sysfs();
     // Where it is not known whose the node is, the disk's serial decides.
     let candidate = |devnum: &DevNum| claimed || sysfs.node_group(*devnum).map_or(true, |gid| gid == Some(nbd_gid));
-    let limited::Answers { here: mut found, unread } =
-        limited::read(&sysfs, sysfs.list()?.into_iter().filter(candidate));
-    found.retain(|disk| disk.serial() == Some(serial));
+    let candidates = sysfs.list()?.into_iter().filter(candidate);
+    let limited::Answers { here: mut found, unread } = limited::read_those_of(&sysfs, candidates, serial);
     check(serial, claimed, &found, &unread)?;
     // In the moment since the reading the number could have got another disk.
     found.retain(|disk| !sysfs.still(disk.devnum, disk.diskseq).is_gone());
