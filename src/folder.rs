@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use rustix::fs::{CWD, Mode, OFlags};
+use rustix::io::Errno;
 
 use crate::place::{Found, Kind, NotOurs};
 
@@ -86,8 +87,16 @@ impl Folder {
     }
 
     fn open_whatever(&self) -> io::Result<OwnedFd> {
-        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        rustix::fs::openat(CWD, self.path(), flags, Mode::empty()).map_err(|error| self.about(&error.into()))
+        let open = |access| {
+            let flags = access | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+            rustix::fs::openat(CWD, self.path(), flags, Mode::empty())
+        };
+        // One that cannot be listed can still be worked in by name: what may be published in it must be taken away.
+        let opened = open(OFlags::RDONLY).or_else(|error| match error {
+            Errno::ACCESS => open(OFlags::PATH),
+            error => Err(error),
+        });
+        opened.map_err(|error| self.about(&error.into()))
     }
 
     /// The folder that was ours the last time, wherever it is now: what was made in it can be taken away.
@@ -110,7 +119,7 @@ impl Folder {
                 match rustix::fs::mkdirat(CWD, self.path(), Mode::from_raw_mode(0o755)) {
                     Ok(()) => tracing::warn!("{} was missing; it is made again", self.path().display()),
                     // Somebody else was faster.
-                    Err(rustix::io::Errno::EXIST) => {}
+                    Err(Errno::EXIST) => {}
                     Err(error) => return Err(self.about(&error.into())),
                 }
                 let folder = self.open()?;
