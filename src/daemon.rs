@@ -38,6 +38,7 @@ use crate::folder_watch::FolderWatch;
 use crate::helper_client::HelperClient;
 use crate::identity::VolumeId;
 use crate::limits;
+use crate::memory;
 use crate::place::Found;
 use crate::signals::{Asks, Signals};
 use crate::store::{self, Store};
@@ -52,6 +53,7 @@ const READERS: usize = 256;
 
 /// Runs the daemon until SIGTERM or SIGINT. Exports stay served.
 pub fn run(config: &Path) -> anyhow::Result<()> {
+    memory::few_heaps();
     let settings = config::load(config)?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()

@@ -16,6 +16,7 @@ pub mod effect;
 pub mod folder;
 pub mod identity;
 pub mod limits;
+mod memory;
 pub mod place;
 mod procfs;
 mod readable;

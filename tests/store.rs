@@ -245,16 +245,14 @@ fn removed_or_replaced(replaced: bool) {
     let saved = saved.split(';').next().unwrap();
     lab.nbdcopy_equals(&volume.export(), disk.file()).unwrap();
 
-    // As the hint says.
-    attachd.terminate().unwrap();
+    attachd.kill9().unwrap();
     if replaced {
         assert_eq!(fs::read_to_string(STORE).unwrap(), "a stranger's", "it is left alone");
+        // As the hint says.
+        fs::rename(STORE, "/var/lib/attachd/aside").unwrap();
     }
-    for suffix in ["", "-wal", "-shm"] {
-        let _ = fs::remove_file(format!("{STORE}{suffix}"));
-    }
-    fs::rename(saved, STORE).unwrap();
     let attachd = start(&lab);
+    assert!(!Path::new(saved).exists(), "it is the store again");
     let api = attachd.api();
     wait(&api, &volume, "ready");
     for (volume, status) in [(&volume, 200), (&before, 200), (&after, 404)] {

@@ -295,8 +295,7 @@ fn problems(seen: &Seen, store: &StoreHealth, files: &Check, settings: &Settings
     if let Some(copy) = store.saved.first() {
         let message =
             format!("a store was lost while attachd ran, and what was on record then is in {}", copy.display());
-        let hint =
-            "Compare it with `attachctl list`: put it in the store's place while attachd is stopped, or remove it.";
+        let hint = "Compare it with `attachctl list`: move the store away and restart attachd, which puts it in its place; or remove it.";
         add("STORE_SAVED", false, message, hint);
     }
     if let Some(why) = &files.refused {

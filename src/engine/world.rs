@@ -416,7 +416,7 @@ impl World {
 
 /// Gives back the memory of what was many and is few.
 fn shrink<K: Eq + std::hash::Hash, V>(map: &mut HashMap<K, V>) {
-    const LEAST: usize = 256;
+    const LEAST: usize = 32;
     if map.capacity() > LEAST && map.len() < map.capacity() / 8 {
         map.shrink_to(map.len() * 2);
     }

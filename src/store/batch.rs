@@ -8,7 +8,7 @@ use sqlx::{Arguments, AssertSqlSafe, Type};
 
 /// Statements sent at once. sqlx finds prepared statements again by their text, so this is a multiple of what repeats when
 /// much is written: one, two or three statements per volume.
-const AT_ONCE: usize = 48;
+const AT_ONCE: usize = 24;
 
 /// Collects statements, in order. Belongs into a transaction when they are more than one: it can fail half-way.
 #[derive(Default)]

@@ -104,7 +104,7 @@ impl StoreError {
             Self::Full { .. } => "Make room on its disk; it goes on by itself then. What is served stays served.",
             Self::Silent { .. } => "Check its disk and file system; it goes on by itself when that answers.",
             Self::Lost { .. } => {
-                "Stop attachd, put the saved file in the store's place (and remove -wal and -shm beside it), start attachd."
+                "Move away what is in its place, if anything is, and restart attachd: it puts the saved file there."
             }
             Self::Failed { .. } => "Repair the file or its folder; it goes on by itself then.",
             Self::Closed => "Ask again when attachd has started.",

@@ -25,6 +25,20 @@ pub(super) struct Opened {
 
 /// Opens it: for writing, or else for reading.
 pub(super) async fn open(options: Options<'_>) -> Result<Opened, StoreError> {
+    match put_back(options.path) {
+        Ok(None) => {}
+        Ok(Some(copy)) => {
+            tracing::warn!(
+                "{} was not there; the last saved copy is put back: {}",
+                options.path.display(),
+                copy.display()
+            );
+        }
+        Err(error) => {
+            let message = format!("it is not there, and its saved copy could not be put back: {error}");
+            return Err(StoreError::Failed { path: options.path.to_owned(), message });
+        }
+    }
     let failure = match open::writer(options).await {
         Ok(mut writer) => {
             let records = open::records(&mut writer.connection, options.path).await?;
@@ -116,12 +130,31 @@ async fn sync(path: PathBuf) -> io::Result<()> {
     synced.await.unwrap_or_else(|_| Err(io::Error::other("the thread that syncs has broken off")))
 }
 
-/// The saved copies that lie beside a store.
+/// A store that was lost while attachd ran has a saved copy; where nothing has its name now, that is the truth. Says which.
+fn put_back(store: &Path) -> io::Result<Option<PathBuf>> {
+    if store.symlink_metadata().is_ok() {
+        return Ok(None);
+    }
+    let Some(copy) = saved(store).pop() else { return Ok(None) };
+    // A log without its database is in the copy, and is not to be taken for the copy's own.
+    for suffix in ["-wal", "-shm"] {
+        match fs::rename(with(store, suffix), with(&copy, suffix)) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            result => result?,
+        }
+    }
+    fs::rename(&copy, store)?;
+    File::open(store.parent().unwrap_or(Path::new("/")))?.sync_all()?;
+    Ok(Some(copy))
+}
+
+/// The saved copies that lie beside a store, oldest first.
 pub(super) fn saved(store: &Path) -> Vec<PathBuf> {
     let Some((folder, name)) = store.parent().zip(store.file_name()) else { return Vec::new() };
     let begin = format!("{}{SAVED}", name.to_string_lossy());
     let entries = fs::read_dir(folder).into_iter().flatten().flatten();
-    let names = entries.filter(|entry| entry.file_name().to_string_lossy().starts_with(&begin));
+    let is_copy = |name: &str| name.starts_with(&begin) && !name.ends_with("-wal") && !name.ends_with("-shm");
+    let names = entries.filter(|entry| is_copy(&entry.file_name().to_string_lossy()));
     let mut paths: Vec<PathBuf> = names.map(|entry| entry.path()).collect();
     paths.sort();
     paths

@@ -17,6 +17,7 @@ use super::write::{self, Change};
 use super::{Options, Saved, StoreError, outbox, rescue};
 use crate::clock::Steady;
 use crate::identity::VolumeId;
+use crate::memory;
 
 /// Writes taken into one transaction: more would make whoever asks something wait for long.
 const AT_ONCE: usize = 512;
@@ -170,6 +171,7 @@ impl Task {
         if self.uncut >= WORTH_CUTTING && self.last_write.elapsed() >= QUIET {
             self.uncut = 0;
             self.checkpoint("PRAGMA wal_checkpoint(TRUNCATE)").await;
+            self.slim().await;
         }
     }
 
@@ -231,9 +233,11 @@ impl Task {
             return Ok(());
         }
         let Some(writer) = &mut self.writer else { return Err(self.why()) };
-        // Into a file that nobody finds again nothing is written.
-        let lost_before = lost(writer, self.failure.borrow().as_ref());
-        if let Some(lost) = lost_before {
+        // Into a file that nobody finds again nothing more is written.
+        let before = self.failure.borrow().clone();
+        if matches!(before, Some(StoreError::Lost { .. }))
+            && let Some(lost) = lost(writer, before.as_ref())
+        {
             return Err(self.failed(lost));
         }
         let asked = self.watch.ask();
@@ -414,6 +418,19 @@ impl Task {
             // The log stays longer; nothing is lost by that.
             tracing::warn!(store = %self.path.display(), %error, "the log could not be moved into the database");
         }
+    }
+
+    /// What a burst has left in memory goes: the statements that were prepared for it, and pages that are free.
+    async fn slim(&mut self) {
+        let Some(writer) = &mut self.writer else { return };
+        let asked = self.watch.ask();
+        let cleared = writer.connection.clear_cached_statements().await;
+        let shrunk = sqlx::query("PRAGMA shrink_memory").execute(&mut writer.connection).await;
+        drop(asked);
+        if let Err(error) = cleared.and(shrunk) {
+            tracing::debug!(%error, "SQLite has kept its memory");
+        }
+        memory::give_back();
     }
 
     async fn close(self) {

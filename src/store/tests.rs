@@ -174,12 +174,10 @@ async fn a_file_that_is_removed_or_replaced_is_noticed_without_a_write_refuses_a
             drop(store);
             task.await.unwrap();
         }
-        // Put in the store's place, the copy has everything.
-        for suffix in ["", "-wal", "-shm"] {
-            let _ = std::fs::remove_file(format!("{}{suffix}", place.file().display()));
-        }
         assert_eq!(rescue::saved(&place.file()), std::slice::from_ref(&copy));
-        std::fs::rename(&copy, place.file()).unwrap();
+        // Where nothing has the store's name, the copy is put there, and has everything. A log that is left is not its own.
+        std::fs::remove_file(place.file()).unwrap();
+        std::fs::write(place.0.path().join("attachd.db-wal"), "of the store before").unwrap();
         let (store, _task, records) = place.open().await;
         assert_eq!(records.len(), 1);
         assert_eq!(stored(&store, volume).await.len(), 1);
@@ -269,6 +267,26 @@ async fn who_waits_has_as_much_left_after_a_reboot_as_was_written_down() {
     let (_store, _task, records) = place.open_in("third").await;
     let left = waits(&records).left(Steady::now());
     assert!(left <= Duration::from_secs(42) && left > Duration::from_secs(30), "{left:?}");
+}
+
+#[tokio::test]
+async fn what_an_earlier_version_has_written_waits_as_long_as_it_was_to_but_never_longer() {
+    for (created, expected) in [(-400, 600), (5_000_000, 1000), (-5_000_000, 0)] {
+        let place = Place::new();
+        let (store, task, _) = place.open().await;
+        let created_at = clock::wall() + jiff::SignedDuration::from_secs(created);
+        store
+            .write(vec![Change::Intend(Intent { deadline_seconds: Some(1000), created_at, ..intent() })])
+            .await
+            .unwrap();
+        drop(store);
+        task.await.unwrap();
+        run(&mut place.other().await, "UPDATE intents SET waits_boot = NULL, waits_until = NULL, since = NULL").await;
+        let (_store, _task, records) = place.open().await;
+        let left = records[0].intent.deadline.unwrap().left(Steady::now()).as_secs();
+        assert!(left <= expected && left + 12 >= expected, "{left} for {created}");
+        assert_eq!(records[0].since, None);
+    }
 }
 
 #[tokio::test]
