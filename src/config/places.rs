@@ -204,6 +204,10 @@ fn above(place: &Place, owner: Option<u32>) -> Option<String> {
     let why = match found.map(|found| found.is_folder_of(owner)) {
         Ok(Ok(())) => return None,
         Ok(Err(why)) => why.to_string(),
+        // The package's folder is made when it is installed; a configuration may be checked before.
+        Err(error) if error.kind() == io::ErrorKind::NotFound && place.path == Settings::default().store => {
+            return None;
+        }
         Err(error) => error.to_string(),
     };
     Some(format!("its folder {}: {why}", above.display()))

@@ -40,7 +40,8 @@ fn a_garbled_request_to_the_helper_is_refused_and_said() {
     host.served();
 }
 
-/// As root could, or whoever has taken over the daemon: it marks nothing while the daemon looks.
+/// As whoever has taken over the daemon could: it marks nothing while the daemon looks. What attachd did not make is left
+/// alone, and said.
 #[test]
 fn a_claim_written_by_hand_and_one_taken_away_are_put_right_and_said() {
     let host = Host::installed();
@@ -49,14 +50,18 @@ fn a_claim_written_by_hand_and_one_taken_away_are_put_right_and_said() {
     let disk = host.lab().settled_disk(&stranger.serial, MIB).unwrap();
     let claims = Path::new("/var/lib/attachd/claims");
     fs::write(claims.join(&stranger.serial), "").unwrap();
+    let attachd = id_of("/etc/passwd", "attachd");
+    std::os::unix::fs::chown(claims.join(&stranger.serial), Some(attachd), Some(attachd)).unwrap();
     fs::write(claims.join("not-a-serial"), "").unwrap();
     fs::remove_file(claims.join(&volume.serial)).unwrap();
 
     host.run("attachctl", &["resync"]);
     assert!(!claims.join(&stranger.serial).exists() && claims.join(&volume.serial).exists());
-    journal_says(&host, "attachd", &[&stranger.serial, "belonged to no intent; repaired"]);
-    journal_says(&host, "attachd", &[&volume.serial, "was missing; repaired"]);
-    journal_says(&host, "attachd", &["not-a-serial", "repaired"]);
+    journal_says(&host, "attachd", &["belonged to no intent", &stranger.serial, "repaired"]);
+    journal_says(&host, "attachd", &["were missing", &volume.serial, "repaired"]);
+    assert!(claims.join("not-a-serial").exists(), "a stranger's file");
+    let health = host.api.get("/api/v1/health").unwrap().text;
+    assert!(health.contains("FOREIGN_CLAIMS") && health.contains("not-a-serial"), "{health}");
     host.run("udevadm", &["trigger", "--action=add", "--settle", disk.node().to_str().unwrap()]);
     assert_ne!(fs::metadata(disk.node()).unwrap().gid(), id_of("/etc/group", "attachd-nbd"));
     host.wait(&volume, "ready");

@@ -6,7 +6,7 @@ use std::os::unix::fs::MetadataExt;
 use lab::{Disk, Swap, Volume};
 use serde_json::{Value, json};
 
-use crate::host::{Host, MIB};
+use crate::host::{Host, MIB, id_of};
 
 /// Owner, group and mode of the disk's node.
 fn node_of(disk: &Disk) -> (u32, u32, u32) {
@@ -73,13 +73,18 @@ fn helper_refuses(host: &Host, volume: &Volume) {
     let claim = format!("/var/lib/attachd/claims/{}", volume.serial);
     let forged = !fs::exists(&claim).unwrap();
     if forged {
+        // The daemon takes away a claim of its own that it did not make, as soon as it is there.
+        host.run("systemctl", &["kill", "--signal=SIGSTOP", "attachd.service"]);
         fs::write(&claim, "").unwrap();
+        let attachd = id_of("/etc/passwd", "attachd");
+        std::os::unix::fs::chown(&claim, Some(attachd), Some(attachd)).unwrap();
     }
     let answer = host.ask_helper(&format!("retrigger {}\n", volume.serial));
     println!("{answer}");
     assert_eq!(answer["code"], "IN_USE_BY_HOST", "{answer}");
     if forged {
         fs::remove_file(&claim).unwrap();
+        host.run("systemctl", &["kill", "--signal=SIGCONT", "attachd.service"]);
     }
 }
 
