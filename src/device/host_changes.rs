@@ -136,7 +136,7 @@ async fn told(table: &AsyncFd<File>) {
 
 fn read(proc: &Path, sys: &Path) -> io::Result<Uses> {
     let mut uses = HostUse::read(proc)?.into_all();
-    for (below, used) in loops::uses(sys)?.into_iter().chain(stack::uses(sys)?) {
+    for (below, used) in loops::uses(proc, sys)?.into_iter().chain(stack::uses(sys)?) {
         uses.entry(below).or_default().push(used);
     }
     Ok(uses)

@@ -160,7 +160,7 @@ impl Sysfs {
     /// Every use of the disk and of its partitions.
     fn uses(&self, disk: &Disk, serial: Serial, host: &HostUse) -> io::Result<Vec<Use>> {
         let mut uses: Vec<Use> = host.of(disk.devnum).to_vec();
-        let loops = loops::uses(&self.inner.sys)?;
+        let loops = loops::uses(&self.inner.proc, &self.inner.sys)?;
         let under_loop = |number| loops.iter().filter(move |(below, _)| *below == number).map(|(_, used)| used.clone());
         uses.extend(under_loop(disk.devnum));
         uses.extend(holders(&disk.attributes)?);
