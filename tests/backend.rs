@@ -224,7 +224,15 @@ fn debian_12s_server_is_not_signalled_and_the_way_out_is_said() {
 
     lab.attachd_config(&config(&installed, "auto")).unwrap();
     let attachd = lab.attachd_start(bin(), &options).unwrap();
-    let backend = health(&attachd.api())["backend"].clone();
+    // Just after the start nothing is known of it yet.
+    let begun = Instant::now();
+    let backend = loop {
+        let backend = health(&attachd.api())["backend"].clone();
+        if backend["state"] != "unknown" {
+            break backend;
+        }
+        assert!(begun.elapsed() < SOON, "{backend}");
+    };
     assert_eq!((&backend["name"], &backend["mode"]), (&json!("nbd-server"), &json!("socket")), "{backend}");
     assert!(backend["because"].as_str().unwrap().contains("3.24"), "{backend}");
     assert_eq!(backend["state"], "down", "nothing holds the port");
