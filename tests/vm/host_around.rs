@@ -82,11 +82,10 @@ fn a_start_without_inotify_instances_names_the_limit_and_who_has_used_it_up() {
     let guest = Guest::up("a_start_without_inotify_instances_names_the_limit_and_who_has_used_it_up", Machine::Q35);
     let (volume, disk) = served(&guest);
     // inotify_init1, until there are no more.
-    let hog = "for (1..1000) { last if syscall(294, 0) < 0 } print \"done\\n\"; $| = 1; sleep 1000";
-    guest.run(&format!(
-        "systemctl stop attachd.socket attachd && systemd-run -q --unit=hog -p User=attachd perl -e '$| = 1; {hog}'"
-    ));
-    guest.eventually("journalctl --no-pager -o cat -u hog | grep -q done");
+    let hog = "$| = 1; for (1..1000) { last if syscall(294, 0) < 0 } open my $done, '>', '/tmp/done'; sleep 1000";
+    guest.run(&format!("cat >/run/hog.pl <<'END'\n{hog}\nEND\nsystemctl stop attachd.socket attachd"));
+    guest.run("systemd-run -q --unit=hog -p User=attachd perl /run/hog.pl");
+    guest.eventually("test -e /tmp/done");
     assert_ne!(guest.output("systemctl start attachd").code, 0, "the control: it cannot start");
     let said = guest.run("journalctl -b --no-pager -o cat -u attachd | grep 'cannot go on' | tail -1");
     println!("{said}");

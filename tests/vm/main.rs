@@ -22,6 +22,7 @@ mod wire;
 mod contents;
 mod cycles;
 mod eleven;
+mod full_disk;
 mod host_around;
 mod host_disks;
 mod name_reuse;

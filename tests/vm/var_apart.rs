@@ -48,11 +48,11 @@ fn while_var_is_not_mounted_every_disk_counts_as_claimed() {
     let other_disk = with_volume_group(&guest, &other, "twin");
     let var = move_var(&guest);
     guest.run(&format!("touch /etc/attachd/host-disks/{VAR_SERIAL}"));
-    // What is on record is on the /var of the next boot.
+    // What is on record is on the /var of the next boot. Below it a folder of claims stays, in which none is.
     guest.run(&format!("attachctl intent add {} && systemctl stop attachd.socket attachd", claimed.id));
     guest.run(&format!(
         "mount UUID={VAR_UUID} /mnt && rm -rf /mnt/lib/attachd && cp -a /var/lib/attachd /mnt/lib/ \
-         && rm -rf /var/lib/attachd/claims && umount /mnt"
+         && rm /var/lib/attachd/claims/* && umount /mnt"
     ));
     guest.shut_down();
 
@@ -76,7 +76,7 @@ fn while_var_is_not_mounted_every_disk_counts_as_claimed() {
 fn a_var_whose_disk_is_not_on_record_is_found_all_the_same() {
     let guest = Guest::up("a_var_whose_disk_is_not_on_record_is_found_all_the_same", Machine::Q35);
     let var = move_var(&guest);
-    guest.run("rm -rf /var/lib/attachd/claims; systemctl stop attachd.socket attachd");
+    guest.run("systemctl stop attachd.socket attachd && rm -rf /var/lib/attachd/claims");
     guest.shut_down();
     guest.start(&[&var]);
     guest.run("findmnt -no SOURCE /var");
