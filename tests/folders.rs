@@ -235,20 +235,20 @@ fn a_folder_of_exports_that_is_gone_or_somebody_elses_is_said_at_once_and_heals_
     let away = "/run/exports.away";
     let ways: [(&str, fn()); 4] = [
         ("is missing", || fs::rename(EXPORTS, "/run/exports.away").unwrap()),
+        // At one stroke: else it is missing in between, and that may be what is seen.
         ("it is a link, not a folder", || {
-            fs::rename(EXPORTS, "/run/exports.away").unwrap();
-            symlink("/run/other", EXPORTS).unwrap();
+            symlink("/run/other", "/run/exports.away").unwrap();
+            exchange("/run/exports.away", EXPORTS);
         }),
         ("it is a file, not a folder", || {
-            fs::write("/run/attachd/file", "").unwrap();
-            exchange("/run/attachd/file", EXPORTS);
-            fs::rename("/run/attachd/file", "/run/exports.away").unwrap();
+            fs::write("/run/exports.away", "").unwrap();
+            exchange("/run/exports.away", EXPORTS);
         }),
         ("belongs to the user 65534", || {
-            fs::rename(EXPORTS, "/run/exports.away").unwrap();
-            fs::create_dir(EXPORTS).unwrap();
-            fs::set_permissions(EXPORTS, fs::Permissions::from_mode(0o777)).unwrap();
-            chown(EXPORTS, Some(65534), None).unwrap();
+            fs::create_dir("/run/exports.away").unwrap();
+            fs::set_permissions("/run/exports.away", fs::Permissions::from_mode(0o777)).unwrap();
+            chown("/run/exports.away", Some(65534), None).unwrap();
+            exchange("/run/exports.away", EXPORTS);
         }),
     ];
     for (words, way) in ways {
