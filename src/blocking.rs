@@ -7,6 +7,8 @@ use std::time::Duration;
 
 use tokio::sync::{Semaphore, oneshot};
 
+use crate::limits;
+
 /// Threads at one time.
 const AT_ONCE: usize = 32;
 
@@ -25,7 +27,10 @@ pub(crate) async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send 
         drop(place);
         let _ = done.send(result);
     });
-    begun.map_err(|error| io::Error::new(error.kind(), format!("no thread can be had: {error}")))?;
+    begun.map_err(|error| {
+        let error = limits::explained(limits::Call::Thread, error);
+        io::Error::new(error.kind(), format!("no thread can be had: {error}"))
+    })?;
     outcome.await.map_err(|_| io::Error::other("the work broke off by a defect of attachd; please report it"))
 }
 

@@ -21,6 +21,7 @@ use crate::config::{self, ServerSettings, Settings};
 use crate::device::evidence::Ground;
 use crate::device::host_changes::HostChanges;
 use crate::device::monitor::Monitor;
+use crate::device::reader_process;
 use crate::device::sysfs::Sysfs;
 use crate::engine::{Engine, Handle, Tools};
 use crate::export::backend::{Backend, Contents, Which};
@@ -55,6 +56,8 @@ const READERS: usize = 256;
 pub fn run(config: &Path) -> anyhow::Result<()> {
     memory::few_heaps();
     let settings = config::load(config)?;
+    // Also when its file was replaced by an upgrade.
+    reader_process::begin("/proc/self/exe".into());
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .max_blocking_threads(READERS)

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 use std::process::ExitCode;
 
+use attachd::device::reader_process;
 use attachd::{config, daemon, telemetry};
 use clap::{Parser, Subcommand};
 
@@ -21,6 +22,9 @@ struct Arguments {
 enum Command {
     /// Run the daemon (the default).
     Run,
+    /// What the daemon starts by itself.
+    #[command(name = reader_process::ARGUMENT, hide = true)]
+    ReadAttributes,
     /// Check the configuration and say every mistake with its place.
     CheckConfig,
 }
@@ -29,6 +33,9 @@ fn main() -> ExitCode {
     let arguments = Arguments::parse();
     if matches!(arguments.command, Some(Command::CheckConfig)) {
         return config::report(&arguments.config);
+    }
+    if matches!(arguments.command, Some(Command::ReadAttributes)) {
+        return reader_process::serve();
     }
     let _flush = telemetry::init();
     match daemon::run(&arguments.config) {

@@ -9,6 +9,7 @@ use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 
+use super::reader_process;
 use crate::procfs::unless_gone;
 use rustix::fs::{AtFlags, CWD, Mode, OFlags, RawDir};
 
@@ -34,6 +35,12 @@ impl Attributes {
     /// The text of an attribute. What is no UTF-8 in it is shown as such.
     pub fn text(&self, name: &str) -> io::Result<String> {
         Attribute::open(self, name)?.text()
+    }
+
+    /// The text of an attribute that asks the device, and may get no answer.
+    pub fn asked_text(&self, name: &str) -> io::Result<String> {
+        let Attribute(file) = Attribute::open(self, name)?;
+        Ok(String::from_utf8_lossy(&reader_process::read(&file)?).into_owned())
     }
 
     /// The bytes of an attribute that is no text.

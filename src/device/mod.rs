@@ -16,6 +16,7 @@ pub mod host_changes;
 pub mod limited;
 mod loops;
 pub mod monitor;
+pub mod reader_process;
 pub mod scheme;
 pub mod stack;
 pub mod sysfs;

@@ -19,6 +19,8 @@ pub(crate) struct Disk {
     pub(crate) serial: String,
     pub(crate) read_only: bool,
     pub(crate) bus: Bus,
+    /// The socket of a storage server that has the contents; `None`: the file itself.
+    pub(crate) storage: Option<PathBuf>,
 }
 
 /// How the guest sees a disk.
@@ -43,7 +45,7 @@ impl Disk {
         let id = format!("disk{number}");
         let file = folder.join(format!("{id}.img"));
         File::create_new(&file).unwrap().set_len(size).unwrap();
-        Self { id, file, serial: serial.to_owned(), read_only: false, bus: Bus::Virtio }
+        Self { id, file, serial: serial.to_owned(), read_only: false, bus: Bus::Virtio, storage: None }
     }
 
     pub(crate) fn read_only(self) -> Self {
@@ -52,6 +54,11 @@ impl Disk {
 
     pub(crate) fn on(self, bus: Bus) -> Self {
         Self { bus, ..self }
+    }
+
+    /// Its contents come from a storage server, which has the file open.
+    pub(crate) fn behind(self, storage: &Path) -> Self {
+        Self { storage: Some(storage.to_owned()), ..self }
     }
 
     /// The checksum of its contents, as `sha256sum` says it.

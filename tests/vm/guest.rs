@@ -57,7 +57,7 @@ impl Guest {
         let copy = Command::new("cp").args(["--sparse=always", "--reflink=auto"]).arg(&image.root).arg(&file).status();
         assert!(copy.unwrap().success());
         let serial = ROOT_SERIAL.to_owned();
-        let root = Disk { id: "root".to_owned(), file, serial, read_only: false, bus: Bus::Virtio };
+        let root = Disk { id: "root".to_owned(), file, serial, read_only: false, bus: Bus::Virtio, storage: None };
         let name = name.to_owned();
         Self { name, machine, image, folder, root, slots: RefCell::default(), running: RefCell::new(None) }
     }

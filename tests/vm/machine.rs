@@ -67,6 +67,10 @@ impl Machine {
         if !disk.serial.is_empty() {
             device["serial"] = json!(disk.serial);
         }
+        if disk.storage.is_some() {
+            // One queue, so that it is full for everybody when it is full.
+            device["num-queues"] = json!(1);
+        }
         match (disk.bus, self) {
             (Bus::Scsi, _) => device["bus"] = json!(format!("{SCSI}.0")),
             (Bus::Virtio, Self::Q35) => device["bus"] = json!(format!("slot{slot}")),
@@ -82,7 +86,10 @@ impl Machine {
 
 /// What `blockdev-add` takes for a disk.
 pub(crate) fn blockdev(disk: &Disk) -> Value {
-    let file = json!({ "driver": "file", "filename": disk.file, "locking": "off" });
+    let file = match &disk.storage {
+        None => json!({ "driver": "file", "filename": disk.file, "locking": "off" }),
+        Some(socket) => json!({ "driver": "nbd", "server": { "type": "unix", "path": socket } }),
+    };
     json!({ "driver": "raw", "node-name": node(disk), "read-only": disk.read_only, "file": file })
 }
 

@@ -31,4 +31,5 @@ mod power_cut;
 mod reboot;
 mod scsi;
 mod served;
+mod stall;
 mod var_apart;

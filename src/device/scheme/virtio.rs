@@ -19,7 +19,7 @@ impl Scheme for Virtio {
 
     fn serial(&self, disk: &Attributes) -> io::Result<Option<String>> {
         // No newline when the serial fills all 20 bytes, an empty file when there is none.
-        let text = disk.text("serial")?;
+        let text = disk.asked_text("serial")?;
         Ok(Some(text.trim_end_matches('\n').to_owned()).filter(|serial| !serial.is_empty()))
     }
 
