@@ -15,11 +15,28 @@ pub const CHECKS: usize = 16;
 /// questions to the helper with their watches, files that are just being read or written.
 const OWN: usize = 256;
 
-/// The API's connections, where descriptors allow it.
-const CLIENTS: usize = 512;
+/// How many descriptors the clients of the API may have, by what for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Clients {
+    /// Connections that are served.
+    pub served: usize,
+    /// Connections that wait for that.
+    pub waiting: usize,
+    /// Requests that stay open, whose clients are watched by one descriptor more each.
+    pub watched: usize,
+}
+
+/// Where descriptors allow it.
+const CLIENTS: Clients = Clients { served: 512, waiting: 512, watched: 256 };
 
 /// With fewer, clients would be turned away all the time.
-const FEWEST_CLIENTS: usize = 16;
+const FEWEST_CLIENTS: Clients = Clients { served: 16, waiting: 8, watched: 8 };
+
+impl Clients {
+    const fn all(self) -> usize {
+        self.served + self.waiting + self.watched
+    }
+}
 
 /// Takes all descriptors that the service manager allows: its lower limit is for programs that use select(2). Says what is
 /// too little.
@@ -28,9 +45,9 @@ pub fn take_all() -> io::Result<()> {
     if current != maximum {
         setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum })?;
     }
-    let wanted = u64::try_from(CLIENTS + HANDSHAKES + CHECKS + OWN).unwrap_or(u64::MAX);
+    let wanted = u64::try_from(CLIENTS.all() + HANDSHAKES + CHECKS + OWN).unwrap_or(u64::MAX);
     if let Some(limit) = maximum.filter(|limit| *limit < wanted) {
-        let clients = clients();
+        let clients = clients().served;
         tracing::warn!(
             limit,
             clients,
@@ -40,14 +57,21 @@ pub fn take_all() -> io::Result<()> {
     Ok(())
 }
 
-/// How many connections the API may have.
-pub fn clients() -> usize {
+/// What the API's clients may have.
+pub fn clients() -> Clients {
     clients_of(getrlimit(Resource::Nofile).current)
 }
 
-fn clients_of(limit: Option<u64>) -> usize {
+fn clients_of(limit: Option<u64>) -> Clients {
     let limit = limit.and_then(|limit| usize::try_from(limit).ok()).unwrap_or(usize::MAX);
-    limit.saturating_sub(HANDSHAKES + CHECKS + OWN).clamp(FEWEST_CLIENTS, CLIENTS)
+    let left = limit.saturating_sub(HANDSHAKES + CHECKS + OWN);
+    let left = left.min(CLIENTS.all());
+    let share = |most: usize, fewest: usize| (left * most / CLIENTS.all()).max(fewest);
+    Clients {
+        served: share(CLIENTS.served, FEWEST_CLIENTS.served),
+        waiting: share(CLIENTS.waiting, FEWEST_CLIENTS.waiting),
+        watched: share(CLIENTS.watched, FEWEST_CLIENTS.watched),
+    }
 }
 
 #[cfg(test)]
@@ -58,10 +82,10 @@ mod tests {
     fn clients_get_what_is_left_and_never_what_attachd_needs() {
         assert_eq!(clients_of(None), CLIENTS);
         assert_eq!(clients_of(Some(524_288)), CLIENTS);
-        assert_eq!(clients_of(Some(1024)), CLIENTS);
+        assert!(clients_of(Some(1024)).served > CLIENTS.served / 2);
         for limit in [512, 700, 1024, 4096] {
             let limit_of_all = usize::try_from(limit).unwrap();
-            assert!(clients_of(Some(limit)) + HANDSHAKES + CHECKS + OWN <= limit_of_all, "{limit}");
+            assert!(clients_of(Some(limit)).all() + HANDSHAKES + CHECKS + OWN <= limit_of_all, "{limit}");
         }
         assert_eq!(clients_of(Some(64)), FEWEST_CLIENTS);
     }

@@ -30,6 +30,7 @@ use utoipa::OpenApi;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
+use crate::budget;
 use crate::clock;
 use crate::config::Settings;
 use crate::device::monitor;
@@ -40,9 +41,6 @@ use crate::store::Store;
 use error::ApiError;
 pub use serve::{Listener, serve};
 use shares::Places;
-
-/// Requests that stay open (events, `?wait=`) at one time.
-const LONG_REQUESTS: usize = 256;
 
 /// Requests under way that change something.
 const CHANGES: usize = 256;
@@ -87,7 +85,7 @@ impl Context {
             backend,
             checks: checked::Checks::of(server),
             started: clock::wall(),
-            long_requests: Places::new(LONG_REQUESTS),
+            long_requests: Places::new(budget::clients().watched),
             changes: Places::new(CHANGES),
             lists: Places::new(LISTS),
         };

@@ -16,7 +16,7 @@ use tower::ServiceExt;
 use super::error::{self, ApiError};
 use super::line::{Line, Wire};
 use super::shares::Places;
-use crate::budget;
+use crate::budget::{self, Clients};
 use crate::config;
 
 /// How long a connection may take for a request's head, idle time included.
@@ -81,7 +81,8 @@ impl Listener {
 
 /// Answers until `stop` changes, then lets running requests end; the caller bounds how long.
 pub async fn serve(listener: Listener, router: axum::Router, mut stop: watch::Receiver<bool>) {
-    let places = Places::new(budget::clients());
+    let Clients { served, waiting, .. } = budget::clients();
+    let (places, waiting) = (Arc::new(Places::new(served)), Places::new(waiting));
     let connections = hyper_util::server::graceful::GracefulShutdown::new();
     let mut http = hyper::server::conn::http1::Builder::new();
     http.timer(TokioTimer::new())
@@ -102,22 +103,33 @@ pub async fn serve(listener: Listener, router: axum::Router, mut stop: watch::Re
         };
         let line = Line::new(stream);
         let uid = line.uid();
-        let Some(place) = places.try_take(uid) else {
+        let place = places.try_take(uid);
+        let turn = if place.is_none() { waiting.try_take(uid) } else { None };
+        if place.is_none() && turn.is_none() {
             line.refuse(&error::raw(&no_place(places.share(uid))));
             continue;
-        };
-        let line = Arc::new(line);
-        let wire = Wire::new(Arc::clone(&line));
-        let peer = Peer { uid, line };
-        let service = router.clone().map_request(move |mut request: axum::http::Request<_>| {
-            request.extensions_mut().insert(peer.clone());
-            request
-        });
-        let connection = http.serve_connection(TokioIo::new(wire), TowerToHyperService::new(service));
-        let connection = connections.watch(connection);
+        }
+        let peer = Peer { uid, line: Arc::new(line) };
+        let (places, watcher, mut stop) = (Arc::clone(&places), connections.watcher(), stop.clone());
+        let (http, router) = (http.clone(), router.clone());
         tokio::spawn(async move {
+            let place = if place.is_some() {
+                place
+            } else {
+                tokio::select! {
+                    place = places.take(uid) => place,
+                    _ = stop.changed() => return,
+                }
+            };
+            drop(turn);
+            let wire = Wire::new(Arc::clone(&peer.line));
+            let service = router.map_request(move |mut request: axum::http::Request<_>| {
+                request.extensions_mut().insert(peer.clone());
+                request
+            });
+            let connection = http.serve_connection(TokioIo::new(wire), TowerToHyperService::new(service));
             // A client that breaks off, takes nothing or sends what is not HTTP has been answered; nothing is left to do.
-            let _ = connection.await;
+            let _ = watcher.watch(connection).await;
             drop(place);
         });
     }
@@ -127,7 +139,9 @@ pub async fn serve(listener: Listener, router: axum::Router, mut stop: watch::Re
 }
 
 fn no_place(share: usize) -> ApiError {
-    let text = format!("this user already has its share of {share} connections, or all are in use; close some");
+    let text = format!(
+        "this user already has its share of {share} connections, and as many wait, or all are in use; close some"
+    );
     ApiError::unavailable("TOO_MANY_CONNECTIONS", text)
 }
 

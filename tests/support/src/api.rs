@@ -106,19 +106,27 @@ impl Api {
 
     /// An open connection, for half-sent requests.
     pub fn connect(&self, limit: Duration) -> Result<UnixStream> {
-        let at = || format!("connecting to {}", self.socket.display());
-        let connect = || UnixStream::connect(&self.socket).with_context(at);
-        let stream = match self.user {
-            None => connect()?,
+        self.connections(1, limit)?.pop().context("one connection")
+    }
+
+    /// So many open connections, within a moment.
+    pub fn connections(&self, count: usize, limit: Duration) -> Result<Vec<UnixStream>> {
+        let connect = || -> Result<UnixStream> {
+            let at = || format!("connecting to {}", self.socket.display());
+            let stream = UnixStream::connect(&self.socket).with_context(at)?;
+            stream.set_read_timeout(Some(limit))?;
+            stream.set_write_timeout(Some(limit))?;
+            Ok(stream)
+        };
+        let all = || (0..count).map(|_| connect()).collect();
+        match self.user {
+            None => all(),
             // The socket remembers who has connected it; a thread of its own can be somebody else.
             Some(uid) => std::thread::scope(|scope| {
-                let connected = scope.spawn(|| crate::people::become_user(uid).and_then(|()| connect())).join();
+                let connected = scope.spawn(|| crate::people::become_user(uid).and_then(|()| all())).join();
                 connected.map_err(|_| anyhow::anyhow!("the thread that connects has panicked"))?
-            })?,
-        };
-        stream.set_read_timeout(Some(limit))?;
-        stream.set_write_timeout(Some(limit))?;
-        Ok(stream)
+            }),
+        }
     }
 
     /// Follows `/api/v1/events`. Returns when the server has answered, so nothing that happens later is missed.
