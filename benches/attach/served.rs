@@ -14,7 +14,6 @@ use attachd::device::facts::LinkTarget;
 use attachd::device::sysfs::Sysfs;
 use attachd::device::table::Device;
 use attachd::device::{DevNum, scheme};
-use attachd::export::links::Links;
 use attachd::export::probe;
 use attachd::identity::VolumeId;
 use attachd::store::{Change, Store};
@@ -168,7 +167,6 @@ struct Poll {
     runtime: Runtime,
     sysfs: Sysfs,
     ground: Ground,
-    links: Links,
     store: Store,
     _task: JoinHandle<()>,
 }
@@ -180,7 +178,7 @@ impl Poll {
         let sysfs = Sysfs::new(scheme::by_name("loop").into_iter().collect(), "/etc/attachd/host-disks".into());
         let ground = Ground { boot_id: sysfs.boot_id()?, nbd_gid: people::NBD.id };
         let (store, task) = runtime.block_on(setup::open_store(&folder.join("poll.db")))?;
-        Ok(Self { runtime, sysfs, ground, links: Links::new(EXPORTS.into()), store, _task: task })
+        Ok(Self { runtime, sysfs, ground, store, _task: task })
     }
 
     fn turn(&mut self, stage: &Stage, samples: &mut Samples) -> Result<()> {
@@ -211,7 +209,8 @@ impl Poll {
         };
         self.store.write(vec![Change::Map(id, evidence.clone())]).await?;
         ensure!(self.sysfs.still(evidence.devnum, evidence.diskseq).is_here(), "the disk was exchanged");
-        self.links.make(id, &evidence.link)?;
+        // As attachd does it, which makes links in a folder of its own user only.
+        symlink(&evidence.link, Path::new(EXPORTS).join(id.export_name()))?;
         let (served, _goodbye) =
             probe::probe(probe::greet(&probe::Endpoint::new(SERVER, None)).await?, &id.export_name()).await?;
         ensure!(served.size == evidence.size_bytes, "{served:?}");

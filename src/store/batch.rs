@@ -4,11 +4,16 @@
 use sqlx::encode::Encode;
 use sqlx::error::BoxDynError;
 use sqlx::sqlite::{Sqlite, SqliteArguments, SqliteConnection};
-use sqlx::{Arguments, AssertSqlSafe, Type};
+use sqlx::{Arguments, AssertSqlSafe, SqlSafeStr, SqlStr, Type};
 
 /// Statements sent at once. sqlx finds prepared statements again by their text, so this is a multiple of what repeats when
 /// much is written: one, two or three statements per volume.
 const AT_ONCE: usize = 24;
+
+/// The text by which sqlx knows a statement that was carried out alone.
+pub(super) fn alone(sql: &'static str) -> SqlStr {
+    AssertSqlSafe(format!("{sql};")).into_sql_str()
+}
 
 /// Collects statements, in order. Belongs into a transaction when they are more than one: it can fail half-way.
 #[derive(Default)]

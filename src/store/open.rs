@@ -9,7 +9,7 @@ use sqlx::{Connection, SqlSafeStr};
 
 use super::files::Files;
 use super::history::{self, Seen};
-use super::{Options, StoreError, read};
+use super::{Options, StoreError, read, write};
 use crate::volume::Record;
 
 /// SQLite's own copies of pages: 256 KiB. Its two megabytes would fill over weeks with the stories of volumes long gone,
@@ -26,8 +26,9 @@ const LOG_STAYS: &str = "4194304";
 /// Rows read ahead: with fewer SQLite's thread and this one keep waking each other.
 const ROWS: usize = 1000;
 
-/// Prepared statements kept, each of them up to [`super::batch`]'s limit long.
-const STATEMENTS: usize = 16;
+/// Prepared statements kept: more than a volume's life takes. Long ones come with a burst, and go after it
+/// ([`super::task`]).
+const STATEMENTS: usize = 64;
 
 /// How long SQLite waits for another program's lock. Whoever asks waits for a write under way, and then for his own.
 const LOCKED: Duration = Duration::from_millis(300);
@@ -50,6 +51,7 @@ pub(super) async fn writer(options: Options<'_>) -> Result<Writer, StoreError> {
         history::rebase(&mut connection, options.boot_id).await?;
         let seen = Seen::load(&mut connection, options.boot_id).await?;
         seen.keep(&mut connection, options.boot_id).await?;
+        write::prepare(&mut connection).await?;
         while seen.prune(&mut connection, options.history_days).await? {}
         let busy = format!("PRAGMA busy_timeout = {}", LOCKED.as_millis());
         sqlx::query(sqlx::AssertSqlSafe(busy)).execute(&mut connection).await?;

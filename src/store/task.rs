@@ -34,6 +34,9 @@ const QUIET: Duration = Duration::from_secs(2);
 /// Commits that are worth that.
 const WORTH_CUTTING: u32 = 20;
 
+/// Changes that leave something in memory.
+const MANY: usize = 2000;
+
 pub(super) type Answer = oneshot::Sender<Result<(), StoreError>>;
 
 pub(super) enum Command {
@@ -71,6 +74,8 @@ pub(super) struct Task {
     commits: u32,
     /// Since the log's file was last cut.
     uncut: u32,
+    /// Changes since memory was last given back.
+    changes: usize,
     last_write: Instant,
     /// When what failed is tried again.
     again_at: Instant,
@@ -101,6 +106,7 @@ impl Task {
             outbox: Outbox::Filled,
             commits: 0,
             uncut: 0,
+            changes: 0,
             last_write: Instant::now(),
             again_at: Instant::now() + RETRY,
             pruned: Steady::now(),
@@ -171,7 +177,9 @@ impl Task {
         if self.uncut >= WORTH_CUTTING && self.last_write.elapsed() >= QUIET {
             self.uncut = 0;
             self.checkpoint("PRAGMA wal_checkpoint(TRUNCATE)").await;
-            self.slim().await;
+            if std::mem::take(&mut self.changes) >= MANY {
+                self.slim().await;
+            }
         }
     }
 
@@ -255,6 +263,7 @@ impl Task {
                 }
                 self.commits += 1;
                 self.uncut = self.uncut.saturating_add(1);
+                self.changes = self.changes.saturating_add(changes.len());
                 self.last_write = Instant::now();
                 self.works();
                 Ok(())
@@ -426,8 +435,9 @@ impl Task {
         let asked = self.watch.ask();
         let cleared = writer.connection.clear_cached_statements().await;
         let shrunk = sqlx::query("PRAGMA shrink_memory").execute(&mut writer.connection).await;
+        let ready = write::prepare(&mut writer.connection).await;
         drop(asked);
-        if let Err(error) = cleared.and(shrunk) {
+        if let Err(error) = cleared.and(shrunk.map(drop)).and(ready) {
             tracing::debug!(%error, "SQLite has kept its memory");
         }
         memory::give_back();

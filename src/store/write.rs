@@ -1,8 +1,9 @@
 //! Changes, and the transaction that makes them durable.
 
+use sqlx::Executor;
 use sqlx::sqlite::SqliteConnection;
 
-use super::batch::{Batch, Values};
+use super::batch::{self, Batch, Values};
 use super::news::News;
 use crate::clock::{self, Steady};
 use crate::device::evidence::Evidence;
@@ -40,6 +41,18 @@ impl Change {
             Self::News(..) => "commit.state",
         }
     }
+}
+
+const MAP: &str = "INSERT INTO mappings \
+    (volume_id, serial, scheme, device_path, devnum, diskseq, size_bytes, read_only, boot_id, proven_at) \
+    VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (volume_id) DO UPDATE SET \
+    serial = excluded.serial, scheme = excluded.scheme, device_path = excluded.device_path, \
+    devnum = excluded.devnum, diskseq = excluded.diskseq, size_bytes = excluded.size_bytes, \
+    read_only = excluded.read_only, boot_id = excluded.boot_id, proven_at = excluded.proven_at";
+
+/// Has the one statement ready that a disk waits for.
+pub(super) async fn prepare(connection: &mut SqliteConnection) -> sqlx::Result<()> {
+    connection.prepare(batch::alone(MAP)).await.map(drop)
 }
 
 /// Writes all changes durably or none. Says whether the outbox has got something.
@@ -119,14 +132,7 @@ fn apply(batch: &mut Batch, change: &Change, boot_id: &str) {
             .bind(volume.to_string());
             batch.add("DELETE FROM intents WHERE volume_id = ?").bind(volume.to_string())
         }
-        Change::Map(volume, evidence) => batch.add(
-            "INSERT INTO mappings \
-             (volume_id, serial, scheme, device_path, devnum, diskseq, size_bytes, read_only, boot_id, proven_at) \
-             VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (volume_id) DO UPDATE SET \
-             serial = excluded.serial, scheme = excluded.scheme, device_path = excluded.device_path, \
-             devnum = excluded.devnum, diskseq = excluded.diskseq, size_bytes = excluded.size_bytes, \
-             read_only = excluded.read_only, boot_id = excluded.boot_id, proven_at = excluded.proven_at",
-        )
+        Change::Map(volume, evidence) => batch.add(MAP)
         .bind(volume.to_string())
         .bind(evidence.serial.to_string())
         .bind(&evidence.scheme)
