@@ -92,7 +92,6 @@ impl Process {
             .arg(ARGUMENT)
             .env_clear()
             .stdin(Stdio::from(theirs))
-            .stdout(Stdio::null())
             .spawn()
             .map_err(|error| limits::explained(limits::Call::Thread, error))?;
         let process = Arc::new(Self {
