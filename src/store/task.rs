@@ -145,8 +145,11 @@ impl Task {
                 self.beside().await;
             }
         }
-        // What was posted last, and is in nobody's way.
+        // What was posted last, and is in nobody's way; nor is it left out of the predecessor's tables until the next start.
         self.write(Vec::new()).await;
+        while self.outbox == Outbox::Filled && self.failure.borrow().is_none() && self.writer.is_some() {
+            self.project().await;
+        }
         self.close().await;
     }
 

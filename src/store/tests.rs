@@ -92,6 +92,23 @@ async fn a_projection_that_failed_is_made_up_for_without_another_write() {
 }
 
 /// Waits until there is such a row.
+#[tokio::test]
+async fn what_was_posted_last_is_in_the_predecessors_tables_when_the_daemon_has_ended() {
+    let place = Place::new();
+    let (store, task, _) = place.open().await;
+    let (volume, evidence) = (sample::volume(), proven());
+    let mapping = Some((evidence.link.clone(), evidence.size_bytes));
+    let projection = Projection { vm_id: "vm".into(), at: evidence.at, mapping, export_status: Some("active") };
+    store.write(vec![Change::Intend(intent()), Change::Map(volume, evidence)]).await.unwrap();
+    store.post(volume, vec![News::Project(projection)]);
+    drop(store);
+    task.await.unwrap();
+    let mut other = place.other().await;
+    let left: i64 = sqlx::query_scalar("SELECT count(*) FROM outbox").fetch_one(&mut other).await.unwrap();
+    let told: i64 = sqlx::query_scalar("SELECT count(*) FROM nbd_exports").fetch_one(&mut other).await.unwrap();
+    assert_eq!((left, told), (0, 1));
+}
+
 async fn until(connection: &mut SqliteConnection, rows: &'static str) {
     let mut looks = tokio::time::interval(Duration::from_millis(20));
     for _ in 0..500 {
