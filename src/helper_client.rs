@@ -15,8 +15,8 @@ use tokio::sync::Semaphore;
 use tokio::time::Instant;
 
 use crate::device::DevNum;
-use crate::device::evidence::IN_USE_BY_HOST;
 use crate::identity::Serial;
+use crate::reason::HelperCode;
 
 /// The helper answers in milliseconds; systemd may have to start it first. Counts from when a request has its place.
 const TIME_LIMIT: Duration = Duration::from_secs(5);
@@ -32,9 +32,6 @@ const AGAIN: (Duration, Duration) = (Duration::from_millis(200), Duration::from_
 
 /// The question that has the host's own disks written down.
 const HOST_DISKS: &str = "host-disks\n";
-
-/// The code for "no NBD server has this device open".
-const NOT_OPEN: &str = "NOT_OPEN";
 
 /// Asks the helper. All clones share its places and what is known of it.
 #[derive(Debug, Clone)]
@@ -73,7 +70,7 @@ pub enum HelperError {
     #[error("attachd-helper refused: {message} ({code})")]
     Refused {
         /// For programs.
-        code: String,
+        code: HelperCode,
         /// For people.
         message: String,
     },
@@ -152,7 +149,7 @@ impl HelperClient {
     pub async fn holders(&self, devnum: DevNum) -> Result<Option<Holders>, HelperError> {
         match self.ask(&format!("holders {devnum}\n")).await {
             Ok(Answer { clients, exact, .. }) => Ok(Some(Holders { clients, exact })),
-            Err(HelperError::Refused { code, .. }) if code == NOT_OPEN => Ok(None),
+            Err(HelperError::Refused { code: HelperCode::NotOpen, .. }) => Ok(None),
             Err(error) => Err(error),
         }
     }
@@ -161,7 +158,7 @@ impl HelperClient {
     pub async fn exclusive(&self, devnum: DevNum, serial: Serial) -> Result<Exclusive, HelperError> {
         match self.ask(&format!("exclusive {devnum} {serial}\n")).await {
             Ok(Answer { diskseq, .. }) => Ok(Exclusive::Free { diskseq }),
-            Err(HelperError::Refused { code, message }) if code == IN_USE_BY_HOST => Ok(Exclusive::Used(message)),
+            Err(HelperError::Refused { code: HelperCode::InUseByHost, message }) => Ok(Exclusive::Used(message)),
             Err(error) => Err(error),
         }
     }
@@ -222,7 +219,11 @@ impl HelperClient {
             Err(error) => Err((Instant::now(), error.clone())),
         });
         let answer: Answer = answer?;
-        if answer.ok { Ok(answer) } else { Err(HelperError::Refused { code: answer.code, message: answer.error }) }
+        if answer.ok {
+            return Ok(answer);
+        }
+        let code = HelperCode::from_name(&answer.code).unwrap_or(HelperCode::Other);
+        Err(HelperError::Refused { code, message: answer.error })
     }
 
     async fn exchange(&self, line: &str) -> std::io::Result<String> {

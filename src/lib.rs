@@ -20,6 +20,7 @@ mod memory;
 pub mod place;
 mod procfs;
 mod readable;
+pub mod reason;
 
 pub mod config;
 pub mod device;

@@ -7,6 +7,7 @@ use utoipa::ToSchema;
 use crate::clock::{self, Steady};
 use crate::device::evidence::Evidence;
 use crate::identity::{Serial, VolumeId};
+use crate::reason::Code;
 
 /// A durable wish that a volume be mapped and exported on this host.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -123,7 +124,7 @@ impl std::fmt::Display for State {
 pub struct Reason {
     /// For programs, like `IN_USE_BY_HOST`.
     #[schema(value_type = String)]
-    pub code: std::borrow::Cow<'static, str>,
+    pub code: Code,
     /// What happened, to what.
     pub message: String,
     /// What to do next.
@@ -131,9 +132,21 @@ pub struct Reason {
 }
 
 impl Reason {
-    /// A reason of our own making.
-    pub fn new(code: &'static str, message: impl Into<String>, hint: impl Into<String>) -> Self {
-        Self { code: code.into(), message: message.into(), hint: hint.into() }
+    /// A reason with the hint that its code has.
+    pub fn new(code: Code, message: impl Into<String>) -> Self {
+        debug_assert!(!code.hint().contains("{}"), "{code} is about something: Reason::about");
+        Self::hinted(code, message, code.hint())
+    }
+
+    /// The same for a code whose hint is about something: a device, a scheme, the NBD server's unit.
+    pub fn about(code: Code, what: &str, message: impl Into<String>) -> Self {
+        Self::hinted(code, message, code.hint_about(what))
+    }
+
+    /// A reason with another hint, because more is known here.
+    pub fn hinted(code: Code, message: impl Into<String>, hint: impl Into<String>) -> Self {
+        debug_assert!(code.is_of_volumes(), "{code} is no volume's reason");
+        Self { code, message: message.into(), hint: hint.into() }
     }
 }
 

@@ -115,7 +115,7 @@ fn judge(facts: Facts) -> Result<(), &'static str> {
     table.update(facts.devnum, Found::Here(facts), 1, Heard::Look);
     let present: Vec<_> = table.with_serial(serial).collect();
     let ground = Ground { boot_id: "boot".into(), nbd_gid: NBD_GID };
-    check(&ground, &present, None, Timestamp::UNIX_EPOCH).unwrap().map(drop).map_err(|refusal| refusal.code())
+    check(&ground, &present, None, Timestamp::UNIX_EPOCH).unwrap().map(drop).map_err(|refusal| refusal.code().name())
 }
 
 #[test]

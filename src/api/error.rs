@@ -66,7 +66,7 @@ impl ApiError {
     /// The store hangs: what was asked may yet be carried out.
     pub(super) fn undecided(silent: &StoreError) -> Self {
         let text = format!("{silent}: whether this is carried out is not known yet; ask again. {}", silent.hint());
-        Self::unavailable(silent.code(), text)
+        Self::unavailable(silent.code().name(), text)
     }
 
     pub(super) fn unavailable(code: &'static str, error: impl Into<String>) -> Self {
@@ -147,7 +147,7 @@ impl From<Rejection> for ApiError {
                 Self::new(StatusCode::TOO_MANY_REQUESTS, "TOO_MANY_INTENTS", text, details)
             }
             Rejection::Leaving(_) => conflict("BEING_WITHDRAWN", json!({})),
-            Rejection::Store(error) => Self::unavailable(error.code(), text),
+            Rejection::Store(error) => Self::unavailable(error.code().name(), text),
             Rejection::NotDurable(_) => Self::unavailable("STORE_FAILED", text),
             Rejection::NotClaimed(_) => Self::unavailable("CLAIMS_FOLDER", text),
         }
@@ -162,7 +162,7 @@ impl From<Stopping> for ApiError {
 
 impl From<StoreError> for ApiError {
     fn from(error: StoreError) -> Self {
-        Self::unavailable(error.code(), format!("{error}. {}", error.hint()))
+        Self::unavailable(error.code().name(), format!("{error}. {}", error.hint()))
     }
 }
 

@@ -25,6 +25,7 @@ use crate::engine::world::{Resyncs, World};
 use crate::export::backend::Check;
 use crate::export::server::Server;
 use crate::folder::Names;
+use crate::reason::Code;
 use crate::store::{Pulse, StoreError};
 use crate::volume::State as VolumeState;
 
@@ -290,7 +291,12 @@ fn problems(seen: &Seen, store: &StoreHealth, files: &Check, settings: &Settings
         problems.push(Problem { code, message, hint: hint.into(), grave });
     };
     if let Some(failure) = &store.failure {
-        add(failure.code(), true, format!("{failure}; until that is over no intent is accepted"), failure.hint());
+        add(
+            failure.code().name(),
+            true,
+            format!("{failure}; until that is over no intent is accepted"),
+            failure.hint(),
+        );
     }
     if let Some(copy) = store.saved.first() {
         let message =
@@ -435,7 +441,7 @@ fn server_problem(seen: &Seen, settings: &Settings) -> Option<Problem> {
 
 fn not_served(world: &World) -> Vec<String> {
     let failing = world.volumes().filter(|volume| volume.state == VolumeState::Exporting);
-    let reasons = failing.filter_map(|volume| volume.reason.as_ref()).filter(|reason| reason.code != "BACKEND_DOWN");
+    let reasons = failing.filter_map(|volume| volume.reason.as_ref()).filter(|reason| reason.code != Code::BackendDown);
     reasons.map(|reason| format!("{}: {}", reason.code, reason.message)).collect()
 }
 

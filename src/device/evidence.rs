@@ -6,6 +6,7 @@ use super::DevNum;
 use super::facts::{LinkTarget, Use};
 use super::table::Device;
 use crate::identity::Serial;
+use crate::reason::Code;
 
 /// The checked facts that tie one device to one volume at one moment. Made by [`check`] alone, or read from the store.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -46,9 +47,6 @@ pub struct Ground {
     pub nbd_gid: u32,
 }
 
-/// The code for a disk that this host uses.
-pub const IN_USE_BY_HOST: &str = "IN_USE_BY_HOST";
-
 /// A check that failed: its code is its name, its text names every party, [`Refusal::hint`] says what to do.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[allow(missing_docs, reason = "each field is named in its variant's message")]
@@ -84,17 +82,17 @@ pub enum Refusal {
 
 impl Refusal {
     /// The check's name, as callers see it.
-    pub fn code(&self) -> &'static str {
+    pub fn code(&self) -> Code {
         match self {
-            Self::DuplicateSerial { .. } => "DUPLICATE_SERIAL",
-            Self::DiskseqMoved { .. } => "DISKSEQ_MOVED",
-            Self::SchemeOff { .. } => "SCHEME_OFF",
-            Self::InUseByHost { .. } => IN_USE_BY_HOST,
-            Self::SizeZero { .. } => "SIZE_ZERO",
-            Self::SizeTooSmall { .. } => "SIZE_TOO_SMALL",
-            Self::LinkMissing { .. } => "LINK_MISSING",
-            Self::LinkElsewhere { .. } => "LINK_ELSEWHERE",
-            Self::NotMarked { .. } => "NOT_MARKED",
+            Self::DuplicateSerial { .. } => Code::DuplicateSerial,
+            Self::DiskseqMoved { .. } => Code::DiskseqMoved,
+            Self::SchemeOff { .. } => Code::SchemeOff,
+            Self::InUseByHost { .. } => Code::InUseByHost,
+            Self::SizeZero { .. } => Code::SizeZero,
+            Self::SizeTooSmall { .. } => Code::SizeTooSmall,
+            Self::LinkMissing { .. } => Code::LinkMissing,
+            Self::LinkElsewhere { .. } => Code::LinkElsewhere,
+            Self::NotMarked { .. } => Code::NotMarked,
         }
     }
 
@@ -106,26 +104,11 @@ impl Refusal {
     /// What the operator can do.
     pub fn hint(&self) -> String {
         match self {
-            Self::DuplicateSerial { .. } => {
-                "Detach the disk that does not belong here; the volume is served again when one is left.".into()
+            Self::SchemeOff { scheme, .. } => self.code().hint_about(scheme),
+            Self::LinkMissing { device, .. } | Self::LinkElsewhere { device, .. } | Self::NotMarked { device, .. } => {
+                self.code().hint_about(device)
             }
-            Self::DiskseqMoved { .. } => "Nothing: the event of the new disk decides.".into(),
-            Self::SchemeOff { scheme, .. } => format!(
-                "Attach the volume to the bus it had, or add \"{scheme}\" to [device] schemes in attachd.toml and restart attachd."
-            ),
-            Self::InUseByHost { .. } => {
-                "If the disk is a customer's, end that use: it is served by itself then (or run `attachctl resync`). If it is this host's own, withdraw the intent.".into()
-            }
-            Self::SizeZero { .. } => "Check the volume in CloudStack, then detach and attach it again.".into(),
-            Self::SizeTooSmall { .. } => {
-                "Compare the size in the intent with the volume's in CloudStack; withdraw the intent if it names the wrong volume.".into()
-            }
-            Self::LinkMissing { device, .. } | Self::LinkElsewhere { device, .. } => format!(
-                "udev has not finished with the disk, or was not running when it came: run `udevadm trigger --action=change {device}` as root."
-            ),
-            Self::NotMarked { device, .. } => format!(
-                "The disk was there before its intent; mark it with `udevadm trigger --action=add {device}` as root."
-            ),
+            _ => self.code().hint().to_owned(),
         }
     }
 }
@@ -277,14 +260,14 @@ mod tests {
         ];
         for (code, device, says, hint) in cases {
             let refusal = judge(&[&device], Some(SIZE)).unwrap_err();
-            assert_eq!(refusal.code(), code);
+            assert_eq!(refusal.code().name(), code);
             assert!(refusal.to_string().contains(says), "{code}: {refusal}");
             assert!(refusal.hint().contains(hint), "{code}: {}", refusal.hint());
             let udev_helps = ["LINK_MISSING", "LINK_ELSEWHERE", "NOT_MARKED"].contains(&code);
             assert_eq!(refusal.wants_retrigger(), udev_helps, "{code}");
         }
         let refusal = judge(&[&device(), &twin], None).unwrap_err();
-        assert_eq!(refusal.code(), "DUPLICATE_SERIAL");
+        assert_eq!(refusal.code().name(), "DUPLICATE_SERIAL");
         assert!(refusal.to_string().contains("/dev/vdb (254:16) and /dev/vdc (254:32)"), "{refusal}");
         assert!(refusal.hint().contains("Detach"), "{}", refusal.hint());
     }

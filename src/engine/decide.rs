@@ -4,10 +4,11 @@ use jiff::Timestamp;
 
 use crate::clock::Steady;
 use crate::device::DevNum;
-use crate::device::evidence::{self, Evidence, Ground, IN_USE_BY_HOST, Refusal};
+use crate::device::evidence::{self, Evidence, Ground, Refusal};
 use crate::device::table::Device;
 use crate::export::server::Server;
 use crate::identity::Serial;
+use crate::reason::Code;
 use crate::volume::{Intent, Reason, State};
 
 /// What is wanted, and what is on record.
@@ -128,15 +129,12 @@ fn absent(desired: &Desired<'_>, observed: &Observed<'_>) -> Decision {
     let state = without_disk(desired, observed.steady);
     let serial = desired.intent.serial();
     let reason = match state {
-        State::Lost => Some(Reason::new(
-            "DEVICE_GONE",
-            format!("no disk with the serial {serial} is present any more"),
-            "Attach the volume again, or withdraw the intent.",
-        )),
+        State::Lost => {
+            Some(Reason::new(Code::DeviceGone, format!("no disk with the serial {serial} is present any more")))
+        }
         State::Expired => Some(Reason::new(
-            "DEADLINE_PASSED",
+            Code::DeadlinePassed,
             format!("no disk with the serial {serial} came before the deadline"),
-            "Check the volume in CloudStack and `attachctl devices` here; a disk that comes later is still served.",
         )),
         _ => None,
     };
@@ -149,8 +147,7 @@ fn unfinished(desired: &Desired<'_>, observed: &Observed<'_>, device: &Device) -
     let (stood, reason) = observed.standing;
     let reason = if observed.udevd_silent || observed.published {
         let message = format!("/dev/{} shows the serial, but udev has not reported it yet", device.facts.name);
-        let hint = "If this lasts, check `systemctl status systemd-udevd`.";
-        Some(Reason::new("UDEV_NOT_FINISHED", message, hint))
+        Some(Reason::new(Code::UdevNotFinished, message))
     } else {
         reason.filter(|_| stood == state).cloned()
     };
@@ -179,8 +176,7 @@ fn held(desired: &Desired<'_>, observed: &Observed<'_>, evidence: Evidence, why:
 
 /// Why something waits that needs a disk that cannot be read.
 pub(super) fn unread(disk: &str, why: &str) -> Reason {
-    let hint = "It is read again by itself. If this lasts, check the storage behind the disk, and `attachctl health`.";
-    Reason::new("DISK_UNREAD", format!("{disk} is there, but could not be read: {why}"), hint)
+    Reason::new(Code::DiskUnread, format!("{disk} is there, but could not be read: {why}"))
 }
 
 fn without_disk(desired: &Desired<'_>, now: Steady) -> State {
@@ -194,7 +190,7 @@ fn without_disk(desired: &Desired<'_>, now: Steady) -> State {
 }
 
 fn refused(desired: &Desired<'_>, observed: &Observed<'_>, refusal: &Refusal) -> Decision {
-    let reason = Reason::new(refusal.code(), refusal.to_string(), refusal.hint());
+    let reason = Reason::hinted(refusal.code(), refusal.to_string(), refusal.hint());
     let retrigger = refusal.wants_retrigger() && !observed.retriggered;
     let step = retrigger.then(|| Step::Retrigger(desired.intent.serial()));
     Decision { state: State::Refused, reason: Some(reason), revoke: observed.published, step }
@@ -213,7 +209,7 @@ fn proven(desired: &Desired<'_>, observed: &Observed<'_>, evidence: Evidence) ->
         return Decision { revoke: observed.published, ..go(State::Matched, Step::Record(evidence)) };
     }
     if !observed.published && !observed.free {
-        let used = observed.trouble.is_some_and(|(reason, _)| reason.code == IN_USE_BY_HOST);
+        let used = observed.trouble.is_some_and(|(reason, _)| reason.code == Code::InUseByHost);
         return go(if used { State::Refused } else { State::Exporting }, Step::TryOpen(evidence));
     }
     if !observed.published {
@@ -226,18 +222,11 @@ fn proven(desired: &Desired<'_>, observed: &Observed<'_>, evidence: Evidence) ->
         Some(Server::Up { .. }) if !observed.told => go(State::Exporting, Step::Tell),
         Some(Server::Up { .. }) => go(State::Exporting, Step::Probe(evidence)),
         Some(server @ (Server::Down { .. } | Server::Silent { .. })) => {
-            let reason = Reason::new("BACKEND_DOWN", server.to_string(), server_hint(observed.server_unit));
+            let reason = Reason::about(Code::BackendDown, observed.server_unit, server.to_string());
             Decision { state: State::Exporting, reason: Some(reason), revoke: false, step: None }
         }
         None => Decision { state: State::Exporting, reason: None, revoke: false, step: None },
     }
-}
-
-/// What to do about a server that does not serve.
-pub(super) fn server_hint(unit: &str) -> String {
-    format!(
-        "Look at `systemctl status {unit}` and `attachctl health`; exports are proven again at once when it answers."
-    )
 }
 
 #[cfg(test)]
@@ -246,7 +235,6 @@ mod tests {
     use crate::device::facts::sample::{DEVNUM, device, ground, spoilt, volume};
     use crate::device::facts::{LinkTarget, Use};
     use proptest::prelude::*;
-    use std::borrow::Cow;
 
     fn now() -> Timestamp {
         Timestamp::from_second(1_000_000).unwrap()
@@ -370,11 +358,8 @@ mod tests {
         }
     }
 
-    fn code(decision: &Decision) -> Option<&'static str> {
-        match decision.reason.as_ref()?.code {
-            Cow::Borrowed(code) => Some(code),
-            Cow::Owned(_) => None,
-        }
+    fn code(decision: &Decision) -> Option<Code> {
+        decision.reason.as_ref().map(|reason| reason.code)
     }
 
     #[test]
@@ -428,9 +413,12 @@ mod tests {
         };
         assert_eq!(at(9).decide().state, State::Waiting);
         let expired = at(10).decide();
-        assert_eq!((expired.state, code(&expired)), (State::Expired, Some("DEADLINE_PASSED")));
+        assert_eq!((expired.state, code(&expired)), (State::Expired, Some(Code::DeadlinePassed)));
         let lost = Scene { present: Vec::new(), ..Scene::served() }.decide();
-        assert_eq!((lost.state, code(&lost), lost.revoke, lost.step), (State::Lost, Some("DEVICE_GONE"), true, None));
+        assert_eq!(
+            (lost.state, code(&lost), lost.revoke, lost.step),
+            (State::Lost, Some(Code::DeviceGone), true, None)
+        );
     }
 
     #[test]
@@ -443,15 +431,15 @@ mod tests {
         assert_eq!(asked.step, None, "udev was asked, and is given time");
         let silent = silent.decide();
         let again = Some(Step::Retrigger(volume().serial()));
-        assert_eq!((silent.state, code(&silent), silent.step), (State::Waiting, Some("UDEV_NOT_FINISHED"), again));
+        assert_eq!((silent.state, code(&silent), silent.step), (State::Waiting, Some(Code::UdevNotFinished), again));
         // The disk of a lost volume is coming back: milliseconds that are not worth a word.
-        let gone = Reason::new("DEVICE_GONE", "gone", "");
+        let gone = Reason::new(Code::DeviceGone, "gone");
         let standing = (State::Lost, Some(gone.clone()));
         let back = Scene { mapping: Scene::served().mapping, standing, ..scene.clone() }.decide();
         assert_eq!(back, Decision { state: State::Lost, reason: Some(gone), revoke: false, step: None });
         // The disk of a served volume was exchanged for another with its serial.
         let swapped = Scene { present: scene.present, ..Scene::served() }.decide();
-        assert_eq!((swapped.state, code(&swapped), swapped.revoke), (State::Lost, Some("UDEV_NOT_FINISHED"), true));
+        assert_eq!((swapped.state, code(&swapped), swapped.revoke), (State::Lost, Some(Code::UdevNotFinished), true));
     }
 
     #[test]
@@ -472,20 +460,20 @@ mod tests {
             let asked = Scene { proven: false, standing: (State::Exporting, None), ..served.clone() }.decide();
             assert!(matches!(asked.step, Some(Step::Probe(_))), "{asked:?}");
             let down = Scene { server: Some(Server::Down { why: "x".into() }), ..served.clone() }.decide();
-            assert_eq!((down.state, code(&down)), (State::Exporting, Some("BACKEND_DOWN")));
+            assert_eq!((down.state, code(&down)), (State::Exporting, Some(Code::BackendDown)));
             let not_published = Scene { published: false, proven: false, ..served.clone() }.decide();
-            let waits = (State::Exporting, Some("DISK_UNREAD"), false, None);
+            let waits = (State::Exporting, Some(Code::DiskUnread), false, None);
             assert_eq!((not_published.state, code(&not_published), not_published.revoke, not_published.step), waits);
         }
         let new = Scene { unread: true, fresh: false, ..Scene::new() }.decide();
-        assert_eq!((new.state, code(&new), new.step), (State::Waiting, Some("DISK_UNREAD"), None));
+        assert_eq!((new.state, code(&new), new.step), (State::Waiting, Some(Code::DiskUnread), None));
         // The controls: it can be read, and is gone; it is of another boot; there are two.
         let gone = Scene { present: Vec::new(), ..Scene::served() };
         assert!(gone.decide().revoke);
         let before = gone.mapping.clone().map(|mapping| Evidence { boot_id: "before".into(), ..mapping });
         assert!(Scene { unread: true, mapping: before, ..gone }.decide().revoke);
         let two = Scene { unread: true, present: vec![device(), device()], ..Scene::served() }.decide();
-        assert_eq!((two.state, code(&two), two.revoke), (State::Refused, Some("DUPLICATE_SERIAL"), true));
+        assert_eq!((two.state, code(&two), two.revoke), (State::Refused, Some(Code::DuplicateSerial), true));
     }
 
     #[test]
@@ -496,7 +484,7 @@ mod tests {
         };
         for fresh in [true, false] {
             let decision = Scene { present: vec![device(), twin.clone()], fresh, ..Scene::served() }.decide();
-            let expected = (State::Refused, Some("DUPLICATE_SERIAL"), true, &None);
+            let expected = (State::Refused, Some(Code::DuplicateSerial), true, &None);
             assert_eq!((decision.state, code(&decision), decision.revoke, &decision.step), expected);
         }
     }
@@ -507,9 +495,9 @@ mod tests {
         let scene = Scene { present: vec![unmarked], ..Scene::new() };
         let decision = scene.decide();
         let asks = Some(Step::Retrigger(volume().serial()));
-        assert_eq!((decision.state, code(&decision), decision.step), (State::Refused, Some("NOT_MARKED"), asks));
+        assert_eq!((decision.state, code(&decision), decision.step), (State::Refused, Some(Code::NotMarked), asks));
         let asked = Scene { retriggered: true, ..scene }.decide();
-        assert_eq!((asked.state, code(&asked), asked.step), (State::Refused, Some("NOT_MARKED"), None));
+        assert_eq!((asked.state, code(&asked), asked.step), (State::Refused, Some(Code::NotMarked), None));
         let used = spoilt(|_, identity| identity.uses.push(Use::Swap));
         assert_eq!(Scene { present: vec![used], ..Scene::new() }.decide().step, None);
     }
@@ -526,7 +514,7 @@ mod tests {
     fn a_server_that_is_down_or_not_known_yet_is_not_asked() {
         let down = Server::Down { why: "the process has ended".into() };
         let decision = Scene { server: Some(down), ..Scene::served() }.decide();
-        assert_eq!((decision.state, code(&decision), decision.step), (State::Exporting, Some("BACKEND_DOWN"), None));
+        assert_eq!((decision.state, code(&decision), decision.step), (State::Exporting, Some(Code::BackendDown), None));
         assert!(decision.reason.unwrap().message.contains("the process has ended"));
         let unknown = Scene { server: None, ..Scene::served() }.decide();
         assert_eq!(unknown, Decision { state: State::Exporting, reason: None, revoke: false, step: None });
@@ -534,30 +522,30 @@ mod tests {
 
     #[test]
     fn trouble_holds_the_next_step_back_and_is_shown() {
-        let trouble = Some((Reason::new("STORE_FAILED", "disk full", "free space"), true));
+        let trouble = Some((Reason::new(Code::StoreFailed, "disk full"), true));
         let record = Scene { trouble: trouble.clone(), ..Scene::new() };
         let publish = Scene { published: false, proven: false, trouble: trouble.clone(), ..Scene::served() };
         let probe = Scene { proven: false, trouble, ..Scene::served() };
         for (scene, state) in [(record, State::Matched), (publish, State::Exporting), (probe, State::Exporting)] {
             let decision = scene.decide();
-            assert_eq!((decision.state, code(&decision), decision.step), (state, Some("STORE_FAILED"), None));
+            assert_eq!((decision.state, code(&decision), decision.step), (state, Some(Code::StoreFailed), None));
             let trouble = scene.trouble.clone().map(|(reason, _)| (reason, false));
             let again = Scene { trouble, ..scene }.decide();
-            assert_eq!((again.state, code(&again)), (state, Some("STORE_FAILED")), "said until it succeeds");
+            assert_eq!((again.state, code(&again)), (state, Some(Code::StoreFailed)), "said until it succeeds");
             assert!(again.step.is_some());
         }
     }
 
     #[test]
     fn a_disk_that_somebody_has_open_exclusively_is_refused_and_tried_again_when_the_wait_is_over() {
-        let in_use = |waits| Some((Reason::new(IN_USE_BY_HOST, "x", "x"), waits));
+        let in_use = |waits| Some((Reason::new(Code::InUseByHost, "x"), waits));
         let scene = Scene { published: false, proven: false, trouble: in_use(true), ..Scene::served() };
         let waits = scene.decide();
-        assert_eq!((waits.state, code(&waits), &waits.step), (State::Refused, Some("IN_USE_BY_HOST"), &None));
+        assert_eq!((waits.state, code(&waits), &waits.step), (State::Refused, Some(Code::InUseByHost), &None));
         let again = Scene { trouble: in_use(false), ..scene.clone() }.decide();
-        assert_eq!((again.state, code(&again)), (State::Refused, Some("IN_USE_BY_HOST")), "said until it is free");
+        assert_eq!((again.state, code(&again)), (State::Refused, Some(Code::InUseByHost)), "said until it is free");
         assert!(matches!(again.step, Some(Step::TryOpen(_))));
-        let silent = Some((Reason::new("HELPER_SILENT", "x", "x"), true));
+        let silent = Some((Reason::new(Code::HelperSilent, "x"), true));
         let silent = Scene { trouble: silent, ..scene.clone() }.decide();
         assert_eq!((silent.state, silent.step), (State::Exporting, None), "nobody knows: not served, and not refused");
         let free = Scene { trouble: None, free: true, ..scene }.decide();
@@ -599,7 +587,7 @@ mod tests {
                 unread,
                 udevd_silent,
                 server: Some(if up { Server::Up { pid: Some(1) } } else { Server::Down { why: String::new() } }),
-                trouble: trouble.then(|| (Reason::new("X", "x", "x"), waits)),
+                trouble: trouble.then(|| (Reason::new(Code::UseUnknown, "x"), waits)),
                 ..Scene::new()
             }
         })

@@ -6,9 +6,10 @@ use super::Engine;
 use super::helper::unless_died;
 use super::input::{Input, Ticket};
 use super::world::Disk;
-use crate::device::evidence::{Evidence, IN_USE_BY_HOST};
+use crate::device::evidence::Evidence;
 use crate::helper_client::{Exclusive, HelperError};
 use crate::identity::VolumeId;
+use crate::reason::Code;
 use crate::volume::Reason;
 
 impl Engine {
@@ -76,8 +77,7 @@ fn why_not(evidence: &Evidence, answer: Result<Exclusive, HelperError>) -> Optio
     let devnum = evidence.devnum;
     let unknown = |why: String| {
         let message = format!("whether this host uses the disk {devnum} could not be found out: {why}");
-        let hint = "It is tried again by itself; what attachd-helper did is in `journalctl -u attachd-helper`.";
-        Reason::new("USE_UNKNOWN", message, hint)
+        Reason::new(Code::UseUnknown, message)
     };
     match answer {
         Ok(Exclusive::Free { diskseq }) if diskseq == evidence.diskseq => None,
@@ -86,12 +86,11 @@ fn why_not(evidence: &Evidence, answer: Result<Exclusive, HelperError>) -> Optio
             let hint = format!(
                 "It may be mounted in another mount namespace (a container; `grep -l ' {devnum} ' /proc/*/mountinfo` finds it), or be part of a file system of several disks, of LVM, MD or crypt. End that use: it is tried again by itself, and at once by `attachctl resync`."
             );
-            Some(Reason::new(IN_USE_BY_HOST, who, hint))
+            Some(Reason::hinted(Code::InUseByHost, who, hint))
         }
         Err(error @ HelperError::Silent(..)) => {
             let message = format!("whether this host uses the disk {devnum} is not known: {error}");
-            let hint = "Check `systemctl status attachd-helper.socket attachd-helper`; it is tried again by itself.";
-            Some(Reason::new("HELPER_SILENT", message, hint))
+            Some(Reason::new(Code::HelperSilent, message))
         }
         Err(HelperError::Refused { message, code }) => Some(unknown(format!("{message} ({code})"))),
         Err(HelperError::Died(why)) => Some(unknown(why)),

@@ -15,6 +15,7 @@ use crate::export::backend::{Contents, Which};
 use crate::folder::{Names, is_away};
 use crate::folder_watch::Changes;
 use crate::identity::{Serial, VolumeId};
+use crate::reason::Code;
 use crate::volume::Reason;
 
 /// How long strangers' files may come and go before the folders are listed again for them.
@@ -148,7 +149,7 @@ impl Engine {
         let mut forgiven = Vec::new();
         for id in self.world.ids() {
             let Some(volume) = self.world.volume_mut(id) else { continue };
-            if volume.trouble.as_ref().is_some_and(|trouble| trouble.reason.code == "EXPORT_FOLDER") {
+            if volume.trouble.as_ref().is_some_and(|trouble| trouble.reason.code == Code::ExportFolder) {
                 volume.trouble = None;
                 forgiven.push(id);
             }
@@ -305,10 +306,9 @@ impl Engine {
 /// Why nothing can be published.
 pub(super) fn folder_reason(error: &io::Error) -> Reason {
     let message = format!("the export could not be made: {error}");
-    let hint = if error.kind() == io::ErrorKind::AlreadyExists {
-        "What is in its place was not made by attachd, and is left alone. It is tried again by itself."
-    } else {
-        "Check that the folder of exports exists and belongs to attachd (systemd-tmpfiles --create)."
-    };
-    Reason::new("EXPORT_FOLDER", message, hint)
+    if error.kind() == io::ErrorKind::AlreadyExists {
+        let hint = "What is in its place was not made by attachd, and is left alone. It is tried again by itself.";
+        return Reason::hinted(Code::ExportFolder, message, hint);
+    }
+    Reason::new(Code::ExportFolder, message)
 }

@@ -9,6 +9,7 @@ use super::settle::pause;
 use super::world::Preparation;
 use crate::blocking::blocking;
 use crate::identity::VolumeId;
+use crate::reason::Code;
 
 impl Engine {
     /// Begins it, unless it is done, under way, or to be tried later. Says whether it is done.
@@ -70,7 +71,7 @@ impl Engine {
         };
         match result {
             Ok(new) => {
-                if volume.trouble.as_ref().is_some_and(|trouble| trouble.reason.code == "EXPORT_FOLDER") {
+                if volume.trouble.as_ref().is_some_and(|trouble| trouble.reason.code == Code::ExportFolder) {
                     volume.trouble = None;
                 }
                 if new {

@@ -4,19 +4,20 @@ use std::io;
 
 use jiff::Timestamp;
 
+use super::Engine;
 use super::decide::unread;
 use super::exports::folder_reason;
 use super::input::{Asked, Input, Ticket};
 use super::outside::Died;
 use super::story::answered;
-use super::world::{Disk, EXPORT_STUCK, Projected};
-use super::{Engine, decide};
+use super::world::{Disk, Projected};
 use crate::clock;
 use crate::device::evidence::Evidence;
 use crate::device::facts::LinkTarget;
 use crate::device::found::Found;
 use crate::export::probe::{self, Endpoint, Goodbye, ProbeError, Served};
 use crate::identity::{Serial, VolumeId};
+use crate::reason::Code;
 use crate::store::Change;
 use crate::volume::Reason;
 
@@ -36,7 +37,7 @@ impl Engine {
         }
         let begun = self.tools.store.begin(vec![Change::Map(id, evidence.clone())]);
         self.outside("step.record", answered(begun), move |written| {
-            let died = |died: Died| Reason::new("STORE_FAILED", died.to_string(), "It is tried again by itself.");
+            let died = |died: Died| Reason::hinted(Code::StoreFailed, died.to_string(), "It is tried again by itself.");
             let result = written.map_err(died).and_then(|written| written.map_err(|error| error.reason()));
             Input::Recorded { ticket, evidence, result }
         });
@@ -105,7 +106,7 @@ impl Engine {
 
     /// Takes the export away. False when that failed; it is tried again.
     pub(super) fn revoke(&mut self, id: VolumeId, reason: Option<&Reason>) -> bool {
-        let epoch = self.next_epoch();
+        let (epoch, unit) = (self.next_epoch(), self.tools.server_unit);
         match self.tools.backend.revoke(id) {
             Ok(()) => {
                 if let Some(volume) = self.world.volume_mut(id) {
@@ -129,8 +130,7 @@ impl Engine {
             }
             Err(error) => {
                 let message = format!("the export could not be taken away: {error}");
-                let hint = "Remove it by hand, or stop the NBD server: it may serve a disk that is not the volume's.";
-                self.trouble(id, Reason::new(EXPORT_STUCK, message, hint));
+                self.trouble(id, Reason::about(Code::ExportStuck, unit, message));
                 false
             }
         }
@@ -188,6 +188,7 @@ impl Engine {
         if !self.world.holds(ticket) {
             return;
         }
+        let unit = self.tools.server_unit;
         let Some(volume) = self.world.volume_mut(id) else { return };
         volume.busy = false;
         if volume.epoch == epoch && volume.published {
@@ -199,27 +200,23 @@ impl Engine {
                 Ok(served) => {
                     let message =
                         format!("the NBD server serves {} bytes, the disk has {}", served.size, evidence.size_bytes);
-                    let hint = "It is tried again by itself; if it lasts, restart the NBD server.";
-                    self.not_this(id, Reason::new("SIZE_DIFFERS", message, hint));
+                    self.not_this(id, Reason::about(Code::SizeDiffers, unit, message));
                 }
                 Err(error @ ProbeError::Exchanged(_)) => {
-                    let hint = "The disk that is there now decides; if it lasts, run `attachctl resync`.";
-                    self.not_this(id, Reason::new("DISK_EXCHANGED", error.to_string(), hint));
+                    self.not_this(id, Reason::new(Code::DiskExchanged, error.to_string()));
                 }
                 // The handshake is made again when that can be found out.
                 Err(ProbeError::Unread(_, why)) => {
                     self.trouble(id, unread(&format!("device {}", evidence.devnum), &why));
                 }
                 Err(error) if error.is_server() => {
-                    let hint = decide::server_hint(self.tools.server_unit);
-                    self.trouble(id, Reason::new("BACKEND_DOWN", error.to_string(), hint));
+                    self.trouble(id, Reason::about(Code::BackendDown, unit, error.to_string()));
                     self.greet_server();
                 }
                 Err(error) => {
                     // Perhaps it never took notice: a file that goes while it reads the folder stops it.
                     self.changed(id);
-                    let hint = "Check that the NBD server's user may open the disk (its node's group) and serves attachd's folder.";
-                    self.trouble(id, Reason::new("EXPORT_REFUSED", error.to_string(), hint));
+                    self.trouble(id, Reason::about(Code::ExportRefused, unit, error.to_string()));
                 }
             }
         }

@@ -9,6 +9,7 @@ use super::world::Note;
 use crate::clock::{self, Steady};
 use crate::device::facts::Facts;
 use crate::identity::VolumeId;
+use crate::reason::Code;
 use crate::store::{News, StoreError};
 use crate::volume::{Entry, Reason, Severity, State};
 
@@ -101,7 +102,7 @@ impl Engine {
     /// The store can be written again: who waits for that need not wait for his turn.
     pub(super) async fn store_is_back(&mut self) {
         let waits = |volume: &&super::world::Volume| {
-            volume.trouble.as_ref().is_some_and(|trouble| trouble.reason.code.starts_with("STORE_"))
+            volume.trouble.as_ref().is_some_and(|trouble| trouble.reason.code.is_of_store())
         };
         let ids: Vec<VolumeId> = self.world.volumes().filter(waits).map(|volume| volume.intent.volume).collect();
         for id in ids {
@@ -122,11 +123,7 @@ pub(super) async fn answered(
 }
 
 fn being_withdrawn() -> Reason {
-    Reason::new(
-        "BEING_WITHDRAWN",
-        "it is being withdrawn: its export was taken away",
-        "Wait a moment: it goes, or it is served again, because a client has come in between.",
-    )
+    Reason::new(Code::BeingWithdrawn, "it is being withdrawn: its export was taken away")
 }
 
 /// One entry for each step, as loud as it deserves. Written with the store's copy: formatting on the way to `ready` would be

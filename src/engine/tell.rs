@@ -11,6 +11,7 @@ use super::settle::pause;
 use crate::blocking::blocking;
 use crate::helper_client::HelperError;
 use crate::identity::VolumeId;
+use crate::reason::Code;
 use crate::volume::Reason;
 
 /// How far the server has been told.
@@ -132,7 +133,7 @@ impl Engine {
         }
         for id in waiting {
             if let Err(why) = &result {
-                self.trouble(id, reason(why));
+                self.trouble(id, reason(why, self.tools.server_unit));
             }
             self.settle(id).await;
         }
@@ -167,17 +168,13 @@ impl Engine {
     }
 }
 
-fn reason(why: &NotTold) -> Reason {
+fn reason(why: &NotTold, unit: &str) -> Reason {
     match why {
-        NotTold::Files(why) => Reason::new(
-            "SERVER_FILES",
-            format!("the NBD server would not take up its files: {why}"),
-            "Put that file right or move it away; it is tried again by itself. What is served stays served.",
-        ),
-        NotTold::Helper(why) => Reason::new(
-            "SERVER_NOT_TOLD",
-            format!("the NBD server cannot be told of the export: {why}"),
-            "Check `systemctl status attachd-helper.socket attachd-nbd-server`; it is tried again by itself.",
-        ),
+        NotTold::Files(why) => {
+            Reason::new(Code::ServerFiles, format!("the NBD server would not take up its files: {why}"))
+        }
+        NotTold::Helper(why) => {
+            Reason::about(Code::ServerNotTold, unit, format!("the NBD server cannot be told of the export: {why}"))
+        }
     }
 }

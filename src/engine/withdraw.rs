@@ -20,6 +20,7 @@ use crate::blocking::blocking;
 use crate::clock;
 use crate::helper_client::Holders;
 use crate::identity::VolumeId;
+use crate::reason::Code;
 use crate::store::{Change, News, StoreError};
 use crate::volume::{Entry, Reason, State};
 
@@ -107,10 +108,10 @@ impl Engine {
             Leaving::Asking(caller) | Leaving::Sealed(caller) => caller,
             other => return volume.leaving = other,
         };
-        let reason = Reason::new(
-            "CLIENTS_CONNECTED",
+        let reason = Reason::about(
+            Code::ClientsConnected,
+            self.tools.server_unit,
             format!("withdrawn by force by {} while NBD clients are connected: {clients}", caller.by),
-            "They keep what they have opened. To cut them: `ss -K dst <address>` as root, or restart the NBD server.",
         );
         let changes = vec![Change::News(id, News::Stand(State::Detaching, Some(reason.clone()), clock::wall()))];
         volume.leaving = Leaving::Insisting { caller, clients, reason };

@@ -20,10 +20,8 @@ use crate::export::server::Server;
 use crate::folder::Names;
 use crate::helper_client::HelperClient;
 use crate::identity::{Serial, VolumeId};
+use crate::reason::Code;
 use crate::volume::{Entry, Intent, Reason, Record, State};
-
-/// The code for an export that could not be taken away.
-pub(super) const EXPORT_STUCK: &str = "EXPORT_STUCK";
 
 /// Which disk: its number and sequence number. Numbers are used again, sequence numbers are not.
 pub(super) type Disk = (DevNum, u64);
@@ -383,7 +381,7 @@ impl World {
     pub fn stuck_exports(&self) -> Names {
         let failed = self.volumes().filter(|volume| volume.published && volume.state != State::Ready);
         let failed = failed.filter_map(|volume| Some((volume, &volume.trouble.as_ref()?.reason)));
-        let failed = failed.filter(|(_, reason)| reason.code == EXPORT_STUCK);
+        let failed = failed.filter(|(_, reason)| reason.code == Code::ExportStuck);
         let mut stuck = self.exported.stuck.clone();
         stuck.extend(
             failed

@@ -14,9 +14,8 @@ use serde_json::{Value, json};
 
 use super::retrigger::{CLAIMS, is_claimed};
 use super::servers::NBD;
-use super::{Refusal, here, host_disks};
+use super::{HelperCode, Refusal, here, host_disks};
 use crate::accounts::id_of;
-use crate::device::evidence::IN_USE_BY_HOST;
 use crate::device::facts::Use;
 use crate::device::{DevNum, limited};
 use crate::identity::Serial;
@@ -27,7 +26,7 @@ use crate::procfs::unless_gone;
 const TRIES: (u32, Duration) = (3, Duration::from_millis(4));
 
 pub(super) fn exclusive(devnum: DevNum, serial: Serial) -> Result<Value, Refusal> {
-    let silent = || Refusal("NO_ANSWER", format!("the disk {devnum} does not answer"));
+    let silent = || Refusal(HelperCode::NoAnswer, format!("the disk {devnum} does not answer"));
     limited::one(devnum, move || try_open(devnum, serial)).unwrap_or_else(|| Err(silent()))
 }
 
@@ -36,11 +35,11 @@ fn try_open(devnum: DevNum, serial: Serial) -> Result<Value, Refusal> {
     let what = format!("the disk {devnum} with the serial {serial}");
     let disk = here(sysfs.read(devnum).of_serial(serial), &what)?;
     if !is_claimed(&Path::new(CLAIMS).join(serial.as_str()))? {
-        return Err(Refusal("NOT_CLAIMED", format!("{serial} is not claimed")));
+        return Err(Refusal(HelperCode::NotClaimed, format!("{serial} is not claimed")));
     }
     let uses = disk.identity.iter().flat_map(|identity| &identity.uses).map(Use::to_string).collect::<Vec<_>>();
     if !uses.is_empty() {
-        return Err(Refusal(IN_USE_BY_HOST, format!("this host uses {}: {}", disk.name, uses.join(", "))));
+        return Err(Refusal(HelperCode::InUseByHost, format!("this host uses {}: {}", disk.name, uses.join(", "))));
     }
     let node = Path::new("/dev").join(&disk.name);
     // A handle first: nothing is opened before it is known what it is.
@@ -48,14 +47,14 @@ fn try_open(devnum: DevNum, serial: Serial) -> Result<Value, Refusal> {
     let handle = here(unless_gone(handle.map_err(Into::into)).into(), &what)?;
     let stat = fstat(&handle).map_err(io::Error::from)?;
     if !FileType::from_raw_mode(stat.st_mode).is_block_device() || DevNum::from_raw(stat.st_rdev) != devnum {
-        return Err(Refusal("NODE_ELSEWHERE", format!("{} is not the device {devnum}", node.display())));
+        return Err(Refusal(HelperCode::NodeElsewhere, format!("{} is not the device {devnum}", node.display())));
     }
     if stat.st_gid != id_of("/etc/group", NBD)? {
-        return Err(Refusal("NOT_MARKED", format!("{} is not the NBD servers'", node.display())));
+        return Err(Refusal(HelperCode::NotMarked, format!("{} is not the NBD servers'", node.display())));
     }
     let why = format!("somebody on this host has {} or a part of it open exclusively, as a mount has", node.display());
     alone(&handle).map_err(|error| match error {
-        Errno::BUSY => Refusal(IN_USE_BY_HOST, why),
+        Errno::BUSY => Refusal(HelperCode::InUseByHost, why),
         error => io::Error::from(error).into(),
     })?;
     // The number was this disk's before and is afterwards, so it was this disk's in between.

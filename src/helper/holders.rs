@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 
 use super::servers::Servers;
 use super::sockets::connections;
-use super::{CALLER, Refusal};
+use super::{CALLER, HelperCode, Refusal};
 use crate::accounts::id_of;
 use crate::device::DevNum;
 use crate::procfs::unless_gone;
@@ -20,7 +20,7 @@ pub(super) fn holders(devnum: DevNum) -> Result<Value, Refusal> {
     let seen = look(devnum)?;
     let seen = if seen.clients.is_empty() { seen } else { look(devnum)?.lasting(&seen) };
     match seen {
-        Held { open: 0, .. } => Err(Refusal("NOT_OPEN", format!("no NBD server has {devnum} open"))),
+        Held { open: 0, .. } => Err(Refusal(HelperCode::NotOpen, format!("no NBD server has {devnum} open"))),
         Held { open, exact, clients } => Ok(json!({ "open": open, "clients": clients, "exact": exact })),
     }
 }

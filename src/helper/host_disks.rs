@@ -8,7 +8,7 @@ use std::path::Path;
 
 use serde_json::{Value, json};
 
-use super::Refusal;
+use super::{HelperCode, Refusal};
 use crate::device::facts::{Facts, Use};
 use crate::device::host::HostUse;
 use crate::device::sysfs::Sysfs;
@@ -44,7 +44,7 @@ pub(super) fn host_disks() -> Result<Value, Refusal> {
         }
     }
     if !unread.is_empty() {
-        return Err(Refusal("UNREAD", format!("the serials of {} could not be read", unread.join(", "))));
+        return Err(Refusal(HelperCode::Unread, format!("the serials of {} could not be read", unread.join(", "))));
     }
     // The journal has this answer: also that a list emptied by hand was filled again.
     Ok(json!({ "serials": serials, "disks": names, "added": added }))

@@ -26,6 +26,7 @@ use serde_json::{Value, json};
 
 use crate::device::DevNum;
 use crate::device::found::Found;
+use crate::reason::HelperCode;
 pub use server::run;
 
 /// Who may ask, root apart.
@@ -33,11 +34,11 @@ const CALLER: &str = "attachd";
 
 /// Why nothing was done: a code for attachd, a sentence for people.
 #[derive(Debug)]
-struct Refusal(&'static str, String);
+struct Refusal(HelperCode, String);
 
 impl From<io::Error> for Refusal {
     fn from(error: io::Error) -> Self {
-        Self("FAILED", error.to_string())
+        Self(HelperCode::Failed, error.to_string())
     }
 }
 
@@ -55,7 +56,7 @@ fn perform(line: &[u8]) -> Result<Value, Refusal> {
         ["host-disks"] => host_disks::host_disks(),
         _ => {
             let verbs = "retrigger <serial>, holders <number>, exclusive <number> <serial>, reload or host-disks";
-            Err(Refusal("BAD_REQUEST", format!("a request is one line: {verbs}")))
+            Err(Refusal(HelperCode::BadRequest, format!("a request is one line: {verbs}")))
         }
     }
 }
@@ -69,8 +70,8 @@ fn devnum(text: &str) -> Option<DevNum> {
 fn here<T>(found: Found<T>, what: &str) -> Result<T, Refusal> {
     match found {
         Found::Here(found) => Ok(found),
-        Found::Gone => Err(Refusal("NOT_PRESENT", format!("{what} is not there"))),
-        Found::Unknown(why) => Err(Refusal("UNREAD", format!("{what} could not be read: {why}"))),
+        Found::Gone => Err(Refusal(HelperCode::NotPresent, format!("{what} is not there"))),
+        Found::Unknown(why) => Err(Refusal(HelperCode::Unread, format!("{what} could not be read: {why}"))),
     }
 }
 
@@ -92,7 +93,7 @@ mod tests {
     use proptest::prelude::*;
 
     fn is_bad(line: &[u8]) -> bool {
-        matches!(perform(line), Err(Refusal("BAD_REQUEST", _)))
+        matches!(perform(line), Err(Refusal(HelperCode::BadRequest, _)))
     }
 
     #[test]

@@ -6,14 +6,14 @@ use std::{fs, io};
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use serde_json::{Value, json};
 
-use super::Refusal;
+use super::{HelperCode, Refusal};
 use crate::place::small_file;
 
 /// Where nbd-server says which process it is.
 const PID_FILE: &str = "/run/attachd-nbd-server/nbd-server.pid";
 
 pub(super) fn reload() -> Result<Value, Refusal> {
-    let no_server = |error: io::Error| Refusal("NO_SERVER", format!("no process of {PID_FILE}: {error}"));
+    let no_server = |error: io::Error| Refusal(HelperCode::NoServer, format!("no process of {PID_FILE}: {error}"));
     let pid = pid().map_err(no_server)?;
     // First the handle, then the looks: the other way round the number could change hands in between.
     let handle = pidfd_open(pid, PidfdFlags::empty()).map_err(|error| no_server(error.into()))?;
@@ -38,11 +38,11 @@ fn pid() -> io::Result<Pid> {
 fn check(exe: &str, status: &str) -> Result<(), Refusal> {
     // An upgrade has replaced the file of a running server.
     if !exe.strip_suffix(" (deleted)").unwrap_or(exe).ends_with("/nbd-server") {
-        return Err(Refusal("NO_SERVER", format!("the process of {PID_FILE} is {exe}, not nbd-server")));
+        return Err(Refusal(HelperCode::NoServer, format!("the process of {PID_FILE} is {exe}, not nbd-server")));
     }
     let caught = status.lines().find_map(|line| u64::from_str_radix(line.strip_prefix("SigCgt:")?.trim(), 16).ok());
     let why = "this nbd-server would die of SIGHUP: it only starts yet, or is not the main process";
-    caught.filter(|mask| mask & 1 == 1).map(drop).ok_or_else(|| Refusal("NOT_LISTENING", why.to_owned()))
+    caught.filter(|mask| mask & 1 == 1).map(drop).ok_or_else(|| Refusal(HelperCode::NotListening, why.to_owned()))
 }
 
 #[cfg(test)]
@@ -54,9 +54,9 @@ mod tests {
         let code = |exe, mask| check(exe, &format!("Name:\tx\nSigCgt:\t{mask}\n")).map_err(|refusal| refusal.0);
         assert_eq!(code("/usr/bin/nbd-server", "0000000000014201"), Ok(()));
         assert_eq!(code("/usr/bin/nbd-server (deleted)", "0000000000014201"), Ok(()));
-        assert_eq!(code("/usr/bin/nbd-server", "0000000100000200"), Err("NOT_LISTENING"), "a child");
-        assert_eq!(code("/usr/bin/nbd-server", "x"), Err("NOT_LISTENING"));
-        assert_eq!(code("/usr/bin/not-nbd-server", "0000000000014201"), Err("NO_SERVER"));
-        assert_eq!(code("/usr/bin/nbd-server/sh", "0000000000014201"), Err("NO_SERVER"));
+        assert_eq!(code("/usr/bin/nbd-server", "0000000100000200"), Err(HelperCode::NotListening), "a child");
+        assert_eq!(code("/usr/bin/nbd-server", "x"), Err(HelperCode::NotListening));
+        assert_eq!(code("/usr/bin/not-nbd-server", "0000000000014201"), Err(HelperCode::NoServer));
+        assert_eq!(code("/usr/bin/nbd-server/sh", "0000000000014201"), Err(HelperCode::NoServer));
     }
 }

@@ -7,7 +7,7 @@ use std::{fs, io};
 use serde_json::{Value, json};
 
 use super::servers::NBD;
-use super::{CALLER, Refusal, here, host_disks};
+use super::{CALLER, HelperCode, Refusal, here, host_disks};
 use crate::accounts::id_of;
 use crate::device::facts::{Facts, Use};
 use crate::device::{DevNum, limited};
@@ -49,11 +49,11 @@ fn check(serial: Serial, claimed: bool, found: &[Facts], unread: &[String]) -> R
     let uses = found.iter().filter_map(|disk| disk.identity.as_ref().ok()).flat_map(|identity| &identity.uses);
     let uses = uses.map(Use::to_string).collect::<Vec<_>>().join(", ");
     let (code, why) = match found {
-        [] if !unread.is_empty() => ("UNREAD", format!("{serial} may be one of {}", unread.join(", "))),
-        [] if claimed => ("NOT_PRESENT", format!("no disk shows the serial {serial}")),
-        [] => ("NOT_CLAIMED", format!("{serial} is not claimed, and no disk of it is marked")),
-        _ if claimed && !uses.is_empty() => ("IN_USE_BY_HOST", format!("this host uses {names}: {uses}")),
-        [_, _, ..] if claimed => ("DUPLICATE", format!("{names} show the serial {serial}")),
+        [] if !unread.is_empty() => (HelperCode::Unread, format!("{serial} may be one of {}", unread.join(", "))),
+        [] if claimed => (HelperCode::NotPresent, format!("no disk shows the serial {serial}")),
+        [] => (HelperCode::NotClaimed, format!("{serial} is not claimed, and no disk of it is marked")),
+        _ if claimed && !uses.is_empty() => (HelperCode::InUseByHost, format!("this host uses {names}: {uses}")),
+        [_, _, ..] if claimed => (HelperCode::Duplicate, format!("{names} show the serial {serial}")),
         _ => return Ok(()),
     };
     Err(Refusal(code, why))
@@ -75,14 +75,14 @@ mod tests {
         let free = sample::device().facts;
         let used = sample::spoilt(|_, identity| identity.uses.push(Use::HostDisk)).facts;
         assert_eq!(code(true, std::slice::from_ref(&free)), Ok(()));
-        assert_eq!(code(true, &[]), Err("NOT_PRESENT"));
+        assert_eq!(code(true, &[]), Err(HelperCode::NotPresent));
         let hangs = ["254:16 (no answer within 2 s)".to_owned()];
         let unread = |disks| check(serial, true, disks, &hangs).map_err(|refusal| refusal.0);
-        assert_eq!((unread(&[]), unread(std::slice::from_ref(&free))), (Err("UNREAD"), Ok(())));
-        assert_eq!(code(true, &[free.clone(), free.clone()]), Err("DUPLICATE"));
-        assert_eq!(code(true, std::slice::from_ref(&used)), Err("IN_USE_BY_HOST"));
-        assert_eq!(code(true, &[free.clone(), used.clone()]), Err("IN_USE_BY_HOST"));
-        assert_eq!(code(false, &[]), Err("NOT_CLAIMED"));
+        assert_eq!((unread(&[]), unread(std::slice::from_ref(&free))), (Err(HelperCode::Unread), Ok(())));
+        assert_eq!(code(true, &[free.clone(), free.clone()]), Err(HelperCode::Duplicate));
+        assert_eq!(code(true, std::slice::from_ref(&used)), Err(HelperCode::InUseByHost));
+        assert_eq!(code(true, &[free.clone(), used.clone()]), Err(HelperCode::InUseByHost));
+        assert_eq!(code(false, &[]), Err(HelperCode::NotClaimed));
         assert_eq!(code(false, &[free.clone(), free]), Ok(()), "each is un-marked");
         assert_eq!(code(false, &[used]), Ok(()), "a disk of the host must not stay the NBD servers'");
     }

@@ -10,7 +10,7 @@ use std::{panic, thread};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::net::UCred;
 
-use super::{CALLER, Refusal, journal, perform, render};
+use super::{CALLER, HelperCode, Refusal, journal, perform, render};
 use crate::accounts::id_of;
 
 /// Bytes of a request.
@@ -70,13 +70,12 @@ fn inherited() -> io::Result<UnixListener> {
 
 fn serve(mut stream: UnixStream, caller: UCred) {
     let attachd = id_of("/etc/passwd", CALLER).ok();
-    let (line, outcome) = if caller.uid.is_root() || attachd == Some(caller.uid.as_raw()) {
-        let line = read_line(&mut stream);
-        let outcome = perform(&line);
-        (line, outcome)
-    } else {
-        (Vec::new(), Err(Refusal("NOT_ALLOWED", format!("only {CALLER} and root may ask, not uid {}", caller.uid))))
-    };
+    let (mut line, why) = (Vec::new(), format!("only {CALLER} and root may ask, not uid {}", caller.uid));
+    let mut outcome = Err(Refusal(HelperCode::NotAllowed, why));
+    if caller.uid.is_root() || attachd == Some(caller.uid.as_raw()) {
+        line = read_line(&mut stream);
+        outcome = perform(&line);
+    }
     let shown = String::from_utf8_lossy(&line[..line.len().min(64)]);
     let answer = render(outcome);
     journal(&format!("uid {} pid {} asked {:?}: {}", caller.uid, caller.pid, shown.trim_end(), answer.trim_end()));

@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use jiff::Timestamp;
 
+use crate::reason::Code;
 use crate::volume::Reason;
 
 /// The store could not do it.
@@ -83,37 +84,28 @@ impl std::fmt::Display for Saved {
 
 impl StoreError {
     /// For programs.
-    pub fn code(&self) -> &'static str {
+    pub fn code(&self) -> Code {
         match self {
-            Self::Busy { .. } | Self::Crowded { .. } => "STORE_BUSY",
-            Self::Full { .. } => "STORE_FULL",
-            Self::Silent { .. } => "STORE_SILENT",
-            Self::Lost { .. } => "STORE_LOST",
-            Self::Failed { .. } => "STORE_FAILED",
-            Self::Closed => "STOPPING",
+            Self::Busy { .. } | Self::Crowded { .. } => Code::StoreBusy,
+            Self::Full { .. } => Code::StoreFull,
+            Self::Silent { .. } => Code::StoreSilent,
+            Self::Lost { .. } => Code::StoreLost,
+            Self::Failed { .. } => Code::StoreFailed,
+            Self::Closed => Code::Stopping,
         }
     }
 
     /// What to do next.
     pub fn hint(&self) -> &'static str {
         match self {
-            Self::Busy { .. } => {
-                "End the program that has the file open for writing (`fuser -v` names it); it goes on by itself then."
-            }
             Self::Crowded { .. } => "Ask again in a moment.",
-            Self::Full { .. } => "Make room on its disk; it goes on by itself then. What is served stays served.",
-            Self::Silent { .. } => "Check its disk and file system; it goes on by itself when that answers.",
-            Self::Lost { .. } => {
-                "Move away what is in its place, if anything is, and restart attachd: it puts the saved file there."
-            }
-            Self::Failed { .. } => "Repair the file or its folder; it goes on by itself then.",
-            Self::Closed => "Ask again when attachd has started.",
+            _ => self.code().hint(),
         }
     }
 
     /// Why a volume is not served for it.
     pub fn reason(&self) -> Reason {
-        Reason::new(self.code(), self.to_string(), self.hint())
+        Reason::hinted(self.code(), self.to_string(), self.hint())
     }
 
     /// What SQLite says, in these words.

@@ -8,6 +8,7 @@ use sqlx::sqlite::{SqliteConnection, SqliteRow};
 use crate::clock::Steady;
 use crate::device::evidence::Evidence;
 use crate::identity::VolumeId;
+use crate::reason::Code;
 use crate::volume::{Entry, Intent, Reason, Record, State};
 
 /// Every volume.
@@ -44,10 +45,11 @@ pub(super) async fn outbox_length(connection: &mut SqliteConnection) -> sqlx::Re
 
 fn record(row: &SqliteRow) -> sqlx::Result<Record> {
     let reason_code: Option<String> = row.try_get("reason_code")?;
-    let reason = match reason_code {
+    // A code of another version's is not kept: the volume is decided on at once.
+    let reason = match reason_code.as_deref().and_then(Code::from_name) {
         None => None,
         Some(code) => Some(Reason {
-            code: code.into(),
+            code,
             message: row.try_get::<Option<String>, _>("reason_message")?.unwrap_or_default(),
             hint: row.try_get::<Option<String>, _>("reason_hint")?.unwrap_or_default(),
         }),

@@ -5,6 +5,7 @@ use super::*;
 use crate::clock::{self, Steady};
 use crate::device::evidence::{self, Evidence};
 use crate::device::facts::sample;
+use crate::reason::Code;
 use crate::volume::{Intent, State};
 
 /// Every test's own folder, with a store in it.
@@ -134,7 +135,7 @@ async fn while_another_program_has_the_lock_writers_are_refused_in_time_and_read
     let writers = (0..8).map(|_| store.write(vec![Change::Map(volume, proven())]));
     let answers = futures_util::future::join_all(writers).await;
     assert!(
-        answers.iter().all(|answer| answer.as_ref().is_err_and(|error| error.code() == "STORE_BUSY")),
+        answers.iter().all(|answer| answer.as_ref().is_err_and(|error| error.code() == Code::StoreBusy)),
         "{answers:?}"
     );
     assert!(begun.elapsed() < PATIENCE, "{:?}", begun.elapsed());
@@ -145,7 +146,7 @@ async fn while_another_program_has_the_lock_writers_are_refused_in_time_and_read
         "what is on record can be read, and what is not yet is shown"
     );
     let failure = store.pulse().await.failure.unwrap();
-    assert_eq!(failure.code(), "STORE_BUSY");
+    assert_eq!(failure.code(), Code::StoreBusy);
 
     let mut condition = store.condition();
     condition.mark_unchanged();
@@ -177,9 +178,9 @@ async fn a_file_that_is_removed_or_replaced_is_noticed_without_a_write_refuses_a
         let Some(StoreError::Lost { saved: Saved::As(copy), what, .. }) = failure else { panic!("{failure:?}") };
         assert_eq!(what, if replaced.is_some() { "was replaced by another file" } else { "was removed" });
         let refused = store.write(vec![Change::Withdraw(volume)]).await.unwrap_err();
-        assert_eq!(refused.code(), "STORE_LOST");
+        assert_eq!(refused.code(), Code::StoreLost);
         assert!(refused.to_string().contains(copy.to_str().unwrap()), "{refused}");
-        assert_eq!(store.pulse().await.failure.unwrap().code(), "STORE_LOST");
+        assert_eq!(store.pulse().await.failure.unwrap().code(), Code::StoreLost);
         if replaced.is_some() {
             drop(store);
             task.await.unwrap();
@@ -208,7 +209,7 @@ async fn a_log_that_is_removed_is_noticed_before_the_next_answer() {
     let (store, _task, _) = place.open().await;
     std::fs::remove_file(place.0.path().join("attachd.db-wal")).unwrap();
     let refused = store.write(vec![Change::Intend(intent())]).await.unwrap_err();
-    assert_eq!(refused.code(), "STORE_LOST");
+    assert_eq!(refused.code(), Code::StoreLost);
     assert!(refused.to_string().contains("attachd.db-wal was removed"), "{refused}");
 }
 

@@ -153,7 +153,7 @@ fn tell<'b>(batch: &'b mut Batch, volume: VolumeId, news: &News) -> Values<'b> {
             "UPDATE intents SET state = ?, reason_code = ?, reason_message = ?, reason_hint = ?, since = ? WHERE volume_id = ?",
         )
         .bind(state.as_str())
-        .bind(reason.as_ref().map(|reason| reason.code.to_string()))
+        .bind(reason.as_ref().map(|reason| reason.code.name()))
         .bind(reason.as_ref().map(|reason| reason.message.clone()))
         .bind(reason.as_ref().map(|reason| reason.hint.clone()))
         .bind(since.as_microsecond())

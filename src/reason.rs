@@ -1,0 +1,434 @@
+//! The one table of codes and of story steps. Whatever names one of them (the API, health, the journal, the catalog, the
+//! OpenAPI document, README) takes it from here, or is compared with it by a test.
+//!
+//! A code says *why* something is not as it should be; a step says *what happened* to a volume.
+
+use serde::{Serialize, Serializer};
+
+/// Where a code is said.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Place {
+    /// A volume's reason, when its disk fails a check: the volume is `refused`.
+    Check,
+    /// A volume's reason.
+    Volume,
+    /// A problem in health: the daemon is degraded.
+    Degraded,
+    /// A problem in health: no intent is accepted.
+    Unhealthy,
+    /// A remark in health.
+    Remark,
+    /// An error of the API, with this status.
+    Http(u16),
+    /// An error of attachctl itself.
+    Command,
+}
+
+use Place::{Check, Command, Degraded, Http, Remark, Unhealthy, Volume};
+
+/// Declares an enum of names.
+macro_rules! names {
+    ($(#[$about:meta])* $type:ident { $($variant:ident $name:literal $meaning:literal)+ }) => {
+        $(#[$about])*
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+        pub enum $type {
+            $(#[doc = $meaning] $variant,)+
+        }
+
+        impl $type {
+            /// Every one, in the order of the table.
+            pub const ALL: &[Self] = &[$(Self::$variant,)+];
+
+            /// Its name, for programs.
+            pub const fn name(self) -> &'static str {
+                match self { $(Self::$variant => $name,)+ }
+            }
+
+            /// The one of that name.
+            pub fn from_name(name: &str) -> Option<Self> {
+                Self::ALL.iter().copied().find(|known| known.name() == name)
+            }
+        }
+
+        impl std::fmt::Display for $type {
+            fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.pad(self.name())
+            }
+        }
+
+        impl Serialize for $type {
+            fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+                serializer.serialize_str(self.name())
+            }
+        }
+    };
+}
+
+/// Declares the codes: name in Rust, name for programs, places, meaning, what to do next. In a hint, `{}` stands for the one
+/// thing that only the place knows: a device, a scheme, the NBD server's unit.
+macro_rules! codes {
+    ($($code:ident $name:literal [$($place:expr),+] $meaning:literal $hint:literal)+) => {
+        names! {
+            /// Why something is not as it should be.
+            Code { $($code $name $meaning)+ }
+        }
+
+        impl Code {
+            /// Where it is said.
+            pub const fn places(self) -> &'static [Place] {
+                match self { $(Self::$code => &[$($place),+],)+ }
+            }
+
+            /// What it means, for people.
+            pub const fn meaning(self) -> &'static str {
+                match self { $(Self::$code => $meaning,)+ }
+            }
+
+            /// What to do next, with `{}` for what only the place knows. Empty: the message says it.
+            pub const fn hint(self) -> &'static str {
+                match self { $(Self::$code => $hint,)+ }
+            }
+        }
+    };
+}
+
+codes! {
+    // A disk fails a check.
+    DuplicateSerial "DUPLICATE_SERIAL" [Check]
+        "two disks show the serial; both are named"
+        "Detach the disk that does not belong here; the volume is served again when one is left."
+    InUseByHost "IN_USE_BY_HOST" [Check, Http(409)]
+        "this host uses the disk"
+        "If the disk is a customer's, end that use: it is served by itself then (or run `attachctl resync`). If it is this host's own, withdraw the intent."
+    SizeTooSmall "SIZE_TOO_SMALL" [Check]
+        "the disk is smaller than the intent said"
+        "Compare the size in the intent with the volume's in CloudStack; withdraw the intent if it names the wrong volume."
+    SizeZero "SIZE_ZERO" [Check]
+        "the disk reports no capacity"
+        "Check the volume in CloudStack, then detach and attach it again."
+    LinkMissing "LINK_MISSING" [Check]
+        "udev's by-id link is not there"
+        "udev has not finished with the disk, or was not running when it came: run `udevadm trigger --action=change {}` as root."
+    LinkElsewhere "LINK_ELSEWHERE" [Check]
+        "udev's by-id link leads to another device"
+        "udev has not finished with the disk, or was not running when it came: run `udevadm trigger --action=change {}` as root."
+    NotMarked "NOT_MARKED" [Check]
+        "the disk's node is not the NBD server's yet"
+        "The disk was there before its intent; mark it with `udevadm trigger --action=add {}` as root."
+    SchemeOff "SCHEME_OFF" [Check]
+        "the disk is on a bus that is not matched here"
+        "Attach the volume to the bus it had, or add \"{}\" to [device] schemes in attachd.toml and restart attachd."
+    DiskseqMoved "DISKSEQ_MOVED" [Check]
+        "the device was exchanged while it was read"
+        "Nothing: the event of the new disk decides."
+
+    // A volume is not served.
+    DeviceGone "DEVICE_GONE" [Volume]
+        "the volume was served, and its disk is gone"
+        "Attach the volume again, or withdraw the intent."
+    DeadlinePassed "DEADLINE_PASSED" [Volume]
+        "no disk came before the deadline"
+        "Check the volume in CloudStack and `attachctl devices` here; a disk that comes later is still served."
+    UdevNotFinished "UDEV_NOT_FINISHED" [Volume]
+        "the kernel shows the disk, and udev has not reported it yet"
+        "If this lasts, check `systemctl status systemd-udevd`."
+    DiskUnread "DISK_UNREAD" [Volume]
+        "the disk is there, but could not be read"
+        "It is read again by itself. If this lasts, check the storage behind the disk, and `attachctl health`."
+    UseUnknown "USE_UNKNOWN" [Volume]
+        "it could not be found out whether this host uses the disk"
+        "It is tried again by itself; what attachd-helper did is in `journalctl -u attachd-helper`."
+    HelperSilent "HELPER_SILENT" [Volume, Degraded]
+        "attachd-helper does not answer"
+        "Check `systemctl status attachd-helper.socket attachd-helper`: without it no new export is made, late intents are not marked and clients not told apart. It is asked again by itself."
+    BackendDown "BACKEND_DOWN" [Volume, Degraded]
+        "the NBD server does not serve"
+        "Look at `systemctl status {}`; exports are proven again at once when it answers."
+    SizeDiffers "SIZE_DIFFERS" [Volume]
+        "the NBD server serves another size than the disk has"
+        "It is tried again by itself; if it lasts, restart the NBD server ({})."
+    DiskExchanged "DISK_EXCHANGED" [Volume]
+        "the disk was exchanged while its export was proven"
+        "The disk that is there now decides; if it lasts, run `attachctl resync`."
+    ExportRefused "EXPORT_REFUSED" [Volume]
+        "the NBD server refuses the export"
+        "Check that the user of the NBD server ({}) may open the disk (its node's group) and that it serves attachd's folder."
+    ExportFolder "EXPORT_FOLDER" [Volume, Degraded]
+        "the folder of exports is not what it has to be"
+        "Put the folder right (`systemd-tmpfiles --create` makes it): exports are then made and proven again by themselves."
+    ExportStuck "EXPORT_STUCK" [Volume, Degraded, Http(503)]
+        "an export cannot be taken away"
+        "It is tried again by itself; or remove it by hand, or stop the NBD server ({}), which may serve a wrong disk."
+    ServerFiles "SERVER_FILES" [Volume, Degraded, Remark]
+        "the NBD server's files are not as it needs them"
+        "Put that file right or move it away; it is tried again by itself. Until then no new export is served, and the NBD server does not start again."
+    ServerNotTold "SERVER_NOT_TOLD" [Volume, Degraded]
+        "the NBD server cannot be told of new exports"
+        "Check `systemctl status attachd-helper.socket {}`; it is tried again by itself."
+    BeingWithdrawn "BEING_WITHDRAWN" [Volume, Http(409)]
+        "the volume is being withdrawn"
+        "Wait a moment: it goes, or it is served again, because a client has come in between."
+    ClientsConnected "CLIENTS_CONNECTED" [Volume, Http(409), Command]
+        "NBD clients are connected"
+        "They keep what they have opened. To cut them: `ss -K dst <address>` as root, or restart the NBD server ({})."
+
+    // The store.
+    StoreBusy "STORE_BUSY" [Volume, Unhealthy, Http(503)]
+        "another program has the store locked"
+        "End the program that has the file open for writing (`fuser -v` names it); it goes on by itself then."
+    StoreFull "STORE_FULL" [Volume, Unhealthy, Http(503)]
+        "the store's disk is full"
+        "Make room on its disk; it goes on by itself then. What is served stays served."
+    StoreSilent "STORE_SILENT" [Volume, Unhealthy, Http(503)]
+        "the store does not answer"
+        "Check its disk and file system; it goes on by itself when that answers."
+    StoreLost "STORE_LOST" [Volume, Unhealthy, Http(503)]
+        "the store's file was removed or replaced while attachd ran"
+        "Move away what is in its place, if anything is, and restart attachd: it puts the saved file there."
+    StoreFailed "STORE_FAILED" [Volume, Unhealthy, Http(503)]
+        "the store failed"
+        "Repair the file or its folder; it goes on by itself then."
+    Stopping "STOPPING" [Volume, Unhealthy, Http(503)]
+        "attachd is stopping"
+        "Ask again when attachd has started."
+
+    // Health.
+    StoreSaved "STORE_SAVED" [Degraded]
+        "a store was lost, and a copy of what was on record is kept"
+        "Compare it with `attachctl list`: move the store away and restart attachd, which puts it in its place; or remove it."
+    Insecure "INSECURE" [Degraded]
+        "exports are served to other hosts without TLS"
+        "Listen on 127.0.0.1 and use the tunnel."
+    ExportsFailing "EXPORTS_FAILING" [Degraded]
+        "volumes with a proven disk cannot be served"
+        "`attachctl list` and `attachctl show` say why; it is tried again by itself."
+    VolumesRefused "VOLUMES_REFUSED" [Degraded]
+        "volumes have a disk that fails a check"
+        "`attachctl list` names the check and what to do."
+    VolumesLost "VOLUMES_LOST" [Degraded]
+        "volumes were served, and their disk is gone"
+        "Attach them again, and they are served again; or withdraw them: `attachctl list --state lost`."
+    VolumesExpired "VOLUMES_EXPIRED" [Degraded]
+        "volumes waited for a disk past their deadline"
+        "Check them in CloudStack: a disk that comes later is still served. Or withdraw them: `attachctl list --state expired`."
+    ForeignExports "FOREIGN_EXPORTS" [Degraded]
+        "the NBD server's folders hold what attachd did not make"
+        "The NBD server ({}) offers these unproven; remove them."
+    ForeignClaims "FOREIGN_CLAIMS" [Degraded]
+        "the folder of claims holds what is no claim of attachd's"
+        "It is left alone. Move it away: a file named like a serial marks that disk."
+    ClaimsFolder "CLAIMS_FOLDER" [Unhealthy, Http(503)]
+        "the folder of claims is not what it has to be"
+        "Put it right (`systemd-tmpfiles --create` makes it): until then no intent is accepted. It heals by itself."
+    UdevdSilent "UDEVD_SILENT" [Degraded]
+        "udevd owes the event of a disk for more than 10 s"
+        "Check `systemctl status systemd-udevd`; removals are still noticed, new disks are not served."
+    DisksUnread "DISKS_UNREAD" [Degraded]
+        "disks cannot be read"
+        "What is served of them stays served, nothing else of them is; they are read again by themselves. If this lasts, check the storage behind them."
+    WriteZeroes "WRITE_ZEROES" [Remark]
+        "nbd-server zeroes only the first 64 MiB of a larger request to write zeroes" ""
+    ServerVersion "SERVER_VERSION" [Remark]
+        "what this version of nbd-server is known for" ""
+
+    // The API.
+    BadHttp "BAD_HTTP" [Http(400)] "the request is not HTTP/1.1, or a line of its head is wrong" ""
+    BadBody "BAD_BODY" [Http(400)] "the body broke off or cannot be taken" ""
+    BadJson "BAD_JSON" [Http(400)] "the body is no JSON" ""
+    EmptyBody "EMPTY_BODY" [Http(400)] "the request has no body" ""
+    InvalidQuery "INVALID_QUERY" [Http(400)] "the query is not one that this request takes" ""
+    NotAVolumeId "NOT_A_VOLUME_ID" [Http(400)] "the id is no volume's UUID" ""
+    ClientGone "CLIENT_GONE" [Http(400)] "the client has hung up" ""
+    NoSuchRoute "NO_SUCH_ROUTE" [Http(404)] "there is no such path" ""
+    NoSuchIntent "NO_SUCH_INTENT" [Http(404)] "there is no intent for this volume" ""
+    MethodNotAllowed "METHOD_NOT_ALLOWED" [Http(405)] "the path does not take this method" ""
+    BodyTooSlow "BODY_TOO_SLOW" [Http(408)] "the body did not come in time" ""
+    IntentDiffers "INTENT_DIFFERS" [Http(409)] "the volume's intent says something else" ""
+    SerialTaken "SERIAL_TAKEN" [Http(409)] "another volume's intent has this serial" ""
+    ClientsUnknown "CLIENTS_UNKNOWN" [Http(409), Command] "it could not be found out which clients are connected" ""
+    BodyTooLarge "BODY_TOO_LARGE" [Http(413)] "the body is too long" ""
+    UriTooLong "URI_TOO_LONG" [Http(414)] "the path and query are too long" ""
+    InvalidBody "INVALID_BODY" [Http(422)] "the body does not say what this request takes" ""
+    TooManyIntents "TOO_MANY_INTENTS" [Http(429)] "no more intents are taken" ""
+    HeadTooLarge "HEAD_TOO_LARGE" [Http(431)] "the request's head is too long" ""
+    Failed "FAILED" [Http(500)] "the request failed for a fault of attachd's" ""
+    TooManyConnections "TOO_MANY_CONNECTIONS" [Http(503)] "the user's connections wait already, as many as may" ""
+    TooManyListeners "TOO_MANY_LISTENERS" [Http(503)] "the user's requests wait for events already, as many as may" ""
+    TooManyRequests "TOO_MANY_REQUESTS" [Http(503)] "the user's requests are under way already, as many as may" ""
+    ResyncFailed "RESYNC_FAILED" [Http(503)] "the disks cannot be read" ""
+    MetricsFailed "METRICS_FAILED" [Http(503)] "the figures cannot be written" ""
+    WaitTimeout "WAIT_TIMEOUT" [Http(504), Command] "the time ended before the state was reached" ""
+
+    // attachctl.
+    Refused "REFUSED" [Command] "the time ended, and the volume is refused" ""
+    Unreachable "UNREACHABLE" [Command] "attachd cannot be reached" ""
+    NoAnswer "NO_ANSWER" [Command] "attachd does not answer" ""
+    BadAnswer "BAD_ANSWER" [Command] "the answer is not attachd's" ""
+    StreamEnded "STREAM_ENDED" [Command] "the stream of events has ended" ""
+    NoClient "NO_CLIENT" [Command] "attachctl cannot start its HTTP client" ""
+    NoRuntime "NO_RUNTIME" [Command] "attachctl cannot start" ""
+    NoSignals "NO_SIGNALS" [Command] "attachctl cannot listen for Ctrl-C" ""
+    InvalidConfig "INVALID_CONFIG" [Command] "the configuration cannot be used" ""
+    NotRoot "NOT_ROOT" [Command] "the command takes root" ""
+    NotInstalled "NOT_INSTALLED" [Command] "the NBD server is not installed" ""
+    SettingInTheWay "SETTING_IN_THE_WAY" [Command] "a setting has to be changed by hand first" ""
+    EditByHand "EDIT_BY_HAND" [Command] "the configuration cannot be changed by a program" ""
+    BackendNotChanged "BACKEND_NOT_CHANGED" [Command] "the NBD server is not changed" ""
+}
+
+impl Code {
+    /// What to do next, about this device, scheme or unit.
+    pub fn hint_about(self, what: &str) -> String {
+        debug_assert!(self.hint().contains("{}"), "{self} is about nothing in particular");
+        self.hint().replace("{}", what)
+    }
+
+    /// Whether it is said there.
+    pub fn is_said(self, place: Place) -> bool {
+        self.places().contains(&place)
+    }
+
+    /// Whether it can be a volume's reason.
+    pub fn is_of_volumes(self) -> bool {
+        self.is_said(Volume) || self.is_said(Check)
+    }
+
+    /// Whether it can be a problem in health.
+    pub fn is_of_health(self) -> bool {
+        self.is_said(Degraded) || self.is_said(Unhealthy)
+    }
+
+    /// The status of an API error with this code.
+    pub fn status(self) -> Option<u16> {
+        self.places().iter().find_map(|place| match place {
+            Http(status) => Some(*status),
+            _ => None,
+        })
+    }
+
+    /// Whether the store is the cause.
+    pub const fn is_of_store(self) -> bool {
+        matches!(self, Self::StoreBusy | Self::StoreFull | Self::StoreSilent | Self::StoreLost | Self::StoreFailed)
+    }
+}
+
+/// Declares the steps: name in Rust, name for programs, how much it deserves a look, `MESSAGE_ID`. An id is never given to
+/// another step; programs wait for it, and `packaging/attachd.catalog` explains it (`journalctl -x`).
+macro_rules! steps {
+    ($($step:ident $name:literal $weight:ident $id:literal)+) => {
+        names! {
+            /// What happened to a volume, or to attachd itself: a step of a story, and the kind of a journal entry.
+            StoryStep { $($step $name $name)+ }
+        }
+
+        impl StoryStep {
+            /// Its `MESSAGE_ID`.
+            pub const fn message_id(self) -> &'static str {
+                match self { $(Self::$step => $id,)+ }
+            }
+
+            const fn weight(self) -> Weight {
+                match self { $(Self::$step => Weight::$weight,)+ }
+            }
+        }
+    };
+}
+
+steps! {
+    Intent      "intent"       Info     "3ceaaf30814248ea91d93080f9b439fc"
+    Waiting     "waiting"      Info     "9dfb369bab134faea27655daa05f1119"
+    Heard       "heard"        Info     "6301bbfca0c5454e8ff9bb510944fe0c"
+    Proven      "proven"       Info     "6fced11d2bd841e6847a8387cdde8d51"
+    Matched     "matched"      Info     "3a124c647e024f05b7c1dce27f7695f5"
+    Recorded    "recorded"     Info     "66080f174c9648e29cbd0ba3a1a6bcde"
+    Exporting   "exporting"    Info     "b120a366f0bb49cf82f2dc05873f9bd0"
+    Published   "published"    Info     "78b7d0ac84774ce08e4cda11b43c589b"
+    Ready       "ready"        Info     "2330fcf1562a44b888668d77e827062c"
+    Refused     "refused"      Warning  "c1acc9906424450aa36bf9b3ddcb369d"
+    Revoked     "revoked"      Unasked  "9ad9b9a25e78454db065a1c284cc4549"
+    Lost        "lost"         Warning  "993565976fba4662b6a730b7b12e9eed"
+    Late        "late"         Info     "8df08078a22e418085c2c2af3977a654"
+    Expired     "expired"      Notice   "f3194a3b381e43e7952c466e473a1797"
+    Detaching   "detaching"    Info     "c498b6e73648445e9afa3a387f006745"
+    Attaching   "attaching"    Info     "ab57f985433243daa75a2e199b58ba8d"
+    Withdrawn   "withdrawn"    Info     "c1b87f1a7323491b99f9cbef0f69a4d0"
+    Resync      "resync"       Info     "f61b5283d99b47c3b26cb3ba21aae34a"
+    Vanished    "vanished"     Info     "d1f7a64be5c04a0b9a1f0a7c5be3f2d8"
+    EntriesLost "entries-lost" Warning  "2eb737282fea475eb5365e1458294a90"
+    LeftOut     "left-out"     Info     "c8834217aae04504bac5b393d6a67d4d"
+}
+
+/// How much a step deserves an operator's look.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Severity {
+    /// As it should be.
+    Info,
+    /// Worth knowing: somebody waits in vain.
+    Notice,
+    /// A volume is not served, and nobody asked for that.
+    Warning,
+}
+
+/// The same in the table.
+enum Weight {
+    Info,
+    Notice,
+    Warning,
+    /// A warning, unless somebody asked for it.
+    Unasked,
+}
+
+impl StoryStep {
+    /// How much it deserves a look. `asked`: it was somebody's wish.
+    pub const fn severity(self, asked: bool) -> Severity {
+        match self.weight() {
+            Weight::Unasked if asked => Severity::Info,
+            Weight::Info => Severity::Info,
+            Weight::Notice => Severity::Notice,
+            Weight::Warning | Weight::Unasked => Severity::Warning,
+        }
+    }
+}
+
+names! {
+    /// Why attachd-helper has done nothing: its answer to attachd, which callers of the API see in a message at most.
+    HelperCode {
+        BadRequest    "BAD_REQUEST"    "the line is no request in its one spelling"
+        NotAllowed    "NOT_ALLOWED"    "another than attachd asks"
+        Failed        "FAILED"         "a call failed"
+        NoAnswer      "NO_ANSWER"      "the disk does not answer"
+        NotPresent    "NOT_PRESENT"    "the disk is not there"
+        Unread        "UNREAD"         "the disk could not be read"
+        Duplicate     "DUPLICATE"      "several disks show the serial"
+        NotClaimed    "NOT_CLAIMED"    "the serial is not claimed"
+        InUseByHost   "IN_USE_BY_HOST" "this host uses the disk"
+        NodeElsewhere "NODE_ELSEWHERE" "the node is another device's"
+        NotMarked     "NOT_MARKED"     "the node is not the NBD servers'"
+        NotOpen       "NOT_OPEN"       "no NBD server has the disk open"
+        NoServer      "NO_SERVER"      "there is no nbd-server to tell"
+        NotListening  "NOT_LISTENING"  "that process takes no signal"
+        Other         "OTHER"          "a helper of another version says something else"
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::BTreeSet;
+
+    #[test]
+    fn a_name_is_given_once_and_read_back() {
+        for code in Code::ALL {
+            assert_eq!(Code::from_name(code.name()), Some(*code));
+        }
+        assert_eq!(Code::ALL.iter().map(|code| code.name()).collect::<BTreeSet<_>>().len(), Code::ALL.len());
+        assert_eq!(Code::from_name("NO_SUCH_CODE"), None);
+    }
+
+    #[test]
+    fn whatever_an_operator_reads_says_what_to_do() {
+        for code in Code::ALL.iter().filter(|code| code.is_of_volumes() || code.is_of_health()) {
+            assert!(code.hint().ends_with('.'), "{code}");
+        }
+    }
+}
