@@ -131,7 +131,7 @@ codes! {
         "Check the volume in CloudStack and `attachctl devices` here; a disk that comes later is still served."
     UdevNotFinished "UDEV_NOT_FINISHED" [Volume]
         "the kernel shows the disk, and udev has not reported it yet"
-        "If this lasts, check `systemctl status systemd-udevd`."
+        "If this lasts, `systemctl status systemd-udevd` shows whether it runs, and which rule or program holds it up."
     DiskUnread "DISK_UNREAD" [Volume]
         "the disk is there, but could not be read"
         "It is read again by itself. If this lasts, check the storage behind the disk, and `attachctl health`."

@@ -154,11 +154,67 @@ fn a_dead_udevd_is_silent_in_health_and_heard_again_when_it_is_back() {
     events.wait_for(said, SOON).unwrap();
     let sick = health(&api);
     assert_eq!((&sick["status"], &sick["udevd"]["state"]), (&"degraded".into(), &"silent".into()), "{sick:#}");
+    assert_eq!(sick["problems"][0]["code"], "UDEVD_SILENT", "{sick:#}");
     lab.udevd().start().unwrap();
     lab.retrigger(&disk).unwrap();
     wait(&api, &late, "ready");
     assert_eq!(health(&api)["udevd"]["state"], "heard");
 }
+
+/// Invariant 11: a udevd that is held up at one disk is not silent, and serves the others.
+#[test]
+fn a_disk_that_udevd_is_held_up_at_is_named_and_others_are_served_meanwhile() {
+    let (mut lab, _attachd, api) = up();
+    let (held, later) = (lab.volume(), lab.volume());
+    intend(&api, &held);
+    intend(&api, &later);
+    rustix::fs::mknodat(rustix::fs::CWD, GATE, rustix::fs::FileType::Fifo, 0o600.into(), 0).unwrap();
+    let rule = format!("ENV{{ID_SERIAL}}==\"{}\", PROGRAM==\"/bin/cat {GATE}\"\n", held.serial);
+    lab.add_rules("58-held-up.rules", &rule).unwrap();
+    let mut disk = lab.disk(&held.serial, MIB).unwrap();
+    disk.attach().unwrap();
+    let (other, _other_disk) = served(&lab, &api);
+
+    wait_reason(&api, &held, "UDEV_NOT_FINISHED");
+    let problem = || {
+        let health = health(&api);
+        let problems = health["problems"].as_array().unwrap().clone();
+        assert_eq!(problems.len(), 1, "{health:#}");
+        (health["udevd"]["state"].clone(), problems[0]["code"].clone(), problems[0]["message"].to_string())
+    };
+    let named = || {
+        let (state, code, message) = problem();
+        assert_eq!((state, code), ("heard".into(), "UDEVD_HELD_UP".into()), "{message}");
+        assert!(message.contains("1 disk(s)") && message.contains(disk.node().to_str().unwrap()), "{message}");
+    };
+    named();
+    let metrics = api.get("/metrics").unwrap().text;
+    assert!(metrics.contains("attachd_udevd_held_up 1") && metrics.contains("attachd_udevd_silent 0"), "{metrics}");
+
+    // The control: a udevd that says nothing of any disk is silent.
+    lab.udevd().pause().unwrap();
+    let mut later_disk = lab.disk(&later.serial, MIB).unwrap();
+    later_disk.attach().unwrap();
+    wait_reason(&api, &later, "UDEV_NOT_FINISHED");
+    let (state, code, message) = problem();
+    assert_eq!((state, code), ("silent".into(), "UDEVD_SILENT".into()), "{message}");
+    lab.udevd().resume().unwrap();
+    wait(&api, &later, "ready");
+    named();
+
+    // Whoever waits at the gate goes on, and nobody comes to it any more.
+    let gate = fs::File::options().write(true).open(GATE).unwrap();
+    fs::remove_file(GATE).unwrap();
+    drop(gate);
+    wait(&api, &held, "ready");
+    lab.nbdcopy_equals(&held.export(), disk.file()).unwrap();
+    assert_eq!(show(&api, &other)["state"], "ready");
+    lab.udevd().settle().unwrap();
+    assert_eq!(health(&api)["problems"], serde_json::json!([]));
+}
+
+/// A rule waits here until somebody writes.
+const GATE: &str = "/run/lab/gate";
 
 /// The daemon refuses to run deaf: without a udevd libudev joins no group, and says nothing.
 #[test]

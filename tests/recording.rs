@@ -256,7 +256,7 @@ proptest! {
             prop_assert_eq!(table.with_serial(C.parse().unwrap()).count(), 0, "no event brings back a disk that is gone");
             prop_assert!(table.with_serial(a).all(|device| device.facts.devnum == VDA && device.facts.diskseq == 4));
         }
-        table.replace(all(&sysfs), reading + 1);
+        table.replace(all(&sysfs), reading + 1, |_| false);
         prop_assert_eq!(table.all().count(), 1);
         prop_assert!(table.with_serial(a).all(|device| device.settled));
     }

@@ -167,6 +167,8 @@ struct Seen {
     asking_for: Option<Duration>,
     helper: Option<Result<(), String>>,
     udevd: Udevd,
+    /// Disks that udevd is held up at, and since when.
+    held_up: Vec<(String, Timestamp)>,
     resyncs: Resyncs,
     foreign: Names,
     /// Why the folder of exports is not what it has to be.
@@ -191,6 +193,7 @@ impl Seen {
             asking_for: world.handshakes.asking_for(),
             helper: world.helper.state(),
             udevd: world.ear.udevd_is(),
+            held_up: world.held_up(),
             resyncs: world.resyncs.clone(),
             foreign: world.exported.foreign.clone(),
             exports: world.exported.failed.clone(),
@@ -406,6 +409,13 @@ fn of_disks(seen: &Seen) -> Vec<Problem> {
         let message = format!("udevd owes the event of a disk since {since}");
         let hint = "Check `systemctl status systemd-udevd`; removals are still noticed, new disks are not served.";
         add("UDEVD_SILENT", message, hint);
+    } else if let Some((first, since)) = seen.held_up.first() {
+        let count = seen.held_up.len();
+        let message = format!(
+            "udevd is held up at {count} disk(s), and served others meanwhile; the first: {first}, since {since}"
+        );
+        let hint = "These are not served until udevd has reported them. `systemctl status systemd-udevd` shows the program that a rule waits for, `udevadm monitor` what is reported; a disk that does not answer holds it up as well. udevd gives up after 3 minutes.";
+        add("UDEVD_HELD_UP", message, hint);
     }
     if let Some(first) = seen.unread.first() {
         let message = format!("{} disk(s) cannot be read; one of them: {first}", seen.unread.len());

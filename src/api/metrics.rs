@@ -32,9 +32,9 @@ async fn encoded(context: &Context) -> Result<String, ApiError> {
     let look = |world: &World| {
         let up = matches!(world.server, Some(Server::Up { .. }));
         let silent = matches!(world.ear.udevd_is(), Udevd::Silent(_));
-        (counts(world), world.table.all().count(), up, silent, world.resyncs.clone())
+        (counts(world), world.table.all().count(), up, (silent, world.held_up().len()), world.resyncs.clone())
     };
-    let (volumes, disks, up, silent, resyncs) = context.inner.engine.read(look).await?;
+    let (volumes, disks, up, (silent, held_up), resyncs) = context.inner.engine.read(look).await?;
     let pulse = context.inner.store.pulse().await;
     let mut registry = Registry::with_prefix("attachd");
     let by_state = ByLabel::default();
@@ -45,7 +45,12 @@ async fn encoded(context: &Context) -> Result<String, ApiError> {
     let mut gauge = |name: &str, help: &str, value: u64| registry.register(name, help, ConstGauge::new(value));
     gauge("disks", "Whole disks that are present", disks as u64);
     gauge("backend_up", "1 while the NBD server runs", u64::from(up));
-    gauge("udevd_silent", "1 while udevd owes an event for more than 10 s", u64::from(silent));
+    gauge("udevd_silent", "1 while udevd owes an event for more than 10 s, and is not heard at all", u64::from(silent));
+    gauge(
+        "udevd_held_up",
+        "Disks whose event udevd owes for more than 10 s, while it is heard about others",
+        held_up as u64,
+    );
     gauge("store_failing", "1 while nothing can be written to the store", u64::from(pulse.failure.is_some()));
     gauge("outbox_rows", "Rows the predecessor's tables have yet to be told", pulse.outbox.unwrap_or(0));
     let mut counter = |name: &str, help: &str, value: u64| registry.register(name, help, ConstCounter::new(value));

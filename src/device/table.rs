@@ -131,7 +131,13 @@ impl Table {
     }
 
     /// Takes in a reading of everything and returns the serials it concerns. Disks read later than `reading` stay.
-    pub fn replace(&mut self, all: Vec<(DevNum, Found<Facts>)>, reading: Reading) -> Vec<Serial> {
+    /// `at_work`: whether udevd is known to be at this disk still, so that a look shows nothing that it has finished.
+    pub fn replace(
+        &mut self,
+        all: Vec<(DevNum, Found<Facts>)>,
+        reading: Reading,
+        at_work: impl Fn(DevNum) -> bool,
+    ) -> Vec<Serial> {
         let found = all.iter().filter(|(_, found)| !found.is_gone());
         let present: HashSet<DevNum> = found.map(|(devnum, _)| *devnum).collect();
         let gone: Vec<DevNum> = self.by_devnum.keys().filter(|devnum| !present.contains(devnum)).copied().collect();
@@ -142,7 +148,8 @@ impl Table {
         self.gone.retain(|_, when| *when > reading);
         self.unread.retain(|devnum, unread| present.contains(devnum) || unread.reading > reading);
         for (devnum, found) in all.into_iter().filter(|(_, found)| !found.is_gone()) {
-            touched.extend(self.update(devnum, found, reading, Heard::Look));
+            let heard = if at_work(devnum) { Heard::Asked } else { Heard::Look };
+            touched.extend(self.update(devnum, found, reading, heard));
         }
         touched
     }
@@ -299,9 +306,9 @@ mod tests {
         table.update(DISK, Found::Gone, 5, udev(1));
         table.update(DISK, Found::Here(facts(DISK, A, 2)), 7, udev(2));
         assert!(table.update(DISK, Found::Here(facts(DISK, B, 1)), 6, udev(1)).is_empty());
-        assert!(table.replace(Vec::new(), 6).is_empty(), "a resync that began before the disk came");
+        assert!(table.replace(Vec::new(), 6, |_| false).is_empty(), "a resync that began before the disk came");
         assert_eq!(settled(&table, A), [true]);
-        assert_eq!(table.replace(Vec::new(), 8), [A.parse().unwrap()]);
+        assert_eq!(table.replace(Vec::new(), 8, |_| false), [A.parse().unwrap()]);
         assert_eq!(table.all().count(), 0);
     }
 
@@ -310,8 +317,19 @@ mod tests {
         let mut table = Table::default();
         table.update(DISK, Found::Here(facts(DISK, A, 1)), 1, udev(1));
         table.update(DISK, Found::Gone, 3, kernel(1));
-        assert!(table.replace(all(facts(DISK, A, 1)), 2).is_empty());
+        assert!(table.replace(all(facts(DISK, A, 1)), 2, |_| false).is_empty());
         assert_eq!(table.all().count(), 0);
+    }
+
+    #[test]
+    fn a_resync_does_not_settle_a_disk_that_udevd_is_still_at() {
+        let mut table = Table::default();
+        table.replace(all(facts(DISK, A, 7)), 1, |devnum| devnum == DISK);
+        assert_eq!(settled(&table, A), [false]);
+        table.replace(all(facts(DISK, A, 7)), 2, |_| false);
+        assert_eq!(settled(&table, A), [true], "the control");
+        table.replace(all(facts(DISK, A, 7)), 3, |devnum| devnum == DISK);
+        assert_eq!(settled(&table, A), [true], "a later event of a disk that was finished takes nothing back");
     }
 
     #[test]
@@ -319,12 +337,12 @@ mod tests {
         let mut table = Table::default();
         table.update(DISK, Found::Here(facts(DISK, A, 7)), 2, kernel(7));
         assert_eq!(settled(&table, A), [false]);
-        assert_eq!(table.replace(all(facts(DISK, A, 7)), 1), [A.parse().unwrap()]);
+        assert_eq!(table.replace(all(facts(DISK, A, 7)), 1, |_| false), [A.parse().unwrap()]);
         assert_eq!(settled(&table, A), [true]);
-        assert!(table.replace(all(facts(DISK, A, 7)), 1).is_empty(), "said once");
+        assert!(table.replace(all(facts(DISK, A, 7)), 1, |_| false).is_empty(), "said once");
         // Another disk under the same number is another matter.
         table.update(DISK, Found::Here(facts(DISK, B, 8)), 4, kernel(8));
-        assert!(table.replace(all(facts(DISK, A, 7)), 3).is_empty());
+        assert!(table.replace(all(facts(DISK, A, 7)), 3, |_| false).is_empty());
         assert_eq!(settled(&table, B), [false]);
     }
 
@@ -348,7 +366,7 @@ mod tests {
             table.update(DISK, Found::Here(facts(DISK, A, 1)), 1, udev(1));
             assert_eq!(table.unread(DISK, 1), None);
             if again {
-                table.replace(vec![(DISK, failed.clone())], 2);
+                table.replace(vec![(DISK, failed.clone())], 2, |_| false);
             } else {
                 assert_eq!(table.update(DISK, failed.clone(), 2, kernel(1)), [A.parse().unwrap()]);
             }
@@ -380,7 +398,7 @@ mod tests {
         let mut table = Table::default();
         table.update(DISK, Found::Here(facts(DISK, A, 1)), 1, udev(1));
         table.update(DISK, silent(1), 2, Heard::Asked);
-        assert_eq!(table.replace(vec![(DISK, Found::Gone)], 3), [A.parse().unwrap()]);
+        assert_eq!(table.replace(vec![(DISK, Found::Gone)], 3, |_| false), [A.parse().unwrap()]);
         assert_eq!((table.all().count(), table.all_unread().count()), (0, 0));
     }
 }

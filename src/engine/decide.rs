@@ -46,8 +46,8 @@ pub struct Observed<'a> {
     pub proven: bool,
     /// Why the disk cannot be read now. What was read of it before holds on; nothing new is begun with it.
     pub unread: Option<&'a str>,
-    /// udevd owes the event of a disk for too long.
-    pub udevd_silent: bool,
+    /// udevd owes the event of this disk for too long, or is silent altogether.
+    pub udevd_owes: bool,
     /// The NBD server; `None`: not known yet.
     pub server: Option<&'a Server>,
     /// The unit that runs it, for hints.
@@ -141,18 +141,18 @@ fn absent(desired: &Desired<'_>, observed: &Observed<'_>) -> Decision {
     Decision { state, reason, revoke: observed.published, step: None }
 }
 
-/// The kernel shows the disk, udevd has not reported it: it is at its rules, which takes milliseconds, or it is dead.
+/// The kernel shows the disk, udevd has not reported it: it is at its rules, which takes milliseconds, or held up, or dead.
 fn unfinished(desired: &Desired<'_>, observed: &Observed<'_>, device: &Device) -> Decision {
     let state = without_disk(desired, observed.steady);
     let (stood, reason) = observed.standing;
-    let reason = if observed.udevd_silent || observed.published {
+    let reason = if observed.udevd_owes || observed.published {
         let message = format!("/dev/{} shows the serial, but udev has not reported it yet", device.facts.name);
         Some(Reason::new(Code::UdevNotFinished, message))
     } else {
         reason.filter(|_| stood == state).cloned()
     };
-    // What a udevd has missed while it was away it never makes up for: it has to be told again, until it is back.
-    let again = observed.udevd_silent && !observed.retriggered;
+    // What a udevd has missed while it was away it never makes up for: it has to be told again, until it reports the disk.
+    let again = observed.udevd_owes && !observed.retriggered;
     let step = again.then(|| Step::Retrigger(desired.intent.serial()));
     Decision { state, reason, revoke: observed.published, step }
 }
@@ -271,7 +271,7 @@ mod tests {
         free: bool,
         proven: bool,
         unread: bool,
-        udevd_silent: bool,
+        udevd_owes: bool,
         server: Option<Server>,
         trouble: Option<(Reason, bool)>,
         standing: (State, Option<Reason>),
@@ -293,7 +293,7 @@ mod tests {
                 free: false,
                 proven: false,
                 unread: false,
-                udevd_silent: false,
+                udevd_owes: false,
                 server: Some(Server::Up { pid: Some(1) }),
                 trouble: None,
                 standing: (State::Waiting, None),
@@ -326,7 +326,7 @@ mod tests {
                 free: self.free,
                 proven: self.proven,
                 unread: self.unread.then_some("no answer"),
-                udevd_silent: self.udevd_silent,
+                udevd_owes: self.udevd_owes,
                 server: self.server.as_ref(),
                 server_unit: "the-unit",
                 trouble: self.trouble.as_ref().map(|(reason, waits)| (reason, *waits)),
@@ -426,7 +426,7 @@ mod tests {
         let unsettled = Device { settled: false, ..device() };
         let scene = Scene { present: vec![unsettled], ..Scene::new() };
         assert_eq!(scene.decide(), Decision { state: State::Waiting, reason: None, revoke: false, step: None });
-        let silent = Scene { udevd_silent: true, ..scene.clone() };
+        let silent = Scene { udevd_owes: true, ..scene.clone() };
         let asked = Scene { retriggered: true, ..silent.clone() }.decide();
         assert_eq!(asked.step, None, "udev was asked, and is given time");
         let silent = silent.decide();
@@ -569,7 +569,7 @@ mod tests {
         });
         let mapping = 0..3_u8;
         (proptest::collection::vec(disk, 0..3), mapping, any::<[bool; 11]>()).prop_map(|(disks, mapping, flags)| {
-            let [fresh, published, proven, unread, udevd_silent, up, trouble, retriggered, waits, told, free] = flags;
+            let [fresh, published, proven, unread, udevd_owes, up, trouble, retriggered, waits, told, free] = flags;
             let mapping = match mapping {
                 0 => None,
                 1 => Scene::served().mapping,
@@ -585,7 +585,7 @@ mod tests {
                 free,
                 proven: proven && published,
                 unread,
-                udevd_silent,
+                udevd_owes,
                 server: Some(if up { Server::Up { pid: Some(1) } } else { Server::Down { why: String::new() } }),
                 trouble: trouble.then(|| (Reason::new(Code::UseUnknown, "x"), waits)),
                 ..Scene::new()

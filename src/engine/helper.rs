@@ -6,7 +6,6 @@ use super::Engine;
 use super::input::{Asked, Input};
 use super::outside::Died;
 use super::settle::pause;
-use super::udevd::Udevd;
 use crate::device::table::Device;
 use crate::helper_client::HelperError;
 use crate::identity::Serial;
@@ -77,7 +76,7 @@ impl Engine {
             }
         }
         let Asked::Mark(ticket) = asked else { return };
-        let silent = matches!(self.world.ear.udevd_is(), Udevd::Silent(_));
+        let owes = self.world.udevd_owes(ticket.volume.serial());
         if self.world.holds(ticket)
             && let Some(volume) = self.world.volume_mut(ticket.volume)
         {
@@ -85,7 +84,7 @@ impl Engine {
             let wait = if marked {
                 // It was done, and yet the disk may stay as it is: udevd may have had rules from before the package's, or
                 // be away.
-                let may_help = silent || attempts <= IN_VAIN && volume.state == State::Refused;
+                let may_help = owes || attempts <= IN_VAIN && volume.state == State::Refused;
                 may_help.then(|| pause(attempts + PATIENCE))
             } else {
                 Some(pause(attempts))

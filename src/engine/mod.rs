@@ -264,12 +264,10 @@ impl Engine {
     async fn handle(&mut self, input: Input) {
         match input {
             Input::Monitor(monitor::Heard::Event(event)) => {
+                let now = udevd::Moment { wall: event.at, steady: Instant::now() };
                 match event.origin {
-                    Origin::Kernel => {
-                        let now = udevd::Moment { wall: event.at, steady: Instant::now() };
-                        self.world.ear.kernel(event.seqnum, now);
-                    }
-                    Origin::Udev if self.world.ear.udevd(event.seqnum, event.at) => {
+                    Origin::Kernel => self.world.ear.kernel(event.seqnum, event.devnum, now),
+                    Origin::Udev if self.world.ear.udevd(event.seqnum, event.devnum, now) => {
                         tracing::info!("udevd is heard again");
                         self.scan("udevd is back", None);
                     }
@@ -333,8 +331,11 @@ impl Engine {
 
     async fn tick(&mut self) {
         let now = Instant::now();
-        if self.world.ear.tick(now) {
-            tracing::warn!("udevd has not answered a kernel event for {} s", udevd::PATIENCE.as_secs());
+        if self.world.ear.tick(now, udevd::at_work) {
+            let silent = matches!(self.world.ear.udevd_is(), udevd::Udevd::Silent(_));
+            let disks: Vec<String> = self.world.ear.overdue().map(|(devnum, _)| devnum.to_string()).collect();
+            let (waited, disks) = (udevd::PATIENCE.as_secs(), disks.join(", "));
+            tracing::warn!(silent, disks, "udevd has not answered a kernel event for {waited} s");
             for id in self.world.ids() {
                 self.settle(id).await;
             }

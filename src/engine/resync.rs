@@ -5,6 +5,7 @@ use tokio::sync::oneshot;
 use super::Engine;
 use super::input::{Done, Input};
 use super::leaving::By;
+use super::udevd;
 use crate::clock;
 use crate::device::facts::Facts;
 use crate::device::found::Found;
@@ -65,7 +66,9 @@ impl Engine {
                 for (devnum, found) in &all {
                     self.read_or_not(*devnum, found, Heard::Look);
                 }
-                self.world.table.replace(all, reading);
+                self.world.ear.look_for_missed(udevd::at_work);
+                let ear = &self.world.ear;
+                self.world.table.replace(all, reading, |devnum| ear.is_held_up_at(devnum));
                 self.unmark_unwanted();
                 self.world.resyncs.count += 1;
                 self.world.resyncs.last_reason = reason;

@@ -7,7 +7,6 @@ use jiff::Timestamp;
 use super::Engine;
 use super::decide::{Decision, Desired, Observed, Step, decide};
 use super::exports::folder_reason;
-use super::udevd::Udevd;
 use super::world::{Disk, Preparation, Projected, Trouble, Volume};
 use crate::clock::{self, Steady};
 use crate::device::table::{Device, Heard};
@@ -58,9 +57,9 @@ impl Engine {
                 }
                 return;
             }
-            let silent = matches!(self.world.ear.udevd_is(), Udevd::Silent(_));
+            let owes = self.world.udevd_owes(id.serial());
             if decision.state != State::Refused
-                && !silent
+                && !owes
                 && let Some(volume) = self.world.volume_mut(id)
             {
                 volume.helper_again = None;
@@ -137,7 +136,7 @@ impl Engine {
                 free: volume.free.is_some() && volume.free == present.first().copied().map(disk),
                 proven: volume.proven,
                 unread: self.world.unread(volume, present),
-                udevd_silent: matches!(self.world.ear.udevd_is(), Udevd::Silent(_)),
+                udevd_owes: self.world.udevd_owes(volume.intent.serial()),
                 server: self.world.server.as_ref(),
                 server_unit: self.tools.server_unit,
                 trouble: volume.trouble.as_ref().map(|trouble| (&trouble.reason, waits(trouble.again_at, clock))),
