@@ -53,6 +53,8 @@ async fn encoded(context: &Context) -> Result<String, ApiError> {
     );
     gauge("store_failing", "1 while nothing can be written to the store", u64::from(pulse.failure.is_some()));
     gauge("outbox_rows", "Rows the predecessor's tables have yet to be told", pulse.outbox.unwrap_or(0));
+    let turns = context.inner.engine.turns().histogram();
+    registry.register("engine_turn_seconds", "How long the engine was at one thing, and heard of no other", turns);
     let mut counter = |name: &str, help: &str, value: u64| registry.register(name, help, ConstCounter::new(value));
     counter("resyncs", "How often all disks were read", resyncs.count);
     counter("losses", "How often events were lost", resyncs.losses);

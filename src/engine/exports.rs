@@ -80,12 +80,7 @@ impl Engine {
     pub(super) async fn exports_listed(&mut self, contents: io::Result<Contents>, told: Vec<Done>) {
         self.world.exported.under_way = false;
         let changed = self.adopt(contents);
-        for id in changed {
-            self.settle(id).await;
-        }
-        for done in told {
-            let _ = done.send(Ok(()));
-        }
+        self.settle_some(changed, told).await;
         if std::mem::take(&mut self.world.exported.again) {
             self.list_exports(None);
         }

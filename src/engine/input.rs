@@ -31,14 +31,18 @@ use crate::volume::{Intent, Reason, State};
 
 /// One thing that happened.
 pub(crate) enum Input {
+    /// It is time for something that was to wait.
+    Tick,
+    /// The store can be written again, after it could not.
+    StoreWorks,
     /// The monitor heard or lost something.
     Monitor(monitor::Heard),
     /// The NBD server came or went.
     Server(Server),
     /// A caller asks.
     Request(Request),
-    /// Volumes that a resync has not compared yet.
-    Settle { ids: Vec<VolumeId>, done: Option<Done> },
+    /// The rest of many volumes that are to be settled, and who is told when they are.
+    Settle { ids: Vec<VolumeId>, done: Vec<Done> },
     /// This host has begun to use disks, or has ceased to.
     UseChanged(UseChanged),
     /// A disk was read.

@@ -27,6 +27,7 @@ mod settle;
 mod step;
 mod story;
 pub mod tell;
+pub mod turns;
 pub mod udevd;
 mod withdraw;
 pub mod world;
@@ -61,6 +62,7 @@ pub use input::{Accepted, Event, Rejection, SharedEvent, Withdrawal};
 pub use leaving::By;
 use leaving::Caller;
 use reader::Reader;
+use turns::Turns;
 use world::{Volume, World};
 
 /// Inputs that may wait. A full channel makes the monitor ask for a resync, and callers wait.
@@ -114,6 +116,7 @@ pub struct Engine {
     readings: Reading,
     epochs: u64,
     looks: HashMap<DevNum, Look>,
+    turns: Turns,
     /// Intents on their way to being durable, and who else asked for the same meanwhile.
     admissions: HashMap<VolumeId, (Intent, Vec<input::Reply<Accepted>>)>,
 }
@@ -131,6 +134,7 @@ pub struct Handle {
     inputs: mpsc::Sender<Input>,
     /// Weak: the stream ends with the engine.
     events: broadcast::WeakSender<SharedEvent>,
+    turns: Turns,
 }
 
 /// The daemon is stopping.
@@ -177,6 +181,11 @@ impl Handle {
         answer.await.map_err(|_| Stopping)
     }
 
+    /// How long the engine's turns have taken.
+    pub fn turns(&self) -> &Turns {
+        &self.turns
+    }
+
     /// Listens to what happens from now on.
     pub fn events(&self) -> Result<broadcast::Receiver<SharedEvent>, Stopping> {
         self.events.upgrade().map(|events| events.subscribe()).ok_or(Stopping)
@@ -208,7 +217,8 @@ impl Engine {
     ) -> (Self, Handle) {
         let (back, inputs) = mpsc::channel(QUEUE);
         let (events, _) = broadcast::channel(EVENTS);
-        let handle = Handle { inputs: back.clone(), events: events.downgrade() };
+        let turns = Turns::default();
+        let handle = Handle { inputs: back.clone(), events: events.downgrade(), turns: turns.clone() };
         let mut world = World::new(ground, tools.helper.clone());
         world.claimed = Claimed::new(claims);
         let now = clock::wall();
@@ -226,6 +236,7 @@ impl Engine {
             readings: 0,
             epochs: 0,
             looks: HashMap::new(),
+            turns,
             admissions: HashMap::new(),
         };
         (engine, handle)
@@ -248,21 +259,26 @@ impl Engine {
         let mut condition = self.tools.store.condition();
         loop {
             let wake = self.world.next_wake();
-            tokio::select! {
+            let input = tokio::select! {
                 biased;
                 () = &mut stop => return,
-                () = until(wake) => self.tick().await,
-                () = works(&mut condition) => self.store_is_back().await,
+                () = until(wake) => Input::Tick,
+                () = works(&mut condition) => Input::StoreWorks,
                 input = self.inputs.recv() => match input {
-                    Some(input) => self.handle(input).await,
+                    Some(input) => input,
                     None => return,
                 },
-            }
+            };
+            let begun = Instant::now();
+            self.handle(input).await;
+            self.turns.ended(begun);
         }
     }
 
     async fn handle(&mut self, input: Input) {
         match input {
+            Input::Tick => self.tick().await,
+            Input::StoreWorks => self.store_is_back().await,
             Input::Monitor(monitor::Heard::Event(event)) => {
                 let now = udevd::Moment { wall: event.at, steady: Instant::now() };
                 match event.origin {
@@ -320,13 +336,7 @@ impl Engine {
 
     async fn settle_serials(&mut self, serials: Vec<Serial>) {
         let ids: Vec<VolumeId> = serials.into_iter().filter_map(|serial| self.world.volume_of(serial)).collect();
-        self.settle_all(ids).await;
-    }
-
-    async fn settle_all(&mut self, ids: Vec<VolumeId>) {
-        for id in ids {
-            self.settle(id).await;
-        }
+        self.settle_some(ids, Vec::new()).await;
     }
 
     async fn tick(&mut self) {
@@ -336,9 +346,7 @@ impl Engine {
             let disks: Vec<String> = self.world.ear.overdue().map(|(devnum, _)| devnum.to_string()).collect();
             let (waited, disks) = (udevd::PATIENCE.as_secs(), disks.join(", "));
             tracing::warn!(silent, disks, "udevd has not answered a kernel event for {waited} s");
-            for id in self.world.ids() {
-                self.settle(id).await;
-            }
+            self.settle_some(self.world.ids(), Vec::new()).await;
         }
         for (devnum, heard) in self.world.again.due(now) {
             self.look(devnum, heard);
@@ -350,11 +358,11 @@ impl Engine {
         if self.world.claimed.wake().is_some_and(|again| again <= now) {
             self.restore_claims(None);
         }
-        for id in due {
+        for id in &due {
             // What was read before the wait is of a past moment.
-            self.distrust(id);
-            self.settle(id).await;
+            self.distrust(*id);
         }
+        self.settle_some(due, Vec::new()).await;
     }
 }
 

@@ -16,7 +16,7 @@ use crate::identity::VolumeId;
 /// How long until the list of disks is read again after that failed.
 const LIST_AGAIN: std::time::Duration = std::time::Duration::from_secs(1);
 
-/// Volumes settled in one go when many wait.
+/// Volumes settled in one turn when many wait.
 const AT_ONCE: usize = 64;
 
 impl Engine {
@@ -74,7 +74,7 @@ impl Engine {
                 self.world.resyncs.last_reason = reason;
                 self.world.resyncs.last_at = Some(clock::wall());
                 let ids = self.world.ids();
-                self.settle_some(ids, done).await;
+                self.settle_some(ids, done.into_iter().collect()).await;
             }
             Err(error) => {
                 tracing::error!(%error, reason, "cannot read the list of disks; trying again shortly");
@@ -93,18 +93,18 @@ impl Engine {
         }
     }
 
-    /// Settles the first of these, and the rest in turn with other inputs: ten thousand volumes whose disks are away must
-    /// keep nobody waiting. Says `done` after the last.
-    pub(super) async fn settle_some(&mut self, mut ids: Vec<VolumeId>, done: Option<Done>) {
-        let here = |id: &VolumeId| self.world.table.with_serial(id.serial()).next().is_some();
-        let first = ids.iter().take_while(|id| here(id)).count().max(AT_ONCE).min(ids.len());
-        for id in ids.drain(..first) {
+    /// Settles the first of these, and the rest in turn with other inputs: ten thousand volumes keep nobody waiting. Says
+    /// `done` after the last.
+    pub(super) async fn settle_some(&mut self, mut ids: Vec<VolumeId>, done: Vec<Done>) {
+        let rest = ids.split_off(ids.len().min(AT_ONCE));
+        for id in ids {
             self.settle(id).await;
         }
-        if ids.is_empty() {
-            done.map(|done| done.send(Ok(())));
-            return;
+        if !rest.is_empty() {
+            return self.afterwards(Input::Settle { ids: rest, done });
         }
-        self.afterwards(Input::Settle { ids, done });
+        for done in done {
+            let _ = done.send(Ok(()));
+        }
     }
 }

@@ -142,10 +142,10 @@ impl Engine {
 
     /// A client of these volumes would not have been served.
     pub(super) async fn doubt(&mut self, volumes: Vec<VolumeId>, server: bool) {
-        for id in volumes {
-            self.disprove(id);
-            self.settle(id).await;
+        for id in &volumes {
+            self.disprove(*id);
         }
+        self.settle_some(volumes, Vec::new()).await;
         if server {
             self.greet_server();
         }
@@ -225,13 +225,14 @@ impl Engine {
         if self.server_is_up() {
             self.tell_anew();
         }
-        for id in self.world.ids() {
-            self.disprove(id);
-            if up_again && self.world.volume(id).is_some_and(|volume| volume.published) {
-                self.distrust(id);
+        let ids = self.world.ids();
+        for id in &ids {
+            self.disprove(*id);
+            if up_again && self.world.volume(*id).is_some_and(|volume| volume.published) {
+                self.distrust(*id);
             }
-            self.settle(id).await;
         }
+        self.settle_some(ids, Vec::new()).await;
     }
 
     /// What was shown by an earlier handshake counts no more.

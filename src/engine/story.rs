@@ -105,13 +105,13 @@ impl Engine {
             volume.trouble.as_ref().is_some_and(|trouble| trouble.reason.code.is_of_store())
         };
         let ids: Vec<VolumeId> = self.world.volumes().filter(waits).map(|volume| volume.intent.volume).collect();
-        for id in ids {
-            if let Some(volume) = self.world.volume_mut(id) {
+        for id in &ids {
+            if let Some(volume) = self.world.volume_mut(*id) {
                 volume.trouble = None;
             }
-            self.distrust(id);
-            self.settle(id).await;
+            self.distrust(*id);
         }
+        self.settle_some(ids, Vec::new()).await;
     }
 }
 

@@ -131,12 +131,12 @@ impl Engine {
         if again {
             self.tell_server();
         }
-        for id in waiting {
-            if let Err(why) = &result {
-                self.trouble(id, reason(why, self.tools.server_unit));
+        if let Err(why) = &result {
+            for id in &waiting {
+                self.trouble(*id, reason(why, self.tools.server_unit));
             }
-            self.settle(id).await;
         }
+        self.settle_some(waiting.into_iter().collect(), Vec::new()).await;
     }
 
     /// What was to be told is still to be told, also when no volume waits for it: until that succeeds there is a timer. (A

@@ -1,6 +1,7 @@
 //! Everything the engine knows. Only the engine writes it; others read it through [`super::Handle::read`].
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, hash_map};
+use std::ops::Bound;
 use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
@@ -52,7 +53,8 @@ pub struct World {
     pub(super) again: Again,
     /// Serials whose disks the helper is asked to give back, and whether that was wished for again since.
     pub(super) unmarking: HashMap<Serial, bool>,
-    volumes: HashMap<VolumeId, Volume>,
+    /// By id, so that they can be gone through in pieces.
+    volumes: BTreeMap<VolumeId, Volume>,
     by_serial: HashMap<Serial, VolumeId>,
     /// How many volumes are in each state: kept, because it is asked for at each event.
     counts: BTreeMap<State, usize>,
@@ -245,7 +247,7 @@ impl World {
             claimed: Claimed::default(),
             again: Again::default(),
             unmarking: HashMap::new(),
-            volumes: HashMap::new(),
+            volumes: BTreeMap::new(),
             by_serial: HashMap::new(),
             by_user: HashMap::new(),
             counts: State::ALL.map(|state| (state, 0)).into(),
@@ -263,9 +265,15 @@ impl World {
         self.by_serial.get(&serial).copied()
     }
 
-    /// Every volume, in no order.
+    /// Every volume, by id. However many there are: in one turn only what is quick for each.
     pub fn volumes(&self) -> impl ExactSizeIterator<Item = &Volume> {
         self.volumes.values()
+    }
+
+    /// The volumes whose id comes after this one, by id; from the first on without one.
+    pub fn volumes_after(&self, id: Option<VolumeId>) -> impl Iterator<Item = &Volume> {
+        let from = id.map_or(Bound::Unbounded, Bound::Excluded);
+        self.volumes.range((from, Bound::Unbounded)).map(|(_, volume)| volume)
     }
 
     /// The volumes whose mapping leads to this number. For the rare case that no serial tells: it looks at all of them.
@@ -357,7 +365,6 @@ impl World {
                 user.remove();
             }
         }
-        shrink(&mut self.volumes);
         shrink(&mut self.by_serial);
         Some(volume)
     }
