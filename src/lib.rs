@@ -28,6 +28,8 @@ pub mod volume;
 
 pub mod store;
 
+mod wire;
+
 pub mod api;
 pub mod claiming;
 pub mod claims;

@@ -1,8 +1,6 @@
 //! What is kept about a volume: its intent, its state, and the timeline of how it got there.
 
 use jiff::{SignedDuration, Timestamp};
-use serde::Serialize;
-use utoipa::ToSchema;
 
 use crate::clock::{self, Steady};
 use crate::device::evidence::Evidence;
@@ -48,8 +46,7 @@ impl Intent {
 }
 
 /// Where a volume stands.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, ToSchema)]
-#[serde(rename_all = "snake_case")]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum State {
     /// CloudStack was asked to attach it.
     Attaching,
@@ -120,10 +117,9 @@ impl std::fmt::Display for State {
 }
 
 /// Why a volume is not served.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, ToSchema)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Reason {
     /// For programs, like `IN_USE_BY_HOST`.
-    #[schema(value_type = String)]
     pub code: Code,
     /// What happened, to what.
     pub message: String,
@@ -151,16 +147,13 @@ impl Reason {
 }
 
 /// One step in a volume's story.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, ToSchema)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Entry {
     /// When, with microseconds.
-    #[schema(value_type = String, format = DateTime)]
     pub at: Timestamp,
     /// What: `intent`, `heard`, `proven`, `recorded`, `published`, `ready`, `revoked`, `lost`, `refused` and others.
-    #[schema(value_type = String)]
     pub event: std::borrow::Cow<'static, str>,
     /// The particulars, for people.
-    #[serde(skip_serializing_if = "String::is_empty")]
     pub detail: String,
 }
 

@@ -5,7 +5,8 @@
 mod common;
 
 use std::fs::File;
-use std::io::{BufRead, BufReader, Read};
+use std::io::{BufRead, BufReader, Read, Write};
+use std::os::unix::net::UnixListener;
 use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
 
@@ -390,4 +391,62 @@ fn a_forced_withdrawal_names_the_clients_and_says_whether_these_are_only_candida
     let forced = ctl(&["intent", "withdraw", "--force", &volume.id]).expect(0).out;
     assert!(forced.ends_with("Some of these may use other exports.\n"), "{forced}");
     assert_eq!(forced.lines().filter(|line| line.starts_with("  127.0.0.1:")).count(), 2, "{forced}");
+}
+
+/// Answers each request with what this makes of attachd's own answer.
+fn altered(lab: &lab::Lab, attachd: &lab::Api, alter: impl Fn(&mut Value) + Send + 'static) -> String {
+    let (socket, attachd) = (lab.dir().join("altered.sock"), attachd.clone());
+    let listener = UnixListener::bind(&socket).unwrap();
+    std::thread::spawn(move || {
+        for mut client in listener.incoming().flatten() {
+            let mut head = Vec::new();
+            while !head.ends_with(b"\r\n\r\n") {
+                let mut byte = [0];
+                client.read_exact(&mut byte).unwrap();
+                head.extend(byte);
+            }
+            let head = String::from_utf8(head).unwrap();
+            let mut answer = attachd.get(head.split(' ').nth(1).unwrap()).unwrap().json;
+            alter(&mut answer);
+            let body = answer.to_string();
+            let length = body.len();
+            write!(client, "HTTP/1.1 200 OK\r\nconnection: close\r\ncontent-length: {length}\r\n\r\n{body}").unwrap();
+        }
+    });
+    socket.into_os_string().into_string().unwrap()
+}
+
+#[test]
+fn a_field_that_attachd_names_otherwise_is_never_shown_as_nothing_and_one_more_is_passed_over() {
+    let (lab, _attachd, api) = up();
+    let (volume, _disk) = served(&lab, &api);
+    let renamed = |path: &'static str, name: &'static str| {
+        let socket = altered(&lab, &api, move |answer| {
+            let object = answer.pointer_mut(path).and_then(Value::as_object_mut).unwrap();
+            let value = object.remove(name).unwrap();
+            object.insert(format!("new_{name}"), value);
+        });
+        let ran = |arguments: &[&str]| ctl(&[&["--socket", &socket], arguments].concat());
+        let (list, show) = (["list"], ["show", &volume.id]);
+        let told = ran(if path.starts_with("/volumes") { &list } else { &show }).expect(1);
+        assert_eq!(told.out, "");
+        assert!(told.err.contains(&format!("`{name}`")) && told.err.ends_with("code: BAD_ANSWER\n"), "{}", told.err);
+        // For programs it is as attachd said it; what depends on it fails all the same.
+        let json = ran(&["--json", "list"]);
+        assert!(!path.starts_with("/volumes") || json.expect(0).out.contains(&format!("new_{name}")));
+        std::fs::remove_file(&socket).unwrap();
+    };
+    renamed("/volumes/0", "device_node");
+    renamed("/volumes/0/export", "state");
+    renamed("", "timeline");
+    renamed("/evidence", "diskseq");
+
+    let socket = altered(&lab, &api, |answer| {
+        for path in ["", "/volumes/0", "/volumes/0/export"] {
+            answer.pointer_mut(path).unwrap()["more"] = "news".into();
+        }
+    });
+    let newer = ctl(&["--socket", &socket, "list"]).expect(0).out;
+    assert_eq!(newer, ctl(&["list"]).expect(0).out, "the control: attachd as it is");
+    assert!(newer.contains(&volume.id), "{newer}");
 }

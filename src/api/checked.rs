@@ -6,11 +6,9 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use futures_util::FutureExt;
-use serde::Serialize;
 use tokio::sync::oneshot;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout_at};
-use utoipa::ToSchema;
 
 use super::Context;
 use super::error::ApiError;
@@ -21,6 +19,7 @@ use crate::export::nbd_server::way::Mode;
 use crate::export::probe::{self, Endpoint, ProbeError};
 use crate::identity::VolumeId;
 use crate::volume::State;
+use crate::wire::CheckedExport;
 
 /// For one look, the server's list included: less than half of what attachctl waits, for who asks during a look waits for
 /// the next. A server that is started for each connection needs up to a second for each, and a slow one more.
@@ -28,30 +27,6 @@ const LIMIT: Duration = Duration::from_secs(12);
 
 /// The export that lets nbd-server start without others.
 const PLACEHOLDER: &str = "attachd-placeholder";
-
-/// One export, as attachd wants it and as the server has it.
-#[derive(Clone, Serialize, ToSchema)]
-#[allow(clippy::struct_excessive_bools, reason = "each is a fact of its own")]
-pub(super) struct CheckedExport {
-    name: String,
-    volume_id: Option<VolumeId>,
-    /// There is an intent for it.
-    wanted: bool,
-    /// attachd lets clients in.
-    published: bool,
-    /// Its disk is proven: clients should be served now.
-    due: bool,
-    /// The server lists it; `null`: it lists nothing.
-    listed: Option<bool>,
-    /// A new client would be served; `null`: not found out in time.
-    openable: Option<bool>,
-    /// Why it would not, in the server's words.
-    why: Option<String>,
-    /// The server remembers it, and nobody wants it.
-    stale: bool,
-    /// What would make the server forget it.
-    clear: Option<&'static str>,
-}
 
 /// How an export is wanted.
 #[derive(Clone, Copy)]
@@ -179,7 +154,7 @@ async fn look(context: &Context) -> Result<Vec<CheckedExport>, Stopping> {
             openable: answer.as_ref().map(Result::is_ok),
             why: answer.and_then(Result::err).map(|error| error.to_string()),
             stale,
-            clear: stale.then_some(clear),
+            clear: stale.then(|| clear.into()),
             name,
         }
     });

@@ -2,51 +2,15 @@
 
 use axum::extract::State;
 use axum::{Extension, Json};
-use serde::Serialize;
-use utoipa::ToSchema;
 
 use super::Ctx;
 use super::body::{NoQuery, QueryString};
 use super::error::ApiError;
 use super::serve::Peer;
-use crate::device::DevNum;
 use crate::device::facts::LinkTarget;
 use crate::engine::By;
 use crate::engine::world::World;
-use crate::identity::{Serial, VolumeId};
-
-/// One disk.
-#[derive(Serialize, ToSchema)]
-pub(super) struct DeviceView {
-    node: String,
-    #[schema(value_type = String)]
-    devnum: DevNum,
-    diskseq: u64,
-    size_bytes: u64,
-    read_only: bool,
-    scheme: Option<&'static str>,
-    serial: Option<Serial>,
-    link: Option<String>,
-    /// What the link leads to: a device number, `missing` or `other`.
-    link_target: Option<String>,
-    /// What this host uses it for.
-    uses: Vec<String>,
-    /// udevd has reported it.
-    settled: bool,
-    /// The volume whose intent it belongs to.
-    volume_id: Option<VolumeId>,
-    /// Why it can be no volume's.
-    unusable: Option<String>,
-    /// Why it could not be read the last time. The rest is what was read before.
-    unread: Option<String>,
-}
-
-/// All disks.
-#[derive(Serialize, ToSchema)]
-pub(super) struct DeviceList {
-    devices: Vec<DeviceView>,
-    count: usize,
-}
+use crate::wire::{DeviceList, DeviceView, Resynced};
 
 /// Lists the present disks, by number.
 #[utoipa::path(get, path = "/api/v1/devices", operation_id = "listDevices", responses((status = 200, body = DeviceList)))]
@@ -61,7 +25,7 @@ pub(super) async fn list(State(context): Ctx, _: QueryString<NoQuery>) -> Result
                 diskseq: facts.diskseq,
                 size_bytes: facts.size_bytes,
                 read_only: facts.read_only,
-                scheme: identity.map(|identity| identity.scheme),
+                scheme: identity.map(|identity| identity.scheme.into()),
                 serial: identity.map(|identity| identity.serial),
                 link: identity.map(|identity| identity.link.clone()),
                 link_target: identity.map(|identity| match identity.link_target {
@@ -86,12 +50,6 @@ pub(super) async fn list(State(context): Ctx, _: QueryString<NoQuery>) -> Result
         DeviceList { count: devices.len(), devices }
     };
     Ok(Json(context.inner.engine.read(look).await?))
-}
-
-/// A resync was made.
-#[derive(Serialize, ToSchema)]
-pub(super) struct Resynced {
-    message: String,
 }
 
 /// Reads all disks and the folder of exports again, and answers when every volume has been compared with them.

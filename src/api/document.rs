@@ -1,14 +1,10 @@
-//! The OpenAPI document: what the handlers say, the names of [`crate::identity`], and what every request can be answered.
+//! The OpenAPI document: what the handlers and [`crate::wire`] say, and what every request can be answered.
 
 use utoipa::openapi::path::Operation;
-use utoipa::openapi::schema::SchemaType;
-use utoipa::openapi::{
-    ContentBuilder, ObjectBuilder, OpenApi as Document, Ref, RefOr, ResponseBuilder, Schema, SchemaFormat, Type,
-};
-use utoipa::{OpenApi, PartialSchema, ToSchema};
+use utoipa::openapi::{ContentBuilder, OpenApi as Document, Ref, RefOr, ResponseBuilder};
+use utoipa::{OpenApi, ToSchema};
 
-use super::error::ErrorBody;
-use crate::identity::{Serial, VolumeId};
+use crate::wire::ErrorBody;
 
 #[derive(OpenApi)]
 #[openapi(
@@ -48,33 +44,3 @@ fn add_refusals(operation: &mut Operation) {
         operation.responses.responses.entry(status.to_owned()).or_insert_with(refusal);
     }
 }
-
-fn text(description: &str, pattern: &str, format: Option<SchemaFormat>, example: &str) -> RefOr<Schema> {
-    let schema = ObjectBuilder::new()
-        .schema_type(SchemaType::new(Type::String))
-        .description(Some(description))
-        .pattern(Some(pattern))
-        .format(format)
-        .examples([example]);
-    RefOr::T(Schema::Object(schema.build()))
-}
-
-impl PartialSchema for VolumeId {
-    fn schema() -> RefOr<Schema> {
-        let digits = |count| format!("[0-9a-fA-F]{{{count}}}");
-        let pattern = format!("^{}-{2}-{2}-{2}-{}$", digits(8), digits(12), digits(4));
-        let format = Some(SchemaFormat::Custom("uuid".to_owned()));
-        text("A CloudStack volume's UUID, with hyphens.", &pattern, format, "b3bb9310-1b59-4f62-97e8-cefffdfe3804")
-    }
-}
-
-impl PartialSchema for Serial {
-    fn schema() -> RefOr<Schema> {
-        let description = "What the volume's disk shows: the UUID without hyphens, its first 20 characters.";
-        text(description, "^[0-9a-f]{20}$", None, "b3bb93101b594f6297e8")
-    }
-}
-
-impl ToSchema for VolumeId {}
-
-impl ToSchema for Serial {}

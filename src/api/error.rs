@@ -3,15 +3,14 @@
 use axum::Json;
 use axum::http::{HeaderValue, Method, StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use serde::Serialize;
 use serde_json::{Value, json};
-use utoipa::ToSchema;
 
 use super::serve::{HEAD_BYTES, HEADERS};
 use crate::engine::{Rejection, Stopping};
 use crate::helper_client::Holders;
 use crate::identity::{NotAVolumeId, VolumeId};
 use crate::store::StoreError;
+use crate::wire::ErrorBody;
 
 /// A refusal.
 #[derive(Debug)]
@@ -20,20 +19,9 @@ pub(super) struct ApiError {
     body: ErrorBody,
 }
 
-/// The body of every refusal.
-#[derive(Debug, Serialize, ToSchema)]
-pub(super) struct ErrorBody {
-    /// A sentence: what happened, to what, what to do.
-    error: String,
-    /// For programs.
-    code: &'static str,
-    /// Particulars, by code.
-    details: Value,
-}
-
 impl ApiError {
     pub(super) fn new(status: StatusCode, code: &'static str, error: impl Into<String>, details: Value) -> Self {
-        Self { status, body: ErrorBody { error: error.into(), code, details } }
+        Self { status, body: ErrorBody { error: error.into(), code: code.into(), details } }
     }
 
     pub(super) fn bad_request(code: &'static str, error: impl Into<String>) -> Self {

@@ -8,8 +8,7 @@ use axum::response::Sse;
 use axum::response::sse::Event;
 use futures_util::Stream;
 use futures_util::stream;
-use serde::Deserialize;
-use serde_json::json;
+use serde::{Deserialize, Serialize};
 use tokio::sync::broadcast::Receiver;
 use tokio::sync::broadcast::error::RecvError;
 use utoipa::IntoParams;
@@ -20,8 +19,9 @@ use super::error::ApiError;
 use super::line;
 use super::serve::Peer;
 use super::volumes::long_request;
-use crate::engine::SharedEvent;
+use crate::engine::{self, SharedEvent};
 use crate::identity::VolumeId;
+use crate::wire::{EventView, MISSED, Missed, ReasonView, VOLUME};
 
 /// Which events.
 #[derive(Deserialize, IntoParams)]
@@ -35,7 +35,7 @@ pub(super) struct Filter {
 
 /// Follows what happens from now on: `volume` events, and `missed` when the listener was too slow.
 #[utoipa::path(get, path = "/api/v1/events", operation_id = "followEvents", params(Filter), responses(
-    (status = 200, body = crate::engine::Event, content_type = "text/event-stream")))]
+    (status = 200, body = EventView, content_type = "text/event-stream")))]
 pub(super) async fn follow(
     State(context): Ctx,
     Extension(peer): Extension<Peer>,
@@ -59,14 +59,28 @@ async fn next(events: &mut Receiver<SharedEvent>, only: Option<VolumeId>) -> Opt
     loop {
         return match events.recv().await {
             Ok(event) if only.is_none_or(|volume| volume == event.volume_id) => {
-                let data = serde_json::to_string(&*event).unwrap_or_default();
-                Some(Event::default().event("volume").id(event.id.to_string()).data(data))
+                Some(with(Event::default().event(VOLUME).id(event.id.to_string()), &view(&event)))
             }
             Ok(_) => continue,
-            Err(RecvError::Lagged(missed)) => {
-                Some(Event::default().event("missed").data(json!({ "missed": missed }).to_string()))
-            }
+            Err(RecvError::Lagged(missed)) => Some(with(Event::default().event(MISSED), &Missed { missed })),
             Err(RecvError::Closed) => None,
         };
+    }
+}
+
+fn with(event: Event, data: &impl Serialize) -> Event {
+    event.data(serde_json::to_string(data).unwrap_or_default())
+}
+
+fn view(event: &engine::Event) -> EventView {
+    EventView {
+        id: event.id,
+        at: event.at,
+        volume_id: event.volume_id,
+        serial: event.serial,
+        event: event.event.clone().into(),
+        detail: event.detail.clone(),
+        state: event.state,
+        reason: event.reason.as_ref().map(ReasonView::from),
     }
 }

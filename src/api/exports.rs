@@ -2,53 +2,18 @@
 
 use axum::Json;
 use axum::extract::State;
-use jiff::Timestamp;
-use serde::{Deserialize, Serialize};
-use serde_json::{Map, Value};
-use utoipa::{IntoParams, ToSchema};
+use serde::Deserialize;
+use serde_json::Map;
+use utoipa::IntoParams;
 
 use super::Ctx;
 use super::body::QueryString;
-use super::checked::{self, CheckedExport};
+use super::checked;
 use super::error::ApiError;
-use super::volumes::ExportView;
+use super::volumes::export;
 use crate::engine::world::World;
-use crate::identity::VolumeId;
 use crate::volume::State as VolumeState;
-
-/// One export; the second half repeats it in the predecessor's words.
-#[derive(Serialize, ToSchema)]
-pub(super) struct ExportEntry {
-    #[serde(flatten)]
-    export: ExportView,
-    volume_id: VolumeId,
-    device_path: Option<String>,
-    id: &'static str,
-    export_name: String,
-    port: u16,
-    /// `active` or `pending`.
-    status: &'static str,
-    #[schema(value_type = String, format = DateTime)]
-    created_at: Timestamp,
-    #[schema(value_type = String, format = DateTime)]
-    updated_at: Timestamp,
-    #[schema(value_type = Object)]
-    metadata: Map<String, Value>,
-}
-
-/// All exports.
-#[derive(Serialize, ToSchema)]
-pub(super) struct ExportList {
-    exports: Vec<ExportEntry>,
-    count: usize,
-    /// Names in the served folder that attachd did not make, the first ten.
-    foreign: Vec<String>,
-    /// How many there are.
-    foreign_count: usize,
-    /// With `check`: what the server itself says about each export that it lists or should serve.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    checked: Option<Vec<CheckedExport>>,
-}
+use crate::wire::{ExportEntry, ExportList, PredecessorStatus};
 
 /// What is asked.
 #[derive(Deserialize, IntoParams)]
@@ -71,13 +36,16 @@ pub(super) async fn list(
         let published = world.volumes().filter(|volume| volume.published);
         let mut exports: Vec<ExportEntry> = published
             .map(|volume| ExportEntry {
-                export: ExportView::of(volume, listen),
+                export: export(volume, listen),
                 volume_id: volume.intent.volume,
                 device_path: volume.mapping.as_ref().map(|mapping| mapping.link.clone()),
-                id: "0",
+                id: "0".into(),
                 export_name: volume.intent.volume.export_name(),
                 port: listen.port(),
-                status: if volume.state == VolumeState::Ready { "active" } else { "pending" },
+                status: match volume.state {
+                    VolumeState::Ready => PredecessorStatus::Active,
+                    _ => PredecessorStatus::Pending,
+                },
                 created_at: volume.intent.created_at,
                 updated_at: volume.since,
                 metadata: Map::new(),

@@ -11,8 +11,6 @@ use axum::extract::State;
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use jiff::Timestamp;
-use serde::Serialize;
-use utoipa::ToSchema;
 
 use super::{Context, Ctx};
 use crate::blocking::blocking;
@@ -26,142 +24,43 @@ use crate::export::backend::Check;
 use crate::export::server::Server;
 use crate::folder::Names;
 use crate::reason::Code;
-use crate::store::{Pulse, StoreError};
+use crate::store::Pulse;
 use crate::volume::State as VolumeState;
+use crate::wire::{
+    BackendHealth, BackendState, Health, HealthProblem, HealthStatus, HelperHealth, HelperState, MonitorHealth, Remark,
+    ResyncHealth, SocketHealth, StoreHealth, StoreState, UdevdHealth, UdevdState,
+};
 
 /// How long the NBD server may take to answer before health says that it does not.
 const ANSWER_LIMIT: Duration = Duration::from_secs(1);
 
-/// Health.
-#[derive(Serialize, ToSchema)]
-#[allow(clippy::struct_field_names, reason = "the predecessor's names")]
-pub(super) struct Health {
-    /// `healthy`, `degraded` (something needs a look) or `unhealthy` (nothing can be accepted; status 503).
-    status: &'static str,
-    #[schema(value_type = String, format = DateTime)]
-    timestamp: Timestamp,
-    version: &'static str,
-    #[schema(value_type = String, format = DateTime)]
-    started_at: Timestamp,
-    /// Everything that needs a look; empty when healthy.
-    problems: Vec<Problem>,
-    /// What should be known about this host as it is set up; none of it makes it degraded.
-    remarks: Vec<Remark>,
-    monitor: MonitorHealth,
-    udevd: UdevdHealth,
-    resync: ResyncHealth,
-    store: StoreHealth,
-    backend: BackendHealth,
-    helper: HelperHealth,
-    /// How many volumes are in each state.
-    volumes: BTreeMap<&'static str, usize>,
-    /// In the predecessor's words from here on.
-    service: &'static str,
-    cloudstack_health: &'static str,
-    database_health: String,
-    device_monitor: &'static str,
-}
-
-/// One thing that needs a look.
-#[derive(Serialize, ToSchema)]
+/// One thing that needs a look. `grave`: no intent can be accepted until it is over.
 struct Problem {
     code: &'static str,
     message: String,
-    #[schema(value_type = String)]
     hint: Cow<'static, str>,
-    #[serde(skip)]
     grave: bool,
 }
 
-/// Worth knowing, and no trouble by itself.
-#[derive(Serialize, ToSchema)]
-struct Remark {
-    code: &'static str,
-    message: String,
-}
-
-#[derive(Serialize, ToSchema)]
-struct MonitorHealth {
-    udev: SocketHealth,
-    kernel: SocketHealth,
-}
-
-/// One netlink socket.
-#[derive(Serialize, ToSchema)]
-struct SocketHealth {
-    events: u64,
-    overruns: u64,
-    /// Datagrams the kernel threw away; `null`: unknown.
-    drops: Option<u64>,
-    receive_buffer_bytes: usize,
-}
-
-#[derive(Serialize, ToSchema)]
-struct UdevdHealth {
-    /// `heard`, `silent` (it owes an event for more than 10 s) or `unknown` (nothing happened yet that would tell).
-    state: &'static str,
-    #[schema(value_type = Option<String>, format = DateTime)]
-    since: Option<Timestamp>,
-}
-
-#[derive(Serialize, ToSchema)]
-struct ResyncHealth {
-    count: u64,
-    last_reason: &'static str,
-    #[schema(value_type = Option<String>, format = DateTime)]
-    last_at: Option<Timestamp>,
-    /// How often events were lost, each followed by a resync.
-    losses: u64,
-}
-
-#[derive(Serialize, ToSchema)]
-struct StoreHealth {
-    /// `ok` or `failing`.
-    state: &'static str,
-    error: Option<String>,
-    /// Rows the predecessor's tables have yet to be told.
-    outbox: Option<u64>,
-    #[serde(skip)]
-    failure: Option<StoreError>,
-    #[serde(skip)]
-    saved: Vec<std::path::PathBuf>,
-}
-
-/// The one privileged program.
-#[derive(Serialize, ToSchema)]
-struct HelperHealth {
-    /// `answers`, `silent`, or `unknown` (not asked yet).
-    state: &'static str,
-    why: Option<String>,
-}
-
-#[derive(Serialize, ToSchema)]
-struct BackendHealth {
-    name: &'static str,
-    /// `signal` or `socket`, for nbd-server.
-    mode: Option<&'static str>,
-    /// Why this one.
-    because: Option<String>,
-    /// `up`, `silent` (it runs, and does not answer), `down` or `unknown`.
-    state: &'static str,
-    pid: Option<i32>,
-    why: Option<String>,
-    listen: String,
-    insecure: bool,
+impl From<Problem> for HealthProblem {
+    fn from(Problem { code, message, hint, .. }: Problem) -> Self {
+        Self { code: code.into(), message, hint }
+    }
 }
 
 /// Tells the truth about each part.
 #[utoipa::path(get, path = "/api/v1/health", operation_id = "showHealth", responses((status = 200, body = Health), (status = 503, body = Health)))]
 pub(super) async fn show(State(context): Ctx) -> Response {
     let health = health(&context).await;
-    let status = if health.status == "unhealthy" { StatusCode::SERVICE_UNAVAILABLE } else { StatusCode::OK };
+    let status =
+        if health.status == HealthStatus::Unhealthy { StatusCode::SERVICE_UNAVAILABLE } else { StatusCode::OK };
     (status, Json(health)).into_response()
 }
 
 /// What the engine knows, copied at one moment.
 #[derive(Default)]
 struct Seen {
-    volumes: BTreeMap<&'static str, usize>,
+    volumes: BTreeMap<VolumeState, usize>,
     server: Option<Server>,
     /// How long the server has been asked without an answer.
     asking_for: Option<Duration>,
@@ -188,7 +87,7 @@ struct Seen {
 impl Seen {
     fn of(world: &World) -> Self {
         Self {
-            volumes: counts(world),
+            volumes: world.counts().clone(),
             server: world.server.clone(),
             asking_for: world.handshakes.asking_for(),
             helper: world.helper.state(),
@@ -214,14 +113,14 @@ async fn health(context: &Context) -> Health {
     let seen = context.inner.engine.read(Seen::of).await;
     let stopping = seen.is_err();
     let seen = seen.unwrap_or_default();
-    let store = store(context.inner.store.pulse().await);
+    let pulse = context.inner.store.pulse().await;
     let backend_files = Arc::clone(&context.inner.backend);
     let files = blocking(move || backend_files.check()).await;
     let files = files.unwrap_or_else(|error| Check {
         refused: Some(format!("they cannot be checked: {error}")),
         ..Check::default()
     });
-    let mut problems = problems(&seen, &store, &files, settings);
+    let mut problems = problems(&seen, &pulse, &files, settings);
     if stopping {
         let message = "the engine does not run: attachd is stopping".to_owned();
         problems.push(Problem {
@@ -232,23 +131,24 @@ async fn health(context: &Context) -> Health {
         });
     }
     let status = if problems.iter().any(|problem| problem.grave) {
-        "unhealthy"
+        HealthStatus::Unhealthy
     } else if problems.is_empty() {
-        "healthy"
+        HealthStatus::Healthy
     } else {
-        "degraded"
+        HealthStatus::Degraded
     };
     let (udevd_state, since) = match seen.udevd {
-        Udevd::Unknown => ("unknown", None),
-        Udevd::Heard(at) => ("heard", Some(at)),
-        Udevd::Silent(at) => ("silent", Some(at)),
+        Udevd::Unknown => (UdevdState::Unknown, None),
+        Udevd::Heard(at) => (UdevdState::Heard, Some(at)),
+        Udevd::Silent(at) => (UdevdState::Silent, Some(at)),
     };
+    let store = store(pulse);
     Health {
         status,
         timestamp: clock::wall(),
-        version: env!("CARGO_PKG_VERSION"),
+        version: env!("CARGO_PKG_VERSION").into(),
         started_at: context.inner.started,
-        problems,
+        problems: problems.into_iter().map(HealthProblem::from).collect(),
         remarks: remarks(files, settings),
         monitor: MonitorHealth {
             udev: socket(&context.inner.monitor.udev),
@@ -257,7 +157,7 @@ async fn health(context: &Context) -> Health {
         udevd: UdevdHealth { state: udevd_state, since },
         resync: ResyncHealth {
             count: seen.resyncs.count,
-            last_reason: seen.resyncs.last_reason,
+            last_reason: seen.resyncs.last_reason.into(),
             last_at: seen.resyncs.last_at,
             losses: seen.resyncs.losses,
         },
@@ -265,29 +165,27 @@ async fn health(context: &Context) -> Health {
         store,
         backend: backend(seen.server, settings),
         helper: match seen.helper {
-            None => HelperHealth { state: "unknown", why: None },
-            Some(Ok(())) => HelperHealth { state: "answers", why: None },
-            Some(Err(why)) => HelperHealth { state: "silent", why: Some(why) },
+            None => HelperHealth { state: HelperState::Unknown, why: None },
+            Some(Ok(())) => HelperHealth { state: HelperState::Answers, why: None },
+            Some(Err(why)) => HelperHealth { state: HelperState::Silent, why: Some(why) },
         },
         volumes: seen.volumes,
-        service: "volume-management-daemon",
-        cloudstack_health: "unknown",
-        device_monitor: if udevd_state == "silent" { "unhealthy: udevd is silent" } else { "healthy" },
+        service: "volume-management-daemon".into(),
+        cloudstack_health: "unknown".into(),
+        device_monitor: match udevd_state {
+            UdevdState::Silent => "unhealthy: udevd is silent".into(),
+            UdevdState::Heard | UdevdState::Unknown => "healthy".into(),
+        },
     }
 }
 
 fn store(pulse: Pulse) -> StoreHealth {
-    let failure = pulse.failure.as_ref();
-    StoreHealth {
-        state: if failure.is_none() { "ok" } else { "failing" },
-        error: failure.map(ToString::to_string),
-        outbox: pulse.outbox,
-        failure: pulse.failure,
-        saved: pulse.saved,
-    }
+    let error = pulse.failure.map(|failure| failure.to_string());
+    let state = if error.is_none() { StoreState::Ok } else { StoreState::Failing };
+    StoreHealth { state, error, outbox: pulse.outbox }
 }
 
-fn problems(seen: &Seen, store: &StoreHealth, files: &Check, settings: &Settings) -> Vec<Problem> {
+fn problems(seen: &Seen, store: &Pulse, files: &Check, settings: &Settings) -> Vec<Problem> {
     let mut problems = Vec::new();
     problems.extend(server_problem(seen, settings));
     let mut add = |code, grave, message, hint: &'static str| {
@@ -336,26 +234,26 @@ fn problems(seen: &Seen, store: &StoreHealth, files: &Check, settings: &Settings
     }
     let standing = [
         (
-            "refused",
+            VolumeState::Refused,
             "VOLUMES_REFUSED",
             "have a disk that fails a check",
             "`attachctl list` names the check and what to do.",
         ),
         (
-            "lost",
+            VolumeState::Lost,
             "VOLUMES_LOST",
             "were served, and their disk is gone",
             "Attach them again, and they are served again; or withdraw them: `attachctl list --state lost`.",
         ),
         (
-            "expired",
+            VolumeState::Expired,
             "VOLUMES_EXPIRED",
             "waited for a disk past their deadline",
             "Check them in CloudStack: a disk that comes later is still served. Or withdraw them: `attachctl list --state expired`.",
         ),
     ];
     for (state, code, what, hint) in standing {
-        if let Some(count) = seen.volumes.get(state).filter(|count| **count > 0) {
+        if let Some(count) = seen.volumes.get(&state).filter(|count| **count > 0) {
             add(code, false, format!("{count} volume(s) {what}"), hint);
         }
     }
@@ -459,13 +357,13 @@ fn not_served(world: &World) -> Vec<String> {
 fn remarks(files: Check, settings: &Settings) -> Vec<Remark> {
     let ServerSettings::NbdServer { way, .. } = &settings.server else { return Vec::new() };
     let mut remarks = vec![Remark {
-        code: "WRITE_ZEROES",
+        code: "WRITE_ZEROES".into(),
         message: "nbd-server zeroes only the first 64 MiB of a larger request to write zeroes and reports success \
                   (nbdcopy sends such requests): do not use its exports as nbdcopy's destination unless the disk is blank"
             .to_owned(),
     }];
-    remarks.extend(way.advice.clone().map(|message| Remark { code: "SERVER_VERSION", message }));
-    remarks.extend(files.remarks.into_iter().map(|message| Remark { code: "SERVER_FILES", message }));
+    remarks.extend(way.advice.clone().map(|message| Remark { code: "SERVER_VERSION".into(), message }));
+    remarks.extend(files.remarks.into_iter().map(|message| Remark { code: "SERVER_FILES".into(), message }));
     remarks
 }
 
@@ -475,14 +373,14 @@ fn backend(server: Option<Server>, settings: &Settings) -> BackendHealth {
         ServerSettings::NbdServer { way, .. } => Some(way),
     };
     let (state, pid, why) = match server {
-        None => ("unknown", None, None),
-        Some(Server::Up { pid }) => ("up", pid, None),
-        Some(Server::Silent { pid, why }) => ("silent", pid, Some(why)),
-        Some(Server::Down { why }) => ("down", None, Some(why)),
+        None => (BackendState::Unknown, None, None),
+        Some(Server::Up { pid }) => (BackendState::Up, pid, None),
+        Some(Server::Silent { pid, why }) => (BackendState::Silent, pid, Some(why)),
+        Some(Server::Down { why }) => (BackendState::Down, None, Some(why)),
     };
     BackendHealth {
-        name: settings.server.name(),
-        mode: way.map(|way| way.mode.as_str()),
+        name: settings.server.name().into(),
+        mode: way.map(|way| way.mode.into()),
         because: way.map(|way| way.because.clone()),
         state,
         pid,

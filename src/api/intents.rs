@@ -6,21 +6,21 @@ use axum::extract::State;
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::{Extension, Json};
-use jiff::Timestamp;
-use serde::{Deserialize, Serialize};
+use serde::Deserialize;
 use serde_json::json;
-use utoipa::{IntoParams, ToSchema};
+use utoipa::IntoParams;
 
 use super::Ctx;
-use super::body::{JsonBody, NoQuery, QueryString, VolumePath, whole};
-use super::error::{ApiError, ErrorBody};
+use super::body::{JsonBody, NoQuery, QueryString, VolumePath};
+use super::error::ApiError;
 use super::serve::Peer;
 use crate::clock::{self, Steady};
 use crate::effect;
 use crate::engine::{Accepted, By, Rejection, Stopping, Withdrawal};
 use crate::helper_client::Holders;
-use crate::identity::{Serial, VolumeId};
+use crate::identity::VolumeId;
 use crate::volume;
+use crate::wire::{ErrorBody, IntentList, IntentView, NewIntent, WithdrawnView};
 
 /// The longest VM id the predecessor's tables hold.
 const LONGEST_VM_ID: usize = 64;
@@ -28,73 +28,25 @@ const LONGEST_VM_ID: usize = 64;
 /// What a disk can have, in bytes; no disk and no database has more.
 const SIZES: RangeInclusive<u64> = 1..=i64::MAX.unsigned_abs();
 
-/// An intent to add.
-#[derive(Deserialize, ToSchema)]
-#[serde(deny_unknown_fields)]
-pub(super) struct NewIntent {
-    /// The CloudStack volume's UUID.
-    #[schema(value_type = VolumeId)]
-    volume_id: String,
-    /// The VM it belongs to; by default this host's own.
-    #[schema(max_length = 64, pattern = "^[^\\x00-\\x1f\\x7f-\\x9f]*$")]
-    vm_id: Option<String>,
-    /// The least size its disk must have, in bytes.
-    #[schema(minimum = 1, maximum = 9_223_372_036_854_775_807_i64)]
-    #[serde(default, deserialize_with = "whole")]
-    size_bytes: Option<u64>,
-    /// How long to wait for the disk, in seconds. A later disk is still served, and reported as late.
-    #[schema(format = Int64, maximum = 4_294_967_295_i64)]
-    #[serde(default, deserialize_with = "whole")]
-    deadline_seconds: Option<u32>,
-}
-
-/// An intent on record.
-#[derive(Serialize, ToSchema)]
-pub(super) struct IntentView {
-    volume_id: VolumeId,
-    serial: Serial,
-    vm_id: String,
-    size_bytes: Option<u64>,
-    deadline_seconds: Option<u32>,
-    /// When waiting ends, as the clock goes now: waiting goes by a clock that nobody can set.
-    #[schema(value_type = Option<String>, format = DateTime)]
-    deadline_at: Option<Timestamp>,
-    #[schema(value_type = String, format = DateTime)]
-    created_at: Timestamp,
-    /// The user who asked.
-    uid: Option<u32>,
-    state: volume::State,
-}
-
-impl IntentView {
-    fn of(volume: &crate::engine::world::Volume) -> Self {
-        let intent = &volume.intent;
-        Self {
-            volume_id: intent.volume,
-            serial: intent.serial(),
-            vm_id: intent.vm_id.clone(),
-            size_bytes: intent.size_bytes,
-            deadline_seconds: intent.deadline_seconds,
-            deadline_at: intent.deadline_at(Steady::now(), clock::wall()),
-            created_at: intent.created_at,
-            uid: intent.uid,
-            state: volume.state,
-        }
+fn view(volume: &crate::engine::world::Volume) -> IntentView {
+    let intent = &volume.intent;
+    IntentView {
+        volume_id: intent.volume,
+        serial: intent.serial(),
+        vm_id: intent.vm_id.clone(),
+        size_bytes: intent.size_bytes,
+        deadline_seconds: intent.deadline_seconds,
+        deadline_at: intent.deadline_at(Steady::now(), clock::wall()),
+        created_at: intent.created_at,
+        uid: intent.uid,
+        state: volume.state,
     }
-}
-
-/// All intents.
-#[derive(Serialize, ToSchema)]
-pub(super) struct IntentList {
-    intents: Vec<IntentView>,
-    count: usize,
 }
 
 /// Lists all intents, oldest first.
 #[utoipa::path(get, path = "/api/v1/intents", operation_id = "listIntents", responses((status = 200, body = IntentList)))]
 pub(super) async fn list(State(context): Ctx, _: QueryString<NoQuery>) -> Result<Json<IntentList>, ApiError> {
-    let mut intents: Vec<IntentView> =
-        context.inner.engine.read(|world| world.volumes().map(IntentView::of).collect()).await?;
+    let mut intents: Vec<IntentView> = context.inner.engine.read(|world| world.volumes().map(view).collect()).await?;
     intents.sort_by_key(|intent| (intent.created_at, intent.volume_id));
     Ok(Json(IntentList { count: intents.len(), intents }))
 }
@@ -172,7 +124,7 @@ pub(super) async fn show(
 }
 
 async fn view_of(context: &super::Context, volume: VolumeId) -> Result<IntentView, ApiError> {
-    let view = context.inner.engine.read(move |world| world.volume(volume).map(IntentView::of)).await?;
+    let view = context.inner.engine.read(move |world| world.volume(volume).map(view)).await?;
     view.ok_or_else(|| ApiError::no_such_volume(volume))
 }
 
@@ -184,17 +136,6 @@ pub(super) struct WithdrawOptions {
     /// Also while NBD clients are connected; they stay connected, new ones are refused.
     #[serde(default)]
     force: bool,
-}
-
-/// A withdrawal that was carried out.
-#[derive(Serialize, ToSchema)]
-pub(super) struct WithdrawnView {
-    volume_id: VolumeId,
-    message: String,
-    /// Connections to the NBD server that were open: the server does not cut them.
-    clients_still_connected: Vec<String>,
-    /// All of these used this export; if not, some may use others.
-    clients_exact: bool,
 }
 
 /// Takes an intent back, in any state: rows, export, claim, in this order, then the answer.

@@ -5,140 +5,69 @@ use std::time::Duration;
 use axum::extract::State;
 use axum::http::StatusCode;
 use axum::{Extension, Json};
-use jiff::Timestamp;
-use serde::{Deserialize, Serialize};
+use serde::Deserialize;
 use serde_json::json;
 use tokio::sync::broadcast::error::RecvError;
-use utoipa::{IntoParams, ToSchema};
+use utoipa::IntoParams;
 
-use super::body::{QueryString, VolumePath, whole_in_query};
-use super::error::{ApiError, ErrorBody};
+use super::body::{QueryString, VolumePath};
+use super::error::ApiError;
 use super::line;
 use super::serve::Peer;
 use super::shares::Place;
 use super::{Context, Ctx};
-use crate::device::DevNum;
-use crate::device::evidence::Evidence;
 use crate::engine::world::{Volume, World};
-use crate::identity::{Serial, VolumeId};
+use crate::identity::VolumeId;
 use crate::store::Story;
-use crate::volume::{self, Entry, Reason};
+use crate::volume::{self, Entry};
+use crate::wire::{
+    EntryView, ErrorBody, EvidenceView, ExportState, ExportView, ReasonView, Standing, VolumeList, VolumeView,
+    whole_in_query,
+};
 
 /// How long `?wait=` waits when nothing else is asked for, and at most.
 const WAIT_SECONDS: (u32, u32) = (60, 3600);
 
-/// A volume.
-#[derive(Serialize, ToSchema)]
-pub(super) struct VolumeView {
-    volume_id: VolumeId,
-    serial: Serial,
-    vm_id: String,
-    state: volume::State,
-    /// Since when it is in this state.
-    #[schema(value_type = String, format = DateTime)]
-    since: Timestamp,
-    /// The by-id path, once a device was proven.
-    device_path: Option<String>,
-    /// What the by-id path resolves to now.
-    device_node: Option<String>,
-    size_bytes: Option<u64>,
-    diskseq: Option<u64>,
-    export: ExportView,
-    evidence: Option<EvidenceView>,
-    reason: Option<Reason>,
-    /// The story, oldest first; left out in lists.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    timeline: Option<Vec<Entry>>,
-    /// The store does not answer: the story is what is not on record yet, and no more.
-    timeline_incomplete: bool,
-    /// `size_bytes` under the predecessor's name; 0 while unknown.
-    size: u64,
-    /// As the predecessor has it.
-    #[schema(value_type = Option<String>)]
-    cloudstack_data: Option<()>,
+pub(super) fn export(volume: &Volume, listen: std::net::SocketAddr) -> ExportView {
+    let name = volume.intent.volume.export_name();
+    let state = match (volume.published, volume.state) {
+        (true, volume::State::Ready) => ExportState::Served,
+        (true, _) => ExportState::Published,
+        (false, _) => ExportState::None,
+    };
+    ExportView { uri: format!("nbd://{listen}/{name}"), name, state }
 }
 
-/// An export.
-#[derive(Serialize, ToSchema)]
-pub(super) struct ExportView {
-    pub(super) name: String,
-    pub(super) uri: String,
-    /// `none`, `published` (offered, not proven yet) or `served`.
-    pub(super) state: &'static str,
-}
-
-/// What ties the device to the volume.
-#[derive(Serialize, ToSchema)]
-struct EvidenceView {
-    serial: Serial,
-    scheme: String,
-    #[schema(value_type = String)]
-    devnum: DevNum,
-    diskseq: u64,
-    size_bytes: u64,
-    read_only: bool,
-    boot_id: String,
-    #[schema(value_type = String, format = DateTime)]
-    at: Timestamp,
-}
-
-impl ExportView {
-    pub(super) fn of(volume: &Volume, listen: std::net::SocketAddr) -> Self {
-        let name = volume.intent.volume.export_name();
-        let state = match (volume.published, volume.state) {
-            (true, volume::State::Ready) => "served",
-            (true, _) => "published",
-            (false, _) => "none",
-        };
-        Self { uri: format!("nbd://{listen}/{name}"), name, state }
+fn view(volume: &Volume, world: &World, listen: std::net::SocketAddr) -> VolumeView {
+    let present = world.table.with_serial(volume.intent.serial()).next();
+    let mapping = volume.mapping.as_ref();
+    let size_bytes = mapping.map(|mapping| mapping.size_bytes);
+    VolumeView {
+        volume_id: volume.intent.volume,
+        serial: volume.intent.serial(),
+        vm_id: volume.intent.vm_id.clone(),
+        state: volume.state,
+        since: volume.since,
+        device_path: mapping.map(|mapping| mapping.link.clone()),
+        device_node: present.map(|device| format!("/dev/{}", device.facts.name)),
+        size_bytes,
+        diskseq: mapping.map(|mapping| mapping.diskseq),
+        export: export(volume, listen),
+        evidence: mapping.map(EvidenceView::from),
+        reason: volume.reason.as_ref().map(ReasonView::from),
+        timeline: None,
+        timeline_incomplete: false,
+        size: size_bytes.unwrap_or(0),
+        cloudstack_data: None,
     }
 }
 
-impl EvidenceView {
-    fn of(evidence: &Evidence) -> Self {
-        Self {
-            serial: evidence.serial,
-            scheme: evidence.scheme.clone(),
-            devnum: evidence.devnum,
-            diskseq: evidence.diskseq,
-            size_bytes: evidence.size_bytes,
-            read_only: evidence.read_only,
-            boot_id: evidence.boot_id.clone(),
-            at: evidence.at,
-        }
-    }
-}
-
-impl VolumeView {
-    fn of(volume: &Volume, world: &World, listen: std::net::SocketAddr) -> Self {
-        let present = world.table.with_serial(volume.intent.serial()).next();
-        let mapping = volume.mapping.as_ref();
-        let size_bytes = mapping.map(|mapping| mapping.size_bytes);
-        Self {
-            volume_id: volume.intent.volume,
-            serial: volume.intent.serial(),
-            vm_id: volume.intent.vm_id.clone(),
-            state: volume.state,
-            since: volume.since,
-            device_path: mapping.map(|mapping| mapping.link.clone()),
-            device_node: present.map(|device| format!("/dev/{}", device.facts.name)),
-            size_bytes,
-            diskseq: mapping.map(|mapping| mapping.diskseq),
-            export: ExportView::of(volume, listen),
-            evidence: mapping.map(EvidenceView::of),
-            reason: volume.reason.clone(),
-            timeline: None,
-            timeline_incomplete: false,
-            size: size_bytes.unwrap_or(0),
-            cloudstack_data: None,
-        }
-    }
-}
-
-impl VolumeView {
-    fn tell(&mut self, (timeline, incomplete): (Vec<Entry>, bool)) {
-        (self.timeline, self.timeline_incomplete) = (Some(timeline), incomplete);
-    }
+/// The volume with its story.
+async fn whole(context: &Context, mut view: VolumeView) -> Result<Json<VolumeView>, ApiError> {
+    let (timeline, incomplete) = timeline(context, view.volume_id).await?;
+    view.timeline = Some(timeline.into_iter().map(EntryView::from).collect());
+    view.timeline_incomplete = incomplete;
+    Ok(Json(view))
 }
 
 /// Which volumes.
@@ -151,13 +80,6 @@ pub(super) struct Filter {
     state: Option<String>,
     /// Only those of this VM.
     vm_id: Option<String>,
-}
-
-/// Volumes.
-#[derive(Serialize, ToSchema)]
-pub(super) struct VolumeList {
-    volumes: Vec<VolumeView>,
-    count: usize,
 }
 
 /// Lists volumes, by id.
@@ -173,7 +95,7 @@ pub(super) async fn list(
             state.is_none_or(|state| volume.state == state)
                 && filter.vm_id.as_ref().is_none_or(|vm| volume.intent.vm_id == *vm)
         };
-        world.volumes().filter(wanted).map(|volume| VolumeView::of(volume, world, listen)).collect::<Vec<_>>()
+        world.volumes().filter(wanted).map(|volume| view(volume, world, listen)).collect::<Vec<_>>()
     };
     let mut volumes = context.inner.engine.read(look).await?;
     volumes.sort_by_key(|volume| volume.volume_id);
@@ -217,18 +139,14 @@ pub(super) async fn show(
         let waited = tokio::time::timeout(limit, reached(&context, &peer, volume, state));
         let waited = line::while_there(peer.line.watch().as_ref(), waited).await.ok_or_else(ApiError::client_gone)?;
         if let Ok(reached) = waited {
-            let mut view = reached?;
-            view.tell(timeline(&context, volume).await?);
-            return Ok(Json(view));
+            return whole(&context, reached?).await;
         }
         let now = look(&context, volume).await?;
         let text = format!("volume {volume} is {} after {seconds} s, not {state}", now.state);
-        let details = json!({ "state": now.state, "reason": now.reason });
+        let details = json!(Standing::from(now));
         return Err(ApiError::new(StatusCode::GATEWAY_TIMEOUT, "WAIT_TIMEOUT", text, details));
     }
-    let mut view = look(&context, volume).await?;
-    view.tell(timeline(&context, volume).await?);
-    Ok(Json(view))
+    whole(&context, look(&context, volume).await?).await
 }
 
 /// The volume as it was when it was found in that state: a moment later it may be in another.
@@ -272,7 +190,7 @@ pub(super) fn long_request(context: &Context, peer: &Peer) -> Result<Place, ApiE
 
 async fn look(context: &Context, volume: VolumeId) -> Result<VolumeView, ApiError> {
     let listen = context.inner.settings.listen;
-    let look = move |world: &World| world.volume(volume).map(|volume| VolumeView::of(volume, world, listen));
+    let look = move |world: &World| world.volume(volume).map(|volume| view(volume, world, listen));
     context.inner.engine.read(look).await?.ok_or_else(|| ApiError::no_such_volume(volume))
 }
 

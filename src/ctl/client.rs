@@ -6,8 +6,9 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use reqwest::{Method, Response, Url};
+use serde::Serialize;
 use serde::de::DeserializeOwned;
-use serde_json::{Value, json};
+use serde_json::json;
 
 use super::failure::{Failure, UNREACHABLE};
 use super::sse::{Message, Parser};
@@ -67,7 +68,8 @@ impl Client {
     }
 
     /// POST.
-    pub(super) async fn post(&self, path: &str, body: Option<Value>) -> Result<Answer, Failure> {
+    pub(super) async fn post(&self, path: &str, body: Option<&impl Serialize>) -> Result<Answer, Failure> {
+        let body = body.map(|body| json!(body).to_string());
         self.ask(Method::POST, path, &[], body, ANSWER_LIMIT).await?.success()
     }
 
@@ -98,7 +100,7 @@ impl Client {
         method: Method,
         path: &str,
         query: Query<'_>,
-        body: Option<Value>,
+        body: Option<String>,
         limit: Duration,
     ) -> Result<Answer, Failure> {
         let answer = async {
@@ -113,7 +115,7 @@ impl Client {
         method: Method,
         path: &str,
         query: Query<'_>,
-        body: Option<Value>,
+        body: Option<String>,
     ) -> Result<Response, reqwest::Error> {
         let address = format!("{BASE}{path}");
         // A bad address is told by the request itself.
@@ -122,7 +124,7 @@ impl Client {
             _ => self.http.request(method, address),
         };
         match body {
-            Some(body) => request.header("content-type", "application/json").body(body.to_string()).send().await,
+            Some(body) => request.header("content-type", "application/json").body(body).send().await,
             None => request.send().await,
         }
     }
@@ -203,8 +205,5 @@ impl Message {
 }
 
 fn understood<T: DeserializeOwned>(text: &str) -> Result<T, Failure> {
-    serde_json::from_str(text).map_err(|error| {
-        let text = format!("attachd's answer is not understood ({error}); is attachctl of the same version?");
-        Failure::new("BAD_ANSWER", text)
-    })
+    serde_json::from_str(text).map_err(Failure::not_understood)
 }

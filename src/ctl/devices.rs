@@ -1,73 +1,48 @@
 //! `attachctl devices`.
 
-use serde::Deserialize;
-
 use super::client::Client;
 use super::failure::Failure;
 use super::output::Output;
 use super::table::Table;
 use super::units;
+use crate::wire::{DeviceList, DeviceView};
 
-#[derive(Default, Deserialize)]
-#[serde(default)]
-struct Devices {
-    devices: Vec<Device>,
-}
-
-#[derive(Default, Deserialize)]
-#[serde(default)]
-struct Device {
-    node: String,
-    devnum: String,
-    size_bytes: u64,
-    read_only: bool,
-    serial: Option<String>,
-    link: Option<String>,
-    link_target: Option<String>,
-    uses: Vec<String>,
-    settled: bool,
-    volume_id: Option<String>,
-    unusable: Option<String>,
-}
-
-impl Device {
-    /// What stands in the way of its being a volume's, and what else is odd.
-    fn remarks(&self) -> String {
-        if let Some(unusable) = &self.unusable {
-            return unusable.clone();
-        }
-        let mut remarks = self.uses.clone();
-        if !self.settled {
-            remarks.push("not reported by udev yet".to_owned());
-        }
-        let link = self.link.as_deref().unwrap_or("its by-id link");
-        match self.link_target.as_deref() {
-            Some("missing") => remarks.push(format!("{link} is missing")),
-            Some(target) if target != self.devnum => remarks.push(format!("{link} leads to {target}")),
-            _ => {}
-        }
-        if self.read_only {
-            remarks.push("read-only".to_owned());
-        }
-        remarks.join("; ")
+/// What stands in the way of its being a volume's, and what else is odd.
+fn remarks(device: &DeviceView) -> String {
+    if let Some(unusable) = &device.unusable {
+        return unusable.clone();
     }
+    let mut remarks = device.uses.clone();
+    if !device.settled {
+        remarks.push("not reported by udev yet".to_owned());
+    }
+    let link = device.link.as_deref().unwrap_or("its by-id link");
+    match device.link_target.as_deref() {
+        Some("missing") => remarks.push(format!("{link} is missing")),
+        Some(target) if target != device.devnum.to_string() => remarks.push(format!("{link} leads to {target}")),
+        _ => {}
+    }
+    if device.read_only {
+        remarks.push("read-only".to_owned());
+    }
+    remarks.join("; ")
 }
 
 pub(super) async fn run(client: &Client, output: &Output) -> Result<(), Failure> {
     let answer = client.get("devices", &[]).await?;
-    output.answer(&answer, |list: &Devices| table(&list.devices).or("There are no disks."))
+    output.answer(&answer, |list: &DeviceList| table(&list.devices).or("There are no disks."))
 }
 
-fn table(devices: &[Device]) -> Table<6> {
+fn table(devices: &[DeviceView]) -> Table<6> {
     let mut table = Table::new(["DEVICE", "NUMBER", "SIZE", "SERIAL", "VOLUME", "REMARKS"]);
     for device in devices {
         table.row([
             device.node.clone(),
-            device.devnum.clone(),
+            device.devnum.to_string(),
             units::bytes(device.size_bytes),
-            device.serial.clone().unwrap_or_default(),
-            device.volume_id.clone().unwrap_or_default(),
-            device.remarks(),
+            device.serial.map_or(String::new(), |serial| serial.to_string()),
+            device.volume_id.map_or(String::new(), |volume| volume.to_string()),
+            remarks(device),
         ]);
     }
     table
@@ -76,15 +51,30 @@ fn table(devices: &[Device]) -> Table<6> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::device::DevNum;
 
     #[test]
     fn remarks_name_everything_that_stands_in_the_way() {
-        let odd = r#"{"devnum":"7:1","uses":["used as swap"],"settled":false,
-                      "link":"/l","link_target":"7:2","read_only":true}"#;
-        let device: Device = serde_json::from_str(odd).unwrap();
-        assert_eq!(device.remarks(), "used as swap; not reported by udev yet; /l leads to 7:2; read-only");
-        let fine = r#"{"devnum":"7:1","settled":true,"link":"/l","link_target":"7:1"}"#;
-        let device: Device = serde_json::from_str(fine).unwrap();
-        assert_eq!(device.remarks(), "");
+        let numbered = |minor| DevNum { major: 7, minor };
+        let odd = DeviceView {
+            node: "/dev/loop1".into(),
+            devnum: numbered(1),
+            diskseq: 5,
+            size_bytes: 512,
+            read_only: true,
+            scheme: None,
+            serial: None,
+            link: Some("/l".into()),
+            link_target: Some(numbered(2).to_string()),
+            uses: vec!["used as swap".into()],
+            settled: false,
+            volume_id: None,
+            unusable: None,
+            unread: None,
+        };
+        assert_eq!(remarks(&odd), "used as swap; not reported by udev yet; /l leads to 7:2; read-only");
+        let target = Some(numbered(1).to_string());
+        let fine = DeviceView { read_only: false, link_target: target, uses: Vec::new(), settled: true, ..odd };
+        assert_eq!(remarks(&fine), "");
     }
 }

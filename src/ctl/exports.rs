@@ -3,35 +3,11 @@
 use std::fmt::Write;
 use std::process::ExitCode;
 
-use serde::Deserialize;
-
 use super::client::Client;
 use super::failure::{DONE, FAILED, Failure};
 use super::output::Output;
 use super::table::Table;
-
-#[derive(Default, Deserialize)]
-#[serde(default)]
-struct Exports {
-    checked: Vec<Checked>,
-    foreign: Vec<String>,
-    foreign_count: usize,
-}
-
-#[derive(Default, Deserialize)]
-#[serde(default)]
-#[allow(clippy::struct_excessive_bools, reason = "each is a fact of its own")]
-struct Checked {
-    name: String,
-    wanted: bool,
-    published: bool,
-    due: bool,
-    listed: Option<bool>,
-    openable: Option<bool>,
-    why: Option<String>,
-    stale: bool,
-    clear: Option<String>,
-}
+use crate::wire::{CheckedExport, ExportList};
 
 /// This command's own, for `--help`.
 pub(super) const EXIT_STATUSES: &str = "\
@@ -41,20 +17,25 @@ Exit statuses:
 
 pub(super) async fn run(client: &Client, output: &Output) -> Result<ExitCode, Failure> {
     let answer = client.get("exports", &[("check", "true".to_owned())]).await?;
-    output.answer(&answer, told)?;
-    let served = answer.read::<Exports>()?.checked.iter().all(|export| !export.due || export.openable == Some(true));
+    let list: ExportList = output.answer_and_read(&answer, |list| Ok(told(list, checked(list)?)))?;
+    let served = checked(&list)?.iter().all(|export| !export.due || export.openable == Some(true));
     Ok(if served { DONE } else { FAILED }.into())
 }
 
-fn told(list: &Exports) -> String {
+/// What was asked for is there, if the answer is to this question.
+fn checked(list: &ExportList) -> Result<&[CheckedExport], Failure> {
+    list.checked.as_deref().ok_or_else(|| Failure::not_understood("it has no `checked`"))
+}
+
+fn told(list: &ExportList, checked: &[CheckedExport]) -> String {
     let mut table = Table::new(["EXPORT", "WANTED", "PUBLISHED", "LISTED", "OPENABLE", "STALE"]);
-    for export in &list.checked {
+    for export in checked {
         let facts = [Some(export.wanted), Some(export.published), export.listed, export.openable, Some(export.stale)];
         let [wanted, published, listed, openable, stale] = facts.map(word);
         table.row([export.name.clone(), wanted, published, listed, openable, stale]);
     }
     let mut text = table.or("There are no exports.");
-    for export in &list.checked {
+    for export in checked {
         // That nobody gets in where nobody is to get in needs no words.
         if let Some(why) = export.why.as_ref().filter(|_| export.published || export.due) {
             let _ = writeln!(text, "{}: {why}", export.name);

@@ -1,11 +1,12 @@
 //! What goes wrong: a sentence for people, an object for programs, a status for scripts.
 
-use std::io;
+use std::{fmt, io};
 
-use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-use super::answers::Reason;
+use crate::identity::VolumeId;
+use crate::volume::State;
+use crate::wire::{ErrorBody, Standing};
 
 /// Done.
 pub(super) const DONE: u8 = 0;
@@ -25,23 +26,11 @@ pub(super) enum Failure {
     Told {
         /// The exit status.
         status: u8,
-        /// What to say.
+        /// What to say, in attachd's shape, also when it is attachctl's own.
         body: ErrorBody,
     },
     /// Standard output did not take the result.
     Output(io::Error),
-}
-
-/// attachd's shape of an error, used for attachctl's own as well.
-#[derive(Debug, PartialEq, Serialize, Deserialize)]
-pub(super) struct ErrorBody {
-    /// A sentence: what happened, to what, what to do.
-    pub(super) error: String,
-    /// For programs.
-    pub(super) code: String,
-    /// Particulars, by code.
-    #[serde(default)]
-    pub(super) details: Value,
 }
 
 impl Failure {
@@ -52,7 +41,7 @@ impl Failure {
 
     /// A failure with its own exit status and particulars.
     pub(super) fn with(status: u8, code: &str, error: impl Into<String>, details: Value) -> Self {
-        Self::Told { status, body: ErrorBody { error: error.into(), code: code.to_owned(), details } }
+        Self::Told { status, body: ErrorBody { error: error.into(), code: code.to_owned().into(), details } }
     }
 
     /// An answer that is no success. One that is not attachd's (a proxy's, say) is shown as it is.
@@ -68,21 +57,27 @@ impl Failure {
         }
     }
 
+    /// An answer of attachd's that lacks something, or has it in another way.
+    pub(super) fn not_understood(why: impl fmt::Display) -> Self {
+        let text = format!("attachd's answer is not understood ({why}); is attachctl of the same version?");
+        Self::new("BAD_ANSWER", text)
+    }
+
     /// The waiting ended, and the volume is not where it should be.
-    pub(super) fn waited(volume: &str, stands: &Standing, wanted: &str, seconds: u32) -> Self {
+    pub(super) fn waited(volume: VolumeId, stands: &Standing, wanted: State, seconds: u32) -> Self {
         let Standing { state, reason } = stands;
         let why = match reason {
             Some(reason) => format!(": {}. {}", reason.message, reason.hint),
-            None if state == "waiting" => ": no disk with its serial is here yet".to_owned(),
+            None if *state == State::Waiting => ": no disk with its serial is here yet".to_owned(),
             None => String::new(),
         };
         let text = format!("volume {volume} is {state} after {seconds} s, not {wanted}{why}");
         let (status, code) = match reason {
-            Some(reason) if state == "refused" => (REFUSED, reason.code.as_str()),
-            _ if state == "refused" => (REFUSED, "REFUSED"),
+            Some(reason) if *state == State::Refused => (REFUSED, &*reason.code),
+            _ if *state == State::Refused => (REFUSED, "REFUSED"),
             _ => (TIMED_OUT, "WAIT_TIMEOUT"),
         };
-        Self::with(status, code, text, json!({ "state": state, "reason": reason }))
+        Self::with(status, code, text, json!(stands))
     }
 }
 
@@ -92,19 +87,10 @@ impl From<io::Error> for Failure {
     }
 }
 
-/// Where a volume stands when the waiting ends.
-#[derive(Debug, Default, Deserialize)]
-#[serde(default)]
-pub(super) struct Standing {
-    /// Its state.
-    pub(super) state: String,
-    /// Why it is not served.
-    pub(super) reason: Option<Reason>,
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::wire::ReasonView;
 
     fn told(failure: Failure) -> (u8, ErrorBody) {
         match failure {
@@ -116,25 +102,30 @@ mod tests {
     #[test]
     fn attachds_error_passes_as_it_is_and_anything_else_is_shown() {
         let (status, body) = told(Failure::from_answer(409, r#"{"error":"no","code":"X","details":{"a":1},"new":0}"#));
-        assert_eq!((status, body.error.as_str(), body.code.as_str()), (FAILED, "no", "X"));
+        assert_eq!((status, body.error.as_str(), &*body.code), (FAILED, "no", "X"));
         assert_eq!(body.details, json!({ "a": 1 }));
         let (status, body) = told(Failure::from_answer(502, "<h1>Bad Gateway</h1>\n"));
-        assert_eq!((status, body.code.as_str()), (FAILED, "BAD_ANSWER"));
+        assert_eq!((status, &*body.code), (FAILED, "BAD_ANSWER"));
         assert!(body.error.contains("502") && body.error.ends_with("<h1>Bad Gateway</h1>"), "{}", body.error);
     }
 
     #[test]
     fn waiting_in_vain_says_where_the_volume_stands() {
-        let waiting = Standing { state: "waiting".into(), reason: None };
-        let (status, body) = told(Failure::waited("v", &waiting, "ready", 7));
-        assert_eq!((status, body.code.as_str()), (TIMED_OUT, "WAIT_TIMEOUT"));
-        assert_eq!(body.error, "volume v is waiting after 7 s, not ready: no disk with its serial is here yet");
+        let volume: VolumeId = "b3bb9310-1b59-4f62-97e8-cefffdfe3804".parse().unwrap();
+        let waiting = Standing { state: State::Waiting, reason: None };
+        let (status, body) = told(Failure::waited(volume, &waiting, State::Ready, 7));
+        assert_eq!((status, &*body.code), (TIMED_OUT, "WAIT_TIMEOUT"));
+        assert_eq!(
+            body.error,
+            format!("volume {volume} is waiting after 7 s, not ready: no disk with its serial is here yet")
+        );
 
-        let reason = Reason { code: "SIZE_ZERO".into(), message: "/dev/vdb has size 0".into(), hint: "Look.".into() };
-        let refused = Standing { state: "refused".into(), reason: Some(reason) };
-        let (status, body) = told(Failure::waited("v", &refused, "ready", 7));
-        assert_eq!((status, body.code.as_str()), (REFUSED, "SIZE_ZERO"));
-        assert_eq!(body.error, "volume v is refused after 7 s, not ready: /dev/vdb has size 0. Look.");
+        let reason =
+            ReasonView { code: "SIZE_ZERO".into(), message: "/dev/vdb has size 0".into(), hint: "Look.".into() };
+        let refused = Standing { state: State::Refused, reason: Some(reason) };
+        let (status, body) = told(Failure::waited(volume, &refused, State::Ready, 7));
+        assert_eq!((status, &*body.code), (REFUSED, "SIZE_ZERO"));
+        assert_eq!(body.error, format!("volume {volume} is refused after 7 s, not ready: /dev/vdb has size 0. Look."));
         assert_eq!(body.details["reason"]["code"], "SIZE_ZERO");
     }
 }

@@ -6,14 +6,15 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use jiff::Timestamp;
-use serde::Deserialize;
 
-use super::answers::Reason;
 use super::client::Client;
 use super::failure::{DONE, Failure};
 use super::output::Output;
 use super::systemd::{self, Unit};
-use crate::volume::counted;
+use crate::volume::{State, counted};
+use crate::wire::{
+    BackendMode, BackendState, ErrorBody, Health, HealthProblem, HealthStatus, Remark, ResyncHealth, SocketHealth,
+};
 
 const DEGRADED: u8 = 1;
 const UNHEALTHY: u8 = 2;
@@ -25,78 +26,6 @@ Exit statuses, as monitoring expects them:
   1  degraded: something needs a look
   2  unhealthy (no intent can be accepted), or attachd gave no answer";
 
-#[derive(Default, Deserialize)]
-#[serde(default)]
-struct Health {
-    status: String,
-    version: String,
-    started_at: Option<Timestamp>,
-    problems: Vec<Reason>,
-    remarks: Vec<Remark>,
-    monitor: Monitor,
-    udevd: Udevd,
-    resync: Resync,
-    store: Store,
-    backend: Backend,
-    volumes: BTreeMap<String, usize>,
-}
-
-#[derive(Default, Deserialize)]
-#[serde(default)]
-struct Remark {
-    code: String,
-    message: String,
-}
-
-#[derive(Default, Deserialize)]
-#[serde(default)]
-struct Monitor {
-    udev: Socket,
-    kernel: Socket,
-}
-
-#[derive(Default, Deserialize)]
-#[serde(default)]
-struct Socket {
-    events: u64,
-    overruns: u64,
-    drops: Option<u64>,
-}
-
-#[derive(Default, Deserialize)]
-#[serde(default)]
-struct Udevd {
-    state: String,
-    since: Option<Timestamp>,
-}
-
-#[derive(Default, Deserialize)]
-#[serde(default)]
-struct Resync {
-    count: u64,
-    last_reason: String,
-    last_at: Option<Timestamp>,
-    losses: u64,
-}
-
-#[derive(Default, Deserialize)]
-#[serde(default)]
-struct Store {
-    state: String,
-    outbox: Option<u64>,
-}
-
-#[derive(Default, Deserialize)]
-#[serde(default)]
-struct Backend {
-    name: String,
-    mode: Option<String>,
-    because: Option<String>,
-    state: String,
-    pid: Option<i64>,
-    listen: String,
-}
-
 pub(super) async fn run(client: &Client, output: &Output) -> Result<ExitCode, Failure> {
     match ask(client, output).await {
         // For monitoring, no answer is as bad as a bad one.
@@ -107,27 +36,27 @@ pub(super) async fn run(client: &Client, output: &Output) -> Result<ExitCode, Fa
 
 async fn ask(client: &Client, output: &Output) -> Result<ExitCode, Failure> {
     let answer = client.get_any("health", &[], Duration::ZERO).await?;
-    let status = match answer.read::<Health>()?.status.as_str() {
-        "healthy" => DONE,
-        "degraded" => DEGRADED,
-        "unhealthy" => UNHEALTHY,
-        _ => return Err(Failure::from_answer(answer.status, &answer.text)),
-    };
-    output.answer(&answer, told)?;
-    if !output.is_json() {
-        output.text(&of_units(&answer.read()?))?;
+    // A refusal is no health.
+    if answer.read::<ErrorBody>().is_ok() {
+        return Err(Failure::from_answer(answer.status, &answer.text));
     }
+    let words = |health: &Health| Ok(told(health) + &of_units(health));
+    let status = match output.answer_and_read(&answer, words)?.status {
+        HealthStatus::Healthy => DONE,
+        HealthStatus::Degraded => DEGRADED,
+        HealthStatus::Unhealthy => UNHEALTHY,
+    };
     Ok(status.into())
 }
 
 /// How the units of an NBD server stand that does not serve: the daemon cannot ask systemd, whoever runs this can.
 fn of_units(health: &Health) -> String {
-    if health.backend.state == "up" {
+    if health.backend.state == BackendState::Up {
         return String::new();
     }
-    let units: &[&str] = match (health.backend.name.as_str(), health.backend.mode.as_deref()) {
+    let units: &[&str] = match (&*health.backend.name, health.backend.mode) {
         ("nbdkit", _) => &["attachd-nbdkit.socket", "attachd-nbdkit.service"],
-        (_, Some("signal")) => &["attachd-nbd-server.service"],
+        (_, Some(BackendMode::Signal)) => &["attachd-nbd-server.service"],
         _ => &["attachd-nbd-server.socket"],
     };
     let told = units.iter().filter_map(|unit| Unit::ask(unit));
@@ -137,15 +66,16 @@ fn of_units(health: &Health) -> String {
 }
 
 fn told(health: &Health) -> String {
-    let mut text = format!("{}: attachd {}, since {}\n", health.status, health.version, moment(health.started_at));
-    for Reason { code, message, hint } in &health.problems {
+    let mut text =
+        format!("{}: attachd {}, since {}\n", health.status, health.version, moment(Some(health.started_at)));
+    for HealthProblem { code, message, hint } in &health.problems {
         let _ = write!(text, "  {code}: {message}\n    {hint}\n");
     }
     for Remark { code, message } in &health.remarks {
         let _ = writeln!(text, "  to know, {code}: {message}");
     }
     let Health { monitor, udevd, store, backend, .. } = health;
-    let Resync { count, last_reason, last_at, losses } = &health.resync;
+    let ResyncHealth { count, last_reason, last_at, losses } = &health.resync;
     let outbox = store.outbox.map_or("unknown".to_owned(), |rows| rows.to_string());
     let pid = backend.pid.map_or(String::new(), |pid| format!(" (pid {pid})"));
     let way = backend.mode.as_ref().zip(backend.because.as_ref());
@@ -154,7 +84,7 @@ fn told(health: &Health) -> String {
         ("volumes", counts(&health.volumes)),
         ("backend", format!("{} {}{pid}, {}{way}", backend.name, backend.state, backend.listen)),
         ("store", format!("{}, {outbox} rows in the outbox", store.state)),
-        ("udevd", udevd.since.map_or(udevd.state.clone(), |since| format!("{}, since {since:.3}", udevd.state))),
+        ("udevd", udevd.since.map_or(udevd.state.to_string(), |since| format!("{}, since {since:.3}", udevd.state))),
         ("udev", socket(&monitor.udev)),
         ("kernel", socket(&monitor.kernel)),
         ("resync", format!("{count}, last {} ({last_reason}); {losses} losses of events", moment(*last_at))),
@@ -165,13 +95,13 @@ fn told(health: &Health) -> String {
     text
 }
 
-fn socket(socket: &Socket) -> String {
+fn socket(socket: &SocketHealth) -> String {
     let drops = socket.drops.map_or("unknown".to_owned(), |drops| drops.to_string());
     format!("{} events, {} overruns, {drops} drops", socket.events, socket.overruns)
 }
 
-fn counts(volumes: &BTreeMap<String, usize>) -> String {
-    let told = counted(|state| volumes.get(state.as_str()).copied().unwrap_or(0));
+fn counts(volumes: &BTreeMap<State, usize>) -> String {
+    let told = counted(|state| volumes.get(&state).copied().unwrap_or(0));
     if told.is_empty() { "none".to_owned() } else { told }
 }
 

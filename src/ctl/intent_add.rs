@@ -1,13 +1,11 @@
 //! `attachctl intent add`.
 
-use serde_json::{Map, Value};
-
-use super::answers::{Intent, Volume};
 use super::client::Client;
 use super::failure::Failure;
 use super::output::Output;
 use super::wait::Wait;
 use crate::identity::VolumeId;
+use crate::wire::{IntentView, NewIntent, VolumeView};
 
 /// The status of an answer to an intent that was not there before.
 const CREATED: u16 = 201;
@@ -41,26 +39,24 @@ pub(super) struct Options {
 }
 
 impl Options {
-    fn body(&self) -> Value {
-        let fields = [
-            ("volume_id", Some(self.volume_id.to_string().into())),
-            ("vm_id", self.vm.clone().map(Value::from)),
-            ("size_bytes", self.size.map(Value::from)),
-            ("deadline_seconds", self.deadline.map(Value::from)),
-        ];
-        let named = fields.into_iter().filter_map(|(name, value)| Some((name.to_owned(), value?)));
-        Value::Object(named.collect::<Map<_, _>>())
+    fn body(&self) -> NewIntent {
+        NewIntent {
+            volume_id: self.volume_id.to_string(),
+            vm_id: self.vm.clone(),
+            size_bytes: self.size,
+            deadline_seconds: self.deadline,
+        }
     }
 }
 
 pub(super) async fn run(client: &Client, options: &Options, output: &Output) -> Result<(), Failure> {
     let Some(seconds) = options.wait else {
-        let answer = client.post("intents", Some(options.body())).await?;
+        let answer = client.post("intents", Some(&options.body())).await?;
         let new = answer.status == CREATED;
-        return output.answer(&answer, |intent: &Intent| accepted(intent, new));
+        return output.answer(&answer, |intent: &IntentView| accepted(intent, new));
     };
     let wait = Wait::listen(client, output, options.volume_id).await?;
-    let answer = client.post("intents", Some(options.body())).await?;
+    let answer = client.post("intents", Some(&options.body())).await?;
     let known = answer.status != CREATED;
     if known && !output.is_json() {
         output.text(&accepted(&answer.read()?, false))?;
@@ -69,12 +65,12 @@ pub(super) async fn run(client: &Client, options: &Options, output: &Output) -> 
     output.answer(&answer, served)
 }
 
-fn accepted(intent: &Intent, new: bool) -> String {
-    let Intent { volume_id, serial, state } = intent;
+fn accepted(intent: &IntentView, new: bool) -> String {
+    let IntentView { volume_id, serial, state, .. } = intent;
     let when = if new { "accepted" } else { "accepted before" };
     format!("Intent for volume {volume_id} {when}: {state}, serial {serial}\n")
 }
 
-fn served(volume: &Volume) -> String {
-    format!("Volume {} is ready: {}\n", volume.id, volume.export.uri)
+fn served(volume: &VolumeView) -> String {
+    format!("Volume {} is ready: {}\n", volume.volume_id, volume.export.uri)
 }

@@ -1,11 +1,10 @@
 //! `attachctl intent withdraw`.
 
-use serde::Deserialize;
-
 use super::client::Client;
 use super::failure::Failure;
 use super::output::Output;
 use crate::identity::VolumeId;
+use crate::wire::WithdrawnView;
 
 /// What to withdraw.
 #[derive(clap::Args)]
@@ -20,19 +19,11 @@ pub(super) struct Options {
 /// What to know of clients that cannot be told apart.
 const CANDIDATES: &str = "Some of these may use other exports.\n";
 
-#[derive(Default, Deserialize)]
-#[serde(default)]
-struct Withdrawn {
-    message: String,
-    clients_still_connected: Vec<String>,
-    clients_exact: bool,
-}
-
 pub(super) async fn run(client: &Client, options: &Options, output: &Output) -> Result<(), Failure> {
     let force = [("force", "true".to_owned())];
     let query = if options.force { &force[..] } else { &[] };
     let answer = client.delete(&format!("intents/{}", options.volume_id), query).await?;
-    output.answer(&answer, |withdrawn: &Withdrawn| {
+    output.answer(&answer, |withdrawn: &WithdrawnView| {
         let clients = &withdrawn.clients_still_connected;
         let candidates = if withdrawn.clients_exact || clients.is_empty() { "" } else { CANDIDATES };
         let lines = clients.iter().map(|client| format!("  {client}\n"));

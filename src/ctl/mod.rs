@@ -1,12 +1,12 @@
 //! `attachctl`: what a person or a script types to talk to attachd. One file per subcommand.
 //!
-//! Each command asks through [`client`], reads the answer into [`answers`] and hands it to [`output`], which prints it
+//! Each command asks through [`client`], reads the answer into a type of [`crate::wire`] and hands it to [`output`], which prints it
 //! for people (with [`table`] and [`units`]) or, with `--json`, as it came. What goes wrong is a [`failure`].
 
-mod answers;
 mod client;
 mod failure;
 mod output;
+mod remarks;
 mod sse;
 mod systemd;
 mod table;

@@ -33,6 +33,24 @@ impl Output {
         if self.json { self.json(&answer.text) } else { self.text(&words(&answer.read()?)) }
     }
 
+    /// The same, with words that cannot be found in every answer, and that the exit status depends on: JSON is printed
+    /// as it came also when it is not understood.
+    pub(super) fn answer_and_read<T: DeserializeOwned>(
+        &self,
+        answer: &Answer,
+        words: impl FnOnce(&T) -> Result<String, Failure>,
+    ) -> Result<T, Failure> {
+        if self.json {
+            self.json(&answer.text)?;
+        }
+        let read = answer.read()?;
+        let words = words(&read)?;
+        if !self.json {
+            self.text(&words)?;
+        }
+        Ok(read)
+    }
+
     /// Prints JSON: over several lines on a terminal, else on one.
     pub(super) fn json(&self, text: &str) -> Result<(), Failure> {
         let pretty = || serde_json::to_string_pretty(&serde_json::from_str::<Value>(text).ok()?).ok();

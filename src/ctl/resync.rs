@@ -1,18 +1,11 @@
 //! `attachctl resync`.
 
-use serde::Deserialize;
-
 use super::client::Client;
 use super::failure::Failure;
 use super::output::Output;
-
-#[derive(Default, Deserialize)]
-#[serde(default)]
-struct Resynced {
-    message: String,
-}
+use crate::wire::Resynced;
 
 pub(super) async fn run(client: &Client, output: &Output) -> Result<(), Failure> {
-    let answer = client.post("resync", None).await?;
+    let answer = client.post("resync", None::<&()>).await?;
     output.answer(&answer, |resynced: &Resynced| format!("{}\n", resynced.message))
 }

@@ -4,12 +4,14 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 
-use super::answers::{Event, Volume};
 use super::client::{Answer, Client, Events};
-use super::failure::{Failure, Standing};
+use super::failure::Failure;
 use super::output::Output;
+use super::remarks::remarks;
 use super::units;
 use crate::identity::VolumeId;
+use crate::volume::State;
+use crate::wire::{EventView, MISSED, Standing, VOLUME, VolumeView};
 
 /// Pause between attempts to find attachd again.
 const PAUSE: Duration = Duration::from_millis(200);
@@ -37,8 +39,8 @@ impl<'a> Wait<'a> {
         if let Ok(ready) = tokio::time::timeout(limit, self.ready(known)).await {
             return ready;
         }
-        let stands: Standing = self.client.volume(self.volume).await?.read()?;
-        Err(Failure::waited(&self.volume.to_string(), &stands, "ready", seconds))
+        let stands: VolumeView = self.client.volume(self.volume).await?.read()?;
+        Err(Failure::waited(self.volume, &Standing::from(stands), State::Ready, seconds))
     }
 
     /// Events are hints: what counts is how the volume looks then.
@@ -46,17 +48,17 @@ impl<'a> Wait<'a> {
         loop {
             if look {
                 let answer = self.client.volume(self.volume).await?;
-                if answer.read::<Volume>()?.state == "ready" {
+                if answer.read::<VolumeView>()?.state == State::Ready {
                     return Ok(answer);
                 }
             }
             look = match self.events.next().await {
-                Some(message) if message.event == "volume" => {
-                    let event = message.read()?;
+                Some(message) if message.event == VOLUME => {
+                    let event: EventView = message.read()?;
                     self.show(&event)?;
-                    event.state == "ready" || event.step == "withdrawn"
+                    event.state == State::Ready || event.event == "withdrawn"
                 }
-                Some(message) => message.event == "missed",
+                Some(message) => message.event == MISSED,
                 None => {
                     self.output.remark("attachd ended the stream of events; looking for it again");
                     self.events = self.found_again().await;
@@ -76,13 +78,13 @@ impl<'a> Wait<'a> {
         }
     }
 
-    fn show(&mut self, event: &Event) -> Result<(), Failure> {
+    fn show(&mut self, event: &EventView) -> Result<(), Failure> {
         if self.output.is_json() {
             return Ok(());
         }
-        self.first = self.first.or(event.at);
-        let time = units::milliseconds(self.first, event.at);
-        let line = format!("{time:>12}  {:<9}  {:<9}  {}", event.step, event.state, event.remarks());
+        self.first = self.first.or(Some(event.at));
+        let time = units::milliseconds(self.first, Some(event.at));
+        let line = format!("{time:>12}  {:<9}  {:<9}  {}", event.event, event.state, remarks(event));
         self.output.text(&format!("{}\n", line.trim_end()))
     }
 }

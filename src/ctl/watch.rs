@@ -4,12 +4,13 @@ use futures_util::StreamExt;
 use serde_json::json;
 use signal_hook::consts::SIGINT;
 
-use super::answers::Event;
 use super::client::Client;
 use super::failure::{Failure, UNREACHABLE};
 use super::output::Output;
+use super::remarks::remarks;
 use super::sse::Message;
 use crate::identity::VolumeId;
+use crate::wire::{EventView, MISSED, VOLUME};
 
 /// What to follow.
 #[derive(clap::Args)]
@@ -41,8 +42,8 @@ fn tell(message: &Message, output: &Output) -> Result<(), Failure> {
         return output.text(&format!("{}\n", message.data));
     }
     match message.event.as_str() {
-        "volume" => output.text(&line(&message.read()?)),
-        "missed" => {
+        VOLUME => output.text(&line(&message.read()?)),
+        MISSED => {
             output.remark("Some events were missed: `attachctl list` shows what is true now");
             Ok(())
         }
@@ -50,8 +51,8 @@ fn tell(message: &Message, output: &Output) -> Result<(), Failure> {
     }
 }
 
-fn line(event: &Event) -> String {
-    let at = event.at.map_or("-".to_owned(), |at| format!("{at:.3}"));
-    let line = format!("{at}  {}  {:<9}  {:<9}  {}", event.volume_id, event.step, event.state, event.remarks());
+fn line(event: &EventView) -> String {
+    let EventView { at, volume_id, event: step, state, .. } = event;
+    let line = format!("{at:.3}  {volume_id}  {step:<9}  {state:<9}  {}", remarks(event));
     format!("{}\n", line.trim_end())
 }

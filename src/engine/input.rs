@@ -3,9 +3,7 @@
 use std::sync::Arc;
 
 use jiff::Timestamp;
-use serde::Serialize;
 use tokio::sync::oneshot;
-use utoipa::ToSchema;
 
 use super::leaving::{By, Caller};
 use super::outside::Died;
@@ -311,12 +309,11 @@ fn connected(clients: &[String]) -> String {
 }
 
 /// One step in a volume's life, as it happens.
-#[derive(Debug, Clone, Serialize, ToSchema)]
+#[derive(Debug, Clone)]
 pub struct Event {
     /// Counts up from 1 since the daemon started; a gap means events were missed.
     pub id: u64,
     /// When.
-    #[schema(value_type = String, format = DateTime)]
     pub at: Timestamp,
     /// Which volume.
     pub volume_id: VolumeId,
@@ -325,7 +322,6 @@ pub struct Event {
     /// The name of the step.
     pub event: String,
     /// Particulars.
-    #[serde(skip_serializing_if = "String::is_empty")]
     pub detail: String,
     /// Where the volume stands after it.
     pub state: State,

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
-use serde_json::{Value, json};
+use serde_json::json;
 
 use super::client::Client;
 use super::failure::{FAILED, Failure};
@@ -18,6 +18,8 @@ use super::systemd::{Unit, systemctl};
 use crate::accounts;
 use crate::config::{self, Program, ServerSettings};
 use crate::export::clients;
+use crate::volume::{State, counted};
+use crate::wire::{BackendState, Health};
 
 /// How long attachd may take to find the new server.
 const LIMIT: Duration = Duration::from_mins(1);
@@ -224,18 +226,16 @@ async fn until_up(client: &Client, server: &ServerSettings) -> Result<String, St
     let mut last = "attachd does not answer".to_owned();
     while begun.elapsed() < LIMIT {
         if let Ok(answer) = client.get_any("health", &[], Duration::ZERO).await
-            && let Ok(health) = answer.read::<Value>()
+            && let Ok(Health { backend, volumes, .. }) = answer.read()
         {
-            let backend = &health["backend"];
-            let waits = health["volumes"]["exporting"].as_u64().unwrap_or(0);
-            if backend["name"] == server.name() && backend["state"] == "up" && waits == 0 {
-                let volumes = health["volumes"].as_object().into_iter().flatten();
-                let some = volumes.filter(|(_, count)| count.as_u64() != Some(0));
-                let told: Vec<String> = some.map(|(state, count)| format!("{count} {state}")).collect();
-                return Ok(if told.is_empty() { "none".to_owned() } else { told.join(", ") });
+            let count = |state| volumes.get(&state).copied().unwrap_or(0);
+            let waits = count(State::Exporting);
+            if backend.name == server.name() && backend.state == BackendState::Up && waits == 0 {
+                let told = counted(count);
+                return Ok(if told.is_empty() { "none".to_owned() } else { told });
             }
-            last = format!("{} is {}, {waits} volume(s) are not served yet", backend["name"], backend["state"]);
-            if let Some(why) = backend["why"].as_str() {
+            last = format!("{} is {}, {waits} volume(s) are not served yet", backend.name, backend.state);
+            if let Some(why) = backend.why {
                 last = format!("{last}: {why}");
             }
         }

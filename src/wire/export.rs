@@ -1,0 +1,86 @@
+//! What NBD clients can ask for, and what the NBD server says of it.
+
+use std::borrow::Cow;
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+use utoipa::ToSchema;
+
+use super::nullable;
+use super::volume::ExportView;
+use crate::identity::VolumeId;
+
+/// One export; the second half repeats it in the predecessor's words.
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+pub(crate) struct ExportEntry {
+    #[serde(flatten)]
+    pub(crate) export: ExportView,
+    pub(crate) volume_id: VolumeId,
+    #[serde(deserialize_with = "nullable")]
+    pub(crate) device_path: Option<String>,
+    #[schema(value_type = String)]
+    pub(crate) id: Cow<'static, str>,
+    pub(crate) export_name: String,
+    pub(crate) port: u16,
+    #[schema(inline)]
+    pub(crate) status: PredecessorStatus,
+    #[schema(value_type = String, format = DateTime)]
+    pub(crate) created_at: Timestamp,
+    #[schema(value_type = String, format = DateTime)]
+    pub(crate) updated_at: Timestamp,
+    #[schema(value_type = Object)]
+    pub(crate) metadata: Map<String, Value>,
+}
+
+/// `active` or `pending`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum PredecessorStatus {
+    Active,
+    Pending,
+}
+
+/// All exports.
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+pub(crate) struct ExportList {
+    pub(crate) exports: Vec<ExportEntry>,
+    pub(crate) count: usize,
+    /// Names in the served folder that attachd did not make, the first ten.
+    pub(crate) foreign: Vec<String>,
+    /// How many there are.
+    pub(crate) foreign_count: usize,
+    /// With `check`: what the server itself says about each export that it lists or should serve.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) checked: Option<Vec<CheckedExport>>,
+}
+
+/// One export, as attachd wants it and as the server has it.
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+#[allow(clippy::struct_excessive_bools, reason = "each is a fact of its own")]
+pub(crate) struct CheckedExport {
+    pub(crate) name: String,
+    #[serde(deserialize_with = "nullable")]
+    pub(crate) volume_id: Option<VolumeId>,
+    /// There is an intent for it.
+    pub(crate) wanted: bool,
+    /// attachd lets clients in.
+    pub(crate) published: bool,
+    /// Its disk is proven: clients should be served now.
+    pub(crate) due: bool,
+    /// The server lists it; `null`: it lists nothing.
+    #[serde(deserialize_with = "nullable")]
+    pub(crate) listed: Option<bool>,
+    /// A new client would be served; `null`: not found out in time.
+    #[serde(deserialize_with = "nullable")]
+    pub(crate) openable: Option<bool>,
+    /// Why it would not, in the server's words.
+    #[serde(deserialize_with = "nullable")]
+    pub(crate) why: Option<String>,
+    /// The server remembers it, and nobody wants it.
+    pub(crate) stale: bool,
+    /// What would make the server forget it.
+    #[schema(value_type = Option<String>)]
+    #[serde(deserialize_with = "nullable")]
+    pub(crate) clear: Option<Cow<'static, str>>,
+}

@@ -1,0 +1,215 @@
+//! What is true now about each part.
+
+use std::borrow::Cow;
+use std::collections::BTreeMap;
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize, Serializer};
+use utoipa::ToSchema;
+
+use super::{nullable, shown_as_written};
+use crate::export::nbd_server::way::Mode;
+use crate::volume::State;
+
+/// Health.
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+#[allow(clippy::struct_field_names, reason = "the predecessor's names")]
+pub(crate) struct Health {
+    #[schema(inline)]
+    pub(crate) status: HealthStatus,
+    #[schema(value_type = String, format = DateTime)]
+    pub(crate) timestamp: Timestamp,
+    #[schema(value_type = String)]
+    pub(crate) version: Cow<'static, str>,
+    #[schema(value_type = String, format = DateTime)]
+    pub(crate) started_at: Timestamp,
+    /// Everything that needs a look; empty when healthy.
+    pub(crate) problems: Vec<HealthProblem>,
+    /// What should be known about this host as it is set up; none of it makes it degraded.
+    pub(crate) remarks: Vec<Remark>,
+    pub(crate) monitor: MonitorHealth,
+    pub(crate) udevd: UdevdHealth,
+    pub(crate) resync: ResyncHealth,
+    pub(crate) store: StoreHealth,
+    pub(crate) backend: BackendHealth,
+    pub(crate) helper: HelperHealth,
+    /// How many volumes are in each state.
+    #[schema(value_type = BTreeMap<String, usize>)]
+    #[serde(serialize_with = "by_name")]
+    pub(crate) volumes: BTreeMap<State, usize>,
+    /// In the predecessor's words from here on.
+    #[schema(value_type = String)]
+    pub(crate) service: Cow<'static, str>,
+    #[schema(value_type = String)]
+    pub(crate) cloudstack_health: Cow<'static, str>,
+    pub(crate) database_health: String,
+    #[schema(value_type = String)]
+    pub(crate) device_monitor: Cow<'static, str>,
+}
+
+/// In the order of the names, as it always was.
+fn by_name<S: Serializer>(counts: &BTreeMap<State, usize>, serializer: S) -> Result<S::Ok, S::Error> {
+    let named: BTreeMap<&str, &usize> = counts.iter().map(|(state, count)| (state.as_str(), count)).collect();
+    named.serialize(serializer)
+}
+
+/// `healthy`, `degraded` (something needs a look) or `unhealthy` (nothing can be accepted; status 503).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum HealthStatus {
+    Healthy,
+    Degraded,
+    Unhealthy,
+}
+
+/// One thing that needs a look.
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+#[schema(as = Problem)]
+pub(crate) struct HealthProblem {
+    #[schema(value_type = String)]
+    pub(crate) code: Cow<'static, str>,
+    pub(crate) message: String,
+    #[schema(value_type = String)]
+    pub(crate) hint: Cow<'static, str>,
+}
+
+/// Worth knowing, and no trouble by itself.
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+pub(crate) struct Remark {
+    #[schema(value_type = String)]
+    pub(crate) code: Cow<'static, str>,
+    pub(crate) message: String,
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+pub(crate) struct MonitorHealth {
+    pub(crate) udev: SocketHealth,
+    pub(crate) kernel: SocketHealth,
+}
+
+/// One netlink socket.
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+pub(crate) struct SocketHealth {
+    pub(crate) events: u64,
+    pub(crate) overruns: u64,
+    /// Datagrams the kernel threw away; `null`: unknown.
+    #[serde(deserialize_with = "nullable")]
+    pub(crate) drops: Option<u64>,
+    pub(crate) receive_buffer_bytes: usize,
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+pub(crate) struct UdevdHealth {
+    #[schema(inline)]
+    pub(crate) state: UdevdState,
+    #[schema(value_type = Option<String>, format = DateTime)]
+    #[serde(deserialize_with = "nullable")]
+    pub(crate) since: Option<Timestamp>,
+}
+
+/// `heard`, `silent` (it owes an event for more than 10 s) or `unknown` (nothing happened yet that would tell).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum UdevdState {
+    Heard,
+    Silent,
+    Unknown,
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+pub(crate) struct ResyncHealth {
+    pub(crate) count: u64,
+    #[schema(value_type = String)]
+    pub(crate) last_reason: Cow<'static, str>,
+    #[schema(value_type = Option<String>, format = DateTime)]
+    #[serde(deserialize_with = "nullable")]
+    pub(crate) last_at: Option<Timestamp>,
+    /// How often events were lost, each followed by a resync.
+    pub(crate) losses: u64,
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+pub(crate) struct StoreHealth {
+    #[schema(inline)]
+    pub(crate) state: StoreState,
+    #[serde(deserialize_with = "nullable")]
+    pub(crate) error: Option<String>,
+    /// Rows the predecessor's tables have yet to be told.
+    #[serde(deserialize_with = "nullable")]
+    pub(crate) outbox: Option<u64>,
+}
+
+/// `ok` or `failing`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum StoreState {
+    Ok,
+    Failing,
+}
+
+/// The one privileged program.
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+pub(crate) struct HelperHealth {
+    #[schema(inline)]
+    pub(crate) state: HelperState,
+    #[serde(deserialize_with = "nullable")]
+    pub(crate) why: Option<String>,
+}
+
+/// `answers`, `silent`, or `unknown` (not asked yet).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum HelperState {
+    Answers,
+    Silent,
+    Unknown,
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+pub(crate) struct BackendHealth {
+    #[schema(value_type = String)]
+    pub(crate) name: Cow<'static, str>,
+    #[schema(inline)]
+    #[serde(deserialize_with = "nullable")]
+    pub(crate) mode: Option<BackendMode>,
+    /// Why this one.
+    #[serde(deserialize_with = "nullable")]
+    pub(crate) because: Option<String>,
+    #[schema(inline)]
+    pub(crate) state: BackendState,
+    #[serde(deserialize_with = "nullable")]
+    pub(crate) pid: Option<i32>,
+    #[serde(deserialize_with = "nullable")]
+    pub(crate) why: Option<String>,
+    pub(crate) listen: String,
+    pub(crate) insecure: bool,
+}
+
+/// `signal` or `socket`, for nbd-server.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum BackendMode {
+    Signal,
+    Socket,
+}
+
+impl From<Mode> for BackendMode {
+    fn from(mode: Mode) -> Self {
+        match mode {
+            Mode::Signal => Self::Signal,
+            Mode::Socket => Self::Socket,
+        }
+    }
+}
+
+/// `up`, `silent` (it runs, and does not answer), `down` or `unknown`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum BackendState {
+    Up,
+    Silent,
+    Down,
+    Unknown,
+}
+
+shown_as_written!(HealthStatus, UdevdState, StoreState, BackendMode, BackendState);

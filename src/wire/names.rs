@@ -1,0 +1,62 @@
+//! Names that the rest of attachd has types for: how they are written, and what the OpenAPI document says of them.
+
+use serde::de::Error;
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use utoipa::openapi::schema::SchemaType;
+use utoipa::openapi::{ObjectBuilder, RefOr, Schema, SchemaFormat, Type};
+use utoipa::{PartialSchema, ToSchema};
+
+use crate::identity::{Serial, VolumeId};
+use crate::volume::State;
+
+fn text(description: &str) -> ObjectBuilder {
+    ObjectBuilder::new().schema_type(SchemaType::new(Type::String)).description(Some(description))
+}
+
+fn pattern(description: &str, pattern: &str, format: Option<SchemaFormat>, example: &str) -> RefOr<Schema> {
+    let schema = text(description).pattern(Some(pattern)).format(format).examples([example]);
+    RefOr::T(Schema::Object(schema.build()))
+}
+
+impl PartialSchema for VolumeId {
+    fn schema() -> RefOr<Schema> {
+        let digits = |count| format!("[0-9a-fA-F]{{{count}}}");
+        let hyphenated = format!("^{}-{2}-{2}-{2}-{}$", digits(8), digits(12), digits(4));
+        let format = Some(SchemaFormat::Custom("uuid".to_owned()));
+        let description = "A CloudStack volume's UUID, with hyphens.";
+        pattern(description, &hyphenated, format, "b3bb9310-1b59-4f62-97e8-cefffdfe3804")
+    }
+}
+
+impl PartialSchema for Serial {
+    fn schema() -> RefOr<Schema> {
+        let description = "What the volume's disk shows: the UUID without hyphens, its first 20 characters.";
+        pattern(description, "^[0-9a-f]{20}$", None, "b3bb93101b594f6297e8")
+    }
+}
+
+impl PartialSchema for State {
+    fn schema() -> RefOr<Schema> {
+        let names = Self::ALL.map(Self::as_str);
+        RefOr::T(Schema::Object(text("Where a volume stands.").enum_values(Some(names)).build()))
+    }
+}
+
+impl ToSchema for VolumeId {}
+
+impl ToSchema for Serial {}
+
+impl ToSchema for State {}
+
+impl Serialize for State {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(self.as_str())
+    }
+}
+
+impl<'de> Deserialize<'de> for State {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let name = String::deserialize(deserializer)?;
+        Self::from_name(&name).ok_or_else(|| D::Error::custom(format!("there is no state {name:?}")))
+    }
+}

@@ -1,0 +1,173 @@
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use serde_json::{Value, json};
+
+use super::*;
+
+const VOLUME_ID: &str = "b3bb9310-1b59-4f62-97e8-cefffdfe3804";
+const SERIAL: &str = "b3bb93101b594f6297e8";
+const AT: &str = "2025-01-01T10:00:00.0042Z";
+
+/// One of each shape, with everything in it that there can be.
+fn volume() -> Value {
+    json!({
+        "volume_id": VOLUME_ID, "serial": SERIAL, "vm_id": "vm", "state": "ready", "since": AT,
+        "device_path": "/l", "device_node": "/dev/vdb", "size_bytes": 1, "diskseq": 2,
+        "export": { "name": "n", "uri": "u", "state": "served" },
+        "evidence": {
+            "serial": SERIAL, "scheme": "virtio", "devnum": "7:1", "diskseq": 2, "size_bytes": 1, "read_only": false,
+            "boot_id": "b", "at": AT
+        },
+        "reason": { "code": "C", "message": "m", "hint": "h" },
+        "timeline": [{ "at": AT, "event": "intent", "detail": "d" }],
+        "timeline_incomplete": false, "size": 1, "cloudstack_data": "x"
+    })
+}
+
+fn event() -> Value {
+    json!({
+        "id": 1, "at": AT, "volume_id": VOLUME_ID, "serial": SERIAL, "event": "ready", "detail": "d", "state": "ready",
+        "reason": { "code": "C", "message": "m", "hint": "h" }
+    })
+}
+
+fn intent() -> Value {
+    json!({
+        "volume_id": VOLUME_ID, "serial": SERIAL, "vm_id": "vm", "size_bytes": 1, "deadline_seconds": 2,
+        "deadline_at": AT, "created_at": AT, "uid": 0, "state": "waiting"
+    })
+}
+
+fn device() -> Value {
+    json!({
+        "node": "/dev/vdb", "devnum": "7:1", "diskseq": 2, "size_bytes": 1, "read_only": false, "scheme": "virtio",
+        "serial": SERIAL, "link": "/l", "link_target": "7:1", "uses": ["swap"], "settled": true, "volume_id": VOLUME_ID,
+        "unusable": "u", "unread": "w"
+    })
+}
+
+fn exports() -> Value {
+    let entry = json!({
+        "name": "n", "uri": "u", "state": "none", "volume_id": VOLUME_ID, "device_path": "/l", "id": "0",
+        "export_name": "n", "port": 1, "status": "active", "created_at": AT, "updated_at": AT, "metadata": {}
+    });
+    let checked = json!({
+        "name": "n", "volume_id": VOLUME_ID, "wanted": true, "published": true, "due": true, "listed": true,
+        "openable": true, "why": "w", "stale": false, "clear": "c"
+    });
+    json!({ "exports": [entry], "count": 1, "foreign": ["f"], "foreign_count": 1, "checked": [checked] })
+}
+
+fn health() -> Value {
+    let socket = json!({ "events": 1, "overruns": 2, "drops": 3, "receive_buffer_bytes": 4 });
+    json!({
+        "status": "degraded", "timestamp": AT, "version": "1", "started_at": AT,
+        "problems": [{ "code": "C", "message": "m", "hint": "h" }], "remarks": [{ "code": "C", "message": "m" }],
+        "monitor": { "udev": socket, "kernel": socket }, "udevd": { "state": "silent", "since": AT },
+        "resync": { "count": 1, "last_reason": "r", "last_at": AT, "losses": 2 },
+        "store": { "state": "failing", "error": "e", "outbox": 1 },
+        "backend": {
+            "name": "nbd-server", "mode": "signal", "because": "b", "state": "down", "pid": 1, "why": "w", "listen": "l",
+            "insecure": false
+        },
+        "helper": { "state": "silent", "why": "w" }, "volumes": { "lost": 1, "ready": 2 },
+        "service": "s", "cloudstack_health": "c", "database_health": "d", "device_monitor": "m"
+    })
+}
+
+/// Where the fields are, as pointers; those of an empty object are nobody's.
+fn fields(value: &Value, at: &str, found: &mut Vec<(String, String)>) {
+    match value {
+        Value::Object(object) => {
+            for (name, value) in object {
+                found.push((at.to_owned(), name.clone()));
+                fields(value, &format!("{at}/{name}"), found);
+            }
+        }
+        Value::Array(list) => list.iter().enumerate().for_each(|(n, value)| fields(value, &format!("{at}/{n}"), found)),
+        _ => {}
+    }
+}
+
+/// What is read of it is all of it; with any field named otherwise it is not read at all, but for those in `may_lack`;
+/// and a field more is passed over.
+fn holds<T: Serialize + DeserializeOwned>(whole: &Value, may_lack: &[&str]) {
+    let read = |value: &Value| serde_json::from_value::<T>(value.clone());
+    assert_eq!(&serde_json::to_value(read(whole).unwrap()).unwrap(), whole, "the control");
+    let mut all = Vec::new();
+    fields(whole, "", &mut all);
+    for (at, name) in all {
+        let mut renamed = whole.clone();
+        let object = renamed.pointer_mut(&at).unwrap().as_object_mut().unwrap();
+        let value = object.remove(&name).unwrap();
+        object.insert(format!("{name}_"), value);
+        assert_eq!(read(&renamed).is_ok(), may_lack.contains(&name.as_str()), "{at}/{name}: {renamed}");
+        let mut newer = whole.clone();
+        newer.pointer_mut(&at).unwrap().as_object_mut().unwrap().insert("more".to_owned(), json!({ "new": 1 }));
+        // The counts are by state, and there are no more states.
+        assert_eq!(read(&newer).is_ok(), at != "/volumes" || !whole["volumes"].is_object(), "{at}: {newer}");
+    }
+}
+
+#[test]
+fn a_field_that_is_named_otherwise_is_not_understood_and_one_more_is_passed_over() {
+    // Left out when they are empty; who needs them says that they are missed.
+    holds::<VolumeView>(&volume(), &["timeline", "detail"]);
+    holds::<VolumeList>(&json!({ "volumes": [volume()], "count": 1 }), &["timeline", "detail"]);
+    holds::<EventView>(&event(), &["detail"]);
+    holds::<Missed>(&json!({ "missed": 1 }), &[]);
+    holds::<IntentView>(&intent(), &[]);
+    holds::<IntentList>(&json!({ "intents": [intent()], "count": 1 }), &[]);
+    let withdrawn =
+        json!({ "volume_id": VOLUME_ID, "message": "m", "clients_still_connected": ["c"], "clients_exact": true });
+    holds::<WithdrawnView>(&withdrawn, &[]);
+    holds::<DeviceList>(&json!({ "devices": [device()], "count": 1 }), &[]);
+    holds::<Resynced>(&json!({ "message": "m" }), &[]);
+    holds::<ExportList>(&exports(), &["checked"]);
+    holds::<Health>(&health(), &[]);
+    holds::<ErrorBody>(&json!({ "error": "e", "code": "C", "details": [1] }), &[]);
+    holds::<Standing>(&json!({ "state": "refused", "reason": { "code": "C", "message": "m", "hint": "h" } }), &[]);
+}
+
+#[test]
+fn what_is_unknown_is_written_as_null_and_read_as_such() {
+    let mut unknown = volume();
+    for field in ["device_path", "device_node", "size_bytes", "diskseq", "evidence", "reason", "cloudstack_data"] {
+        unknown[field] = Value::Null;
+    }
+    let read: VolumeView = serde_json::from_value(unknown.clone()).unwrap();
+    assert!(read.reason.is_none() && read.size_bytes.is_none());
+    assert_eq!(serde_json::to_value(read).unwrap(), unknown);
+}
+
+#[test]
+fn an_intent_is_asked_for_in_fields_that_are_known() {
+    let whole = NewIntent {
+        volume_id: VOLUME_ID.to_owned(),
+        vm_id: Some("vm".to_owned()),
+        size_bytes: Some(u64::MAX),
+        deadline_seconds: Some(0),
+    };
+    let written = serde_json::to_string(&whole).unwrap();
+    let read: NewIntent = serde_json::from_str(&written).unwrap();
+    assert_eq!((read.size_bytes, read.deadline_seconds), (Some(u64::MAX), Some(0)));
+    for field in ["volume_id", "vm_id", "size_bytes", "deadline_seconds"] {
+        let renamed = written.replace(field, "other");
+        assert!(serde_json::from_str::<NewIntent>(&renamed).is_err(), "{renamed}");
+    }
+    let little = NewIntent { vm_id: None, size_bytes: None, deadline_seconds: None, ..whole };
+    assert_eq!(serde_json::to_string(&little).unwrap(), format!("{{\"volume_id\":\"{VOLUME_ID}\"}}"));
+}
+
+#[test]
+fn a_state_is_written_by_its_name() {
+    use crate::volume::State;
+    for state in State::ALL {
+        let written = serde_json::to_string(&state).unwrap();
+        assert_eq!(written, format!("\"{state}\""));
+        assert_eq!(serde_json::from_str::<State>(&written).unwrap(), state);
+    }
+    assert!(serde_json::from_str::<State>("\"served\"").is_err());
+    let words = [BackendState::Up.to_string(), ExportState::Published.to_string(), HealthStatus::Unhealthy.to_string()];
+    assert_eq!(words, ["up", "published", "unhealthy"], "shown as it is written");
+}
