@@ -1,13 +1,11 @@
 //! Start and stop, told from top to bottom.
 
 use std::collections::HashSet;
-use std::fs::File;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
-use rustix::fs::{FlockOperation, OFlags};
 use tokio::sync::watch;
 use tokio::task::LocalSet;
 
@@ -40,7 +38,6 @@ use crate::helper_client::HelperClient;
 use crate::identity::VolumeId;
 use crate::limits;
 use crate::memory;
-use crate::place::Found;
 use crate::signals::{Asks, Signals};
 use crate::store::{self, Store};
 use crate::telemetry;
@@ -71,7 +68,7 @@ pub fn run(config: &Path) -> anyhow::Result<()> {
 }
 
 async fn serve(settings: Settings, config: &Path) -> anyhow::Result<()> {
-    let _lock = lock(&settings.store)?;
+    let _lock = store::lock::take(&settings.store, telemetry::manager::waiting)?;
     budget::take_all().context("cannot raise the limit of open files")?;
     let sysfs = Sysfs::new(settings.schemes.clone(), settings.host_disks.clone());
     let ground = Ground {
@@ -256,23 +253,4 @@ async fn until_told_to_stop(handle: &Handle, config: &Path) -> anyhow::Result<()
 
 async fn stopped(mut stopping: watch::Receiver<bool>) {
     let _ = stopping.wait_for(|stop| *stop).await;
-}
-
-/// One daemon for one store. Held until the process ends.
-fn lock(store: &Path) -> anyhow::Result<File> {
-    let path = PathBuf::from(format!("{}.lock", store.display()));
-    let file = lock_file(&path).with_context(|| format!("cannot use {}", path.display()))?;
-    match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
-        Ok(()) => Ok(file),
-        Err(_) => bail!("another attachd uses {}", store.display()),
-    }
-}
-
-/// Nothing is written to it, whatever it is.
-fn lock_file(path: &Path) -> std::io::Result<File> {
-    let flags = OFlags::RDWR | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
-    let file = rustix::fs::openat(rustix::fs::CWD, path, flags, rustix::fs::Mode::from_raw_mode(0o600))?;
-    let owner = rustix::process::geteuid().as_raw();
-    Found::open(&file)?.is_file_of(Some(owner)).map_err(std::io::Error::other)?;
-    Ok(file.into())
 }

@@ -223,6 +223,9 @@ codes! {
     UdevdSilent "UDEVD_SILENT" [Degraded]
         "udevd owes the event of a disk for more than 10 s"
         "Check `systemctl status systemd-udevd`; removals are still noticed, new disks are not served."
+    UdevdHeldUp "UDEVD_HELD_UP" [Degraded]
+        "udevd owes the event of some disks for more than 10 s, while it is heard about others"
+        "These are not served until udevd has reported them. `systemctl status systemd-udevd` shows the program that a rule waits for, `udevadm monitor` what is reported; a disk that does not answer holds it up as well. udevd gives up after 3 minutes."
     DisksUnread "DISKS_UNREAD" [Degraded]
         "disks cannot be read"
         "What is served of them stays served, nothing else of them is; they are read again by themselves. If this lasts, check the storage behind them."

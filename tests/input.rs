@@ -153,9 +153,11 @@ fn a_database_file_that_is_not_a_database_is_named_and_left_alone() {
 
 #[test]
 fn a_second_daemon_on_the_same_store_is_refused_and_the_first_goes_on() {
-    let (lab, _attachd, api) = up();
+    let (lab, attachd, api) = up();
     let text = start_fails(&lab);
-    assert!(text.contains("another attachd uses /var/lib/attachd/attachd.db"), "{text}");
+    let holder = format!("its lock is held by attachd (process {} of ", attachd.pid().unwrap());
+    assert!(text.contains(&format!("another attachd uses /var/lib/attachd/attachd.db: {holder}")), "{text}");
+    assert!(text.contains("systemctl restart attachd"), "{text}");
     api.get("/api/v1/health").unwrap().expect(200).unwrap();
 }
 

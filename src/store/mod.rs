@@ -13,6 +13,7 @@ mod batch;
 mod error;
 mod files;
 mod history;
+pub mod lock;
 mod news;
 mod open;
 mod outbox;

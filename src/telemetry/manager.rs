@@ -22,6 +22,12 @@ pub fn reloading() {
     notify(&[NotifyState::Reloading, now.unwrap_or(NotifyState::MonotonicUsec(0))]);
 }
 
+/// Says what the start waits for.
+pub fn waiting(why: &str) {
+    tracing::warn!("{why}");
+    notify(&[NotifyState::Status(why)]);
+}
+
 /// Says that the daemon ends in good order.
 pub fn stopping() {
     notify(&[NotifyState::Stopping]);
