@@ -20,6 +20,10 @@ pub const EXPORT_PREFIX: &str = "migration-vol-";
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct VolumeId(Uuid);
 
+/// An operation: something a caller asked for and can follow. Shown and compared like a volume's id.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct OperationId(Uuid);
+
 /// The identity a disk shows: exactly 20 lower-case hexadecimal characters.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Serial([u8; SERIAL_LEN]);
@@ -28,6 +32,11 @@ pub struct Serial([u8; SERIAL_LEN]);
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{0:?} is not a volume id: it takes a UUID with hyphens, like b3bb9310-1b59-4f62-97e8-cefffdfe3804")]
 pub struct NotAVolumeId(pub String);
+
+/// The text was not an operation's id.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{0:?} is not the id of an operation: it takes a UUID with hyphens")]
+pub struct NotAnOperationId(pub String);
 
 /// The text was not a serial.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -64,13 +73,21 @@ impl FromStr for VolumeId {
     type Err = NotAVolumeId;
 
     fn from_str(text: &str) -> Result<Self, NotAVolumeId> {
-        // `Uuid` also reads braces, URNs and no hyphens at all; CloudStack writes none of these.
-        let hyphenated = text.len() == uuid::fmt::Hyphenated::LENGTH;
-        match Uuid::try_parse(text) {
-            Ok(uuid) if hyphenated => Ok(Self(uuid)),
-            _ => Err(NotAVolumeId(text.chars().take(80).collect())),
-        }
+        hyphenated(text).map(Self).ok_or_else(|| NotAVolumeId(text.chars().take(80).collect()))
     }
+}
+
+impl FromStr for OperationId {
+    type Err = NotAnOperationId;
+
+    fn from_str(text: &str) -> Result<Self, NotAnOperationId> {
+        hyphenated(text).map(Self).ok_or_else(|| NotAnOperationId(text.chars().take(80).collect()))
+    }
+}
+
+/// `Uuid` also reads braces, URNs and no hyphens at all; CloudStack writes none of these.
+fn hyphenated(text: &str) -> Option<Uuid> {
+    Uuid::try_parse(text).ok().filter(|_| text.len() == uuid::fmt::Hyphenated::LENGTH)
 }
 
 impl Serial {
@@ -101,6 +118,18 @@ impl fmt::Display for VolumeId {
 }
 
 impl fmt::Debug for VolumeId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+impl fmt::Display for OperationId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.as_hyphenated().fmt(f)
+    }
+}
+
+impl fmt::Debug for OperationId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         fmt::Display::fmt(self, f)
     }

@@ -168,6 +168,9 @@ codes! {
     BeingWithdrawn "BEING_WITHDRAWN" [Volume, Http(409)]
         "the volume is being withdrawn"
         "Wait a moment: it goes, or it is served again, because a client has come in between."
+    Sealed "SEALED" [Volume, Http(409)]
+        "an operation has taken the volume's export away, and has not ended"
+        "Wait for the operation: it gives the export back, or withdraws the volume."
     ClientsConnected "CLIENTS_CONNECTED" [Volume, Http(409), Command]
         "NBD clients are connected"
         "They keep what they have opened. To cut them: `ss -K dst <address>` as root, or restart the NBD server ({})."
@@ -248,6 +251,7 @@ codes! {
     BodyTooSlow "BODY_TOO_SLOW" [Http(408)] "the body did not come in time" ""
     IntentDiffers "INTENT_DIFFERS" [Http(409)] "the volume's intent says something else" ""
     SerialTaken "SERIAL_TAKEN" [Http(409)] "another volume's intent has this serial" ""
+    NotSealed "NOT_SEALED" [Http(409)] "the volume is not sealed by this operation" ""
     ClientsUnknown "CLIENTS_UNKNOWN" [Http(409), Command] "it could not be found out which clients are connected" ""
     BodyTooLarge "BODY_TOO_LARGE" [Http(413)] "the body is too long" ""
     UriTooLong "URI_TOO_LONG" [Http(414)] "the path and query are too long" ""
@@ -355,6 +359,8 @@ steps! {
     Detaching   "detaching"    Info     "c498b6e73648445e9afa3a387f006745"
     Attaching   "attaching"    Info     "ab57f985433243daa75a2e199b58ba8d"
     Withdrawn   "withdrawn"    Info     "c1b87f1a7323491b99f9cbef0f69a4d0"
+    Sealed      "sealed"       Info     "ba2185b8923645298ab1ed365c01b591"
+    Unsealed    "unsealed"     Info     "6c396da50bbe45cd8d44f45ae03ef581"
     Resync      "resync"       Info     "f61b5283d99b47c3b26cb3ba21aae34a"
     Vanished    "vanished"     Info     "d1f7a64be5c04a0b9a1f0a7c5be3f2d8"
     EntriesLost "entries-lost" Warning  "2eb737282fea475eb5365e1458294a90"

@@ -4,7 +4,7 @@ use jiff::{SignedDuration, Timestamp};
 
 use crate::clock::{self, Steady};
 use crate::device::evidence::Evidence;
-use crate::identity::{Serial, VolumeId};
+use crate::identity::{OperationId, Serial, VolumeId};
 use crate::reason::Code;
 
 /// A durable wish that a volume be mapped and exported on this host.
@@ -24,6 +24,39 @@ pub struct Intent {
     pub created_at: Timestamp,
     /// The user who asked, from the socket's peer credentials.
     pub uid: Option<u32>,
+    /// Where the wish comes from.
+    pub origin: IntentOrigin,
+}
+
+/// Where a wish comes from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum IntentOrigin {
+    /// Somebody else attaches the volume, and has announced it.
+    Announced,
+    /// This operation, which has CloudStack attach it.
+    Operation(OperationId),
+}
+
+/// The user who asked for something, from the socket's peer credentials.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct User(pub Option<u32>);
+
+impl std::fmt::Display for User {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self.0 {
+            Some(uid) => write!(f, "uid {uid}"),
+            None => f.write_str("a user who is not known"),
+        }
+    }
+}
+
+/// What a volume is sealed by: its export is taken away, and stays away.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum By {
+    /// The volume is withdrawn, and goes.
+    Withdrawal,
+    /// This operation, which unseals or releases it.
+    Operation(OperationId),
 }
 
 impl Intent {
@@ -81,6 +114,14 @@ impl State {
         Self::Refused,
         Self::Expired,
     ];
+
+    /// Where a volume waits whose disk has never been here.
+    pub fn waiting_for(origin: IntentOrigin) -> Self {
+        match origin {
+            IntentOrigin::Announced => Self::Waiting,
+            IntentOrigin::Operation(_) => Self::Attaching,
+        }
+    }
 
     /// The name in the API and the store.
     pub fn as_str(self) -> &'static str {
@@ -193,4 +234,6 @@ pub struct Record {
     pub reason: Option<Reason>,
     /// Since when; not kept by earlier versions.
     pub since: Option<Timestamp>,
+    /// What it is sealed by, if it is. Withdrawn: by force, and it goes when its clients are gone.
+    pub sealed: Option<By>,
 }

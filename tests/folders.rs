@@ -185,7 +185,7 @@ fn a_socket_that_somebody_else_answers_at_is_left_alone_and_a_dead_one_of_attach
 #[test]
 fn a_step_whose_task_breaks_off_comes_back_as_a_failure() {
     let lab = with_nbdkit();
-    let points = "step.look,step.scan,step.admit,step.claims,step.record,step.exclusive,step.probe,step.clients,step.withdraw,step.unclaim,\
+    let points = "step.look,step.scan,step.admit,step.claims,step.record,step.exclusive,step.probe,step.clients,step.leave,step.unclaim,\
                   claim.write";
     let env = vec![("ATTACHD_PANIC_AT".to_owned(), points.to_owned())];
     let attachd = lab.attachd_start(bin(), &AttachdOptions { env, ..Default::default() }).unwrap();

@@ -11,7 +11,7 @@ use attachd::clock;
 use attachd::device::evidence::Evidence;
 use attachd::identity::VolumeId;
 use attachd::store::{Change, News, Options, Projection, Store};
-use attachd::volume::{Intent, State};
+use attachd::volume::{Intent, IntentOrigin, State};
 use jiff::Timestamp;
 use lab::{Api, Attachd, AttachdOptions, BareListener, Disk, DiskOptions, Heard, Lab, people};
 use serde_json::{Value, json};
@@ -140,6 +140,7 @@ pub(crate) fn intent(volume: VolumeId) -> Intent {
         deadline: None,
         created_at,
         uid: Some(0),
+        origin: IntentOrigin::Announced,
     }
 }
 

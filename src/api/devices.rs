@@ -8,8 +8,8 @@ use super::body::{NoQuery, QueryString};
 use super::error::ApiError;
 use super::serve::Peer;
 use crate::device::facts::LinkTarget;
-use crate::engine::By;
 use crate::engine::world::World;
+use crate::volume::User;
 use crate::wire::{DeviceList, DeviceView, Resynced};
 
 /// Lists the present disks, by number.
@@ -59,7 +59,7 @@ pub(super) async fn resync(
     Extension(peer): Extension<Peer>,
     _: QueryString<NoQuery>,
 ) -> Result<Json<Resynced>, ApiError> {
-    let done = context.inner.engine.resync("asked for", Some(By(peer.uid))).await?;
+    let done = context.inner.engine.resync("asked for", Some(User(peer.uid))).await?;
     done.map_err(|why| ApiError::unavailable("RESYNC_FAILED", format!("the disks cannot be read: {why}")))?;
     Ok(Json(Resynced { message: "Everything was read again and compared".to_owned() }))
 }

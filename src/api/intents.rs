@@ -16,10 +16,10 @@ use super::error::ApiError;
 use super::serve::Peer;
 use crate::clock::{self, Steady};
 use crate::effect;
-use crate::engine::{Accepted, By, Rejection, Stopping, Withdrawal};
+use crate::engine::{Accepted, Rejection, Stopping, Withdrawal};
 use crate::helper_client::Holders;
 use crate::identity::VolumeId;
-use crate::volume;
+use crate::volume::{self, IntentOrigin, User};
 use crate::wire::{ErrorBody, IntentList, IntentView, NewIntent, WithdrawnView};
 
 /// The longest VM id the predecessor's tables hold.
@@ -89,6 +89,7 @@ pub(super) async fn add(
         deadline: volume::Intent::deadline_from(Steady::now(), new.deadline_seconds),
         created_at: clock::wall(),
         uid: peer.uid,
+        origin: IntentOrigin::Announced,
     };
     let accepted = answered(&context, context.inner.engine.intend(intent)).await?;
     let status = match accepted {
@@ -150,7 +151,7 @@ pub(super) async fn withdraw(
     VolumePath(volume): VolumePath,
     QueryString(options): QueryString<WithdrawOptions>,
 ) -> Result<Response, ApiError> {
-    let asked = context.inner.engine.withdraw(volume, options.force, By(peer.uid));
+    let asked = context.inner.engine.withdraw(volume, options.force, User(peer.uid));
     let Withdrawal { clients } = answered(&context, asked).await?;
     let Holders { clients, exact } = clients;
     let message = if clients.is_empty() {

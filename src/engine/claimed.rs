@@ -90,7 +90,7 @@ impl Engine {
             return;
         }
         let told = std::mem::take(&mut claimed.waiting);
-        let leaving = |id: &VolumeId| self.world.volume(*id).is_some_and(|volume| volume.leaving.is_begun());
+        let leaving = |id: &VolumeId| self.world.volume(*id).is_some_and(|volume| volume.departure.leaving.may_go());
         let (going, wanted): (Vec<VolumeId>, Vec<VolumeId>) = self.world.ids().into_iter().partition(leaving);
         let under_way: Vec<VolumeId> = going.into_iter().chain(self.admissions.keys().copied()).collect();
         // From here on: what is accepted or withdrawn while it runs is left as it is.

@@ -166,7 +166,7 @@ fn held(desired: &Desired<'_>, observed: &Observed<'_>, evidence: Evidence, why:
     }
     let state = match observed.standing.0 {
         _ if on_record => State::Exporting,
-        State::Waiting | State::Expired | State::Lost => without_disk(desired, observed.steady),
+        State::Attaching | State::Waiting | State::Expired | State::Lost => without_disk(desired, observed.steady),
         State::Ready => State::Exporting,
         other => other,
     };
@@ -185,7 +185,7 @@ fn without_disk(desired: &Desired<'_>, now: Steady) -> State {
     } else if desired.intent.deadline.is_some_and(|deadline| deadline <= now) {
         State::Expired
     } else {
-        State::Waiting
+        State::waiting_for(desired.intent.origin)
     }
 }
 
@@ -234,6 +234,7 @@ mod tests {
     use super::*;
     use crate::device::facts::sample::{DEVNUM, device, ground, spoilt, volume};
     use crate::device::facts::{LinkTarget, Use};
+    use crate::volume::IntentOrigin;
     use proptest::prelude::*;
 
     fn now() -> Timestamp {
@@ -243,7 +244,7 @@ mod tests {
     /// When every scene begins.
     const BEGIN: Steady = Steady::from_micros(7_000_000);
 
-    fn intent(deadline_seconds: Option<u32>) -> Intent {
+    fn intent(deadline_seconds: Option<u32>, origin: IntentOrigin) -> Intent {
         Intent {
             volume: volume(),
             vm_id: String::new(),
@@ -252,6 +253,7 @@ mod tests {
             deadline: Intent::deadline_from(BEGIN, deadline_seconds),
             created_at: now(),
             uid: None,
+            origin,
         }
     }
 
@@ -262,6 +264,7 @@ mod tests {
         now: Timestamp,
         steady: Steady,
         deadline: Option<u32>,
+        origin: IntentOrigin,
         mapping: Option<Evidence>,
         present: Vec<Device>,
         fresh: bool,
@@ -284,6 +287,7 @@ mod tests {
                 now: now(),
                 steady: BEGIN,
                 deadline: None,
+                origin: IntentOrigin::Announced,
                 mapping: None,
                 present: vec![device()],
                 fresh: true,
@@ -312,7 +316,7 @@ mod tests {
         }
 
         fn decide(&self) -> Decision {
-            let (intent, ground) = (intent(self.deadline), ground());
+            let (intent, ground) = (intent(self.deadline, self.origin), ground());
             let present: Vec<&Device> = self.present.iter().collect();
             let observed = Observed {
                 now: self.now,
@@ -419,6 +423,25 @@ mod tests {
             (lost.state, code(&lost), lost.revoke, lost.step),
             (State::Lost, Some(Code::DeviceGone), true, None)
         );
+    }
+
+    #[test]
+    fn a_volume_that_an_operation_attaches_is_attaching_until_its_disk_is_here_or_the_deadline_passes() {
+        let origin = IntentOrigin::Operation("00000000-0000-4000-8000-000000000001".parse().unwrap());
+        let scene = Scene { origin, deadline: Some(10), standing: (State::Attaching, None), ..Scene::new() };
+        let away = Scene { present: Vec::new(), ..scene.clone() };
+        assert_eq!(away.decide(), Decision { state: State::Attaching, reason: None, revoke: false, step: None });
+        let announced = Scene { origin: IntentOrigin::Announced, ..away.clone() };
+        assert_eq!(announced.decide().state, State::Waiting, "the control");
+        let unfinished = Scene { present: vec![Device { settled: false, ..device() }], ..scene.clone() };
+        assert_eq!(unfinished.decide().state, State::Attaching);
+        let unread = Scene { unread: true, fresh: false, ..scene.clone() }.decide();
+        assert_eq!((unread.state, code(&unread)), (State::Attaching, Some(Code::DiskUnread)));
+        let late = Scene { steady: BEGIN.after(jiff::SignedDuration::from_secs(10)), ..away.clone() };
+        assert_eq!(late.decide().state, State::Expired);
+        assert_eq!(scene.decide().state, State::Matched);
+        let lost = Scene { mapping: Scene::served().mapping, ..away };
+        assert_eq!(lost.decide().state, State::Lost);
     }
 
     #[test]

@@ -163,7 +163,7 @@ impl Engine {
             engine.world.volume(id).is_some_and(|volume| {
                 let recorded = volume.mapping.as_ref().map(|mapping| &*mapping.link);
                 // What is on its way out goes wherever it leads, and not before the wish is durable.
-                link.is_some() && (volume.leaving.is_begun() || link == recorded)
+                link.is_some() && (volume.departure.leaving.is_closed() || link == recorded)
             })
         };
         let believed = self.world.volume(id).is_some_and(|volume| volume.published);
@@ -177,8 +177,8 @@ impl Engine {
                 Err(_) => believed,
             };
         }
-        let lingering = self.world.volume(id).is_some_and(|volume| volume.leaving.lingers());
-        if is && lingering {
+        let sealed = self.world.volume(id).is_some_and(|volume| volume.departure.leaving.is_on_record());
+        if is && sealed {
             self.revoke(id, None);
         }
         if is == believed {
@@ -186,7 +186,7 @@ impl Engine {
         }
         let epoch = self.next_epoch();
         let Some(volume) = self.world.volume_mut(id) else { return false };
-        volume.published = is && !lingering;
+        volume.published = is && !sealed;
         volume.proven = false;
         volume.epoch = epoch;
         if !is {
@@ -200,8 +200,9 @@ impl Engine {
 
     /// What is listed of volumes that are not to be published, and is there still. Returns what could not be taken away.
     fn take_unpublished(&mut self, listed: impl Iterator<Item = VolumeId>) -> Names {
-        let unpublished =
-            |id: &VolumeId| self.world.volume(*id).is_none_or(|volume| !volume.published && !volume.leaving.is_begun());
+        let unpublished = |id: &VolumeId| {
+            self.world.volume(*id).is_none_or(|volume| !volume.published && !volume.departure.leaving.is_closed())
+        };
         listed.filter(unpublished).filter_map(|id| self.take_unknown(id).err()).collect()
     }
 
@@ -209,7 +210,7 @@ impl Engine {
         let backend = &self.tools.backend;
         let known = match self.world.volume(id) {
             // It became one meanwhile.
-            Some(volume) if volume.published || volume.leaving.is_begun() => return Ok(()),
+            Some(volume) if volume.published || volume.departure.leaving.is_closed() => return Ok(()),
             known => known.is_some(),
         };
         let taken = if known { backend.revoke(id) } else { backend.forget(id) };
@@ -265,8 +266,10 @@ impl Engine {
                 if self.compare(id, link.as_deref()) {
                     self.settle(id).await;
                 }
-                let published =
-                    self.world.volume(id).is_some_and(|volume| volume.published || volume.leaving.is_begun());
+                let published = self
+                    .world
+                    .volume(id)
+                    .is_some_and(|volume| volume.published || volume.departure.leaving.is_closed());
                 if link.is_some() && !published && self.take_unknown(id).is_err() {
                     self.list_exports(None);
                 }
@@ -286,7 +289,7 @@ impl Engine {
 
     fn claim_changed(&mut self, serial: Option<Serial>, went: bool) {
         let wanted = serial.is_some_and(|serial| {
-            let leaving = |id: VolumeId| self.world.volume(id).is_some_and(|volume| volume.leaving.is_begun());
+            let leaving = |id: VolumeId| self.world.volume(id).is_some_and(|volume| volume.departure.leaving.may_go());
             self.wanted(serial).is_some_and(|id| !leaving(id))
         });
         match serial {

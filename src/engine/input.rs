@@ -5,10 +5,11 @@ use std::sync::Arc;
 use jiff::Timestamp;
 use tokio::sync::oneshot;
 
-use super::leaving::{By, Caller};
+use super::leaving::{Call, Outcome};
 use super::outside::Died;
 use super::server::Greeted;
 use super::tell::NotTold;
+use super::withdraw::Caller;
 use super::world::World;
 use crate::claims::Restored;
 use crate::device::DevNum;
@@ -23,9 +24,9 @@ use crate::export::probe::{ProbeError, Served};
 use crate::export::server::Server;
 use crate::folder_watch::Changes;
 use crate::helper_client::{Exclusive, HelperError, Holders};
-use crate::identity::{Serial, VolumeId};
+use crate::identity::{OperationId, Serial, VolumeId};
 use crate::store::StoreError;
-use crate::volume::{Intent, Reason, State};
+use crate::volume::{Intent, Reason, State, User};
 
 /// One thing that happened.
 pub(crate) enum Input {
@@ -68,12 +69,8 @@ pub(crate) enum Input {
     Admitted { intent: Intent, result: Result<(), NotAdmitted>, reply: Reply<Accepted> },
     /// It is known who is connected to a volume's disks. `epoch`: which revocation was the last when it was asked.
     Clients { ticket: Ticket, epoch: u64, clients: Clients },
-    /// The wish to take a volume away as soon as its clients are gone is durable, or is not.
-    Detaching { ticket: Ticket, result: Result<(), Rejection> },
-    /// A withdrawal is durable, or is not.
-    Withdrawn { ticket: Ticket, result: Result<(), Rejection> },
-    /// A withdrawn volume's claim is gone.
-    Unclaimed { ticket: Ticket },
+    /// What was written of a volume on its way out is durable, or is not; or its claim is gone.
+    Leaving { ticket: Ticket, outcome: Outcome },
     /// A mapping is durable, or is not.
     Recorded { ticket: Ticket, evidence: Evidence, result: Result<(), Reason> },
     /// The server was told of all changes up to this one, or could not be.
@@ -147,10 +144,10 @@ pub(crate) type Reply<T> = oneshot::Sender<Result<T, Rejection>>;
 pub(crate) enum Request {
     /// Accept an intent.
     Intend(Intent, Reply<Accepted>),
-    /// Withdraw one.
-    Withdraw(VolumeId, Caller),
+    /// Take a volume out of service, or back.
+    Leave(VolumeId, Call, Caller),
     /// Read everything again: why, and who wants it, if it is not attachd itself.
-    Resync(&'static str, Option<By>, Done),
+    Resync(&'static str, Option<User>, Done),
     /// End the streams of events: the daemon is stopping.
     Hush,
     /// Ask the NBD server whether it answers.
@@ -278,6 +275,22 @@ pub enum Rejection {
     /// The volume is just being accepted or withdrawn by another request.
     #[error("volume {0} is just being withdrawn by another request; ask again")]
     Leaving(VolumeId),
+    /// An operation has taken the export away, and has not ended.
+    #[error("volume {volume} is sealed by the operation {operation}; wait until that has ended, or cancel it")]
+    Sealed {
+        /// Which volume.
+        volume: VolumeId,
+        /// Which operation.
+        operation: OperationId,
+    },
+    /// What is to be released is not sealed.
+    #[error("volume {volume} is not sealed by the operation {operation}: seal it first")]
+    NotSealed {
+        /// Which volume.
+        volume: VolumeId,
+        /// Which operation.
+        operation: OperationId,
+    },
     /// There are as many intents as there may be.
     #[error(
         "there are {used} intents {whose}, and at most {limit} may be: withdraw some that are not needed, or raise the limit ([limits] in attachd.toml)"

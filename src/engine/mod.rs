@@ -51,18 +51,18 @@ use crate::device::table::{Heard, Reading};
 use crate::device::{DevNum, monitor};
 use crate::export::backend::Backend;
 use crate::export::probe::Endpoint;
-use crate::helper_client::HelperClient;
-use crate::identity::{Serial, VolumeId};
+use crate::helper_client::{HelperClient, Holders};
+use crate::identity::{OperationId, Serial, VolumeId};
 use crate::store::{Store, StoreError};
-use crate::volume::{Intent, Record};
+use crate::volume::{By, Intent, Record, User};
 use claimed::Claimed;
 pub(crate) use input::Input;
 use input::Request;
 pub use input::{Accepted, Event, Rejection, SharedEvent, Withdrawal};
-pub use leaving::By;
-use leaving::Caller;
+use leaving::Call;
 use reader::Reader;
 use turns::Turns;
+use withdraw::Caller;
 use world::{Volume, World};
 
 /// Inputs that may wait. A full channel makes the monitor ask for a resync, and callers wait.
@@ -166,16 +166,56 @@ impl Handle {
         &self,
         volume: VolumeId,
         force: bool,
-        by: By,
+        user: User,
     ) -> Result<Result<Withdrawal, Rejection>, Stopping> {
+        let left = self.leave(volume, Call::Seal { by: By::Withdrawal, force }, user).await?;
+        Ok(left.map(|clients| Withdrawal { clients }))
+    }
+
+    /// Takes a volume's export away for an operation; on record when this answers with success, with who is still
+    /// connected. It stays away until that operation unseals or releases the volume. With `force` also while clients are
+    /// connected.
+    pub async fn seal(
+        &self,
+        volume: VolumeId,
+        operation: OperationId,
+        force: bool,
+        user: User,
+    ) -> Result<Result<Holders, Rejection>, Stopping> {
+        self.leave(volume, Call::Seal { by: By::Operation(operation), force }, user).await
+    }
+
+    /// Gives the export back that the operation has taken away.
+    pub async fn unseal(
+        &self,
+        volume: VolumeId,
+        operation: OperationId,
+        user: User,
+    ) -> Result<Result<(), Rejection>, Stopping> {
+        Ok(self.leave(volume, Call::Unseal(operation), user).await?.map(drop))
+    }
+
+    /// Withdraws a volume that the operation has sealed. With `force` also while clients are connected: then it goes when
+    /// these are gone.
+    pub async fn release(
+        &self,
+        volume: VolumeId,
+        operation: OperationId,
+        force: bool,
+        user: User,
+    ) -> Result<Result<Holders, Rejection>, Stopping> {
+        self.leave(volume, Call::Release { operation, force }, user).await
+    }
+
+    async fn leave(&self, volume: VolumeId, call: Call, user: User) -> Result<Result<Holders, Rejection>, Stopping> {
         let (reply, answer) = oneshot::channel();
-        self.ask(Request::Withdraw(volume, Caller { by, force, reply })).await?;
+        self.ask(Request::Leave(volume, call, Caller { user, reply })).await?;
         answer.await.map_err(|_| Stopping)
     }
 
     /// Reads everything again and answers when every volume has been compared with it, or says why that failed.
     /// `by`: who wants it, if it is not attachd itself.
-    pub async fn resync(&self, reason: &'static str, by: Option<By>) -> Result<Result<(), String>, Stopping> {
+    pub async fn resync(&self, reason: &'static str, by: Option<User>) -> Result<Result<(), String>, Stopping> {
         let (reply, answer) = oneshot::channel();
         self.ask(Request::Resync(reason, by, reply)).await?;
         answer.await.map_err(|_| Stopping)
@@ -312,15 +352,13 @@ impl Engine {
             Input::Prepared { ticket, result } => self.prepared(ticket, result).await,
             Input::Claims { result, told } => self.claims_restored(&result, told),
             Input::Request(Request::Intend(intent, reply)) => self.intend(intent, reply),
-            Input::Request(Request::Withdraw(volume, caller)) => self.withdraw(volume, caller),
+            Input::Request(Request::Leave(volume, call, caller)) => self.leave(volume, call, caller).await,
             Input::Clients { ticket, epoch, clients } => self.clients_known(ticket, epoch, clients).await,
-            Input::Detaching { ticket, result } => self.detaching(ticket, result).await,
-            Input::Unclaimed { ticket } => self.unclaimed(ticket),
+            Input::Leaving { ticket, outcome } => self.gone_on(ticket, outcome).await,
             Input::Request(Request::Hush) => self.events = None,
             Input::Settle { ids, done } => self.settle_some(ids, done).await,
             Input::Examined { intent, disks, reply } => self.examined(intent, disks, reply),
             Input::Admitted { intent, result, reply } => self.admitted(intent, result, reply).await,
-            Input::Withdrawn { ticket, result } => self.withdrawn(ticket, result).await,
             Input::Answered(devnum) => self.look(devnum, Heard::Asked),
             Input::Looked { devnum, heard, reading, found } => self.looked(devnum, heard, reading, found).await,
             Input::Told { changes, result } => self.told(changes, result).await,

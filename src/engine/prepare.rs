@@ -18,7 +18,7 @@ impl Engine {
         let (failed, attempts) = match &volume.preparation {
             Preparation::Done => return true,
             Preparation::UnderWay { .. } => return false,
-            Preparation::No | Preparation::Failed { .. } if volume.leaving.is_begun() => return false,
+            Preparation::No | Preparation::Failed { .. } if volume.departure.leaving.is_closed() => return false,
             Preparation::Failed { again_at, .. } if *again_at > volume.judged => return false,
             Preparation::Failed { why, attempts, .. } => (Some(why.clone()), *attempts),
             Preparation::No => (None, 0),
@@ -46,7 +46,7 @@ impl Engine {
     pub(super) fn prepare_again(&mut self, id: VolumeId) {
         let Some(volume) = self.world.volume_mut(id) else { return };
         match &mut volume.preparation {
-            _ if volume.leaving.is_begun() => {}
+            _ if volume.departure.leaving.is_closed() => {}
             Preparation::UnderWay { again, .. } => *again = true,
             Preparation::Failed { again_at, .. } => {
                 *again_at = volume.judged;

@@ -2,14 +2,13 @@
 
 use super::Engine;
 use super::input::{Accepted, Input, NotAdmitted, Rejection, Reply};
-use super::leaving::By;
 use super::outside::Died;
 use super::world::Volume;
 use crate::clock;
 use crate::device::facts::Facts;
 use crate::identity::{Serial, VolumeId};
 use crate::store::{Change, News};
-use crate::volume::{Entry, Intent};
+use crate::volume::{Entry, Intent, State, User};
 
 impl Engine {
     /// Accepts an intent, or says why not.
@@ -19,10 +18,11 @@ impl Engine {
     pub(super) fn intend(&mut self, mut intent: Intent, reply: Reply<Accepted>) {
         let volume = intent.volume;
         if let Some(known) = self.world.volume(volume) {
-            let answer = if known.leaving.is_begun() {
-                Err(Rejection::Leaving(volume))
-            } else {
-                differs(&known.intent, &intent).map_or(Ok(Accepted::Known), Err)
+            let leaving = &known.departure.leaving;
+            let answer = match leaving.operation().filter(|_| leaving.is_closed()) {
+                Some(operation) => Err(Rejection::Sealed { volume, operation }),
+                None if leaving.is_closed() => Err(Rejection::Leaving(volume)),
+                None => differs(&known.intent, &intent).map_or(Ok(Accepted::Known), Err),
             };
             return drop(reply.send(answer));
         }
@@ -71,7 +71,11 @@ impl Engine {
         let own = self.world.intents_of(uid) + pending;
         // Root writes the limits.
         let over = uid != Some(0) && own >= limits.intents_per_user as usize;
-        over.then(|| Rejection::TooMany { whose: format!("of {}", By(uid)), used: own, limit: limits.intents_per_user })
+        over.then(|| Rejection::TooMany {
+            whose: format!("of {}", User(uid)),
+            used: own,
+            limit: limits.intents_per_user,
+        })
     }
 
     /// The volume of this serial that is wanted, or on its way to being so.
@@ -184,7 +188,7 @@ impl Engine {
             serial: intent.serial(),
             event: "intent".to_owned(),
             detail: described(intent),
-            state: crate::volume::State::Waiting,
+            state: State::waiting_for(intent.origin),
             reason: None,
         });
     }
@@ -215,6 +219,6 @@ fn described(intent: &Intent) -> String {
     }
     words.extend(intent.size_bytes.map(|size| format!("at least {size} bytes")));
     words.extend(intent.deadline_seconds.map(|seconds| format!("within {seconds} s")));
-    words.push(format!("by {}", By(intent.uid)));
+    words.push(format!("by {}", User(intent.uid)));
     words.join(", ")
 }

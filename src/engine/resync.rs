@@ -4,7 +4,6 @@ use tokio::sync::oneshot;
 
 use super::Engine;
 use super::input::{Done, Input};
-use super::leaving::By;
 use super::udevd;
 use crate::clock;
 use crate::device::facts::Facts;
@@ -12,6 +11,7 @@ use crate::device::found::Found;
 use crate::device::table::{Heard, Reading};
 use crate::device::{DevNum, monitor};
 use crate::identity::VolumeId;
+use crate::volume::User;
 
 /// How long until the list of disks is read again after that failed.
 const LIST_AGAIN: std::time::Duration = std::time::Duration::from_secs(1);
@@ -21,7 +21,7 @@ const AT_ONCE: usize = 64;
 
 impl Engine {
     /// Reads and compares everything. `done` is told when all of it was.
-    pub(super) fn resync(&mut self, reason: &'static str, by: Option<By>, done: Done) {
+    pub(super) fn resync(&mut self, reason: &'static str, by: Option<User>, done: Done) {
         if let Some(by) = by {
             tracing::info!(EVENT = "resync", UID = by.0, "a resync was asked for by {by}");
         }

@@ -7,6 +7,7 @@ use jiff::Timestamp;
 use super::Engine;
 use super::decide::{Decision, Desired, Observed, Step, decide};
 use super::exports::folder_reason;
+use super::leaving::Outcome;
 use super::world::{Disk, Preparation, Projected, Trouble, Volume};
 use crate::clock::{self, Steady};
 use crate::device::table::{Device, Heard};
@@ -31,7 +32,7 @@ impl Engine {
             let Some(volume) = self.world.volume(id) else { return };
             let present: Vec<&Device> = self.world.table.with_serial(volume.intent.serial()).collect();
             let decision = self.decide_on(volume, &present, (now, steady, clock));
-            let (busy, leaving) = (volume.busy, volume.leaving.is_begun());
+            let (busy, leaving) = (volume.busy, volume.departure.leaving.is_closed());
             let heard = present.first().and_then(|device| device.heard_at);
             let this_disk = present.first().copied().map(disk);
             let several = present.len() > 1;
@@ -48,7 +49,7 @@ impl Engine {
                 break;
             }
             if leaving {
-                return self.go_on_leaving(id);
+                return self.go_on(id, Outcome::Look).await;
             }
             if busy {
                 // The step under way comes back as an input and settles again; only what is known to be wrong shows now.
@@ -151,7 +152,7 @@ impl Engine {
         let now = clock::wall();
         let mut news = Vec::new();
         // What may yet be refused is not written down: a start would carry it out.
-        let undecided = volume.leaving.is_begun() && !volume.leaving.lingers();
+        let undecided = volume.departure.leaving.is_closed() && !volume.departure.leaving.is_on_record();
         if !undecided && std::mem::take(&mut volume.unwritten) {
             news.push(News::Stand(volume.state, volume.reason.clone(), volume.since));
         }
@@ -181,12 +182,12 @@ impl Engine {
         let Some(volume) = self.world.volume(id) else { return };
         let again = volume.trouble.as_ref().map(|trouble| trouble.again_at);
         let helper = volume.helper_again.map(|(at, _)| at);
-        let deadline = volume.intent.deadline.filter(|_| volume.state == State::Waiting);
+        let deadline = volume.intent.deadline.filter(|_| matches!(volume.state, State::Waiting | State::Attaching));
         let prepare = match volume.preparation {
-            Preparation::Failed { again_at, .. } if !volume.leaving.is_begun() => Some(again_at),
+            Preparation::Failed { again_at, .. } if !volume.departure.leaving.is_closed() => Some(again_at),
             _ => None,
         };
-        let steps = [again, helper, prepare, volume.leaving.look_at()];
+        let steps = [again, helper, prepare, volume.departure.look_at()];
         let wake = wake(steps, deadline, volume.judged, (Steady::now(), Instant::now()));
         self.world.set_wake(id, wake);
     }

@@ -118,12 +118,12 @@ impl Engine {
                 self.stand_unserved(id);
                 // Whatever made it go, what was read before counts no more.
                 self.distrust(id);
-                let leaving = self.world.volume(id).map(|volume| (volume.leaving.by(), volume.leaving.is_begun()));
-                let why = match (reason, leaving) {
+                let departure = self.world.volume(id).map(|volume| &volume.departure);
+                let why = match (reason, departure) {
                     (Some(reason), _) => reason.message.clone(),
-                    (None, Some((Some(by), _))) => format!("for the withdrawal asked for by {by}"),
-                    (None, Some((None, false))) => "its disk is another than the one on record".to_owned(),
-                    (None, _) => String::new(),
+                    (None, Some(departure)) if departure.leaving.is_closed() => departure.purpose(),
+                    (None, Some(_)) => "its disk is another than the one on record".to_owned(),
+                    (None, None) => String::new(),
                 };
                 self.note(id, "revoked", why);
                 true

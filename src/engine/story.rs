@@ -9,7 +9,6 @@ use super::world::Note;
 use crate::clock::{self, Steady};
 use crate::device::facts::Facts;
 use crate::identity::VolumeId;
-use crate::reason::Code;
 use crate::store::{News, StoreError};
 use crate::volume::{Entry, Reason, Severity, State};
 
@@ -40,7 +39,7 @@ impl Engine {
         let Some(volume) = self.world.volume(id) else { return };
         let (state, reason) = match volume.state {
             State::Detaching => return,
-            _ if volume.leaving.is_begun() => (State::Detaching, Some(being_withdrawn())),
+            _ if volume.departure.leaving.is_closed() => (State::Detaching, Some(volume.departure.reason())),
             State::Ready => (State::Exporting, None),
             _ => return,
         };
@@ -72,9 +71,20 @@ impl Engine {
         let Some(volume) = self.world.volume_mut(id) else { return };
         let serial = volume.intent.serial();
         let (state, reason) = (volume.state, volume.reason.clone());
-        let (by, asked) = (volume.leaving.by(), volume.leaving.is_begun());
+        let (by, asked) = (volume.departure.user(), volume.departure.leaving.is_closed());
         volume.notes.push(Note { entry: Entry { at, event: event.into(), detail: detail.clone() }, by, asked });
         self.tell(Event { id: 0, at, volume_id: id, serial, event: event.into(), detail, state, reason });
+    }
+
+    /// Tells of a step that is on record already, with what it has changed.
+    pub(super) fn note_recorded(&mut self, id: VolumeId, entry: Entry) {
+        let Some(volume) = self.world.volume(id) else { return };
+        let (state, reason, serial) = (volume.state, volume.reason.clone(), volume.intent.serial());
+        let note = Note { entry: entry.clone(), by: volume.departure.user(), asked: true };
+        let disk = self.world.table.with_serial(serial).next().map(|device| &device.facts);
+        log(id, state, disk, &[note]);
+        let Entry { at, event, detail } = entry;
+        self.tell(Event { id: 0, at, volume_id: id, serial, event: event.into_owned(), detail, state, reason });
     }
 
     pub(super) fn tell(&mut self, mut event: Event) {
@@ -120,10 +130,6 @@ pub(super) async fn answered(
     begun: Result<oneshot::Receiver<Result<(), StoreError>>, StoreError>,
 ) -> Result<(), StoreError> {
     begun?.await.unwrap_or(Err(StoreError::Closed))
-}
-
-fn being_withdrawn() -> Reason {
-    Reason::new(Code::BeingWithdrawn, "it is being withdrawn: its export was taken away")
 }
 
 /// One entry for each step, as loud as it deserves. Written with the store's copy: formatting on the way to `ready` would be

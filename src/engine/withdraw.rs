@@ -1,19 +1,12 @@
-//! Taking a volume away, told in the order it happens.
+//! Taking a volume out of service, for a while or for good: what [`super::leaving`] decides is done here.
 //!
-//! [`Engine::withdraw`] asks who is connected ([`super::asking`]); [`Engine::clients_known`] does what
-//! [`leaving::next`] makes of the answer. Without clients the export is taken away, so that nobody new can come, and it is
-//! asked again: whoever came in between is noticed, and the export is given back, which proves it anew. Meanwhile the
-//! volume is `detaching`, but not on record, for it may stay. Then the rows are committed away, then the claim goes, then
-//! the answer is given. With clients that are connected and `force`, the export goes and the volume stays, `detaching`,
-//! until they are gone: also across a restart.
-//!
-//! How far it is, and who waits for the answer, is in the volume ([`Leaving`]) and nowhere else.
+//! [`Engine::leave`] takes a caller's wish, [`Engine::go_on`] what has come of the last step; who is connected is found
+//! out in [`super::asking`]. How far a volume is, and who waits for the answer, is in its [`Departure`] and nowhere else.
 
-use std::mem;
 use std::time::{Duration, Instant};
 
-use super::input::{Clients, Input, Rejection, Ticket, Withdrawal};
-use super::leaving::{self, Answer, By, Caller, Leaving, Lingering, Look, Next};
+use super::input::{Clients, Input, Rejection, Reply, Ticket};
+use super::leaving::{self, Act, Call, From, Leaving, Next, Outcome, Seal, Write};
 use super::outside::Died;
 use super::{Engine, asking};
 use crate::blocking::blocking;
@@ -21,25 +14,195 @@ use crate::clock;
 use crate::helper_client::Holders;
 use crate::identity::VolumeId;
 use crate::reason::Code;
-use crate::store::{Change, News, StoreError};
-use crate::volume::{Entry, Reason, State};
+use crate::store::{Change, News};
+use crate::volume::{By, Entry, Reason, State, User};
 
-/// First and longest wait between two looks whether a `detaching` volume's clients are gone: nothing tells that by itself.
+/// First and longest wait between two looks whether a lingering volume's clients are gone: nothing tells that by itself.
 const LOOK_AGAIN: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(30));
 
+/// A volume's way out of service.
+#[derive(Default)]
+pub(super) struct Departure {
+    /// How far it is.
+    pub(super) leaving: Leaving,
+    /// By whose wish, if that is known: it may have been before the daemon's start.
+    user: Option<User>,
+    /// Who waits for the answer.
+    reply: Option<Reply<Holders>>,
+    /// When its clients are to be looked at again.
+    look_at: Option<Instant>,
+    /// The step that is on record as soon as what is being written is.
+    entry: Option<Entry>,
+}
+
+/// Who wants something of a volume, and waits for the answer.
+pub(crate) struct Caller {
+    pub(super) user: User,
+    pub(super) reply: Reply<Holders>,
+}
+
+impl Departure {
+    /// As the store remembers it.
+    pub(super) fn remembered(sealed: Option<By>) -> Self {
+        Self { leaving: leaving::remembered(sealed), ..Self::default() }
+    }
+
+    /// By whose wish its export is taken away, if that is known.
+    pub(super) fn user(&self) -> Option<User> {
+        self.user.filter(|_| self.leaving.is_closed())
+    }
+
+    /// When the clock is to be looked at.
+    pub(super) fn look_at(&self) -> Option<Instant> {
+        self.look_at.filter(|_| matches!(self.leaving, Leaving::Lingering { asking: false, .. }))
+    }
+
+    /// Why its export is not there.
+    pub(super) fn reason(&self) -> Reason {
+        match self.leaving.operation() {
+            Some(operation) => {
+                Reason::new(Code::Sealed, format!("its export was taken away for the operation {operation}"))
+            }
+            None => Reason::new(Code::BeingWithdrawn, "it is being withdrawn: its export was taken away"),
+        }
+    }
+
+    /// The same when clients are connected, and it was withdrawn by force.
+    fn insisted(&self, clients: &Holders, server_unit: &str) -> Reason {
+        let by = self.user.map(|user| format!(" by {user}")).unwrap_or_default();
+        let message = format!("withdrawn by force{by} while NBD clients are connected: {clients}");
+        Reason::about(Code::ClientsConnected, server_unit, message)
+    }
+
+    /// The step that is told when that is written, and its particulars.
+    fn told(&self, write: &Write) -> Option<(&'static str, String)> {
+        let by = self.user.map(|user| format!(" by {user}")).unwrap_or_default();
+        let (event, who, clients) = match (write, &self.leaving) {
+            (Write::Seal(operation), Leaving::Sealed(_, Seal::Recording { clients })) => {
+                ("sealed", format!("for the operation {operation}{by}"), Some(clients))
+            }
+            (Write::Unseal(operation), _) => ("unsealed", format!("for the operation {operation}{by}"), None),
+            (Write::Rows, Leaving::Going { from, clients }) => {
+                let who = match from {
+                    From::Lingering { .. } => format!("as asked for before, by force{by}"),
+                    From::Withdrawal { force: true } => format!("by force{by}"),
+                    From::Withdrawal { force: false } => by.trim_start().to_owned(),
+                    From::Operation(operation) => format!("for the operation {operation}{by}"),
+                };
+                ("withdrawn", who, Some(clients))
+            }
+            _ => return None,
+        };
+        let connected = clients.filter(|clients| !clients.clients.is_empty());
+        Some((event, connected.map_or(who.clone(), |clients| format!("{who}; connected: {clients}"))))
+    }
+
+    /// For what its export was taken away.
+    pub(super) fn purpose(&self) -> String {
+        let by = |user: Option<User>| user.map(|user| format!(" asked for by {user}")).unwrap_or_default();
+        match (self.leaving.operation(), self.user) {
+            (Some(operation), user) => format!("for the operation {operation}{}", by(user)),
+            (None, None) => String::new(),
+            (None, user) => format!("for the withdrawal{}", by(user)),
+        }
+    }
+}
+
 impl Engine {
-    /// A caller wants a volume withdrawn. First of all: who is connected?
-    pub(super) fn withdraw(&mut self, id: VolumeId, caller: Caller) {
+    /// A caller wants a volume taken out of service, or back.
+    pub(super) async fn leave(&mut self, id: VolumeId, call: Call, caller: Caller) {
         let Some(volume) = self.world.volume_mut(id) else {
             return drop(caller.reply.send(Err(Rejection::Unknown(id))));
         };
-        match &mut volume.leaving {
-            Leaving::No => volume.leaving = Leaving::Asking(caller),
-            Leaving::Lingering(lingering) if lingering.look != Look::UnderWay => lingering.caller = Some(caller),
-            // Another request, or a look of our own, is at it.
-            _ => return drop(caller.reply.send(Err(Rejection::Leaving(id)))),
+        match leaving::called(id, &volume.departure.leaving, call) {
+            Err(answer) => drop(caller.reply.send(answer)),
+            Ok((leaving, act)) => {
+                let departure = &mut volume.departure;
+                departure.reply = Some(caller.reply);
+                // Who asks once more for what lingers did not ask first.
+                if !matches!(leaving, Leaving::Lingering { .. }) {
+                    departure.user = Some(caller.user);
+                }
+                self.follow(id, Next { leaving, act, answer: None }).await;
+            }
         }
-        self.ask_for_clients(id);
+    }
+
+    /// Something has come of the last step.
+    pub(super) async fn go_on(&mut self, id: VolumeId, outcome: Outcome) {
+        let Some(volume) = self.world.volume_mut(id) else { return };
+        let departure = &mut volume.departure;
+        if matches!(outcome, Outcome::Failed(_)) {
+            departure.entry = None;
+        }
+        let leaving = std::mem::take(&mut departure.leaving);
+        self.follow(id, leaving::next(id, leaving, outcome)).await;
+    }
+
+    /// The same, when it comes from outside: for this life of the volume.
+    pub(super) async fn gone_on(&mut self, ticket: Ticket, outcome: Outcome) {
+        if self.world.holds(ticket) {
+            self.go_on(ticket.volume, outcome).await;
+        }
+    }
+
+    pub(super) async fn clients_known(&mut self, ticket: Ticket, epoch: u64, clients: Clients) {
+        let Some(volume) = self.world.volume(ticket.volume) else { return };
+        let current = !volume.published && volume.epoch == epoch;
+        self.gone_on(ticket, Outcome::Clients { clients, current }).await;
+    }
+
+    async fn follow(&mut self, id: VolumeId, mut next: Next) {
+        let Some(volume) = self.world.volume_mut(id) else { return };
+        let published = volume.published;
+        volume.departure.leaving.clone_from(&next.leaving);
+        if published && next.closes() && !self.revoke(id, None) {
+            next = next.stuck(id);
+            if let Some(volume) = self.world.volume_mut(id) {
+                volume.departure.leaving.clone_from(&next.leaving);
+            }
+        }
+        let reply = match (&next.answer, self.world.volume_mut(id)) {
+            (Some(_), Some(volume)) => volume.departure.reply.take(),
+            _ => None,
+        };
+        // Who hears the answer sees where the volume stands now.
+        self.act(id, next.act).await;
+        if let (Some(reply), Some(answer)) = (reply, next.answer) {
+            let _ = reply.send(answer);
+        }
+    }
+
+    async fn act(&mut self, id: VolumeId, act: Act) {
+        match act {
+            Act::Rest => self.wind(id),
+            Act::Ask => self.ask_for_clients(id),
+            Act::Write(write) => self.put_on_record(id, &write),
+            Act::TellSealed => {
+                self.tell_recorded(id);
+                let reason = self.world.volume(id).map(|volume| volume.departure.reason());
+                self.stand(id, State::Detaching, reason);
+                self.rest(id).await;
+            }
+            Act::TellLingering(clients) => {
+                let unit = self.tools.server_unit;
+                let reason = self.world.volume(id).map(|volume| volume.departure.insisted(&clients, unit));
+                self.stand(id, State::Detaching, reason);
+                self.rest(id).await;
+                self.look_later(id);
+            }
+            Act::LookLater => self.look_later(id),
+            Act::GiveBack => {
+                self.tell_recorded(id);
+                if let Some(volume) = self.world.volume_mut(id) {
+                    volume.departure = Departure { reply: volume.departure.reply.take(), ..Departure::default() };
+                }
+                self.stand_staying(id);
+                Box::pin(self.settle(id)).await;
+            }
+            Act::Unclaim => self.unclaim(id),
+            Act::Forget => self.forget(id),
+        }
     }
 
     fn ask_for_clients(&mut self, id: VolumeId) {
@@ -48,9 +211,6 @@ impl Engine {
         let (mapping, boot) = (volume.mapping.as_ref(), &self.world.ground.boot_id);
         let questions = asking::questions(id.serial(), mapping, boot, &self.world.table);
         let epoch = volume.epoch;
-        if let Some(Leaving::Lingering(lingering)) = self.world.volume_mut(id).map(|volume| &mut volume.leaving) {
-            lingering.look = Look::UnderWay;
-        }
         let (helper, server) = (self.tools.helper.clone(), self.tools.server.address);
         let step = async move { asking::ask(&helper, server, &questions).await };
         self.outside("step.clients", step, move |found| {
@@ -59,149 +219,52 @@ impl Engine {
         });
     }
 
-    /// It is known who is connected, as far as it can be.
-    pub(super) async fn clients_known(&mut self, ticket: Ticket, epoch: u64, clients: Clients) {
-        let id = ticket.volume;
-        if !self.world.holds(ticket) {
-            return;
-        }
-        let Some(volume) = self.world.volume(id) else { return };
-        let next = leaving::next(Answer {
-            clients: &clients,
-            current: !volume.published && volume.epoch == epoch,
-            lingers: volume.leaving.lingers(),
-            force: volume.leaving.caller().is_some_and(|caller| caller.force),
-        });
-        match (next, clients) {
-            (Next::SealAndAsk, _) => self.seal(id).await,
-            (Next::Insist, Clients::Connected(holders)) => self.insist(id, holders),
-            (Next::Go | Next::Insist, clients) => self.go(id, listed(clients)).await,
-            (Next::Refuse, Clients::Unknown { why, candidates: clients }) => {
-                self.stay(id, Rejection::ClientsUnknown { volume: id, why, clients }).await;
-            }
-            (Next::Refuse, clients) => {
-                self.stay(id, Rejection::ClientsConnected { volume: id, clients: listed(clients) }).await;
-            }
-            // It was forced before: the same answer again.
-            (Next::LookLater, clients) => self.look_again_later(id, Ok(Withdrawal { clients: listed(clients) })),
-        }
-    }
-
-    /// From now on nobody new can come. Who came before is seen by asking once more.
-    async fn seal(&mut self, id: VolumeId) {
-        let Some(volume) = self.world.volume_mut(id) else { return };
-        volume.leaving = match mem::take(&mut volume.leaving) {
-            Leaving::Asking(caller) => Leaving::Sealed(caller),
-            other => other,
+    /// Writes it, with where the volume stands and what is told of it, in one transaction.
+    fn put_on_record(&mut self, id: VolumeId, write: &Write) {
+        let (Some(ticket), Some(volume)) = (self.world.ticket(id), self.world.volume_mut(id)) else { return };
+        let departure = &mut volume.departure;
+        let at = clock::whole(clock::wall());
+        departure.entry = departure.told(write).map(|(event, detail)| Entry { at, event: event.into(), detail });
+        let note = departure.entry.clone().map(|entry| Change::News(id, News::Note(entry)));
+        let stand = |state, reason| Change::News(id, News::Stand(state, reason, at));
+        let changes = match write {
+            Write::Seal(operation) => vec![
+                stand(State::Detaching, Some(departure.reason())),
+                Change::Seal(id, Some(By::Operation(*operation))),
+            ],
+            Write::Unseal(_) => vec![stand(State::Exporting, None), Change::Seal(id, None)],
+            Write::Lingers(clients) => vec![
+                stand(State::Detaching, Some(departure.insisted(clients, self.tools.server_unit))),
+                Change::Seal(id, Some(By::Withdrawal)),
+            ],
+            Write::Rows => vec![Change::Withdraw(id)],
         };
-        if volume.published && !self.revoke(id, None) {
-            return self.stay(id, Rejection::ExportStuck(id)).await;
-        }
-        self.ask_for_clients(id);
-    }
-
-    /// Clients are connected and the caller insists: the wish is made durable, then the export goes.
-    fn insist(&mut self, id: VolumeId, clients: Holders) {
-        let Some(ticket) = self.world.ticket(id) else { return };
-        let Some(volume) = self.world.volume_mut(id) else { return };
-        let caller = match mem::take(&mut volume.leaving) {
-            Leaving::Asking(caller) | Leaving::Sealed(caller) => caller,
-            other => return volume.leaving = other,
-        };
-        let reason = Reason::about(
-            Code::ClientsConnected,
-            self.tools.server_unit,
-            format!("withdrawn by force by {} while NBD clients are connected: {clients}", caller.by),
-        );
-        let changes = vec![Change::News(id, News::Stand(State::Detaching, Some(reason.clone()), clock::wall()))];
-        volume.leaving = Leaving::Insisting { caller, clients, reason };
+        let changes = note.into_iter().chain(changes).collect();
+        // What has led here is told before.
+        self.post(id, Vec::new());
         let store = self.tools.store.clone();
-        self.outside("step.detach", async move { store.write(changes).await }, move |written| Input::Detaching {
-            ticket,
-            result: durable(written),
+        self.outside("step.leave", async move { store.write(changes).await }, move |written| {
+            let outcome = match written {
+                Ok(Ok(())) => Outcome::Written,
+                Ok(Err(error)) => Outcome::Failed(Rejection::Store(error)),
+                Err(died) => Outcome::Failed(Rejection::NotDurable(died.to_string())),
+            };
+            Input::Leaving { ticket, outcome }
         });
     }
 
-    pub(super) async fn detaching(&mut self, ticket: Ticket, result: Result<(), Rejection>) {
-        let id = ticket.volume;
-        if !self.world.holds(ticket) {
-            return;
-        }
-        if let Err(rejection) = result {
-            return self.stay(id, rejection).await;
-        }
+    fn look_later(&mut self, id: VolumeId) {
         let Some(volume) = self.world.volume_mut(id) else { return };
-        let (caller, clients, reason) = match mem::take(&mut volume.leaving) {
-            Leaving::Insisting { caller, clients, reason } => (caller, clients, reason),
-            other => return volume.leaving = other,
-        };
-        volume.leaving = Leaving::Lingering(Lingering { by: Some(caller.by), ..Lingering::default() });
-        let revoked = !volume.published || self.revoke(id, None);
-        self.stand(id, State::Detaching, Some(reason));
-        let _ = caller.reply.send(if revoked { Ok(Withdrawal { clients }) } else { Err(Rejection::ExportStuck(id)) });
-        self.rest(id).await;
-        self.look_again_later(id, Err(Rejection::Leaving(id)));
-    }
-
-    /// A leaving volume's time has come, or something happened to its disk.
-    pub(super) fn go_on_leaving(&mut self, id: VolumeId) {
-        let Some(volume) = self.world.volume(id) else { return };
-        if matches!(&volume.leaving, Leaving::Lingering(lingering) if lingering.look != Look::UnderWay) {
-            if volume.published {
-                // An export that could not be removed: nobody new may come in while the others go.
-                self.revoke(id, None);
-            }
-            self.ask_for_clients(id);
-        }
-    }
-
-    /// Answers who asked for the same again, if somebody did, and sets the clock.
-    fn look_again_later(&mut self, id: VolumeId, answer: Result<Withdrawal, Rejection>) {
-        let Some(volume) = self.world.volume_mut(id) else { return };
-        if let Leaving::Lingering(lingering) = &mut volume.leaving {
-            let wait = (LOOK_AGAIN.0 * (1 << lingering.looks.min(5))).min(LOOK_AGAIN.1);
-            lingering.looks += 1;
-            lingering.look = Look::At(Instant::now() + wait);
-            lingering.caller.take().map(|caller| caller.reply.send(answer));
+        if let Leaving::Lingering { looks, .. } = volume.departure.leaving {
+            let wait = (LOOK_AGAIN.0 * (1 << looks.saturating_sub(1).min(5))).min(LOOK_AGAIN.1);
+            volume.departure.look_at = Some(Instant::now() + wait);
         }
         self.wind(id);
     }
 
-    /// First the export, then the rows: from there on nothing brings the volume back.
-    async fn go(&mut self, id: VolumeId, clients: Holders) {
+    /// The rows are gone: from here on nothing brings the volume back.
+    fn unclaim(&mut self, id: VolumeId) {
         let Some(ticket) = self.world.ticket(id) else { return };
-        let Some(volume) = self.world.volume_mut(id) else { return };
-        let (caller, before) = match mem::take(&mut volume.leaving) {
-            Leaving::Asking(caller) | Leaving::Sealed(caller) => (Some(caller), None),
-            Leaving::Lingering(mut lingering) => (lingering.caller.take(), Some(lingering)),
-            other => return volume.leaving = other,
-        };
-        let entry = Entry {
-            at: clock::wall(),
-            event: "withdrawn".into(),
-            detail: how(caller.as_ref(), before.as_ref(), &clients),
-        };
-        volume.leaving = Leaving::Going { caller, clients, before };
-        if volume.published && !self.revoke(id, None) {
-            return self.stay(id, Rejection::ExportStuck(id)).await;
-        }
-        let changes = vec![Change::News(id, News::Note(entry)), Change::Withdraw(id)];
-        self.post(id, Vec::new());
-        let store = self.tools.store.clone();
-        self.outside("step.withdraw", async move { store.write(changes).await }, move |written| Input::Withdrawn {
-            ticket,
-            result: durable(written),
-        });
-    }
-
-    pub(super) async fn withdrawn(&mut self, ticket: Ticket, result: Result<(), Rejection>) {
-        let id = ticket.volume;
-        if !self.world.holds(ticket) {
-            return;
-        }
-        if let Err(rejection) = result {
-            return self.stay(id, rejection).await;
-        }
         let (claiming, backend) = (self.tools.claiming.clone(), self.tools.backend.clone());
         let forget = move || {
             if let Err(error) = backend.forget(id) {
@@ -224,89 +287,24 @@ impl Engine {
             if let Err(error) = removed {
                 tracing::error!(VOLUME_ID = %id, %error, "the claim could not be removed; a resync removes it");
             }
-            Input::Unclaimed { ticket }
+            Input::Leaving { ticket, outcome: Outcome::Unclaimed }
         });
     }
 
-    /// It could not be done, for this reason: what was taken away is given back. A volume that was withdrawn by force stays
-    /// on its way out. Who hears of it sees where the volume stands now.
-    async fn stay(&mut self, id: VolumeId, why: Rejection) {
-        let Some(volume) = self.world.volume_mut(id) else { return };
-        match mem::take(&mut volume.leaving) {
-            Leaving::No => {}
-            Leaving::Asking(caller) => drop(caller.reply.send(Err(why))),
-            Leaving::Lingering(lingering) => {
-                volume.leaving = Leaving::Lingering(lingering);
-                self.look_again_later(id, Err(why));
-            }
-            Leaving::Going { caller, before: Some(lingering), .. } => {
-                volume.leaving = Leaving::Lingering(Lingering { caller, ..lingering });
-                self.look_again_later(id, Err(why));
-            }
-            Leaving::Sealed(caller)
-            | Leaving::Insisting { caller, .. }
-            | Leaving::Going { caller: Some(caller), before: None, .. } => {
-                self.stand_staying(id);
-                self.settle(id).await;
-                let _ = caller.reply.send(Err(why));
-            }
-            Leaving::Going { caller: None, before: None, .. } => self.settle(id).await,
-        }
-    }
-
-    pub(super) fn unclaimed(&mut self, ticket: Ticket) {
-        if !self.world.holds(ticket) {
-            return;
-        }
-        let id = ticket.volume;
-        let detail = match self.world.volume(id).map(|volume| &volume.leaving) {
-            Some(Leaving::Going { caller, clients, before }) => how(caller.as_ref(), before.as_ref(), clients),
-            _ => return,
-        };
-        self.note(id, "withdrawn", detail);
-        let serial = id.serial();
-        let Some(volume) = self.world.remove(id) else { return };
-        let disk = self.world.table.with_serial(serial).next().map(|device| &device.facts);
-        let present = disk.is_some();
-        super::story::log(id, State::Detaching, disk, &volume.notes);
-        // The withdrawal itself is on record already, with its rows.
-        let rest = volume.notes.into_iter().map(|note| note.entry).filter(|entry| entry.event != "withdrawn");
-        self.tools.store.post(id, rest.map(News::Note).collect());
-        if let Leaving::Going { caller: Some(caller), clients, .. } = volume.leaving {
-            let _ = caller.reply.send(Ok(Withdrawal { clients }));
-        }
-        if present {
+    fn forget(&mut self, id: VolumeId) {
+        self.post(id, Vec::new());
+        self.tell_recorded(id);
+        if self.world.remove(id).is_some() && self.world.table.with_serial(id.serial()).next().is_some() {
             // The claim is gone: the node goes back to its old group.
-            self.unmark(serial);
+            self.unmark(id.serial());
         }
     }
-}
 
-/// What became of a write.
-fn durable(written: Result<Result<(), StoreError>, Died>) -> Result<(), Rejection> {
-    match written {
-        Ok(written) => written.map_err(Rejection::Store),
-        Err(died) => Err(Rejection::NotDurable(died.to_string())),
+    /// What was written with the rest is told.
+    fn tell_recorded(&mut self, id: VolumeId) {
+        let entry = self.world.volume_mut(id).and_then(|volume| volume.departure.entry.take());
+        if let Some(entry) = entry {
+            self.note_recorded(id, entry);
+        }
     }
-}
-
-/// The clients of an answer, for whoever wants to see them.
-fn listed(clients: Clients) -> Holders {
-    match clients {
-        Clients::None => Holders { clients: Vec::new(), exact: true },
-        Clients::Connected(holders) => holders,
-        // Any of these may be connected.
-        Clients::Unknown { candidates, .. } => Holders { clients: candidates, exact: false },
-    }
-}
-
-/// By whom a volume was withdrawn, and who is still connected.
-fn how(caller: Option<&Caller>, before: Option<&Lingering>, clients: &Holders) -> String {
-    let by = |by: Option<By>| by.map(|by| format!(" by {by}")).unwrap_or_default();
-    let who = match (caller, before) {
-        (_, Some(lingering)) => format!("as asked for before, by force{}", by(lingering.by)),
-        (Some(caller), None) if caller.force => format!("by force{}", by(Some(caller.by))),
-        (caller, None) => by(caller.map(|caller| caller.by)).trim_start().to_owned(),
-    };
-    if clients.clients.is_empty() { who } else { format!("{who}; connected: {clients}") }
 }

@@ -10,10 +10,10 @@ use super::again::Again;
 use super::claimed::Claimed;
 use super::exports::Exported;
 use super::input::Ticket;
-use super::leaving::{By, Leaving, Lingering};
 use super::server::Handshakes;
 use super::tell::Telling;
 use super::udevd::Ear;
+use super::withdraw::Departure;
 use crate::device::DevNum;
 use crate::device::evidence::{Evidence, Ground};
 use crate::device::table::{Device, Reading, Table};
@@ -22,7 +22,7 @@ use crate::folder::Names;
 use crate::helper_client::HelperClient;
 use crate::identity::{Serial, VolumeId};
 use crate::reason::Code;
-use crate::volume::{Entry, Intent, Reason, Record, State};
+use crate::volume::{Entry, Intent, Reason, Record, State, User};
 
 /// Which disk: its number and sequence number. Numbers are used again, sequence numbers are not.
 pub(super) type Disk = (DevNum, u64);
@@ -99,7 +99,7 @@ pub struct Volume {
     /// Steps the store has not been told yet.
     pub notes: Vec<Note>,
     /// How far it is on its way out.
-    pub(super) leaving: Leaving,
+    pub(super) departure: Departure,
     /// Which life of this volume it is.
     pub(super) instance: u64,
     /// The helper could not have udev look at the disk: when it is asked again, and how often it was.
@@ -131,7 +131,7 @@ pub struct Note {
     /// What.
     pub entry: Entry,
     /// By whose wish, if somebody's.
-    pub by: Option<By>,
+    pub by: Option<User>,
     /// On the way to a withdrawal, also where it is not known any more whose.
     pub asked: bool,
 }
@@ -172,7 +172,17 @@ impl Volume {
     /// A new wish.
     pub(super) fn new(intent: Intent, now: Timestamp) -> Self {
         let since = Some(intent.created_at);
-        Self::from_record(Record { intent, mapping: None, state: State::Waiting, reason: None, since }, now)
+        Self::from_record(
+            Record {
+                state: State::waiting_for(intent.origin),
+                intent,
+                mapping: None,
+                reason: None,
+                since,
+                sealed: None,
+            },
+            now,
+        )
     }
 
     /// Since when it stands where it comes to stand now. What was found after a start as it was before it, the proof's own
@@ -192,6 +202,8 @@ impl Volume {
     pub(super) fn from_record(record: Record, now: Timestamp) -> Self {
         let state = match record.state {
             State::Ready | State::Matched => State::Exporting,
+            // It was given back, and that was not written down any more.
+            State::Detaching if record.sealed.is_none() => State::Exporting,
             other => other,
         };
         let projected = match record.state {
@@ -209,10 +221,7 @@ impl Volume {
             published: false,
             proven: false,
             notes: Vec::new(),
-            leaving: match record.state {
-                State::Detaching => Leaving::Lingering(Lingering::default()),
-                _ => Leaving::No,
-            },
+            departure: Departure::remembered(record.sealed),
             instance: 0,
             helper_again: None,
             busy: false,

@@ -101,6 +101,7 @@ fn migrations() -> Migrator {
     let all = [
         (1, "initial", include_str!("../../migrations/0001_initial.sql")),
         (2, "time", include_str!("../../migrations/0002_time.sql")),
+        (3, "seal", include_str!("../../migrations/0003_seal.sql")),
     ];
     let migration = |(number, name, sql): (i64, &'static str, &'static str)| {
         Migration::new(number, name.into(), MigrationType::Simple, sql.into_sql_str(), false)

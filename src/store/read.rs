@@ -7,15 +7,18 @@ use sqlx::sqlite::{SqliteConnection, SqliteRow};
 
 use crate::clock::Steady;
 use crate::device::evidence::Evidence;
-use crate::identity::VolumeId;
+use crate::identity::{OperationId, VolumeId};
 use crate::reason::Code;
-use crate::volume::{Entry, Intent, Reason, Record, State};
+use crate::volume::{By, Entry, Intent, IntentOrigin, Reason, Record, State};
+
+/// What stands for [`By::Withdrawal`].
+pub(super) const BY_WITHDRAWAL: &str = "withdrawal";
 
 /// Every volume.
 pub(super) async fn records(connection: &mut SqliteConnection) -> sqlx::Result<Vec<Record>> {
     let query = sqlx::query(
         "SELECT i.volume_id, i.vm_id, i.size_bytes, i.deadline_seconds, i.waits_until, i.created_at, i.uid, i.state, \
-         i.since, i.reason_code, i.reason_message, i.reason_hint, m.serial AS mapped_serial, m.scheme, m.device_path, m.devnum, \
+         i.since, i.sealed_by, i.operation_id, i.reason_code, i.reason_message, i.reason_hint, m.serial AS mapped_serial, m.scheme, m.device_path, m.devnum, \
          m.diskseq, m.size_bytes AS mapped_bytes, m.read_only, m.boot_id, m.proven_at \
          FROM intents i LEFT JOIN mappings m USING (volume_id)",
     );
@@ -64,12 +67,27 @@ fn record(row: &SqliteRow) -> sqlx::Result<Record> {
             deadline: row.try_get::<Option<i64>, _>("waits_until")?.map(Steady::from_micros),
             created_at: time(row, "created_at")?,
             uid: row.try_get("uid")?,
+            origin: operation(row, "operation_id")?.map_or(IntentOrigin::Announced, IntentOrigin::Operation),
         },
         mapping: mapping(row)?,
         state: State::from_name(&state).unwrap_or(State::Waiting),
         since: row.try_get::<Option<i64>, _>("since")?.map(|at| moment("since", at)).transpose()?,
         reason,
+        sealed: sealed(row)?,
     })
+}
+
+fn sealed(row: &SqliteRow) -> sqlx::Result<Option<By>> {
+    let by: Option<String> = row.try_get("sealed_by")?;
+    match by.as_deref() {
+        Some(BY_WITHDRAWAL) => Ok(Some(By::Withdrawal)),
+        _ => Ok(operation(row, "sealed_by")?.map(By::Operation)),
+    }
+}
+
+fn operation(row: &SqliteRow, column: &str) -> sqlx::Result<Option<OperationId>> {
+    let id: Option<String> = row.try_get(column)?;
+    id.map(|id| id.parse()).transpose().map_err(|error| not_ours(column, error))
 }
 
 fn mapping(row: &SqliteRow) -> sqlx::Result<Option<Evidence>> {

@@ -5,8 +5,9 @@ use super::*;
 use crate::clock::{self, Steady};
 use crate::device::evidence::{self, Evidence};
 use crate::device::facts::sample;
+use crate::identity::OperationId;
 use crate::reason::Code;
-use crate::volume::{Intent, State};
+use crate::volume::{By, Intent, IntentOrigin, State};
 
 /// Every test's own folder, with a store in it.
 struct Place(tempfile::TempDir);
@@ -52,7 +53,12 @@ fn intent() -> Intent {
         deadline: None,
         created_at: clock::wall(),
         uid: None,
+        origin: IntentOrigin::Announced,
     }
+}
+
+fn operation(n: u32) -> OperationId {
+    format!("{n:08x}-0000-4000-8000-000000000000").parse().unwrap()
 }
 
 fn note(n: i64) -> News {
@@ -242,17 +248,20 @@ async fn every_number_and_every_time_reads_the_same_after_a_restart_to_the_last_
                 deadline: Intent::deadline_from(Steady::now(), deadline_seconds),
                 created_at: time(created),
                 uid: Some(n),
+                origin: if n % 2 == 0 { IntentOrigin::Announced } else { IntentOrigin::Operation(operation(n)) },
                 ..intent()
             },
             mapping: Some(Evidence { diskseq, size_bytes: bytes, at: time(proven_at), ..proven() }),
             state: State::Ready,
             reason: None,
             since: Some(time(since)),
+            sealed: [None, Some(By::Withdrawal), Some(By::Operation(operation(n)))][n as usize % 3],
         };
         let changes = vec![
             Change::Intend(record.intent.clone()),
             Change::Map(volume, record.mapping.clone().unwrap()),
             Change::News(volume, News::Stand(record.state, None, time(since))),
+            Change::Seal(volume, record.sealed),
         ];
         store.write(changes).await.unwrap();
         written.push(record);
@@ -345,4 +354,46 @@ async fn what_is_old_is_forgotten_while_the_daemon_runs_and_what_is_wanted_is_no
     let kept = stored(&store, gone).await;
     assert_eq!(kept.iter().map(|entry| &*entry.detail).collect::<Vec<_>>(), ["89"]);
     assert_eq!(stored(&store, wanted).await.len(), 1);
+}
+
+/// Where a volume stands alone decides nothing: what is told late must not withdraw a volume at the next start.
+#[tokio::test]
+async fn a_volume_is_sealed_by_what_is_on_record_of_that_and_by_nothing_else() {
+    let place = Place::new();
+    let (store, task, _) = place.open().await;
+    let volume = sample::volume();
+    let detaching = || Change::News(volume, News::Stand(State::Detaching, None, clock::wall()));
+    let by = Some(By::Operation(operation(1)));
+    store.write(vec![Change::Intend(intent()), detaching(), Change::Seal(volume, by)]).await.unwrap();
+    drop(store);
+    task.await.unwrap();
+    let (store, task, records) = place.open().await;
+    assert_eq!(records[0].sealed, by, "the control");
+    store.write(vec![Change::Seal(volume, None), detaching()]).await.unwrap();
+    drop(store);
+    task.await.unwrap();
+    let (.., records) = place.open().await;
+    assert_eq!((records[0].state, records[0].sealed), (State::Detaching, None));
+}
+
+/// Earlier versions had no other word for it than the state.
+#[tokio::test]
+async fn what_an_earlier_version_has_withdrawn_by_force_still_goes() {
+    let place = Place::new();
+    let (store, task, _) = place.open().await;
+    let stand = |state| Change::News(sample::volume(), News::Stand(state, None, clock::wall()));
+    store.write(vec![Change::Intend(intent()), stand(State::Detaching)]).await.unwrap();
+    drop(store);
+    task.await.unwrap();
+    let mut other = place.other().await;
+    for undo in [
+        "ALTER TABLE intents DROP COLUMN sealed_by",
+        "ALTER TABLE intents DROP COLUMN operation_id",
+        "DELETE FROM _sqlx_migrations WHERE version = 3",
+    ] {
+        run(&mut other, undo).await;
+    }
+    drop(other);
+    let (.., records) = place.open().await;
+    assert_eq!(records[0].sealed, Some(By::Withdrawal));
 }

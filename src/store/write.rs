@@ -5,11 +5,12 @@ use sqlx::sqlite::SqliteConnection;
 
 use super::batch::{self, Batch, Values};
 use super::news::News;
+use super::read::BY_WITHDRAWAL;
 use crate::clock::{self, Steady};
 use crate::device::evidence::Evidence;
 use crate::effect;
 use crate::identity::VolumeId;
-use crate::volume::Intent;
+use crate::volume::{By, Intent, IntentOrigin, State};
 
 /// One thing to write. Writing it twice changes nothing, except for [`News::Note`], which is history.
 #[derive(Debug, Clone)]
@@ -18,6 +19,8 @@ pub enum Change {
     Intend(Intent),
     /// An intent was withdrawn: it, its mapping and its place in the projection go; its timeline stays.
     Withdraw(VolumeId),
+    /// What a volume is sealed by from now on, if by anything.
+    Seal(VolumeId, Option<By>),
     /// A device is proven to be the volume's.
     Map(VolumeId, Evidence),
     /// What nobody waits for.
@@ -29,7 +32,7 @@ impl Change {
     pub(super) fn volume(&self) -> VolumeId {
         match self {
             Self::Intend(intent) => intent.volume,
-            Self::Withdraw(volume) | Self::Map(volume, _) | Self::News(volume, _) => *volume,
+            Self::Withdraw(volume) | Self::Seal(volume, _) | Self::Map(volume, _) | Self::News(volume, _) => *volume,
         }
     }
 
@@ -37,6 +40,8 @@ impl Change {
         match self {
             Self::Intend(_) => "commit.intent",
             Self::Withdraw(_) => "commit.withdrawal",
+            Self::Seal(_, Some(_)) => "commit.seal",
+            Self::Seal(_, None) => "commit.unseal",
             Self::Map(..) => "commit.mapping",
             Self::News(..) => "commit.state",
         }
@@ -108,7 +113,7 @@ fn apply(batch: &mut Batch, change: &Change, boot_id: &str) {
     match change {
         Change::Intend(intent) => batch.add(
             "INSERT INTO intents (volume_id, serial, vm_id, size_bytes, deadline_seconds, waits_boot, waits_until, waits_left, \
-             created_at, since, uid, state) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, 'waiting') \
+             created_at, since, uid, operation_id, state) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) \
              ON CONFLICT (volume_id) DO NOTHING",
         )
         .bind(intent.volume.to_string())
@@ -121,7 +126,12 @@ fn apply(batch: &mut Batch, change: &Change, boot_id: &str) {
         .bind(intent.deadline_seconds.map(|seconds| i64::from(seconds) * 1_000_000))
         .bind(intent.created_at.as_microsecond())
         .bind(intent.created_at.as_microsecond())
-        .bind(intent.uid),
+        .bind(intent.uid)
+        .bind(match intent.origin {
+            IntentOrigin::Announced => None,
+            IntentOrigin::Operation(operation) => Some(operation.to_string()),
+        })
+        .bind(State::waiting_for(intent.origin).as_str()),
         Change::Withdraw(volume) => {
             batch
                 .add(
@@ -132,6 +142,13 @@ fn apply(batch: &mut Batch, change: &Change, boot_id: &str) {
             .bind(volume.to_string());
             batch.add("DELETE FROM intents WHERE volume_id = ?").bind(volume.to_string())
         }
+        Change::Seal(volume, by) => batch
+            .add("UPDATE intents SET sealed_by = ? WHERE volume_id = ?")
+            .bind(by.map(|by| match by {
+                By::Withdrawal => BY_WITHDRAWAL.to_owned(),
+                By::Operation(operation) => operation.to_string(),
+            }))
+            .bind(volume.to_string()),
         Change::Map(volume, evidence) => batch.add(MAP)
         .bind(volume.to_string())
         .bind(evidence.serial.to_string())

@@ -1,7 +1,7 @@
 //! Which kind of event has which `MESSAGE_ID`: for programs that wait for one, and for the catalog that explains each
 //! (`journalctl -x`; `packaging/attachd.catalog`). An id is never given to another kind.
 
-const IDS: [(&str, &str); 20] = [
+const IDS: [(&str, &str); 22] = [
     ("intent", "3ceaaf30814248ea91d93080f9b439fc"),
     ("waiting", "9dfb369bab134faea27655daa05f1119"),
     ("heard", "6301bbfca0c5454e8ff9bb510944fe0c"),
@@ -19,6 +19,8 @@ const IDS: [(&str, &str); 20] = [
     ("detaching", "c498b6e73648445e9afa3a387f006745"),
     ("attaching", "ab57f985433243daa75a2e199b58ba8d"),
     ("withdrawn", "c1b87f1a7323491b99f9cbef0f69a4d0"),
+    ("sealed", "ba2185b8923645298ab1ed365c01b591"),
+    ("unsealed", "6c396da50bbe45cd8d44f45ae03ef581"),
     ("resync", "f61b5283d99b47c3b26cb3ba21aae34a"),
     ("vanished", "d1f7a64be5c04a0b9a1f0a7c5be3f2d8"),
     ("entries-lost", "2eb737282fea475eb5365e1458294a90"),
@@ -59,7 +61,7 @@ mod tests {
                 source.split(".note_at(id, ").skip(1).filter_map(|rest| rest.split_once(')')).map(|(call, _)| call);
             steps.extend(timed.filter_map(|call| call.split('"').nth(1)));
         }
-        assert!(steps.len() > 5 && steps.contains("published") && steps.contains("withdrawn"), "{steps:?}");
+        assert!(steps.len() > 5 && steps.contains("published") && steps.contains("revoked"), "{steps:?}");
         for step in steps {
             assert!(id(step).is_some(), "{step}");
         }
