@@ -9,13 +9,11 @@ use crate::accounts::id_of;
 use crate::folder::Names;
 use crate::identity::{Serial, VolumeId};
 use crate::place::{self, Found, Kind, NotOurs, ROOT};
+use crate::store;
 
 /// Where a new link is made before it replaces an old one: beside the folder of links, for inside of it it would be an
 /// export.
 pub const STAGING_FOLDER: &str = "exports.new";
-
-/// What `SQLite` files begin with.
-const SQLITE: &[u8] = b"SQLite format 3\0";
 
 /// A place that a setting names, or that is attachd's in any case.
 struct Place {
@@ -239,16 +237,13 @@ fn strangers(place: &Place, ours: impl Fn(&str) -> bool) -> Option<String> {
     if others.is_empty() || own { None } else { Some(format!("it holds other things already: {others}")) }
 }
 
-/// Why a file is no database of attachd's, as far as its first bytes tell.
+/// Why a file is no database of attachd's.
 fn no_database(path: &Path) -> Option<String> {
-    use std::io::Read;
-    let mut head = Vec::new();
-    let read = std::fs::File::open(path).and_then(|file| file.take(SQLITE.len() as u64).read_to_end(&mut head));
-    match read {
+    match store::judge_at_once(path) {
+        // Whoever asks is not attachd: its start tells.
         Err(error) if error.kind() == io::ErrorKind::PermissionDenied => None,
         Err(error) => Some(format!("it cannot be read: {error}")),
-        Ok(_) if head.is_empty() || head == SQLITE => None,
-        Ok(_) => Some("it is not a database; it is left alone: move it away, or name another place".to_owned()),
+        Ok(why) => why,
     }
 }
 
@@ -374,7 +369,7 @@ mod tests {
         }
         fs::write(host.at("attachd.db"), "a letter to somebody").unwrap();
         assert!(host.wrong("attachd.db").unwrap().contains("it is not a database"));
-        fs::write(host.at("attachd.db"), [SQLITE, &[0; 84]].concat()).unwrap();
+        fs::write(host.at("attachd.db"), [b"SQLite format 3\0", &[0; 52][..], b"attd", &[0; 28]].concat()).unwrap();
         assert_eq!(host.wrong("attachd.db"), None, "the control");
         fs::hard_link(host.at("attachd.db"), host.at("second")).unwrap();
         assert!(host.wrong("attachd.db").unwrap().contains("2 names"));

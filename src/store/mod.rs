@@ -12,6 +12,7 @@
 mod batch;
 mod error;
 mod files;
+mod foreign;
 mod history;
 pub mod lock;
 mod news;
@@ -36,6 +37,7 @@ use tokio::task::JoinHandle;
 use crate::identity::VolumeId;
 use crate::volume::{Entry, Record};
 pub use error::{Saved, StoreError};
+pub use foreign::judge_at_once;
 use news::Posted;
 pub use news::{LEFT_OUT, News, Projection};
 use reader::Reader;

@@ -8,6 +8,7 @@ use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection, SqliteJournalMode, Sq
 use sqlx::{Connection, SqlSafeStr};
 
 use super::files::Files;
+use super::foreign;
 use super::history::{self, Seen};
 use super::{Options, StoreError, read, write};
 use crate::volume::Record;
@@ -75,6 +76,7 @@ pub(super) async fn migrated(options: Options<'_>) -> sqlx::Result<SqliteConnect
         .busy_timeout(LOCKED_AT_START);
     let mut connection = SqliteConnection::connect_with(&connect).await?;
     migrations().run_direct(None, &mut connection, false).await?;
+    foreign::mark(&mut connection).await?;
     Ok(connection)
 }
 

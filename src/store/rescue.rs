@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use sqlx::sqlite::SqliteConnection;
 use tokio::sync::oneshot;
 
+use super::foreign;
 use super::open::{self, Writer};
 use super::{Options, StoreError};
 use crate::clock;
@@ -38,6 +39,12 @@ pub(super) async fn open(options: Options<'_>) -> Result<Opened, StoreError> {
             let message = format!("it is not there, and its saved copy could not be put back: {error}");
             return Err(StoreError::Failed { path: options.path.to_owned(), message });
         }
+    }
+    let failed = |message| StoreError::Failed { path: options.path.to_owned(), message };
+    match foreign::judge(options.path, options.spare).await {
+        Ok(None) => {}
+        Ok(Some(why)) => return Err(failed(why)),
+        Err(error) => return Err(failed(format!("it cannot be seen whether it is attachd's: {error}"))),
     }
     let failure = match open::writer(options).await {
         Ok(mut writer) => {
@@ -83,7 +90,8 @@ async fn read_copy(options: Options<'_>) -> Result<(SqliteConnection, Vec<Record
     result
 }
 
-fn copy_files(from: &Path, folder: &Path, to: &Path) -> io::Result<()> {
+/// The database and its log, into a new folder that nobody else sees.
+pub(super) fn copy_files(from: &Path, folder: &Path, to: &Path) -> io::Result<()> {
     fs::DirBuilder::new().mode(0o700).create(folder)?;
     // The log holds what was written last.
     for suffix in ["", "-wal"] {
@@ -95,7 +103,7 @@ fn copy_files(from: &Path, folder: &Path, to: &Path) -> io::Result<()> {
     Ok(())
 }
 
-fn with(path: &Path, suffix: &str) -> PathBuf {
+pub(super) fn with(path: &Path, suffix: &str) -> PathBuf {
     PathBuf::from(format!("{}{suffix}", path.display()))
 }
 
