@@ -37,7 +37,7 @@ test: cargo-deb setup-test
 	cargo test --workspace --features kill-points -- --show-output
 
 # A test that fails one time in ten is broken. TESTS='--test crash' for some.
-steady: cargo-deb
+steady: cargo-deb setup-test
 	tools/steady $(or $(RUNS),10) $(TESTS)
 
 # SEED=... for the same dice again.

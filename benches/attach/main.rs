@@ -14,6 +14,7 @@ mod burst;
 mod flood;
 mod idle;
 mod intents;
+mod listing;
 mod report;
 mod scale;
 mod served;
@@ -48,7 +49,7 @@ impl Plan {
 type Bench = fn(Plan) -> Result<Section>;
 
 /// In this order: the quiet ones first, so that no leftover of a flood disturbs them.
-const BENCHES: [(&str, Bench); 10] = [
+const BENCHES: [(&str, Bench); 11] = [
     ("idle", idle::switches),
     ("memory", idle::memory),
     ("served", served::bench),
@@ -57,6 +58,7 @@ const BENCHES: [(&str, Bench); 10] = [
     ("scale", scale::bench),
     ("startup", startup::bench),
     ("intents", intents::bench),
+    ("listing", listing::bench),
     ("burst", burst::bench),
     ("flood", flood::bench),
 ];
