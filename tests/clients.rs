@@ -283,3 +283,47 @@ fn nobody_has_more_intents_than_may_be_and_a_withdrawn_one_makes_room() {
     intend(&api, &other);
     too_many(&api, 4);
 }
+
+/// However many pages it has, none is left out, none comes twice, and all are in order.
+#[test]
+fn a_long_list_has_every_volume_once_in_order_also_while_others_come_and_go() {
+    let (lab, _attachd, api) = up();
+    // One page is 256: this is one more than two of them.
+    let mut ids: Vec<String> = (0..513).map(|_| lab.volume().id).collect();
+    let intend = |id: &str| api.post("/api/v1/intents", &json!({ "volume_id": id })).unwrap().expect(201).unwrap();
+    let listed = |what: &str| -> Vec<String> {
+        let list = api.get(&format!("/api/v1/{what}")).unwrap().expect(200).unwrap();
+        let all = list[what].as_array().unwrap();
+        assert_eq!(list["count"], all.len());
+        all.iter().map(|one| one["volume_id"].as_str().unwrap().to_owned()).collect()
+    };
+    for (n, id) in ids.iter().enumerate() {
+        if n == 256 {
+            assert_eq!(listed("volumes").len(), 256, "exactly one page");
+        }
+        intend(id);
+    }
+    assert_eq!(listed("intents"), ids, "the oldest first");
+    ids.sort_unstable();
+    assert_eq!(listed("volumes"), ids, "by id");
+    let done = std::sync::atomic::AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let restless = lab.volume().id;
+        scope.spawn(|| {
+            let restless = restless;
+            while !done.load(std::sync::atomic::Ordering::Relaxed) {
+                intend(&restless);
+                api.delete(&format!("/api/v1/intents/{restless}")).unwrap().expect(200).unwrap();
+            }
+        });
+        let stay = ids.iter().collect::<std::collections::BTreeSet<_>>();
+        for _ in 0..20 {
+            let all = listed("volumes");
+            assert!(all.is_sorted() && all.windows(2).all(|pair| pair[0] != pair[1]));
+            assert_eq!(all.iter().filter(|id| stay.contains(id)).count(), ids.len());
+        }
+        done.store(true, std::sync::atomic::Ordering::Relaxed);
+    });
+    let state = api.get("/api/v1/volumes?state=lost").unwrap().expect(200).unwrap();
+    assert_eq!(state["count"], 0, "a filter goes through all pages");
+}

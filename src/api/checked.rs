@@ -12,6 +12,7 @@ use tokio::time::{Instant, timeout_at};
 
 use super::Context;
 use super::error::ApiError;
+use super::pages;
 use crate::config::ServerSettings;
 use crate::engine::Stopping;
 use crate::engine::world::{Volume, World};
@@ -106,10 +107,8 @@ async fn look_for_all(context: Context) {
 }
 
 async fn look(context: &Context) -> Result<Vec<CheckedExport>, Stopping> {
-    let wanted = |world: &World| -> BTreeMap<VolumeId, Wanted> {
-        world.volumes().map(|volume| (volume.intent.volume, Wanted::of(volume))).collect()
-    };
-    let wanted = context.inner.engine.read(wanted).await?;
+    let pick = |_: &World, volume: &Volume| Some((volume.intent.volume, Wanted::of(volume)));
+    let wanted: BTreeMap<VolumeId, Wanted> = pages::volumes(&context.inner.engine, pick).await?.into_iter().collect();
     let server = &context.inner.checks.server;
     let deadline = Instant::now() + LIMIT;
     let listed = timeout_at(deadline, probe::list(server)).await.ok();

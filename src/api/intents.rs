@@ -13,6 +13,7 @@ use utoipa::IntoParams;
 use super::Ctx;
 use super::body::{JsonBody, NoQuery, QueryString, VolumePath};
 use super::error::ApiError;
+use super::pages;
 use super::serve::Peer;
 use crate::clock::{self, Steady};
 use crate::effect;
@@ -45,10 +46,14 @@ fn view(volume: &crate::engine::world::Volume) -> IntentView {
 
 /// Lists all intents, oldest first.
 #[utoipa::path(get, path = "/api/v1/intents", operation_id = "listIntents", responses((status = 200, body = IntentList)))]
-pub(super) async fn list(State(context): Ctx, _: QueryString<NoQuery>) -> Result<Json<IntentList>, ApiError> {
-    let mut intents: Vec<IntentView> = context.inner.engine.read(|world| world.volumes().map(view).collect()).await?;
-    intents.sort_by_key(|intent| (intent.created_at, intent.volume_id));
-    Ok(Json(IntentList { count: intents.len(), intents }))
+pub(super) async fn list(State(context): Ctx, _: QueryString<NoQuery>) -> Result<Response, ApiError> {
+    let mut intents = pages::volumes(&context.inner.engine, |_, volume| Some(view(volume))).await?;
+    let count = intents.len();
+    let list = move || {
+        intents.sort_by_key(|intent| (intent.created_at, intent.volume_id));
+        IntentList { intents, count }
+    };
+    pages::json(count, list).await
 }
 
 /// Announces a volume. Durable when answered; asking again in the same words changes nothing.

@@ -15,6 +15,7 @@ mod health;
 mod intents;
 mod line;
 mod metrics;
+mod pages;
 mod serve;
 mod shares;
 mod volumes;

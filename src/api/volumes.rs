@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use axum::extract::State;
 use axum::http::StatusCode;
+use axum::response::Response;
 use axum::{Extension, Json};
 use serde::Deserialize;
 use serde_json::json;
@@ -13,6 +14,7 @@ use utoipa::IntoParams;
 use super::body::{QueryString, VolumePath};
 use super::error::ApiError;
 use super::line;
+use super::pages;
 use super::serve::Peer;
 use super::shares::Place;
 use super::{Context, Ctx};
@@ -84,22 +86,16 @@ pub(super) struct Filter {
 
 /// Lists volumes, by id.
 #[utoipa::path(get, path = "/api/v1/volumes", operation_id = "listVolumes", params(Filter), responses((status = 200, body = VolumeList)))]
-pub(super) async fn list(
-    State(context): Ctx,
-    QueryString(filter): QueryString<Filter>,
-) -> Result<Json<VolumeList>, ApiError> {
+pub(super) async fn list(State(context): Ctx, QueryString(filter): QueryString<Filter>) -> Result<Response, ApiError> {
     let state = filter.state.as_deref().map(state_of).transpose()?;
     let listen = context.inner.settings.listen;
-    let look = move |world: &World| {
-        let wanted = |volume: &&Volume| {
-            state.is_none_or(|state| volume.state == state)
-                && filter.vm_id.as_ref().is_none_or(|vm| volume.intent.vm_id == *vm)
-        };
-        world.volumes().filter(wanted).map(|volume| view(volume, world, listen)).collect::<Vec<_>>()
+    let pick = move |world: &World, volume: &Volume| {
+        let wanted = state.is_none_or(|state| volume.state == state)
+            && filter.vm_id.as_ref().is_none_or(|vm| volume.intent.vm_id == *vm);
+        wanted.then(|| view(volume, world, listen))
     };
-    let mut volumes = context.inner.engine.read(look).await?;
-    volumes.sort_by_key(|volume| volume.volume_id);
-    Ok(Json(VolumeList { count: volumes.len(), volumes }))
+    let volumes = pages::volumes(&context.inner.engine, pick).await?;
+    pages::json(volumes.len(), move || VolumeList { count: volumes.len(), volumes }).await
 }
 
 /// What to wait for.
