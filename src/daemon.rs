@@ -21,7 +21,7 @@ use crate::device::host_changes::HostChanges;
 use crate::device::monitor::Monitor;
 use crate::device::reader_process;
 use crate::device::sysfs::Sysfs;
-use crate::engine::{Engine, Handle, Tools};
+use crate::engine::{Engine, Tools};
 use crate::export::backend::{Backend, Contents, Which};
 use crate::export::links::Links;
 use crate::export::nbd_server::backend::NbdServer;
@@ -38,6 +38,7 @@ use crate::helper_client::HelperClient;
 use crate::identity::VolumeId;
 use crate::limits;
 use crate::memory;
+use crate::reload::Reload;
 use crate::signals::{Asks, Signals};
 use crate::store::{self, Store};
 use crate::telemetry;
@@ -68,41 +69,41 @@ pub fn run(config: &Path) -> anyhow::Result<()> {
 }
 
 async fn serve(settings: Settings, config: &Path) -> anyhow::Result<()> {
-    let _lock = store::lock::take(&settings.store, telemetry::manager::waiting)?;
+    let _lock = store::lock::take(&settings.store.path, telemetry::manager::waiting)?;
     budget::take_all().context("cannot raise the limit of open files")?;
-    let sysfs = Sysfs::new(settings.schemes.clone(), settings.host_disks.clone());
+    let sysfs = Sysfs::new(settings.device.schemes.clone(), settings.device.host_disks.clone());
     let ground = Ground {
         boot_id: sysfs.boot_id().context("cannot read this boot's id")?,
-        nbd_gid: id_of("/etc/group", &settings.nbd_group)
+        nbd_gid: id_of("/etc/group", &settings.device.nbd_group)
             .context("the NBD server could open no disk ([device] nbd_group)")?,
     };
-    let tls = settings.tls.as_ref().map(|files| Tls::load(files, settings.listen.ip())).transpose()?;
+    let tls = Tls::new(settings.export.tls.clone(), settings.export.listen.ip())?;
     // Listen first, then read what is there: nothing falls between.
     let monitor = Monitor::subscribe()?;
     let host_changes = HostChanges::watch().context("cannot watch what this host mounts and swaps to")?;
     let (store, store_task, records) = Store::open(store::Options {
-        path: &settings.store,
-        history_days: settings.history_days,
-        port: settings.listen.port(),
+        path: &settings.store.path,
+        history_days: settings.history.days,
+        port: settings.export.listen.port(),
         boot_id: &ground.boot_id,
-        spare: settings.socket.parent().unwrap_or(Path::new("/run")),
+        spare: settings.api.socket.parent().unwrap_or(Path::new("/run")),
     })
     .await?;
-    let claims = Claims::new(settings.claims.clone());
+    let claims = Claims::new(settings.store.claims.clone());
     let restored = restored_claims(&claims, &records).await;
-    let sign = sign(&settings.server);
-    let watch_server = Watch::new(settings.pid_file.clone(), sign)?.explaining(Explain {
-        unit: settings.server.unit(),
-        program: settings.server.name(),
-        listen: settings.listen,
+    let sign = sign(&settings.export.server);
+    let watch_server = Watch::new(settings.export.pid_file.clone(), sign)?.explaining(Explain {
+        unit: settings.export.server.unit(),
+        program: settings.export.server.name(),
+        listen: settings.export.listen,
     });
-    let listener = api::Listener::open(&settings.socket)
-        .with_context(|| format!("cannot listen on {}", settings.socket.display()))?;
+    let listener = api::Listener::open(&settings.api.socket)
+        .with_context(|| format!("cannot listen on {}", settings.api.socket.display()))?;
 
     let others = settings.clone();
     blocking(move || close_others(&others)).await.context("cannot look for other exports")?;
     let stats = monitor.stats();
-    let server = Endpoint::new(settings.listen, tls);
+    let server = Endpoint::new(settings.export.listen, tls.clone());
     let server = if sign == Sign::Marker { server.started_for_each() } else { server };
     let backend = backend(&settings, ground.nbd_gid)?;
     let tools = Tools {
@@ -112,15 +113,15 @@ async fn serve(settings: Settings, config: &Path) -> anyhow::Result<()> {
         claims,
         limits: settings.limits,
         stacks: host_changes.stacks(),
-        schemes: settings.schemes.clone(),
+        schemes: settings.device.schemes.clone(),
         backend: Arc::clone(&backend),
-        helper: HelperClient::new(settings.helper.clone()),
-        vm_id: settings.vm_id.clone(),
+        helper: HelperClient::new(settings.helper.socket.clone()),
+        vm_id: settings.host.vm_id.clone(),
         server: server.clone(),
-        server_unit: settings.server.unit(),
+        server_unit: settings.export.server.unit(),
     };
     let watched = backend.folders().into_iter().map(|(which, folder)| (which, folder.path().to_owned()));
-    let watched: Vec<_> = watched.chain([(Which::Claims, settings.claims.clone())]).collect();
+    let watched: Vec<_> = watched.chain([(Which::Claims, settings.store.claims.clone())]).collect();
     // Before they are read: nothing falls between.
     let watch_folders = FolderWatch::new(watched).context("cannot watch the folders")?;
     let (mut engine, handle) = Engine::new(ground, tools, records, &restored);
@@ -131,14 +132,15 @@ async fn serve(settings: Settings, config: &Path) -> anyhow::Result<()> {
     let host_changes = tokio::spawn(host_changes.follow(handle.inputs()));
     let watch_folders = tokio::spawn(watch_folders.follow(handle.inputs()));
     let watch_server = tokio::spawn(watch_server.follow(handle.inputs()));
-    let context = api::Context::new(handle.clone(), store.clone(), settings, stats, backend, &server);
+    let reload = Reload::new(config, settings, handle.clone(), store.clone(), tls);
+    let context = api::Context::new(handle.clone(), store.clone(), reload.in_use(), stats, backend, &server);
     let (stop_serving, serving_stops) = watch::channel(false);
     let server = tokio::spawn(api::serve(listener, api::router(context), serving_stops));
     tracing::info!(version = env!("CARGO_PKG_VERSION"), "attachd is up");
     let manager = tokio::spawn(telemetry::manager::report(handle.clone()));
 
     tokio::select! {
-        told = until_told_to_stop(&handle, config) => told?,
+        told = until_told_to_stop(&reload) => told?,
         // Whatever of these ends, ends for a defect: nothing would be revoked any more. A new start puts everything right.
         ended = &mut engine => bail!("the engine has ended: {ended:?}"),
         ended = monitor => bail!("the monitor has ended: {ended:?}"),
@@ -157,7 +159,7 @@ async fn serve(settings: Settings, config: &Path) -> anyhow::Result<()> {
     }
     let _ = stop.send(true);
     engine.await.context("the engine failed")?;
-    drop((handle, store));
+    drop((handle, store, reload));
     if tokio::time::timeout(GRACE, store_task).await.is_err() {
         tracing::warn!("the store did not close in time; the next start recovers it");
     }
@@ -167,19 +169,20 @@ async fn serve(settings: Settings, config: &Path) -> anyhow::Result<()> {
 
 /// The NBD server's side, as configured.
 fn backend(settings: &Settings, nbd_gid: u32) -> anyhow::Result<Arc<dyn Backend>> {
-    let ServerSettings::NbdServer { way, main_file } = &settings.server else {
-        return Ok(Arc::new(Nbdkit(Links::new(settings.exports.clone()))));
+    let ServerSettings::NbdServer { way, main_file } = &settings.export.server else {
+        return Ok(Arc::new(Nbdkit(Links::new(settings.export.folder.clone()))));
     };
     tracing::info!(mode = %way.mode, "nbd-server serves: {}", way.because);
-    let uid = id_of("/etc/passwd", &settings.nbd_group).context("whether nbd-server can read its files is unknown")?;
+    let uid =
+        id_of("/etc/passwd", &settings.device.nbd_group).context("whether nbd-server can read its files is unknown")?;
     let links = Links::new(config::LINKS_FOLDER.into());
     Ok(Arc::new(NbdServer {
-        sections: Sections::new(settings.exports.clone(), links.clone()),
+        sections: Sections::new(settings.export.folder.clone(), links.clone()),
         links,
         main_file: main_file.clone(),
         reader: Reader { uid, gid: nbd_gid },
         mode: way.mode,
-        listen: settings.listen.ip(),
+        listen: settings.export.listen.ip(),
     }))
 }
 
@@ -190,10 +193,10 @@ fn close_others(settings: &Settings) {
     let sections = Sections::new(config::SECTIONS_FOLDER.into(), links.clone());
     let nobody = HashSet::new();
     // Neither folder need exist.
-    if settings.exports != Path::new(config::SECTIONS_FOLDER) {
+    if settings.export.folder != Path::new(config::SECTIONS_FOLDER) {
         close(|| sections.list(&nobody), |volume| links.remove(volume).and_then(|()| sections.remove(volume)));
     }
-    if settings.server == ServerSettings::Nbdkit && settings.exports != Path::new(config::LINKS_FOLDER) {
+    if settings.export.server == ServerSettings::Nbdkit && settings.export.folder != Path::new(config::LINKS_FOLDER) {
         close(|| links.list(&nobody), |volume| links.remove(volume));
     }
 }
@@ -231,20 +234,14 @@ async fn restored_claims(claims: &Claims, records: &[Record]) -> std::io::Result
     blocking(move || restoration.run()).await?
 }
 
-async fn until_told_to_stop(handle: &Handle, config: &Path) -> anyhow::Result<()> {
+async fn until_told_to_stop(reload: &Reload) -> anyhow::Result<()> {
     let mut signals = Signals::listen().context("cannot listen for signals")?;
     loop {
         match signals.next().await {
             Asks::Stop => return Ok(()),
             Asks::Reload => {
                 telemetry::manager::reloading();
-                match config::load(config) {
-                    Ok(_) => tracing::info!("the configuration is valid; settings take effect at the next start"),
-                    Err(invalid) => tracing::error!("the configuration is not valid, the one in use stays:\n{invalid}"),
-                }
-                if let Err(why) = handle.resync("reload", None).await? {
-                    tracing::error!("the resync failed: {why}");
-                }
+                reload.carry_out().await?;
                 telemetry::manager::ready();
             }
         }

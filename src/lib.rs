@@ -22,7 +22,6 @@ mod procfs;
 mod readable;
 pub mod reason;
 
-pub mod config;
 pub mod device;
 pub mod volume;
 
@@ -33,6 +32,7 @@ mod wire;
 pub mod api;
 pub mod claiming;
 pub mod claims;
+pub mod config;
 pub mod ctl;
 pub mod engine;
 pub mod export;
@@ -41,5 +41,6 @@ pub mod helper_client;
 
 pub mod daemon;
 pub mod helper;
+pub mod reload;
 mod signals;
 pub mod telemetry;

@@ -205,6 +205,14 @@ codes! {
     ExportsFailing "EXPORTS_FAILING" [Degraded]
         "volumes with a proven disk cannot be served"
         "`attachctl list` and `attachctl show` say why; it is tried again by itself."
+    ConfigInvalid "CONFIG_INVALID" [Degraded]
+        "the configuration has a mistake, and the one before is in use"
+        "`attachctl check-config` says every mistake; put them right, then `systemctl reload attachd`."
+    RestartNeeded "RESTART_NEEDED" [Remark]
+        "the configuration has changes that take effect when attachd is restarted" ""
+    TlsFiles "TLS_FILES" [Degraded]
+        "changed files of TLS cannot be used, and those that were read before are"
+        "Put the files right ([export] tls_ and so on): they are read again by themselves."
     VolumesRefused "VOLUMES_REFUSED" [Degraded]
         "volumes have a disk that fails a check"
         "`attachctl list` names the check and what to do."

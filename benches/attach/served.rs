@@ -15,6 +15,7 @@ use attachd::device::sysfs::Sysfs;
 use attachd::device::table::Device;
 use attachd::device::{DevNum, scheme};
 use attachd::export::probe;
+use attachd::export::tls::Tls;
 use attachd::identity::VolumeId;
 use attachd::store::{Change, Store};
 use jiff::Timestamp;
@@ -212,7 +213,7 @@ impl Poll {
         // As attachd does it, which makes links in a folder of its own user only.
         symlink(&evidence.link, Path::new(EXPORTS).join(id.export_name()))?;
         let (served, _goodbye) =
-            probe::probe(probe::greet(&probe::Endpoint::new(SERVER, None)).await?, &id.export_name()).await?;
+            probe::probe(probe::greet(&probe::Endpoint::new(SERVER, Tls::none())).await?, &id.export_name()).await?;
         ensure!(served.size == evidence.size_bytes, "{served:?}");
         Ok(monotonic_ns())
     }
@@ -374,8 +375,9 @@ impl Floor {
                 Ok((client.size(), Some(client)))
             }
             Handshake::Runtime => {
-                let handshake =
-                    async { probe::probe(probe::greet(&probe::Endpoint::new(SERVER, None)).await?, export).await };
+                let handshake = async {
+                    probe::probe(probe::greet(&probe::Endpoint::new(SERVER, Tls::none())).await?, export).await
+                };
                 Ok((self.runtime.block_on(handshake)?.0.size, None))
             }
         }

@@ -62,6 +62,11 @@ impl Checks {
         Self { server: server.for_checks(), asked: Mutex::default() }
     }
 
+    /// Why changed files of TLS cannot be used.
+    pub(super) fn tls_trouble(&self) -> Option<String> {
+        self.server.tls_trouble()
+    }
+
     fn asked(&self) -> MutexGuard<'_, Asked> {
         self.asked.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -131,7 +136,7 @@ async fn look(context: &Context) -> Result<Vec<CheckedExport>, Stopping> {
     if server_fails || !doubted.is_empty() {
         context.inner.engine.doubt(doubted, server_fails).await?;
     }
-    let clear = match &context.inner.settings.server {
+    let clear = match &context.in_use().settings.export.server {
         ServerSettings::Nbdkit => "remove it from the folder of exports",
         ServerSettings::NbdServer { way, .. } if way.mode == Mode::Signal => {
             "systemctl restart attachd-nbd-server (connected clients stay)"

@@ -31,7 +31,7 @@ pub(super) struct Wish {
 /// Lists what is published, served or not.
 #[utoipa::path(get, path = "/api/v1/exports", operation_id = "listExports", params(Wish), responses((status = 200, body = ExportList)))]
 pub(super) async fn list(State(context): Ctx, QueryString(wish): QueryString<Wish>) -> Result<Response, ApiError> {
-    let listen = context.inner.settings.listen;
+    let listen = context.in_use().settings.export.listen;
     let engine = &context.inner.engine;
     let pick = move |_: &World, volume: &Volume| volume.published.then(|| entry(volume, listen));
     let exports = pages::volumes(engine, pick).await?;

@@ -24,6 +24,7 @@ use crate::export::backend::Check;
 use crate::export::server::Server;
 use crate::folder::Names;
 use crate::reason::Code;
+use crate::reload::InUse;
 use crate::store::Pulse;
 use crate::volume::State as VolumeState;
 use crate::wire::{
@@ -107,7 +108,8 @@ impl Seen {
 }
 
 async fn health(context: &Context) -> Health {
-    let settings = &context.inner.settings;
+    let in_use = context.in_use();
+    let settings = &in_use.settings;
     // What is said of the NBD server is of now. One that does not answer in time is told so.
     let _ = tokio::time::timeout(ANSWER_LIMIT, context.inner.engine.ask_server()).await;
     let seen = context.inner.engine.read(Seen::of).await;
@@ -121,6 +123,7 @@ async fn health(context: &Context) -> Health {
         ..Check::default()
     });
     let mut problems = problems(&seen, &pulse, &files, settings);
+    problems.extend(of_configuration(&in_use, context.inner.checks.tls_trouble()));
     if stopping {
         let message = "the engine does not run: attachd is stopping".to_owned();
         problems.push(Problem {
@@ -149,7 +152,7 @@ async fn health(context: &Context) -> Health {
         version: env!("CARGO_PKG_VERSION").into(),
         started_at: context.inner.started,
         problems: problems.into_iter().map(HealthProblem::from).collect(),
-        remarks: remarks(files, settings),
+        remarks: remarks(files, &in_use),
         monitor: MonitorHealth {
             udev: socket(&context.inner.monitor.udev),
             kernel: socket(&context.inner.monitor.kernel),
@@ -219,7 +222,7 @@ fn problems(seen: &Seen, store: &Pulse, files: &Check, settings: &Settings) -> V
         add("HELPER_SILENT", false, why.clone(), hint);
     }
     if is_insecure(settings) {
-        let message = format!("exports are served on {} without TLS (insecure = true)", settings.listen);
+        let message = format!("exports are served on {} without TLS (insecure = true)", settings.export.listen);
         add("INSECURE", false, message, "Listen on 127.0.0.1 and use the tunnel.");
     }
     if let Some(first) = seen.not_served.first() {
@@ -273,7 +276,7 @@ fn of_folders(seen: &Seen, settings: &Settings) -> Vec<Problem> {
         add("FOREIGN_EXPORTS", false, message, "The NBD server offers these unproven; remove them.");
     }
     if !seen.foreign_claims.is_empty() {
-        let (folder, names) = (settings.claims.display(), &seen.foreign_claims);
+        let (folder, names) = (settings.store.claims.display(), &seen.foreign_claims);
         let message = format!("{folder} holds what is no claim of attachd's: {names}");
         let hint = "It is left alone. Move it away: a file named like a serial marks that disk.";
         add("FOREIGN_CLAIMS", false, message, hint);
@@ -336,13 +339,17 @@ fn server_problem(seen: &Seen, settings: &Settings) -> Option<Problem> {
     let message = match (&seen.server, unanswered) {
         (Some(server @ (Server::Down { .. } | Server::Silent { .. })), _) => server.to_string(),
         (_, Some(asking)) => {
-            format!("the NBD server has not answered a handshake on {} for {} s", settings.listen, asking.as_secs())
+            format!(
+                "the NBD server has not answered a handshake on {} for {} s",
+                settings.export.listen,
+                asking.as_secs()
+            )
         }
         _ => return None,
     };
     let hint = format!(
         "Look at `systemctl status {}`; exports are proven again at once when it answers.",
-        settings.server.unit()
+        settings.export.server.unit()
     );
     Some(Problem { code: "BACKEND_DOWN", message, hint: hint.into(), grave: false })
 }
@@ -353,22 +360,45 @@ fn not_served(world: &World) -> Vec<String> {
     reasons.map(|reason| format!("{}: {}", reason.code, reason.message)).collect()
 }
 
-/// What nbd-server is known for, and what its files say.
-fn remarks(files: Check, settings: &Settings) -> Vec<Remark> {
-    let ServerSettings::NbdServer { way, .. } = &settings.server else { return Vec::new() };
-    let mut remarks = vec![Remark {
+/// The configuration that is in use is not what somebody has written down.
+fn of_configuration(in_use: &InUse, tls: Option<String>) -> impl Iterator<Item = Problem> {
+    let invalid = in_use.invalid.as_ref().map(|invalid| {
+        let message = format!("the configuration has a mistake, and the one before it is in use: {invalid}");
+        (Code::ConfigInvalid, message)
+    });
+    let tls = tls.map(|why| (Code::TlsFiles, format!("changed files cannot be used, those read before are: {why}")));
+    let problem = |(code, message): (Code, String)| Problem {
+        code: code.name(),
+        message,
+        hint: code.hint().into(),
+        grave: false,
+    };
+    invalid.into_iter().chain(tls).map(problem)
+}
+
+/// What nbd-server is known for and what its files say, and what waits for a restart.
+fn remarks(files: Check, in_use: &InUse) -> Vec<Remark> {
+    let mut remarks = Vec::new();
+    if !in_use.at_restart.is_empty() {
+        let keys = in_use.at_restart.join(", ");
+        let message =
+            format!("the configuration has changes that take a restart of attachd (exports stay served): {keys}");
+        remarks.push(Remark { code: Code::RestartNeeded.name().into(), message });
+    }
+    let ServerSettings::NbdServer { way, .. } = &in_use.settings.export.server else { return remarks };
+    remarks.push(Remark {
         code: "WRITE_ZEROES".into(),
         message: "nbd-server zeroes only the first 64 MiB of a larger request to write zeroes and reports success \
                   (nbdcopy sends such requests): do not use its exports as nbdcopy's destination unless the disk is blank"
             .to_owned(),
-    }];
+    });
     remarks.extend(way.advice.clone().map(|message| Remark { code: "SERVER_VERSION".into(), message }));
     remarks.extend(files.remarks.into_iter().map(|message| Remark { code: "SERVER_FILES".into(), message }));
     remarks
 }
 
 fn backend(server: Option<Server>, settings: &Settings) -> BackendHealth {
-    let way = match &settings.server {
+    let way = match &settings.export.server {
         ServerSettings::Nbdkit => None,
         ServerSettings::NbdServer { way, .. } => Some(way),
     };
@@ -379,20 +409,20 @@ fn backend(server: Option<Server>, settings: &Settings) -> BackendHealth {
         Some(Server::Down { why }) => (BackendState::Down, None, Some(why)),
     };
     BackendHealth {
-        name: settings.server.name().into(),
+        name: settings.export.server.name().into(),
         mode: way.map(|way| way.mode.into()),
         because: way.map(|way| way.because.clone()),
         state,
         pid,
         why,
-        listen: settings.listen.to_string(),
+        listen: settings.export.listen.to_string(),
         insecure: is_insecure(settings),
     }
 }
 
 /// Other hosts reach the exports in the clear.
 fn is_insecure(settings: &Settings) -> bool {
-    !settings.listen.ip().is_loopback() && settings.tls.is_none()
+    !settings.export.listen.ip().is_loopback() && settings.export.tls.is_none()
 }
 
 fn socket(stats: &SocketStats) -> SocketHealth {

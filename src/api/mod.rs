@@ -27,17 +27,18 @@ use axum::extract::State;
 use axum::middleware::{from_fn, from_fn_with_state};
 use axum::routing::get;
 use jiff::Timestamp;
+use tokio::sync::watch;
 use utoipa::OpenApi;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use crate::budget;
 use crate::clock;
-use crate::config::Settings;
 use crate::device::monitor;
 use crate::engine::Handle;
 use crate::export::backend::Backend;
 use crate::export::probe::Endpoint;
+use crate::reload::InUse;
 use crate::store::Store;
 use error::ApiError;
 pub use serve::{Listener, serve};
@@ -58,7 +59,7 @@ pub struct Context {
 struct Inner {
     engine: Handle,
     store: Store,
-    settings: Settings,
+    in_use: watch::Receiver<Arc<InUse>>,
     monitor: Arc<monitor::Stats>,
     backend: Arc<dyn Backend>,
     checks: checked::Checks,
@@ -73,7 +74,7 @@ impl Context {
     pub fn new(
         engine: Handle,
         store: Store,
-        settings: Settings,
+        in_use: watch::Receiver<Arc<InUse>>,
         monitor: Arc<monitor::Stats>,
         backend: Arc<dyn Backend>,
         server: &Endpoint,
@@ -81,7 +82,7 @@ impl Context {
         let inner = Inner {
             engine,
             store,
-            settings,
+            in_use,
             monitor,
             backend,
             checks: checked::Checks::of(server),
@@ -91,6 +92,11 @@ impl Context {
             lists: Places::new(LISTS),
         };
         Self { inner: Arc::new(inner) }
+    }
+
+    /// The configuration as it is in use now.
+    fn in_use(&self) -> Arc<InUse> {
+        Arc::clone(&self.inner.in_use.borrow())
     }
 }
 

@@ -88,7 +88,7 @@ pub(super) struct Filter {
 #[utoipa::path(get, path = "/api/v1/volumes", operation_id = "listVolumes", params(Filter), responses((status = 200, body = VolumeList)))]
 pub(super) async fn list(State(context): Ctx, QueryString(filter): QueryString<Filter>) -> Result<Response, ApiError> {
     let state = filter.state.as_deref().map(state_of).transpose()?;
-    let listen = context.inner.settings.listen;
+    let listen = context.in_use().settings.export.listen;
     let pick = move |world: &World, volume: &Volume| {
         let wanted = state.is_none_or(|state| volume.state == state)
             && filter.vm_id.as_ref().is_none_or(|vm| volume.intent.vm_id == *vm);
@@ -185,7 +185,7 @@ pub(super) fn long_request(context: &Context, peer: &Peer) -> Result<Place, ApiE
 }
 
 async fn look(context: &Context, volume: VolumeId) -> Result<VolumeView, ApiError> {
-    let listen = context.inner.settings.listen;
+    let listen = context.in_use().settings.export.listen;
     let look = move |world: &World| world.volume(volume).map(|volume| view(volume, world, listen));
     context.inner.engine.read(look).await?.ok_or_else(|| ApiError::no_such_volume(volume))
 }

@@ -1,14 +1,18 @@
 //! The section `[export]`: which NBD server serves, from where, and how it is spoken to.
 
-use std::fmt;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::{fmt, io};
 
 use toml::Spanned;
 use toml::de::DeValue;
 
-use super::{Section, Setting, Settings, text_of};
+use super::changes::Changes;
+use super::places::daemons_user;
+use super::text::{Section, Setting, text_of};
 use crate::export::nbd_server::version::Installed;
 use crate::export::nbd_server::way::{self, Mode, Way};
+use crate::export::tls::{Tls, TlsFiles, TlsKey, TlsSettings};
 
 /// The links; with nbdkit, unless another place is named.
 pub const LINKS_FOLDER: &str = "/run/attachd/exports";
@@ -44,6 +48,22 @@ impl ServerSettings {
 }
 
 impl ServerSettings {
+    /// How nbd-server learns of a change.
+    pub fn mode(&self) -> Option<Mode> {
+        match self {
+            Self::Nbdkit => None,
+            Self::NbdServer { way, .. } => Some(way.mode),
+        }
+    }
+
+    /// nbd-server's configuration.
+    pub fn main_file(&self) -> Option<&Path> {
+        match self {
+            Self::Nbdkit => None,
+            Self::NbdServer { main_file, .. } => Some(main_file),
+        }
+    }
+
     /// The unit of the package that has the server run.
     pub fn unit(&self) -> &'static str {
         match self {
@@ -63,35 +83,6 @@ pub struct HostFacts {
     pub held: bool,
 }
 
-/// How the two sides of a TLS connection know each other.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum TlsSettings {
-    /// By certificates.
-    Certificates(TlsFiles),
-    /// By a key that both have.
-    Key(TlsKey),
-}
-
-/// Which key is used.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct TlsKey {
-    /// Lines `name:key`, as the NBD server has them.
-    pub file: PathBuf,
-    /// The name of attachd's key; `None`: the file has but one.
-    pub identity: Option<String>,
-}
-
-/// Which certificates are used; all files are PEM.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct TlsFiles {
-    /// The authority that has signed the server's certificate.
-    pub ca: PathBuf,
-    /// attachd's own certificate and key, for a server that verifies its clients.
-    pub identity: Option<(PathBuf, PathBuf)>,
-    /// The name in the server's certificate; `None`: its address.
-    pub name: Option<String>,
-}
-
 impl HostFacts {
     /// What there is to know of this host now.
     pub fn of_this_host() -> Self {
@@ -102,51 +93,128 @@ impl HostFacts {
     }
 }
 
-/// Reads the section.
-pub(super) fn read(export: &mut Section<'_, '_>, settings: &mut Settings, host: impl FnOnce() -> HostFacts) {
-    server(export, settings, host);
-    export.set("folder", &mut settings.exports);
-    export.set("pid_file", &mut settings.pid_file);
-    export.set("insecure", &mut settings.insecure);
-    let at = export.set("listen", &mut settings.listen);
-    settings.tls = tls(export);
-    if !settings.listen.ip().is_loopback() && settings.tls.is_none() && !settings.insecure {
-        let advice = "listen on 127.0.0.1, give it TLS (tls_ca or tls_psk_file), or say insecure = true";
-        export.complain(at, &format!("other hosts reach this address without TLS: {advice}"));
+/// The NBD server.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ExportSettings {
+    /// `backend`, and for nbd-server `mode`, `nbd_server_version`, `main_file`: which NBD server serves.
+    pub server: ServerSettings,
+    /// `folder`: what it reads: nbdkit the links, nbd-server its sections.
+    pub folder: PathBuf,
+    /// `listen`: where it listens.
+    pub listen: SocketAddr,
+    /// `pid_file`: its pid file. For an nbd-server that systemd starts for each connection: a file that is there while it
+    /// would be started.
+    pub pid_file: PathBuf,
+    /// `tls_ca`, `tls_certificate`, `tls_key`, `tls_name`, or `tls_psk_file`, `tls_psk_identity`: TLS towards it; `None`:
+    /// in the clear.
+    pub tls: Option<TlsSettings>,
+    /// `insecure`: `listen` may be an address other hosts reach, without TLS.
+    pub insecure: bool,
+}
+
+impl Default for ExportSettings {
+    fn default() -> Self {
+        Self {
+            server: ServerSettings::Nbdkit,
+            folder: LINKS_FOLDER.into(),
+            listen: SocketAddr::from(([127, 0, 0, 1], 10809)),
+            pid_file: "/run/attachd-nbdkit/nbdkit.pid".into(),
+            tls: None,
+            insecure: false,
+        }
     }
 }
 
-/// The keys that say which NBD server serves, and the places that follow from it.
-fn server(export: &mut Section<'_, '_>, settings: &mut Settings, host: impl FnOnce() -> HostFacts) {
-    let (mut program, mut wanted) = (Program::Nbdkit, WantedMode::Auto);
-    let (mut version, mut main_file) = (None, PathBuf::new());
-    export.set("backend", &mut program);
-    let at = export.set("mode", &mut wanted);
-    let known = export.set("nbd_server_version", &mut version);
-    let main = export.set("main_file", &mut main_file);
-    if program == Program::Nbdkit {
-        if let Some(at) = at.or(known).or(main) {
-            export.complain(Some(at), "goes with backend = \"nbd-server\"");
+impl ExportSettings {
+    /// The links that are served, with either server.
+    pub fn links_folder(&self) -> &Path {
+        match self.server {
+            ServerSettings::Nbdkit => &self.folder,
+            ServerSettings::NbdServer { .. } => Path::new(LINKS_FOLDER),
         }
-        return;
     }
-    let wanted = match wanted {
-        WantedMode::Auto => None,
-        WantedMode::Is(mode) => Some(mode),
-    };
-    let host = host();
-    let way = match way::choose(wanted, version.or(host.nbd_server).as_ref(), host.held) {
-        Ok(way) => way,
-        Err(why) => return export.complain(at, &why),
-    };
-    let (pid_file, shipped) = match way.mode {
-        Mode::Signal => ("/run/attachd-nbd-server/nbd-server.pid", "/etc/attachd/nbd-server/signal.conf"),
-        Mode::Socket => (SOCKET_HELD, "/etc/attachd/nbd-server/socket.conf"),
-    };
-    settings.exports = SECTIONS_FOLDER.into();
-    settings.pid_file = pid_file.into();
-    let main_file = if main.is_some() { main_file } else { shipped.into() };
-    settings.server = ServerSettings::NbdServer { way, main_file };
+
+    pub(super) fn read(&mut self, export: &mut Section<'_, '_>, host: impl FnOnce() -> HostFacts) {
+        self.read_server(export, host);
+        export.set("folder", &mut self.folder);
+        export.set("pid_file", &mut self.pid_file);
+        export.set("insecure", &mut self.insecure);
+        let at = export.set("listen", &mut self.listen);
+        self.tls = tls(export);
+        if !self.listen.ip().is_loopback() && self.tls.is_none() && !self.insecure {
+            let advice = "listen on 127.0.0.1, give it TLS (tls_ca or tls_psk_file), or say insecure = true";
+            export.complain(at, &format!("other hosts reach this address without TLS: {advice}"));
+        }
+    }
+
+    /// The keys that say which NBD server serves, and the places that follow from it.
+    fn read_server(&mut self, export: &mut Section<'_, '_>, host: impl FnOnce() -> HostFacts) {
+        let (mut program, mut wanted) = (Program::Nbdkit, WantedMode::Auto);
+        let (mut version, mut main_file) = (None, PathBuf::new());
+        export.set("backend", &mut program);
+        let at = export.set("mode", &mut wanted);
+        let known = export.set("nbd_server_version", &mut version);
+        let main = export.set("main_file", &mut main_file);
+        if program == Program::Nbdkit {
+            if let Some(at) = at.or(known).or(main) {
+                export.complain(Some(at), "goes with backend = \"nbd-server\"");
+            }
+            return;
+        }
+        let wanted = match wanted {
+            WantedMode::Auto => None,
+            WantedMode::Is(mode) => Some(mode),
+        };
+        let host = host();
+        let way = match way::choose(wanted, version.or(host.nbd_server).as_ref(), host.held) {
+            Ok(way) => way,
+            Err(why) => return export.complain(at, &why),
+        };
+        let (pid_file, shipped) = match way.mode {
+            Mode::Signal => ("/run/attachd-nbd-server/nbd-server.pid", "/etc/attachd/nbd-server/signal.conf"),
+            Mode::Socket => (SOCKET_HELD, "/etc/attachd/nbd-server/socket.conf"),
+        };
+        self.folder = SECTIONS_FOLDER.into();
+        self.pid_file = pid_file.into();
+        let main_file = if main.is_some() { main_file } else { shipped.into() };
+        self.server = ServerSettings::NbdServer { way, main_file };
+    }
+
+    /// Why the files of TLS cannot be used, and the key that names the first of them.
+    pub(super) fn unusable_tls(&self) -> Option<(&'static str, String)> {
+        let error = Tls::new(self.tls.clone(), self.listen.ip()).err()?;
+        let path = error.path();
+        // What systemd hands over is there while attachd runs, and other users' secrets can be read by them alone.
+        let unseen = match std::fs::File::open(path).map_err(|error| error.kind()) {
+            Err(io::ErrorKind::NotFound) => path.starts_with("/run/credentials"),
+            Err(io::ErrorKind::PermissionDenied) => daemons_user() != Some(rustix::process::geteuid().as_raw()),
+            _ => false,
+        };
+        let key = match &self.tls {
+            Some(TlsSettings::Certificates(TlsFiles { ca, .. })) if ca == path => "tls_ca",
+            Some(TlsSettings::Certificates(TlsFiles { identity: Some((_, key)), .. })) if key == path => "tls_key",
+            Some(TlsSettings::Certificates(_)) => "tls_certificate",
+            _ => "tls_psk_file",
+        };
+        (!unseen).then(|| (key, format!("[export] {key}: {error}")))
+    }
+
+    pub(super) fn compare(&self, new: &Self, changes: &mut Changes) {
+        let Self { server, folder, listen, pid_file, tls, insecure } = self;
+        let other = server.name() != new.server.name();
+        changes.restart("[export] backend", other);
+        changes.restart("[export] mode", !other && server.mode() != new.server.mode());
+        changes.restart("[export] main_file", !other && server.main_file() != new.server.main_file());
+        changes.restart("[export] folder", *folder != new.folder);
+        changes.restart("[export] listen", *listen != new.listen);
+        changes.restart("[export] pid_file", *pid_file != new.pid_file);
+        let key = match new.tls.as_ref().or(tls.as_ref()) {
+            Some(TlsSettings::Key(_)) => "[export] tls_psk_file",
+            _ => "[export] tls_ca",
+        };
+        changes.at_once(key, *tls != new.tls);
+        changes.at_once("[export] insecure", *insecure != new.insecure);
+    }
 }
 
 /// The keys about TLS: certificates, or a shared key.
@@ -252,7 +320,7 @@ mod tests {
     fn an_address_that_others_reach_takes_the_word_insecure() {
         assert!(problems("[export]\nlisten = \"0.0.0.0:10809\"")[0].contains("insecure = true"));
         assert!(parsed("[export]\nlisten = \"[::1]:10809\"").is_ok());
-        assert!(parsed("[export]\nlisten = \"10.0.0.1:10809\"\ninsecure = true").unwrap().insecure);
+        assert!(parsed("[export]\nlisten = \"10.0.0.1:10809\"\ninsecure = true").unwrap().export.insecure);
     }
 
     #[test]
@@ -261,7 +329,7 @@ mod tests {
             "[export]\nlisten = \"10.0.0.1:10809\"\ntls_ca = \"/ca\"\ntls_certificate = \"/c\"\ntls_key = \"/k\"";
         let identity = Some(("/c".into(), "/k".into()));
         let files = TlsFiles { ca: "/ca".into(), identity, name: None };
-        assert_eq!(parsed(whole).unwrap().tls, Some(TlsSettings::Certificates(files)));
+        assert_eq!(parsed(whole).unwrap().export.tls, Some(TlsSettings::Certificates(files)));
         assert!(problems("[export]\ntls_ca = \"/ca\"\ntls_key = \"/k\"")[0].contains("belong together"));
         assert!(problems("[export]\ntls_name = \"x\"")[0].contains("tls_ca is missing"));
     }
@@ -270,8 +338,11 @@ mod tests {
     fn tls_takes_a_shared_key_in_place_of_certificates() {
         let key = "[export]\nlisten = \"10.0.0.1:10809\"\ntls_psk_file = \"/keys\"\n";
         let settings = |identity| Some(TlsSettings::Key(TlsKey { file: "/keys".into(), identity }));
-        assert_eq!(parsed(key).unwrap().tls, settings(None));
-        assert_eq!(parsed(&format!("{key}tls_psk_identity = \"x\"")).unwrap().tls, settings(Some("x".to_owned())));
+        assert_eq!(parsed(key).unwrap().export.tls, settings(None));
+        assert_eq!(
+            parsed(&format!("{key}tls_psk_identity = \"x\"")).unwrap().export.tls,
+            settings(Some("x".to_owned()))
+        );
         assert!(problems(&format!("{key}tls_ca = \"/ca\""))[0].contains("not both"));
         assert!(problems("[export]\ntls_psk_identity = \"x\"")[0].contains("tls_psk_file is missing"));
     }
@@ -281,9 +352,9 @@ mod tests {
         let host = |version: &str, held| HostFacts { nbd_server: Installed::from_package(version), held };
         let way = |text: &str, host: HostFacts| {
             let settings = parse(&format!("[export]\nbackend = \"nbd-server\"\n{text}"), || host)?;
-            let ServerSettings::NbdServer { way, main_file } = settings.server else { panic!("nbdkit") };
-            assert_eq!(settings.exports, PathBuf::from("/run/attachd/nbd-server.d"));
-            Ok::<_, Vec<Problem>>((way.mode, main_file, settings.pid_file))
+            let ServerSettings::NbdServer { way, main_file } = settings.export.server else { panic!("nbdkit") };
+            assert_eq!(settings.export.folder, PathBuf::from("/run/attachd/nbd-server.d"));
+            Ok::<_, Vec<Problem>>((way.mode, main_file, settings.export.pid_file))
         };
         let (mode, main_file, pid_file) = way("", host("1:3.26.1-6", false)).unwrap();
         assert_eq!(mode, Mode::Signal);

@@ -6,14 +6,11 @@ use std::path::{Path, PathBuf};
 
 use super::{LINKS_FOLDER, SECTIONS_FOLDER, ServerSettings, Settings};
 use crate::accounts::id_of;
+use crate::export::links::STAGING_FOLDER;
 use crate::folder::Names;
 use crate::identity::{Serial, VolumeId};
 use crate::place::{self, Found, Kind, NotOurs, ROOT};
 use crate::store;
-
-/// Where a new link is made before it replaces an old one: beside the folder of links, for inside of it it would be an
-/// export.
-pub const STAGING_FOLDER: &str = "exports.new";
 
 /// A place that a setting names, or that is attachd's in any case.
 struct Place {
@@ -64,24 +61,24 @@ impl Place {
 
 fn places(settings: &Settings) -> Vec<Place> {
     let place = |section, key, path: &Path, role| Place { key: Some((section, key)), path: path.to_owned(), role };
-    let exports = match settings.server {
+    let exports = match settings.export.server {
         ServerSettings::Nbdkit => Role::Links,
         ServerSettings::NbdServer { .. } => Role::Sections,
     };
     let mut places = vec![
-        place("store", "claims", &settings.claims, Role::Claims),
-        place("export", "folder", &settings.exports, exports),
-        place("device", "host_disks", &settings.host_disks, Role::HostDisks),
-        place("store", "path", &settings.store, Role::Store),
-        place("api", "socket", &settings.socket, Role::OwnSocket),
-        place("helper", "socket", &settings.helper, Role::OtherSocket),
-        place("export", "pid_file", &settings.pid_file, Role::Other),
+        place("store", "claims", &settings.store.claims, Role::Claims),
+        place("export", "folder", &settings.export.folder, exports),
+        place("device", "host_disks", &settings.device.host_disks, Role::HostDisks),
+        place("store", "path", &settings.store.path, Role::Store),
+        place("api", "socket", &settings.api.socket, Role::OwnSocket),
+        place("helper", "socket", &settings.helper.socket, Role::OtherSocket),
+        place("export", "pid_file", &settings.export.pid_file, Role::Other),
     ];
-    if let ServerSettings::NbdServer { main_file, .. } = &settings.server {
+    if let ServerSettings::NbdServer { main_file, .. } = &settings.export.server {
         places.push(place("export", "main_file", main_file, Role::Other));
     }
     // What other settings have served before is looked for here.
-    let staging = settings.links_folder().with_file_name(STAGING_FOLDER);
+    let staging = settings.export.links_folder().with_file_name(STAGING_FOLDER);
     let own = [(LINKS_FOLDER.into(), Role::Links), (SECTIONS_FOLDER.into(), Role::Sections), (staging, Role::Staging)];
     for (path, role) in own {
         if !places.iter().any(|place| place.path == path && place.role == role) {
@@ -152,14 +149,14 @@ pub(super) struct Wrong {
 fn is_default(place: &Place, settings: &Settings) -> bool {
     let default = Settings::default();
     match place.role {
-        Role::Claims => place.path == default.claims,
+        Role::Claims => place.path == default.store.claims,
         Role::Links => place.path == Path::new(LINKS_FOLDER),
         Role::Sections => place.path == Path::new(SECTIONS_FOLDER),
-        Role::Staging => settings.links_folder() == Path::new(LINKS_FOLDER),
-        Role::HostDisks => place.path == default.host_disks,
-        Role::Store => place.path == default.store,
-        Role::OwnSocket => place.path == default.socket,
-        Role::OtherSocket => place.path == default.helper,
+        Role::Staging => settings.export.links_folder() == Path::new(LINKS_FOLDER),
+        Role::HostDisks => place.path == default.device.host_disks,
+        Role::Store => place.path == default.store.path,
+        Role::OwnSocket => place.path == default.api.socket,
+        Role::OtherSocket => place.path == default.helper.socket,
         // Its path by default depends on the server, and the server's folder is not attachd's.
         Role::Other => true,
     }
@@ -203,7 +200,7 @@ fn above(place: &Place, owner: Option<u32>) -> Option<String> {
         Ok(Ok(())) => return None,
         Ok(Err(why)) => why.to_string(),
         // The package's folder is made when it is installed; a configuration may be checked before.
-        Err(error) if error.kind() == io::ErrorKind::NotFound && place.path == Settings::default().store => {
+        Err(error) if error.kind() == io::ErrorKind::NotFound && place.path == Settings::default().store.path => {
             return None;
         }
         Err(error) => error.to_string(),
@@ -233,7 +230,7 @@ fn strangers(place: &Place, ours: impl Fn(&str) -> bool) -> Option<String> {
         }
         others.add(name);
     }
-    let own = [Settings::default().claims, LINKS_FOLDER.into()].contains(&place.path);
+    let own = [Settings::default().store.claims, LINKS_FOLDER.into()].contains(&place.path);
     if others.is_empty() || own { None } else { Some(format!("it holds other things already: {others}")) }
 }
 
@@ -260,6 +257,7 @@ pub fn is_dead_socket_of(path: &Path, owner: u32) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::super::tests::{parsed, problems};
+    use super::super::{ApiSettings, DeviceSettings, ExportSettings, HelperSettings, StoreSettings};
     use super::*;
     use std::fs;
     use std::os::unix::fs::{PermissionsExt, symlink};
@@ -306,12 +304,11 @@ mod tests {
             let dir = tempfile::tempdir().unwrap();
             let at = |name: &str| dir.path().join(name);
             let settings = Settings {
-                claims: at("claims"),
-                exports: at("exports"),
-                store: at("attachd.db"),
-                socket: at("api"),
-                helper: at("helper"),
-                host_disks: at("host-disks"),
+                api: ApiSettings { socket: at("api") },
+                store: StoreSettings { path: at("attachd.db"), claims: at("claims") },
+                device: DeviceSettings { host_disks: at("host-disks"), ..DeviceSettings::default() },
+                export: ExportSettings { folder: at("exports"), ..ExportSettings::default() },
+                helper: HelperSettings { socket: at("helper") },
                 ..Settings::default()
             };
             Self { dir, settings }

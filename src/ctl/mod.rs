@@ -54,7 +54,7 @@ standard error.";
 #[command(name = "attachctl", version, after_help = EXIT_STATUSES)]
 pub struct Arguments {
     /// attachd's socket.
-    #[arg(long, global = true, value_name = "PATH", default_value_os_t = Settings::default().socket)]
+    #[arg(long, global = true, value_name = "PATH", default_value_os_t = Settings::default().api.socket)]
     socket: PathBuf,
     /// Print attachd's own JSON.
     #[arg(long, global = true)]

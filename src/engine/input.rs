@@ -12,6 +12,7 @@ use super::tell::NotTold;
 use super::withdraw::Caller;
 use super::world::World;
 use crate::claims::Restored;
+use crate::config::Limits;
 use crate::device::DevNum;
 use crate::device::evidence::Evidence;
 use crate::device::facts::Facts;
@@ -148,6 +149,8 @@ pub(crate) enum Request {
     Leave(VolumeId, Call, Caller),
     /// Read everything again: why, and who wants it, if it is not attachd itself.
     Resync(&'static str, Option<User>, Done),
+    /// Go by other settings: this host's own VM, and how many intents there may be.
+    TakeOver { vm_id: String, limits: Limits, done: oneshot::Sender<()> },
     /// End the streams of events: the daemon is stopping.
     Hush,
     /// Ask the NBD server whether it answers.

@@ -221,6 +221,13 @@ impl Handle {
         answer.await.map_err(|_| Stopping)
     }
 
+    /// Goes by other settings from now on: this host's own VM for intents that name none, and how many there may be.
+    pub async fn take_over(&self, vm_id: String, limits: Limits) -> Result<(), Stopping> {
+        let (done, answer) = oneshot::channel();
+        self.ask(Request::TakeOver { vm_id, limits, done }).await?;
+        answer.await.map_err(|_| Stopping)
+    }
+
     /// How long the engine's turns have taken.
     pub fn turns(&self) -> &Turns {
         &self.turns
@@ -355,6 +362,10 @@ impl Engine {
             Input::Request(Request::Leave(volume, call, caller)) => self.leave(volume, call, caller).await,
             Input::Clients { ticket, epoch, clients } => self.clients_known(ticket, epoch, clients).await,
             Input::Leaving { ticket, outcome } => self.gone_on(ticket, outcome).await,
+            Input::Request(Request::TakeOver { vm_id, limits, done }) => {
+                (self.tools.vm_id, self.tools.limits) = (vm_id, limits);
+                let _ = done.send(());
+            }
             Input::Request(Request::Hush) => self.events = None,
             Input::Settle { ids, done } => self.settle_some(ids, done).await,
             Input::Examined { intent, disks, reply } => self.examined(intent, disks, reply),

@@ -16,11 +16,14 @@ use rustix::fs::{AtFlags, Dir, FileType};
 use rustix::io::Errno;
 
 use super::backend::{Contents, STRAYS};
-use crate::config::STAGING_FOLDER;
 use crate::effect;
 use crate::folder::Folder;
 use crate::identity::VolumeId;
 use crate::place::{Found, Kind};
+
+/// Where a new link is made before it replaces an old one: beside the folder of links, for inside of it it would be an
+/// export.
+pub const STAGING_FOLDER: &str = "exports.new";
 
 /// The folder.
 #[derive(Debug, Clone)]
@@ -35,6 +38,10 @@ impl Links {
         let staging = Folder::new(folder.with_file_name(STAGING_FOLDER));
         Self { folder: Folder::new(folder), staging }
     }
+
+    /// Where a new link is made before it replaces an old one: beside the folder of links, for inside of it it would be an
+    /// export.
+    pub const STAGING_FOLDER: &str = "exports.new";
 
     /// The folder.
     pub fn folder(&self) -> &Folder {

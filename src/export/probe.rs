@@ -117,7 +117,7 @@ impl ProbeError {
 pub struct Endpoint {
     /// The server's.
     pub address: SocketAddr,
-    tls: Option<Tls>,
+    tls: Tls,
     patience: Duration,
     turns: Arc<Semaphore>,
 }
@@ -130,8 +130,8 @@ impl Greeted {
 }
 
 impl Endpoint {
-    /// A server that runs. `tls`: `None` in the clear.
-    pub fn new(address: SocketAddr, tls: Option<Tls>) -> Self {
+    /// A server that runs.
+    pub fn new(address: SocketAddr, tls: Tls) -> Self {
         Self { address, tls, patience: PATIENCE, turns: Arc::new(Semaphore::new(budget::HANDSHAKES)) }
     }
 
@@ -143,6 +143,11 @@ impl Endpoint {
             return self.clone();
         }
         Self { turns: Arc::new(Semaphore::new(budget::CHECKS)), ..self.clone() }
+    }
+
+    /// Why changed files of TLS cannot be used.
+    pub fn tls_trouble(&self) -> Option<String> {
+        self.tls.trouble()
     }
 
     /// A server that is started for each connection: given more time, and asked by few at once.
@@ -263,7 +268,7 @@ async fn greeting(endpoint: &Endpoint) -> Result<Stream, ProbeError> {
     let flags = parse_greeting(&greeting).ok_or(ProbeError::NotNbd(server))?;
     let flags = u32::from(flags & (FIXED_NEWSTYLE | NO_ZEROES)).to_be_bytes();
     stream.write_all(&flags).await.map_err(broken)?;
-    let Some(tls) = &endpoint.tls else { return Ok(Stream::Plain(stream)) };
+    let Some(tls) = endpoint.tls.current().await else { return Ok(Stream::Plain(stream)) };
     stream.write_all(&option(OPT_STARTTLS, &[])).await.map_err(broken)?;
     let mut head = [0; 20];
     stream.read_exact(&mut head).await.map_err(broken)?;
@@ -368,7 +373,7 @@ mod tests {
     }
 
     async fn probe(server: SocketAddr, name: &str) -> Result<Served, ProbeError> {
-        super::probe(greet(&Endpoint::new(server, None)).await?, name).await.map(|(served, _goodbye)| served)
+        super::probe(greet(&Endpoint::new(server, Tls::none())).await?, name).await.map(|(served, _goodbye)| served)
     }
 
     fn greeting() -> Vec<u8> {
@@ -427,7 +432,7 @@ mod tests {
     #[tokio::test]
     async fn a_server_that_is_started_for_each_connection_is_given_more_time_and_asked_by_few_at_once() {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let running = Endpoint::new(listener.local_addr().unwrap(), None);
+        let running = Endpoint::new(listener.local_addr().unwrap(), Tls::none());
         let started = running.clone().started_for_each();
         assert_eq!((running.patience, started.patience), (PATIENCE, PATIENCE_WITH_A_START));
         let server = tokio::spawn(async move {
@@ -454,7 +459,7 @@ mod tests {
     #[tokio::test]
     async fn a_server_that_says_nothing_is_given_up_after_the_time_that_is_told() {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let silent = Endpoint::new(listener.local_addr().unwrap(), None);
+        let silent = Endpoint::new(listener.local_addr().unwrap(), Tls::none());
         let slow = greet(&Endpoint { patience: Duration::ZERO, ..silent }).await.err().unwrap().to_string();
         assert!(slow.ends_with("did not finish a handshake within 0 s"), "{slow}");
     }

@@ -1,9 +1,11 @@
 //! TLS towards the NBD server, for a server that listens where other hosts can reach it: by certificates, or by a key
 //! that both sides have.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use openssl::error::ErrorStack;
 use openssl::pkey::PKey;
@@ -13,11 +15,40 @@ use openssl::x509::X509VerifyResult;
 use tokio::net::TcpStream;
 use tokio_openssl::SslStream;
 
-use crate::config::{TlsFiles, TlsKey, TlsSettings};
+use crate::blocking::blocking;
 use crate::place::small_file_of_root;
 
 /// How large a file may be: every authority there is fits.
 const SIZE: u64 = 4 << 20;
+
+/// How the two sides of a TLS connection know each other.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum TlsSettings {
+    /// By certificates.
+    Certificates(TlsFiles),
+    /// By a key that both have.
+    Key(TlsKey),
+}
+
+/// Which key is used.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TlsKey {
+    /// Lines `name:key`, as the NBD server has them.
+    pub file: PathBuf,
+    /// The name of attachd's key; `None`: the file has but one.
+    pub identity: Option<String>,
+}
+
+/// Which certificates are used; all files are PEM.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TlsFiles {
+    /// The authority that has signed the server's certificate.
+    pub ca: PathBuf,
+    /// attachd's own certificate and key, for a server that verifies its clients.
+    pub identity: Option<(PathBuf, PathBuf)>,
+    /// The name in the server's certificate; `None`: its address.
+    pub name: Option<String>,
+}
 
 /// The files cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -27,9 +58,146 @@ pub struct TlsError {
     why: String,
 }
 
-/// Ready to talk TLS. Cheap to clone.
+impl TlsError {
+    /// The file.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+}
+
+/// TLS as it is wished for, or its absence. The files are read anew when they have changed. Cheap to clone, and the same
+/// for all who have a clone.
 #[derive(Clone)]
 pub struct Tls {
+    address: IpAddr,
+    state: Arc<Mutex<State>>,
+}
+
+#[derive(Default)]
+struct State {
+    /// `None`: in the clear.
+    wanted: Option<Wanted>,
+    /// Why files that have changed could not be read.
+    trouble: Option<String>,
+}
+
+#[derive(Clone)]
+struct Wanted {
+    settings: TlsSettings,
+    /// How the files were, just before they were read.
+    stamps: Vec<Stamp>,
+    ready: Ready,
+}
+
+/// What changes when a file is written or replaced; `None`: it cannot be looked at.
+type Stamp = Option<(u64, u64, u64, i64, i64)>;
+
+impl TlsSettings {
+    fn files(&self) -> Vec<&Path> {
+        match self {
+            Self::Key(key) => vec![&key.file],
+            Self::Certificates(files) => {
+                let identity = files.identity.iter().flat_map(|(certificate, key)| [certificate, key]);
+                std::iter::once(&files.ca).chain(identity).map(PathBuf::as_path).collect()
+            }
+        }
+    }
+
+    fn stamps(&self) -> Vec<Stamp> {
+        let stamp = |path: &Path| {
+            let data = std::fs::metadata(path).ok()?;
+            Some((
+                data.dev(),
+                data.ino(),
+                data.size(),
+                data.mtime_nsec() + data.mtime() * 1_000_000_000,
+                data.ctime_nsec(),
+            ))
+        };
+        self.files().into_iter().map(stamp).collect()
+    }
+}
+
+impl Tls {
+    /// Reads the files. `address` is what the server's certificate names unless another name is given.
+    pub fn new(settings: Option<TlsSettings>, address: IpAddr) -> Result<Self, TlsError> {
+        let tls = Self { address, state: Arc::default() };
+        tls.change(settings)?;
+        Ok(tls)
+    }
+
+    /// None at all, so far.
+    pub fn none() -> Self {
+        Self { address: IpAddr::V4(Ipv4Addr::UNSPECIFIED), state: Arc::default() }
+    }
+
+    /// Goes by other settings, and reads the files in any case. After an error everything is as it was.
+    pub fn change(&self, settings: Option<TlsSettings>) -> Result<(), TlsError> {
+        let wanted = settings.map(|settings| self.read(settings)).transpose()?;
+        *self.lock() = State { wanted, trouble: None };
+        Ok(())
+    }
+
+    fn read(&self, settings: TlsSettings) -> Result<Wanted, TlsError> {
+        // First: what is written meanwhile is another stamp.
+        let stamps = settings.stamps();
+        let ready = Ready::load(&settings, self.address)?;
+        Ok(Wanted { settings, stamps, ready })
+    }
+
+    /// Why files that have changed cannot be used; those that were read before are, until then.
+    pub fn trouble(&self) -> Option<String> {
+        self.lock().trouble.clone()
+    }
+
+    /// What a handshake goes by now; `None`: it is in the clear.
+    pub(super) async fn current(&self) -> Option<Ready> {
+        let last = self.lock().wanted.as_ref()?.ready.clone();
+        let this = self.clone();
+        // Without a thread to look at files with, those that were read before are used.
+        blocking(move || this.fresh()).await.unwrap_or(Some(last))
+    }
+
+    /// The files as they are, read anew if they have changed.
+    fn fresh(&self) -> Option<Ready> {
+        let wanted = self.lock().wanted.clone()?;
+        if wanted.settings.stamps() == wanted.stamps {
+            self.lock().trouble = None;
+            return Some(wanted.ready);
+        }
+        let read = self.read(wanted.settings.clone());
+        let mut state = self.lock();
+        // Other settings have come meanwhile.
+        if state.wanted.as_ref().is_none_or(|now| now.settings != wanted.settings) {
+            return state.wanted.as_ref().map(|now| now.ready.clone());
+        }
+        match read {
+            Ok(new) => {
+                tracing::info!("the files of TLS towards the NBD server have changed and were read again");
+                let ready = new.ready.clone();
+                *state = State { wanted: Some(new), trouble: None };
+                Some(ready)
+            }
+            // Perhaps one of them is not replaced yet: the next handshake looks again.
+            Err(error) => {
+                let why = error.to_string();
+                if state.trouble.as_ref() != Some(&why) {
+                    tracing::warn!("changed files cannot be used, those that were read before are: {why}");
+                }
+                state.trouble = Some(why);
+                Some(wanted.ready)
+            }
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Ready to talk TLS. Cheap to clone.
+#[derive(Clone)]
+pub(super) struct Ready {
     context: SslContext,
     proof: Proof,
 }
@@ -45,9 +213,8 @@ enum Proof {
     Key(String),
 }
 
-impl Tls {
-    /// Reads the files. `address` is what the server's certificate names unless another name is given.
-    pub fn load(settings: &TlsSettings, address: IpAddr) -> Result<Self, TlsError> {
+impl Ready {
+    fn load(settings: &TlsSettings, address: IpAddr) -> Result<Self, TlsError> {
         match settings {
             TlsSettings::Certificates(files) => {
                 let proof = files.name.clone().map_or(Proof::Address(address), Proof::Host);
@@ -116,7 +283,7 @@ fn with_certificates(files: &TlsFiles) -> Result<SslContext, TlsError> {
 }
 
 /// With a key and no authority, nothing but a server that has the key gets through.
-fn with_key(settings: &TlsKey) -> Result<Tls, TlsError> {
+fn with_key(settings: &TlsKey) -> Result<Ready, TlsError> {
     let file = &settings.file;
     let text = String::from_utf8(read(file)?).map_err(|_| failed(file, "it is not text"))?;
     let (identity, key) = find_key(&text, settings.identity.as_deref()).map_err(|why| failed(file, why))?;
@@ -135,7 +302,7 @@ fn with_key(settings: &TlsKey) -> Result<Tls, TlsError> {
             secret.copy_from_slice(&key);
             Ok(key.len())
         });
-        Ok(Tls { context: context.build(), proof })
+        Ok(Ready { context: context.build(), proof })
     };
     build().map_err(|error: ErrorStack| failed(file, error))
 }

@@ -29,6 +29,7 @@ mod write;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot, watch as channel};
@@ -78,6 +79,7 @@ pub struct Store {
     condition: channel::Receiver<Option<StoreError>>,
     /// Copies that were there at the start.
     saved: Arc<[PathBuf]>,
+    history_days: Arc<AtomicU32>,
 }
 
 /// A volume's story, as far as it can be had.
@@ -101,6 +103,11 @@ pub struct Pulse {
 }
 
 impl Store {
+    /// How long the timelines of withdrawn volumes are kept from now on; seen to when next something is forgotten.
+    pub fn keep_history_for(&self, days: u32) {
+        self.history_days.store(days, Ordering::Relaxed);
+    }
+
     /// Opens the file, creates and migrates it, and reads what it holds. A file whose disk takes nothing is read all the
     /// same; it is opened for writing as soon as that is possible. The task ends after the last handle is gone.
     pub async fn open(options: Options<'_>) -> Result<(Self, JoinHandle<()>, Vec<Record>), StoreError> {
@@ -109,12 +116,19 @@ impl Store {
         let (tries, asked) = mpsc::channel(1);
         let (tell, condition) = channel::channel(opened.failure.clone());
         let posted = Arc::<Posted>::default();
+        let history_days = Arc::new(AtomicU32::new(options.history_days));
         let watch = Watch::new(options.path);
         let reader = Reader::new(options.path, opened.reader);
-        let task = Task::new(options, opened.writer, (watch.clone(), tell), reader.clone(), Arc::clone(&posted));
+        let task = Task::new(
+            options,
+            opened.writer,
+            (watch.clone(), tell),
+            reader.clone(),
+            (Arc::clone(&posted), Arc::clone(&history_days)),
+        );
         let task = tokio::spawn(task.run(queue, asked));
         let saved = rescue::saved(options.path).into();
-        Ok((Self { commands, tries, posted, reader, watch, condition, saved }, task, opened.records))
+        Ok((Self { commands, tries, posted, reader, watch, condition, saved, history_days }, task, opened.records))
     }
 
     /// Writes all changes in one transaction; durable when this answers with success, and not there at all otherwise.

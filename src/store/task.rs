@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use sqlx::Connection;
@@ -62,7 +63,7 @@ pub(super) struct Task {
     path: PathBuf,
     spare: PathBuf,
     boot_id: String,
-    history_days: u32,
+    history_days: Arc<AtomicU32>,
     port: u16,
     watch: Watch,
     /// Why nothing can be written.
@@ -90,7 +91,7 @@ impl Task {
         writer: Option<Writer>,
         (watch, tell): (Watch, channel::Sender<Option<StoreError>>),
         reader: Reader,
-        posted: Arc<Posted>,
+        (posted, history_days): (Arc<Posted>, Arc<AtomicU32>),
     ) -> Self {
         Self {
             writer,
@@ -98,7 +99,7 @@ impl Task {
             path: options.path.to_owned(),
             spare: options.spare.to_owned(),
             boot_id: options.boot_id.to_owned(),
-            history_days: options.history_days,
+            history_days,
             port: options.port,
             watch,
             failure: tell,
@@ -331,7 +332,7 @@ impl Task {
     async fn open(&mut self) {
         let options = Options {
             path: &self.path,
-            history_days: self.history_days,
+            history_days: self.history_days.load(Ordering::Relaxed),
             port: self.port,
             boot_id: &self.boot_id,
             spare: &self.spare,
@@ -406,7 +407,7 @@ impl Task {
         let asked = self.watch.ask();
         let pruned = async {
             writer.seen.keep(&mut writer.connection, &self.boot_id).await?;
-            writer.seen.prune(&mut writer.connection, self.history_days).await
+            writer.seen.prune(&mut writer.connection, self.history_days.load(Ordering::Relaxed)).await
         };
         let pruned = pruned.await;
         drop(asked);

@@ -84,7 +84,7 @@ mod tests {
     use crate::config;
 
     fn server_in(text: &str) -> &'static str {
-        config::parse(text, config::HostFacts::default).unwrap_or_else(|e| panic!("{e:?}\n{text}")).server.name()
+        config::parse(text, config::HostFacts::default).unwrap_or_else(|e| panic!("{e:?}\n{text}")).export.server.name()
     }
 
     #[test]

@@ -74,16 +74,15 @@ pub(super) async fn run(client: &Client, options: &Options, output: &Output) -> 
         let problems: Vec<&str> = problems.iter().map(|problem| problem.message.as_str()).collect();
         Failure::new("INVALID_CONFIG", format!("the changed configuration would not be valid: {}", problems.join("; ")))
     })?;
-    if settings.server.name() != options.server.to_string() {
+    if settings.export.server.name() != options.server.to_string() {
         let text =
             format!("{} says its server in a way that is not understood: change it by hand", options.config.display());
         return Err(Failure::new("EDIT_BY_HAND", text));
     }
-    let units = units(&settings.server);
+    let units = units(&settings.export.server);
     if edited == text && units.iter().all(|unit| Unit::ask(unit).is_some_and(|unit| unit.is_in_use())) {
-        let answer =
-            json!({ "backend": settings.server.name(), "unit": settings.server.unit(), "changed": false, "steps": [] });
-        let words = format!("{} serves already; nothing to do\n", settings.server.name());
+        let answer = json!({ "backend": settings.export.server.name(), "unit": settings.export.server.unit(), "changed": false, "steps": [] });
+        let words = format!("{} serves already; nothing to do\n", settings.export.server.name());
         if output.is_json() {
             output.json(&answer.to_string())?;
         } else {
@@ -93,7 +92,7 @@ pub(super) async fn run(client: &Client, options: &Options, output: &Output) -> 
     }
     // attachd's own handshakes are no clients. No user has the other number.
     let attachd = accounts::id_of("/etc/passwd", "attachd").unwrap_or(u32::MAX);
-    let connected = clients::connected_but(settings.listen, attachd).map_err(|error| {
+    let connected = clients::connected_but(settings.export.listen, attachd).map_err(|error| {
         Failure::new(
             "CLIENTS_UNKNOWN",
             format!("who is connected cannot be read ({error}); --force goes on all the same"),
@@ -109,10 +108,10 @@ pub(super) async fn run(client: &Client, options: &Options, output: &Output) -> 
         return Err(Failure::with(FAILED, "CLIENTS_CONNECTED", text, json!({ "clients": connected })));
     }
     let mut change = Change { output, told: Vec::new(), back: Vec::new() };
-    match change.all(client, &options.config, (&text, &edited), &settings.server, units).await {
+    match change.all(client, &options.config, (&text, &edited), &settings.export.server, units).await {
         Ok(()) => {
             let answer = json!({
-                "backend": settings.server.name(), "unit": settings.server.unit(), "changed": true, "steps": change.told
+                "backend": settings.export.server.name(), "unit": settings.export.server.unit(), "changed": true, "steps": change.told
             });
             if output.is_json() {
                 output.json(&answer.to_string())?;

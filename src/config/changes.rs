@@ -1,0 +1,112 @@
+//! What a new configuration changes, and when that takes effect. Pure.
+
+use super::Settings;
+
+/// The keys whose values differ, as `[section] key`.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Changes {
+    /// Those that take effect at a reload.
+    pub at_once: Vec<&'static str>,
+    /// Those that take effect when attachd is restarted.
+    pub at_restart: Vec<&'static str>,
+}
+
+impl Changes {
+    pub(super) fn at_once(&mut self, key: &'static str, differs: bool) {
+        self.at_once.extend(differs.then_some(key));
+    }
+
+    pub(super) fn restart(&mut self, key: &'static str, differs: bool) {
+        self.at_restart.extend(differs.then_some(key));
+    }
+
+    /// From the settings in use to new ones. Each section names all its fields, so that none can be forgotten.
+    pub fn between(old: &Settings, new: &Settings) -> Self {
+        let Settings { api, store, device, export, helper, host, history, limits } = old;
+        let mut changes = Self::default();
+        api.compare(&new.api, &mut changes);
+        store.compare(&new.store, &mut changes);
+        device.compare(&new.device, &mut changes);
+        export.compare(&new.export, &mut changes);
+        helper.compare(&new.helper, &mut changes);
+        host.compare(&new.host, &mut changes);
+        history.compare(&new.history, &mut changes);
+        limits.compare(new.limits, &mut changes);
+        changes
+    }
+}
+
+impl Settings {
+    /// These settings with everything of the new ones that takes effect at once.
+    #[must_use]
+    pub fn reloaded(&self, new: &Self) -> Self {
+        let mut reloaded = self.clone();
+        reloaded.host = new.host.clone();
+        reloaded.history = new.history.clone();
+        reloaded.limits = new.limits;
+        reloaded.export.tls.clone_from(&new.export.tls);
+        reloaded.export.insecure = new.export.insecure;
+        reloaded
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::tests::parsed;
+    use super::super::{HostFacts, parse};
+    use super::*;
+
+    /// Each key of the configuration with another value than it has by default, and what of it is said at a reload.
+    const OTHERS: [(&str, &str, &str, bool); 22] = [
+        ("api", "socket = \"/run/x\"", "[api] socket", false),
+        ("store", "path = \"/x/db\"", "[store] path", false),
+        ("store", "claims = \"/x/claims\"", "[store] claims", false),
+        ("device", "schemes = [\"loop\"]", "[device] schemes", false),
+        ("device", "nbd_group = \"x\"", "[device] nbd_group", false),
+        ("device", "host_disks = \"/x/disks\"", "[device] host_disks", false),
+        ("export", "folder = \"/x/exports\"", "[export] folder", false),
+        ("export", "listen = \"127.0.0.1:7\"", "[export] listen", false),
+        ("export", "pid_file = \"/x/pid\"", "[export] pid_file", false),
+        ("export", "insecure = true", "[export] insecure", true),
+        ("export", "tls_ca = \"/ca\"", "[export] tls_ca", true),
+        ("export", "tls_psk_file = \"/keys\"", "[export] tls_psk_file", true),
+        ("export", "tls_ca = \"/a\"\ntls_certificate = \"/c\"\ntls_key = \"/k\"", "[export] tls_ca", true),
+        ("export", "tls_ca = \"/ca\"\ntls_name = \"x\"", "[export] tls_ca", true),
+        ("export", "tls_psk_file = \"/k\"\ntls_psk_identity = \"x\"", "[export] tls_psk_file", true),
+        ("export", "backend = \"nbd-server\"\nnbd_server_version = \"3.26.1\"", "[export] backend", false),
+        ("helper", "socket = \"/run/x\"", "[helper] socket", false),
+        ("host", "vm_id = \"x\"", "[host] vm_id", true),
+        ("history", "days = 7", "[history] days", true),
+        ("limits", "intents = 7", "[limits] intents", true),
+        ("limits", "intents_per_user = 7", "[limits] intents_per_user", true),
+        ("limits", "intents = 7\nintents_per_user = 8", "[limits] intents", true),
+    ];
+
+    #[test]
+    fn every_key_that_differs_is_named_and_takes_effect_when_it_is_said_to() {
+        let old = Settings::default();
+        assert_eq!(Changes::between(&old, &parsed("").unwrap()), Changes::default(), "the control: nothing differs");
+        for (section, line, key, at_once) in OTHERS {
+            let new = parsed(&format!("[{section}]\n{line}")).unwrap();
+            let changes = Changes::between(&old, &new);
+            let (named, other) =
+                if at_once { (&changes.at_once, &changes.at_restart) } else { (&changes.at_restart, &changes.at_once) };
+            assert!(named.contains(&key) && other.is_empty(), "{line}: {changes:?}");
+            let left = Changes::between(&old.reloaded(&new), &new);
+            assert_eq!((left.at_once.len(), left.at_restart), (0, changes.at_restart), "{line}");
+        }
+    }
+
+    #[test]
+    fn another_way_of_nbd_server_is_named_by_its_key() {
+        let with = |more: &str| {
+            let nbd_server = "[export]\nbackend = \"nbd-server\"\nnbd_server_version = \"3.26.1\"";
+            parse(&format!("{nbd_server}\n{more}"), HostFacts::default).unwrap()
+        };
+        let named = |old: &str, new: &str| Changes::between(&with(old), &with(new)).at_restart;
+        let [socket, signal] = ["mode = \"socket\"", "mode = \"signal\""];
+        assert_eq!(named(signal, signal), Vec::<&str>::new(), "the control");
+        assert!(named(socket, signal).contains(&"[export] mode"));
+        assert_eq!(named(signal, &format!("{signal}\nmain_file = \"/x\"")), ["[export] main_file"]);
+    }
+}

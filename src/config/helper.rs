@@ -1,0 +1,30 @@
+//! The section `[helper]`.
+
+use std::path::PathBuf;
+
+use super::changes::Changes;
+use super::text::Section;
+
+/// The one privileged program.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HelperSettings {
+    /// `socket`: where it listens.
+    pub socket: PathBuf,
+}
+
+impl Default for HelperSettings {
+    fn default() -> Self {
+        Self { socket: "/run/attachd/helper.sock".into() }
+    }
+}
+
+impl HelperSettings {
+    pub(super) fn read(&mut self, section: &mut Section<'_, '_>) {
+        section.set("socket", &mut self.socket);
+    }
+
+    pub(super) fn compare(&self, new: &Self, changes: &mut Changes) {
+        let Self { socket } = self;
+        changes.restart("[helper] socket", *socket != new.socket);
+    }
+}

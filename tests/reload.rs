@@ -1,0 +1,216 @@
+//! The configuration read again: what takes effect at once, what is only named, and mistakes that change nothing.
+#![allow(clippy::unwrap_used, reason = "a test's panic is its failure")]
+
+mod common;
+
+use std::os::unix::fs::chown;
+use std::path::Path;
+use std::process::Command;
+
+use common::*;
+use lab::{Api, Attachd, Certificates, Lab, people};
+use serde_json::{Value, json};
+
+/// How many reloads are done, by the resyncs they end with.
+fn resyncs(api: &Api) -> u64 {
+    health(api)["resync"]["count"].as_u64().unwrap()
+}
+
+/// Has attachd read this configuration. The answer to a later resync says that the reload is done: both come in one queue,
+/// and nothing else makes a resync here.
+fn reload(lab: &Lab, attachd: &Attachd, config: &str) {
+    lab.attachd_config(config).unwrap();
+    let api = attachd.api();
+    let before = resyncs(&api);
+    attachd.sighup().unwrap();
+    while resyncs(&api) == before {
+        std::thread::yield_now();
+    }
+}
+
+fn codes(health: &Value, kind: &str) -> Vec<String> {
+    health[kind].as_array().unwrap().iter().map(|one| one["code"].as_str().unwrap().to_owned()).collect()
+}
+
+fn message(health: &Value, kind: &str, code: &str) -> String {
+    let found = health[kind].as_array().unwrap().iter().find(|one| one["code"] == code);
+    found.unwrap_or_else(|| panic!("{code} in {health:#}"))["message"].as_str().unwrap().to_owned()
+}
+
+fn said(attachd: &Attachd) -> String {
+    attachd.stderr_text()
+}
+
+#[test]
+fn limits_and_the_hosts_own_vm_take_effect_at_a_reload() {
+    let lab = with_nbdkit();
+    lab.attachd_config(&format!("{CONFIG}[limits]\nintents = 1\n")).unwrap();
+    let attachd = start(&lab);
+    let api = attachd.api();
+    let first = intend(&api, &lab.volume());
+    assert_eq!(first["vm_id"], "");
+    let second = lab.volume();
+    let ask = || api.post("/api/v1/intents", &json!({ "volume_id": second.id })).unwrap();
+    assert_eq!(ask().expect(429).unwrap()["code"], "TOO_MANY_INTENTS", "the control: the limit before");
+
+    reload(&lab, &attachd, &format!("{CONFIG}[limits]\nintents = 2\n[host]\nvm_id = \"own\"\n[history]\ndays = 7\n"));
+    assert_eq!(ask().expect(201).unwrap()["vm_id"], "own");
+    let told = said(&attachd);
+    assert!(told.contains("changed: [host] vm_id, [history] days, [limits] intents"), "{told}");
+    assert_eq!(health(&api)["remarks"], json!([]), "nothing waits for a restart");
+
+    reload(&lab, &attachd, &format!("{CONFIG}[limits]\nintents = 2\n[host]\nvm_id = \"own\"\n[history]\ndays = 7\n"));
+    assert!(said(&attachd).contains("nothing in it has changed"), "{}", said(&attachd));
+}
+
+#[test]
+fn what_takes_a_restart_is_named_and_stays_as_it_is_until_then() {
+    let (lab, mut attachd, api) = up();
+    let (volume, _disk) = served(&lab, &api);
+    let elsewhere = "listen = \"127.0.0.1:10999\"";
+    let new = format!("{CONFIG}[export]\n{elsewhere}\n[limits]\nintents = 7\n");
+    reload(&lab, &attachd, &new);
+    let told = said(&attachd);
+    assert!(told.contains("changed: [limits] intents"), "{told}");
+    assert!(told.contains("takes a restart of attachd (exports stay served): [export] listen"), "{told}");
+    let now = health(&api);
+    assert_eq!((&now["status"], &now["backend"]["listen"]), (&json!("healthy"), &json!("127.0.0.1:10809")));
+    assert!(message(&now, "remarks", "RESTART_NEEDED").contains("[export] listen"));
+    assert_eq!(show(&api, &volume)["export"]["state"], "served");
+    // Once more: it is still not what the file says.
+    reload(&lab, &attachd, &new);
+    assert_eq!(codes(&health(&api), "remarks"), ["RESTART_NEEDED"]);
+
+    attachd.terminate().unwrap();
+    let attachd = start(&lab);
+    let now = health(&attachd.api());
+    assert_eq!(now["backend"]["listen"], "127.0.0.1:10999", "the control: a restart takes it over");
+    assert_eq!(now["remarks"], json!([]));
+    reload(&lab, &attachd, CONFIG);
+    assert!(message(&health(&attachd.api()), "remarks", "RESTART_NEEDED").contains("[export] listen"));
+    reload(&lab, &attachd, &new);
+    assert_eq!(health(&attachd.api())["remarks"], json!([]), "taken back before the restart");
+}
+
+/// What `check-config` says of a configuration.
+fn check_config(path: &Path) -> String {
+    let output = Command::new(bin()).args(["--config", path.to_str().unwrap(), "check-config"]).output().unwrap();
+    assert!(!output.status.success());
+    String::from_utf8(output.stderr).unwrap().trim_end().to_owned()
+}
+
+#[test]
+fn a_reload_with_a_mistake_changes_nothing_and_says_what_check_config_says() {
+    let (lab, attachd, api) = up();
+    let config = Path::new("/etc/attachd/attachd.toml");
+    let ca = lab.dir().join("ca.pem");
+    std::fs::write(&ca, "no certificate").unwrap();
+    for mistake in [
+        "[limits]\nintents = 1\nintents_per_usr = 1\n[host]\nvm_id = \"x\"\n".to_owned(),
+        "[limits]\nintents = 1\n[store]\nclaims = \"/etc\"\n".to_owned(),
+        format!("[limits]\nintents = 1\n[export]\ntls_ca = {:?}\n", ca.display().to_string()),
+        "[limits]\nintents = 1\n[export]\ntls_psk_file = \"/nowhere/keys\"\n".to_owned(),
+    ] {
+        reload(&lab, &attachd, &format!("{CONFIG}{mistake}"));
+        let now = health(&api);
+        let (told, checked) = (message(&now, "problems", "CONFIG_INVALID"), check_config(config));
+        assert_eq!(now["status"], "degraded");
+        assert!(checked.starts_with("/etc/attachd/attachd.toml:"), "with its place: {checked}");
+        assert!(told.ends_with(&checked), "{told}\n{checked}");
+        assert!(said(&attachd).contains(&format!("the one in use stays:\n{checked}")), "{}", said(&attachd));
+        // The limit of the bad file would let no second one in.
+        for _ in 0..2 {
+            let volume = lab.volume();
+            assert_eq!(intend(&api, &volume)["vm_id"], "");
+        }
+    }
+    reload(&lab, &attachd, &format!("{CONFIG}[limits]\nintents = 1\n"));
+    assert_eq!(health(&api)["status"], "healthy", "the mistake is gone");
+    let refused = api.post("/api/v1/intents", &json!({ "volume_id": lab.volume().id })).unwrap();
+    refused.expect(429).expect("the control: the file without its mistake counts");
+}
+
+fn certificates(lab: &Lab, name: &str) -> Certificates {
+    let all = Certificates::make(&lab.dir().join(name), "127.0.0.1").unwrap();
+    chown(all.file("server-key.pem"), Some(people::NBD.id), None).unwrap();
+    chown(all.file("client-key.pem"), Some(people::ATTACHD.id), None).unwrap();
+    all
+}
+
+fn serve(lab: &mut Lab, certificates: &Certificates) {
+    let folder = format!("--tls-certificates={}", certificates.folder().display());
+    lab.nbdkit_start_with(&["--tls=require", "--tls-verify-peer", &folder]).unwrap();
+}
+
+const CLIENTS: [&str; 3] = ["ca-cert.pem", "client-cert.pem", "client-key.pem"];
+
+fn config(certificates: &Certificates) -> String {
+    let [ca, certificate, key] = CLIENTS.map(|name| certificates.file(name));
+    format!("{CONFIG}[export]\ntls_ca = {ca:?}\ntls_certificate = {certificate:?}\ntls_key = {key:?}\n")
+}
+
+/// Puts a file in the place of another in one step.
+fn replace(old: &str, new: &str) {
+    std::fs::rename(new, old).unwrap();
+}
+
+#[test]
+fn certificates_that_are_replaced_are_read_again_without_a_word() {
+    let mut lab = Lab::new();
+    let (mine, renewed) = (certificates(&lab, "mine"), certificates(&lab, "renewed"));
+    serve(&mut lab, &renewed);
+    lab.attachd_config(&config(&mine)).unwrap();
+    let attachd = start(&lab);
+    let api = attachd.api();
+    let (volume, _disk) = attached(&lab, &api);
+    let refused = wait_reason(&api, &volume, "BACKEND_DOWN");
+    assert!(refused["reason"]["message"].as_str().unwrap().contains("not believed"), "the control: {refused:#}");
+
+    // One of the three: they do not fit, and those that were read before are still used.
+    replace(&mine.file(CLIENTS[2]), &renewed.file(CLIENTS[2]));
+    let now = loop {
+        let now = health(&api);
+        if codes(&now, "problems").contains(&"TLS_FILES".to_owned()) {
+            break now;
+        }
+    };
+    assert!(message(&now, "problems", "TLS_FILES").contains("client-key.pem: "), "{now:#}");
+    replace(&mine.file(CLIENTS[1]), &renewed.file(CLIENTS[1]));
+    replace(&mine.file(CLIENTS[0]), &renewed.file(CLIENTS[0]));
+    wait(&api, &volume, "ready");
+    assert!(!codes(&health(&api), "problems").contains(&"TLS_FILES".to_owned()));
+}
+
+/// What docs/security.md says of nbdkit.
+#[test]
+fn nbdkit_reads_its_certificates_only_when_it_starts() {
+    let mut lab = Lab::new();
+    let (old, renewed) = (certificates(&lab, "old"), certificates(&lab, "renewed"));
+    serve(&mut lab, &old);
+    for name in ["ca-cert.pem", "server-cert.pem", "server-key.pem"] {
+        replace(&old.file(name), &renewed.file(name));
+    }
+    std::fs::copy(old.file(CLIENTS[0]), renewed.file(CLIENTS[0])).unwrap();
+    lab.attachd_config(&config(&renewed)).unwrap();
+    let attachd = start(&lab);
+    let (volume, _disk) = attached(&lab, &attachd.api());
+    wait_reason(&attachd.api(), &volume, "BACKEND_DOWN");
+    lab.nbdkit_kill().unwrap();
+    serve(&mut lab, &old);
+    wait(&attachd.api(), &volume, "ready");
+}
+
+#[test]
+fn tls_itself_can_be_turned_on_by_a_reload() {
+    let mut lab = Lab::new();
+    let certificates = certificates(&lab, "certificates");
+    serve(&mut lab, &certificates);
+    lab.attachd_config(CONFIG).unwrap();
+    let attachd = start(&lab);
+    let api = attachd.api();
+    let (volume, _disk) = attached(&lab, &api);
+    wait_reason(&api, &volume, "EXPORT_REFUSED");
+    reload(&lab, &attachd, &config(&certificates));
+    wait(&api, &volume, "ready");
+    assert!(said(&attachd).contains("changed: [export] tls_ca"));
+}
