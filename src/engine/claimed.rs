@@ -7,6 +7,7 @@ use super::Engine;
 use super::exports::STRANGERS;
 use super::input::{Done, Input};
 use super::settle::pause;
+use super::waiting::Round;
 use crate::blocking::blocking;
 use crate::claims::Restored;
 use crate::folder::Names;
@@ -89,7 +90,7 @@ impl Engine {
         if std::mem::replace(&mut claimed.under_way, true) {
             return;
         }
-        let told = std::mem::take(&mut claimed.waiting);
+        let round = self.waiting.begin(std::mem::take(&mut claimed.waiting));
         let leaving = |id: &VolumeId| self.world.volume(*id).is_some_and(|volume| volume.departure.leaving.may_go());
         let (going, wanted): (Vec<VolumeId>, Vec<VolumeId>) = self.world.ids().into_iter().partition(leaving);
         let under_way: Vec<VolumeId> = going.into_iter().chain(self.admissions.keys().copied()).collect();
@@ -98,16 +99,14 @@ impl Engine {
         let step = blocking(move || restoration.run());
         self.outside("step.claims", step, move |result| {
             let result = result.map_err(io::Error::from).flatten().flatten();
-            Input::Claims { result, told }
+            Input::Claims { result, round }
         });
     }
 
-    pub(super) fn claims_restored(&mut self, result: &io::Result<Restored>, told: Vec<Done>) {
+    pub(super) fn claims_restored(&mut self, result: &io::Result<Restored>, round: Round) {
         self.world.claimed.learn(result);
         self.world.claimed.under_way = false;
-        for done in told {
-            let _ = done.send(Ok(()));
-        }
+        self.waiting.end(round, &Ok(()));
         if std::mem::take(&mut self.world.claimed.again) {
             self.restore_claims(None);
         }

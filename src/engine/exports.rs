@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use super::Engine;
 use super::input::{Done, Input};
 use super::settle::pause;
+use super::waiting::Round;
 use crate::blocking::blocking;
 use crate::export::backend::{Contents, Which};
 use crate::folder::{Names, is_away};
@@ -63,12 +64,12 @@ impl Engine {
         if std::mem::replace(&mut exported.under_way, true) {
             return;
         }
-        let told = std::mem::take(&mut exported.waiting);
+        let round = self.waiting.begin(std::mem::take(&mut exported.waiting));
         let (backend, known) = (self.tools.backend.clone(), self.known());
         let step = blocking(move || backend.list(&known));
         self.outside("step.exports", step, move |result| {
             let contents = result.map_err(io::Error::from).flatten().flatten();
-            Input::Exports { contents, told }
+            Input::Exports { contents, round }
         });
     }
 
@@ -77,10 +78,10 @@ impl Engine {
     }
 
     /// The folders were listed, or could not be.
-    pub(super) async fn exports_listed(&mut self, contents: io::Result<Contents>, told: Vec<Done>) {
+    pub(super) async fn exports_listed(&mut self, contents: io::Result<Contents>, round: Round) {
         self.world.exported.under_way = false;
         let changed = self.adopt(contents);
-        self.settle_some(changed, told).await;
+        self.settle_some(changed, Some(round)).await;
         if std::mem::take(&mut self.world.exported.again) {
             self.list_exports(None);
         }

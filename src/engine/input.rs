@@ -9,6 +9,7 @@ use super::leaving::{Call, Outcome};
 use super::outside::Died;
 use super::server::Greeted;
 use super::tell::NotTold;
+use super::waiting::Round;
 use super::withdraw::Caller;
 use super::world::World;
 use crate::claims::Restored;
@@ -42,7 +43,7 @@ pub(crate) enum Input {
     /// A caller asks.
     Request(Request),
     /// The rest of many volumes that are to be settled, and who is told when they are.
-    Settle { ids: Vec<VolumeId>, done: Vec<Done> },
+    Settle { ids: Vec<VolumeId>, round: Option<Round> },
     /// This host has begun to use disks, or has ceased to.
     UseChanged(UseChanged),
     /// A disk was read.
@@ -50,24 +51,19 @@ pub(crate) enum Input {
     /// A disk that did not answer in time has answered after all.
     Answered(DevNum),
     /// Every disk was read.
-    Scanned {
-        reading: Reading,
-        all: std::io::Result<Vec<(DevNum, Found<Facts>)>>,
-        reason: &'static str,
-        done: Option<Done>,
-    },
+    Scanned { reading: Reading, all: std::io::Result<Vec<(DevNum, Found<Facts>)>>, reason: &'static str, round: Round },
     /// The disks of a new intent's serial were read before it was accepted.
-    Examined { intent: Intent, disks: Result<Vec<Facts>, Died>, reply: Reply<Accepted> },
+    Examined { volume: VolumeId, disks: Result<Vec<Facts>, Died> },
     /// Something has happened in the folders.
     Folders(Changes),
     /// The folders of exports were listed, or could not be.
-    Exports { contents: std::io::Result<Contents>, told: Vec<Done> },
+    Exports { contents: std::io::Result<Contents>, round: Round },
     /// What needs no disk was done for an export, or could not be. `true`: the server must be told.
     Prepared { ticket: Ticket, result: std::io::Result<bool> },
     /// The claims were put right, or could not be.
-    Claims { result: std::io::Result<Restored>, told: Vec<Done> },
+    Claims { result: std::io::Result<Restored>, round: Round },
     /// A new intent is durable and claimed, or is not.
-    Admitted { intent: Intent, result: Result<(), NotAdmitted>, reply: Reply<Accepted> },
+    Admitted { volume: VolumeId, result: Result<(), NotAdmitted> },
     /// It is known who is connected to a volume's disks. `epoch`: which revocation was the last when it was asked.
     Clients { ticket: Ticket, epoch: u64, clients: Clients },
     /// What was written of a volume on its way out is durable, or is not; or its claim is gone.

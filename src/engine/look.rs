@@ -45,7 +45,7 @@ impl Engine {
             self.tools.stacks.notify_one();
         }
         self.settle_serials(touched).await;
-        self.settle_some(concerned, Vec::new()).await;
+        self.settle_some(concerned, None).await;
     }
 
     /// This host has begun to use these disks, or has ceased to: what is said of them was true a moment ago.
@@ -67,7 +67,7 @@ impl Engine {
             let reading = self.next_reading();
             let touched = self.world.table.update(devnum, Found::Gone, reading, Heard::Asked);
             self.settle_serials(touched).await;
-            self.settle_some(concerned, Vec::new()).await;
+            self.settle_some(concerned, None).await;
         }
     }
 

@@ -29,6 +29,7 @@ mod story;
 pub mod tell;
 pub mod turns;
 pub mod udevd;
+mod waiting;
 mod withdraw;
 pub mod world;
 
@@ -61,7 +62,9 @@ use input::Request;
 pub use input::{Accepted, Event, Rejection, SharedEvent, Withdrawal};
 use leaving::Call;
 use reader::Reader;
+use request::Admission;
 use turns::Turns;
+use waiting::Waiting;
 use withdraw::Caller;
 use world::{Volume, World};
 
@@ -117,8 +120,9 @@ pub struct Engine {
     epochs: u64,
     looks: HashMap<DevNum, Look>,
     turns: Turns,
-    /// Intents on their way to being durable, and who else asked for the same meanwhile.
-    admissions: HashMap<VolumeId, (Intent, Vec<input::Reply<Accepted>>)>,
+    /// Intents on their way to being durable.
+    admissions: HashMap<VolumeId, Admission>,
+    waiting: Waiting,
 }
 
 /// A disk being read.
@@ -285,6 +289,7 @@ impl Engine {
             looks: HashMap::new(),
             turns,
             admissions: HashMap::new(),
+            waiting: Waiting::default(),
         };
         (engine, handle)
     }
@@ -295,7 +300,8 @@ impl Engine {
         self.adopt_exports().await;
         let reading = self.next_reading();
         let all = self.reader.read_all().await?;
-        self.scanned(reading, Ok(all), "start", None).await;
+        let round = self.waiting.begin(None);
+        self.scanned(reading, Ok(all), "start", round).await;
         Ok(())
     }
 
@@ -354,10 +360,10 @@ impl Engine {
             Input::Request(Request::Doubt { volumes, server }) => self.doubt(volumes, server).await,
             Input::Request(Request::Read(look)) => look(&self.world),
             Input::Request(Request::Resync(reason, by, done)) => self.resync(reason, by, done),
-            Input::Exports { contents, told } => self.exports_listed(contents, told).await,
+            Input::Exports { contents, round } => self.exports_listed(contents, round).await,
             Input::Folders(changes) => self.folders_changed(changes).await,
             Input::Prepared { ticket, result } => self.prepared(ticket, result).await,
-            Input::Claims { result, told } => self.claims_restored(&result, told),
+            Input::Claims { result, round } => self.claims_restored(&result, round),
             Input::Request(Request::Intend(intent, reply)) => self.intend(intent, reply),
             Input::Request(Request::Leave(volume, call, caller)) => self.leave(volume, call, caller).await,
             Input::Clients { ticket, epoch, clients } => self.clients_known(ticket, epoch, clients).await,
@@ -367,16 +373,16 @@ impl Engine {
                 let _ = done.send(());
             }
             Input::Request(Request::Hush) => self.events = None,
-            Input::Settle { ids, done } => self.settle_some(ids, done).await,
-            Input::Examined { intent, disks, reply } => self.examined(intent, disks, reply),
-            Input::Admitted { intent, result, reply } => self.admitted(intent, result, reply).await,
+            Input::Settle { ids, round } => self.settle_some(ids, round).await,
+            Input::Examined { volume, disks } => self.examined(volume, disks),
+            Input::Admitted { volume, result } => self.admitted(volume, result).await,
             Input::Answered(devnum) => self.look(devnum, Heard::Asked),
             Input::Looked { devnum, heard, reading, found } => self.looked(devnum, heard, reading, found).await,
             Input::Told { changes, result } => self.told(changes, result).await,
             Input::TellAgain => self.tell_again(),
             Input::UnmarkAgain(serial, attempts) => self.unmark_again(serial, attempts),
             Input::Helper { asked, answer } => self.helper_answered(asked, answer).await,
-            Input::Scanned { reading, all, reason, done } => self.scanned(reading, all, reason, done).await,
+            Input::Scanned { reading, all, reason, round } => self.scanned(reading, all, reason, round).await,
             Input::Recorded { ticket, evidence, result } => self.recorded(ticket, evidence, result).await,
             Input::Tried { ticket, evidence, answer } => self.tried(ticket, evidence, answer).await,
             Input::Probed { ticket, epoch, evidence, result } => self.probed(ticket, epoch, &evidence, result).await,
@@ -385,7 +391,7 @@ impl Engine {
 
     async fn settle_serials(&mut self, serials: Vec<Serial>) {
         let ids: Vec<VolumeId> = serials.into_iter().filter_map(|serial| self.world.volume_of(serial)).collect();
-        self.settle_some(ids, Vec::new()).await;
+        self.settle_some(ids, None).await;
     }
 
     async fn tick(&mut self) {
@@ -395,7 +401,7 @@ impl Engine {
             let disks: Vec<String> = self.world.ear.overdue().map(|(devnum, _)| devnum.to_string()).collect();
             let (waited, disks) = (udevd::PATIENCE.as_secs(), disks.join(", "));
             tracing::warn!(silent, disks, "udevd has not answered a kernel event for {waited} s");
-            self.settle_some(self.world.ids(), Vec::new()).await;
+            self.settle_some(self.world.ids(), None).await;
         }
         for (devnum, heard) in self.world.again.due(now) {
             self.look(devnum, heard);
@@ -411,7 +417,7 @@ impl Engine {
             // What was read before the wait is of a past moment.
             self.distrust(*id);
         }
-        self.settle_some(due, Vec::new()).await;
+        self.settle_some(due, None).await;
     }
 }
 

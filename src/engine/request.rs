@@ -10,6 +10,15 @@ use crate::identity::{Serial, VolumeId};
 use crate::store::{Change, News};
 use crate::volume::{Entry, Intent, State, User};
 
+/// An intent on its way to being durable.
+pub(super) struct Admission {
+    intent: Intent,
+    /// Who asked for it.
+    first: Reply<Accepted>,
+    /// Who has asked for the same meanwhile.
+    also: Vec<Reply<Accepted>>,
+}
+
 impl Engine {
     /// Accepts an intent, or says why not.
     ///
@@ -26,10 +35,10 @@ impl Engine {
             };
             return drop(reply.send(answer));
         }
-        if let Some((pending, waiting)) = self.admissions.get_mut(&volume) {
-            match differs(pending, &intent) {
+        if let Some(pending) = self.admissions.get_mut(&volume) {
+            match differs(&pending.intent, &intent) {
                 Some(rejection) => drop(reply.send(Err(rejection))),
-                None => waiting.push(reply),
+                None => pending.also.push(reply),
             }
             return;
         }
@@ -43,10 +52,10 @@ impl Engine {
         if intent.vm_id.is_empty() {
             intent.vm_id.clone_from(&self.tools.vm_id);
         }
-        self.admissions.insert(volume, (intent.clone(), Vec::new()));
+        self.admissions.insert(volume, Admission { intent, first: reply, also: Vec::new() });
         let present: Vec<_> = self.world.table.with_serial(serial).map(|device| device.facts.devnum).collect();
         if present.is_empty() {
-            return self.admit(intent, reply);
+            return self.admit(volume);
         }
         let reader = self.reader.clone();
         let step = async move {
@@ -57,7 +66,7 @@ impl Engine {
             }
             disks
         };
-        self.outside("step.examine", step, move |disks| Input::Examined { intent, disks, reply });
+        self.outside("step.examine", step, move |disks| Input::Examined { volume, disks });
     }
 
     /// Why one more intent of this user is too many.
@@ -67,7 +76,7 @@ impl Engine {
         if all >= limits.intents as usize {
             return Some(Rejection::TooMany { whose: "on this host".to_owned(), used: all, limit: limits.intents });
         }
-        let pending = self.admissions.values().filter(|(intent, _)| intent.uid == uid).count();
+        let pending = self.admissions.values().filter(|pending| pending.intent.uid == uid).count();
         let own = self.world.intents_of(uid) + pending;
         // Root writes the limits.
         let over = uid != Some(0) && own >= limits.intents_per_user as usize;
@@ -85,34 +94,30 @@ impl Engine {
     }
 
     /// The disks that were already present have been read.
-    pub(super) fn examined(&mut self, intent: Intent, disks: Result<Vec<Facts>, Died>, reply: Reply<Accepted>) {
+    pub(super) fn examined(&mut self, volume: VolumeId, disks: Result<Vec<Facts>, Died>) {
         let disks = match disks {
             Ok(disks) => disks,
             // What uses the disk is not known.
             Err(died) => {
                 let why = Rejection::NotDurable(format!("the volume's disk could not be looked at: {died}"));
-                return self.answer_admission(intent.volume, &Err(why), reply);
+                return self.answer_admission(volume, &Err(why));
             }
         };
         let used = disks.iter().find_map(|disk| {
-            let identity = disk.identity.as_ref().ok().filter(|identity| identity.serial == intent.serial())?;
+            let identity = disk.identity.as_ref().ok().filter(|identity| identity.serial == volume.serial())?;
             let uses: Vec<String> = identity.uses.iter().map(ToString::to_string).collect();
             (!uses.is_empty()).then(|| format!("/dev/{} is {}", disk.name, uses.join(", ")))
         });
         match used {
-            None => self.admit(intent, reply),
-            Some(uses) => self.answer_admission(
-                intent.volume,
-                &Err(Rejection::InUseByHost { volume: intent.volume, uses }),
-                reply,
-            ),
+            None => self.admit(volume),
+            Some(uses) => self.answer_admission(volume, &Err(Rejection::InUseByHost { volume, uses })),
         }
     }
 
-    fn admit(&mut self, intent: Intent, reply: Reply<Accepted>) {
+    fn admit(&mut self, volume: VolumeId) {
+        let Some(Admission { intent, .. }) = self.admissions.get(&volume) else { return };
         let (store, claiming) = (self.tools.store.clone(), self.tools.claiming.clone());
-        let volume = intent.volume;
-        let entry = Entry { at: intent.created_at, event: "intent".into(), detail: described(&intent) };
+        let entry = Entry { at: intent.created_at, event: "intent".into(), detail: described(intent) };
         let row = vec![Change::Intend(intent.clone()), Change::News(volume, News::Note(entry))];
         let step = async move {
             store.write(row).await.map_err(|error| NotAdmitted::Refused(Rejection::Store(error)))?;
@@ -121,14 +126,13 @@ impl Engine {
         self.outside("step.admit", step, move |result| {
             // Perhaps it is on record.
             let result = result.unwrap_or_else(|died| Err(NotAdmitted::unclaimed(&died)));
-            Input::Admitted { intent, result, reply }
+            Input::Admitted { volume, result }
         });
     }
 
     /// An intent that has no claim is none: its row goes too.
-    fn take_back(&self, intent: Intent, why: String, reply: Reply<Accepted>) {
+    fn take_back(&self, volume: VolumeId, why: String) {
         let (store, claiming) = (self.tools.store.clone(), self.tools.claiming.clone());
-        let volume = intent.volume;
         let step = async move {
             let _ = claiming.remove(volume.serial()).await;
             store.write(vec![Change::Withdraw(volume)]).await.map_err(|error| error.to_string())
@@ -137,22 +141,22 @@ impl Engine {
             let failed = undone.map_err(|died| died.to_string()).and_then(|undone| undone).err();
             let rest = failed.map(|error| format!(", and the intent could not be taken back ({error})"));
             let why = format!("the claim could not be written: {why}{}", rest.unwrap_or_default());
-            Input::Admitted { intent, result: Err(NotAdmitted::Refused(Rejection::NotClaimed(why))), reply }
+            Input::Admitted { volume, result: Err(NotAdmitted::Refused(Rejection::NotClaimed(why))) }
         });
     }
 
-    pub(super) async fn admitted(&mut self, intent: Intent, result: Result<(), NotAdmitted>, reply: Reply<Accepted>) {
-        let volume = intent.volume;
+    pub(super) async fn admitted(&mut self, volume: VolumeId, result: Result<(), NotAdmitted>) {
         let result = match result {
             Ok(()) => Ok(()),
             Err(NotAdmitted::Refused(rejection)) => Err(rejection),
             Err(NotAdmitted::Unclaimed(why)) => {
                 // Perhaps the whole folder needs a look.
                 self.restore_claims(None);
-                return self.take_back(intent, why, reply);
+                return self.take_back(volume, why);
             }
         };
-        if result.is_ok() {
+        let intent = self.admissions.get(&volume).map(|pending| pending.intent.clone());
+        if let Some(intent) = intent.filter(|_| result.is_ok()) {
             let mut new = Volume::new(intent.clone(), clock::wall());
             // A disk that is already here was not yet held against this intent.
             new.look_after = self.readings;
@@ -162,7 +166,7 @@ impl Engine {
             tracing::info!(EVENT = "intent", VOLUME_ID = %volume, SERIAL = %volume.serial(), EXPORT = volume.export_name(), UID = intent.uid, "intent accepted {}", described(&intent));
             self.tell_intent(&intent);
         }
-        self.answer_admission(volume, &result.map(|()| Accepted::New), reply);
+        self.answer_admission(volume, &result.map(|()| Accepted::New));
         // Its claim was there for a moment, if it is not wanted after all.
         let marked = self.world.table.with_serial(volume.serial()).find_map(|disk| self.marked_in_vain(disk));
         if let Some(serial) = marked {
@@ -171,10 +175,10 @@ impl Engine {
         self.settle(volume).await;
     }
 
-    fn answer_admission(&mut self, volume: VolumeId, answer: &Result<Accepted, Rejection>, reply: Reply<Accepted>) {
-        let _ = reply.send(answer.clone());
-        if let Some((_, waiting)) = self.admissions.remove(&volume) {
-            for reply in waiting {
+    fn answer_admission(&mut self, volume: VolumeId, answer: &Result<Accepted, Rejection>) {
+        if let Some(Admission { first, also, .. }) = self.admissions.remove(&volume) {
+            let _ = first.send(answer.clone());
+            for reply in also {
                 let _ = reply.send(answer.clone().map(|_| Accepted::Known));
             }
         }

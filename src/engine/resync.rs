@@ -5,6 +5,7 @@ use tokio::sync::oneshot;
 use super::Engine;
 use super::input::{Done, Input};
 use super::udevd;
+use super::waiting::Round;
 use crate::clock;
 use crate::device::facts::Facts;
 use crate::device::found::Found;
@@ -45,10 +46,11 @@ impl Engine {
     /// Reads all disks outside; they come back as [`Input::Scanned`].
     pub(super) fn scan(&mut self, reason: &'static str, done: Option<Done>) {
         let reading = self.next_reading();
+        let round = self.waiting.begin(done);
         let reader = self.reader.clone();
         self.outside("step.scan", async move { reader.read_all().await }, move |all| {
             let all = all.unwrap_or_else(|died| Err(died.into()));
-            Input::Scanned { reading, all, reason, done }
+            Input::Scanned { reading, all, reason, round }
         });
     }
 
@@ -57,7 +59,7 @@ impl Engine {
         reading: Reading,
         all: std::io::Result<Vec<(DevNum, Found<Facts>)>>,
         reason: &'static str,
-        done: Option<Done>,
+        round: Round,
     ) {
         match all {
             Ok(all) => {
@@ -74,11 +76,11 @@ impl Engine {
                 self.world.resyncs.last_reason = reason;
                 self.world.resyncs.last_at = Some(clock::wall());
                 let ids = self.world.ids();
-                self.settle_some(ids, done.into_iter().collect()).await;
+                self.settle_some(ids, Some(round)).await;
             }
             Err(error) => {
                 tracing::error!(%error, reason, "cannot read the list of disks; trying again shortly");
-                done.map(|done| done.send(Err(error.to_string())));
+                self.waiting.end(round, &Err(error.to_string()));
                 // What was lost is still lost: until this succeeds there is a timer.
                 self.later(LIST_AGAIN, monitor::Heard::Lost("the list of disks could not be read").into());
             }
@@ -94,17 +96,17 @@ impl Engine {
     }
 
     /// Settles the first of these, and the rest in turn with other inputs: ten thousand volumes keep nobody waiting. Says
-    /// `done` after the last.
-    pub(super) async fn settle_some(&mut self, mut ids: Vec<VolumeId>, done: Vec<Done>) {
+    /// that the round has ended after the last.
+    pub(super) async fn settle_some(&mut self, mut ids: Vec<VolumeId>, round: Option<Round>) {
         let rest = ids.split_off(ids.len().min(AT_ONCE));
         for id in ids {
             self.settle(id).await;
         }
         if !rest.is_empty() {
-            return self.afterwards(Input::Settle { ids: rest, done });
+            return self.afterwards(Input::Settle { ids: rest, round });
         }
-        for done in done {
-            let _ = done.send(Ok(()));
+        if let Some(round) = round {
+            self.waiting.end(round, &Ok(()));
         }
     }
 }

@@ -145,7 +145,7 @@ impl Engine {
         for id in &volumes {
             self.disprove(*id);
         }
-        self.settle_some(volumes, Vec::new()).await;
+        self.settle_some(volumes, None).await;
         if server {
             self.greet_server();
         }
@@ -232,7 +232,7 @@ impl Engine {
                 self.distrust(*id);
             }
         }
-        self.settle_some(ids, Vec::new()).await;
+        self.settle_some(ids, None).await;
     }
 
     /// What was shown by an earlier handshake counts no more.

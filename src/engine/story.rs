@@ -48,9 +48,8 @@ impl Engine {
 
     /// Its withdrawal was refused: it is on its way to being served, as any volume whose export is not there yet.
     pub(super) fn stand_staying(&mut self, id: VolumeId) {
-        if self.world.volume(id).is_some_and(|volume| volume.state == State::Detaching) {
-            self.stand_silently(id, State::Exporting, None);
-        }
+        let Some(volume) = self.world.volume(id).filter(|volume| volume.state == State::Detaching) else { return };
+        self.stand_silently(id, volume.state_when_given_back(), None);
     }
 
     fn stand_silently(&mut self, id: VolumeId, state: State, reason: Option<Reason>) {
@@ -121,7 +120,7 @@ impl Engine {
             }
             self.distrust(*id);
         }
-        self.settle_some(ids, Vec::new()).await;
+        self.settle_some(ids, None).await;
     }
 }
 

@@ -136,7 +136,7 @@ impl Engine {
                 self.trouble(*id, reason(why, self.tools.server_unit));
             }
         }
-        self.settle_some(waiting.into_iter().collect(), Vec::new()).await;
+        self.settle_some(waiting.into_iter().collect(), None).await;
     }
 
     /// What was to be told is still to be told, also when no volume waits for it: until that succeeds there is a timer. (A

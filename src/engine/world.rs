@@ -198,6 +198,11 @@ impl Volume {
         }
     }
 
+    /// Where it stands when it has just been given back.
+    pub(super) fn state_when_given_back(&self) -> State {
+        if self.mapping.is_some() { State::Exporting } else { State::waiting_for(self.intent.origin) }
+    }
+
     /// As the store remembers it. What was `ready` is not so until it is proven again.
     pub(super) fn from_record(record: Record, now: Timestamp) -> Self {
         let state = match record.state {
