@@ -162,7 +162,7 @@ macro_rules! as_text {
         }
     )+ };
 }
-as_text!(VolumeId, Serial);
+as_text!(VolumeId, Serial, OperationId);
 
 #[cfg(test)]
 mod tests {

@@ -37,6 +37,10 @@ struct Story {
     deaths: u32,
     /// What was answered with success must be there after a restart.
     answered: Vec<Volume>,
+    /// What is sealed must not be served, whatever happens.
+    sealed: Vec<Volume>,
+    /// Points passed before the part of the story that is looked at.
+    before: usize,
     _nbd_server: Option<(NbdServer, Helper)>,
 }
 
@@ -54,7 +58,7 @@ impl Story {
         options.env.push(("ATTACHD_EFFECT_LOG".into(), EFFECTS.into()));
         options.env.extend(kill_at.map(|point| ("ATTACHD_KILL_AT".into(), point.into())));
         let attachd = lab.attachd_start(bin(), &options).unwrap();
-        Self { lab, attachd, deaths: 0, answered: Vec::new(), _nbd_server: nbd_server }
+        Self { lab, attachd, deaths: 0, answered: Vec::new(), sealed: Vec::new(), before: 0, _nbd_server: nbd_server }
     }
 
     /// Does a step until the daemon survives it.
@@ -75,6 +79,7 @@ impl Story {
                 let path = format!("/api/v1/intents/{}", volume.id);
                 assert_eq!(self.attachd.api().get(&path).unwrap().status, 200, "an answered intent is lost");
             }
+            self.sealed_is_not_served();
         }
         panic!("{what}: the daemon dies again and again\n{}", self.attachd.stderr_text());
     }
@@ -102,6 +107,35 @@ impl Story {
             anyhow::ensure!(matches!(reply.status, 200 | 404), "{}", reply.text);
             Ok(())
         });
+    }
+
+    /// `call`: seal, unseal or release, by an operation of the volume's own.
+    fn operate(&mut self, call: &'static str, volume: &Volume) {
+        let operation = &volume.id;
+        if call == "unseal" {
+            self.sealed.retain(|sealed| sealed != volume);
+        }
+        if call == "release" {
+            self.answered.retain(|answered| answered != volume);
+        }
+        self.step(call, |api| {
+            let reply = api.post(&format!("/kill-points/{call}/{}/{operation}", volume.id), &json!({}))?;
+            let lost = call == "release" && reply.status == 404;
+            anyhow::ensure!(reply.status == 200 || lost, "{}", reply.text);
+            Ok(())
+        });
+        if call == "seal" {
+            self.sealed.push(volume.clone());
+        }
+        self.sealed_is_not_served();
+    }
+
+    fn sealed_is_not_served(&self) {
+        for volume in &self.sealed {
+            let link = format!("{EXPORTS}/{}", volume.export());
+            assert!(fs::symlink_metadata(link).is_err(), "what is sealed is published");
+            assert!(self.lab.nbd_client(&volume.export()).is_err(), "what is sealed is served");
+        }
     }
 
     fn serve(&mut self) -> (Volume, Disk) {
@@ -152,7 +186,8 @@ impl Story {
         self.stop(rests);
         let mut end = String::new();
         for query in [
-            "SELECT volume_id, vm_id, state, reason_code FROM intents ORDER BY 1",
+            "SELECT volume_id, vm_id, state, reason_code, sealed_by FROM intents ORDER BY 1",
+            "SELECT volume_id, event, count(*) FROM timeline WHERE event IN ('sealed', 'unsealed', 'withdrawn') GROUP BY 1, 2",
             "SELECT volume_id, device_path, size_bytes FROM mappings ORDER BY 1",
             "SELECT volume_uuid, device_path, size, linux_state FROM device_mappings ORDER BY 1",
             "SELECT volume_id, export_name, status FROM nbd_exports ORDER BY 1",
@@ -210,10 +245,27 @@ fn tell_of_nbd_server(kill_at: Option<&str>) -> (String, u32, Vec<String>) {
     told_of(story, &rests, &[(&waiting, "waiting"), (&gone, "gone"), (&back, "back")])
 }
 
+/// Sealed by operations: one that stays so, one that is given back, one that is released.
+fn tell_of_seals(kill_at: Option<&str>) -> (String, u32, Vec<String>) {
+    let mut story = Story::begin(Kind::Nbdkit, kill_at);
+    story.step("start", |api| api.get("/api/v1/health").map(drop));
+    let [(kept, _first), (given, _second), (gone, _third)] = [(); 3].map(|()| story.serve());
+    story.before = fs::read_to_string(EFFECTS).unwrap_or_default().lines().count();
+    for volume in [&kept, &given, &gone] {
+        story.operate("seal", volume);
+    }
+    story.operate("unseal", &given);
+    story.wait(&given, "ready");
+    story.operate("release", &gone);
+    let rests = [(&kept, "detaching"), (&given, "ready")];
+    told_of(story, &rests, &[(&kept, "kept"), (&given, "given"), (&gone, "gone")])
+}
+
 /// The end of a story, how often the daemon was killed, and the points it has passed.
 fn told_of(story: Story, rests: &[(&Volume, &str)], names: &[(&Volume, &str)]) -> (String, u32, Vec<String>) {
+    let before = story.before;
     let (end, deaths) = story.end(rests, names);
-    let passed = fs::read_to_string(EFFECTS).unwrap().lines().map(str::to_owned).collect();
+    let passed = fs::read_to_string(EFFECTS).unwrap().lines().skip(before).map(str::to_owned).collect();
     (end, deaths, passed)
 }
 
@@ -265,6 +317,23 @@ fn killed_before_and_after_every_effect_the_end_is_the_same() {
         "link.remove",
     ];
     killed_at_each_point(tell, |_| true, &names);
+}
+
+/// Invariant 16. Their steps are in the end that is compared, too.
+#[test]
+fn killed_before_and_after_every_effect_what_is_sealed_is_not_served_and_no_step_of_it_is_lost() {
+    let names = [
+        "answer",
+        "claim.remove",
+        "commit.projection",
+        "commit.seal",
+        "commit.state",
+        "commit.unseal",
+        "commit.withdrawal",
+        "link.make",
+        "link.remove",
+    ];
+    killed_at_each_point(tell_of_seals, |_| true, &names);
 }
 
 /// The other effects are the same as with nbdkit.

@@ -135,10 +135,8 @@ impl From<Rejection> for ApiError {
                 Self::new(StatusCode::TOO_MANY_REQUESTS, "TOO_MANY_INTENTS", text, details)
             }
             Rejection::Leaving(_) => conflict("BEING_WITHDRAWN", json!({})),
-            Rejection::Sealed { operation, .. } => conflict("SEALED", json!({ "operation": operation.to_string() })),
-            Rejection::NotSealed { operation, .. } => {
-                conflict("NOT_SEALED", json!({ "operation": operation.to_string() }))
-            }
+            Rejection::Sealed { operation, .. } => conflict("SEALED", json!({ "operation": operation })),
+            Rejection::NotSealed { operation, .. } => conflict("NOT_SEALED", json!({ "operation": operation })),
             Rejection::Store(error) => Self::unavailable(error.code().name(), text),
             Rejection::NotDurable(_) => Self::unavailable("STORE_FAILED", text),
             Rejection::NotClaimed(_) => Self::unavailable("CLAIMS_FOLDER", text),

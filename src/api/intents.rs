@@ -62,7 +62,7 @@ pub(super) async fn list(State(context): Ctx, _: QueryString<NoQuery>) -> Result
     (status = 200, body = IntentView, description = "Accepted before"),
     (status = 400, body = ErrorBody, description = "EMPTY_BODY, BAD_JSON, NOT_A_VOLUME_ID"),
     (status = 413, body = ErrorBody, description = "BODY_TOO_LARGE"),
-    (status = 409, body = ErrorBody, description = "INTENT_DIFFERS, SERIAL_TAKEN, IN_USE_BY_HOST, BEING_WITHDRAWN"),
+    (status = 409, body = ErrorBody, description = "INTENT_DIFFERS, SERIAL_TAKEN, IN_USE_BY_HOST, BEING_WITHDRAWN, SEALED (details: by which operation)"),
     (status = 422, body = ErrorBody, description = "INVALID_BODY"),
     (status = 429, body = ErrorBody, description = "TOO_MANY_INTENTS: details say how many there are and may be"),
     (status = 503, body = ErrorBody, description = "STORE_BUSY, STORE_FULL, STORE_LOST, STORE_FAILED: nothing was changed; STORE_SILENT: not known yet, ask again")))]
@@ -148,7 +148,7 @@ pub(super) struct WithdrawOptions {
 #[utoipa::path(delete, path = "/api/v1/intents/{volume_id}", operation_id = "withdrawIntent", params(("volume_id" = VolumeId, Path), WithdrawOptions), responses(
     (status = 200, body = WithdrawnView),
     (status = 404, body = ErrorBody),
-    (status = 409, body = ErrorBody, description = "CLIENTS_CONNECTED, CLIENTS_UNKNOWN (details: clients, and clients_exact: all of them use this export; if not, some may use others), BEING_WITHDRAWN"),
+    (status = 409, body = ErrorBody, description = "CLIENTS_CONNECTED, CLIENTS_UNKNOWN (details: clients, and clients_exact: all of them use this export; if not, some may use others), BEING_WITHDRAWN, SEALED (details: by which operation)"),
     (status = 503, body = ErrorBody, description = "STORE_BUSY, STORE_FULL, STORE_LOST, STORE_FAILED: nothing was changed; STORE_SILENT: not known yet, ask again; EXPORT_STUCK")))]
 pub(super) async fn withdraw(
     State(context): Ctx,

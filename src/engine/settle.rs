@@ -156,20 +156,10 @@ impl Engine {
         if !undecided && std::mem::take(&mut volume.unwritten) {
             news.push(News::Stand(volume.state, volume.reason.clone(), volume.since));
         }
-        let status = match volume.state {
-            State::Ready => Some("active"),
-            State::Exporting => Some("pending"),
-            _ => None,
-        };
-        if volume.projected != Projected::As(status) {
-            volume.projected = Projected::As(status);
-            let mapping = volume.mapping.as_ref().filter(|_| status.is_some());
-            news.push(News::Project(Projection {
-                vm_id: volume.intent.vm_id.clone(),
-                at: now,
-                mapping: mapping.map(|mapping| (mapping.link.clone(), mapping.size_bytes)),
-                export_status: status,
-            }));
+        let projection = projection(volume, volume.state, now);
+        if volume.projected != Projected::As(projection.export_status) {
+            volume.projected = Projected::As(projection.export_status);
+            news.push(News::Project(projection));
         }
         self.wind(id);
         // Who listens first: what was told goes out before it is written down.
@@ -225,6 +215,22 @@ impl Engine {
         let wait = pause(attempts);
         tracing::warn!(VOLUME_ID = %id, CODE = %reason.code, attempts, "{}", reason.message);
         volume.trouble = Some(Trouble { reason, disk, attempts, again_at: Instant::now() + wait });
+    }
+}
+
+/// How the predecessor's tables show a volume in this state.
+pub(super) fn projection(volume: &Volume, state: State, at: Timestamp) -> Projection {
+    let export_status = match state {
+        State::Ready => Some("active"),
+        State::Exporting => Some("pending"),
+        _ => None,
+    };
+    let mapping = volume.mapping.as_ref().filter(|_| export_status.is_some());
+    Projection {
+        vm_id: volume.intent.vm_id.clone(),
+        at,
+        mapping: mapping.map(|mapping| (mapping.link.clone(), mapping.size_bytes)),
+        export_status,
     }
 }
 

@@ -8,6 +8,8 @@ use std::time::{Duration, Instant};
 use super::input::{Clients, Input, Rejection, Reply, Ticket};
 use super::leaving::{self, Act, Call, From, Leaving, Next, Outcome, Seal, Write};
 use super::outside::Died;
+use super::settle::projection;
+use super::world::Projected;
 use super::{Engine, asking};
 use crate::blocking::blocking;
 use crate::clock;
@@ -219,26 +221,33 @@ impl Engine {
         });
     }
 
-    /// Writes it, with where the volume stands and what is told of it, in one transaction.
+    /// Writes it, with where the volume stands and what is told of it, in one transaction: whatever is killed, they agree.
     fn put_on_record(&mut self, id: VolumeId, write: &Write) {
+        let unit = self.tools.server_unit;
         let (Some(ticket), Some(volume)) = (self.world.ticket(id), self.world.volume_mut(id)) else { return };
-        let departure = &mut volume.departure;
         let at = clock::whole(clock::wall());
-        departure.entry = departure.told(write).map(|(event, detail)| Entry { at, event: event.into(), detail });
-        let note = departure.entry.clone().map(|entry| Change::News(id, News::Note(entry)));
-        let stand = |state, reason| Change::News(id, News::Stand(state, reason, at));
-        let changes = match write {
-            Write::Seal(operation) => vec![
-                stand(State::Detaching, Some(departure.reason())),
-                Change::Seal(id, Some(By::Operation(*operation))),
-            ],
-            Write::Unseal(_) => vec![stand(State::Exporting, None), Change::Seal(id, None)],
-            Write::Lingers(clients) => vec![
-                stand(State::Detaching, Some(departure.insisted(clients, self.tools.server_unit))),
-                Change::Seal(id, Some(By::Withdrawal)),
-            ],
-            Write::Rows => vec![Change::Withdraw(id)],
+        let entry = volume.departure.told(write).map(|(event, detail)| Entry { at, event: event.into(), detail });
+        volume.departure.entry.clone_from(&entry);
+        let departure = &volume.departure;
+        let (sealed, state, reason) = match write {
+            Write::Seal(operation) => (Some(By::Operation(*operation)), State::Detaching, Some(departure.reason())),
+            Write::Lingers(clients) => {
+                (Some(By::Withdrawal), State::Detaching, Some(departure.insisted(clients, unit)))
+            }
+            Write::Unseal(_) | Write::Rows => (None, volume.state_when_given_back(), None),
         };
+        let changes = match write {
+            Write::Rows => vec![Change::Withdraw(id)],
+            Write::Seal(_) | Write::Lingers(_) | Write::Unseal(_) => {
+                let projection = projection(volume, state, at);
+                // Told once more: this may yet fail.
+                volume.projected = Projected::Outdated;
+                let news = [News::Stand(state, reason, at), News::Project(projection)];
+                let news = news.map(|news| Change::News(id, news));
+                news.into_iter().chain([Change::Seal(id, sealed)]).collect()
+            }
+        };
+        let note = entry.map(|entry| Change::News(id, News::Note(entry)));
         let changes = note.into_iter().chain(changes).collect();
         // What has led here is told before.
         self.post(id, Vec::new());
