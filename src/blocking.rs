@@ -5,6 +5,7 @@ use std::io;
 use std::thread;
 use std::time::Duration;
 
+use futures_util::TryFutureExt;
 use tokio::sync::{Semaphore, oneshot};
 
 use crate::limits;
@@ -21,17 +22,29 @@ static PLACES: Semaphore = Semaphore::const_new(AT_ONCE);
 pub(crate) async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> io::Result<T> {
     let stuck = || io::Error::other(format!("{AT_ONCE} threads are busy with what does not come to an end"));
     let place = tokio::time::timeout(PATIENCE, PLACES.acquire()).await.map_err(|_| stuck())?;
-    let (done, outcome) = oneshot::channel();
-    let begun = thread::Builder::new().spawn(move || {
+    begin(move || {
         let result = work();
         drop(place);
-        let _ = done.send(result);
+        result
+    })?
+    .await
+}
+
+/// Begins it without a place among those: the caller bounds it. An error: there was no thread. The outcome is the
+/// caller's to wait for.
+pub(crate) fn begin<T: Send + 'static>(
+    work: impl FnOnce() -> T + Send + 'static,
+) -> io::Result<impl Future<Output = io::Result<T>> + Send + Unpin + 'static> {
+    let (done, outcome) = oneshot::channel();
+    let begun = thread::Builder::new().spawn(move || {
+        let _ = done.send(work());
     });
     begun.map_err(|error| {
         let error = limits::explained(limits::Call::Thread, error);
         io::Error::new(error.kind(), format!("no thread can be had: {error}"))
     })?;
-    outcome.await.map_err(|_| io::Error::other("the work broke off by a defect of attachd; please report it"))
+    let broke_off = |_| io::Error::other("the work broke off by a defect of attachd; please report it");
+    Ok(outcome.map_err(broke_off))
 }
 
 #[cfg(test)]

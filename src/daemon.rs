@@ -47,20 +47,15 @@ use crate::volume::Record;
 /// How long running requests may take to end when the daemon stops.
 const GRACE: Duration = Duration::from_secs(5);
 
-/// Threads for what may block; a disk whose serial never answers keeps one of these.
-const READERS: usize = 256;
-
 /// Runs the daemon until SIGTERM or SIGINT. Exports stay served.
 pub fn run(config: &Path) -> anyhow::Result<()> {
     memory::few_heaps();
     let settings = config::load(config)?;
     // Also when its file was replaced by an upgrade.
     reader_process::begin("/proc/self/exe".into());
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .max_blocking_threads(READERS)
-        .build()
-        .context("cannot start the runtime")?;
+    // Its own threads for what may block are used by nobody: it panics when one cannot be had (src/blocking.rs).
+    let runtime =
+        tokio::runtime::Builder::new_current_thread().enable_all().build().context("cannot start the runtime")?;
     // The monitor's libudev objects stay on this thread.
     let outcome = LocalSet::new().block_on(&runtime, serve(settings, config));
     // A reader that is stuck in the kernel must not keep the daemon from ending.

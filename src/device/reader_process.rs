@@ -88,7 +88,7 @@ fn process() -> io::Result<Option<Arc<Process>>> {
 impl Process {
     fn start(program: &PathBuf) -> io::Result<Arc<Self>> {
         let (ours, theirs) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?;
-        let child = Command::new(program)
+        let mut child = Command::new(program)
             .arg(ARGUMENT)
             .env_clear()
             .stdin(Stdio::from(theirs))
@@ -101,10 +101,19 @@ impl Process {
             ended: AtomicBool::new(false),
         });
         let listener = Arc::clone(&process);
-        thread::Builder::new()
-            .name("serials".to_owned())
-            .spawn(move || listener.listen(child))
-            .map_err(|error| limits::explained(limits::Call::Thread, error))?;
+        // The thread first waits for the process: without a thread it is still here to be reaped.
+        let (hand_over, handed_over) = mpsc::channel();
+        let begun = thread::Builder::new().name("serials".to_owned()).spawn(move || {
+            if let Ok(child) = handed_over.recv() {
+                listener.listen(child);
+            }
+        });
+        if let Err(error) = begun {
+            let _ = child.kill();
+            let _ = child.wait();
+            return Err(limits::explained(limits::Call::Thread, error));
+        }
+        let _ = hand_over.send(child);
         Ok(process)
     }
 

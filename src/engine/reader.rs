@@ -1,6 +1,7 @@
 //! Reading disks outside, in a limited time: a serial is a request to the hypervisor that may never be answered.
 
 use std::collections::HashSet;
+use std::io;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use tokio::sync::{Semaphore, mpsc};
@@ -8,10 +9,14 @@ use tokio::task::JoinSet;
 
 use super::LOOK_LIMIT;
 use super::input::Input;
+use crate::blocking::begin;
 use crate::device::DevNum;
 use crate::device::facts::Facts;
 use crate::device::found::Found;
 use crate::device::sysfs::Sysfs;
+
+/// Disks that may hang: each keeps a thread. More are not asked.
+const MOST_HANGING: usize = 256;
 
 /// Disks read at one time.
 const AT_ONCE: usize = 16;
@@ -41,7 +46,16 @@ impl Reader {
             return self.sysfs.read_unanswered(devnum, &why);
         }
         let sysfs = self.sysfs.clone();
-        let mut reading = tokio::task::spawn_blocking(move || sysfs.read(devnum));
+        let begun = if self.hanging().len() < MOST_HANGING {
+            begin(move || sysfs.read(devnum))
+        } else {
+            Err(io::Error::other(format!("{MOST_HANGING} disks do not answer")))
+        };
+        let mut reading = match begun {
+            Ok(reading) => reading,
+            // What needs no thread is known all the same: whether the disk is gone.
+            Err(error) => return self.sysfs.read_unanswered(devnum, &error.to_string()),
+        };
         if let Ok(found) = tokio::time::timeout(LOOK_LIMIT, &mut reading).await {
             return found.unwrap_or_else(|error| Found::Unknown(error.to_string()));
         }
@@ -58,7 +72,7 @@ impl Reader {
     }
 
     /// Reads every disk that is present.
-    pub(super) async fn read_all(&self) -> std::io::Result<Vec<(DevNum, Found<Facts>)>> {
+    pub(super) async fn read_all(&self) -> io::Result<Vec<(DevNum, Found<Facts>)>> {
         let mut readings = JoinSet::new();
         for devnum in self.sysfs.list()? {
             let reader = self.clone();

@@ -9,6 +9,7 @@ use std::mem::MaybeUninit;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicI32, Ordering};
+use std::time::Duration;
 
 use rustix::fs::inotify;
 use rustix::process::{Pid, PidfdFlags};
@@ -138,10 +139,14 @@ impl Watch {
 
     /// Sends what the server is now, and again at each change, until the receiver is gone.
     pub async fn follow<Input: From<Server>>(self, states: mpsc::Sender<Input>) {
+        let mut failures = 0;
         loop {
             // The file is another user's: whatever is in its place keeps nobody waiting.
             let (file, sign) = (self.file.clone(), self.sign);
             let found = blocking(move || find(&file, sign)).await;
+            // Not looked for is not known to be away: it is looked for again.
+            let again = found.is_err().then(|| pause(failures));
+            failures = if found.is_err() { failures + 1 } else { 0 };
             let found = found.unwrap_or_else(|error| Err(format!("it cannot be looked for: {error}")));
             let (server, death) = match found.and_then(watched) {
                 Ok((pid, death)) => (Server::Up { pid }, death),
@@ -159,6 +164,7 @@ impl Watch {
                     self.file_changed().await;
                 }
                 () = self.file_changed() => {}
+                () = in_a_while(again) => {}
             }
         }
     }
@@ -184,6 +190,18 @@ impl Watch {
                 return;
             }
         }
+    }
+}
+
+/// How long until what could not be looked for is looked for again.
+fn pause(failures: u32) -> Duration {
+    Duration::from_millis(250 << failures.min(7))
+}
+
+async fn in_a_while(pause: Option<Duration>) {
+    match pause {
+        Some(pause) => tokio::time::sleep(pause).await,
+        None => std::future::pending().await,
     }
 }
 
