@@ -8,7 +8,7 @@ use tokio::sync::oneshot;
 use super::leaving::{Call, Outcome};
 use super::outside::Died;
 use super::server::Greeted;
-use super::tell::NotTold;
+use super::tell::{FileChange, NotTold};
 use super::waiting::Round;
 use super::withdraw::Caller;
 use super::world::World;
@@ -71,7 +71,7 @@ pub(crate) enum Input {
     /// A mapping is durable, or is not.
     Recorded { ticket: Ticket, evidence: Evidence, result: Result<(), Reason> },
     /// The server was told of all changes up to this one, or could not be.
-    Told { changes: u64, result: Result<(), NotTold> },
+    Told { last: Option<FileChange>, result: Result<(), NotTold> },
     /// It is time to try that once more.
     TellAgain,
     /// The helper has answered, or has not.

@@ -378,7 +378,7 @@ impl Engine {
             Input::Admitted { volume, result } => self.admitted(volume, result).await,
             Input::Answered(devnum) => self.look(devnum, Heard::Asked),
             Input::Looked { devnum, heard, reading, found } => self.looked(devnum, heard, reading, found).await,
-            Input::Told { changes, result } => self.told(changes, result).await,
+            Input::Told { last, result } => self.told(last, result).await,
             Input::TellAgain => self.tell_again(),
             Input::UnmarkAgain(serial, attempts) => self.unmark_again(serial, attempts),
             Input::Helper { asked, answer } => self.helper_answered(asked, answer).await,

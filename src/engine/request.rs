@@ -185,8 +185,8 @@ impl Engine {
     }
 
     fn tell_intent(&mut self, intent: &Intent) {
-        self.tell(super::Event {
-            id: 0,
+        self.tell(|id| super::Event {
+            id,
             at: intent.created_at,
             volume_id: intent.volume,
             serial: intent.serial(),

@@ -72,7 +72,7 @@ impl Engine {
         let (state, reason) = (volume.state, volume.reason.clone());
         let (by, asked) = (volume.departure.user(), volume.departure.leaving.is_closed());
         volume.notes.push(Note { entry: Entry { at, event: event.into(), detail: detail.clone() }, by, asked });
-        self.tell(Event { id: 0, at, volume_id: id, serial, event: event.into(), detail, state, reason });
+        self.tell(|number| Event { id: number, at, volume_id: id, serial, event: event.into(), detail, state, reason });
     }
 
     /// Tells of a step that is on record already, with what it has changed.
@@ -83,12 +83,22 @@ impl Engine {
         let disk = self.world.table.with_serial(serial).next().map(|device| &device.facts);
         log(id, state, disk, &[note]);
         let Entry { at, event, detail } = entry;
-        self.tell(Event { id: 0, at, volume_id: id, serial, event: event.into_owned(), detail, state, reason });
+        self.tell(|number| Event {
+            id: number,
+            at,
+            volume_id: id,
+            serial,
+            event: event.into_owned(),
+            detail,
+            state,
+            reason,
+        });
     }
 
-    pub(super) fn tell(&mut self, mut event: Event) {
+    /// Tells everybody who listens; the event gets its number here.
+    pub(super) fn tell(&mut self, event: impl FnOnce(u64) -> Event) {
         self.event_id += 1;
-        event.id = self.event_id;
+        let event = event(self.event_id);
         // Nobody listening is fine.
         if let Some(events) = &self.events {
             let _ = events.send(event.into());

@@ -14,13 +14,17 @@ use crate::identity::VolumeId;
 use crate::reason::Code;
 use crate::volume::Reason;
 
+/// A change to the server's files, by its number.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct FileChange(u64);
+
 /// How far the server has been told.
 #[derive(Debug, Default)]
 pub struct Telling {
-    /// Counts changes.
-    changes: u64,
+    /// The last change.
+    last: Option<FileChange>,
     /// The server knows all changes up to this one.
-    told: u64,
+    told: Option<FileChange>,
     under_way: bool,
     /// Something changed since the one that is under way began.
     again: bool,
@@ -46,13 +50,16 @@ pub enum NotTold {
 
 impl Telling {
     /// A change the server does not know yet.
-    pub(super) fn change(&mut self) -> u64 {
-        self.changes += 1;
-        self.changes
+    pub(super) fn change(&mut self) -> FileChange {
+        let change = FileChange(self.last.map_or(1, |FileChange(last)| last + 1));
+        self.last = Some(change);
+        change
     }
 
-    /// Whether it knows that change.
-    pub(super) fn knows(&self, change: u64) -> bool {
+    /// Whether it knows that change, if there was one.
+    pub(super) fn knows(&self, change: Option<FileChange>) -> bool {
+        // `None` comes before every change.
+
         change <= self.told
     }
 }
@@ -65,7 +72,7 @@ impl Engine {
         }
         let change = self.world.telling.change();
         if let Some(volume) = self.world.volume_mut(id) {
-            volume.change = change;
+            volume.change = Some(change);
         }
         if self.server_is_up() {
             self.tell_server();
@@ -87,7 +94,7 @@ impl Engine {
         if std::mem::replace(&mut telling.under_way, true) {
             return;
         }
-        let changes = telling.changes;
+        let last = telling.last;
         let (backend, helper) = (self.tools.backend.clone(), self.tools.helper.clone());
         let step = async move {
             // One file that it cannot read would keep it from all new ones, or end it.
@@ -102,18 +109,18 @@ impl Engine {
         };
         self.outside("step.tell", step, move |result| {
             let result = result.unwrap_or_else(|died| Err(NotTold::Helper(HelperError::Died(died.to_string()))));
-            Input::Told { changes, result }
+            Input::Told { last, result }
         });
     }
 
-    pub(super) async fn told(&mut self, changes: u64, result: Result<(), NotTold>) {
+    pub(super) async fn told(&mut self, last: Option<FileChange>, result: Result<(), NotTold>) {
         let telling = &mut self.world.telling;
         telling.under_way = false;
         let again = std::mem::take(&mut telling.again);
         let waiting = std::mem::take(&mut telling.waiting);
         match &result {
             Ok(()) => {
-                telling.told = telling.told.max(changes);
+                telling.told = telling.told.max(last);
                 telling.failed = None;
                 telling.attempts = 0;
             }
@@ -162,7 +169,7 @@ impl Engine {
     /// The server was started again: it has forgotten what it was told.
     pub(super) fn tell_anew(&mut self) {
         if self.tools.backend.must_be_told() {
-            self.world.telling.told = 0;
+            self.world.telling.told = None;
             self.tell_server();
         }
     }

@@ -11,7 +11,7 @@ use super::claimed::Claimed;
 use super::exports::Exported;
 use super::input::Ticket;
 use super::server::Handshakes;
-use super::tell::Telling;
+use super::tell::{FileChange, Telling};
 use super::udevd::Ear;
 use super::withdraw::Departure;
 use crate::device::DevNum;
@@ -111,8 +111,8 @@ pub struct Volume {
     pub(super) look_after: Reading,
     /// Whether what needs no disk is done for its export.
     pub(super) preparation: Preparation,
-    /// The last change to its files that the server has to know of; 0: none.
-    pub(super) change: u64,
+    /// The last change to its files that the server has to know of.
+    pub(super) change: Option<FileChange>,
     pub(super) trouble: Option<Trouble>,
     /// Just now nobody had this disk open exclusively.
     pub(super) free: Option<Disk>,
@@ -233,7 +233,7 @@ impl Volume {
             epoch: 0,
             look_after: 0,
             preparation: Preparation::No,
-            change: 0,
+            change: None,
             trouble: None,
             free: None,
             judged: Instant::now(),
