@@ -8,7 +8,9 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use serde::Deserialize;
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 use tokio::net::UnixStream;
 use tokio::sync::Semaphore;
@@ -111,13 +113,27 @@ struct Answer {
     code: String,
     #[serde(default)]
     error: String,
-    #[serde(default)]
-    clients: Vec<String>,
-    #[serde(default)]
-    exact: bool,
-    /// The kernel gives none twice, and never 0.
-    #[serde(default)]
-    diskseq: u64,
+    /// What was asked for.
+    #[serde(flatten)]
+    rest: Map<String, Value>,
+}
+
+/// The answer to `holders`, as attachd-helper writes it.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct HoldersAnswer {
+    /// How many descriptors the NBD servers have of the disk.
+    pub(crate) open: usize,
+    /// See [`Holders`].
+    pub(crate) clients: Vec<String>,
+    /// See [`Holders`].
+    pub(crate) exact: bool,
+}
+
+/// The answer to `exclusive`.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct ExclusiveAnswer {
+    /// The disk's sequence number.
+    pub(crate) diskseq: u64,
 }
 
 impl HelperClient {
@@ -148,7 +164,10 @@ impl HelperClient {
     /// The clients that have this device open; `None`: no NBD server has it open.
     pub async fn holders(&self, devnum: DevNum) -> Result<Option<Holders>, HelperError> {
         match self.ask(&format!("holders {devnum}\n")).await {
-            Ok(Answer { clients, exact, .. }) => Ok(Some(Holders { clients, exact })),
+            Ok(answer) => {
+                let HoldersAnswer { clients, exact, .. } = self.read(answer)?;
+                Ok(Some(Holders { clients, exact }))
+            }
             Err(HelperError::Refused { code: HelperCode::NotOpen, .. }) => Ok(None),
             Err(error) => Err(error),
         }
@@ -157,7 +176,10 @@ impl HelperClient {
     /// Whether anybody of this host has the disk open exclusively. Asked of a disk that is claimed and marked.
     pub async fn exclusive(&self, devnum: DevNum, serial: Serial) -> Result<Exclusive, HelperError> {
         match self.ask(&format!("exclusive {devnum} {serial}\n")).await {
-            Ok(Answer { diskseq, .. }) => Ok(Exclusive::Free { diskseq }),
+            Ok(answer) => {
+                let ExclusiveAnswer { diskseq } = self.read(answer)?;
+                Ok(Exclusive::Free { diskseq })
+            }
             Err(HelperError::Refused { code: HelperCode::InUseByHost, message }) => Ok(Exclusive::Used(message)),
             Err(error) => Err(error),
         }
@@ -171,6 +193,15 @@ impl HelperClient {
     /// Has nbd-server's main process told to read its files again.
     pub async fn reload(&self) -> Result<(), HelperError> {
         self.ask("reload\n").await.map(drop)
+    }
+
+    /// What was asked for. An answer that lacks a part of it is none: it would read as "no clients".
+    fn read<T: DeserializeOwned>(&self, answer: Answer) -> Result<T, HelperError> {
+        serde_json::from_value(Value::Object(answer.rest)).map_err(|error| {
+            let why =
+                format!("not an answer to what was asked: {error}; are attachd and attachd-helper of one version?");
+            HelperError::Silent(self.shared.socket.display().to_string(), why)
+        })
     }
 
     async fn ask(&self, line: &str) -> Result<Answer, HelperError> {
@@ -277,6 +308,30 @@ mod tests {
             tokio::task::yield_now().await;
         }
         assert_eq!(client.state(), Some(Ok(())), "a refusal is an answer");
+    }
+
+    #[tokio::test]
+    async fn an_answer_that_lacks_what_was_asked_for_is_none() {
+        let (_dir, path) = place();
+        let listener = UnixListener::bind(&path).unwrap();
+        let client = HelperClient::new(path);
+        let holders = |text: &'static str| {
+            let (client, listener) = (client.clone(), &listener);
+            async move {
+                let answered = async { answer(listener.accept().await.unwrap().0, text).await };
+                tokio::join!(client.holders(DevNum { major: 7, minor: 1 }), answered).0
+            }
+        };
+        let whole = holders("{\"ok\":true,\"open\":1,\"clients\":[\"a\"],\"exact\":true,\"more\":1}\n").await;
+        assert_eq!(whole.unwrap(), Some(Holders { clients: vec!["a".to_owned()], exact: true }), "the control");
+        for text in [
+            "{\"ok\":true,\"open\":1,\"exact\":true}\n",
+            "{\"ok\":true,\"open\":1,\"who\":[\"a\"],\"exact\":true}\n",
+            "{\"ok\":true,\"open\":1,\"clients\":[\"a\"]}\n",
+        ] {
+            let lacking = holders(text).await.unwrap_err();
+            assert!(matches!(&lacking, HelperError::Silent(_, why) if why.contains("missing field")), "{lacking}");
+        }
     }
 
     #[tokio::test]

@@ -18,6 +18,7 @@ use super::{HelperCode, Refusal, here, host_disks};
 use crate::accounts::id_of;
 use crate::device::facts::Use;
 use crate::device::{DevNum, limited};
+use crate::helper_client::ExclusiveAnswer;
 use crate::identity::Serial;
 use crate::procfs::unless_gone;
 
@@ -59,7 +60,7 @@ fn try_open(devnum: DevNum, serial: Serial) -> Result<Value, Refusal> {
     })?;
     // The number was this disk's before and is afterwards, so it was this disk's in between.
     here(sysfs.still(devnum, disk.diskseq), &what)?;
-    Ok(json!({ "diskseq": disk.diskseq }))
+    Ok(json!(ExclusiveAnswer { diskseq: disk.diskseq }))
 }
 
 /// Opens what the handle stands for, for this program alone, and lets it go.

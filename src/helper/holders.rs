@@ -14,6 +14,7 @@ use super::sockets::connections;
 use super::{CALLER, HelperCode, Refusal};
 use crate::accounts::id_of;
 use crate::device::DevNum;
+use crate::helper_client::HoldersAnswer as Held;
 use crate::procfs::unless_gone;
 
 pub(super) fn holders(devnum: DevNum) -> Result<Value, Refusal> {
@@ -21,7 +22,7 @@ pub(super) fn holders(devnum: DevNum) -> Result<Value, Refusal> {
     let seen = if seen.clients.is_empty() { seen } else { look(devnum)?.lasting(&seen) };
     match seen {
         Held { open: 0, .. } => Err(Refusal(HelperCode::NotOpen, format!("no NBD server has {devnum} open"))),
-        Held { open, exact, clients } => Ok(json!({ "open": open, "clients": clients, "exact": exact })),
+        held => Ok(json!(held)),
     }
 }
 
@@ -40,15 +41,6 @@ fn look(devnum: DevNum) -> io::Result<Held> {
         }
     }
     Ok(sum)
-}
-
-/// How a disk is held by a server.
-struct Held {
-    /// So often.
-    open: usize,
-    /// Its clients are this disk's for certain.
-    exact: bool,
-    clients: Vec<String>,
 }
 
 impl Held {
