@@ -11,7 +11,8 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use common::*;
-use lab::{Api, Attachd, AttachdOptions, Disk, Lab, Volume};
+use lab::child::{Held, Proc};
+use lab::{Api, Attachd, AttachdOptions, Disk, Freezable, Lab, Volume};
 use serde_json::{Value, json};
 
 const STORE: &str = "/var/lib/attachd/attachd.db";
@@ -128,49 +129,11 @@ fn while_another_program_has_the_stores_lock_every_request_is_answered_and_it_go
     assert_eq!(story(&shown).last().map(String::as_str), Some("lost"), "{shown:#}");
 }
 
-/// A file system of its own, whose writers can be made to hang.
-struct Frozen {
-    _disk: Disk,
-    place: String,
-}
-
-impl Frozen {
-    const PLACE: &'static str = "/run/own";
-
-    fn mount(lab: &Lab) -> Self {
-        let disk = lab.settled_disk(&lab.volume().serial, 64 * MIB).unwrap();
-        let node = disk.node();
-        run("mkfs.ext4", &["-q", "-F", node.to_str().unwrap()]);
-        fs::create_dir(Self::PLACE).unwrap();
-        run("mount", &[node.to_str().unwrap(), Self::PLACE]);
-        run("chown", &["attachd", Self::PLACE]);
-        Self { _disk: disk, place: Self::PLACE.to_owned() }
-    }
-
-    /// Until what is returned is dropped.
-    fn freeze(&self) -> impl Drop + use<> {
-        struct Thaw(String);
-        impl Drop for Thaw {
-            fn drop(&mut self) {
-                run("fsfreeze", &["--unfreeze", &self.0]);
-            }
-        }
-        run("fsfreeze", &["--freeze", &self.place]);
-        Thaw(self.place.clone())
-    }
-}
-
-impl Drop for Frozen {
-    fn drop(&mut self) {
-        let _ = Command::new("umount").args(["--lazy", &self.place]).status();
-    }
-}
-
 #[test]
 fn while_the_store_hangs_health_metrics_and_volumes_are_answered_and_disks_are_revoked_and_it_goes_on_after_it() {
     let mut lab = Lab::new();
-    let frozen = Frozen::mount(&lab);
-    lab.attachd_config(&format!("{CONFIG}[store]\npath = \"{}/attachd.db\"\n", Frozen::PLACE)).unwrap();
+    let own = Freezable::mount(&lab).unwrap();
+    lab.attachd_config(&format!("{CONFIG}[store]\npath = \"{}/attachd.db\"\n", Freezable::PLACE)).unwrap();
     lab.nbdkit_start().unwrap();
     let mut attachd = start(&lab);
     let api = attachd.api();
@@ -181,7 +144,7 @@ fn while_the_store_hangs_health_metrics_and_volumes_are_answered_and_disks_are_r
     intend(&api, &flapping);
     let mut flapping_disk = lab.disk(&flapping.serial, MIB).unwrap();
 
-    let hanging = frozen.freeze();
+    let hanging = own.freeze().unwrap();
     let undecided = lab.volume();
     let reply = post(&api, &undecided);
     assert_eq!((reply.status, &reply.json["code"]), (503, &json!("STORE_SILENT")), "{}", reply.text);
@@ -213,6 +176,39 @@ fn while_the_store_hangs_health_metrics_and_volumes_are_answered_and_disks_are_r
     let again = api.post("/api/v1/intents", &json!({ "volume_id": undecided.id })).unwrap();
     assert!(matches!(again.status, 200 | 201), "{}", again.text);
     assert!(attachd.terminate().unwrap().success());
+}
+
+/// What a killed test leaves behind is no burden for the next: the file system is thawed, and the next slot is free.
+#[test]
+fn a_test_that_is_killed_while_the_store_hangs_leaves_nothing_that_hangs() {
+    let mut command = Command::new(std::env::current_exe().unwrap());
+    command.args(["--exact", "hangs_until_it_is_killed", "--ignored", "--nocapture"]).stdout(Stdio::piped());
+    let mut test = Proc::spawn("test", &mut command).unwrap();
+    let mut lines = BufReader::new(test.take_stdout().unwrap()).lines().map(Result::unwrap);
+    let said = lines.find_map(|line| Some(line.split_once("hanging: ")?.1.to_owned())).unwrap();
+    let daemon = Held::open(said.parse().unwrap()).expect("the control: the daemon is there");
+    test.kill().unwrap();
+    daemon.wait_gone(SOON).unwrap();
+    let begun = Instant::now();
+    drop(Lab::new());
+    assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
+}
+
+#[test]
+#[ignore = "it ends when it is killed: the other test begins it"]
+fn hangs_until_it_is_killed() {
+    let mut lab = Lab::new();
+    let own = Freezable::mount(&lab).unwrap();
+    lab.attachd_config(&format!("{CONFIG}[store]\npath = \"{}/attachd.db\"\n", Freezable::PLACE)).unwrap();
+    lab.nbdkit_start().unwrap();
+    let attachd = start(&lab);
+    let _frozen = own.freeze().unwrap();
+    let reply = post(&attachd.api(), &lab.volume());
+    assert_eq!(reply.json["code"], "STORE_SILENT", "{}", reply.text);
+    println!("hanging: {}", attachd.pid().unwrap());
+    loop {
+        std::thread::park();
+    }
 }
 
 #[test]

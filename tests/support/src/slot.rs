@@ -21,7 +21,11 @@ const SLOTS: u32 = 256;
 
 /// One lab's exclusive share of what is global. Dropping it empties it.
 #[derive(Debug)]
-pub struct Slot {
+pub struct Slot(Share);
+
+/// A share that is locked, whatever is in it.
+#[derive(Debug)]
+struct Share {
     index: u32,
     dir: PathBuf,
     _lock: File,
@@ -33,58 +37,71 @@ impl Slot {
         let base = std::env::var_os("ATTACHD_LAB_DIR").map_or_else(|| PathBuf::from(BASE), PathBuf::from);
         make_dir(&base)?;
         for index in 0..SLOTS {
-            let Some(slot) = Slot::lock(&base, index)? else { continue };
-            // A loop number can stay busy when something outside the lab holds it; then this slot is no use to anyone.
-            if slot.sweep_loops(loops::BUSY).is_err() {
+            let Some(share) = Share::lock(&base, index)? else { continue };
+            // A loop number can stay busy when something outside the lab holds it, or hangs: then there is the next slot.
+            if share.sweep_loops(Duration::ZERO).is_err() {
                 continue;
             }
-            slot.sweep_dir()?;
-            make_dir(&slot.dir)?;
-            return Ok(slot);
+            share.sweep_dir()?;
+            make_dir(&share.dir)?;
+            return Ok(Slot(share));
         }
         bail!("all {SLOTS} lab slots in {} are taken: run fewer tests at once", base.display())
     }
 
-    /// This slot, or `None` when it has an owner. (Dropping a slot sweeps it.)
-    fn lock(base: &Path, index: u32) -> Result<Option<Slot>> {
-        let path = base.join(format!("{index}.lock"));
-        let lock = File::options().create(true).truncate(false).write(true).open(&path);
-        let lock = lock.with_context(|| format!("opening {} (is it writable?)", path.display()))?;
-        match lock.try_lock() {
-            Ok(()) => Ok(Some(Slot { index, dir: base.join(index.to_string()), _lock: lock })),
-            Err(TryLockError::WouldBlock) => Ok(None),
-            Err(TryLockError::Error(e)) => Err(e).context("locking a lab slot"),
-        }
-    }
-
     /// Empties slots whose owners were killed and which nobody has taken since.
     pub(crate) fn sweep_abandoned(&self) {
-        let Some(base) = self.dir.parent() else { return };
+        let Some(base) = self.dir().parent() else { return };
         let leftovers = fs::read_dir(base).into_iter().flatten().flatten();
         let folders = leftovers.filter_map(|e| e.file_name().to_str()?.parse::<u32>().ok());
-        for index in folders.filter(|index| *index != self.index) {
-            let _ = Slot::lock(base, index);
+        for index in folders.filter(|index| *index != self.0.index) {
+            // What hangs is left to a later one.
+            if let Ok(Some(share)) = Share::lock(base, index) {
+                let _ = share.sweep_loops(Duration::ZERO);
+                let _ = share.sweep_dir();
+            }
         }
     }
 
     /// The folder on the real disk, world-traversable.
     pub fn dir(&self) -> &Path {
-        &self.dir
+        &self.0.dir
     }
 
     /// The loop numbers that only this slot's owner may add.
     pub fn numbers(&self) -> Range<u32> {
+        self.0.numbers()
+    }
+}
+
+impl Share {
+    /// This one, or `None` when it has an owner.
+    fn lock(base: &Path, index: u32) -> Result<Option<Share>> {
+        let path = base.join(format!("{index}.lock"));
+        let lock = File::options().create(true).truncate(false).write(true).open(&path);
+        let lock = lock.with_context(|| format!("opening {} (is it writable?)", path.display()))?;
+        match lock.try_lock() {
+            Ok(()) => Ok(Some(Share { index, dir: base.join(index.to_string()), _lock: lock })),
+            Err(TryLockError::WouldBlock) => Ok(None),
+            Err(TryLockError::Error(e)) => Err(e).context("locking a lab slot"),
+        }
+    }
+
+    fn numbers(&self) -> Range<u32> {
         let first = (self.index + 1) * NUMBERS;
         first..first + NUMBERS
     }
 
+    /// Removes all that can be, each within the limit. An error: something is left.
     fn sweep_loops(&self, limit: Duration) -> Result<()> {
         let range = self.numbers();
+        let mut swept = Ok(());
         for number in loops::existing()?.into_iter().filter(|n| range.contains(n)) {
-            crate::swap::sweep(number, &self.dir.with_extension("swap"))?;
-            loops::remove(number, limit).with_context(|| format!("removing leftover loop{number}"))?;
+            let aside = self.dir.with_extension("swap");
+            let removed = crate::swap::sweep(number, &aside).and_then(|()| loops::remove(number, limit));
+            swept = swept.and(removed.with_context(|| format!("removing leftover loop{number}")));
         }
-        Ok(())
+        swept
     }
 
     fn sweep_dir(&self) -> Result<()> {
@@ -100,8 +117,8 @@ impl Slot {
 impl Drop for Slot {
     fn drop(&mut self) {
         // Errors are left to the next owner's sweep: a panic here would hide the test's own failure.
-        let _ = self.sweep_loops(Duration::from_millis(200));
-        let _ = self.sweep_dir();
+        let _ = self.0.sweep_loops(Duration::from_millis(200));
+        let _ = self.0.sweep_dir();
     }
 }
 
