@@ -25,7 +25,7 @@ impl Engine {
         });
     }
 
-    pub(super) async fn tried(&mut self, ticket: Ticket, evidence: Evidence, answer: Result<Exclusive, HelperError>) {
+    pub(super) fn tried(&mut self, ticket: Ticket, evidence: &Evidence, answer: Result<Exclusive, HelperError>) {
         let id = ticket.volume;
         if !self.world.holds(ticket) {
             return;
@@ -38,10 +38,10 @@ impl Engine {
             // Another failure, of the folder of exports for instance, is not over with that.
             volume.trouble = volume.trouble.take().filter(|trouble| !free || trouble.disk.is_none());
         }
-        if let Some(reason) = why_not(&evidence, answer).filter(|_| !free) {
+        if let Some(reason) = why_not(evidence, answer).filter(|_| !free) {
             self.trouble_with(id, reason, disk);
         }
-        self.settle(id).await;
+        self.settle(id);
         // Whatever came of it: the next export needs another answer.
         if let Some(volume) = self.world.volume_mut(id) {
             volume.free = None;

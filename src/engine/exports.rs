@@ -78,10 +78,10 @@ impl Engine {
     }
 
     /// The folders were listed, or could not be.
-    pub(super) async fn exports_listed(&mut self, contents: io::Result<Contents>, round: Round) {
+    pub(super) fn exports_listed(&mut self, contents: io::Result<Contents>, round: Round) {
         self.world.exported.under_way = false;
         let changed = self.adopt(contents);
-        self.settle_some(changed, Some(round)).await;
+        self.settle_some(changed, Some(round));
         if std::mem::take(&mut self.world.exported.again) {
             self.list_exports(None);
         }
@@ -233,7 +233,7 @@ impl Engine {
     }
 
     /// The folders have changed. What attachd has done itself is as it is known, and costs a look.
-    pub(super) async fn folders_changed(&mut self, changes: Changes) {
+    pub(super) fn folders_changed(&mut self, changes: Changes) {
         for which in changes.whole {
             match which {
                 Which::Claims => self.restore_claims(None),
@@ -244,7 +244,7 @@ impl Engine {
         for ((which, name), went) in names {
             let name = name.to_str().unwrap_or_default();
             match which {
-                Which::Links => self.link_changed(VolumeId::from_export_name(name), went).await,
+                Which::Links => self.link_changed(VolumeId::from_export_name(name), went),
                 Which::Sections => {
                     let name = name.strip_suffix(".conf");
                     self.section_changed(name.and_then(VolumeId::from_export_name), name.is_some(), went);
@@ -254,7 +254,7 @@ impl Engine {
         }
     }
 
-    async fn link_changed(&mut self, id: Option<VolumeId>, went: bool) {
+    fn link_changed(&mut self, id: Option<VolumeId>, went: bool) {
         let Some(id) = id.filter(|id| self.world.volume(*id).is_some()) else {
             // A stray, or a stranger; or what went was attachd's to take.
             if id.is_none() || !went {
@@ -265,7 +265,7 @@ impl Engine {
         match self.tools.backend.look(id) {
             Ok(link) => {
                 if self.compare(id, link.as_deref()) {
-                    self.settle(id).await;
+                    self.settle(id);
                 }
                 let published = self
                     .world

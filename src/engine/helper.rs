@@ -63,7 +63,7 @@ impl Engine {
         });
     }
 
-    pub(super) async fn helper_answered(&mut self, asked: Asked, answer: Result<(), HelperError>) {
+    pub(super) fn helper_answered(&mut self, asked: Asked, answer: &Result<(), HelperError>) {
         if let Err(error) = &answer {
             tracing::warn!(?asked, "{error}");
         }
@@ -90,7 +90,7 @@ impl Engine {
                 Some(pause(attempts))
             };
             volume.helper_again = wait.map(|wait| (Instant::now() + wait, attempts));
-            self.rest(ticket.volume).await;
+            self.rest(ticket.volume);
         }
     }
 }

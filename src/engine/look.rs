@@ -27,7 +27,7 @@ impl Engine {
     }
 
     /// One disk was read.
-    pub(super) async fn looked(&mut self, devnum: DevNum, heard: Heard, reading: Reading, found: Found<Facts>) {
+    pub(super) fn looked(&mut self, devnum: DevNum, heard: Heard, reading: Reading, found: Found<Facts>) {
         let concerned = self.read_or_not(devnum, &found, heard);
         let in_vain = |engine: &Self| engine.world.table.of(devnum).and_then(|disk| engine.marked_in_vain(disk));
         let before = in_vain(self);
@@ -44,8 +44,8 @@ impl Engine {
             // A loop device, LVM, MD or crypt may be on a disk of ours.
             self.tools.stacks.notify_one();
         }
-        self.settle_serials(touched).await;
-        self.settle_some(concerned, None).await;
+        self.settle_serials(touched);
+        self.settle_some(concerned, None);
     }
 
     /// This host has begun to use these disks, or has ceased to: what is said of them was true a moment ago.
@@ -59,15 +59,15 @@ impl Engine {
 
     /// The disk that was known under this number is not there any more: what it served goes at once, whatever the disk
     /// that may have its number now says of itself, and however long it takes to say it.
-    pub(super) async fn drop_exchanged(&mut self, devnum: DevNum) {
+    pub(super) fn drop_exchanged(&mut self, devnum: DevNum) {
         let Some(diskseq) = self.known_diskseq(devnum) else { return };
         // What cannot be found out this quickly is found out by the reading that follows.
         if self.tools.sysfs.still(devnum, diskseq).is_gone() {
             let concerned = self.read_or_not(devnum, &Found::Gone, Heard::Asked);
             let reading = self.next_reading();
             let touched = self.world.table.update(devnum, Found::Gone, reading, Heard::Asked);
-            self.settle_serials(touched).await;
-            self.settle_some(concerned, None).await;
+            self.settle_serials(touched);
+            self.settle_some(concerned, None);
         }
     }
 

@@ -6,6 +6,8 @@
 //! quick is done at once (a link is made or removed in microseconds); what is slow (reading a disk, a commit, a
 //! handshake, [`helper`]) is started outside and comes back as another input. One slow step per volume at a time keeps
 //! each volume's order; different volumes go side by side. [`story`] tells what happened.
+//!
+//! No turn waits for anything: [`Engine::run`] alone is asynchronous, and what a turn has to write goes to the store after it.
 
 mod again;
 mod asking;
@@ -120,6 +122,8 @@ pub struct Engine {
     epochs: u64,
     looks: HashMap<DevNum, Look>,
     turns: Turns,
+    /// Volumes of which something is to be handed to the store after this turn.
+    unposted: Vec<VolumeId>,
     /// Intents on their way to being durable.
     admissions: HashMap<VolumeId, Admission>,
     waiting: Waiting,
@@ -288,6 +292,7 @@ impl Engine {
             epochs: 0,
             looks: HashMap::new(),
             turns,
+            unposted: Vec::new(),
             admissions: HashMap::new(),
             waiting: Waiting::default(),
         };
@@ -301,7 +306,7 @@ impl Engine {
         let reading = self.next_reading();
         let all = self.reader.read_all().await?;
         let round = self.waiting.begin(None);
-        self.scanned(reading, Ok(all), "start", round).await;
+        self.scanned(reading, Ok(all), "start", round);
         Ok(())
     }
 
@@ -323,15 +328,20 @@ impl Engine {
                 },
             };
             let begun = Instant::now();
-            self.handle(input).await;
+            self.handle(input);
             self.turns.ended(begun);
+            if !self.unposted.is_empty() {
+                // Who listens first: what was told goes out before it is written down.
+                tokio::task::yield_now().await;
+                self.post_all();
+            }
         }
     }
 
-    async fn handle(&mut self, input: Input) {
+    fn handle(&mut self, input: Input) {
         match input {
-            Input::Tick => self.tick().await,
-            Input::StoreWorks => self.store_is_back().await,
+            Input::Tick => self.tick(),
+            Input::StoreWorks => self.store_is_back(),
             Input::Monitor(monitor::Heard::Event(event)) => {
                 let now = udevd::Moment { wall: event.at, steady: Instant::now() };
                 match event.origin {
@@ -343,7 +353,7 @@ impl Engine {
                     Origin::Udev => {}
                 }
                 tracing::debug!(devnum = %event.devnum, action = event.action, origin = ?event.origin, "event");
-                self.drop_exchanged(event.devnum).await;
+                self.drop_exchanged(event.devnum);
                 self.look(event.devnum, Heard::Event(event.origin, event.diskseq, event.at));
             }
             Input::Monitor(monitor::Heard::Lost(place)) => {
@@ -353,55 +363,55 @@ impl Engine {
                 self.scan(place, None);
             }
             Input::UseChanged(UseChanged(disks)) => self.use_changed(disks),
-            Input::Server(server) => self.server_changed(server).await,
-            Input::Greeted { life, greeted } => self.greeted(life, greeted).await,
+            Input::Server(server) => self.server_changed(server),
+            Input::Greeted { life, greeted } => self.greeted(life, greeted),
             Input::GreetAgain { life } => self.greet_again(life),
             Input::Request(Request::AskServer(reply)) => self.server_is_asked_for(reply),
-            Input::Request(Request::Doubt { volumes, server }) => self.doubt(volumes, server).await,
+            Input::Request(Request::Doubt { volumes, server }) => self.doubt(volumes, server),
             Input::Request(Request::Read(look)) => look(&self.world),
             Input::Request(Request::Resync(reason, by, done)) => self.resync(reason, by, done),
-            Input::Exports { contents, round } => self.exports_listed(contents, round).await,
-            Input::Folders(changes) => self.folders_changed(changes).await,
-            Input::Prepared { ticket, result } => self.prepared(ticket, result).await,
+            Input::Exports { contents, round } => self.exports_listed(contents, round),
+            Input::Folders(changes) => self.folders_changed(changes),
+            Input::Prepared { ticket, result } => self.prepared(ticket, result),
             Input::Claims { result, round } => self.claims_restored(&result, round),
             Input::Request(Request::Intend(intent, reply)) => self.intend(intent, reply),
-            Input::Request(Request::Leave(volume, call, caller)) => self.leave(volume, call, caller).await,
-            Input::Clients { ticket, epoch, clients } => self.clients_known(ticket, epoch, clients).await,
-            Input::Leaving { ticket, outcome } => self.gone_on(ticket, outcome).await,
+            Input::Request(Request::Leave(volume, call, caller)) => self.leave(volume, call, caller),
+            Input::Clients { ticket, epoch, clients } => self.clients_known(ticket, epoch, clients),
+            Input::Leaving { ticket, outcome } => self.gone_on(ticket, outcome),
             Input::Request(Request::TakeOver { vm_id, limits, done }) => {
                 (self.tools.vm_id, self.tools.limits) = (vm_id, limits);
                 let _ = done.send(());
             }
             Input::Request(Request::Hush) => self.events = None,
-            Input::Settle { ids, round } => self.settle_some(ids, round).await,
+            Input::Settle { ids, round } => self.settle_some(ids, round),
             Input::Examined { volume, disks } => self.examined(volume, disks),
-            Input::Admitted { volume, result } => self.admitted(volume, result).await,
+            Input::Admitted { volume, result } => self.admitted(volume, result),
             Input::Answered(devnum) => self.look(devnum, Heard::Asked),
-            Input::Looked { devnum, heard, reading, found } => self.looked(devnum, heard, reading, found).await,
-            Input::Told { last, result } => self.told(last, result).await,
+            Input::Looked { devnum, heard, reading, found } => self.looked(devnum, heard, reading, found),
+            Input::Told { last, result } => self.told(last, &result),
             Input::TellAgain => self.tell_again(),
             Input::UnmarkAgain(serial, attempts) => self.unmark_again(serial, attempts),
-            Input::Helper { asked, answer } => self.helper_answered(asked, answer).await,
-            Input::Scanned { reading, all, reason, round } => self.scanned(reading, all, reason, round).await,
-            Input::Recorded { ticket, evidence, result } => self.recorded(ticket, evidence, result).await,
-            Input::Tried { ticket, evidence, answer } => self.tried(ticket, evidence, answer).await,
-            Input::Probed { ticket, epoch, evidence, result } => self.probed(ticket, epoch, &evidence, result).await,
+            Input::Helper { asked, answer } => self.helper_answered(asked, &answer),
+            Input::Scanned { reading, all, reason, round } => self.scanned(reading, all, reason, round),
+            Input::Recorded { ticket, evidence, result } => self.recorded(ticket, evidence, result),
+            Input::Tried { ticket, evidence, answer } => self.tried(ticket, &evidence, answer),
+            Input::Probed { ticket, epoch, evidence, result } => self.probed(ticket, epoch, &evidence, result),
         }
     }
 
-    async fn settle_serials(&mut self, serials: Vec<Serial>) {
+    fn settle_serials(&mut self, serials: Vec<Serial>) {
         let ids: Vec<VolumeId> = serials.into_iter().filter_map(|serial| self.world.volume_of(serial)).collect();
-        self.settle_some(ids, None).await;
+        self.settle_some(ids, None);
     }
 
-    async fn tick(&mut self) {
+    fn tick(&mut self) {
         let now = Instant::now();
         if self.world.ear.tick(now, udevd::at_work) {
             let silent = matches!(self.world.ear.udevd_is(), udevd::Udevd::Silent(_));
             let disks: Vec<String> = self.world.ear.overdue().map(|(devnum, _)| devnum.to_string()).collect();
             let (waited, disks) = (udevd::PATIENCE.as_secs(), disks.join(", "));
             tracing::warn!(silent, disks, "udevd has not answered a kernel event for {waited} s");
-            self.settle_some(self.world.ids(), None).await;
+            self.settle_some(self.world.ids(), None);
         }
         for (devnum, heard) in self.world.again.due(now) {
             self.look(devnum, heard);
@@ -417,7 +427,7 @@ impl Engine {
             // What was read before the wait is of a past moment.
             self.distrust(*id);
         }
-        self.settle_some(due, None).await;
+        self.settle_some(due, None);
     }
 }
 

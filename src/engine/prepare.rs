@@ -58,7 +58,7 @@ impl Engine {
         }
     }
 
-    pub(super) async fn prepared(&mut self, ticket: Ticket, result: io::Result<bool>) {
+    pub(super) fn prepared(&mut self, ticket: Ticket, result: io::Result<bool>) {
         let id = ticket.volume;
         if !self.world.holds(ticket) {
             return;
@@ -91,6 +91,6 @@ impl Engine {
                 volume.preparation = Preparation::Failed { why, kind: error.kind(), attempts, again_at };
             }
         }
-        self.settle(id).await;
+        self.settle(id);
     }
 }

@@ -145,7 +145,7 @@ impl Engine {
         });
     }
 
-    pub(super) async fn admitted(&mut self, volume: VolumeId, result: Result<(), NotAdmitted>) {
+    pub(super) fn admitted(&mut self, volume: VolumeId, result: Result<(), NotAdmitted>) {
         let result = match result {
             Ok(()) => Ok(()),
             Err(NotAdmitted::Refused(rejection)) => Err(rejection),
@@ -172,7 +172,7 @@ impl Engine {
         if let Some(serial) = marked {
             self.unmark(serial);
         }
-        self.settle(volume).await;
+        self.settle(volume);
     }
 
     fn answer_admission(&mut self, volume: VolumeId, answer: &Result<Accepted, Rejection>) {

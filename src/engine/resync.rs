@@ -54,7 +54,7 @@ impl Engine {
         });
     }
 
-    pub(super) async fn scanned(
+    pub(super) fn scanned(
         &mut self,
         reading: Reading,
         all: std::io::Result<Vec<(DevNum, Found<Facts>)>>,
@@ -76,7 +76,7 @@ impl Engine {
                 self.world.resyncs.last_reason = reason;
                 self.world.resyncs.last_at = Some(clock::wall());
                 let ids = self.world.ids();
-                self.settle_some(ids, Some(round)).await;
+                self.settle_some(ids, Some(round));
             }
             Err(error) => {
                 tracing::error!(%error, reason, "cannot read the list of disks; trying again shortly");
@@ -97,10 +97,10 @@ impl Engine {
 
     /// Settles the first of these, and the rest in turn with other inputs: ten thousand volumes keep nobody waiting. Says
     /// that the round has ended after the last.
-    pub(super) async fn settle_some(&mut self, mut ids: Vec<VolumeId>, round: Option<Round>) {
+    pub(super) fn settle_some(&mut self, mut ids: Vec<VolumeId>, round: Option<Round>) {
         let rest = ids.split_off(ids.len().min(AT_ONCE));
         for id in ids {
-            self.settle(id).await;
+            self.settle(id);
         }
         if !rest.is_empty() {
             return self.afterwards(Input::Settle { ids: rest, round });

@@ -113,7 +113,7 @@ impl Handle {
 
 impl Engine {
     /// The watch tells of the server.
-    pub(super) async fn server_changed(&mut self, server: Server) {
+    pub(super) fn server_changed(&mut self, server: Server) {
         let handshakes = &mut self.world.handshakes;
         if handshakes.watched.as_ref() == Some(&server) {
             return;
@@ -125,7 +125,7 @@ impl Engine {
         handshakes.asking = None;
         handshakes.answered = None;
         handshakes.waiting.clear();
-        self.judge_server().await;
+        self.judge_server();
     }
 
     /// Somebody wants to know whether the server answers now.
@@ -141,11 +141,11 @@ impl Engine {
     }
 
     /// A client of these volumes would not have been served.
-    pub(super) async fn doubt(&mut self, volumes: Vec<VolumeId>, server: bool) {
+    pub(super) fn doubt(&mut self, volumes: Vec<VolumeId>, server: bool) {
         for id in &volumes {
             self.disprove(*id);
         }
-        self.settle_some(volumes, None).await;
+        self.settle_some(volumes, None);
         if server {
             self.greet_server();
         }
@@ -180,7 +180,7 @@ impl Engine {
     }
 
     /// The server has answered, or has not.
-    pub(super) async fn greeted(&mut self, life: u64, greeted: Greeted) {
+    pub(super) fn greeted(&mut self, life: u64, greeted: Greeted) {
         let handshakes = &mut self.world.handshakes;
         if life != handshakes.life {
             return;
@@ -191,7 +191,7 @@ impl Engine {
         {
             self.later(wait, Input::GreetAgain { life });
         }
-        self.judge_server().await;
+        self.judge_server();
         self.world.handshakes.waiting.clear();
     }
 
@@ -208,7 +208,7 @@ impl Engine {
     }
 
     /// Draws the conclusions, if the server is another thing than it was.
-    async fn judge_server(&mut self) {
+    fn judge_server(&mut self) {
         let server = self.world.handshakes.judged();
         if self.world.server == server {
             return;
@@ -232,7 +232,7 @@ impl Engine {
                 self.distrust(*id);
             }
         }
-        self.settle_some(ids, None).await;
+        self.settle_some(ids, None);
     }
 
     /// What was shown by an earlier handshake counts no more.

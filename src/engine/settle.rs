@@ -20,7 +20,7 @@ const RETRY: (Duration, Duration) = (Duration::from_millis(200), Duration::from_
 
 impl Engine {
     /// Brings one volume as far as it gets without waiting.
-    pub(super) async fn settle(&mut self, id: VolumeId) {
+    pub(super) fn settle(&mut self, id: VolumeId) {
         let (now, steady, clock) = (clock::wall(), Steady::now(), Instant::now());
         let mut published = None;
         self.forget_trouble_of_another(id);
@@ -49,7 +49,7 @@ impl Engine {
                 break;
             }
             if leaving {
-                return self.go_on(id, Outcome::Look).await;
+                return self.go_on(id, Outcome::Look);
             }
             if busy {
                 // The step under way comes back as an input and settles again; only what is known to be wrong shows now.
@@ -111,7 +111,7 @@ impl Engine {
             }
         }
         self.note_published(id, published);
-        self.rest(id).await;
+        self.rest(id);
     }
 
     /// What is next for a volume whose serial these disks show.
@@ -147,7 +147,7 @@ impl Engine {
     }
 
     /// Tells the store what happened and sets the clock, once a volume waits for nothing but events.
-    pub(super) async fn rest(&mut self, id: VolumeId) {
+    pub(super) fn rest(&mut self, id: VolumeId) {
         let Some(volume) = self.world.volume_mut(id) else { return };
         let now = clock::wall();
         let mut news = Vec::new();
@@ -161,10 +161,9 @@ impl Engine {
             volume.projected = Projected::As(projection.export_status);
             news.push(News::Project(projection));
         }
+        volume.news.append(&mut news);
+        self.unposted.push(id);
         self.wind(id);
-        // Who listens first: what was told goes out before it is written down.
-        tokio::task::yield_now().await;
-        self.post(id, news);
     }
 
     /// Sets the volume's clock, from what each part of it waits for.

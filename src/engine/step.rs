@@ -43,7 +43,7 @@ impl Engine {
         });
     }
 
-    pub(super) async fn recorded(&mut self, ticket: Ticket, evidence: Evidence, result: Result<(), Reason>) {
+    pub(super) fn recorded(&mut self, ticket: Ticket, evidence: Evidence, result: Result<(), Reason>) {
         let id = ticket.volume;
         if !self.world.holds(ticket) {
             return;
@@ -62,7 +62,7 @@ impl Engine {
                 self.trouble(id, error);
             }
         }
-        self.settle(id).await;
+        self.settle(id);
     }
 
     /// Lets clients in. Says when, if that was done.
@@ -174,7 +174,7 @@ impl Engine {
         });
     }
 
-    pub(super) async fn probed(
+    pub(super) fn probed(
         &mut self,
         ticket: Ticket,
         epoch: u64,
@@ -220,7 +220,7 @@ impl Engine {
                 }
             }
         }
-        self.settle(id).await;
+        self.settle(id);
     }
 
     /// What the server serves under this name is not the disk on record: it goes, and is tried again later.

@@ -105,9 +105,17 @@ impl Engine {
         }
     }
 
+    /// What came to rest in this turn is handed to the store.
+    pub(super) fn post_all(&mut self) {
+        for id in std::mem::take(&mut self.unposted) {
+            self.post(id);
+        }
+    }
+
     /// Hands news and the unwritten notes to the store; nobody waits for them.
-    pub(super) fn post(&mut self, id: VolumeId, mut news: Vec<News>) {
+    pub(super) fn post(&mut self, id: VolumeId) {
         let Some(volume) = self.world.volume_mut(id) else { return };
+        let mut news = std::mem::take(&mut volume.news);
         let notes = std::mem::take(&mut volume.notes);
         let state = volume.state;
         let disk = self.world.table.with_serial(id.serial()).next().map(|device| &device.facts);
@@ -119,7 +127,7 @@ impl Engine {
     }
 
     /// The store can be written again: who waits for that need not wait for his turn.
-    pub(super) async fn store_is_back(&mut self) {
+    pub(super) fn store_is_back(&mut self) {
         let waits = |volume: &&super::world::Volume| {
             volume.trouble.as_ref().is_some_and(|trouble| trouble.reason.code.is_of_store())
         };
@@ -130,7 +138,7 @@ impl Engine {
             }
             self.distrust(*id);
         }
-        self.settle_some(ids, None).await;
+        self.settle_some(ids, None);
     }
 }
 

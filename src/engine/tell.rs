@@ -113,7 +113,7 @@ impl Engine {
         });
     }
 
-    pub(super) async fn told(&mut self, last: Option<FileChange>, result: Result<(), NotTold>) {
+    pub(super) fn told(&mut self, last: Option<FileChange>, result: &Result<(), NotTold>) {
         let telling = &mut self.world.telling;
         telling.under_way = false;
         let again = std::mem::take(&mut telling.again);
@@ -143,7 +143,7 @@ impl Engine {
                 self.trouble(*id, reason(why, self.tools.server_unit));
             }
         }
-        self.settle_some(waiting.into_iter().collect(), None).await;
+        self.settle_some(waiting.into_iter().collect(), None);
     }
 
     /// What was to be told is still to be told, also when no volume waits for it: until that succeeds there is a timer. (A

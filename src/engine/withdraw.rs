@@ -112,7 +112,7 @@ impl Departure {
 
 impl Engine {
     /// A caller wants a volume taken out of service, or back.
-    pub(super) async fn leave(&mut self, id: VolumeId, call: Call, caller: Caller) {
+    pub(super) fn leave(&mut self, id: VolumeId, call: Call, caller: Caller) {
         let Some(volume) = self.world.volume_mut(id) else {
             return drop(caller.reply.send(Err(Rejection::Unknown(id))));
         };
@@ -125,36 +125,36 @@ impl Engine {
                 if !matches!(leaving, Leaving::Lingering { .. }) {
                     departure.user = Some(caller.user);
                 }
-                self.follow(id, Next { leaving, act, answer: None }).await;
+                self.follow(id, Next { leaving, act, answer: None });
             }
         }
     }
 
     /// Something has come of the last step.
-    pub(super) async fn go_on(&mut self, id: VolumeId, outcome: Outcome) {
+    pub(super) fn go_on(&mut self, id: VolumeId, outcome: Outcome) {
         let Some(volume) = self.world.volume_mut(id) else { return };
         let departure = &mut volume.departure;
         if matches!(outcome, Outcome::Failed(_)) {
             departure.entry = None;
         }
         let leaving = std::mem::take(&mut departure.leaving);
-        self.follow(id, leaving::next(id, leaving, outcome)).await;
+        self.follow(id, leaving::next(id, leaving, outcome));
     }
 
     /// The same, when it comes from outside: for this life of the volume.
-    pub(super) async fn gone_on(&mut self, ticket: Ticket, outcome: Outcome) {
+    pub(super) fn gone_on(&mut self, ticket: Ticket, outcome: Outcome) {
         if self.world.holds(ticket) {
-            self.go_on(ticket.volume, outcome).await;
+            self.go_on(ticket.volume, outcome);
         }
     }
 
-    pub(super) async fn clients_known(&mut self, ticket: Ticket, epoch: u64, clients: Clients) {
+    pub(super) fn clients_known(&mut self, ticket: Ticket, epoch: u64, clients: Clients) {
         let Some(volume) = self.world.volume(ticket.volume) else { return };
         let current = !volume.published && volume.epoch == epoch;
-        self.gone_on(ticket, Outcome::Clients { clients, current }).await;
+        self.gone_on(ticket, Outcome::Clients { clients, current });
     }
 
-    async fn follow(&mut self, id: VolumeId, mut next: Next) {
+    fn follow(&mut self, id: VolumeId, mut next: Next) {
         let Some(volume) = self.world.volume_mut(id) else { return };
         let published = volume.published;
         volume.departure.leaving.clone_from(&next.leaving);
@@ -169,13 +169,13 @@ impl Engine {
             _ => None,
         };
         // Who hears the answer sees where the volume stands now.
-        self.act(id, next.act).await;
+        self.act(id, next.act);
         if let (Some(reply), Some(answer)) = (reply, next.answer) {
             let _ = reply.send(answer);
         }
     }
 
-    async fn act(&mut self, id: VolumeId, act: Act) {
+    fn act(&mut self, id: VolumeId, act: Act) {
         match act {
             Act::Rest => self.wind(id),
             Act::Ask => self.ask_for_clients(id),
@@ -184,13 +184,13 @@ impl Engine {
                 self.tell_recorded(id);
                 let reason = self.world.volume(id).map(|volume| volume.departure.reason());
                 self.stand(id, State::Detaching, reason);
-                self.rest(id).await;
+                self.rest(id);
             }
             Act::TellLingering(clients) => {
                 let unit = self.tools.server_unit;
                 let reason = self.world.volume(id).map(|volume| volume.departure.insisted(&clients, unit));
                 self.stand(id, State::Detaching, reason);
-                self.rest(id).await;
+                self.rest(id);
                 self.look_later(id);
             }
             Act::LookLater => self.look_later(id),
@@ -200,7 +200,7 @@ impl Engine {
                     volume.departure = Departure { reply: volume.departure.reply.take(), ..Departure::default() };
                 }
                 self.stand_staying(id);
-                Box::pin(self.settle(id)).await;
+                self.settle(id);
             }
             Act::Unclaim => self.unclaim(id),
             Act::Forget => self.forget(id),
@@ -250,7 +250,7 @@ impl Engine {
         let note = entry.map(|entry| Change::News(id, News::Note(entry)));
         let changes = note.into_iter().chain(changes).collect();
         // What has led here is told before.
-        self.post(id, Vec::new());
+        self.post(id);
         let store = self.tools.store.clone();
         self.outside("step.leave", async move { store.write(changes).await }, move |written| {
             let outcome = match written {
@@ -301,7 +301,7 @@ impl Engine {
     }
 
     fn forget(&mut self, id: VolumeId) {
-        self.post(id, Vec::new());
+        self.post(id);
         self.tell_recorded(id);
         if self.world.remove(id).is_some() && self.world.table.with_serial(id.serial()).next().is_some() {
             // The claim is gone: the node goes back to its old group.

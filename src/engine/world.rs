@@ -22,6 +22,7 @@ use crate::folder::Names;
 use crate::helper_client::HelperClient;
 use crate::identity::{Serial, VolumeId};
 use crate::reason::Code;
+use crate::store::News;
 use crate::volume::{Entry, Intent, Reason, Record, State, User};
 
 /// Which disk: its number and sequence number. Numbers are used again, sequence numbers are not.
@@ -98,6 +99,8 @@ pub struct Volume {
     pub proven: bool,
     /// Steps the store has not been told yet.
     pub notes: Vec<Note>,
+    /// Where it stands, and what the projection is to be told, as far as the store has not been.
+    pub(super) news: Vec<News>,
     /// How far it is on its way out.
     pub(super) departure: Departure,
     /// Which life of this volume it is.
@@ -226,6 +229,7 @@ impl Volume {
             published: false,
             proven: false,
             notes: Vec::new(),
+            news: Vec::new(),
             departure: Departure::remembered(record.sealed),
             instance: 0,
             helper_again: None,
