@@ -6,6 +6,7 @@ mod common;
 use std::os::unix::fs::chown;
 use std::path::Path;
 use std::process::Command;
+use std::time::Instant;
 
 use common::*;
 use lab::{Api, Attachd, Certificates, Lab, people};
@@ -16,16 +17,24 @@ fn resyncs(api: &Api) -> u64 {
     health(api)["resync"]["count"].as_u64().unwrap()
 }
 
-/// Has attachd read this configuration. The answer to a later resync says that the reload is done: both come in one queue,
-/// and nothing else makes a resync here.
+/// Asks attachd until its answer is the one that is waited for.
+fn asked_until<T>(what: &str, mut ask: impl FnMut() -> Option<T>) -> T {
+    let deadline = Instant::now() + SOON;
+    loop {
+        if let Some(answer) = ask() {
+            return answer;
+        }
+        assert!(Instant::now() < deadline, "in time: {what}");
+    }
+}
+
+/// Has attachd read this configuration. A reload ends with a resync, and nothing else makes one here.
 fn reload(lab: &Lab, attachd: &Attachd, config: &str) {
     lab.attachd_config(config).unwrap();
     let api = attachd.api();
     let before = resyncs(&api);
     attachd.sighup().unwrap();
-    while resyncs(&api) == before {
-        std::thread::yield_now();
-    }
+    asked_until("the reload is done", || (resyncs(&api) != before).then_some(()));
 }
 
 fn codes(health: &Value, kind: &str) -> Vec<String> {
@@ -168,12 +177,9 @@ fn certificates_that_are_replaced_are_read_again_without_a_word() {
 
     // One of the three: they do not fit, and those that were read before are still used.
     replace(&mine.file(CLIENTS[2]), &renewed.file(CLIENTS[2]));
-    let now = loop {
-        let now = health(&api);
-        if codes(&now, "problems").contains(&"TLS_FILES".to_owned()) {
-            break now;
-        }
-    };
+    let now = asked_until("health tells of the files", || {
+        Some(health(&api)).filter(|now| codes(now, "problems").contains(&"TLS_FILES".to_owned()))
+    });
     assert!(message(&now, "problems", "TLS_FILES").contains("client-key.pem: "), "{now:#}");
     replace(&mine.file(CLIENTS[1]), &renewed.file(CLIENTS[1]));
     replace(&mine.file(CLIENTS[0]), &renewed.file(CLIENTS[0]));
