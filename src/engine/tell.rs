@@ -59,7 +59,6 @@ impl Telling {
     /// Whether it knows that change, if there was one.
     pub(super) fn knows(&self, change: Option<FileChange>) -> bool {
         // `None` comes before every change.
-
         change <= self.told
     }
 }
