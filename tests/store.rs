@@ -279,6 +279,9 @@ fn started_on_a_full_disk(orderly: bool) {
     intend(&attachd.api(), &waiting);
     if orderly {
         attachd.terminate().unwrap();
+        // Room that the log has would be found again when it is written into the database.
+        run("sqlite3", &[&format!("{small}/attachd.db"), "PRAGMA wal_checkpoint(TRUNCATE)"]);
+        assert!(!fs::exists(format!("{small}/attachd.db-wal")).unwrap());
     } else {
         attachd.kill9().unwrap();
         // Made again by whoever opens the store next, and there is no room for it.
