@@ -3,7 +3,7 @@
 //!
 //! A code says *why* something is not as it should be; a step says *what happened* to a volume.
 
-use serde::{Serialize, Serializer};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 /// Where a code is said.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -26,6 +26,74 @@ pub enum Place {
 
 use Place::{Check, Command, Degraded, Http, Remark, Unhealthy, Volume};
 
+/// What a table lists by its name.
+pub trait Listed: Copy {
+    /// Its name, for programs.
+    fn name(self) -> &'static str;
+    /// The one of that name.
+    fn from_name(name: &str) -> Option<Self>;
+}
+
+/// What was read by its name: the store and the API's other end may be of another version, with names of its own.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Named<T> {
+    /// One of this table.
+    Known(T),
+    /// Another version's.
+    Other(String),
+}
+
+/// A step as the store keeps it.
+pub type StepName = Named<StoryStep>;
+
+impl<T: Listed> Named<T> {
+    /// The name.
+    pub fn name(&self) -> &str {
+        match self {
+            Self::Known(known) => known.name(),
+            Self::Other(name) => name,
+        }
+    }
+
+    /// If this version knows it.
+    pub fn known(&self) -> Option<T> {
+        match self {
+            Self::Known(known) => Some(*known),
+            Self::Other(_) => None,
+        }
+    }
+}
+
+impl<T: Listed> From<T> for Named<T> {
+    fn from(known: T) -> Self {
+        Self::Known(known)
+    }
+}
+
+impl<T: Listed> From<&str> for Named<T> {
+    fn from(name: &str) -> Self {
+        T::from_name(name).map_or_else(|| Self::Other(name.to_owned()), Self::Known)
+    }
+}
+
+impl<T: Listed> std::fmt::Display for Named<T> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.pad(self.name())
+    }
+}
+
+impl<T: Listed> Serialize for Named<T> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(self.name())
+    }
+}
+
+impl<'de, T: Listed> Deserialize<'de> for Named<T> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        Ok(Self::from(&*String::deserialize(deserializer)?))
+    }
+}
+
 /// Declares an enum of names.
 macro_rules! names {
     ($(#[$about:meta])* $type:ident { $($variant:ident $name:literal $meaning:literal)+ }) => {
@@ -47,6 +115,16 @@ macro_rules! names {
             /// The one of that name.
             pub fn from_name(name: &str) -> Option<Self> {
                 Self::ALL.iter().copied().find(|known| known.name() == name)
+            }
+        }
+
+        impl Listed for $type {
+            fn name(self) -> &'static str {
+                Self::name(self)
+            }
+
+            fn from_name(name: &str) -> Option<Self> {
+                Self::from_name(name)
             }
         }
 
@@ -266,7 +344,7 @@ codes! {
     InvalidBody "INVALID_BODY" [Http(422)] "the body does not say what this request takes" ""
     TooManyIntents "TOO_MANY_INTENTS" [Http(429)] "no more intents are taken" ""
     HeadTooLarge "HEAD_TOO_LARGE" [Http(431)] "the request's head is too long" ""
-    Failed "FAILED" [Http(500)] "the request failed for a fault of attachd's" ""
+    Failed "FAILED" [Http(500), Http(503)] "the request failed for a fault of attachd's" ""
     TooManyConnections "TOO_MANY_CONNECTIONS" [Http(503)] "the user's connections wait already, as many as may" ""
     TooManyListeners "TOO_MANY_LISTENERS" [Http(503)] "the user's requests wait for events already, as many as may" ""
     TooManyRequests "TOO_MANY_REQUESTS" [Http(503)] "the user's requests are under way already, as many as may" ""
@@ -429,23 +507,4 @@ names! {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use std::collections::BTreeSet;
-
-    #[test]
-    fn a_name_is_given_once_and_read_back() {
-        for code in Code::ALL {
-            assert_eq!(Code::from_name(code.name()), Some(*code));
-        }
-        assert_eq!(Code::ALL.iter().map(|code| code.name()).collect::<BTreeSet<_>>().len(), Code::ALL.len());
-        assert_eq!(Code::from_name("NO_SUCH_CODE"), None);
-    }
-
-    #[test]
-    fn whatever_an_operator_reads_says_what_to_do() {
-        for code in Code::ALL.iter().filter(|code| code.is_of_volumes() || code.is_of_health()) {
-            assert!(code.hint().ends_with('.'), "{code}");
-        }
-    }
-}
+mod tests;

@@ -5,7 +5,7 @@ use jiff::{SignedDuration, Timestamp};
 use crate::clock::{self, Steady};
 use crate::device::evidence::Evidence;
 use crate::identity::{OperationId, Serial, VolumeId};
-use crate::reason::Code;
+use crate::reason::{Code, StepName, StoryStep};
 
 /// A durable wish that a volume be mapped and exported on this host.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -123,19 +123,24 @@ impl State {
         }
     }
 
+    /// The step by which a story tells that it was reached.
+    pub const fn step(self) -> StoryStep {
+        match self {
+            Self::Attaching => StoryStep::Attaching,
+            Self::Waiting => StoryStep::Waiting,
+            Self::Matched => StoryStep::Matched,
+            Self::Exporting => StoryStep::Exporting,
+            Self::Ready => StoryStep::Ready,
+            Self::Lost => StoryStep::Lost,
+            Self::Detaching => StoryStep::Detaching,
+            Self::Refused => StoryStep::Refused,
+            Self::Expired => StoryStep::Expired,
+        }
+    }
+
     /// The name in the API and the store.
     pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Attaching => "attaching",
-            Self::Waiting => "waiting",
-            Self::Matched => "matched",
-            Self::Exporting => "exporting",
-            Self::Ready => "ready",
-            Self::Lost => "lost",
-            Self::Detaching => "detaching",
-            Self::Refused => "refused",
-            Self::Expired => "expired",
-        }
+        self.step().name()
     }
 
     /// The state of that name.
@@ -192,33 +197,10 @@ impl Reason {
 pub struct Entry {
     /// When, with microseconds.
     pub at: Timestamp,
-    /// What: `intent`, `heard`, `proven`, `recorded`, `published`, `ready`, `revoked`, `lost`, `refused` and others.
-    pub event: std::borrow::Cow<'static, str>,
+    /// What: the name of the step.
+    pub event: StepName,
     /// The particulars, for people.
     pub detail: String,
-}
-
-/// How much a step deserves an operator's look.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Severity {
-    /// As it should be.
-    Info,
-    /// Worth knowing: somebody waits in vain.
-    Notice,
-    /// A volume is not served, and nobody asked for that.
-    Warning,
-}
-
-impl Severity {
-    /// Of a step of this name. `asked`: it was somebody's wish.
-    pub fn of(step: &str, asked: bool) -> Self {
-        match step {
-            "lost" | "refused" => Self::Warning,
-            "revoked" if !asked => Self::Warning,
-            "expired" => Self::Notice,
-            _ => Self::Info,
-        }
-    }
 }
 
 /// What the store keeps of a volume, besides its timeline.

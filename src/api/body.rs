@@ -2,7 +2,6 @@
 
 use axum::body::Bytes;
 use axum::extract::{FromRequest, FromRequestParts, Path, Query, Request};
-use axum::http::StatusCode;
 use axum::http::request::Parts;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
@@ -10,6 +9,7 @@ use serde_json::json;
 
 use super::error::ApiError;
 use crate::identity::VolumeId;
+use crate::reason::Code;
 
 /// A JSON object as the body, which [`super::front`] has taken in.
 pub(super) struct JsonBody<T>(pub(super) T);
@@ -19,7 +19,7 @@ impl<S: Send + Sync, T: DeserializeOwned> FromRequest<S> for JsonBody<T> {
 
     async fn from_request(request: Request, state: &S) -> Result<Self, ApiError> {
         let bytes = Bytes::from_request(request, state).await;
-        object(&bytes.map_err(|error| ApiError::bad_request("BAD_BODY", error.body_text()))?).map(Self)
+        object(&bytes.map_err(|error| ApiError::of(Code::BadBody, error.body_text()))?).map(Self)
     }
 }
 
@@ -28,19 +28,19 @@ fn object<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, ApiError> {
         let text = format!("the body cannot be used: {error}");
         let details = json!({ "line": error.line(), "column": error.column() });
         if syntax {
-            ApiError::new(StatusCode::BAD_REQUEST, "BAD_JSON", text, details)
+            ApiError::new(Code::BadJson, text, details)
         } else {
-            ApiError::unprocessable("INVALID_BODY", text, details)
+            ApiError::new(Code::InvalidBody, text, details)
         }
     };
     match bytes.trim_ascii_start().first() {
-        None => return Err(ApiError::bad_request("EMPTY_BODY", "the request has no body; it takes a JSON object")),
+        None => return Err(ApiError::of(Code::EmptyBody, "the request has no body; it takes a JSON object")),
         Some(b'{') => {}
         // serde takes a list for an object whose fields come in the order of the source.
         Some(_) => {
             serde_json::from_slice::<serde::de::IgnoredAny>(bytes).map_err(|error| refused(&error, true))?;
             let text = "the body cannot be used: it takes a JSON object, like {\"volume_id\": \"…\"}";
-            return Err(ApiError::unprocessable("INVALID_BODY", text, json!({})));
+            return Err(ApiError::new(Code::InvalidBody, text, json!({})));
         }
     }
     serde_json::from_slice(bytes)
@@ -55,7 +55,7 @@ impl<S: Send + Sync> FromRequestParts<S> for VolumePath {
 
     async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, ApiError> {
         let path = Path::<String>::from_request_parts(parts, state).await;
-        let Path(text) = path.map_err(|error| ApiError::bad_request("NOT_A_VOLUME_ID", error.body_text()))?;
+        let Path(text) = path.map_err(|error| ApiError::of(Code::NotAVolumeId, error.body_text()))?;
         Ok(Self(text.parse()?))
     }
 }
@@ -67,7 +67,7 @@ impl<S: Send + Sync, T: DeserializeOwned> FromRequestParts<S> for QueryString<T>
     type Rejection = ApiError;
 
     async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, ApiError> {
-        let refused = |text: String| ApiError::bad_request("INVALID_QUERY", text);
+        let refused = |text: String| ApiError::of(Code::InvalidQuery, text);
         // What is no UTF-8 would be read as something else.
         if parts.uri.query().is_some_and(|query| !is_text(query)) {
             return Err(refused("the query string is not UTF-8, or has a % without two digits".to_owned()));

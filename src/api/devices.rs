@@ -9,6 +9,7 @@ use super::error::ApiError;
 use super::serve::Peer;
 use crate::device::facts::LinkTarget;
 use crate::engine::world::World;
+use crate::reason::Code;
 use crate::volume::User;
 use crate::wire::{DeviceList, DeviceView, Resynced};
 
@@ -60,6 +61,6 @@ pub(super) async fn resync(
     _: QueryString<NoQuery>,
 ) -> Result<Json<Resynced>, ApiError> {
     let done = context.inner.engine.resync("asked for", Some(User(peer.uid))).await?;
-    done.map_err(|why| ApiError::unavailable("RESYNC_FAILED", format!("the disks cannot be read: {why}")))?;
+    done.map_err(|why| ApiError::of(Code::ResyncFailed, format!("the disks cannot be read: {why}")))?;
     Ok(Json(Resynced { message: "Everything was read again and compared".to_owned() }))
 }

@@ -1,9 +1,12 @@
 //! The OpenAPI document: what the handlers and [`crate::wire`] say, and what every request can be answered.
 
+use std::collections::BTreeSet;
+
 use utoipa::openapi::path::Operation;
 use utoipa::openapi::{ContentBuilder, OpenApi as Document, Ref, RefOr, ResponseBuilder};
 use utoipa::{OpenApi, ToSchema};
 
+use crate::reason::Code;
 use crate::wire::ErrorBody;
 
 #[derive(OpenApi)]
@@ -17,13 +20,21 @@ use crate::wire::ErrorBody;
 pub(super) struct Base;
 
 /// Refusals that every request can meet, before its handler is asked.
-const EVERYWHERE: [(&str, &str); 6] = [
-    ("400", "BAD_HTTP, BAD_BODY, INVALID_QUERY, NOT_A_VOLUME_ID"),
-    ("408", "BODY_TOO_SLOW"),
-    ("413", "BODY_TOO_LARGE"),
-    ("414", "URI_TOO_LONG"),
-    ("431", "HEAD_TOO_LARGE"),
-    ("503", "TOO_MANY_CONNECTIONS, TOO_MANY_LISTENERS, TOO_MANY_REQUESTS, STORE_FAILED, STOPPING: ask again"),
+const EVERYWHERE: [Code; 14] = [
+    Code::BadHttp,
+    Code::BadBody,
+    Code::InvalidQuery,
+    Code::NotAVolumeId,
+    Code::BodyTooSlow,
+    Code::BodyTooLarge,
+    Code::UriTooLong,
+    Code::HeadTooLarge,
+    Code::Failed,
+    Code::TooManyConnections,
+    Code::TooManyListeners,
+    Code::TooManyRequests,
+    Code::StoreFailed,
+    Code::Stopping,
 ];
 
 /// Adds to each operation what it does not say itself.
@@ -36,11 +47,14 @@ pub(super) fn complete(mut document: Document) -> Document {
 }
 
 fn add_refusals(operation: &mut Operation) {
-    for (status, codes) in EVERYWHERE {
+    let statuses: BTreeSet<u16> = EVERYWHERE.iter().filter_map(|code| code.status()).collect();
+    for status in statuses {
+        let codes = EVERYWHERE.iter().filter(|code| code.status() == Some(status)).map(|code| code.name());
         let refusal = || {
             let body = ContentBuilder::new().schema(Some(Ref::from_schema_name(ErrorBody::name()))).build();
+            let codes = codes.collect::<Vec<_>>().join(", ");
             RefOr::T(ResponseBuilder::new().description(codes).content("application/json", body).build())
         };
-        operation.responses.responses.entry(status.to_owned()).or_insert_with(refusal);
+        operation.responses.responses.entry(status.to_string()).or_insert_with(refusal);
     }
 }

@@ -9,6 +9,7 @@ use super::serve::{HEAD_BYTES, HEADERS};
 use crate::engine::{Rejection, Stopping};
 use crate::helper_client::Holders;
 use crate::identity::{NotAVolumeId, VolumeId};
+use crate::reason::Code;
 use crate::store::StoreError;
 use crate::wire::ErrorBody;
 
@@ -20,16 +21,22 @@ pub(super) struct ApiError {
 }
 
 impl ApiError {
-    pub(super) fn new(status: StatusCode, code: &'static str, error: impl Into<String>, details: Value) -> Self {
+    /// The status is the code's.
+    pub(super) fn new(code: Code, error: impl Into<String>, details: Value) -> Self {
+        debug_assert!(code.status().is_some(), "{code} is no error of the API");
+        let status = code.status().and_then(|status| StatusCode::from_u16(status).ok());
+        let status = status.unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
         Self { status, body: ErrorBody { error: error.into(), code: code.into(), details } }
     }
 
-    pub(super) fn bad_request(code: &'static str, error: impl Into<String>) -> Self {
-        Self::new(StatusCode::BAD_REQUEST, code, error, json!({}))
+    /// One that has no particulars.
+    pub(super) fn of(code: Code, error: impl Into<String>) -> Self {
+        Self::new(code, error, json!({}))
     }
 
-    pub(super) fn unprocessable(code: &'static str, error: impl Into<String>, details: Value) -> Self {
-        Self::new(StatusCode::UNPROCESSABLE_ENTITY, code, error, details)
+    /// A fault of attachd's that may be over a moment later.
+    pub(super) fn failed_for_now(error: impl Into<String>) -> Self {
+        Self { status: StatusCode::SERVICE_UNAVAILABLE, ..Self::of(Code::Failed, error) }
     }
 
     pub(super) fn no_such_volume(volume: VolumeId) -> Self {
@@ -38,27 +45,23 @@ impl ApiError {
 
     pub(super) fn no_such_route(path: &str) -> Self {
         let error = format!("there is no {path} here; GET /api/v1/openapi.json lists what there is");
-        Self::new(StatusCode::NOT_FOUND, "NO_SUCH_ROUTE", error, json!({ "path": path }))
+        Self::new(Code::NoSuchRoute, error, json!({ "path": path }))
     }
 
     pub(super) fn method_not_allowed(method: &Method, path: &str) -> Self {
         let error = format!("{path} does not take {method}; the Allow header says what it takes");
-        Self::new(StatusCode::METHOD_NOT_ALLOWED, "METHOD_NOT_ALLOWED", error, json!({ "method": method.as_str() }))
+        Self::new(Code::MethodNotAllowed, error, json!({ "method": method.as_str() }))
     }
 
     /// Nobody reads it.
     pub(super) fn client_gone() -> Self {
-        Self::bad_request("CLIENT_GONE", "the client has hung up")
+        Self::of(Code::ClientGone, "the client has hung up")
     }
 
     /// The store hangs: what was asked may yet be carried out.
     pub(super) fn undecided(silent: &StoreError) -> Self {
         let text = format!("{silent}: whether this is carried out is not known yet; ask again. {}", silent.hint());
-        Self::unavailable(silent.code().name(), text)
-    }
-
-    pub(super) fn unavailable(code: &'static str, error: impl Into<String>) -> Self {
-        Self::new(StatusCode::SERVICE_UNAVAILABLE, code, error, json!({}))
+        Self::of(silent.code(), text)
     }
 }
 
@@ -93,16 +96,14 @@ pub(super) fn of_the_parser(head: &[u8]) -> Option<Vec<u8>> {
     if !head.ends_with("\r\n\r\n") || !head.contains("\r\ncontent-length: 0\r\n") {
         return None;
     }
-    let new = |status, code, text: &str| Some(raw(&ApiError::new(status, code, text, json!({}))));
+    let new = |code, text: &str| Some(raw(&ApiError::of(code, text)));
     match head.split(' ').nth(1)? {
-        "400" => {
-            new(StatusCode::BAD_REQUEST, "BAD_HTTP", "the request is not HTTP/1.1, or a line of its head is wrong")
-        }
-        "414" => new(StatusCode::URI_TOO_LONG, "URI_TOO_LONG", "the request's path and query are too long"),
+        "400" => new(Code::BadHttp, "the request is not HTTP/1.1, or a line of its head is wrong"),
+        "414" => new(Code::UriTooLong, "the request's path and query are too long"),
         "431" => {
             let text =
                 format!("the request's head is too long: at most {HEAD_BYTES} bytes and {HEADERS} lines are taken");
-            new(StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, "HEAD_TOO_LARGE", &text)
+            new(Code::HeadTooLarge, &text)
         }
         _ => None,
     }
@@ -111,53 +112,51 @@ pub(super) fn of_the_parser(head: &[u8]) -> Option<Vec<u8>> {
 impl From<Rejection> for ApiError {
     fn from(rejection: Rejection) -> Self {
         let text = rejection.to_string();
-        let conflict = |code, details| Self::new(StatusCode::CONFLICT, code, text.clone(), details);
+        let conflict = |code, details| Self::new(code, text.clone(), details);
         match rejection {
-            Rejection::Unknown(volume) => {
-                Self::new(StatusCode::NOT_FOUND, "NO_SUCH_INTENT", text, json!({ "volume_id": volume }))
-            }
+            Rejection::Unknown(volume) => Self::new(Code::NoSuchIntent, text, json!({ "volume_id": volume })),
             Rejection::Differs { field, have, asked, .. } => {
-                conflict("INTENT_DIFFERS", json!({ "field": field, "have": have, "asked": asked }))
+                conflict(Code::IntentDiffers, json!({ "field": field, "have": have, "asked": asked }))
             }
             Rejection::SerialTaken { asked, have, serial } => {
-                conflict("SERIAL_TAKEN", json!({ "asked": asked, "have": have, "serial": serial }))
+                conflict(Code::SerialTaken, json!({ "asked": asked, "have": have, "serial": serial }))
             }
-            Rejection::InUseByHost { uses, .. } => conflict("IN_USE_BY_HOST", json!({ "uses": uses })),
+            Rejection::InUseByHost { uses, .. } => conflict(Code::InUseByHost, json!({ "uses": uses })),
             Rejection::ClientsConnected { clients: Holders { clients, exact }, .. } => {
-                conflict("CLIENTS_CONNECTED", json!({ "clients": clients, "clients_exact": exact }))
+                conflict(Code::ClientsConnected, json!({ "clients": clients, "clients_exact": exact }))
             }
-            Rejection::ExportStuck(_) => Self::unavailable("EXPORT_STUCK", text),
+            Rejection::ExportStuck(_) => Self::of(Code::ExportStuck, text),
             Rejection::ClientsUnknown { clients, why, .. } => {
-                conflict("CLIENTS_UNKNOWN", json!({ "why": why, "clients": clients, "clients_exact": false }))
+                conflict(Code::ClientsUnknown, json!({ "why": why, "clients": clients, "clients_exact": false }))
             }
             Rejection::TooMany { used, limit, .. } => {
                 let details = json!({ "used": used, "limit": limit });
-                Self::new(StatusCode::TOO_MANY_REQUESTS, "TOO_MANY_INTENTS", text, details)
+                Self::new(Code::TooManyIntents, text, details)
             }
-            Rejection::Leaving(_) => conflict("BEING_WITHDRAWN", json!({})),
-            Rejection::Sealed { operation, .. } => conflict("SEALED", json!({ "operation": operation })),
-            Rejection::NotSealed { operation, .. } => conflict("NOT_SEALED", json!({ "operation": operation })),
-            Rejection::Store(error) => Self::unavailable(error.code().name(), text),
-            Rejection::NotDurable(_) => Self::unavailable("STORE_FAILED", text),
-            Rejection::NotClaimed(_) => Self::unavailable("CLAIMS_FOLDER", text),
+            Rejection::Leaving(_) => conflict(Code::BeingWithdrawn, json!({})),
+            Rejection::Sealed { operation, .. } => conflict(Code::Sealed, json!({ "operation": operation })),
+            Rejection::NotSealed { operation, .. } => conflict(Code::NotSealed, json!({ "operation": operation })),
+            Rejection::Store(error) => Self::of(error.code(), text),
+            Rejection::NotDurable(_) => Self::of(Code::StoreFailed, text),
+            Rejection::NotClaimed(_) => Self::of(Code::ClaimsFolder, text),
         }
     }
 }
 
 impl From<Stopping> for ApiError {
     fn from(stopping: Stopping) -> Self {
-        Self::unavailable("STOPPING", stopping.to_string())
+        Self::of(Code::Stopping, stopping.to_string())
     }
 }
 
 impl From<StoreError> for ApiError {
     fn from(error: StoreError) -> Self {
-        Self::unavailable(error.code().name(), format!("{error}. {}", error.hint()))
+        Self::of(error.code(), format!("{error}. {}", error.hint()))
     }
 }
 
 impl From<NotAVolumeId> for ApiError {
     fn from(error: NotAVolumeId) -> Self {
-        Self::bad_request("NOT_A_VOLUME_ID", error.to_string())
+        Self::of(Code::NotAVolumeId, error.to_string())
     }
 }

@@ -78,7 +78,7 @@ fn view(event: &engine::Event) -> EventView {
         at: event.at,
         volume_id: event.volume_id,
         serial: event.serial,
-        event: event.event.clone().into(),
+        event: event.event.clone(),
         detail: event.detail.clone(),
         state: event.state,
         reason: event.reason.as_ref().map(ReasonView::from),

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use axum::body::{Body, Bytes};
 use axum::extract::{Extension, Request, State};
-use axum::http::{HeaderValue, Method, StatusCode, header};
+use axum::http::{HeaderValue, Method, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use futures_util::StreamExt;
@@ -16,6 +16,7 @@ use super::Ctx;
 use super::error::ApiError;
 use super::serve::Peer;
 use super::shares::Place;
+use crate::reason::Code;
 
 /// No request needs more.
 const LONGEST_BODY: usize = 64 * 1024;
@@ -67,7 +68,7 @@ async fn read(body: Body, waits: bool) -> Result<Bytes, ApiError> {
             }
             Some(Err(error)) => {
                 let text = format!("the body cannot be read: {error}");
-                return Err(ApiError::bad_request("BAD_BODY", text));
+                return Err(ApiError::of(Code::BadBody, text));
             }
             None if length > LONGEST_BODY as u64 => return Err(too_large()),
             None => return Ok(kept.into()),
@@ -77,12 +78,12 @@ async fn read(body: Body, waits: bool) -> Result<Bytes, ApiError> {
 
 fn too_large() -> ApiError {
     let text = format!("the body is too long; at most {LONGEST_BODY} bytes are taken");
-    ApiError::new(StatusCode::PAYLOAD_TOO_LARGE, "BODY_TOO_LARGE", text, json!({ "limit": LONGEST_BODY }))
+    ApiError::new(Code::BodyTooLarge, text, json!({ "limit": LONGEST_BODY }))
 }
 
 fn too_slow() -> ApiError {
     let text = format!("the body was not complete after {} s", BODY_LIMIT.as_secs());
-    ApiError::new(StatusCode::REQUEST_TIMEOUT, "BODY_TOO_SLOW", text, json!({}))
+    ApiError::new(Code::BodyTooSlow, text, json!({}))
 }
 
 /// What changes something has one of its user's places until it is done, also when its client does not wait for that.
@@ -104,8 +105,7 @@ pub(super) async fn change(
         response
     });
     done.await.unwrap_or_else(|error| {
-        ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, "FAILED", format!("the request failed: {error}"), json!({}))
-            .into_response()
+        ApiError::new(Code::Failed, format!("the request failed: {error}"), json!({})).into_response()
     })
 }
 
@@ -126,7 +126,7 @@ pub(super) async fn list(
     let (head, body) = next.run(request).await.into_parts();
     match axum::body::to_bytes(body, usize::MAX).await {
         Ok(bytes) => Response::from_parts(head, Body::from(Bytes::from_owner(Kept { bytes, _place: place }))),
-        Err(error) => ApiError::unavailable("FAILED", format!("the list broke off: {error}")).into_response(),
+        Err(error) => ApiError::failed_for_now(format!("the list broke off: {error}")).into_response(),
     }
 }
 
@@ -147,5 +147,5 @@ fn no_place(what: &str) -> ApiError {
         "this user's share of {what} under way was in use for {} s (answers that are not read count); ask again",
         PLACE_LIMIT.as_secs()
     );
-    ApiError::unavailable("TOO_MANY_REQUESTS", text)
+    ApiError::of(Code::TooManyRequests, text)
 }

@@ -23,7 +23,7 @@ use crate::engine::world::{Resyncs, World};
 use crate::export::backend::Check;
 use crate::export::server::Server;
 use crate::folder::Names;
-use crate::reason::Code;
+use crate::reason::{Code, Place};
 use crate::reload::InUse;
 use crate::store::Pulse;
 use crate::volume::State as VolumeState;
@@ -35,16 +35,38 @@ use crate::wire::{
 /// How long the NBD server may take to answer before health says that it does not.
 const ANSWER_LIMIT: Duration = Duration::from_secs(1);
 
-/// One thing that needs a look. `grave`: no intent can be accepted until it is over.
+/// One thing that needs a look.
 struct Problem {
-    code: &'static str,
+    code: Code,
     message: String,
     hint: Cow<'static, str>,
-    grave: bool,
+}
+
+impl Problem {
+    /// With the hint that its code has.
+    fn new(code: Code, message: String) -> Self {
+        debug_assert!(!code.hint().contains("{}"), "{code} is about something: Problem::about");
+        Self::hinted(code, message, code.hint())
+    }
+
+    /// The same for a code whose hint is about the NBD server's unit.
+    fn about(code: Code, settings: &Settings, message: String) -> Self {
+        Self::hinted(code, message, code.hint_about(settings.export.server.unit()))
+    }
+
+    fn hinted(code: Code, message: String, hint: impl Into<Cow<'static, str>>) -> Self {
+        debug_assert!(code.is_of_health(), "{code} is no problem of health");
+        Self { code, message, hint: hint.into() }
+    }
+
+    /// No intent can be accepted until it is over.
+    fn is_grave(&self) -> bool {
+        self.code.is_said(Place::Unhealthy)
+    }
 }
 
 impl From<Problem> for HealthProblem {
-    fn from(Problem { code, message, hint, .. }: Problem) -> Self {
+    fn from(Problem { code, message, hint }: Problem) -> Self {
         Self { code: code.into(), message, hint }
     }
 }
@@ -126,14 +148,9 @@ async fn health(context: &Context) -> Health {
     problems.extend(of_configuration(&in_use, context.inner.checks.tls_trouble()));
     if stopping {
         let message = "the engine does not run: attachd is stopping".to_owned();
-        problems.push(Problem {
-            code: "STOPPING",
-            message,
-            hint: "Ask again when it has started.".into(),
-            grave: true,
-        });
+        problems.push(Problem::new(Code::Stopping, message));
     }
-    let status = if problems.iter().any(|problem| problem.grave) {
+    let status = if problems.iter().any(Problem::is_grave) {
         HealthStatus::Unhealthy
     } else if problems.is_empty() {
         HealthStatus::Healthy
@@ -191,73 +208,46 @@ fn store(pulse: Pulse) -> StoreHealth {
 fn problems(seen: &Seen, store: &Pulse, files: &Check, settings: &Settings) -> Vec<Problem> {
     let mut problems = Vec::new();
     problems.extend(server_problem(seen, settings));
-    let mut add = |code, grave, message, hint: &'static str| {
-        problems.push(Problem { code, message, hint: hint.into(), grave });
-    };
     if let Some(failure) = &store.failure {
-        add(
-            failure.code().name(),
-            true,
+        problems.push(Problem::hinted(
+            failure.code(),
             format!("{failure}; until that is over no intent is accepted"),
             failure.hint(),
-        );
+        ));
     }
     if let Some(copy) = store.saved.first() {
         let message =
             format!("a store was lost while attachd ran, and what was on record then is in {}", copy.display());
-        let hint = "Compare it with `attachctl list`: move the store away and restart attachd, which puts it in its place; or remove it.";
-        add("STORE_SAVED", false, message, hint);
+        problems.push(Problem::new(Code::StoreSaved, message));
     }
     if let Some(why) = &files.refused {
         let message = format!("the NBD server would not take up its files: {why}");
-        let hint = "Until that is put right no new export is served, and the server does not start again.";
-        add("SERVER_FILES", false, message, hint);
+        problems.push(Problem::new(Code::ServerFiles, message));
     }
     if let Some(NotTold::Helper(why)) = &seen.not_told {
         let message = format!("the NBD server could not be told of new exports: {why}");
-        add("SERVER_NOT_TOLD", false, message, "Check `systemctl status attachd-helper.socket attachd-nbd-server`.");
+        problems.push(Problem::about(Code::ServerNotTold, settings, message));
     }
     if let Some(Err(why)) = &seen.helper {
-        let hint = "Check `systemctl status attachd-helper.socket`: without it late intents are not marked and clients not told apart.";
-        add("HELPER_SILENT", false, why.clone(), hint);
+        problems.push(Problem::new(Code::HelperSilent, why.clone()));
     }
     if is_insecure(settings) {
         let message = format!("exports are served on {} without TLS (insecure = true)", settings.export.listen);
-        add("INSECURE", false, message, "Listen on 127.0.0.1 and use the tunnel.");
+        problems.push(Problem::new(Code::Insecure, message));
     }
     if let Some(first) = seen.not_served.first() {
         let message =
             format!("{} volume(s) with a proven disk cannot be served; one of them: {first}", seen.not_served.len());
-        add(
-            "EXPORTS_FAILING",
-            false,
-            message,
-            "`attachctl list` and `attachctl show` say why; it is tried again by itself.",
-        );
+        problems.push(Problem::new(Code::ExportsFailing, message));
     }
     let standing = [
-        (
-            VolumeState::Refused,
-            "VOLUMES_REFUSED",
-            "have a disk that fails a check",
-            "`attachctl list` names the check and what to do.",
-        ),
-        (
-            VolumeState::Lost,
-            "VOLUMES_LOST",
-            "were served, and their disk is gone",
-            "Attach them again, and they are served again; or withdraw them: `attachctl list --state lost`.",
-        ),
-        (
-            VolumeState::Expired,
-            "VOLUMES_EXPIRED",
-            "waited for a disk past their deadline",
-            "Check them in CloudStack: a disk that comes later is still served. Or withdraw them: `attachctl list --state expired`.",
-        ),
+        (VolumeState::Refused, Code::VolumesRefused, "have a disk that fails a check"),
+        (VolumeState::Lost, Code::VolumesLost, "were served, and their disk is gone"),
+        (VolumeState::Expired, Code::VolumesExpired, "waited for a disk past their deadline"),
     ];
-    for (state, code, what, hint) in standing {
+    for (state, code, what) in standing {
         if let Some(count) = seen.volumes.get(&state).filter(|count| **count > 0) {
-            add(code, false, format!("{count} volume(s) {what}"), hint);
+            problems.push(Problem::new(code, format!("{count} volume(s) {what}")));
         }
     }
     problems.extend(of_disks(seen));
@@ -268,34 +258,27 @@ fn problems(seen: &Seen, store: &Pulse, files: &Check, settings: &Settings) -> V
 /// What is wrong with attachd's folders.
 fn of_folders(seen: &Seen, settings: &Settings) -> Vec<Problem> {
     let mut problems = Vec::new();
-    let mut add =
-        |code, grave, message, hint: &'static str| problems.push(Problem { code, message, hint: hint.into(), grave });
     if !seen.foreign.is_empty() {
         let names = &seen.foreign;
         let message = format!("the NBD server's folders hold what attachd did not make: {names}");
-        add("FOREIGN_EXPORTS", false, message, "The NBD server offers these unproven; remove them.");
+        problems.push(Problem::about(Code::ForeignExports, settings, message));
     }
     if !seen.foreign_claims.is_empty() {
         let (folder, names) = (settings.store.claims.display(), &seen.foreign_claims);
         let message = format!("{folder} holds what is no claim of attachd's: {names}");
-        let hint = "It is left alone. Move it away: a file named like a serial marks that disk.";
-        add("FOREIGN_CLAIMS", false, message, hint);
+        problems.push(Problem::new(Code::ForeignClaims, message));
     }
     if let Some(why) = &seen.claims {
         let message = format!("the folder of claims is not what it has to be: {why}");
-        let hint = "Put it right (`systemd-tmpfiles --create` makes it): until then no intent is accepted. It heals by itself.";
-        add("CLAIMS_FOLDER", true, message, hint);
+        problems.push(Problem::new(Code::ClaimsFolder, message));
     }
     if let Some(why) = &seen.exports {
         let message = format!("nothing can be exported: {why}");
-        let hint = "Put the folder right (`systemd-tmpfiles --create` makes it): exports are then made and proven again by themselves.";
-        add("EXPORT_FOLDER", false, message, hint);
+        problems.push(Problem::new(Code::ExportFolder, message));
     }
     if !seen.stuck.is_empty() {
         let message = format!("exports cannot be taken away ({}): {}", seen.stuck.count(), seen.stuck);
-        let hint =
-            "It is tried again by itself; or remove it by hand, or stop the NBD server, which may serve a wrong disk.";
-        add("EXPORT_STUCK", false, message, hint);
+        problems.push(Problem::about(Code::ExportStuck, settings, message));
     }
     problems
 }
@@ -303,25 +286,19 @@ fn of_folders(seen: &Seen, settings: &Settings) -> Vec<Problem> {
 /// What stands in the way of hearing of disks and reading them.
 fn of_disks(seen: &Seen) -> Vec<Problem> {
     let mut problems = Vec::new();
-    let mut add = |code, message, hint: &'static str| {
-        problems.push(Problem { code, message, hint: hint.into(), grave: false });
-    };
     if let Udevd::Silent(since) = seen.udevd {
         let message = format!("udevd owes the event of a disk since {since}");
-        let hint = "Check `systemctl status systemd-udevd`; removals are still noticed, new disks are not served.";
-        add("UDEVD_SILENT", message, hint);
+        problems.push(Problem::new(Code::UdevdSilent, message));
     } else if let Some((first, since)) = seen.held_up.first() {
         let count = seen.held_up.len();
         let message = format!(
             "udevd is held up at {count} disk(s), and served others meanwhile; the first: {first}, since {since}"
         );
-        let hint = "These are not served until udevd has reported them. `systemctl status systemd-udevd` shows the program that a rule waits for, `udevadm monitor` what is reported; a disk that does not answer holds it up as well. udevd gives up after 3 minutes.";
-        add("UDEVD_HELD_UP", message, hint);
+        problems.push(Problem::new(Code::UdevdHeldUp, message));
     }
     if let Some(first) = seen.unread.first() {
         let message = format!("{} disk(s) cannot be read; one of them: {first}", seen.unread.len());
-        let hint = "What is served of them stays served, nothing else of them is; they are read again by themselves. If this lasts, check the storage behind them.";
-        add("DISKS_UNREAD", message, hint);
+        problems.push(Problem::new(Code::DisksUnread, message));
     }
     problems
 }
@@ -347,11 +324,7 @@ fn server_problem(seen: &Seen, settings: &Settings) -> Option<Problem> {
         }
         _ => return None,
     };
-    let hint = format!(
-        "Look at `systemctl status {}`; exports are proven again at once when it answers.",
-        settings.export.server.unit()
-    );
-    Some(Problem { code: "BACKEND_DOWN", message, hint: hint.into(), grave: false })
+    Some(Problem::about(Code::BackendDown, settings, message))
 }
 
 fn not_served(world: &World) -> Vec<String> {
@@ -367,13 +340,7 @@ fn of_configuration(in_use: &InUse, tls: Option<String>) -> impl Iterator<Item =
         (Code::ConfigInvalid, message)
     });
     let tls = tls.map(|why| (Code::TlsFiles, format!("changed files cannot be used, those read before are: {why}")));
-    let problem = |(code, message): (Code, String)| Problem {
-        code: code.name(),
-        message,
-        hint: code.hint().into(),
-        grave: false,
-    };
-    invalid.into_iter().chain(tls).map(problem)
+    invalid.into_iter().chain(tls).map(|(code, message)| Problem::new(code, message))
 }
 
 /// What nbd-server is known for and what its files say, and what waits for a restart.
@@ -383,17 +350,17 @@ fn remarks(files: Check, in_use: &InUse) -> Vec<Remark> {
         let keys = in_use.at_restart.join(", ");
         let message =
             format!("the configuration has changes that take a restart of attachd (exports stay served): {keys}");
-        remarks.push(Remark { code: Code::RestartNeeded.name().into(), message });
+        remarks.push(Remark { code: Code::RestartNeeded.into(), message });
     }
     let ServerSettings::NbdServer { way, .. } = &in_use.settings.export.server else { return remarks };
     remarks.push(Remark {
-        code: "WRITE_ZEROES".into(),
+        code: Code::WriteZeroes.into(),
         message: "nbd-server zeroes only the first 64 MiB of a larger request to write zeroes and reports success \
                   (nbdcopy sends such requests): do not use its exports as nbdcopy's destination unless the disk is blank"
             .to_owned(),
     });
-    remarks.extend(way.advice.clone().map(|message| Remark { code: "SERVER_VERSION".into(), message }));
-    remarks.extend(files.remarks.into_iter().map(|message| Remark { code: "SERVER_FILES".into(), message }));
+    remarks.extend(way.advice.clone().map(|message| Remark { code: Code::ServerVersion.into(), message }));
+    remarks.extend(files.remarks.into_iter().map(|message| Remark { code: Code::ServerFiles.into(), message }));
     remarks
 }
 

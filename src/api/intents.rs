@@ -20,6 +20,7 @@ use crate::effect;
 use crate::engine::{Accepted, Rejection, Stopping, Withdrawal};
 use crate::helper_client::Holders;
 use crate::identity::VolumeId;
+use crate::reason::Code;
 use crate::volume::{self, IntentOrigin, User};
 use crate::wire::{ErrorBody, IntentList, IntentView, NewIntent, WithdrawnView};
 
@@ -61,9 +62,9 @@ pub(super) async fn list(State(context): Ctx, _: QueryString<NoQuery>) -> Result
     (status = 201, body = IntentView, description = "Accepted, durably"),
     (status = 200, body = IntentView, description = "Accepted before"),
     (status = 400, body = ErrorBody, description = "EMPTY_BODY, BAD_JSON, NOT_A_VOLUME_ID"),
-    (status = 413, body = ErrorBody, description = "BODY_TOO_LARGE"),
+    (status = 413, body = ErrorBody, description = Code::BodyTooLarge.name()),
     (status = 409, body = ErrorBody, description = "INTENT_DIFFERS, SERIAL_TAKEN, IN_USE_BY_HOST, BEING_WITHDRAWN, SEALED (details: by which operation)"),
-    (status = 422, body = ErrorBody, description = "INVALID_BODY"),
+    (status = 422, body = ErrorBody, description = Code::InvalidBody.name()),
     (status = 429, body = ErrorBody, description = "TOO_MANY_INTENTS: details say how many there are and may be"),
     (status = 503, body = ErrorBody, description = "STORE_BUSY, STORE_FULL, STORE_LOST, STORE_FAILED: nothing was changed; STORE_SILENT: not known yet, ask again")))]
 pub(super) async fn add(
@@ -76,7 +77,7 @@ pub(super) async fn add(
     let vm_id = new.vm_id.unwrap_or_default();
     if vm_id.len() > LONGEST_VM_ID || vm_id.chars().any(char::is_control) {
         let text = format!("vm_id takes at most {LONGEST_VM_ID} printable characters");
-        return Err(ApiError::unprocessable("INVALID_BODY", text, json!({ "field": "vm_id" })));
+        return Err(ApiError::new(Code::InvalidBody, text, json!({ "field": "vm_id" })));
     }
     if new.size_bytes.is_some_and(|size| !SIZES.contains(&size)) {
         let text = format!(
@@ -84,7 +85,7 @@ pub(super) async fn add(
             SIZES.start(),
             SIZES.end()
         );
-        return Err(ApiError::unprocessable("INVALID_BODY", text, json!({ "field": "size_bytes" })));
+        return Err(ApiError::new(Code::InvalidBody, text, json!({ "field": "size_bytes" })));
     }
     let intent = volume::Intent {
         volume,

@@ -18,6 +18,7 @@ use crate::device::monitor::SocketStats;
 use crate::engine::udevd::Udevd;
 use crate::engine::world::World;
 use crate::export::server::Server;
+use crate::reason::Code;
 
 type ByLabel = Family<Vec<(&'static str, &'static str)>, Gauge<f64, AtomicU64>>;
 
@@ -63,7 +64,7 @@ async fn encoded(context: &Context) -> Result<String, ApiError> {
         figures(sub, stats);
     }
     let mut text = String::new();
-    encode(&mut text, &registry).map_err(|error| ApiError::unavailable("METRICS_FAILED", error.to_string()))?;
+    encode(&mut text, &registry).map_err(|error| ApiError::of(Code::MetricsFailed, error.to_string()))?;
     Ok(text)
 }
 

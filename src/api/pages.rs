@@ -53,7 +53,7 @@ pub(super) async fn json<T: Serialize>(
     }
     let written = blocking(move || serde_json::to_vec(&make())).await;
     let written = written.and_then(|written| written.map_err(Into::into));
-    let bytes = written
-        .map_err(|error| ApiError::unavailable("FAILED", format!("the list cannot be written: {error}; ask again")))?;
+    let bytes =
+        written.map_err(|error| ApiError::failed_for_now(format!("the list cannot be written: {error}; ask again")))?;
     Ok(([(header::CONTENT_TYPE, "application/json")], bytes).into_response())
 }

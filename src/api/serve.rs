@@ -18,6 +18,7 @@ use super::line::{Line, Wire};
 use super::shares::Places;
 use crate::budget::{self, Clients};
 use crate::config;
+use crate::reason::Code;
 
 /// How long a connection may take for a request's head, idle time included.
 const HEAD_LIMIT: Duration = Duration::from_secs(10);
@@ -142,7 +143,7 @@ fn no_place(share: usize) -> ApiError {
     let text = format!(
         "this user already has its share of {share} connections, and as many wait, or all are in use; close some"
     );
-    ApiError::unavailable("TOO_MANY_CONNECTIONS", text)
+    ApiError::of(Code::TooManyConnections, text)
 }
 
 async fn rest_after(error: &io::Error) {

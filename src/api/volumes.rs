@@ -3,7 +3,6 @@
 use std::time::Duration;
 
 use axum::extract::State;
-use axum::http::StatusCode;
 use axum::response::Response;
 use axum::{Extension, Json};
 use serde::Deserialize;
@@ -20,6 +19,7 @@ use super::shares::Place;
 use super::{Context, Ctx};
 use crate::engine::world::{Volume, World};
 use crate::identity::VolumeId;
+use crate::reason::Code;
 use crate::store::Story;
 use crate::volume::{self, Entry};
 use crate::wire::{
@@ -127,7 +127,7 @@ pub(super) async fn show(
     if seconds > WAIT_SECONDS.1 {
         let text =
             format!("timeout_seconds takes at most {}, not {seconds}; ask again when it is over", WAIT_SECONDS.1);
-        return Err(ApiError::bad_request("INVALID_QUERY", text));
+        return Err(ApiError::of(Code::InvalidQuery, text));
     }
     if let Some(state) = &wait.wait {
         let state = state_of(state)?;
@@ -140,7 +140,7 @@ pub(super) async fn show(
         let now = look(&context, volume).await?;
         let text = format!("volume {volume} is {} after {seconds} s, not {state}", now.state);
         let details = json!(Standing::from(now));
-        return Err(ApiError::new(StatusCode::GATEWAY_TIMEOUT, "WAIT_TIMEOUT", text, details));
+        return Err(ApiError::new(Code::WaitTimeout, text, details));
     }
     whole(&context, look(&context, volume).await?).await
 }
@@ -180,7 +180,7 @@ pub(super) fn long_request(context: &Context, peer: &Peer) -> Result<Place, ApiE
         let share = places.share(peer.uid);
         let text =
             format!("this user already has its share of {share} requests that wait for events, or all are in use");
-        ApiError::unavailable("TOO_MANY_LISTENERS", text + "; close some")
+        ApiError::of(Code::TooManyListeners, text + "; close some")
     })
 }
 
@@ -206,6 +206,6 @@ async fn timeline(context: &Context, volume: VolumeId) -> Result<(Vec<Entry>, bo
 fn state_of(name: &str) -> Result<volume::State, ApiError> {
     volume::State::from_name(name).ok_or_else(|| {
         let names = volume::State::ALL.map(volume::State::as_str).join(", ");
-        ApiError::bad_request("INVALID_QUERY", format!("there is no state {name:?}; there are {names}"))
+        ApiError::of(Code::InvalidQuery, format!("there is no state {name:?}; there are {names}"))
     })
 }

@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 use super::failure::{FAILED, Failure};
 use super::output::Output;
 use crate::config::{self, Problem};
+use crate::reason::Code;
 
 /// Which configuration.
 #[derive(clap::Args)]
@@ -24,7 +25,7 @@ pub(super) fn run(options: &Options, output: &Output) -> Result<ExitCode, Failur
     config::check(&options.config).map_err(|invalid| {
         let problems: Vec<Value> = invalid.problems.iter().map(told).collect();
         let details = json!({ "path": options.config, "problems": problems });
-        Failure::with(FAILED, "INVALID_CONFIG", invalid.to_string(), details)
+        Failure::with(FAILED, Code::InvalidConfig, invalid.to_string(), details)
     })?;
     output.json(&json!({ "path": options.config, "valid": true }).to_string())?;
     Ok(ExitCode::SUCCESS)

@@ -13,6 +13,7 @@ use serde_json::json;
 use super::failure::{Failure, UNREACHABLE};
 use super::sse::{Message, Parser};
 use crate::identity::VolumeId;
+use crate::reason::Code;
 
 /// How long an answer may take when it is not waited for on purpose.
 const ANSWER_LIMIT: Duration = Duration::from_secs(30);
@@ -53,7 +54,7 @@ impl Client {
     pub(super) fn new(socket: &Path) -> Result<Self, Failure> {
         // A connection per request: attachd closes idle ones.
         let http = reqwest::Client::builder().unix_socket(socket).pool_max_idle_per_host(0).build();
-        let http = http.map_err(|error| Failure::new("NO_CLIENT", format!("attachctl cannot start: {error}")))?;
+        let http = http.map_err(|error| Failure::new(Code::NoClient, format!("attachctl cannot start: {error}")))?;
         Ok(Self { http, socket: socket.to_owned() })
     }
 
@@ -138,7 +139,7 @@ impl Client {
             return answer.map_err(|error| self.unreachable(&error));
         }
         let text = format!("attachd at {} gave no answer within {} s: {LOOK}", self.socket.display(), limit.as_secs());
-        Err(Failure::with(UNREACHABLE, "NO_ANSWER", text, json!({ "socket": self.socket })))
+        Err(Failure::with(UNREACHABLE, Code::NoAnswer, text, json!({ "socket": self.socket })))
     }
 
     fn unreachable(&self, error: &reqwest::Error) -> Failure {
@@ -151,7 +152,7 @@ impl Client {
                 format!("attachd at {} broke off before it had answered ({last}): {LOOK}", self.socket.display())
             }
         };
-        Failure::with(UNREACHABLE, "UNREACHABLE", text, json!({ "socket": self.socket }))
+        Failure::with(UNREACHABLE, Code::Unreachable, text, json!({ "socket": self.socket }))
     }
 }
 

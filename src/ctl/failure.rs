@@ -5,6 +5,7 @@ use std::{fmt, io};
 use serde_json::{Value, json};
 
 use crate::identity::VolumeId;
+use crate::reason::{Code, Named};
 use crate::volume::State;
 use crate::wire::{ErrorBody, Standing};
 
@@ -35,13 +36,13 @@ pub(super) enum Failure {
 
 impl Failure {
     /// A failure of attachctl's own.
-    pub(super) fn new(code: &str, error: impl Into<String>) -> Self {
+    pub(super) fn new(code: impl Into<Named<Code>>, error: impl Into<String>) -> Self {
         Self::with(FAILED, code, error, json!({}))
     }
 
     /// A failure with its own exit status and particulars.
-    pub(super) fn with(status: u8, code: &str, error: impl Into<String>, details: Value) -> Self {
-        Self::Told { status, body: ErrorBody { error: error.into(), code: code.to_owned().into(), details } }
+    pub(super) fn with(status: u8, code: impl Into<Named<Code>>, error: impl Into<String>, details: Value) -> Self {
+        Self::Told { status, body: ErrorBody { error: error.into(), code: code.into(), details } }
     }
 
     /// An answer that is no success. One that is not attachd's (a proxy's, say) is shown as it is.
@@ -50,7 +51,7 @@ impl Failure {
             Ok(body) => Self::Told { status: FAILED, body },
             Err(_) => Self::with(
                 FAILED,
-                "BAD_ANSWER",
+                Code::BadAnswer,
                 format!("the answer has status {status} and is not attachd's: {}", text.trim()),
                 json!({ "status": status }),
             ),
@@ -60,7 +61,7 @@ impl Failure {
     /// An answer of attachd's that lacks something, or has it in another way.
     pub(super) fn not_understood(why: impl fmt::Display) -> Self {
         let text = format!("attachd's answer is not understood ({why}); is attachctl of the same version?");
-        Self::new("BAD_ANSWER", text)
+        Self::new(Code::BadAnswer, text)
     }
 
     /// The waiting ended, and the volume is not where it should be.
@@ -73,9 +74,9 @@ impl Failure {
         };
         let text = format!("volume {volume} is {state} after {seconds} s, not {wanted}{why}");
         let (status, code) = match reason {
-            Some(reason) if *state == State::Refused => (REFUSED, &*reason.code),
-            _ if *state == State::Refused => (REFUSED, "REFUSED"),
-            _ => (TIMED_OUT, "WAIT_TIMEOUT"),
+            Some(reason) if *state == State::Refused => (REFUSED, reason.code.clone()),
+            _ if *state == State::Refused => (REFUSED, Code::Refused.into()),
+            _ => (TIMED_OUT, Code::WaitTimeout.into()),
         };
         Self::with(status, code, text, json!(stands))
     }
@@ -102,10 +103,10 @@ mod tests {
     #[test]
     fn attachds_error_passes_as_it_is_and_anything_else_is_shown() {
         let (status, body) = told(Failure::from_answer(409, r#"{"error":"no","code":"X","details":{"a":1},"new":0}"#));
-        assert_eq!((status, body.error.as_str(), &*body.code), (FAILED, "no", "X"));
+        assert_eq!((status, body.error.as_str(), body.code.name()), (FAILED, "no", "X"));
         assert_eq!(body.details, json!({ "a": 1 }));
         let (status, body) = told(Failure::from_answer(502, "<h1>Bad Gateway</h1>\n"));
-        assert_eq!((status, &*body.code), (FAILED, "BAD_ANSWER"));
+        assert_eq!((status, body.code.name()), (FAILED, "BAD_ANSWER"));
         assert!(body.error.contains("502") && body.error.ends_with("<h1>Bad Gateway</h1>"), "{}", body.error);
     }
 
@@ -114,7 +115,7 @@ mod tests {
         let volume: VolumeId = "b3bb9310-1b59-4f62-97e8-cefffdfe3804".parse().unwrap();
         let waiting = Standing { state: State::Waiting, reason: None };
         let (status, body) = told(Failure::waited(volume, &waiting, State::Ready, 7));
-        assert_eq!((status, &*body.code), (TIMED_OUT, "WAIT_TIMEOUT"));
+        assert_eq!((status, body.code.name()), (TIMED_OUT, "WAIT_TIMEOUT"));
         assert_eq!(
             body.error,
             format!("volume {volume} is waiting after 7 s, not ready: no disk with its serial is here yet")
@@ -124,7 +125,7 @@ mod tests {
             ReasonView { code: "SIZE_ZERO".into(), message: "/dev/vdb has size 0".into(), hint: "Look.".into() };
         let refused = Standing { state: State::Refused, reason: Some(reason) };
         let (status, body) = told(Failure::waited(volume, &refused, State::Ready, 7));
-        assert_eq!((status, &*body.code), (REFUSED, "SIZE_ZERO"));
+        assert_eq!((status, body.code.name()), (REFUSED, "SIZE_ZERO"));
         assert_eq!(body.error, format!("volume {volume} is refused after 7 s, not ready: /dev/vdb has size 0. Look."));
         assert_eq!(body.details["reason"]["code"], "SIZE_ZERO");
     }

@@ -31,6 +31,7 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 
 use crate::config::Settings;
+use crate::reason::Code;
 use client::Client;
 use failure::Failure;
 use output::Output;
@@ -109,7 +110,7 @@ impl Arguments {
 
 fn run(socket: &Path, command: Command, output: &Output) -> Result<ExitCode, Failure> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-    let runtime = runtime.map_err(|error| Failure::new("NO_RUNTIME", format!("attachctl cannot start: {error}")))?;
+    let runtime = runtime.map_err(|error| Failure::new(Code::NoRuntime, format!("attachctl cannot start: {error}")))?;
     let client = Client::new(socket)?;
     runtime.block_on(dispatch(&client, command, output))
 }

@@ -13,6 +13,7 @@ use super::output::Output;
 use super::table::Table;
 use super::units;
 use crate::identity::VolumeId;
+use crate::reason::Code;
 use crate::volume::State;
 use crate::wire::{EntryView, ErrorBody, EvidenceView, Standing, VolumeView};
 
@@ -56,7 +57,7 @@ async fn wait(client: &Client, volume: VolumeId, state: State, seconds: u32) -> 
     if answer.status == 200 {
         return Ok(answer);
     }
-    let refusal = answer.read::<ErrorBody>().ok().filter(|refusal| refusal.code == "WAIT_TIMEOUT");
+    let refusal = answer.read::<ErrorBody>().ok().filter(|refusal| refusal.code == Code::WaitTimeout.into());
     let stands = refusal.and_then(|refusal| Standing::deserialize(refusal.details).ok());
     Err(stands.map_or_else(
         || Failure::from_answer(answer.status, &answer.text),

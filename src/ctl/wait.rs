@@ -10,6 +10,7 @@ use super::output::Output;
 use super::remarks::remarks;
 use super::units;
 use crate::identity::VolumeId;
+use crate::reason::StoryStep;
 use crate::volume::State;
 use crate::wire::{EventView, MISSED, Standing, VOLUME, VolumeView};
 
@@ -56,7 +57,7 @@ impl<'a> Wait<'a> {
                 Some(message) if message.event == VOLUME => {
                     let event: EventView = message.read()?;
                     self.show(&event)?;
-                    event.state == State::Ready || event.event == "withdrawn"
+                    event.state == State::Ready || event.event == StoryStep::Withdrawn.into()
                 }
                 Some(message) => message.event == MISSED,
                 None => {

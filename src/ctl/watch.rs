@@ -10,6 +10,7 @@ use super::output::Output;
 use super::remarks::remarks;
 use super::sse::Message;
 use crate::identity::VolumeId;
+use crate::reason::Code;
 use crate::wire::{EventView, MISSED, VOLUME};
 
 /// What to follow.
@@ -22,7 +23,7 @@ pub(super) struct Options {
 pub(super) async fn run(client: &Client, options: &Options, output: &Output) -> Result<(), Failure> {
     let mut events = client.events(options.volume_id).await?;
     let mut interrupted = signal_hook_tokio::Signals::new([SIGINT]).map_err(|error| {
-        Failure::with(UNREACHABLE, "NO_SIGNALS", format!("cannot listen for Ctrl-C: {error}"), json!({}))
+        Failure::with(UNREACHABLE, Code::NoSignals, format!("cannot listen for Ctrl-C: {error}"), json!({}))
     })?;
     loop {
         tokio::select! {
@@ -34,7 +35,7 @@ pub(super) async fn run(client: &Client, options: &Options, output: &Output) -> 
 
 fn ended() -> Failure {
     let text = "attachd ended the stream of events: it was stopped or restarted";
-    Failure::with(UNREACHABLE, "STREAM_ENDED", text, json!({}))
+    Failure::with(UNREACHABLE, Code::StreamEnded, text, json!({}))
 }
 
 fn tell(message: &Message, output: &Output) -> Result<(), Failure> {

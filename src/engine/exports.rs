@@ -16,7 +16,7 @@ use crate::export::backend::{Contents, Which};
 use crate::folder::{Names, is_away};
 use crate::folder_watch::Changes;
 use crate::identity::{Serial, VolumeId};
-use crate::reason::Code;
+use crate::reason::{Code, StoryStep};
 use crate::volume::Reason;
 
 /// How long strangers' files may come and go before the folders are listed again for them.
@@ -194,7 +194,7 @@ impl Engine {
             // It may still be in the folder that was there before.
             let _ = self.tools.backend.revoke(id);
             self.stand_unserved(id);
-            self.note(id, "vanished", "somebody else has removed or changed the export".to_owned());
+            self.note(id, StoryStep::Vanished, "somebody else has removed or changed the export".to_owned());
         }
         true
     }

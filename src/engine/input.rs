@@ -27,6 +27,7 @@ use crate::export::server::Server;
 use crate::folder_watch::Changes;
 use crate::helper_client::{Exclusive, HelperError, Holders};
 use crate::identity::{OperationId, Serial, VolumeId};
+use crate::reason::StepName;
 use crate::store::StoreError;
 use crate::volume::{Intent, Reason, State, User};
 
@@ -332,7 +333,7 @@ pub struct Event {
     /// Its serial.
     pub serial: Serial,
     /// The name of the step.
-    pub event: String,
+    pub event: StepName,
     /// Particulars.
     pub detail: String,
     /// Where the volume stands after it.

@@ -7,6 +7,7 @@ use super::world::Volume;
 use crate::clock;
 use crate::device::facts::Facts;
 use crate::identity::{Serial, VolumeId};
+use crate::reason::StoryStep;
 use crate::store::{Change, News};
 use crate::volume::{Entry, Intent, State, User};
 
@@ -117,7 +118,7 @@ impl Engine {
     fn admit(&mut self, volume: VolumeId) {
         let Some(Admission { intent, .. }) = self.admissions.get(&volume) else { return };
         let (store, claiming) = (self.tools.store.clone(), self.tools.claiming.clone());
-        let entry = Entry { at: intent.created_at, event: "intent".into(), detail: described(intent) };
+        let entry = Entry { at: intent.created_at, event: StoryStep::Intent.into(), detail: described(intent) };
         let row = vec![Change::Intend(intent.clone()), Change::News(volume, News::Note(entry))];
         let step = async move {
             store.write(row).await.map_err(|error| NotAdmitted::Refused(Rejection::Store(error)))?;
@@ -163,7 +164,7 @@ impl Engine {
             new.epoch = self.next_epoch();
             new.instance = new.epoch;
             self.world.insert(new);
-            tracing::info!(EVENT = "intent", VOLUME_ID = %volume, SERIAL = %volume.serial(), EXPORT = volume.export_name(), UID = intent.uid, "intent accepted {}", described(&intent));
+            tracing::info!(EVENT = StoryStep::Intent.name(), VOLUME_ID = %volume, SERIAL = %volume.serial(), EXPORT = volume.export_name(), UID = intent.uid, "intent accepted {}", described(&intent));
             self.tell_intent(&intent);
         }
         self.answer_admission(volume, &result.map(|()| Accepted::New));
@@ -190,7 +191,7 @@ impl Engine {
             at: intent.created_at,
             volume_id: intent.volume,
             serial: intent.serial(),
-            event: "intent".to_owned(),
+            event: StoryStep::Intent.into(),
             detail: described(intent),
             state: State::waiting_for(intent.origin),
             reason: None,

@@ -12,6 +12,7 @@ use crate::device::found::Found;
 use crate::device::table::{Heard, Reading};
 use crate::device::{DevNum, monitor};
 use crate::identity::VolumeId;
+use crate::reason::StoryStep;
 use crate::volume::User;
 
 /// How long until the list of disks is read again after that failed.
@@ -24,7 +25,7 @@ impl Engine {
     /// Reads and compares everything. `done` is told when all of it was.
     pub(super) fn resync(&mut self, reason: &'static str, by: Option<User>, done: Done) {
         if let Some(by) = by {
-            tracing::info!(EVENT = "resync", UID = by.0, "a resync was asked for by {by}");
+            tracing::info!(EVENT = StoryStep::Resync.name(), UID = by.0, "a resync was asked for by {by}");
         }
         let (exports_done, exports) = oneshot::channel();
         let (claims_done, claims) = oneshot::channel();

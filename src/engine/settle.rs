@@ -12,6 +12,7 @@ use super::world::{Disk, Preparation, Projected, Trouble, Volume};
 use crate::clock::{self, Steady};
 use crate::device::table::{Device, Heard};
 use crate::identity::VolumeId;
+use crate::reason::StoryStep;
 use crate::store::{News, Projection};
 use crate::volume::{Reason, State};
 
@@ -83,11 +84,11 @@ impl Engine {
                 Some(Step::Record(evidence)) => {
                     self.record(id, evidence.clone());
                     if let Some(at) = heard {
-                        self.note_at(id, at, "heard", String::new());
+                        self.note_at(id, at, StoryStep::Heard, String::new());
                     }
                     let detail =
                         format!("{} diskseq {} size {}", evidence.devnum, evidence.diskseq, evidence.size_bytes);
-                    self.note_at(id, evidence.at, "proven", detail);
+                    self.note_at(id, evidence.at, StoryStep::Proven, detail);
                     return;
                 }
                 Some(Step::TryOpen(evidence)) => {
@@ -184,7 +185,7 @@ impl Engine {
     fn note_published(&mut self, id: VolumeId, at: Option<Timestamp>) {
         let mapping = self.world.volume(id).and_then(|volume| volume.mapping.as_ref());
         if let (Some(at), Some(link)) = (at, mapping.map(|mapping| mapping.link.clone())) {
-            self.note_at(id, at, "published", link);
+            self.note_at(id, at, StoryStep::Published, link);
         }
     }
 

@@ -17,7 +17,7 @@ use crate::device::facts::LinkTarget;
 use crate::device::found::Found;
 use crate::export::probe::{self, Endpoint, Goodbye, ProbeError, Served};
 use crate::identity::{Serial, VolumeId};
-use crate::reason::Code;
+use crate::reason::{Code, StoryStep};
 use crate::store::Change;
 use crate::volume::Reason;
 
@@ -56,7 +56,7 @@ impl Engine {
                 volume.trouble = None;
                 // A projection of the mapping before says something else.
                 volume.projected = Projected::Outdated;
-                self.note(id, "recorded", String::new());
+                self.note(id, StoryStep::Recorded, String::new());
             }
             Err(error) => {
                 self.trouble(id, error);
@@ -125,7 +125,7 @@ impl Engine {
                     (None, Some(_)) => "its disk is another than the one on record".to_owned(),
                     (None, None) => String::new(),
                 };
-                self.note(id, "revoked", why);
+                self.note(id, StoryStep::Revoked, why);
                 true
             }
             Err(error) => {

@@ -9,8 +9,9 @@ use super::world::Note;
 use crate::clock::{self, Steady};
 use crate::device::facts::Facts;
 use crate::identity::VolumeId;
+use crate::reason::{Severity, StoryStep};
 use crate::store::{News, StoreError};
-use crate::volume::{Entry, Reason, Severity, State};
+use crate::volume::{Entry, Reason, State};
 
 impl Engine {
     /// Notes where a volume stands, and tells everybody when that has changed.
@@ -26,11 +27,11 @@ impl Engine {
         let detail = reason.as_ref().map(|reason| format!("{}: {}", reason.code, reason.message));
         self.stand_silently(id, state, reason);
         if late {
-            self.note(id, "late", "the disk came after the deadline".to_owned());
+            self.note(id, StoryStep::Late, "the disk came after the deadline".to_owned());
         }
         // The steps between say the same with more to it: proven, recorded, published.
         if !silent {
-            self.note(id, state.as_str(), detail.unwrap_or_default());
+            self.note(id, state.step(), detail.unwrap_or_default());
         }
     }
 
@@ -60,11 +61,11 @@ impl Engine {
         self.world.set_state(id, state);
     }
 
-    pub(super) fn note(&mut self, id: VolumeId, event: &'static str, detail: String) {
+    pub(super) fn note(&mut self, id: VolumeId, event: StoryStep, detail: String) {
         self.note_at(id, clock::wall(), event, detail);
     }
 
-    pub(super) fn note_at(&mut self, id: VolumeId, at: Timestamp, event: &'static str, detail: String) {
+    pub(super) fn note_at(&mut self, id: VolumeId, at: Timestamp, event: StoryStep, detail: String) {
         // As it is kept.
         let at = clock::whole(at);
         let Some(volume) = self.world.volume_mut(id) else { return };
@@ -83,16 +84,7 @@ impl Engine {
         let disk = self.world.table.with_serial(serial).next().map(|device| &device.facts);
         log(id, state, disk, &[note]);
         let Entry { at, event, detail } = entry;
-        self.tell(|number| Event {
-            id: number,
-            at,
-            volume_id: id,
-            serial,
-            event: event.into_owned(),
-            detail,
-            state,
-            reason,
-        });
+        self.tell(|number| Event { id: number, at, volume_id: id, serial, event, detail, state, reason });
     }
 
     /// Tells everybody who listens; the event gets its number here.
@@ -155,7 +147,7 @@ pub(super) fn log(id: VolumeId, state: State, disk: Option<&Facts>, notes: &[Not
     macro_rules! entry {
         ($level:ident, $note:ident, $by:ident) => {
             tracing::$level!(
-                EVENT = &*$note.event,
+                EVENT = $note.event.name(),
                 VOLUME_ID = %id,
                 SERIAL = %id.serial(),
                 EXPORT = id.export_name(),
@@ -164,12 +156,12 @@ pub(super) fn log(id: VolumeId, state: State, disk: Option<&Facts>, notes: &[Not
                 DISKSEQ = disk.map(|disk| disk.diskseq),
                 UID = $by.and_then(|by| by.0),
                 AT = %$note.at,
-                "{} {}", $note.event, $note.detail
+                "{} {}", $note.event.name(), $note.detail
             )
         };
     }
     for Note { entry: note, by, asked } in notes {
-        match Severity::of(&note.event, *asked) {
+        match note.event.known().map_or(Severity::Info, |step| step.severity(*asked)) {
             Severity::Warning => entry!(warn, note, by),
             // There is no such level between: the journal's writer knows the step.
             Severity::Notice | Severity::Info => entry!(info, note, by),

@@ -15,7 +15,7 @@ use crate::blocking::blocking;
 use crate::clock;
 use crate::helper_client::Holders;
 use crate::identity::VolumeId;
-use crate::reason::Code;
+use crate::reason::{Code, StoryStep};
 use crate::store::{Change, News};
 use crate::volume::{By, Entry, Reason, State, User};
 
@@ -77,13 +77,13 @@ impl Departure {
     }
 
     /// The step that is told when that is written, and its particulars.
-    fn told(&self, write: &Write) -> Option<(&'static str, String)> {
+    fn told(&self, write: &Write) -> Option<(StoryStep, String)> {
         let by = self.user.map(|user| format!(" by {user}")).unwrap_or_default();
         let (event, who, clients) = match (write, &self.leaving) {
             (Write::Seal(operation), Leaving::Sealed(_, Seal::Recording { clients })) => {
-                ("sealed", format!("for the operation {operation}{by}"), Some(clients))
+                (StoryStep::Sealed, format!("for the operation {operation}{by}"), Some(clients))
             }
-            (Write::Unseal(operation), _) => ("unsealed", format!("for the operation {operation}{by}"), None),
+            (Write::Unseal(operation), _) => (StoryStep::Unsealed, format!("for the operation {operation}{by}"), None),
             (Write::Rows, Leaving::Going { from, clients }) => {
                 let who = match from {
                     From::Lingering { .. } => format!("as asked for before, by force{by}"),
@@ -91,7 +91,7 @@ impl Departure {
                     From::Withdrawal { force: false } => by.trim_start().to_owned(),
                     From::Operation(operation) => format!("for the operation {operation}{by}"),
                 };
-                ("withdrawn", who, Some(clients))
+                (StoryStep::Withdrawn, who, Some(clients))
             }
             _ => return None,
         };

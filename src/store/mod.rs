@@ -40,7 +40,7 @@ use crate::volume::{Entry, Record};
 pub use error::{Saved, StoreError};
 pub use foreign::judge_at_once;
 use news::Posted;
-pub use news::{LEFT_OUT, News, Projection};
+pub use news::{News, Projection};
 use reader::Reader;
 use task::{Command, Task};
 use watch::Watch;

@@ -8,14 +8,12 @@ use jiff::Timestamp;
 use tokio::sync::Notify;
 
 use crate::identity::VolumeId;
+use crate::reason::StoryStep;
 use crate::volume::{Entry, Reason, State};
 
 /// Entries of one volume's story that wait to be written: so many of the first, and so many of the last.
 const FIRST: usize = 32;
 const LAST: usize = 96;
-
-/// The step that stands for those that were left out.
-pub const LEFT_OUT: &str = "left-out";
 
 /// One thing to write that nobody waits for.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -74,7 +72,7 @@ impl Waiting {
         let gap = self.notes.get(FIRST).filter(|_| self.left_out > 0);
         let gap = gap.map(|next| Entry {
             at: next.at,
-            event: LEFT_OUT.into(),
+            event: StoryStep::LeftOut.into(),
             detail: format!("{} steps: the store could not take them", self.left_out),
         });
         let (first, last) = self.notes.split_at(self.notes.len().min(FIRST));
@@ -217,7 +215,7 @@ mod tests {
     }
 
     fn note(n: i64) -> News {
-        News::Note(Entry { at: at(n), event: "lost".into(), detail: n.to_string() })
+        News::Note(Entry { at: at(n), event: StoryStep::Lost.into(), detail: n.to_string() })
     }
 
     fn stand(n: i64) -> News {
@@ -234,7 +232,7 @@ mod tests {
         assert_eq!(told.len(), FIRST + 1 + LAST + 1);
         assert_eq!((&told[0], &told[FIRST - 1]), (&note(0), &note(31)));
         let News::Note(gap) = &told[FIRST] else { panic!("{told:?}") };
-        assert_eq!((&*gap.event, &*gap.detail), (LEFT_OUT, "9872 steps: the store could not take them"));
+        assert_eq!((gap.event.name(), &*gap.detail), ("left-out", "9872 steps: the store could not take them"));
         assert_eq!(told[FIRST + LAST..], [note(9999), stand(9999)]);
         assert!(backlog.is_empty());
     }

@@ -35,7 +35,7 @@ pub(super) async fn timeline(connection: &mut SqliteConnection, volume: VolumeId
     rows.iter()
         .map(|row| {
             let event: String = row.try_get("event")?;
-            Ok(Entry { at: time(row, "at")?, event: event.into(), detail: row.try_get("detail")? })
+            Ok(Entry { at: time(row, "at")?, event: event.as_str().into(), detail: row.try_get("detail")? })
         })
         .collect()
 }

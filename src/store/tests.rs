@@ -6,7 +6,7 @@ use crate::clock::{self, Steady};
 use crate::device::evidence::{self, Evidence};
 use crate::device::facts::sample;
 use crate::identity::OperationId;
-use crate::reason::Code;
+use crate::reason::{Code, StoryStep};
 use crate::volume::{By, Intent, IntentOrigin, State};
 
 /// Every test's own folder, with a store in it.
@@ -63,7 +63,7 @@ fn operation(n: u32) -> OperationId {
 
 fn note(n: i64) -> News {
     let at = jiff::Timestamp::from_microsecond(n).unwrap();
-    News::Note(Entry { at, event: "lost".into(), detail: n.to_string() })
+    News::Note(Entry { at, event: StoryStep::Lost.into(), detail: n.to_string() })
 }
 
 async fn stored(store: &Store, volume: VolumeId) -> Vec<Entry> {
@@ -328,7 +328,7 @@ async fn a_story_without_end_keeps_its_beginning_and_its_end_and_says_that_it_ha
     assert!((1001..1001 + 61).contains(&story.len()), "{}", story.len());
     let details: Vec<&str> = story.iter().map(|entry| &*entry.detail).collect();
     assert_eq!((details[0], details[99], details[story.len() - 1]), ("0", "99", "4999"));
-    assert_eq!(story[100].event, LEFT_OUT);
+    assert_eq!(story[100].event, StoryStep::LeftOut.into());
     assert!(story[101].detail.parse::<i64>().unwrap() > 4000);
 }
 
@@ -341,7 +341,7 @@ async fn what_is_old_is_forgotten_while_the_daemon_runs_and_what_is_wanted_is_no
     let days_ago = |days: i64| {
         News::Note(Entry {
             at: clock::wall() - jiff::SignedDuration::from_hours(24 * days),
-            event: "lost".into(),
+            event: StoryStep::Lost.into(),
             detail: days.to_string(),
         })
     };

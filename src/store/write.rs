@@ -179,7 +179,7 @@ fn tell<'b>(batch: &'b mut Batch, volume: VolumeId, news: &News) -> Values<'b> {
             batch.add("INSERT INTO timeline (volume_id, at, event, detail) VALUES (?, ?, ?, ?)")
                 .bind(volume.to_string())
                 .bind(entry.at.as_microsecond())
-                .bind(entry.event.to_string())
+                .bind(entry.event.name().to_owned())
                 .bind(&entry.detail)
         }
         News::Project(projection) => batch.add(

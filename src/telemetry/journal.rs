@@ -14,9 +14,8 @@ use tracing::field::{Field, Visit};
 use tracing::{Event, Level, Subscriber};
 use tracing_subscriber::layer::{Context, Layer};
 
-use super::messages;
 use crate::limits;
-use crate::volume::Severity;
+use crate::reason::{Severity, StoryStep};
 
 const SOCKET: &str = "/run/systemd/journal/socket";
 
@@ -92,7 +91,7 @@ fn write(socket: &UnixDatagram, orders: &Receiver<Order>, lost: &AtomicU64) {
             0 => {}
             count => {
                 let told = format!("{count} journal entries of attachd were lost: journald did not take them");
-                send(&Entry { message: told, event: Some("entries-lost".to_owned()), ..Entry::default() }.render(4));
+                send(&Entry { message: told, step: Some(StoryStep::EntriesLost), ..Entry::default() }.render(4));
             }
         }
     }
@@ -102,7 +101,7 @@ impl<S: Subscriber> Layer<S> for Journal {
     fn on_event(&self, event: &Event<'_>, _: Context<'_, S>) {
         let mut entry = Entry::default();
         event.record(&mut entry);
-        let priority = priority(*event.metadata().level(), entry.event.as_deref());
+        let priority = priority(*event.metadata().level(), entry.step);
         let entry = entry.render(priority);
         if let Err(TrySendError::Full(_)) = self.queue.try_send(Order::Write(entry)) {
             self.lost.fetch_add(1, Ordering::Relaxed);
@@ -111,11 +110,11 @@ impl<S: Subscriber> Layer<S> for Journal {
 }
 
 /// journald's, for an event of this level that is perhaps a step in a volume's story.
-fn priority(level: Level, step: Option<&str>) -> u8 {
+fn priority(level: Level, step: Option<StoryStep>) -> u8 {
     match level {
         Level::ERROR => 3,
         Level::WARN => 4,
-        Level::INFO if step.is_some_and(|step| Severity::of(step, true) == Severity::Notice) => 5,
+        Level::INFO if step.is_some_and(|step| step.severity(true) == Severity::Notice) => 5,
         Level::INFO => 6,
         _ => 7,
     }
@@ -127,7 +126,7 @@ fn priority(level: Level, step: Option<&str>) -> u8 {
 struct Entry {
     message: String,
     volume: Option<String>,
-    event: Option<String>,
+    step: Option<StoryStep>,
     fields: Vec<(String, String)>,
     told: String,
 }
@@ -137,7 +136,7 @@ impl Entry {
         match name {
             "message" => return self.message = value,
             "VOLUME_ID" => self.volume = Some(value.clone()),
-            "EVENT" => self.event = Some(value.clone()),
+            "EVENT" => self.step = StoryStep::from_name(&value),
             _ if name.bytes().any(|byte| byte.is_ascii_lowercase()) => {
                 let _ = write!(self.told, " {name}={value}");
             }
@@ -153,8 +152,8 @@ impl Entry {
         push(&mut bytes, "PRIORITY", &priority.to_string());
         push(&mut bytes, "SYSLOG_IDENTIFIER", "attachd");
         push(&mut bytes, "MESSAGE", &message);
-        if let Some(id) = self.event.as_deref().and_then(messages::id) {
-            push(&mut bytes, "MESSAGE_ID", id);
+        if let Some(step) = self.step {
+            push(&mut bytes, "MESSAGE_ID", step.message_id());
         }
         for (name, value) in &self.fields {
             push(&mut bytes, name, value);
@@ -203,7 +202,7 @@ mod tests {
 
     #[test]
     fn a_transition_is_one_entry_with_its_fields_its_id_and_the_volume_in_its_words() {
-        let id = messages::id("ready").unwrap();
+        let id = StoryStep::Ready.message_id();
         let entry = rendered(|| {
             tracing::info!(EVENT = "ready", VOLUME_ID = %"v", DISKSEQ = Some(7), DEVNAME = None::<&str>, "{} {}", "ready", "");
         });

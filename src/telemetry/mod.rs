@@ -2,7 +2,6 @@
 
 pub mod journal;
 pub mod manager;
-mod messages;
 
 use std::io::IsTerminal;
 use std::process::ExitCode;

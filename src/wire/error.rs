@@ -1,13 +1,13 @@
 //! A refusal, and where a volume stands that was waited for in vain.
 
-use std::borrow::Cow;
-
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use utoipa::ToSchema;
 
+use super::names::ErrorCode;
 use super::nullable;
 use super::volume::{ReasonView, VolumeView};
+use crate::reason::{Code, Named};
 use crate::volume::State;
 
 /// The body of every refusal.
@@ -15,9 +15,8 @@ use crate::volume::State;
 pub(crate) struct ErrorBody {
     /// A sentence: what happened, to what, what to do.
     pub(crate) error: String,
-    /// For programs.
-    #[schema(value_type = String)]
-    pub(crate) code: Cow<'static, str>,
+    #[schema(value_type = ErrorCode)]
+    pub(crate) code: Named<Code>,
     /// Particulars, by code.
     pub(crate) details: Value,
 }

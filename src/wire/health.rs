@@ -7,8 +7,10 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize, Serializer};
 use utoipa::ToSchema;
 
+use super::names::{ProblemCode, RemarkCode};
 use super::{nullable, shown_as_written};
 use crate::export::nbd_server::way::Mode;
+use crate::reason::{Code, Named};
 use crate::volume::State;
 
 /// Health.
@@ -66,8 +68,8 @@ pub(crate) enum HealthStatus {
 #[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
 #[schema(as = Problem)]
 pub(crate) struct HealthProblem {
-    #[schema(value_type = String)]
-    pub(crate) code: Cow<'static, str>,
+    #[schema(value_type = ProblemCode)]
+    pub(crate) code: Named<Code>,
     pub(crate) message: String,
     #[schema(value_type = String)]
     pub(crate) hint: Cow<'static, str>,
@@ -76,8 +78,8 @@ pub(crate) struct HealthProblem {
 /// Worth knowing, and no trouble by itself.
 #[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
 pub(crate) struct Remark {
-    #[schema(value_type = String)]
-    pub(crate) code: Cow<'static, str>,
+    #[schema(value_type = RemarkCode)]
+    pub(crate) code: Named<Code>,
     pub(crate) message: String,
 }
 

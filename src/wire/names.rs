@@ -7,6 +7,7 @@ use utoipa::openapi::{ObjectBuilder, RefOr, Schema, SchemaFormat, Type};
 use utoipa::{PartialSchema, ToSchema};
 
 use crate::identity::{Serial, VolumeId};
+use crate::reason::{Code, Place, StoryStep};
 use crate::volume::State;
 
 fn text(description: &str) -> ObjectBuilder {
@@ -41,6 +42,44 @@ impl PartialSchema for State {
         RefOr::T(Schema::Object(text("Where a volume stands.").enum_values(Some(names)).build()))
     }
 }
+
+impl PartialSchema for StoryStep {
+    fn schema() -> RefOr<Schema> {
+        let names = Self::ALL.iter().map(|step| step.name());
+        let description = "What happened; `journalctl -x` explains each.";
+        RefOr::T(Schema::Object(text(description).enum_values(Some(names)).build()))
+    }
+}
+
+/// The codes that one kind of answer can have.
+macro_rules! codes {
+    ($($kind:ident $is_said:expr, $description:literal;)+) => {
+        $(
+            pub(crate) struct $kind;
+
+            impl PartialSchema for $kind {
+                fn schema() -> RefOr<Schema> {
+                    let said: Vec<Code> = Code::ALL.iter().copied().filter($is_said).collect();
+                    let lines = said.iter().map(|code| format!("* `{code}`: {}", code.meaning()));
+                    let description = format!("{}\n\n{}", $description, lines.collect::<Vec<_>>().join("\n"));
+                    let names = said.iter().map(|code| code.name());
+                    RefOr::T(Schema::Object(text(&description).enum_values(Some(names)).build()))
+                }
+            }
+
+            impl ToSchema for $kind {}
+        )+
+    };
+}
+
+codes! {
+    ReasonCode |code| code.is_of_volumes(), "Why a volume is not served.";
+    ProblemCode |code| code.is_of_health(), "What needs a look.";
+    RemarkCode |code| code.is_said(Place::Remark), "What is worth knowing.";
+    ErrorCode |code| code.status().is_some(), "Why a request was refused.";
+}
+
+impl ToSchema for StoryStep {}
 
 impl ToSchema for VolumeId {}
 

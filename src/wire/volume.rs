@@ -1,15 +1,15 @@
 //! A volume: where it stands, its disk, its export and its story; and a step as it happens.
 
-use std::borrow::Cow;
-
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
+use super::names::ReasonCode;
 use super::{nullable, shown_as_written};
 use crate::device::DevNum;
 use crate::device::evidence::Evidence;
 use crate::identity::{Serial, VolumeId};
+use crate::reason::{Code, Named, StepName, StoryStep};
 use crate::volume::{Entry, Reason, State};
 
 /// A volume.
@@ -109,9 +109,8 @@ impl From<&Evidence> for EvidenceView {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[schema(as = Reason)]
 pub(crate) struct ReasonView {
-    /// For programs, like `IN_USE_BY_HOST`.
-    #[schema(value_type = String)]
-    pub(crate) code: Cow<'static, str>,
+    #[schema(value_type = ReasonCode)]
+    pub(crate) code: Named<Code>,
     /// What happened, to what.
     pub(crate) message: String,
     /// What to do next.
@@ -120,7 +119,7 @@ pub(crate) struct ReasonView {
 
 impl From<&Reason> for ReasonView {
     fn from(reason: &Reason) -> Self {
-        Self { code: reason.code.name().into(), message: reason.message.clone(), hint: reason.hint.clone() }
+        Self { code: reason.code.into(), message: reason.message.clone(), hint: reason.hint.clone() }
     }
 }
 
@@ -131,9 +130,8 @@ pub(crate) struct EntryView {
     /// When, with microseconds.
     #[schema(value_type = String, format = DateTime)]
     pub(crate) at: Timestamp,
-    /// What: `intent`, `heard`, `proven`, `recorded`, `published`, `ready`, `revoked`, `lost`, `refused` and others.
-    #[schema(value_type = String)]
-    pub(crate) event: Cow<'static, str>,
+    #[schema(value_type = StoryStep)]
+    pub(crate) event: StepName,
     /// The particulars, for people.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub(crate) detail: String,
@@ -164,9 +162,8 @@ pub(crate) struct EventView {
     pub(crate) volume_id: VolumeId,
     /// Its serial.
     pub(crate) serial: Serial,
-    /// The name of the step.
-    #[schema(value_type = String)]
-    pub(crate) event: Cow<'static, str>,
+    #[schema(value_type = StoryStep)]
+    pub(crate) event: StepName,
     /// Particulars.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub(crate) detail: String,

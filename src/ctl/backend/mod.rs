@@ -18,6 +18,7 @@ use super::systemd::{Unit, systemctl};
 use crate::accounts;
 use crate::config::{self, Program, ServerSettings};
 use crate::export::clients;
+use crate::reason::Code;
 use crate::volume::{State, counted};
 use crate::wire::{BackendState, Health};
 
@@ -67,17 +68,20 @@ pub(super) async fn run(client: &Client, options: &Options, output: &Output) -> 
              (\"nbd-server in nbdkit's place\" in /usr/share/doc/attachd/security.md)",
             options.config.display()
         );
-        Failure::with(FAILED, "SETTING_IN_THE_WAY", text, json!({ "key": key }))
+        Failure::with(FAILED, Code::SettingInTheWay, text, json!({ "key": key }))
     })?;
     // Which of nbd-server's ways, as attachd will decide when nothing holds the port for one of them.
     let settings = config::parse(&edited, config::HostFacts::of_this_host).map_err(|problems| {
         let problems: Vec<&str> = problems.iter().map(|problem| problem.message.as_str()).collect();
-        Failure::new("INVALID_CONFIG", format!("the changed configuration would not be valid: {}", problems.join("; ")))
+        Failure::new(
+            Code::InvalidConfig,
+            format!("the changed configuration would not be valid: {}", problems.join("; ")),
+        )
     })?;
     if settings.export.server.name() != options.server.to_string() {
         let text =
             format!("{} says its server in a way that is not understood: change it by hand", options.config.display());
-        return Err(Failure::new("EDIT_BY_HAND", text));
+        return Err(Failure::new(Code::EditByHand, text));
     }
     let units = units(&settings.export.server);
     if edited == text && units.iter().all(|unit| Unit::ask(unit).is_some_and(|unit| unit.is_in_use())) {
@@ -94,7 +98,7 @@ pub(super) async fn run(client: &Client, options: &Options, output: &Output) -> 
     let attachd = accounts::id_of("/etc/passwd", "attachd").unwrap_or(u32::MAX);
     let connected = clients::connected_but(settings.export.listen, attachd).map_err(|error| {
         Failure::new(
-            "CLIENTS_UNKNOWN",
+            Code::ClientsUnknown,
             format!("who is connected cannot be read ({error}); --force goes on all the same"),
         )
     });
@@ -105,7 +109,7 @@ pub(super) async fn run(client: &Client, options: &Options, output: &Output) -> 
             connected.len(),
             connected.iter().take(5).cloned().collect::<Vec<_>>().join(", ")
         );
-        return Err(Failure::with(FAILED, "CLIENTS_CONNECTED", text, json!({ "clients": connected })));
+        return Err(Failure::with(FAILED, Code::ClientsConnected, text, json!({ "clients": connected })));
     }
     let mut change = Change { output, told: Vec::new(), back: Vec::new() };
     match change.all(client, &options.config, (&text, &edited), &settings.export.server, units).await {
@@ -125,12 +129,12 @@ pub(super) async fn run(client: &Client, options: &Options, output: &Output) -> 
 /// The configuration as it is; everything that has to be so before anything is changed.
 fn before(options: &Options) -> Result<String, Failure> {
     if !rustix::process::geteuid().is_root() {
-        return Err(Failure::new("NOT_ROOT", "changing the NBD server takes root: run it with sudo"));
+        return Err(Failure::new(Code::NotRoot, "changing the NBD server takes root: run it with sudo"));
     }
     let program = Path::new("/usr/bin").join(options.server.to_string());
     if !program.exists() {
         let text = format!("{} is not installed: `apt install {}`", program.display(), options.server);
-        return Err(Failure::new("NOT_INSTALLED", text));
+        return Err(Failure::new(Code::NotInstalled, text));
     }
     match fs::read_to_string(&options.config) {
         Ok(text) => Ok(text),
@@ -141,7 +145,7 @@ fn before(options: &Options) -> Result<String, Failure> {
         }
         Err(error) => {
             let text = format!("{} cannot be read: {error}", options.config.display());
-            Err(Failure::new("INVALID_CONFIG", text))
+            Err(Failure::new(Code::InvalidConfig, text))
         }
     }
 }
@@ -215,7 +219,7 @@ impl Change<'_> {
             format!("going back failed too: {}", left.join("; "))
         };
         let details = json!({ "steps": self.told, "undone": left.is_empty() });
-        Failure::with(FAILED, "BACKEND_NOT_CHANGED", format!("the NBD server is not changed: {why}; {end}"), details)
+        Failure::with(FAILED, Code::BackendNotChanged, format!("the NBD server is not changed: {why}; {end}"), details)
     }
 }
 

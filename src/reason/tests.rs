@@ -1,0 +1,63 @@
+//! The table against itself, and whatever lists its rows against it.
+
+use super::*;
+use std::collections::{BTreeMap, BTreeSet};
+
+#[test]
+fn a_name_is_given_once_and_read_back() {
+    for code in Code::ALL {
+        assert_eq!(Code::from_name(code.name()), Some(*code));
+    }
+    assert_eq!(Code::ALL.iter().map(|code| code.name()).collect::<BTreeSet<_>>().len(), Code::ALL.len());
+    assert_eq!(Code::from_name("NO_SUCH_CODE"), None);
+}
+
+#[test]
+fn whatever_an_operator_reads_says_what_to_do() {
+    for code in Code::ALL.iter().filter(|code| code.is_of_volumes() || code.is_of_health()) {
+        assert!(code.hint().ends_with('.'), "{code}");
+    }
+}
+
+#[test]
+fn a_step_is_read_back_by_its_name_and_another_versions_keeps_its_own() {
+    for step in StoryStep::ALL {
+        assert_eq!(StepName::from(step.name()), StepName::Known(*step));
+    }
+    let other = StepName::from("of-another-version");
+    assert_eq!((other.name(), other.known()), ("of-another-version", None));
+}
+
+#[test]
+fn what_nobody_asked_for_is_loud_and_the_same_asked_for_is_not() {
+    let loud = |asked| {
+        let steps = StoryStep::ALL.iter().filter(move |step| step.severity(asked) == Severity::Warning);
+        steps.map(|step| step.name()).collect::<Vec<_>>()
+    };
+    assert_eq!(loud(false), ["refused", "revoked", "lost", "entries-lost"]);
+    assert_eq!(loud(true), ["refused", "lost", "entries-lost"]);
+    assert_eq!(StoryStep::Expired.severity(false), Severity::Notice);
+}
+
+/// The catalog's entries as journald reads them: id, header fields, text.
+fn catalog(text: &str) -> Vec<(&str, BTreeMap<&str, &str>, &str)> {
+    let entries = text.split("\n-- ").skip(1).map(|entry| {
+        let (id, rest) = entry.split_once('\n').unwrap();
+        let (head, text) = rest.split_once("\n\n").unwrap();
+        (id, head.lines().map(|line| line.split_once(": ").unwrap()).collect(), text.trim())
+    });
+    entries.collect()
+}
+
+#[test]
+fn the_catalog_explains_each_step_by_its_message_id_and_nothing_else() {
+    let catalog = catalog(include_str!("../../packaging/attachd.catalog"));
+    let explained: Vec<&str> = catalog.iter().map(|(id, ..)| *id).collect();
+    assert_eq!(explained, StoryStep::ALL.iter().map(|step| step.message_id()).collect::<Vec<_>>());
+    for ((id, head, text), step) in catalog.iter().zip(StoryStep::ALL) {
+        let subject = head.get("Subject").unwrap_or_else(|| panic!("{step} has no subject"));
+        assert!(!subject.is_empty() && !text.is_empty() && head.get("Defined-By") == Some(&"attachd"), "{step}");
+        assert!(id.len() == 32 && id.bytes().all(|byte| byte.is_ascii_hexdigit()), "{step}");
+    }
+    assert_eq!(explained.iter().collect::<BTreeSet<_>>().len(), explained.len(), "no id is used twice");
+}
