@@ -4,6 +4,7 @@
 
 mod common;
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::io::{self, Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
@@ -12,6 +13,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
+use attachd::reason::{Code, Place, StoryStep};
 use common::*;
 use lab::child::Proc;
 use lab::{Api, Lab};
@@ -135,4 +137,40 @@ fn the_openapi_document_is_what_the_daemon_does() {
     let found = findings(&lab, &written(&lab, "openapi.json", &document), &address, &["--max-examples", EXAMPLES]);
     assert!(found.is_none(), "{}", found.unwrap_or_default());
     assert!(attachd.terminate().unwrap().success(), "it lives until it is told to stop");
+}
+
+#[test]
+fn the_openapi_document_names_each_code_and_each_step_of_the_table_and_no_other() {
+    let (_lab, _attachd, api) = up();
+    let document = api.get("/api/v1/openapi.json").unwrap().expect(200).unwrap();
+    let named = |schema: &str| -> BTreeSet<String> {
+        let names = document["components"]["schemas"][schema]["enum"].as_array();
+        let names = names.unwrap_or_else(|| panic!("{schema} has its names in the document"));
+        names.iter().map(|name| name.as_str().unwrap().to_owned()).collect()
+    };
+    let codes = |is_said: fn(Code) -> bool| -> BTreeSet<String> {
+        Code::ALL.iter().filter(|code| is_said(**code)).map(ToString::to_string).collect()
+    };
+    assert_eq!(named("ReasonCode"), codes(Code::is_of_volumes));
+    assert_eq!(named("ProblemCode"), codes(Code::is_of_health));
+    assert_eq!(named("RemarkCode"), codes(|code| code.is_said(Place::Remark)));
+    assert_eq!(named("ErrorCode"), codes(|code| code.status().is_some()));
+    assert_eq!(named("StoryStep"), StoryStep::ALL.iter().map(ToString::to_string).collect());
+
+    // What each answer says of itself: the status of every code that it names is the table's.
+    let mut told = BTreeSet::new();
+    for path in document["paths"].as_object().unwrap().values() {
+        for operation in path.as_object().into_iter().flatten().map(|(_, operation)| operation) {
+            for (status, answer) in operation["responses"].as_object().into_iter().flatten() {
+                let text = answer["description"].as_str().unwrap_or_default();
+                let words = text.split(|c: char| c != '_' && !c.is_ascii_uppercase()).filter(|word| word.len() > 3);
+                for word in words {
+                    let code = Code::from_name(word).unwrap_or_else(|| panic!("{status}: {word} is a code"));
+                    assert_eq!(code.status().map(|status| status.to_string()), Some(status.clone()), "{code}");
+                    told.insert(code);
+                }
+            }
+        }
+    }
+    assert!(told.contains(&Code::SerialTaken) && told.contains(&Code::StoreFailed), "{told:?}");
 }

@@ -1,6 +1,7 @@
 //! The table against itself, and whatever lists its rows against it.
 
 use super::*;
+use crate::volume::State;
 use std::collections::{BTreeMap, BTreeSet};
 
 #[test]
@@ -60,4 +61,63 @@ fn the_catalog_explains_each_step_by_its_message_id_and_nothing_else() {
         assert!(id.len() == 32 && id.bytes().all(|byte| byte.is_ascii_hexdigit()), "{step}");
     }
     assert_eq!(explained.iter().collect::<BTreeSet<_>>().len(), explained.len(), "no id is used twice");
+}
+
+/// A table's rows in a document: the cells of each, without the marks around them.
+fn rows<'text>(document: &'text str, head: &str) -> Vec<Vec<&'text str>> {
+    let (_, table) = document.split_once(head).unwrap_or_else(|| panic!("there is no table {head}"));
+    let lines = table.lines().skip(1).take_while(|line| line.starts_with('|'));
+    let rows = lines.skip(1).map(|line| line.trim_matches('|').split(" | ").map(str::trim).collect());
+    rows.collect()
+}
+
+/// The names between backticks in a text.
+fn quoted(text: &str) -> impl Iterator<Item = &str> {
+    text.split('`').skip(1).step_by(2)
+}
+
+/// The words that look like a code of ours: capitals with a line between them.
+fn codes(text: &str) -> impl Iterator<Item = &str> {
+    let is_code = |word: &&str| {
+        word.split('_').count() > 1
+            && word.split('_').all(|part| part.len() > 1 && part.bytes().all(|b| b.is_ascii_uppercase()))
+    };
+    quoted(text).filter(is_code)
+}
+
+const README: &str = include_str!("../../README.md");
+
+#[test]
+fn the_readme_has_a_row_for_each_failed_check_and_for_each_state() {
+    let checks = rows(README, "| refusal | meaning |");
+    let listed: BTreeSet<&str> = checks.iter().flat_map(|row| quoted(row[0])).collect();
+    let checks = Code::ALL.iter().filter(|code| code.is_said(Place::Check)).map(|code| code.name());
+    assert_eq!(listed, checks.collect());
+    let states = rows(README, "| state | meaning |");
+    let listed: BTreeSet<&str> = states.iter().flat_map(|row| quoted(row[0])).collect();
+    let states = State::ALL.iter().map(|state| state.as_str());
+    assert_eq!(listed, states.collect());
+}
+
+#[test]
+fn every_code_that_a_document_names_is_in_the_table() {
+    // What is written like a code and is none: capabilities and variables.
+    let others = |word: &str| {
+        ["CAP_", "ATTACHD_", "LAB_", "VOLUME_ID", "MESSAGE_ID", "CLOCK_", "NBD_", "SENDER_"]
+            .iter()
+            .any(|start| word.starts_with(start))
+    };
+    let documents = [
+        ("README.md", README),
+        ("docs/architecture.md", include_str!("../../docs/architecture.md")),
+        ("CHANGELOG.md", include_str!("../../CHANGELOG.md")),
+    ];
+    let mut seen = 0;
+    for (document, text) in documents {
+        for word in codes(text).filter(|word| !others(word)) {
+            assert!(Code::from_name(word).is_some(), "{document} names {word}, which is no code");
+            seen += 1;
+        }
+    }
+    assert!(seen > 20, "the documents name codes: {seen}");
 }
