@@ -16,9 +16,10 @@ use lab::{Api, Disk, Lab, Volume};
 use serde_json::json;
 
 /// A disk of a volume that nobody wants yet.
-fn present(lab: &Lab, size: u64) -> (Volume, Disk) {
+fn present(lab: &Lab, api: &Api, size: u64) -> (Volume, Disk) {
     let volume = lab.volume();
     let disk = lab.settled_disk(&volume.serial, size).unwrap();
+    api.wait_disk(&disk, SOON).unwrap();
     (volume, disk)
 }
 
@@ -50,7 +51,7 @@ fn wait_refused(api: &Api, volume: &Volume) -> String {
 fn a_disk_that_is_mounted_in_another_namespace_is_refused_and_served_when_that_ends() {
     let (lab, _attachd, api) = up();
     for partition in [false, true] {
-        let (volume, disk) = present(&lab, 16 * MIB);
+        let (volume, disk) = present(&lab, &api, 16 * MIB);
         let node = if partition { disk.add_partition(1, MIB, 8 * MIB).unwrap() } else { disk.node() };
         run("mkfs.ext4", &["-q", "-F", path(&node)]);
         let elsewhere = mounted_elsewhere(&node);
@@ -69,7 +70,7 @@ fn a_disk_that_is_mounted_in_another_namespace_is_refused_and_served_when_that_e
 #[test]
 fn a_disk_that_holds_another_file_systems_journal_is_refused() {
     let (lab, _attachd, api) = up();
-    let [(volume, journal), (_, data)] = [(); 2].map(|()| present(&lab, 32 * MIB));
+    let [(volume, journal), (_, data)] = [(); 2].map(|()| present(&lab, &api, 32 * MIB));
     run("mke2fs", &["-q", "-F", "-O", "journal_dev", path(&journal.node())]);
     run("mke2fs", &["-q", "-F", "-t", "ext4", "-J", &format!("device={}", path(&journal.node())), path(&data.node())]);
     run("mount", &[path(&data.node()), "/mnt"]);
@@ -82,7 +83,7 @@ fn a_disk_that_holds_another_file_systems_journal_is_refused() {
 
 /// A served volume whose disk has a file system.
 fn served_with_files(lab: &Lab, api: &Api) -> (Volume, Disk) {
-    let (volume, disk) = present(lab, 16 * MIB);
+    let (volume, disk) = present(lab, api, 16 * MIB);
     run("mkfs.ext4", &["-q", "-F", path(&disk.node())]);
     intend(api, &volume);
     wait(api, &volume, "ready");
@@ -123,7 +124,7 @@ fn a_disk_under_a_loop_device_is_refused_before_and_after() {
     above.detach().unwrap();
     wait(&api, &volume, "ready");
 
-    let (next, disk) = present(&lab, MIB);
+    let (next, disk) = present(&lab, &api, MIB);
     let partition = disk.add_partition(1, 0, MIB / 2).unwrap();
     let mut above = lab.loop_over(&partition);
     above.attach().unwrap();

@@ -77,10 +77,7 @@ fn unread(api: &Api) -> Option<String> {
 
 /// Why this disk could not be read the last time.
 fn why_unread(api: &Api, disk: &Disk) -> Option<String> {
-    let devices = api.get("/api/v1/devices").unwrap().expect(200).unwrap();
-    let node = disk.node();
-    let shown = devices["devices"].as_array().unwrap().iter().find(|shown| shown["node"] == node.to_str().unwrap());
-    shown.and_then(|shown| shown["unread"].as_str().map(str::to_owned))
+    api.disk(disk).unwrap()?["unread"].as_str().map(str::to_owned)
 }
 
 fn eventually<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
@@ -179,13 +176,7 @@ fn nothing_is_published_while_what_the_host_uses_cannot_be_read_and_all_is_serve
     let (kept, _kept_disk) = served(&lab, &api);
     let closed = InPlace::closed(Path::new("/proc/swaps"));
     let (volume, disk) = attached(&lab, &api);
-    let node = disk.node();
-    let said = eventually("the new disk is not told", || {
-        let devices = api.get("/api/v1/devices").unwrap().expect(200).unwrap();
-        let new =
-            devices["devices"].as_array().unwrap().iter().find(|device| device["node"] == *node.to_str().unwrap());
-        new.and_then(|device| device["unread"].as_str().map(str::to_owned))
-    });
+    let said = eventually("the new disk is not told", || why_unread(&api, &disk));
     assert!(said.contains("what this host uses"), "{said}");
     is_unread(&api);
     assert_eq!(show(&api, &volume)["state"], "waiting");
@@ -204,6 +195,7 @@ fn a_mount_point_of_any_bytes_takes_nothing_from_anybody_and_is_found() {
     let (volume, disk) = served(&lab, &api);
     let mine = lab.volume();
     let used = lab.settled_disk(&mine.serial, 8 * MIB).unwrap();
+    api.wait_disk(&used, SOON).unwrap();
     run("mkfs.ext4", &["-q".as_ref(), "-F".as_ref(), used.node().as_os_str()]);
     let place = lab.dir().join(OsStr::from_bytes(b"pok\xe9mon"));
     fs::create_dir(&place).unwrap();
@@ -227,6 +219,7 @@ fn a_disk_the_host_swaps_to_is_refused_also_beside_a_swap_file_of_any_bytes() {
     let (lab, _attachd, api) = up();
     let volume = lab.volume();
     let disk = lab.settled_disk(&volume.serial, MIB).unwrap();
+    api.wait_disk(&disk, SOON).unwrap();
     let heading: &[u8] = b"Filename\t\t\t\tType\t\tSize\t\tUsed\t\tPriority\n";
     let file: &[u8] = b"/srv/sw\xe4p                              file\t\t1024\t\t0\t\t-2\n";
     let line = format!("{}                              partition\t1024\t\t0\t\t-3\n", disk.node().display());

@@ -141,6 +141,7 @@ fn a_disk_the_host_uses_is_refused_by_name_before_and_after() {
     let (lab, _attachd, api) = up();
     let mounted = lab.volume();
     let disk = lab.settled_disk(&mounted.serial, 8 * MIB).unwrap();
+    api.wait_disk(&disk, SOON).unwrap();
     run("mkfs.ext4", &["-q", "-F", disk.node().to_str().unwrap()]);
     let place = lab.dir().join("mounted here");
     std::fs::create_dir(&place).unwrap();

@@ -45,10 +45,7 @@ fn problem(api: &Api, code: &str) -> Option<String> {
 
 /// Why this disk could not be read the last time. (Health names one of all, which may be another lab's.)
 fn why_unread(api: &Api, disk: &Disk) -> Option<String> {
-    let devices = api.get("/api/v1/devices").unwrap().expect(200).unwrap();
-    let node = disk.node();
-    let shown = devices["devices"].as_array().unwrap().iter().find(|shown| shown["node"] == node.to_str().unwrap());
-    shown.and_then(|shown| shown["unread"].as_str().map(str::to_owned))
+    api.disk(disk).unwrap()?["unread"].as_str().map(str::to_owned)
 }
 
 #[test]

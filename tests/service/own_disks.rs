@@ -6,7 +6,7 @@ use std::os::unix::fs::MetadataExt;
 use lab::{Disk, Swap, Volume};
 use serde_json::{Value, json};
 
-use crate::host::{Host, MIB, id_of};
+use crate::host::{Host, MIB, SOON, id_of};
 
 /// Owner, group and mode of the disk's node.
 fn node_of(disk: &Disk) -> (u32, u32, u32) {
@@ -95,6 +95,7 @@ fn a_disk_the_host_swaps_to_or_has_mounted_when_the_intent_comes_is_refused_and_
     let [mut swap_disk, mut mount_disk] = [&swapped, &mounted].map(|volume| disk_of(&host, volume));
     for disk in [&mut swap_disk, &mut mount_disk] {
         host.lab().attach_settled(disk).unwrap();
+        host.api.wait_disk(disk, SOON).unwrap();
     }
     let area = swap(&host, &swap_disk);
     let mount = Mounted::at("/srv/data", &host, &mount_disk);

@@ -139,6 +139,7 @@ fn a_disk_mounted_anywhere_on_the_host_is_refused_before_and_after_the_start() {
     let mounted = |place: &str| {
         let volume = host.lab().volume();
         let disk = host.lab().settled_disk(&volume.serial, 8 * MIB).unwrap();
+        host.api.wait_disk(&disk, SOON).unwrap();
         let node = disk.node();
         host.run("mkfs.ext4", &["-q", "-F", node.to_str().unwrap()]);
         host.run("mkdir", &[place]);

@@ -1,12 +1,13 @@
 //! A small blocking HTTP/1.1 client over attachd's Unix socket: one connection per request, nothing hidden.
 
+use crate::disk::Disk;
 use crate::sse::Events;
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// Longer than any answer may take, the long-polling ones (which say how long) excepted.
 const LIMIT: Duration = Duration::from_secs(30);
@@ -133,6 +134,24 @@ impl Api {
     pub fn events(&self) -> Result<Events> {
         let request = "GET /api/v1/events HTTP/1.1\r\nHost: attachd\r\nAccept: text/event-stream\r\n\r\n";
         Events::open(self.send(request.as_bytes(), LIMIT)?)
+    }
+
+    /// What attachd shows of this disk, if it knows it.
+    pub fn disk(&self, disk: &Disk) -> Result<Option<Value>> {
+        let mut shown = self.get("/api/v1/devices")?.expect(200)?;
+        let shown = shown["devices"].as_array_mut().context("no devices")?;
+        let node = disk.node();
+        Ok(shown.iter_mut().find(|shown| shown["node"].as_str() == node.to_str()).map(Value::take))
+    }
+
+    /// Waits until attachd knows this disk: udevd may be done with it before attachd has heard of it.
+    pub fn wait_disk(&self, disk: &Disk, limit: Duration) -> Result<()> {
+        let deadline = Instant::now() + limit;
+        while self.disk(disk)?.is_none_or(|shown| shown["serial"] != *disk.serial()) {
+            ensure!(Instant::now() < deadline, "attachd does not know {}", disk.node().display());
+            std::thread::yield_now();
+        }
+        Ok(())
     }
 
     /// Waits for a volume's state: the daemon answers when it is reached. An error shows the volume as it is instead.
