@@ -231,7 +231,8 @@ fn an_answer_about_another_disk_or_none_publishes_nothing() {
     let seq = disk.diskseq().unwrap();
     for (answer, code) in [
         (free(seq + 1), "USE_UNKNOWN"),
-        ("{\"ok\":true}\n".to_owned(), "USE_UNKNOWN"),
+        // What lacks what was asked for is no answer.
+        ("{\"ok\":true}\n".to_owned(), "HELPER_SILENT"),
         ("{\"ok\":false,\"code\":\"NOT_PRESENT\",\"error\":\"x\"}\n".to_owned(), "USE_UNKNOWN"),
         ("no answer\n".to_owned(), "HELPER_SILENT"),
         (String::from_utf8(USED.to_vec()).unwrap(), "IN_USE_BY_HOST"),

@@ -1,5 +1,9 @@
 //! Every door: listeners, sockets, files.
 
+use std::os::unix::fs::PermissionsExt;
+
+use lab::Certificates;
+
 use crate::host::Host;
 
 #[test]
@@ -81,6 +85,12 @@ fn the_shipped_configuration_is_valid_as_it_is_and_with_every_line_in_force() {
     let (certificates, key) = (without("tls_psk_"), without("tls_"));
     let key = key.replace("[helper]", "tls_psk_file = \"/etc/attachd/tls/keys.psk\"\n[helper]");
     let dir = tempfile::tempdir().unwrap();
+    // What it names is looked at, too.
+    let tls = Certificates::make(&dir.path().join("tls"), "127.0.0.1").unwrap();
+    std::fs::write(tls.file("keys.psk"), "attachd:000102030405060708090a0b0c0d0e0f\n").unwrap();
+    std::fs::set_permissions(tls.file("keys.psk"), std::fs::Permissions::from_mode(0o600)).unwrap();
+    let [certificates, key] =
+        [certificates, key].map(|text| text.replace("/etc/attachd/tls", tls.folder().to_str().unwrap()));
     for (name, text) in [("shipped.toml", shipped), ("certificates.toml", &certificates), ("key.toml", &key)] {
         let path = dir.path().join(name);
         std::fs::write(&path, text).unwrap();
@@ -91,8 +101,11 @@ fn the_shipped_configuration_is_valid_as_it_is_and_with_every_line_in_force() {
             .unwrap();
         assert!(check.status.success(), "{}", String::from_utf8_lossy(&check.stderr));
     }
-    let source = [include_str!("../../src/config/mod.rs"), include_str!("../../src/config/export.rs")].concat();
-    for (_, rest) in source.match_indices(".set(\"").map(|(at, mark)| source.split_at(at + mark.len())) {
+    let sections = std::fs::read_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/src/config")).unwrap();
+    let source: String = sections.map(|file| std::fs::read_to_string(file.unwrap().path()).unwrap()).collect();
+    let keys: Vec<_> = source.match_indices(".set(\"").map(|(at, mark)| source.split_at(at + mark.len()).1).collect();
+    assert!(keys.len() > 20, "the control: these are the keys");
+    for rest in keys {
         let key = rest.split('"').next().unwrap();
         assert!(in_force.contains(&format!("\n{key} = ")), "the example does not say {key}");
     }
