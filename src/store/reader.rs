@@ -3,6 +3,7 @@
 use std::path::Path;
 use std::sync::Arc;
 
+use sqlx::Connection;
 use sqlx::sqlite::SqliteConnection;
 use tokio::sync::Mutex;
 
@@ -14,13 +15,14 @@ use crate::volume::Entry;
 /// The reading connection. Cheap to clone.
 #[derive(Clone)]
 pub(super) struct Reader {
-    connection: Arc<Mutex<SqliteConnection>>,
+    /// `None` once the store is closed.
+    connection: Arc<Mutex<Option<SqliteConnection>>>,
     watch: Watch,
 }
 
 impl Reader {
     pub(super) fn new(path: &Path, connection: SqliteConnection) -> Self {
-        Self { connection: Arc::new(Mutex::new(connection)), watch: Watch::new(path) }
+        Self { connection: Arc::new(Mutex::new(Some(connection))), watch: Watch::new(path) }
     }
 
     pub(super) async fn timeline(&self, volume: VolumeId) -> Result<Vec<Entry>, StoreError> {
@@ -33,7 +35,20 @@ impl Reader {
 
     /// Reads from another file from now on.
     pub(super) async fn change(&self, connection: SqliteConnection) {
-        *self.connection.lock().await = connection;
+        *self.connection.lock().await = Some(connection);
+    }
+
+    /// Closes it, unless it is stuck: SQLite removes the log when the last connection is closed, and a reading one cannot.
+    pub(super) async fn close(&self) {
+        let closed = async {
+            match self.connection.lock().await.take() {
+                Some(connection) => connection.close().await,
+                None => Ok(()),
+            }
+        };
+        if !matches!(tokio::time::timeout(PATIENCE, closed).await, Ok(Ok(()))) {
+            tracing::debug!("the reading connection to the store is left to the end of the process");
+        }
     }
 
     async fn ask<T>(
@@ -42,8 +57,9 @@ impl Reader {
     ) -> Result<T, StoreError> {
         let answer = async {
             let mut connection = self.connection.lock().await;
+            let connection = connection.as_mut().ok_or(StoreError::Closed)?;
             let _asked = self.watch.ask();
-            question(&mut connection).await.map_err(|error| StoreError::of(self.watch.path(), &error))
+            question(connection).await.map_err(|error| StoreError::of(self.watch.path(), &error))
         };
         // What is given up goes on in SQLite's thread; the next question waits for it, and no longer than this one.
         tokio::time::timeout(PATIENCE, answer).await.unwrap_or_else(|_| {

@@ -456,6 +456,7 @@ impl Task {
         if let Err(error) = seen.keep(&mut connection, &self.boot_id).await {
             tracing::warn!(%error, "how long volumes have waited could not be written down");
         }
+        self.reader.close().await;
         if let Err(error) = connection.close().await {
             tracing::warn!(store = %self.path.display(), %error, "closing the store failed; the next start recovers it");
         }

@@ -108,8 +108,11 @@ async fn what_was_posted_last_is_in_the_predecessors_tables_when_the_daemon_has_
     let projection = Projection { vm_id: "vm".into(), at: evidence.at, mapping, export_status: Some("active") };
     store.write(vec![Change::Intend(intent()), Change::Map(volume, evidence)]).await.unwrap();
     store.post(volume, vec![News::Project(projection)]);
+    let files = || -> Vec<_> { place.0.path().read_dir().unwrap().map(|file| file.unwrap().file_name()).collect() };
+    assert!(files().len() > 1, "the control: there is a log beside it");
     drop(store);
     task.await.unwrap();
+    assert_eq!(files(), ["attachd.db"], "it is one file again");
     let mut other = place.other().await;
     let left: i64 = sqlx::query_scalar("SELECT count(*) FROM outbox").fetch_one(&mut other).await.unwrap();
     let told: i64 = sqlx::query_scalar("SELECT count(*) FROM nbd_exports").fetch_one(&mut other).await.unwrap();
