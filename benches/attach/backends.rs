@@ -146,9 +146,9 @@ impl Stage {
         let mut neighbour = None;
         if way == Way::Nbdkit && !others.is_empty() {
             let (volume, disk) = common::served(&lab, &api);
-            // attachd compares the folder with what it knows only when it starts, and lets these be until then.
+            // What attachd did not make, it lets be: under a volume's own name it would take it away at once.
             for other in &others {
-                symlink(volume.link(), Path::new(EXPORTS).join(other.export_name()))?;
+                symlink(volume.link(), Path::new(EXPORTS).join(format!("other-{other}")))?;
             }
             neighbour = Some(disk);
         }
