@@ -34,7 +34,6 @@ pub(super) async fn list(State(context): Ctx, QueryString(wish): QueryString<Wis
     let listen = context.in_use().settings.export.listen;
     let engine = &context.inner.engine;
     let pick = move |_: &World, volume: &Volume| volume.published.then(|| entry(volume, listen));
-    let exports = pages::volumes(engine, pick).await?;
     let (foreign, foreign_count) = engine
         .read(|world| {
             let foreign = &world.exported.foreign;
@@ -42,8 +41,9 @@ pub(super) async fn list(State(context): Ctx, QueryString(wish): QueryString<Wis
         })
         .await?;
     let checked = if wish.check { Some(checked::exports(&context).await?) } else { None };
-    let items = exports.len();
-    pages::json(items, move || ExportList { count: items, exports, foreign, foreign_count, checked }).await
+    let make =
+        move |exports: Vec<ExportEntry>| ExportList { count: exports.len(), exports, foreign, foreign_count, checked };
+    pages::list(engine, pick, make).await
 }
 
 fn entry(volume: &Volume, listen: SocketAddr) -> ExportEntry {

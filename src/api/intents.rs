@@ -48,13 +48,11 @@ fn view(volume: &crate::engine::world::Volume) -> IntentView {
 /// Lists all intents, oldest first.
 #[utoipa::path(get, path = "/api/v1/intents", operation_id = "listIntents", responses((status = 200, body = IntentList)))]
 pub(super) async fn list(State(context): Ctx, _: QueryString<NoQuery>) -> Result<Response, ApiError> {
-    let mut intents = pages::volumes(&context.inner.engine, |_, volume| Some(view(volume))).await?;
-    let count = intents.len();
-    let list = move || {
+    let make = |mut intents: Vec<IntentView>| {
         intents.sort_by_key(|intent| (intent.created_at, intent.volume_id));
-        IntentList { intents, count }
+        IntentList { count: intents.len(), intents }
     };
-    pages::json(count, list).await
+    pages::list(&context.inner.engine, |_, volume| Some(view(volume)), make).await
 }
 
 /// Announces a volume. Durable when answered; asking again in the same words changes nothing.

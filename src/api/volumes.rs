@@ -94,8 +94,7 @@ pub(super) async fn list(State(context): Ctx, QueryString(filter): QueryString<F
             && filter.vm_id.as_ref().is_none_or(|vm| volume.intent.vm_id == *vm);
         wanted.then(|| view(volume, world, listen))
     };
-    let volumes = pages::volumes(&context.inner.engine, pick).await?;
-    pages::json(volumes.len(), move || VolumeList { count: volumes.len(), volumes }).await
+    pages::list(&context.inner.engine, pick, |volumes| VolumeList { count: volumes.len(), volumes }).await
 }
 
 /// What to wait for.
