@@ -105,7 +105,11 @@ impl Scene {
             (_, Some(404)) => held.wish = Wish::Unwanted,
             (_, Some(409)) => self.ledger.count("withdrawals refused"),
             _ => {
-                held.wish = if held.wish == Wish::Unwanted { Wish::Unwanted } else { Wish::Unknown };
+                // What was withdrawn by force before is on record as that, and goes by itself.
+                held.wish = match held.wish {
+                    Wish::Wanted | Wish::Unknown => Wish::Unknown,
+                    decided @ (Wish::Leaving | Wish::Unwanted) => decided,
+                };
                 self.ledger.count("withdrawals unanswered");
             }
         }
