@@ -70,9 +70,12 @@ fn the_hosts_own_disks_are_refused_by_name_and_left_alone() {
         assert!(answer["error"].as_str().unwrap().contains(named), "{answer}");
         assert_eq!(node(&guest, volume), before);
         guest.run(still);
-        // The privileged helper is the second wall: with a claim that was written by hand it still says no.
-        let claim = format!("/var/lib/attachd/claims/{}", volume.serial);
-        let refusal = guest.run(&format!("touch {claim} && {} && rm {claim}", ask_helper(volume)));
+        // The privileged helper is the second wall: with a claim that was forged as attachd's own it still says no. (attachd
+        // takes such a claim away as soon as it is there, if it can.)
+        let forge = format!("install -o attachd -g attachd /dev/null /var/lib/attachd/claims/{0}", volume.serial);
+        let [stop, go_on] =
+            ["STOP", "CONT"].map(|signal| format!("systemctl kill --signal=SIG{signal} attachd.service"));
+        let refusal = guest.run(&format!("{stop} && {forge} && {}; {go_on}", ask_helper(volume)));
         println!("{}", refusal.trim());
         assert!(refusal.contains("IN_USE_BY_HOST") && refusal.contains(named), "{refusal}");
         assert_eq!(node(&guest, volume), before);
