@@ -1,6 +1,7 @@
 //! How fast bytes come and go through each NBD server.
 
 use std::fs::{self, File};
+use std::os::unix::fs::{MetadataExt, chown};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
@@ -15,6 +16,7 @@ use serde_json::Value;
 use crate::Plan;
 use crate::report::{Samples, Section, Table, ms};
 use crate::servers::{ADDRESS, Server, WAYS, Way};
+use crate::setup;
 
 const MIB: u64 = 1 << 20;
 
@@ -156,7 +158,12 @@ impl Stage {
         let stage = Self { export: volume.export(), size, source, _disk: disk, lab };
         // For nbd-server, which serves the same link.
         let links = Links::new("/run/attachd/exports".into());
+        // attachd's code writes in its own user's folder only, and here that user is root for a moment.
+        let owner = fs::metadata(FOLDER)?.uid();
+        chown(FOLDER, Some(0), None)?;
         Sections::new(FOLDER.into(), links).write(volume.id.parse()?)?;
+        chown(FOLDER, Some(owner), None)?;
+        setup::give(&Path::new(FOLDER).join(format!("{}.conf", volume.export())))?;
         Ok(stage)
     }
 
