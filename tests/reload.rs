@@ -3,13 +3,12 @@
 
 mod common;
 
-use std::os::unix::fs::chown;
 use std::path::Path;
 use std::process::Command;
 use std::time::Instant;
 
 use common::*;
-use lab::{Api, Attachd, Certificates, Lab, people};
+use lab::{Api, Attachd, Lab};
 use serde_json::{Value, json};
 
 /// How many reloads are done, by the resyncs they end with.
@@ -139,24 +138,7 @@ fn a_reload_with_a_mistake_changes_nothing_and_says_what_check_config_says() {
     refused.expect(429).expect("the control: the file without its mistake counts");
 }
 
-fn certificates(lab: &Lab, name: &str) -> Certificates {
-    let all = Certificates::make(&lab.dir().join(name), "127.0.0.1").unwrap();
-    chown(all.file("server-key.pem"), Some(people::NBD.id), None).unwrap();
-    chown(all.file("client-key.pem"), Some(people::ATTACHD.id), None).unwrap();
-    all
-}
-
-fn serve(lab: &mut Lab, certificates: &Certificates) {
-    let folder = format!("--tls-certificates={}", certificates.folder().display());
-    lab.nbdkit_start_with(&["--tls=require", "--tls-verify-peer", &folder]).unwrap();
-}
-
 const CLIENTS: [&str; 3] = ["ca-cert.pem", "client-cert.pem", "client-key.pem"];
-
-fn config(certificates: &Certificates) -> String {
-    let [ca, certificate, key] = CLIENTS.map(|name| certificates.file(name));
-    format!("{CONFIG}[export]\ntls_ca = {ca:?}\ntls_certificate = {certificate:?}\ntls_key = {key:?}\n")
-}
 
 /// Puts a file in the place of another in one step.
 fn replace(old: &str, new: &str) {
@@ -167,8 +149,8 @@ fn replace(old: &str, new: &str) {
 fn certificates_that_are_replaced_are_read_again_without_a_word() {
     let mut lab = Lab::new();
     let (mine, renewed) = (certificates(&lab, "mine"), certificates(&lab, "renewed"));
-    serve(&mut lab, &renewed);
-    lab.attachd_config(&config(&mine)).unwrap();
+    serve_with(&mut lab, &renewed);
+    lab.attachd_config(&config_with(&mine)).unwrap();
     let attachd = start(&lab);
     let api = attachd.api();
     let (volume, _disk) = attached(&lab, &api);
@@ -192,17 +174,17 @@ fn certificates_that_are_replaced_are_read_again_without_a_word() {
 fn nbdkit_reads_its_certificates_only_when_it_starts() {
     let mut lab = Lab::new();
     let (old, renewed) = (certificates(&lab, "old"), certificates(&lab, "renewed"));
-    serve(&mut lab, &old);
+    serve_with(&mut lab, &old);
     for name in ["ca-cert.pem", "server-cert.pem", "server-key.pem"] {
         replace(&old.file(name), &renewed.file(name));
     }
     std::fs::copy(old.file(CLIENTS[0]), renewed.file(CLIENTS[0])).unwrap();
-    lab.attachd_config(&config(&renewed)).unwrap();
+    lab.attachd_config(&config_with(&renewed)).unwrap();
     let attachd = start(&lab);
     let (volume, _disk) = attached(&lab, &attachd.api());
     wait_reason(&attachd.api(), &volume, "BACKEND_DOWN");
     lab.nbdkit_kill().unwrap();
-    serve(&mut lab, &old);
+    serve_with(&mut lab, &old);
     wait(&attachd.api(), &volume, "ready");
 }
 
@@ -210,13 +192,13 @@ fn nbdkit_reads_its_certificates_only_when_it_starts() {
 fn tls_itself_can_be_turned_on_by_a_reload() {
     let mut lab = Lab::new();
     let certificates = certificates(&lab, "certificates");
-    serve(&mut lab, &certificates);
+    serve_with(&mut lab, &certificates);
     lab.attachd_config(CONFIG).unwrap();
     let attachd = start(&lab);
     let api = attachd.api();
     let (volume, _disk) = attached(&lab, &api);
     wait_reason(&api, &volume, "EXPORT_REFUSED");
-    reload(&lab, &attachd, &config(&certificates));
+    reload(&lab, &attachd, &config_with(&certificates));
     wait(&api, &volume, "ready");
     assert!(said(&attachd).contains("changed: [export] tls_ca"));
 }

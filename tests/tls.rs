@@ -7,26 +7,8 @@ use std::os::unix::fs::chown;
 use std::path::{Path, PathBuf};
 
 use common::*;
-use lab::{Certificates, Lab, people};
+use lab::{Lab, people};
 use serde_json::Value;
-
-fn certificates(lab: &Lab, name: &str) -> Certificates {
-    let all = Certificates::make(&lab.dir().join(name), "127.0.0.1").unwrap();
-    chown(all.file("server-key.pem"), Some(people::NBD.id), None).unwrap();
-    chown(all.file("client-key.pem"), Some(people::ATTACHD.id), None).unwrap();
-    all
-}
-
-fn serve(lab: &mut Lab, certificates: &Certificates) {
-    let folder = format!("--tls-certificates={}", certificates.folder().display());
-    lab.nbdkit_start_with(&["--tls=require", "--tls-verify-peer", &folder]).unwrap();
-}
-
-fn config(certificates: &Certificates) -> String {
-    let [ca, certificate, key] =
-        ["ca-cert.pem", "client-cert.pem", "client-key.pem"].map(|name| certificates.file(name));
-    format!("{CONFIG}[export]\ntls_ca = {ca:?}\ntls_certificate = {certificate:?}\ntls_key = {key:?}\n")
-}
 
 /// Starts attachd with this configuration, and returns what it says of the server when it does not believe it.
 fn not_believed(lab: &Lab, config: &str) -> Value {
@@ -43,8 +25,8 @@ fn not_believed(lab: &Lab, config: &str) -> Value {
 fn an_export_under_tls_is_proven_with_certificates_and_refused_in_the_clear() {
     let mut lab = Lab::new();
     let certificates = certificates(&lab, "certificates");
-    serve(&mut lab, &certificates);
-    lab.attachd_config(&config(&certificates)).unwrap();
+    serve_with(&mut lab, &certificates);
+    lab.attachd_config(&config_with(&certificates)).unwrap();
     let mut attachd = start(&lab);
     let (volume, _disk) = served(&lab, &attachd.api());
     assert!(!lab.nbd_connects(&volume.export()), "the control: in the clear the server gives nothing");
@@ -65,9 +47,9 @@ fn an_export_under_tls_is_proven_with_certificates_and_refused_in_the_clear() {
 fn a_server_with_a_strangers_certificate_is_not_believed() {
     let mut lab = Lab::new();
     let certificates = certificates(&lab, "certificates");
-    let strangers = self::certificates(&lab, "strangers");
-    serve(&mut lab, &strangers);
-    let reason = not_believed(&lab, &config(&certificates));
+    let strangers = common::certificates(&lab, "strangers");
+    serve_with(&mut lab, &strangers);
+    let reason = not_believed(&lab, &config_with(&certificates));
     let message = reason["message"].as_str().unwrap();
     assert!(message.contains("no TLS with the NBD server"), "{reason:#}");
     assert!(message.contains("its certificate is not believed: unable to get local issuer"), "{reason:#}");
@@ -77,8 +59,8 @@ fn a_server_with_a_strangers_certificate_is_not_believed() {
 fn a_server_whose_certificate_names_another_is_not_believed() {
     let mut lab = Lab::new();
     let certificates = certificates(&lab, "certificates");
-    serve(&mut lab, &certificates);
-    let other = format!("{}tls_name = \"nbd.example.org\"\n", config(&certificates));
+    serve_with(&mut lab, &certificates);
+    let other = format!("{}tls_name = \"nbd.example.org\"\n", config_with(&certificates));
     let reason = not_believed(&lab, &other);
     assert!(reason["message"].as_str().unwrap().contains("not believed: hostname mismatch"), "{reason:#}");
 }

@@ -3,13 +3,14 @@
 #![allow(clippy::unwrap_used, reason = "a test's panic is its failure")]
 
 use std::io::Read;
+use std::os::unix::fs::chown;
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use lab::child::Proc;
 use lab::nbd_server::{Installed, MAIN, NbdServer, Release};
-use lab::{Api, Attachd, AttachdOptions, Disk, Lab, Volume};
+use lab::{Api, Attachd, AttachdOptions, Certificates, Disk, Lab, Volume, people};
 use rustix::process::Signal;
 use serde_json::{Value, json};
 
@@ -186,4 +187,25 @@ pub(crate) fn up_with_helper() -> (Lab, Attachd, Api, Helper) {
     let attachd = start(&lab);
     let api = attachd.api();
     (lab, attachd, api, helper)
+}
+
+/// Certificates of one authority, for the NBD server and for attachd.
+pub(crate) fn certificates(lab: &Lab, name: &str) -> Certificates {
+    let all = Certificates::make(&lab.dir().join(name), "127.0.0.1").unwrap();
+    chown(all.file("server-key.pem"), Some(people::NBD.id), None).unwrap();
+    chown(all.file("client-key.pem"), Some(people::ATTACHD.id), None).unwrap();
+    all
+}
+
+/// Starts nbdkit with them, for clients that have some.
+pub(crate) fn serve_with(lab: &mut Lab, certificates: &Certificates) {
+    let folder = format!("--tls-certificates={}", certificates.folder().display());
+    lab.nbdkit_start_with(&["--tls=require", "--tls-verify-peer", &folder]).unwrap();
+}
+
+/// A configuration with them.
+pub(crate) fn config_with(certificates: &Certificates) -> String {
+    let [ca, certificate, key] =
+        ["ca-cert.pem", "client-cert.pem", "client-key.pem"].map(|name| certificates.file(name));
+    format!("{CONFIG}[export]\ntls_ca = {ca:?}\ntls_certificate = {certificate:?}\ntls_key = {key:?}\n")
 }
