@@ -83,7 +83,8 @@ fn passage(side: &str, name: &str) {
     let point = format!("{point}:{count}");
     if let Some(path) = std::env::var_os("ATTACHD_EFFECT_LOG") {
         let file = std::fs::OpenOptions::new().create(true).append(true).open(path);
-        let _ = file.and_then(|mut file| writeln!(file, "{point}"));
+        // One write for the whole line: other threads pass their points at the same time, and `writeln!` makes two.
+        let _ = file.and_then(|mut file| file.write_all(format!("{point}\n").as_bytes()));
     }
     if std::env::var("ATTACHD_KILL_AT").is_ok_and(|wanted| wanted == point) {
         let me = rustix::process::getpid();
