@@ -2,10 +2,40 @@
 //!
 //! Nothing waits, expires, is ordered or is forgotten by the first.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use jiff::{SignedDuration, Timestamp};
 use rustix::time::{ClockId, clock_gettime};
+
+/// Tells the time. A parameter of what goes by it, so that a history can be played in a time of its own.
+pub trait Clock: Send + Sync {
+    /// The wall clock's, as [`wall`].
+    fn wall(&self) -> Timestamp;
+
+    /// The steady clock's, as [`Steady::now`].
+    fn steady(&self) -> Steady;
+
+    /// For timers.
+    fn now(&self) -> Instant;
+}
+
+/// This host's clocks.
+#[derive(Debug, Clone, Copy)]
+pub struct System;
+
+impl Clock for System {
+    fn wall(&self) -> Timestamp {
+        wall()
+    }
+
+    fn steady(&self) -> Steady {
+        Steady::now()
+    }
+
+    fn now(&self) -> Instant {
+        Instant::now()
+    }
+}
 
 /// The wall clock, to the microsecond: as it is kept, so that it reads the same after a restart.
 pub fn wall() -> Timestamp {

@@ -13,15 +13,16 @@ use crate::accounts::id_of;
 use crate::api;
 use crate::blocking::blocking;
 use crate::budget;
-use crate::claiming::Claiming;
 use crate::claims::{Claims, Restored};
+use crate::clock;
 use crate::config::{self, ServerSettings, Settings};
 use crate::device::evidence::Ground;
 use crate::device::host_changes::HostChanges;
 use crate::device::monitor::Monitor;
 use crate::device::reader_process;
 use crate::device::sysfs::Sysfs;
-use crate::engine::{Engine, Tools};
+use crate::engine::tools::{ClaimFolder, Tokio, Tools};
+use crate::engine::{self, Engine, Inputs};
 use crate::export::backend::{Backend, Contents, Which};
 use crate::export::links::Links;
 use crate::export::nbd_server::backend::NbdServer;
@@ -101,25 +102,26 @@ async fn serve(settings: Settings, config: &Path) -> anyhow::Result<()> {
     let server = Endpoint::new(settings.export.listen, tls.clone());
     let server = if sign == Sign::Marker { server.started_for_each() } else { server };
     let backend = backend(&settings, ground.nbd_gid)?;
+    let inputs = Inputs::default();
     let tools = Tools {
-        sysfs,
-        store: store.clone(),
-        claiming: Claiming::start(claims.clone()).context("cannot start the thread that writes claims")?,
-        claims,
+        clock: Arc::new(clock::System),
+        outside: Arc::new(Tokio),
+        disks: Arc::new(engine::Reader::new(sysfs, &inputs)),
+        truth: Arc::new(store.clone()),
+        claims: Arc::new(ClaimFolder::new(claims).context("cannot start the thread that writes claims")?),
         limits: settings.limits,
         stacks: host_changes.stacks(),
-        schemes: settings.device.schemes.clone(),
         backend: Arc::clone(&backend),
-        helper: HelperClient::new(settings.helper.socket.clone()),
+        helper: Arc::new(HelperClient::new(settings.helper.socket.clone())),
         vm_id: settings.host.vm_id.clone(),
-        server: server.clone(),
+        server: Arc::new(server.clone()),
         server_unit: settings.export.server.unit(),
     };
     let watched = backend.folders().into_iter().map(|(which, folder)| (which, folder.path().to_owned()));
     let watched: Vec<_> = watched.chain([(Which::Claims, settings.store.claims.clone())]).collect();
     // Before they are read: nothing falls between.
     let watch_folders = FolderWatch::new(watched).context("cannot watch the folders")?;
-    let (mut engine, handle) = Engine::new(ground, tools, records, &restored);
+    let (mut engine, handle) = Engine::new(ground, tools, inputs, records, &restored);
     engine.look_around().await.context("cannot read the list of disks")?;
     let (stop, stopping) = watch::channel(false);
     let mut engine = tokio::spawn(engine.run(stopped(stopping)));

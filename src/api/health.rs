@@ -4,7 +4,7 @@ use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use axum::Json;
 use axum::extract::State;
@@ -112,7 +112,7 @@ impl Seen {
         Self {
             volumes: world.counts().clone(),
             server: world.server.clone(),
-            asking_for: world.handshakes.asking_for(),
+            asking_for: world.handshakes.asking_for(Instant::now()),
             helper: world.helper.state(),
             udevd: world.ear.udevd_is(),
             held_up: world.held_up(),

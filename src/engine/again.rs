@@ -66,7 +66,7 @@ impl Engine {
     pub(super) fn read_or_not(&mut self, devnum: DevNum, found: &Found<Facts>, heard: Heard) -> Vec<VolumeId> {
         match found.unread() {
             Some(why) => {
-                if self.world.again.failed(devnum, heard, Instant::now()) {
+                if self.world.again.failed(devnum, heard, self.tools.clock.now()) {
                     tracing::warn!(%devnum, "a disk could not be read; what is known of it holds, and it is read again by itself: {why}");
                 }
             }

@@ -4,7 +4,6 @@
 //! opened when the export is taken away, and when the disk is pulled or used by the host meanwhile. Only a volume that has
 //! neither a disk here nor a mapping of this boot is nobody's for certain without a question.
 
-use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -12,12 +11,11 @@ use tokio::time::Instant;
 
 use super::input::Clients;
 use super::settle;
-use crate::blocking::blocking;
+use super::tools::{Helper, NbdServer};
 use crate::device::DevNum;
 use crate::device::closing::Closing;
 use crate::device::evidence::Evidence;
 use crate::device::table::Table;
-use crate::export::clients;
 use crate::helper_client::{HelperClient, HelperError, Holders};
 use crate::identity::Serial;
 
@@ -61,15 +59,15 @@ pub(super) fn questions(serial: Serial, mapping: Option<&Evidence>, boot_id: &st
 type Held = Result<Option<Holders>, HelperError>;
 
 /// Asks.
-pub(super) async fn ask(helper: &HelperClient, server: SocketAddr, questions: &[Question]) -> Clients {
+pub(super) async fn ask(helper: &dyn Helper, server: &dyn NbdServer, questions: &[Question]) -> Clients {
     let mut answers = Vec::new();
     for question in questions {
-        answers.push(holders(helper, question).await);
+        answers.push(shared(helper.holders(question.devnum, question.node.clone()).await, question));
     }
     match sum(answers) {
         Sum::Nobody => Clients::None,
         Sum::These(holders) => Clients::Connected(holders),
-        Sum::Unknown(why) => Clients::Unknown { why, candidates: candidates(server).await },
+        Sum::Unknown(why) => Clients::Unknown { why, candidates: server.connected().await },
     }
 }
 
@@ -107,24 +105,16 @@ fn sum(answers: Vec<Held>) -> Sum {
     }
 }
 
-/// Who is connected to the server's port.
-async fn candidates(server: SocketAddr) -> Vec<String> {
-    match blocking(move || clients::connected(server)).await.flatten() {
-        Ok(candidates) => candidates,
-        Err(error) => vec![format!("unknown, the table of connections cannot be read: {error}")],
-    }
-}
-
 /// Who has this disk open. One that nobody seems to have open, and yet is open, may be just being closed.
-async fn holders(helper: &HelperClient, question: &Question) -> Held {
+pub(super) async fn patiently(helper: &HelperClient, devnum: DevNum, node: Option<PathBuf>) -> Held {
     // Before the question: what is closed after the answer was made up is not missed.
-    let closing = question.node.as_deref().and_then(|node| Closing::watch(node).ok());
+    let closing = node.and_then(|node| Closing::watch(&node).ok());
     let limit = Instant::now() + CLOSING;
     loop {
         let last = Instant::now() >= limit;
-        let answer = helper.holders(question.devnum).await;
+        let answer = helper.holders(devnum).await;
         if last || !may_be_closing(&answer) {
-            return shared(answer, question);
+            return answer;
         }
         // Without a watch, asked once more when the time is over.
         let _ = match &closing {

@@ -8,7 +8,6 @@ use super::exports::STRANGERS;
 use super::input::{Done, Input};
 use super::settle::pause;
 use super::waiting::Round;
-use crate::blocking::blocking;
 use crate::claims::Restored;
 use crate::folder::Names;
 use crate::identity::VolumeId;
@@ -32,9 +31,9 @@ pub struct Claimed {
 
 impl Claimed {
     /// What the start found.
-    pub(super) fn new(restored: &io::Result<Restored>) -> Self {
+    pub(super) fn new(restored: &io::Result<Restored>, now: Instant) -> Self {
         let mut claimed = Self::default();
-        claimed.learn(restored);
+        claimed.learn(restored, now);
         claimed
     }
 
@@ -44,13 +43,13 @@ impl Claimed {
     }
 
     /// A stranger's file came or went: told in a while, not at once for each.
-    pub(super) fn strangers(&mut self) {
-        let earliest = self.restored_at.map_or_else(Instant::now, |restored| restored + STRANGERS);
+    pub(super) fn strangers(&mut self, now: Instant) {
+        let earliest = self.restored_at.map_or(now, |restored| restored + STRANGERS);
         self.again_at = Some(self.again_at.map_or(earliest, |again| again.min(earliest)));
     }
 
     /// Takes note, and says what is new.
-    fn learn(&mut self, restored: &io::Result<Restored>) {
+    fn learn(&mut self, restored: &io::Result<Restored>, now: Instant) {
         let (foreign, failed) = match restored {
             Ok(restored) => {
                 for (claims, what) in
@@ -73,9 +72,9 @@ impl Claimed {
         if !foreign.is_empty() && foreign != self.foreign {
             tracing::warn!("the folder of claims holds what attachd did not make: {foreign}; it is left alone");
         }
-        self.restored_at = Some(Instant::now());
+        self.restored_at = Some(now);
         self.attempts = if failed.is_some() { self.attempts + 1 } else { 0 };
-        self.again_at = failed.is_some().then(|| Instant::now() + pause(self.attempts));
+        self.again_at = failed.is_some().then(|| now + pause(self.attempts));
         (self.foreign, self.failed) = (foreign, failed);
     }
 }
@@ -95,16 +94,15 @@ impl Engine {
         let (going, wanted): (Vec<VolumeId>, Vec<VolumeId>) = self.world.ids().into_iter().partition(leaving);
         let under_way: Vec<VolumeId> = going.into_iter().chain(self.admissions.keys().copied()).collect();
         // From here on: what is accepted or withdrawn while it runs is left as it is.
-        let restoration = self.tools.claims.restoration(wanted, under_way);
-        let step = blocking(move || restoration.run());
+        let step = self.tools.claims.restore(wanted, under_way);
         self.outside("step.claims", step, move |result| {
-            let result = result.map_err(io::Error::from).flatten().flatten();
+            let result = result.map_err(io::Error::from).flatten();
             Input::Claims { result, round }
         });
     }
 
     pub(super) fn claims_restored(&mut self, result: &io::Result<Restored>, round: Round) {
-        self.world.claimed.learn(result);
+        self.world.claimed.learn(result, self.tools.clock.now());
         self.world.claimed.under_way = false;
         self.waiting.end(round, &Ok(()));
         if std::mem::take(&mut self.world.claimed.again) {

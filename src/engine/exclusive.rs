@@ -19,9 +19,11 @@ impl Engine {
         if let Some(volume) = self.world.volume_mut(id) {
             volume.busy = true;
         }
-        let (helper, devnum, serial) = (self.tools.helper.clone(), evidence.devnum, evidence.serial);
-        self.outside("step.exclusive", async move { helper.exclusive(devnum, serial).await }, move |answer| {
-            Input::Tried { ticket, evidence, answer: unless_died(answer) }
+        let step = self.tools.helper.exclusive(evidence.devnum, evidence.serial);
+        self.outside("step.exclusive", step, move |answer| Input::Tried {
+            ticket,
+            evidence,
+            answer: unless_died(answer),
         });
     }
 
@@ -50,7 +52,7 @@ impl Engine {
 
     /// What was in use may be free by now: somebody says that something has changed.
     pub(super) fn try_again_now(&mut self) {
-        let now = std::time::Instant::now();
+        let now = self.tools.clock.now();
         for id in self.world.ids() {
             let trouble = self.world.volume_mut(id).and_then(|volume| volume.trouble.as_mut());
             if let Some(trouble) = trouble.filter(|trouble| trouble.disk.is_some()) {

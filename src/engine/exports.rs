@@ -11,7 +11,6 @@ use super::Engine;
 use super::input::{Done, Input};
 use super::settle::pause;
 use super::waiting::Round;
-use crate::blocking::blocking;
 use crate::export::backend::{Contents, Which};
 use crate::folder::{Names, is_away};
 use crate::folder_watch::Changes;
@@ -48,8 +47,8 @@ impl Exported {
     }
 
     /// Not at once, and not for each.
-    fn strangers(&mut self) {
-        let earliest = self.listed_at.map_or_else(Instant::now, |listed| listed + STRANGERS);
+    fn strangers(&mut self, now: Instant) {
+        let earliest = self.listed_at.map_or(now, |listed| listed + STRANGERS);
         self.again_at = Some(self.again_at.map_or(earliest, |again| again.min(earliest)));
     }
 }
@@ -66,7 +65,7 @@ impl Engine {
         }
         let round = self.waiting.begin(std::mem::take(&mut exported.waiting));
         let (backend, known) = (self.tools.backend.clone(), self.known());
-        let step = blocking(move || backend.list(&known));
+        let step = self.work(move || backend.list(&known));
         self.outside("step.exports", step, move |result| {
             let contents = result.map_err(io::Error::from).flatten().flatten();
             Input::Exports { contents, round }
@@ -90,7 +89,7 @@ impl Engine {
     /// The same at the start, before anything else is decided.
     pub(super) async fn adopt_exports(&mut self) {
         let (backend, known) = (self.tools.backend.clone(), self.known());
-        let listed = blocking(move || backend.list(&known)).await;
+        let listed = self.work(move || backend.list(&known)).await;
         let _ = self.adopt(listed.flatten());
     }
 
@@ -119,6 +118,7 @@ impl Engine {
             }
         };
         let mut changed = changed;
+        let now = self.tools.clock.now();
         let exported = &mut self.world.exported;
         if let Some(why) = failed.as_ref().filter(|why| exported.failed.as_ref() != Some(*why)) {
             tracing::error!("the folder of exports: {why}; it is tried again by itself");
@@ -129,8 +129,8 @@ impl Engine {
         let healed = exported.failed.is_some() && failed.is_none();
         let pending = failed.is_some() || !stuck.is_empty();
         exported.attempts = if pending { exported.attempts + 1 } else { 0 };
-        exported.listed_at = Some(Instant::now());
-        exported.again_at = pending.then(|| Instant::now() + pause(exported.attempts));
+        exported.listed_at = Some(now);
+        exported.again_at = pending.then(|| now + pause(exported.attempts));
         // The rest of very many that are taken away.
         exported.again |= more && stuck.is_empty();
         (exported.failed, exported.stuck) = (failed, stuck);
@@ -258,7 +258,7 @@ impl Engine {
         let Some(id) = id.filter(|id| self.world.volume(*id).is_some()) else {
             // A stray, or a stranger; or what went was attachd's to take.
             if id.is_none() || !went {
-                self.world.exported.strangers();
+                self.world.exported.strangers(self.tools.clock.now());
             }
             return;
         };
@@ -283,7 +283,7 @@ impl Engine {
     fn section_changed(&mut self, id: Option<VolumeId>, is_read: bool, went: bool) {
         match id.filter(|id| self.world.volume(*id).is_some()) {
             Some(id) => self.prepare_again(id),
-            None if is_read && !(id.is_some() && went) => self.world.exported.strangers(),
+            None if is_read && !(id.is_some() && went) => self.world.exported.strangers(self.tools.clock.now()),
             None => {}
         }
     }
@@ -297,7 +297,7 @@ impl Engine {
             Some(_) if went == wanted => self.restore_claims(None),
             Some(_) => {}
             // A stranger's, which is told.
-            None => self.world.claimed.strangers(),
+            None => self.world.claimed.strangers(self.tools.clock.now()),
         }
     }
 }

@@ -1,7 +1,5 @@
 //! Asking attachd-helper for what takes privilege, and what its answer means.
 
-use std::time::Instant;
-
 use super::Engine;
 use super::input::{Asked, Input};
 use super::outside::Died;
@@ -20,11 +18,8 @@ const PATIENCE: u32 = 4;
 impl Engine {
     /// Has udev look at the disk of this serial again, outside.
     pub(super) fn ask_for_retrigger(&self, serial: Serial, asked: Asked) {
-        let helper = self.tools.helper.clone();
-        self.outside("step.retrigger", async move { helper.retrigger(serial).await }, move |answer| Input::Helper {
-            asked,
-            answer: unless_died(answer),
-        });
+        let step = self.tools.helper.retrigger(serial);
+        self.outside("step.retrigger", step, move |answer| Input::Helper { asked, answer: unless_died(answer) });
     }
 
     /// The serial of a disk that is marked although nobody wants it.
@@ -56,8 +51,7 @@ impl Engine {
 
     /// Has the disks this host lives on written down, outside. Until then, what is mounted or swapped to is refused anyway.
     pub(super) fn ask_for_host_disks(&self) {
-        let helper = self.tools.helper.clone();
-        self.outside("step.host-disks", async move { helper.host_disks().await }, |answer| Input::Helper {
+        self.outside("step.host-disks", self.tools.helper.host_disks(), |answer| Input::Helper {
             asked: Asked::HostDisks,
             answer: unless_died(answer),
         });
@@ -77,6 +71,7 @@ impl Engine {
         }
         let Asked::Mark(ticket) = asked else { return };
         let owes = self.world.udevd_owes(ticket.volume.serial());
+        let now = self.tools.clock.now();
         if self.world.holds(ticket)
             && let Some(volume) = self.world.volume_mut(ticket.volume)
         {
@@ -89,7 +84,7 @@ impl Engine {
             } else {
                 Some(pause(attempts))
             };
-            volume.helper_again = wait.map(|wait| (Instant::now() + wait, attempts));
+            volume.helper_again = wait.map(|wait| (now + wait, attempts));
             self.rest(ticket.volume);
         }
     }

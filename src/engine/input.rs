@@ -9,6 +9,7 @@ use super::leaving::{Call, Outcome};
 use super::outside::Died;
 use super::server::Greeted;
 use super::tell::{FileChange, NotTold};
+use super::tools::AllDisks;
 use super::waiting::Round;
 use super::withdraw::Caller;
 use super::world::World;
@@ -52,7 +53,7 @@ pub(crate) enum Input {
     /// A disk that did not answer in time has answered after all.
     Answered(DevNum),
     /// Every disk was read.
-    Scanned { reading: Reading, all: std::io::Result<Vec<(DevNum, Found<Facts>)>>, reason: &'static str, round: Round },
+    Scanned { reading: Reading, all: std::io::Result<AllDisks>, reason: &'static str, round: Round },
     /// The disks of a new intent's serial were read before it was accepted.
     Examined { volume: VolumeId, disks: Result<Vec<Facts>, Died> },
     /// Something has happened in the folders.

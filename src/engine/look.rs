@@ -1,5 +1,7 @@
 //! Having one disk read, outside: what comes back is an input.
 
+use std::sync::Arc;
+
 use super::input::Input;
 use super::{Engine, Look};
 use crate::device::DevNum;
@@ -18,10 +20,10 @@ impl Engine {
         }
         let reading = self.next_reading();
         self.looks.insert(devnum, Look { reading, again: None });
-        let (reader, sysfs) = (self.reader.clone(), self.tools.sysfs.clone());
-        self.outside("step.look", async move { reader.read(devnum).await }, move |found| {
+        let (step, disks) = (self.tools.disks.read(devnum), Arc::clone(&self.tools.disks));
+        self.outside("step.look", step, move |found| {
             // What it is, is not known; that it is gone, neither.
-            let found = found.unwrap_or_else(|died| sysfs.read_unanswered(devnum, &died.to_string()));
+            let found = found.unwrap_or_else(|died| disks.read_unanswered(devnum, &died.to_string()));
             Input::Looked { devnum, heard, reading, found }
         });
     }
@@ -62,7 +64,7 @@ impl Engine {
     pub(super) fn drop_exchanged(&mut self, devnum: DevNum) {
         let Some(diskseq) = self.known_diskseq(devnum) else { return };
         // What cannot be found out this quickly is found out by the reading that follows.
-        if self.tools.sysfs.still(devnum, diskseq).is_gone() {
+        if self.tools.disks.still(devnum, diskseq).is_gone() {
             let concerned = self.read_or_not(devnum, &Found::Gone, Heard::Asked);
             let reading = self.next_reading();
             let touched = self.world.table.update(devnum, Found::Gone, reading, Heard::Asked);

@@ -29,42 +29,38 @@ mod settle;
 mod step;
 mod story;
 pub mod tell;
+pub mod tools;
 pub mod turns;
 pub mod udevd;
 mod waiting;
 mod withdraw;
 pub mod world;
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use tokio::sync::{Notify, broadcast, mpsc, oneshot, watch};
+use tokio::sync::{broadcast, mpsc, oneshot, watch};
 
-use crate::claiming::Claiming;
-use crate::claims::{Claims, Restored};
-use crate::clock;
+use crate::claims::Restored;
 use crate::config::Limits;
 use crate::device::event::Origin;
 use crate::device::evidence::Ground;
 use crate::device::host_changes::UseChanged;
-use crate::device::scheme::Scheme;
-use crate::device::sysfs::Sysfs;
 use crate::device::table::{Heard, Reading};
 use crate::device::{DevNum, monitor};
-use crate::export::backend::Backend;
-use crate::export::probe::Endpoint;
-use crate::helper_client::{HelperClient, Holders};
+use crate::helper_client::Holders;
 use crate::identity::{OperationId, Serial, VolumeId};
-use crate::store::{Store, StoreError};
+use crate::store::StoreError;
 use crate::volume::{By, Intent, Record, User};
 use claimed::Claimed;
 pub(crate) use input::Input;
 use input::Request;
 pub use input::{Accepted, Event, Rejection, SharedEvent, Withdrawal};
 use leaving::Call;
-use reader::Reader;
+pub use reader::Reader;
 use request::Admission;
+pub use tools::Tools;
 use turns::Turns;
 use waiting::Waiting;
 use withdraw::Caller;
@@ -79,39 +75,10 @@ const EVENTS: usize = 4096;
 /// How long a disk may take to tell its serial: it is a request to the hypervisor.
 const LOOK_LIMIT: Duration = Duration::from_secs(5);
 
-/// What the engine works with.
-pub struct Tools {
-    /// Reads disks.
-    pub sysfs: Sysfs,
-    /// Keeps the truth.
-    pub store: Store,
-    /// Marks wanted serials.
-    pub claims: Claims,
-    /// The same, one at a time.
-    pub claiming: Claiming,
-    /// Told when a device may have come to sit on another, or may have ceased to.
-    pub stacks: Arc<Notify>,
-    /// The kinds of disks that are matched.
-    pub schemes: Vec<&'static dyn Scheme>,
-    /// How many intents there may be.
-    pub limits: Limits,
-    /// The NBD server's side.
-    pub backend: Arc<dyn Backend>,
-    /// Does what takes privilege.
-    pub helper: HelperClient,
-    /// Where the NBD server is asked.
-    pub server: Endpoint,
-    /// The unit that runs it.
-    pub server_unit: &'static str,
-    /// This host's own VM, for intents that name none; empty while unknown.
-    pub vm_id: String,
-}
-
 /// The engine; [`Engine::run`] consumes it.
 pub struct Engine {
     world: World,
     tools: Tools,
-    reader: Reader,
     inputs: mpsc::Receiver<Input>,
     /// For results of what runs outside.
     back: mpsc::Sender<Input>,
@@ -125,7 +92,7 @@ pub struct Engine {
     /// Volumes of which something is to be handed to the store after this turn.
     unposted: Vec<VolumeId>,
     /// Intents on their way to being durable.
-    admissions: HashMap<VolumeId, Admission>,
+    admissions: BTreeMap<VolumeId, Admission>,
     waiting: Waiting,
 }
 
@@ -134,6 +101,19 @@ struct Look {
     reading: Reading,
     /// Something happened to it meanwhile: read it again afterwards.
     again: Option<Heard>,
+}
+
+/// The channel on which everything reaches the engine: made before it, for tools that tell something by themselves.
+pub struct Inputs {
+    sender: mpsc::Sender<Input>,
+    receiver: mpsc::Receiver<Input>,
+}
+
+impl Default for Inputs {
+    fn default() -> Self {
+        let (sender, receiver) = mpsc::channel(QUEUE);
+        Self { sender, receiver }
+    }
 }
 
 /// What others hold of the engine.
@@ -267,22 +247,22 @@ impl Engine {
     pub fn new(
         ground: Ground,
         tools: Tools,
+        Inputs { sender: back, receiver: inputs }: Inputs,
         records: Vec<Record>,
         claims: &std::io::Result<Restored>,
     ) -> (Self, Handle) {
-        let (back, inputs) = mpsc::channel(QUEUE);
         let (events, _) = broadcast::channel(EVENTS);
         let turns = Turns::default();
         let handle = Handle { inputs: back.clone(), events: events.downgrade(), turns: turns.clone() };
         let mut world = World::new(ground, tools.helper.clone());
-        world.claimed = Claimed::new(claims);
-        let now = clock::wall();
+        let now = tools.clock.now();
+        world.claimed = Claimed::new(claims, now);
+        let wall = tools.clock.wall();
         for record in records {
-            world.insert(Volume::from_record(record, now));
+            world.insert(Volume::from_record(record, wall, now));
         }
         let engine = Self {
             world,
-            reader: Reader::new(tools.sysfs.clone(), back.clone()),
             tools,
             inputs,
             back,
@@ -293,7 +273,7 @@ impl Engine {
             looks: HashMap::new(),
             turns,
             unposted: Vec::new(),
-            admissions: HashMap::new(),
+            admissions: BTreeMap::new(),
             waiting: Waiting::default(),
         };
         (engine, handle)
@@ -304,7 +284,7 @@ impl Engine {
     pub async fn look_around(&mut self) -> std::io::Result<()> {
         self.adopt_exports().await;
         let reading = self.next_reading();
-        let all = self.reader.read_all().await?;
+        let all = self.tools.disks.read_all().await?;
         let round = self.waiting.begin(None);
         self.scanned(reading, Ok(all), "start", round);
         Ok(())
@@ -314,7 +294,7 @@ impl Engine {
     pub async fn run(mut self, stop: impl Future<Output = ()>) {
         self.ask_for_host_disks();
         tokio::pin!(stop);
-        let mut condition = self.tools.store.condition();
+        let mut condition = self.tools.truth.condition();
         loop {
             let wake = self.world.next_wake();
             let input = tokio::select! {
@@ -327,9 +307,9 @@ impl Engine {
                     None => return,
                 },
             };
-            let begun = Instant::now();
+            let begun = self.tools.clock.now();
             self.handle(input);
-            self.turns.ended(begun);
+            self.turns.took(self.tools.clock.now() - begun);
             if !self.unposted.is_empty() {
                 // Who listens first: what was told goes out before it is written down.
                 tokio::task::yield_now().await;
@@ -343,7 +323,7 @@ impl Engine {
             Input::Tick => self.tick(),
             Input::StoreWorks => self.store_is_back(),
             Input::Monitor(monitor::Heard::Event(event)) => {
-                let now = udevd::Moment { wall: event.at, steady: Instant::now() };
+                let now = udevd::Moment { wall: event.at, steady: self.tools.clock.now() };
                 match event.origin {
                     Origin::Kernel => self.world.ear.kernel(event.seqnum, event.devnum, now),
                     Origin::Udev if self.world.ear.udevd(event.seqnum, event.devnum, now) => {
@@ -405,8 +385,9 @@ impl Engine {
     }
 
     fn tick(&mut self) {
-        let now = Instant::now();
-        if self.world.ear.tick(now, udevd::at_work) {
+        let now = self.tools.clock.now();
+        let disks = Arc::clone(&self.tools.disks);
+        if self.world.ear.tick(now, || disks.udevd_is_at_work()) {
             let silent = matches!(self.world.ear.udevd_is(), udevd::Udevd::Silent(_));
             let disks: Vec<String> = self.world.ear.overdue().map(|(devnum, _)| devnum.to_string()).collect();
             let (waited, disks) = (udevd::PATIENCE.as_secs(), disks.join(", "));

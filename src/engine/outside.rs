@@ -5,10 +5,11 @@ use std::panic::AssertUnwindSafe;
 use std::time::Duration;
 
 use futures_util::FutureExt;
+use futures_util::future::BoxFuture;
 use tokio::sync::mpsc;
 
-use super::Engine;
 use super::input::Input;
+use super::{Engine, tools};
 use crate::effect;
 
 /// The task of a step has ended by a defect, without a result.
@@ -30,22 +31,31 @@ impl Engine {
         step: impl Future<Output = T> + Send + 'static,
         back: impl FnOnce(Result<T, Died>) -> Input + Send + 'static,
     ) {
-        tokio::spawn(run(name, step, back, self.back.clone()));
+        self.tools.outside.start(run(name, step, back, self.back.clone()).boxed());
+    }
+
+    /// Does what may block, for a step.
+    pub(super) fn work<T: Send + 'static>(
+        &self,
+        work: impl FnOnce() -> T + Send + 'static,
+    ) -> BoxFuture<'static, std::io::Result<T>> {
+        tools::work(&*self.tools.outside, work)
     }
 
     /// Sends an input in a while.
     pub(super) fn later(&self, wait: Duration, input: Input) {
-        let back = self.back.clone();
-        tokio::spawn(async move {
-            tokio::time::sleep(wait).await;
-            back.send(input).await
-        });
+        let (back, pause) = (self.back.clone(), self.tools.outside.pause(wait));
+        let step = async move {
+            pause.await;
+            let _ = back.send(input).await;
+        };
+        self.tools.outside.start(step.boxed());
     }
 
     /// Sends an input behind those that wait already.
     pub(super) fn afterwards(&self, input: Input) {
         let back = self.back.clone();
-        tokio::spawn(async move { back.send(input).await });
+        self.tools.outside.start(async move { drop(back.send(input).await) }.boxed());
     }
 }
 

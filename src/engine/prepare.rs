@@ -1,13 +1,11 @@
 //! Doing beforehand, outside, what an export needs before there is a disk, so that little is left to do when it comes.
 
 use std::io;
-use std::time::Instant;
 
 use super::Engine;
 use super::input::{Input, Ticket};
 use super::settle::pause;
 use super::world::Preparation;
-use crate::blocking::blocking;
 use crate::identity::VolumeId;
 use crate::reason::Code;
 
@@ -35,7 +33,7 @@ impl Engine {
     fn begin_to_prepare(&self, id: VolumeId) {
         let Some(ticket) = self.world.ticket(id) else { return };
         let backend = self.tools.backend.clone();
-        let step = blocking(move || backend.prepare(id));
+        let step = self.work(move || backend.prepare(id));
         self.outside("step.prepare", step, move |result| {
             let result = result.map_err(io::Error::from).flatten().flatten();
             Input::Prepared { ticket, result }
@@ -63,6 +61,7 @@ impl Engine {
         if !self.world.holds(ticket) {
             return;
         }
+        let now = self.tools.clock.now();
         let Some(volume) = self.world.volume_mut(id) else { return };
         let before = std::mem::replace(&mut volume.preparation, Preparation::Done);
         let (again, failed, attempts) = match before {
@@ -87,7 +86,7 @@ impl Engine {
                 if failed.as_ref() != Some(&why) {
                     tracing::warn!(VOLUME_ID = %id, error = why, "the export cannot be prepared");
                 }
-                let again_at = if again { volume.judged } else { Instant::now() + pause(attempts) };
+                let again_at = if again { volume.judged } else { now + pause(attempts) };
                 volume.preparation = Preparation::Failed { why, kind: error.kind(), attempts, again_at };
             }
         }

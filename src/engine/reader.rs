@@ -4,14 +4,17 @@ use std::collections::HashSet;
 use std::io;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use futures_util::FutureExt;
+use futures_util::future::BoxFuture;
 use tokio::sync::{Semaphore, mpsc};
 use tokio::task::JoinSet;
 
-use super::LOOK_LIMIT;
 use super::input::Input;
+use super::tools::{AllDisks, Disks};
+use super::{Inputs, LOOK_LIMIT, udevd};
 use crate::blocking::begin;
 use crate::device::DevNum;
-use crate::device::facts::Facts;
+use crate::device::facts::{Facts, LinkTarget};
 use crate::device::found::Found;
 use crate::device::sysfs::Sysfs;
 
@@ -21,9 +24,9 @@ const MOST_HANGING: usize = 256;
 /// Disks read at one time.
 const AT_ONCE: usize = 16;
 
-/// Reads disks. Cheap to clone.
+/// Reads disks of the running kernel. Cheap to clone.
 #[derive(Clone)]
-pub(super) struct Reader {
+pub struct Reader {
     sysfs: Sysfs,
     /// Held until an answer or the limit, so that a disk that hangs keeps nobody else waiting for long.
     places: Arc<Semaphore>,
@@ -33,13 +36,15 @@ pub(super) struct Reader {
 }
 
 impl Reader {
-    pub(super) fn new(sysfs: Sysfs, back: mpsc::Sender<Input>) -> Self {
+    /// One that tells the engine of disks that answer late.
+    pub fn new(sysfs: Sysfs, inputs: &Inputs) -> Self {
+        let back = inputs.sender.clone();
         Self { sysfs, places: Arc::new(Semaphore::new(AT_ONCE)), hanging: Arc::default(), back }
     }
 
     /// The disk's facts; without its identity when it does not answer in time. When it answers after all, that is told
     /// by [`Input::Answered`].
-    pub(super) async fn read(&self, devnum: DevNum) -> Found<Facts> {
+    async fn read(&self, devnum: DevNum) -> Found<Facts> {
         let why = format!("no answer within {} s", LOOK_LIMIT.as_secs());
         let place = Arc::clone(&self.places).acquire_owned().await;
         if self.hanging().contains(&devnum) {
@@ -72,7 +77,7 @@ impl Reader {
     }
 
     /// Reads every disk that is present.
-    pub(super) async fn read_all(&self) -> io::Result<Vec<(DevNum, Found<Facts>)>> {
+    async fn read_all(&self) -> io::Result<AllDisks> {
         let mut readings = JoinSet::new();
         for devnum in self.sysfs.list()? {
             let reader = self.clone();
@@ -83,5 +88,33 @@ impl Reader {
 
     fn hanging(&self) -> std::sync::MutexGuard<'_, HashSet<DevNum>> {
         self.hanging.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Disks for Reader {
+    fn read(&self, devnum: DevNum) -> BoxFuture<'static, Found<Facts>> {
+        let reader = self.clone();
+        async move { reader.read(devnum).await }.boxed()
+    }
+
+    fn read_all(&self) -> BoxFuture<'static, io::Result<AllDisks>> {
+        let reader = self.clone();
+        async move { reader.read_all().await }.boxed()
+    }
+
+    fn read_unanswered(&self, devnum: DevNum, why: &str) -> Found<Facts> {
+        self.sysfs.read_unanswered(devnum, why)
+    }
+
+    fn still(&self, devnum: DevNum, diskseq: u64) -> Found<()> {
+        self.sysfs.still(devnum, diskseq)
+    }
+
+    fn resolve(&self, link: &str) -> io::Result<LinkTarget> {
+        self.sysfs.resolve(link)
+    }
+
+    fn udevd_is_at_work(&self) -> bool {
+        udevd::at_work()
     }
 }

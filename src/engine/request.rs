@@ -1,10 +1,12 @@
 //! Accepting intents. Nothing is answered with success before it is durable.
 
+use std::sync::Arc;
+
 use super::Engine;
 use super::input::{Accepted, Input, NotAdmitted, Rejection, Reply};
 use super::outside::Died;
+use super::tools::write;
 use super::world::Volume;
-use crate::clock;
 use crate::device::facts::Facts;
 use crate::identity::{Serial, VolumeId};
 use crate::reason::StoryStep;
@@ -58,14 +60,14 @@ impl Engine {
         if present.is_empty() {
             return self.admit(volume);
         }
-        let reader = self.reader.clone();
+        let disks = Arc::clone(&self.tools.disks);
         let step = async move {
-            let mut disks = Vec::new();
+            let mut read = Vec::new();
             for devnum in present {
                 // One that does not answer in time names no use; evidence looks again before anything is published.
-                disks.extend(reader.read(devnum).await.here());
+                read.extend(disks.read(devnum).await.here());
             }
-            disks
+            read
         };
         self.outside("step.examine", step, move |disks| Input::Examined { volume, disks });
     }
@@ -117,12 +119,12 @@ impl Engine {
 
     fn admit(&mut self, volume: VolumeId) {
         let Some(Admission { intent, .. }) = self.admissions.get(&volume) else { return };
-        let (store, claiming) = (self.tools.store.clone(), self.tools.claiming.clone());
+        let (truth, claims) = (Arc::clone(&self.tools.truth), Arc::clone(&self.tools.claims));
         let entry = Entry { at: intent.created_at, event: StoryStep::Intent.into(), detail: described(intent) };
         let row = vec![Change::Intend(intent.clone()), Change::News(volume, News::Note(entry))];
         let step = async move {
-            store.write(row).await.map_err(|error| NotAdmitted::Refused(Rejection::Store(error)))?;
-            claiming.add(volume).await.map_err(|error| NotAdmitted::unclaimed(&error))
+            write(&*truth, row).await.map_err(|error| NotAdmitted::Refused(Rejection::Store(error)))?;
+            claims.add(volume).await.map_err(|error| NotAdmitted::unclaimed(&error))
         };
         self.outside("step.admit", step, move |result| {
             // Perhaps it is on record.
@@ -133,10 +135,10 @@ impl Engine {
 
     /// An intent that has no claim is none: its row goes too.
     fn take_back(&self, volume: VolumeId, why: String) {
-        let (store, claiming) = (self.tools.store.clone(), self.tools.claiming.clone());
+        let (truth, claims) = (Arc::clone(&self.tools.truth), Arc::clone(&self.tools.claims));
         let step = async move {
-            let _ = claiming.remove(volume.serial()).await;
-            store.write(vec![Change::Withdraw(volume)]).await.map_err(|error| error.to_string())
+            let _ = claims.remove(volume.serial()).await;
+            write(&*truth, vec![Change::Withdraw(volume)]).await.map_err(|error| error.to_string())
         };
         self.outside("step.take-back", step, move |undone| {
             let failed = undone.map_err(|died| died.to_string()).and_then(|undone| undone).err();
@@ -158,7 +160,7 @@ impl Engine {
         };
         let intent = self.admissions.get(&volume).map(|pending| pending.intent.clone());
         if let Some(intent) = intent.filter(|_| result.is_ok()) {
-            let mut new = Volume::new(intent.clone(), clock::wall());
+            let mut new = Volume::new(intent.clone(), self.tools.clock.wall(), self.tools.clock.now());
             // A disk that is already here was not yet held against this intent.
             new.look_after = self.readings;
             new.epoch = self.next_epoch();

@@ -1,16 +1,16 @@
 //! Reading everything and putting right what differs: the one routine behind start, loss, reload and repair.
 
+use std::collections::BTreeSet;
+
+use futures_util::FutureExt;
 use tokio::sync::oneshot;
 
 use super::Engine;
 use super::input::{Done, Input};
-use super::udevd;
+use super::tools::AllDisks;
 use super::waiting::Round;
-use crate::clock;
-use crate::device::facts::Facts;
-use crate::device::found::Found;
+use crate::device::monitor;
 use crate::device::table::{Heard, Reading};
-use crate::device::{DevNum, monitor};
 use crate::identity::VolumeId;
 use crate::reason::StoryStep;
 use crate::volume::User;
@@ -35,21 +35,21 @@ impl Engine {
         self.ask_for_host_disks();
         self.world.forget_retriggers();
         self.try_again_now();
-        self.tools.store.tidy();
+        self.tools.truth.tidy();
         self.scan(reason, Some(disks_done));
-        tokio::spawn(async move {
+        let all = async move {
             let _ = exports.await;
             let _ = claims.await;
-            done.send(disks.await.unwrap_or(Err("it broke off: ask again".to_owned())))
-        });
+            let _ = done.send(disks.await.unwrap_or(Err("it broke off: ask again".to_owned())));
+        };
+        self.tools.outside.start(all.boxed());
     }
 
     /// Reads all disks outside; they come back as [`Input::Scanned`].
     pub(super) fn scan(&mut self, reason: &'static str, done: Option<Done>) {
         let reading = self.next_reading();
         let round = self.waiting.begin(done);
-        let reader = self.reader.clone();
-        self.outside("step.scan", async move { reader.read_all().await }, move |all| {
+        self.outside("step.scan", self.tools.disks.read_all(), move |all| {
             let all = all.unwrap_or_else(|died| Err(died.into()));
             Input::Scanned { reading, all, reason, round }
         });
@@ -58,7 +58,7 @@ impl Engine {
     pub(super) fn scanned(
         &mut self,
         reading: Reading,
-        all: std::io::Result<Vec<(DevNum, Found<Facts>)>>,
+        all: std::io::Result<AllDisks>,
         reason: &'static str,
         round: Round,
     ) {
@@ -69,13 +69,14 @@ impl Engine {
                 for (devnum, found) in &all {
                     self.read_or_not(*devnum, found, Heard::Look);
                 }
-                self.world.ear.look_for_missed(udevd::at_work);
+                let at_work = || self.tools.disks.udevd_is_at_work();
+                self.world.ear.look_for_missed(at_work);
                 let ear = &self.world.ear;
                 self.world.table.replace(all, reading, |devnum| ear.is_held_up_at(devnum));
                 self.unmark_unwanted();
                 self.world.resyncs.count += 1;
                 self.world.resyncs.last_reason = reason;
-                self.world.resyncs.last_at = Some(clock::wall());
+                self.world.resyncs.last_at = Some(self.tools.clock.wall());
                 let ids = self.world.ids();
                 self.settle_some(ids, Some(round));
             }
@@ -90,7 +91,7 @@ impl Engine {
 
     /// Gives back the nodes of disks that were withdrawn and, for a crash in between, never un-marked.
     fn unmark_unwanted(&mut self) {
-        let serials: Vec<_> = self.world.table.all().filter_map(|disk| self.marked_in_vain(disk)).collect();
+        let serials: BTreeSet<_> = self.world.table.all().filter_map(|disk| self.marked_in_vain(disk)).collect();
         for serial in serials {
             self.unmark(serial);
         }

@@ -13,9 +13,7 @@ use super::Engine;
 use super::input::{Input, Request};
 use super::settle::pause;
 use super::{Handle, Stopping};
-use crate::blocking::blocking;
-use crate::export::port;
-use crate::export::probe::{self, ProbeError};
+use crate::export::probe::ProbeError;
 use crate::export::server::Server;
 use crate::identity::VolumeId;
 
@@ -48,12 +46,12 @@ struct Silence {
 }
 
 /// What a handshake without an export has shown; an error with what was found at the port.
-pub(crate) type Greeted = Result<(), (ProbeError, String)>;
+pub type Greeted = Result<(), (ProbeError, String)>;
 
 impl Handshakes {
     /// How long an answer has been waited for.
-    pub fn asking_for(&self) -> Option<Duration> {
-        self.asking.map(|since| since.elapsed())
+    pub fn asking_for(&self, now: Instant) -> Option<Duration> {
+        self.asking.map(|since| now.saturating_duration_since(since))
     }
 
     /// The server as it is: it has to run, and not to be silent.
@@ -65,19 +63,19 @@ impl Handshakes {
     }
 
     /// A volume's handshake has succeeded: the server answers.
-    pub(super) fn heard(&mut self) {
-        self.answered = Some(Instant::now());
+    pub(super) fn heard(&mut self, now: Instant) {
+        self.answered = Some(now);
     }
 
     /// Takes in an answer.
-    fn take(&mut self, greeted: Greeted) {
+    fn take(&mut self, greeted: Greeted, now: Instant) {
         let asked = self.asking.take();
         match greeted {
             // Somebody else was answered meanwhile: this one is of a past moment.
             Err((error, _)) if error.is_own() => {}
             Err(_) if asked.is_some_and(|asked| self.answered.is_some_and(|answered| answered > asked)) => {}
             Ok(()) => {
-                self.answered = Some(Instant::now());
+                self.answered = Some(now);
                 self.silence = None;
             }
             Err((error, found)) => {
@@ -130,8 +128,9 @@ impl Engine {
 
     /// Somebody wants to know whether the server answers now.
     pub(super) fn server_is_asked_for(&mut self, reply: oneshot::Sender<()>) {
+        let now = self.tools.clock.now();
         let handshakes = &mut self.world.handshakes;
-        let fresh = handshakes.answered.is_some_and(|at| at.elapsed() < FRESH);
+        let fresh = handshakes.answered.is_some_and(|at| now.saturating_duration_since(at) < FRESH);
         if fresh || !matches!(handshakes.watched, Some(Server::Up { .. })) || self.tools.server.is_started_for_each() {
             let _ = reply.send(());
             return;
@@ -157,22 +156,9 @@ impl Engine {
         if handshakes.asking.is_some() || !matches!(handshakes.watched, Some(Server::Up { .. })) {
             return;
         }
-        handshakes.asking = Some(Instant::now());
+        handshakes.asking = Some(self.tools.clock.now());
         let life = handshakes.life;
-        let server = self.tools.server.clone();
-        let step = async move {
-            match probe::greet(&server).await {
-                Ok(greeted) => {
-                    greeted.leave().await;
-                    Ok(())
-                }
-                Err(error) => {
-                    let address = server.address;
-                    let found = blocking(move || port::found(address)).await.unwrap_or_default();
-                    Err((error, found))
-                }
-            }
-        };
+        let step = self.tools.server.greet();
         self.outside("step.greet", step, move |greeted| {
             let greeted = greeted.unwrap_or_else(|died| Err((ProbeError::Died(died.to_string()), String::new())));
             Input::Greeted { life, greeted }
@@ -185,7 +171,7 @@ impl Engine {
         if life != handshakes.life {
             return;
         }
-        handshakes.take(greeted);
+        handshakes.take(greeted, self.tools.clock.now());
         if let Some(wait) = handshakes.silence.as_ref().map(|silence| pause(silence.attempts))
             && !std::mem::replace(&mut handshakes.again, true)
         {
@@ -261,27 +247,29 @@ mod tests {
     #[test]
     fn a_server_that_runs_and_does_not_answer_is_silent_until_it_answers() {
         let up = Server::Up { pid: Some(7) };
+        let now = Instant::now();
+        let later = now + Duration::from_millis(1);
         let mut handshakes = Handshakes { watched: Some(up.clone()), ..Handshakes::default() };
         assert_eq!(handshakes.judged(), Some(up.clone()));
         let own = std::io::Error::from(rustix::io::Errno::MFILE);
-        handshakes.take(Err((ProbeError::Connect(([127, 0, 0, 1], 1).into(), own), String::new())));
+        handshakes.take(Err((ProbeError::Connect(([127, 0, 0, 1], 1).into(), own), String::new())), now);
         assert_eq!(handshakes.judged(), Some(up.clone()), "who could not ask has learnt nothing");
-        handshakes.take(refused());
+        handshakes.take(refused(), now);
         let silent = handshakes.judged();
         assert!(matches!(&silent, Some(Server::Silent { pid: Some(7), why }) if why.ends_with("nobody listens there")));
-        handshakes.take(refused());
+        handshakes.take(refused(), now);
         assert_eq!(handshakes.judged(), silent, "the same trouble is told once");
         let full = ProbeError::Broken(([127, 0, 0, 1], 1).into(), std::io::ErrorKind::UnexpectedEof.into());
-        handshakes.take(Err((full, "400 clients are connected".to_owned())));
+        handshakes.take(Err((full, "400 clients are connected".to_owned())), now);
         assert_ne!(handshakes.judged(), silent);
         assert_eq!(handshakes.silence.as_ref().unwrap().attempts, 3);
-        handshakes.take(Ok(()));
+        handshakes.take(Ok(()), now);
         assert_eq!(handshakes.judged(), Some(up.clone()));
-        handshakes.asking = Some(Instant::now());
-        handshakes.heard();
-        handshakes.take(refused());
+        handshakes.asking = Some(now);
+        handshakes.heard(later);
+        handshakes.take(refused(), now);
         assert_eq!(handshakes.judged(), Some(up), "somebody was answered since");
-        handshakes.take(refused());
+        handshakes.take(refused(), now);
         handshakes.watched = Some(Server::Down { why: "gone".to_owned() });
         assert_eq!(handshakes.judged(), Some(Server::Down { why: "gone".to_owned() }), "what is down is not silent");
     }

@@ -9,7 +9,7 @@ use super::decide::{Decision, Desired, Observed, Step, decide};
 use super::exports::folder_reason;
 use super::leaving::Outcome;
 use super::world::{Disk, Preparation, Projected, Trouble, Volume};
-use crate::clock::{self, Steady};
+use crate::clock::Steady;
 use crate::device::table::{Device, Heard};
 use crate::identity::VolumeId;
 use crate::reason::StoryStep;
@@ -22,7 +22,8 @@ const RETRY: (Duration, Duration) = (Duration::from_millis(200), Duration::from_
 impl Engine {
     /// Brings one volume as far as it gets without waiting.
     pub(super) fn settle(&mut self, id: VolumeId) {
-        let (now, steady, clock) = (clock::wall(), Steady::now(), Instant::now());
+        let clock = &self.tools.clock;
+        let (now, steady, clock) = (clock.wall(), clock.steady(), clock.now());
         let mut published = None;
         self.forget_trouble_of_another(id);
         if let Some(volume) = self.world.volume_mut(id) {
@@ -149,8 +150,8 @@ impl Engine {
 
     /// Tells the store what happened and sets the clock, once a volume waits for nothing but events.
     pub(super) fn rest(&mut self, id: VolumeId) {
+        let now = self.tools.clock.wall();
         let Some(volume) = self.world.volume_mut(id) else { return };
-        let now = clock::wall();
         let mut news = Vec::new();
         // What may yet be refused is not written down: a start would carry it out.
         let undecided = volume.departure.leaving.is_closed() && !volume.departure.leaving.is_on_record();
@@ -178,7 +179,7 @@ impl Engine {
             _ => None,
         };
         let steps = [again, helper, prepare, volume.departure.look_at()];
-        let wake = wake(steps, deadline, volume.judged, (Steady::now(), Instant::now()));
+        let wake = wake(steps, deadline, volume.judged, (self.tools.clock.steady(), self.tools.clock.now()));
         self.world.set_wake(id, wake);
     }
 
@@ -210,11 +211,12 @@ impl Engine {
     }
 
     fn fail(&mut self, id: VolumeId, reason: Reason, disk: Option<Disk>) {
+        let now = self.tools.clock.now();
         let Some(volume) = self.world.volume_mut(id) else { return };
         let attempts = volume.trouble.as_ref().map_or(0, |trouble| trouble.attempts) + 1;
         let wait = pause(attempts);
         tracing::warn!(VOLUME_ID = %id, CODE = %reason.code, attempts, "{}", reason.message);
-        volume.trouble = Some(Trouble { reason, disk, attempts, again_at: Instant::now() + wait });
+        volume.trouble = Some(Trouble { reason, disk, attempts, again_at: now + wait });
     }
 }
 

@@ -1,7 +1,9 @@
 //! The steps that [`super::decide`] asks for, and what becomes of each.
 
 use std::io;
+use std::sync::Arc;
 
+use futures_util::FutureExt;
 use jiff::Timestamp;
 
 use super::Engine;
@@ -9,13 +11,12 @@ use super::decide::unread;
 use super::exports::folder_reason;
 use super::input::{Asked, Input, Ticket};
 use super::outside::Died;
-use super::story::answered;
+use super::tools::answered;
 use super::world::{Disk, Projected};
-use crate::clock;
 use crate::device::evidence::Evidence;
 use crate::device::facts::LinkTarget;
 use crate::device::found::Found;
-use crate::export::probe::{self, Endpoint, Goodbye, ProbeError, Served};
+use crate::export::probe::{ProbeError, Served};
 use crate::identity::{Serial, VolumeId};
 use crate::reason::{Code, StoryStep};
 use crate::store::Change;
@@ -35,7 +36,7 @@ impl Engine {
         if let Some(volume) = self.world.volume_mut(id) {
             volume.busy = true;
         }
-        let begun = self.tools.store.begin(vec![Change::Map(id, evidence.clone())]);
+        let begun = self.tools.truth.begin(vec![Change::Map(id, evidence.clone())]);
         self.outside("step.record", answered(begun), move |written| {
             let died = |died: Died| Reason::hinted(Code::StoreFailed, died.to_string(), "It is tried again by itself.");
             let result = written.map_err(died).and_then(|written| written.map_err(|error| error.reason()));
@@ -68,10 +69,10 @@ impl Engine {
     /// Lets clients in. Says when, if that was done.
     pub(super) fn publish(&mut self, id: VolumeId, evidence: &Evidence) -> Option<Timestamp> {
         // The commit took a moment: the last look before.
-        let sysfs = &self.tools.sysfs;
+        let disks = &self.tools.disks;
         let leads_there = LinkTarget::Device(evidence.devnum, self.world.ground.nbd_gid);
-        let still = sysfs.still(evidence.devnum, evidence.diskseq);
-        match still_leads(&still, sysfs.resolve(&evidence.link), |target| target == leads_there) {
+        let still = disks.still(evidence.devnum, evidence.diskseq);
+        match still_leads(&still, disks.resolve(&evidence.link), |target| target == leads_there) {
             Found::Here(()) => {}
             Found::Gone => {
                 self.distrust(id);
@@ -91,7 +92,7 @@ impl Engine {
                     // It was not served for a while.
                     volume.stood = None;
                 }
-                Some(clock::wall())
+                Some(self.tools.clock.wall())
             }
             Err(error) => {
                 self.trouble(id, folder_reason(&error));
@@ -141,19 +142,19 @@ impl Engine {
         let Some(volume) = self.world.volume_mut(id) else { return };
         volume.busy = true;
         let epoch = volume.epoch;
-        let server = self.tools.server.clone();
-        let sysfs = self.tools.sysfs.clone();
+        let answer = self.tools.server.ask(id.export_name());
+        let (disks, outside) = (Arc::clone(&self.tools.disks), Arc::clone(&self.tools.outside));
         let proven = evidence.clone();
         let step = async move {
             let (evidence, name) = (proven, id.export_name());
-            let (mut result, goodbye) = match ask(&server, &name).await {
+            let (mut result, goodbye) = match answer.await {
                 Ok((served, goodbye)) => (Ok(served), Some(goodbye)),
                 Err(error) => (Err(error), None),
             };
             let there = |target| matches!(target, LinkTarget::Device(devnum, _) if devnum == evidence.devnum);
             if result.is_ok() {
-                let still = sysfs.still(evidence.devnum, evidence.diskseq);
-                match still_leads(&still, sysfs.resolve(&evidence.link), there) {
+                let still = disks.still(evidence.devnum, evidence.diskseq);
+                match still_leads(&still, disks.resolve(&evidence.link), there) {
                     Found::Here(()) => {}
                     Found::Gone => result = Err(ProbeError::Exchanged(name)),
                     Found::Unknown(why) => result = Err(ProbeError::Unread(name, why)),
@@ -161,10 +162,11 @@ impl Engine {
             }
             if let Some(goodbye) = goodbye {
                 // The engine first: closing the connection wakes the server's threads.
-                tokio::spawn(async move {
+                let close = async move {
                     tokio::task::yield_now().await;
                     drop(goodbye);
-                });
+                };
+                outside.start(close.boxed());
             }
             result
         };
@@ -183,7 +185,7 @@ impl Engine {
     ) {
         let id = ticket.volume;
         if result.is_ok() {
-            self.world.handshakes.heard();
+            self.world.handshakes.heard(self.tools.clock.now());
         }
         if !self.world.holds(ticket) {
             return;
@@ -250,9 +252,4 @@ fn still_leads(still: &Found<()>, target: io::Result<LinkTarget>, leads: impl Fn
             }
         }
     }
-}
-
-/// The whole handshake, on a new connection.
-async fn ask(server: &Endpoint, name: &str) -> Result<(Served, Goodbye), ProbeError> {
-    probe::probe(probe::greet(server).await?, name).await
 }

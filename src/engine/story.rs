@@ -1,16 +1,15 @@
 //! What happened to a volume, told to whoever listens, to the journal and to the store.
 
 use jiff::Timestamp;
-use tokio::sync::oneshot;
 
 use super::Engine;
 use super::input::Event;
 use super::world::Note;
-use crate::clock::{self, Steady};
+use crate::clock;
 use crate::device::facts::Facts;
 use crate::identity::VolumeId;
 use crate::reason::{Severity, StoryStep};
-use crate::store::{News, StoreError};
+use crate::store::News;
 use crate::volume::{Entry, Reason, State};
 
 impl Engine {
@@ -22,7 +21,7 @@ impl Engine {
         }
         let late = state == State::Matched
             && volume.mapping.is_none()
-            && volume.intent.deadline.is_some_and(|deadline| deadline <= Steady::now());
+            && volume.intent.deadline.is_some_and(|deadline| deadline <= self.tools.clock.steady());
         let silent = volume.state != state && matches!(state, State::Matched | State::Exporting) && reason.is_none();
         let detail = reason.as_ref().map(|reason| format!("{}: {}", reason.code, reason.message));
         self.stand_silently(id, state, reason);
@@ -54,15 +53,16 @@ impl Engine {
     }
 
     fn stand_silently(&mut self, id: VolumeId, state: State, reason: Option<Reason>) {
+        let now = self.tools.clock.wall();
         let Some(volume) = self.world.volume_mut(id) else { return };
-        volume.since = volume.stands_since(state, reason.as_ref(), clock::wall());
+        volume.since = volume.stands_since(state, reason.as_ref(), now);
         volume.reason = reason;
         volume.unwritten = true;
         self.world.set_state(id, state);
     }
 
     pub(super) fn note(&mut self, id: VolumeId, event: StoryStep, detail: String) {
-        self.note_at(id, clock::wall(), event, detail);
+        self.note_at(id, self.tools.clock.wall(), event, detail);
     }
 
     pub(super) fn note_at(&mut self, id: VolumeId, at: Timestamp, event: StoryStep, detail: String) {
@@ -114,7 +114,7 @@ impl Engine {
         log(id, state, disk, &notes);
         news.extend(notes.into_iter().map(|note| News::Note(note.entry)));
         if !news.is_empty() {
-            self.tools.store.post(id, news);
+            self.tools.truth.post(id, news);
         }
     }
 
@@ -132,13 +132,6 @@ impl Engine {
         }
         self.settle_some(ids, None);
     }
-}
-
-/// What became of that.
-pub(super) async fn answered(
-    begun: Result<oneshot::Receiver<Result<(), StoreError>>, StoreError>,
-) -> Result<(), StoreError> {
-    begun?.await.unwrap_or(Err(StoreError::Closed))
 }
 
 /// One entry for each step, as loud as it deserves. Written with the store's copy: formatting on the way to `ready` would be

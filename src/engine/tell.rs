@@ -8,7 +8,6 @@ use std::collections::BTreeSet;
 use super::Engine;
 use super::input::Input;
 use super::settle::pause;
-use crate::blocking::blocking;
 use crate::helper_client::HelperError;
 use crate::identity::VolumeId;
 use crate::reason::Code;
@@ -95,9 +94,10 @@ impl Engine {
         }
         let last = telling.last;
         let (backend, helper) = (self.tools.backend.clone(), self.tools.helper.clone());
+        let check = self.work(move || backend.check());
         let step = async move {
             // One file that it cannot read would keep it from all new ones, or end it.
-            let checked = blocking(move || backend.check()).await;
+            let checked = check.await;
             // A check that broke is no leave to go on.
             let refused =
                 checked.map_or_else(|error| Some(format!("they cannot be checked: {error}")), |check| check.refused);

@@ -1,6 +1,6 @@
 //! How long the engine's turns take: while one lasts, nobody else is heard.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use prometheus_client::metrics::histogram::Histogram;
 
@@ -21,11 +21,7 @@ impl Default for Turns {
 
 impl Turns {
     /// One turn has ended.
-    pub(super) fn ended(&self, begun: Instant) {
-        self.took(begun.elapsed());
-    }
-
-    fn took(&self, time: Duration) {
+    pub(super) fn took(&self, time: Duration) {
         self.histogram.observe(time.as_secs_f64());
     }
 

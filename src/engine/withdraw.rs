@@ -3,6 +3,7 @@
 //! [`Engine::leave`] takes a caller's wish, [`Engine::go_on`] what has come of the last step; who is connected is found
 //! out in [`super::asking`]. How far a volume is, and who waits for the answer, is in its [`Departure`] and nowhere else.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::input::{Clients, Input, Rejection, Reply, Ticket};
@@ -10,8 +11,7 @@ use super::leaving::{self, Act, Call, From, Leaving, Next, Outcome, Seal, Write}
 use super::outside::Died;
 use super::settle::projection;
 use super::world::Projected;
-use super::{Engine, asking};
-use crate::blocking::blocking;
+use super::{Engine, asking, tools};
 use crate::clock;
 use crate::helper_client::Holders;
 use crate::identity::VolumeId;
@@ -213,8 +213,8 @@ impl Engine {
         let (mapping, boot) = (volume.mapping.as_ref(), &self.world.ground.boot_id);
         let questions = asking::questions(id.serial(), mapping, boot, &self.world.table);
         let epoch = volume.epoch;
-        let (helper, server) = (self.tools.helper.clone(), self.tools.server.address);
-        let step = async move { asking::ask(&helper, server, &questions).await };
+        let (helper, server) = (Arc::clone(&self.tools.helper), Arc::clone(&self.tools.server));
+        let step = async move { asking::ask(&*helper, &*server, &questions).await };
         self.outside("step.clients", step, move |found| {
             let unknown = |died: Died| Clients::Unknown { why: died.to_string(), candidates: Vec::new() };
             Input::Clients { ticket, epoch, clients: found.unwrap_or_else(unknown) }
@@ -224,8 +224,8 @@ impl Engine {
     /// Writes it, with where the volume stands and what is told of it, in one transaction: whatever is killed, they agree.
     fn put_on_record(&mut self, id: VolumeId, write: &Write) {
         let unit = self.tools.server_unit;
+        let at = clock::whole(self.tools.clock.wall());
         let (Some(ticket), Some(volume)) = (self.world.ticket(id), self.world.volume_mut(id)) else { return };
-        let at = clock::whole(clock::wall());
         let entry = volume.departure.told(write).map(|(event, detail)| Entry { at, event: event.into(), detail });
         volume.departure.entry.clone_from(&entry);
         let departure = &volume.departure;
@@ -251,8 +251,8 @@ impl Engine {
         let changes = note.into_iter().chain(changes).collect();
         // What has led here is told before.
         self.post(id);
-        let store = self.tools.store.clone();
-        self.outside("step.leave", async move { store.write(changes).await }, move |written| {
+        let truth = Arc::clone(&self.tools.truth);
+        self.outside("step.leave", async move { tools::write(&*truth, changes).await }, move |written| {
             let outcome = match written {
                 Ok(Ok(())) => Outcome::Written,
                 Ok(Err(error)) => Outcome::Failed(Rejection::Store(error)),
@@ -263,10 +263,11 @@ impl Engine {
     }
 
     fn look_later(&mut self, id: VolumeId) {
+        let now = self.tools.clock.now();
         let Some(volume) = self.world.volume_mut(id) else { return };
         if let Leaving::Lingering { looks, .. } = volume.departure.leaving {
             let wait = (LOOK_AGAIN.0 * (1 << looks.saturating_sub(1).min(5))).min(LOOK_AGAIN.1);
-            volume.departure.look_at = Some(Instant::now() + wait);
+            volume.departure.look_at = Some(now + wait);
         }
         self.wind(id);
     }
@@ -274,7 +275,8 @@ impl Engine {
     /// The rows are gone: from here on nothing brings the volume back.
     fn unclaim(&mut self, id: VolumeId) {
         let Some(ticket) = self.world.ticket(id) else { return };
-        let (claiming, backend) = (self.tools.claiming.clone(), self.tools.backend.clone());
+        let (claims, backend) = (Arc::clone(&self.tools.claims), Arc::clone(&self.tools.backend));
+        let outside = Arc::clone(&self.tools.outside);
         let forget = move || {
             if let Err(error) = backend.forget(id) {
                 tracing::error!(VOLUME_ID = %id, %error, "what was prepared for the export could not be removed");
@@ -285,11 +287,11 @@ impl Engine {
         let step = async move {
             // A link is removed at once.
             if prepared {
-                blocking(forget).await?;
+                tools::work(&*outside, forget).await?;
             } else {
                 forget();
             }
-            claiming.remove(id.serial()).await
+            claims.remove(id.serial()).await
         };
         self.outside("step.unclaim", step, move |removed| {
             let removed = removed.map_err(std::io::Error::from).flatten();

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, hash_map};
 use std::ops::Bound;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
@@ -12,6 +13,7 @@ use super::exports::Exported;
 use super::input::Ticket;
 use super::server::Handshakes;
 use super::tell::{FileChange, Telling};
+use super::tools::Helper;
 use super::udevd::Ear;
 use super::withdraw::Departure;
 use crate::device::DevNum;
@@ -19,7 +21,6 @@ use crate::device::evidence::{Evidence, Ground};
 use crate::device::table::{Device, Reading, Table};
 use crate::export::server::Server;
 use crate::folder::Names;
-use crate::helper_client::HelperClient;
 use crate::identity::{Serial, VolumeId};
 use crate::reason::Code;
 use crate::store::News;
@@ -43,7 +44,7 @@ pub struct World {
     /// Whether udevd is heard.
     pub ear: Ear,
     /// attachd-helper: whether it answers.
-    pub helper: HelperClient,
+    pub helper: Arc<dyn Helper>,
     /// How often everything was read, and why last.
     pub resyncs: Resyncs,
     /// How far the folders that the NBD server reads are what they have to be.
@@ -173,7 +174,7 @@ pub(super) struct Trouble {
 
 impl Volume {
     /// A new wish.
-    pub(super) fn new(intent: Intent, now: Timestamp) -> Self {
+    pub(super) fn new(intent: Intent, wall: Timestamp, now: Instant) -> Self {
         let since = Some(intent.created_at);
         Self::from_record(
             Record {
@@ -184,6 +185,7 @@ impl Volume {
                 since,
                 sealed: None,
             },
+            wall,
             now,
         )
     }
@@ -207,7 +209,7 @@ impl Volume {
     }
 
     /// As the store remembers it. What was `ready` is not so until it is proven again.
-    pub(super) fn from_record(record: Record, now: Timestamp) -> Self {
+    pub(super) fn from_record(record: Record, wall: Timestamp, now: Instant) -> Self {
         let state = match record.state {
             State::Ready | State::Matched => State::Exporting,
             // It was given back, and that was not written down any more.
@@ -224,7 +226,7 @@ impl Volume {
             mapping: record.mapping,
             state,
             reason: record.reason,
-            since: record.since.unwrap_or(now),
+            since: record.since.unwrap_or(wall),
             stood: record.since.map(|since| (record.state, since)),
             published: false,
             proven: false,
@@ -240,7 +242,7 @@ impl Volume {
             change: None,
             trouble: None,
             free: None,
-            judged: Instant::now(),
+            judged: now,
             retriggered: None,
             unwritten: false,
             projected,
@@ -251,7 +253,7 @@ impl Volume {
 
 impl World {
     /// A world without volumes and disks.
-    pub(super) fn new(ground: Ground, helper: HelperClient) -> Self {
+    pub(super) fn new(ground: Ground, helper: Arc<dyn Helper>) -> Self {
         Self {
             ground,
             table: Table::default(),
