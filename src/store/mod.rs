@@ -52,6 +52,9 @@ const QUEUE: usize = 4096;
 /// How long a question to the store may take before it counts as silent.
 pub const PATIENCE: Duration = Duration::from_secs(1);
 
+/// How often a story is read at most that is being written meanwhile.
+const STORY_READS: u32 = 8;
+
 /// What a store is opened with.
 #[derive(Debug, Clone, Copy)]
 pub struct Options<'a> {
@@ -162,15 +165,21 @@ impl Store {
 
     /// A volume's story, in the order in which it happened; empty when it has none.
     pub async fn story(&self, volume: VolumeId) -> Story {
-        // Before the question: what is written meanwhile is found there again.
-        let unwritten = self.posted.notes(volume);
-        let (mut entries, failure) = match self.reader.timeline(volume).await {
-            Ok(entries) => (entries, None),
-            Err(failure) => (Vec::new(), Some(failure)),
-        };
-        let new: Vec<Entry> = unwritten.into_iter().filter(|entry| !entries.contains(entry)).collect();
-        entries.extend(new);
-        Story { entries, failure }
+        let mut unwritten = self.posted.notes(volume);
+        let mut reads = 0;
+        loop {
+            let recorded = match self.reader.timeline(volume).await {
+                Ok(recorded) => recorded,
+                Err(failure) => return Story { entries: unwritten.after(Vec::new()), failure: Some(failure) },
+            };
+            let now = self.posted.notes(volume);
+            reads += 1;
+            // Else it is not known what of it was on record at the moment of the reading.
+            if unwritten.rested_until(&now) || reads == STORY_READS {
+                return Story { entries: unwritten.after(recorded), failure: None };
+            }
+            unwritten = now;
+        }
     }
 
     /// Why nothing can be written, and when that ends.

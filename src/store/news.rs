@@ -187,17 +187,39 @@ impl Posted {
     }
 
     /// The part of a volume's story that is not on record yet, or just being written.
-    pub(super) fn notes(&self, volume: VolumeId) -> Vec<Entry> {
+    pub(super) fn notes(&self, volume: VolumeId) -> Unwritten {
         let inner = self.inner();
         let under_way = inner.under_way.get(&volume).into_iter().flatten();
-        let mut notes: Vec<Entry> = under_way
-            .filter_map(|news| match news {
-                News::Note(entry) => Some(entry.clone()),
-                News::Stand(..) | News::Project(_) => None,
-            })
-            .collect();
-        notes.extend(inner.waiting.notes(volume));
-        notes
+        let under_way = under_way.filter_map(|news| match news {
+            News::Note(entry) => Some(entry.clone()),
+            News::Stand(..) | News::Project(_) => None,
+        });
+        Unwritten { under_way: under_way.collect(), waiting: inner.waiting.notes(volume) }
+    }
+}
+
+/// The end of a volume's story, at one moment.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Unwritten {
+    /// Being written, in one transaction: all of it is on record, or nothing.
+    under_way: Vec<Entry>,
+    waiting: Vec<Entry>,
+}
+
+impl Unwritten {
+    /// Whether nothing of it was written between two moments, and nothing begun.
+    pub(super) fn rested_until(&self, later: &Self) -> bool {
+        self.under_way == later.under_way && later.waiting.starts_with(&self.waiting)
+    }
+
+    /// All of it, after what is on record. A step is told by its place: an earlier life of the volume may have had the very
+    /// same, such as its disk being heard of.
+    pub(super) fn after(self, mut recorded: Vec<Entry>) -> Vec<Entry> {
+        if !recorded.ends_with(&self.under_way) {
+            recorded.extend(self.under_way);
+        }
+        recorded.extend(self.waiting);
+        recorded
     }
 }
 
@@ -256,7 +278,7 @@ mod tests {
                     Some(news) => again.end(news),
                 }
                 for id in (0..3).map(volume) {
-                    prop_assert_eq!(once.notes(id), again.notes(id));
+                    prop_assert_eq!(once.notes(id).after(Vec::new()), again.notes(id).after(Vec::new()));
                 }
             }
             if let Some(news) = under_way {

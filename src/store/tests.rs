@@ -400,3 +400,31 @@ async fn what_an_earlier_version_has_withdrawn_by_force_still_goes() {
     let (.., records) = place.open().await;
     assert_eq!(records[0].sealed, Some(By::Withdrawal));
 }
+
+/// A volume that is announced again while its disk is there: that disk was heard of once.
+#[tokio::test]
+async fn a_step_that_an_earlier_life_has_had_too_is_in_the_story_also_before_it_is_on_record() {
+    let place = Place::new();
+    let (store, task, _) = place.open().await;
+    let volume = sample::volume();
+    let tell = |news| store.write(vec![Change::Intend(intent()), Change::News(volume, news)]);
+    tell(note(1)).await.unwrap();
+    store.write(vec![Change::Withdraw(volume), Change::News(volume, note(2))]).await.unwrap();
+    tell(note(3)).await.unwrap();
+    let mut other = place.other().await;
+    run(&mut other, "BEGIN IMMEDIATE").await;
+    store.post(volume, vec![note(1), note(4)]);
+    let steps = |story: Story| story.entries.iter().map(|entry| entry.detail.parse().unwrap()).collect::<Vec<u32>>();
+    let wanted = [1, 2, 3, 1, 4];
+    // Waiting, then being written, then on record: at each moment.
+    for _ in 0..100 {
+        assert_eq!(steps(store.story(volume).await), wanted);
+    }
+    assert_eq!(stored(&store, volume).await.len(), 3, "the control: it is not on record yet");
+    run(&mut other, "COMMIT").await;
+    while stored(&store, volume).await.len() < wanted.len() {
+        assert_eq!(steps(store.story(volume).await), wanted);
+    }
+    drop(store);
+    task.await.unwrap();
+}
