@@ -32,7 +32,6 @@ enum Kind {
 /// A lab with a daemon that may die at any moment; every step is repeated after a restart until it is through, as a
 /// caller who got no answer would repeat it.
 struct Story {
-    lab: Lab,
     attachd: Attachd,
     deaths: u32,
     /// What was answered with success must be there after a restart.
@@ -42,6 +41,7 @@ struct Story {
     /// Points passed before the part of the story that is looked at.
     before: usize,
     _nbd_server: Option<(NbdServer, Helper)>,
+    lab: Lab,
 }
 
 impl Story {
@@ -54,6 +54,9 @@ impl Story {
                 (lab, Some((nbd_server, Helper::start())))
             }
         };
+        if kill_at.is_some() {
+            lab.not_restarted("it is started again wherever it was killed, and its end is compared");
+        }
         let mut options = AttachdOptions::default();
         options.env.push(("ATTACHD_EFFECT_LOG".into(), EFFECTS.into()));
         options.env.extend(kill_at.map(|point| ("ATTACHD_KILL_AT".into(), point.into())));

@@ -117,8 +117,7 @@ fn a_swap_while_udevd_is_dead_revokes_the_old_and_serves_the_new_once_udevd_is_b
     intend(&api, &new);
     lab.udevd().stop().unwrap();
     let number = old_disk.number();
-    old_disk.detach_keep().unwrap();
-    drop(old_disk);
+    old_disk.detach().unwrap();
     let mut new_disk = lab.disk(&new.serial, MIB).unwrap();
     new_disk.attach_as(number).unwrap();
     // By the kernel's event alone.

@@ -323,8 +323,7 @@ fn after_a_duplicate_the_survivor_is_published_only_when_the_link_leads_to_it() 
     assert_eq!(std::fs::canonicalize(volume.link()).unwrap(), twin.node(), "the control: the twin has the link");
     lab.udevd().stop().unwrap();
     let number = twin.number();
-    twin.detach_keep().unwrap();
-    drop(twin);
+    twin.detach().unwrap();
     let stranger = lab.volume();
     let mut other = lab.disk(&stranger.serial, 2 * MIB).unwrap();
     other.attach_as(number).unwrap();
@@ -389,8 +388,8 @@ fn a_server_that_serves_another_size_never_makes_a_volume_ready() {
     // A process that goes by nbdkit's name, and a liar on its port.
     let name = lab.dir().join("nbdkit");
     std::fs::copy("/bin/sleep", &name).unwrap();
-    let mut server = std::process::Command::new(&name).arg("1000").spawn().unwrap();
-    std::fs::write("/run/attachd-nbdkit/nbdkit.pid", server.id().to_string()).unwrap();
+    let server = lab::child::Proc::spawn("nbdkit", std::process::Command::new(&name).arg("1000")).unwrap();
+    std::fs::write("/run/attachd-nbdkit/nbdkit.pid", server.pid().to_string()).unwrap();
     let port = TcpListener::bind("127.0.0.1:10809").unwrap();
     let size = Arc::new(AtomicU64::new(2 * MIB));
     let told = Arc::clone(&size);
@@ -406,8 +405,6 @@ fn a_server_that_serves_another_size_never_makes_a_volume_ready() {
     // The control: the same liar, telling the truth.
     size.store(MIB, Ordering::SeqCst);
     wait(&api, &volume, "ready");
-    server.kill().unwrap();
-    server.wait().unwrap();
 }
 
 /// An NBD server of a few lines, which acknowledges any export with this size.

@@ -41,6 +41,7 @@ pub(crate) fn lab() -> Result<Lab> {
 
 /// Starts the daemon; returns when it answers.
 pub(crate) fn start(lab: &Lab) -> Result<Attachd> {
+    lab.not_restarted("a bench measures");
     let options = AttachdOptions { limit: LIMIT, ..AttachdOptions::default() };
     lab.attachd_start(Path::new(env!("CARGO_BIN_EXE_attachd")), &options)
 }

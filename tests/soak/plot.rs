@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use lab::Reply;
+use lab::{Disk, Reply};
 use rustix::process::Signal;
 use serde_json::json;
 
@@ -189,7 +189,10 @@ impl Scene {
         let known = held.known.clone();
         let Ok(_nobody) = known.gate.try_write() else { return };
         self.ledger.remove(&known.volume);
-        self.held.remove(id);
+        let gone = self.held.remove(id);
+        if let Some(mut disk) = gone.map(|held| held.disk).filter(Disk::is_attached) {
+            disk.detach().unwrap();
+        }
         self.did("forget", id);
     }
 

@@ -59,6 +59,7 @@ impl Scene {
         run("mount", &["-t", "tmpfs", "-o", &owner, "tmpfs", STORE]);
         lab.attachd_config(&format!("{CONFIG}[store]\npath = \"{STORE}/attachd.db\"\n")).unwrap();
         lab.nbdkit_start().unwrap();
+        lab.not_restarted("the plot restarts the daemon all the time, and the judges look at each life");
         let helper = Helper::start(&bin().with_file_name("attachd-helper")).unwrap();
         let attachd = lab.attachd_start(bin(), &AttachdOptions::default()).unwrap();
         let (faults, held, levels) = (Vec::new(), BTreeMap::new(), Vec::new());

@@ -25,6 +25,11 @@ impl HeldSocket {
         listen(&held, 128)?;
         Ok(HeldSocket(held))
     }
+
+    /// The same socket, held once more.
+    pub(crate) fn try_clone(&self) -> Result<HeldSocket> {
+        Ok(HeldSocket(self.0.try_clone()?))
+    }
 }
 
 /// A stand-in for systemd's notification socket.

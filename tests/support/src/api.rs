@@ -1,12 +1,14 @@
 //! A small blocking HTTP/1.1 client over attachd's Unix socket: one connection per request, nothing hidden.
 
 use crate::disk::Disk;
+use crate::restart::Lives;
 use crate::sse::Events;
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// Longer than any answer may take, the long-polling ones (which say how long) excepted.
@@ -43,12 +45,18 @@ impl Reply {
 pub struct Api {
     socket: PathBuf,
     user: Option<u32>,
+    lives: Arc<Lives>,
 }
 
 impl Api {
     /// A client for this socket.
     pub fn new(socket: impl Into<PathBuf>) -> Api {
-        Api { socket: socket.into(), user: None }
+        Api { socket: socket.into(), user: None, lives: Arc::default() }
+    }
+
+    /// The same; what is answered has to be true after a restart.
+    pub(crate) fn remembering(self, lives: &Arc<Lives>) -> Api {
+        Api { lives: Arc::clone(lives), ..self }
     }
 
     /// The same, used by another user, who is in attachd's group.
@@ -85,8 +93,11 @@ impl Api {
         } else {
             request.push_str("\r\n");
         }
+        self.lives.answered().asked(method, path);
         let mut reader = BufReader::new(self.send(request.as_bytes(), limit)?);
-        read_reply(&mut reader).with_context(|| format!("{method} {path}"))
+        let reply = read_reply(&mut reader).with_context(|| format!("{method} {path}"))?;
+        self.lives.answered().told(method, path, reply.status, &reply.json);
+        Ok(reply)
     }
 
     /// Sends bytes as they are (malformed requests) and returns what comes back until the server closes or the limit

@@ -4,6 +4,7 @@ use crate::activation::HeldSocket;
 use crate::api::Api;
 use crate::child::{Held, Proc, children_of};
 use crate::people;
+use crate::restart::{self, Lives};
 use crate::watch::{FolderWatch, readable};
 use anyhow::{Context, Result, bail, ensure};
 use rustix::process::Signal;
@@ -14,6 +15,8 @@ use std::os::unix::fs::MetadataExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 /// Where attachd listens.
@@ -49,25 +52,39 @@ impl Default for AttachdOptions {
     }
 }
 
-/// A running attachd. Killed on drop.
+/// What makes a daemon break off on purpose, or tells of what it does: nothing for the restart that is to be proven.
+const ONCE: [&str; 3] = ["ATTACHD_KILL_AT", "ATTACHD_PANIC_AT", "ATTACHD_EFFECT_LOG"];
+
+/// How a daemon is started, so that it can be started again.
+#[derive(Debug)]
+pub(crate) struct Start {
+    pub(crate) program: PathBuf,
+    /// Appended to, so that one file tells the story over restarts.
+    pub(crate) stderr: PathBuf,
+    pub(crate) options: AttachdOptions,
+    pub(crate) socket: Option<HeldSocket>,
+    pub(crate) lives: Arc<Lives>,
+}
+
+/// A running attachd. When it is dropped, it is stopped, and proven to show the same after one more start
+/// ([`crate::Lab::not_restarted`]).
 #[derive(Debug)]
 pub struct Attachd {
     process: Proc,
-    program: PathBuf,
-    stderr: PathBuf,
-    wrapped: bool,
+    start: Start,
+    /// Which of the lab's starts.
+    number: u32,
+    /// It has answered.
+    up: bool,
+    /// The test has ended it, or has told it to end.
+    ended: AtomicBool,
 }
 
 impl Attachd {
-    /// `stderr` is appended to, so that one file tells the story over restarts.
-    pub(crate) fn start(
-        program: &Path,
-        stderr: PathBuf,
-        options: &AttachdOptions,
-        activation: Option<&HeldSocket>,
-    ) -> Result<Attachd> {
+    pub(crate) fn start(start: Start) -> Result<Attachd> {
+        let Start { program, stderr, options, socket: activation, lives } = &start;
         let watch = FolderWatch::new(Path::new("/run/attachd"))?;
-        let log = File::options().create(true).append(true).open(&stderr).context("opening attachd's log")?;
+        let log = File::options().create(true).append(true).open(stderr).context("opening attachd's log")?;
         let mut line: Vec<String> = options.wrapper.clone();
         line.extend(people::run_as(people::ATTACHD));
         if activation.is_some() {
@@ -93,13 +110,49 @@ impl Attachd {
                 });
             }
         }
+        let number = lives.begin();
+        let (wait, limit) = (options.wait_ready, options.limit);
         let process = Proc::spawn("attachd", &mut command)?;
-        let mut attachd =
-            Attachd { process, program: program.to_owned(), stderr, wrapped: !options.wrapper.is_empty() };
-        if options.wait_ready {
-            attachd.wait_ready(&watch, options.limit)?;
+        let mut attachd = Attachd { process, start, number, up: false, ended: AtomicBool::new(false) };
+        if wait {
+            attachd.wait_ready(&watch, limit)?;
+            attachd.up = true;
         }
         Ok(attachd)
+    }
+
+    /// The same daemon once more, without what has made this one break off. Nothing is proven of that one.
+    pub(crate) fn again(&self) -> Result<Attachd> {
+        let Start { program, stderr, options, socket, lives } = &self.start;
+        let env = options.env.iter().filter(|(name, _)| !ONCE.contains(&name.as_str())).cloned().collect();
+        let options = AttachdOptions { args: options.args.clone(), env, ..Default::default() };
+        let socket = socket.as_ref().map(HeldSocket::try_clone).transpose()?;
+        let start =
+            Start { program: program.clone(), stderr: stderr.clone(), options, socket, lives: Arc::clone(lives) };
+        let mut again = Attachd::start(start)?;
+        again.number = 0;
+        Ok(again)
+    }
+
+    /// Stops the daemon, lets something happen, starts it once more, and says what it shows now that it did not show before.
+    /// Dropping the handle does the same with nothing in between, and panics with what this returns.
+    pub fn shows_the_same_after_a_restart(mut self, meanwhile: impl FnOnce(), limit: Duration) -> Result<()> {
+        let result = restart::proven(&mut self, meanwhile, limit);
+        self.number = 0;
+        result
+    }
+
+    pub(crate) fn lives(&self) -> &Arc<Lives> {
+        &self.start.lives
+    }
+
+    pub(crate) fn has_ended(&mut self) -> Result<bool> {
+        Ok(self.process.try_wait()?.is_some())
+    }
+
+    /// Whether that was the test's doing.
+    pub(crate) fn was_ended(&self) -> bool {
+        self.ended.load(Ordering::SeqCst)
     }
 
     fn wait_ready(&mut self, watch: &FolderWatch, limit: Duration) -> Result<()> {
@@ -126,15 +179,15 @@ impl Attachd {
 
     /// Its API.
     pub fn api(&self) -> Api {
-        Api::new(SOCKET)
+        Api::new(SOCKET).remembering(&self.start.lives)
     }
 
     /// The daemon's own process id, also under a wrapper (setpriv becomes attachd; strace's is its child).
     pub fn pid(&self) -> Result<u32> {
-        if !self.wrapped {
+        if self.start.options.wrapper.is_empty() {
             return Ok(self.process.pid());
         }
-        let wanted = fs::metadata(&self.program)?;
+        let wanted = fs::metadata(&self.start.program)?;
         let mut queue = vec![self.process.pid()];
         while let Some(pid) = queue.pop() {
             if let Ok(exe) = fs::metadata(format!("/proc/{pid}/exe"))
@@ -149,6 +202,7 @@ impl Attachd {
 
     /// SIGKILL, and waits for the end.
     pub fn kill9(&mut self) -> Result<()> {
+        self.ended.store(true, Ordering::SeqCst);
         let daemon = Held::open(self.pid()?);
         if let Some(daemon) = &daemon {
             daemon.signal(Signal::KILL);
@@ -180,17 +234,34 @@ impl Attachd {
 
     /// Any signal, to the daemon itself.
     pub fn signal(&self, signal: Signal) -> Result<()> {
+        if matches!(signal, Signal::KILL | Signal::TERM | Signal::INT) {
+            self.ended.store(true, Ordering::SeqCst);
+        }
         Held::open(self.pid()?).context("attachd has ended")?.signal(signal);
         Ok(())
     }
 
     /// Waits for the end; the status is the wrapper's when there is one.
     pub fn wait_exit(&mut self, limit: Duration) -> Result<ExitStatus> {
-        self.process.wait(limit).with_context(|| format!("attachd said:\n{}", self.stderr_text()))
+        let status = self.process.wait(limit).with_context(|| format!("attachd said:\n{}", self.stderr_text()))?;
+        self.ended.store(true, Ordering::SeqCst);
+        Ok(status)
     }
 
     /// What it wrote, earlier starts in this lab included.
     pub fn stderr_text(&self) -> String {
-        fs::read_to_string(&self.stderr).unwrap_or_default()
+        fs::read_to_string(&self.start.stderr).unwrap_or_default()
+    }
+}
+
+impl Drop for Attachd {
+    fn drop(&mut self) {
+        // Of a test that has failed nothing more is to be proven.
+        if std::thread::panicking() || !self.up || !self.start.lives.to_prove(self.number) {
+            return;
+        }
+        if let Err(error) = restart::proven(self, || (), restart::REST) {
+            panic!("{error:#}");
+        }
     }
 }

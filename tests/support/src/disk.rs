@@ -8,8 +8,8 @@ use rustix::fs::FileType;
 use std::fs::{self, File};
 use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 const LOOP_MAJOR: u32 = 7;
 
@@ -31,11 +31,20 @@ pub(crate) struct Shelf {
     slot: Arc<Slot>,
     next_number: AtomicU32,
     next_folder: AtomicU32,
+    /// Disks whose handles were dropped.
+    left: Mutex<Vec<Left>>,
+}
+
+/// A disk that its test needs no more; it stays as it is until the lab ends.
+#[derive(Debug)]
+struct Left {
+    state: State,
+    file: PathBuf,
 }
 
 impl Shelf {
     pub(crate) fn new(slot: Arc<Slot>) -> Shelf {
-        Shelf { slot, next_number: AtomicU32::new(0), next_folder: AtomicU32::new(0) }
+        Shelf { slot, next_number: AtomicU32::new(0), next_folder: AtomicU32::new(0), left: Mutex::default() }
     }
 
     /// The number that was not used for the longest time: using one again is to be asked for, with `attach_as`.
@@ -56,7 +65,27 @@ impl Shelf {
     }
 }
 
-/// A disk. Dropping it detaches it and deletes its file.
+impl Drop for Shelf {
+    fn drop(&mut self) {
+        let left = std::mem::take(self.left.get_mut().unwrap_or_else(PoisonError::into_inner));
+        left.into_iter().for_each(Left::take_down);
+    }
+}
+
+impl Left {
+    fn take_down(self) {
+        if let Err(e) = detach(self.state) {
+            eprintln!("lab: leaving {} to the next lab's sweep: {e:#}", self.file.display());
+        }
+        // What another disk's node is to a loop device on top of it is not its own.
+        if fs::symlink_metadata(&self.file).is_ok_and(|file| file.is_file()) {
+            let _ = fs::remove_file(&self.file);
+        }
+    }
+}
+
+/// A disk. When its handle is dropped it stays attached until the lab ends, as a hypervisor's disk does not go with a test:
+/// a daemon that is started at the test's end finds it.
 #[derive(Debug)]
 pub struct Disk {
     shelf: Arc<Shelf>,
@@ -178,19 +207,10 @@ impl Disk {
     /// Takes it away altogether: kernel `change` (no backing file), then `remove`. Fails, naming the culprit, when
     /// something keeps the device open: a loop device cannot vanish under a client as a virtio disk can.
     pub fn detach(&mut self) -> Result<()> {
-        let number = match std::mem::replace(&mut self.state, State::Detached) {
+        match std::mem::replace(&mut self.state, State::Detached) {
             State::Detached => bail!("{} is not attached", self.serial),
-            State::Kept { number, _pin } => number,
-            State::Attached { number, held } => {
-                remove_partition_nodes(number);
-                loops::clear(&held)?;
-                number
-            }
-        };
-        loops::wait_unbound(number)?;
-        // The kernel takes the node away before it announces the removal.
-        remove_nodes(number);
-        loops::remove(number, loops::BUSY)
+            attached => detach(attached),
+        }
     }
 
     /// Takes the backing file away and keeps the number: only `change`. The next [`Disk::attach`] uses it again.
@@ -273,16 +293,29 @@ impl Disk {
 
 impl Drop for Disk {
     fn drop(&mut self) {
-        if !matches!(self.state, State::Detached)
-            && let Err(e) = self.detach()
-        {
-            eprintln!("lab: leaving {} to the next lab's sweep: {e:#}", self.serial);
-        }
-        // What another disk's node is to a loop device on top of it is not its own.
-        if fs::symlink_metadata(&self.file).is_ok_and(|file| file.is_file()) {
-            let _ = fs::remove_file(&self.file);
+        let state = std::mem::replace(&mut self.state, State::Detached);
+        let left = Left { state, file: std::mem::take(&mut self.file) };
+        match left.state {
+            State::Detached => left.take_down(),
+            _ => self.shelf.left.lock().unwrap_or_else(PoisonError::into_inner).push(left),
         }
     }
+}
+
+fn detach(state: State) -> Result<()> {
+    let number = match state {
+        State::Detached => return Ok(()),
+        State::Kept { number, _pin } => number,
+        State::Attached { number, held } => {
+            remove_partition_nodes(number);
+            loops::clear(&held)?;
+            number
+        }
+    };
+    loops::wait_unbound(number)?;
+    // The kernel takes the node away before it announces the removal.
+    remove_nodes(number);
+    loops::remove(number, loops::BUSY)
 }
 
 fn front(number: u32) -> PathBuf {

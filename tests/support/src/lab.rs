@@ -1,9 +1,10 @@
 //! The lab: one private world and what is in it.
 
-use crate::attachd::{Attachd, AttachdOptions, CONFIG, SOCKET};
+use crate::attachd::{Attachd, AttachdOptions, CONFIG, SOCKET, Start};
 use crate::disk::{Disk, DiskOptions, Shelf};
 use crate::helper::{self, Helper};
 use crate::nbdkit::Nbdkit;
+use crate::restart::Lives;
 use crate::udevd::{Udevd, udevadm};
 use crate::{BareListener, Forger, Heard, HeldSocket, NotifySocket, Volume, people, rules, slot::Slot, world};
 use anyhow::{Context, Result, ensure};
@@ -25,6 +26,7 @@ pub struct Lab {
     udevd: Udevd,
     shelf: Arc<Shelf>,
     slot: Arc<Slot>,
+    lives: Arc<Lives>,
 }
 
 /// A lab that differs from the usual one.
@@ -76,7 +78,8 @@ impl LabBuilder {
             udevd.start()?;
         }
         let nbdkit = Nbdkit::new(slot.dir().join("nbdkit.log"));
-        Ok(Lab { helper: OnceLock::new(), nbdkit, udevd, shelf: Arc::new(Shelf::new(Arc::clone(&slot))), slot })
+        let (shelf, lives) = (Arc::new(Shelf::new(Arc::clone(&slot))), Arc::default());
+        Ok(Lab { helper: OnceLock::new(), nbdkit, udevd, shelf, slot, lives })
     }
 }
 
@@ -86,6 +89,7 @@ fn write_rules(name: &str, text: &str) -> Result<()> {
 
 impl Drop for Lab {
     fn drop(&mut self) {
+        self.lives.end();
         // So that also the last test of a run leaves nothing of those that were killed.
         self.slot.sweep_abandoned();
     }
@@ -223,9 +227,7 @@ impl Lab {
     /// Starts attachd, usually with `env!("CARGO_BIN_EXE_attachd")`. The helper beside it is started first, once: where the
     /// package is installed, its socket is always there.
     pub fn attachd_start(&self, program: &Path, options: &AttachdOptions) -> Result<Attachd> {
-        self.helper_beside(program)?;
-        let program = self.reachable(program)?;
-        Attachd::start(&program, self.dir().join("attachd.log"), options, None)
+        self.start(program, options, None)
     }
 
     /// The same, started as systemd starts it when attachd.socket is active: the socket is passed as descriptor 3.
@@ -235,9 +237,20 @@ impl Lab {
         options: &AttachdOptions,
         socket: &HeldSocket,
     ) -> Result<Attachd> {
+        self.start(program, options, Some(socket.try_clone()?))
+    }
+
+    fn start(&self, program: &Path, options: &AttachdOptions, socket: Option<HeldSocket>) -> Result<Attachd> {
         self.helper_beside(program)?;
         let program = self.reachable(program)?;
-        Attachd::start(&program, self.dir().join("attachd.log"), options, Some(socket))
+        let (stderr, lives) = (self.dir().join("attachd.log"), Arc::clone(&self.lives));
+        Attachd::start(Start { program, stderr, options: options.clone(), socket, lives })
+    }
+
+    /// For a test at whose end another start cannot show the same world: no restart is proven in this lab. `why` is for the
+    /// reader of the test.
+    pub fn not_restarted(&self, why: &str) {
+        self.lives.exempt(why);
     }
 
     /// For tests of a helper that is away, and of a host without one: none is started with attachd. What the test itself

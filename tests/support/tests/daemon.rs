@@ -24,6 +24,7 @@ fn options() -> AttachdOptions {
 fn start(lab: &Lab, change: impl FnOnce(&mut AttachdOptions)) -> Result<Attachd> {
     let mut options = options();
     change(&mut options);
+    lab.not_restarted("the stand-in has no world");
     lab.attachd_start(&std::env::current_exe()?, &options)
 }
 
@@ -98,6 +99,7 @@ fn a_socket_is_held_over_a_restart_and_ready_is_heard() -> Result<()> {
     let (socket, notify) = (lab.held_socket()?, lab.notify_socket()?);
     let mut options = options();
     options.env.push(notify.env());
+    lab.not_restarted("the stand-in has no world");
     for _ in 0..2 {
         let mut attachd = lab.attachd_start_activated(&std::env::current_exe()?, &options, &socket)?;
         notify.wait_for("READY=1", SOON)?;
