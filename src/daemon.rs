@@ -76,7 +76,7 @@ async fn serve(settings: Settings, config: &Path) -> anyhow::Result<()> {
     let tls = Tls::new(settings.export.tls.clone(), settings.export.listen.ip())?;
     // Listen first, then read what is there: nothing falls between.
     let monitor = Monitor::subscribe()?;
-    let host_changes = HostChanges::watch().context("cannot watch what this host mounts and swaps to")?;
+    let host_changes = HostChanges::watch(&sysfs).context("cannot watch what this host mounts and swaps to")?;
     let (store, store_task, records) = Store::open(store::Options {
         path: &settings.store.path,
         history_days: settings.history.days,

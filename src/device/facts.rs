@@ -116,15 +116,6 @@ impl Facts {
 }
 
 impl Found<Facts> {
-    /// The disk, if it shows this serial; unknown, if that or anything else of it could not be read.
-    #[must_use]
-    pub fn of_serial(self, serial: Serial) -> Self {
-        match self.unread() {
-            Some(why) => Self::Unknown(why.to_owned()),
-            None => self.here().filter(|facts| facts.serial() == Some(serial)).map_or(Self::Gone, Self::Here),
-        }
-    }
-
     /// Why something of the disk could not be read.
     pub fn unread(&self) -> Option<&str> {
         match self {

@@ -5,7 +5,7 @@
 //! Then the tables are read, and the disks whose use differs are told. Nothing wakes up on a host that mounts nothing, and
 //! one that mounts without end has a small share of the time read in: what comes meanwhile is one change.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::BTreeSet;
 use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -17,9 +17,10 @@ use tokio::io::unix::AsyncFd;
 use tokio::sync::{Notify, mpsc};
 
 use super::DevNum;
-use super::facts::Use;
 use super::host::HostUse;
-use super::{loops, stack};
+use super::loops::{LoopUses, Uses};
+use super::stack;
+use super::sysfs::Sysfs;
 use crate::blocking::blocking;
 
 /// After a reading, as many times as long as it took is waited, and not longer than this.
@@ -34,13 +35,11 @@ const UNREAD: &str = "what this host mounts or swaps to cannot be read; trying a
 #[derive(Debug)]
 pub struct UseChanged(pub Vec<DevNum>);
 
-/// By device number, partitions apart.
-type Uses = HashMap<DevNum, Vec<Use>>;
-
 /// Watches the tables.
 pub struct HostChanges {
     proc: PathBuf,
     sys: PathBuf,
+    loops: Arc<LoopUses>,
     tables: Vec<AsyncFd<File>>,
     /// `None`: it could not be read yet.
     known: Option<Uses>,
@@ -48,8 +47,9 @@ pub struct HostChanges {
 }
 
 impl HostChanges {
-    /// Reads what is used now. Call before the disks are read, so that nothing falls between the two. Needs a tokio runtime.
-    pub fn watch() -> io::Result<Self> {
+    /// Reads what is used now. Call before the disks are read, so that nothing falls between the two. `sysfs` is what they
+    /// are read by: both go by the same picture of loop devices. Needs a tokio runtime.
+    pub fn watch(sysfs: &Sysfs) -> io::Result<Self> {
         let (proc, sys) = (PathBuf::from("/proc"), PathBuf::from("/sys"));
         // Opened first, read then: what changes in between is told.
         let mut tables = vec![table(File::open(proc.join("self/mountinfo"))?)?];
@@ -58,8 +58,9 @@ impl HostChanges {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             swaps => tables.push(table(swaps?)?),
         }
-        let known = read(&proc, &sys).inspect_err(|error| tracing::warn!(%error, "{UNREAD}"));
-        Ok(Self { proc, sys, tables, known: known.ok(), stacks: Arc::default() })
+        let loops = sysfs.loops();
+        let known = read(&proc, &sys, &loops).inspect_err(|error| tracing::warn!(%error, "{UNREAD}"));
+        Ok(Self { proc, sys, loops, tables, known: known.ok(), stacks: Arc::default() })
     }
 
     /// To be told when a device may have come to sit on another, or may have ceased to.
@@ -107,8 +108,8 @@ impl HostChanges {
 
     /// The disks whose use is another than it was.
     async fn compare(&mut self) -> io::Result<Vec<DevNum>> {
-        let (proc, sys) = (self.proc.clone(), self.sys.clone());
-        let read = blocking(move || read(&proc, &sys)).await??;
+        let (proc, sys, loops) = (self.proc.clone(), self.sys.clone(), Arc::clone(&self.loops));
+        let read = blocking(move || read(&proc, &sys, &loops)).await??;
         let differ = differing(self.known.as_ref().unwrap_or(&Uses::new()), &read);
         let numbers = self.sys.join("dev/block");
         let disks = if differ.is_empty() { Vec::new() } else { blocking(move || disks(&numbers, differ)).await?? };
@@ -134,9 +135,12 @@ async fn told(table: &AsyncFd<File>) {
     }
 }
 
-fn read(proc: &Path, sys: &Path) -> io::Result<Uses> {
+fn read(proc: &Path, sys: &Path, loops: &LoopUses) -> io::Result<Uses> {
     let mut uses = HostUse::read(proc)?.into_all();
-    for (below, used) in loops::uses(proc, sys)?.into_iter().chain(stack::uses(sys)?) {
+    for (below, used) in loops.now()?.iter() {
+        uses.entry(*below).or_default().extend(used.iter().cloned());
+    }
+    for (below, used) in stack::uses(sys)? {
         uses.entry(below).or_default().push(used);
     }
     Ok(uses)
@@ -160,6 +164,7 @@ fn disks(numbers: &Path, devnums: BTreeSet<DevNum>) -> io::Result<Vec<DevNum>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::device::facts::Use;
 
     #[test]
     fn what_is_mounted_unmounted_or_mounted_elsewhere_differs_and_what_has_no_disk_below_does_not() {

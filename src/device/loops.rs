@@ -1,10 +1,13 @@
 //! Loop devices that sit on other disks. The driver opens what is below without claiming it: neither `holders` nor an
 //! exclusive open of that disk shows it, whatever is mounted above.
 
+use std::collections::HashMap;
 use std::ffi::OsStr;
 use std::io;
 use std::os::unix::ffi::OsStrExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use rustix::fs::{CWD, Mode, OFlags, openat};
 
@@ -16,14 +19,70 @@ use crate::procfs::{table_if_any, unless_gone};
 /// A path that sysfs can show is shorter.
 const LONGEST: usize = 4096;
 
-/// The loop devices of this host that sit on a block device, each as a use of that one. `proc` and `sys` are where procfs and
-/// sysfs are. This lies on the way of every event: the kernel's list leaves out those that are not in use, of which there can
-/// be many.
-pub(super) fn uses(proc: &Path, sys: &Path) -> io::Result<Vec<(DevNum, Use)>> {
-    let mut uses = Vec::new();
+/// A picture that is older is taken anew: it bounds what a kernel that tells nothing of a loop device can do.
+const FRESH: Duration = Duration::from_millis(50);
+
+/// By device number, partitions apart.
+pub(super) type Uses = HashMap<DevNum, Vec<Use>>;
+
+/// The loop devices of this host that sit on a block device, each as a use of that one.
+///
+/// To look is a few microseconds for each loop device that is in use, and it lies on the way of every event: with a thousand
+/// of them, a thousand disks that come at once would cost a million looks. So a picture serves everybody who asked before
+/// something changed: the kernel counts the events it sends (`/sys/kernel/uevent_seqnum`), and a loop device that is set up
+/// or let go is one. Whoever hears of such an event and then asks gets a picture that was begun after it.
+pub(super) struct LoopUses {
+    proc: PathBuf,
+    sys: PathBuf,
+    picture: Mutex<Option<Picture>>,
+}
+
+struct Picture {
+    /// The kernel's count and the moment, both from before the first look.
+    count: u64,
+    begun: Instant,
+    uses: Arc<Uses>,
+}
+
+impl LoopUses {
+    /// `proc` and `sys` are where procfs and sysfs are. Reads nothing yet.
+    pub(super) fn new(proc: PathBuf, sys: PathBuf) -> Self {
+        Self { proc, sys, picture: Mutex::default() }
+    }
+
+    /// What they sit on now.
+    pub(super) fn now(&self) -> io::Result<Arc<Uses>> {
+        let asked = self.events()?;
+        // Held while a picture is taken: who waits for it, mostly need not take another.
+        let mut picture = self.picture.lock().unwrap_or_else(PoisonError::into_inner);
+        if let (Some(asked), Some(picture)) = (asked, picture.as_ref())
+            && picture.count >= asked
+            && picture.begun.elapsed() < FRESH
+        {
+            return Ok(Arc::clone(&picture.uses));
+        }
+        let (count, begun) = (self.events()?, Instant::now());
+        let uses = Arc::new(read(&self.proc, &self.sys)?);
+        // Without a count nothing tells for how long it is true.
+        *picture = count.map(|count| Picture { count, begun, uses: Arc::clone(&uses) });
+        Ok(uses)
+    }
+
+    /// How many events the kernel has sent; `None`: it does not tell, as a recorded tree.
+    fn events(&self) -> io::Result<Option<u64>> {
+        let path = self.sys.join("kernel/uevent_seqnum");
+        let Some(text) = unless_gone(std::fs::read_to_string(&path))? else { return Ok(None) };
+        let odd = || io::Error::other(format!("{} holds {text:?}", path.display()));
+        text.trim().parse().map(Some).map_err(|_| odd())
+    }
+}
+
+/// The kernel's list leaves out those that are not in use, of which there can be many.
+fn read(proc: &Path, sys: &Path) -> io::Result<Uses> {
+    let mut uses = Uses::new();
     for name in names(&table_if_any(&proc.join("partitions"))?) {
         if let Some(below) = below(&sys.join("block").join(name))? {
-            uses.push((below, Use::Loop(name.to_owned())));
+            uses.entry(below).or_default().push(Use::Loop(name.to_owned()));
         }
     }
     Ok(uses)
@@ -68,5 +127,33 @@ mod tests {
             259        3       1024 loop0p1\n   7      112         64 loop7000\n 253        0        128 loop-like\n";
         assert_eq!(names(table).collect::<Vec<_>>(), ["loop0", "loop7000"]);
         assert_eq!(names(b"").count(), 0);
+    }
+
+    #[test]
+    fn a_picture_serves_until_the_kernel_has_sent_another_event_and_without_its_count_for_nobody_else() {
+        let dir = tempfile::tempdir().unwrap();
+        let (proc, sys) = (dir.path().join("proc"), dir.path().join("sys"));
+        let write = |path: &str, text: &str| {
+            let path = dir.path().join(path);
+            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+            std::fs::write(path, text).unwrap();
+        };
+        let loops = LoopUses::new(proc, sys);
+        write("proc/partitions", "   7        0      10240 loop0\n");
+        write("sys/block/loop0/loop/backing_file", "/dev/null\n");
+        let first = loops.now().unwrap();
+        assert!(!Arc::ptr_eq(&first, &loops.now().unwrap()), "nothing tells for how long it is true");
+        write("sys/kernel/uevent_seqnum", "41\n");
+        let picture = || Arc::as_ptr(&loops.now().unwrap());
+        let begun = Instant::now();
+        let (second, again) = (picture(), picture());
+        assert!(second == again || begun.elapsed() >= FRESH);
+        write("sys/kernel/uevent_seqnum", "42\n");
+        // Its own memory is held, so that another picture cannot have its place.
+        let held = loops.picture.lock().unwrap().as_ref().map(|picture| Arc::clone(&picture.uses));
+        assert_ne!(picture(), second, "the control: an event");
+        drop(held);
+        write("sys/kernel/uevent_seqnum", "?\n");
+        assert!(loops.now().is_err(), "what cannot be understood is no picture");
     }
 }

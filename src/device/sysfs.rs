@@ -12,7 +12,7 @@ use super::attributes::{Attribute, Attributes};
 use super::facts::{Facts, Identity, LinkTarget, NoIdentity, Use};
 use super::found::Found;
 use super::host::{HostUse, HostWatch};
-use super::loops;
+use super::loops::LoopUses;
 use super::scheme::{self, Scheme};
 use crate::identity::Serial;
 use crate::procfs::unless_gone;
@@ -31,8 +31,17 @@ struct Inner {
     proc: PathBuf,
     dev: PathBuf,
     host: HostWatch,
+    loops: Arc<LoopUses>,
     host_disks: PathBuf,
     schemes: Vec<&'static dyn Scheme>,
+}
+
+/// A disk, told apart from every other of this boot.
+pub struct Present {
+    /// The kernel's name.
+    pub name: String,
+    /// Its disk sequence number.
+    pub diskseq: u64,
 }
 
 impl Sysfs {
@@ -45,7 +54,13 @@ impl Sysfs {
     pub fn below(root: &Path, schemes: Vec<&'static dyn Scheme>, host_disks: PathBuf) -> Self {
         let (sys, proc, dev) = (root.join("sys"), root.join("proc"), root.join("dev"));
         let host = HostWatch::new(proc.clone());
-        Self { inner: Arc::new(Inner { sys, proc, dev, host, host_disks, schemes }) }
+        let loops = Arc::new(LoopUses::new(proc.clone(), sys.clone()));
+        Self { inner: Arc::new(Inner { sys, proc, dev, host, loops, host_disks, schemes }) }
+    }
+
+    /// What loop devices sit on: one picture for everybody who asks.
+    pub(super) fn loops(&self) -> Arc<LoopUses> {
+        Arc::clone(&self.inner.loops)
     }
 
     /// The facts of one disk; gone when there is no such whole disk (any more). May block on the disk's serial.
@@ -57,9 +72,19 @@ impl Sysfs {
     pub fn serial(&self, devnum: DevNum) -> Found<Option<Serial>> {
         let read = || -> io::Result<_> {
             let Some(disk) = Disk::open(devnum, &self.folder(devnum))? else { return Ok(None) };
-            let Some(scheme) = self.scheme_of(&disk)? else { return Ok(Some(None)) };
-            let text = scheme.serial(&disk.attributes)?;
-            Ok(Some(text.and_then(|text| text.parse().ok())))
+            self.serial_of(&disk).map(Some)
+        };
+        read().into()
+    }
+
+    /// The disk of this number, if it shows this serial now: not who uses it, which takes a look at all of this host. May
+    /// block on the disk's serial.
+    pub fn showing(&self, devnum: DevNum, serial: Serial) -> Found<Present> {
+        let read = || -> io::Result<_> {
+            let Some(disk) = Disk::open(devnum, &self.folder(devnum))? else { return Ok(None) };
+            let Some(diskseq) = unless_gone(disk.attributes.number("diskseq"))? else { return Ok(None) };
+            let shown = self.serial_of(&disk)?;
+            Ok((shown == Some(serial)).then_some(Present { name: disk.name, diskseq }))
         };
         read().into()
     }
@@ -109,8 +134,8 @@ impl Sysfs {
     }
 
     /// This boot's id: disk sequence numbers mean nothing outside of it.
-    pub fn boot_id(&self) -> io::Result<String> {
-        Ok(fs::read_to_string(self.inner.proc.join("sys/kernel/random/boot_id"))?.trim().to_owned())
+    pub fn boot_id(&self) -> io::Result<Arc<str>> {
+        Ok(fs::read_to_string(self.inner.proc.join("sys/kernel/random/boot_id"))?.trim().into())
     }
 
     fn folder(&self, devnum: DevNum) -> PathBuf {
@@ -148,6 +173,12 @@ impl Sysfs {
         Ok(Identity { scheme: scheme.name(), instead, serial, link, link_target, uses })
     }
 
+    fn serial_of(&self, disk: &Disk) -> io::Result<Option<Serial>> {
+        let Some(scheme) = self.scheme_of(disk)? else { return Ok(None) };
+        let text = scheme.serial(&disk.attributes)?;
+        Ok(text.and_then(|text| text.parse().ok()))
+    }
+
     fn scheme_of(&self, disk: &Disk) -> io::Result<Option<&'static dyn Scheme>> {
         for scheme in self.inner.schemes.iter().chain(scheme::BUSES) {
             if scheme.accepts(&disk.name, &disk.attributes)? {
@@ -160,8 +191,8 @@ impl Sysfs {
     /// Every use of the disk and of its partitions.
     fn uses(&self, disk: &Disk, serial: Serial, host: &HostUse) -> io::Result<Vec<Use>> {
         let mut uses: Vec<Use> = host.of(disk.devnum).to_vec();
-        let loops = loops::uses(&self.inner.proc, &self.inner.sys)?;
-        let under_loop = |number| loops.iter().filter(move |(below, _)| *below == number).map(|(_, used)| used.clone());
+        let loops = self.inner.loops.now()?;
+        let under_loop = |number| loops.get(&number).into_iter().flatten().cloned();
         uses.extend(under_loop(disk.devnum));
         uses.extend(holders(&disk.attributes)?);
         for part in disk.partitions()? {

@@ -34,13 +34,13 @@ pub(super) fn exclusive(devnum: DevNum, serial: Serial) -> Result<Value, Refusal
 fn try_open(devnum: DevNum, serial: Serial) -> Result<Value, Refusal> {
     let sysfs = host_disks::sysfs();
     let what = format!("the disk {devnum} with the serial {serial}");
-    let disk = here(sysfs.read(devnum).of_serial(serial), &what)?;
+    // Who uses it, as far as tables show it, attachd has found out: this is about what they do not show.
+    let disk = here(sysfs.showing(devnum, serial), &what)?;
     if !is_claimed(&Path::new(CLAIMS).join(serial.as_str()))? {
         return Err(Refusal(HelperCode::NotClaimed, format!("{serial} is not claimed")));
     }
-    let uses = disk.identity.iter().flat_map(|identity| &identity.uses).map(Use::to_string).collect::<Vec<_>>();
-    if !uses.is_empty() {
-        return Err(Refusal(HelperCode::InUseByHost, format!("this host uses {}: {}", disk.name, uses.join(", "))));
+    if host_disks::is_one(serial)? {
+        return Err(Refusal(HelperCode::InUseByHost, format!("{} is {}", disk.name, Use::HostDisk)));
     }
     let node = Path::new("/dev").join(&disk.name);
     // A handle first: nothing is opened before it is known what it is.

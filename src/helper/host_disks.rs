@@ -13,6 +13,7 @@ use crate::device::facts::{Facts, Use};
 use crate::device::host::HostUse;
 use crate::device::sysfs::Sysfs;
 use crate::device::{limited, scheme, stack};
+use crate::identity::Serial;
 
 /// One file per serial that is never to be claimed.
 const HOST_DISKS: &str = "/etc/attachd/host-disks";
@@ -22,6 +23,11 @@ const HOME: [&str; 5] = ["/", "/boot", "/boot/efi", "/usr", "/var"];
 /// The running kernel's disks.
 pub(super) fn sysfs() -> Sysfs {
     Sysfs::new(scheme::ALL.to_vec(), HOST_DISKS.into())
+}
+
+/// Whether a disk of this serial is one this host lives on.
+pub(super) fn is_one(serial: Serial) -> io::Result<bool> {
+    Path::new(HOST_DISKS).join(serial.as_str()).try_exists()
 }
 
 pub(super) fn host_disks() -> Result<Value, Refusal> {

@@ -84,7 +84,8 @@ fn render(outcome: Result<Value, Refusal>) -> String {
 
 /// One line to the journal. A journal that is away is no reason to stop.
 pub fn journal(line: &str) {
-    let _ = writeln!(io::stderr(), "{line}");
+    // In one write: somebody waits for the answer that follows.
+    let _ = io::stderr().write_all(format!("{line}\n").as_bytes());
 }
 
 #[cfg(test)]
