@@ -1,5 +1,7 @@
 //! What is kept about a volume: its intent, its state, and the timeline of how it got there.
 
+use std::borrow::Cow;
+
 use jiff::{SignedDuration, Timestamp};
 
 use crate::clock::{self, Steady};
@@ -169,8 +171,8 @@ pub struct Reason {
     pub code: Code,
     /// What happened, to what.
     pub message: String,
-    /// What to do next.
-    pub hint: String,
+    /// What to do next. Most are the same for every volume.
+    pub hint: Cow<'static, str>,
 }
 
 impl Reason {
@@ -186,7 +188,7 @@ impl Reason {
     }
 
     /// A reason with another hint, because more is known here.
-    pub fn hinted(code: Code, message: impl Into<String>, hint: impl Into<String>) -> Self {
+    pub fn hinted(code: Code, message: impl Into<String>, hint: impl Into<Cow<'static, str>>) -> Self {
         debug_assert!(code.is_of_volumes(), "{code} is no volume's reason");
         Self { code, message: message.into(), hint: hint.into() }
     }

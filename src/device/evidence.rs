@@ -1,5 +1,8 @@
 //! What makes a device the volume's: the one judgement everything else rests on. Pure.
 
+use std::borrow::Cow;
+use std::sync::Arc;
+
 use jiff::Timestamp;
 
 use super::DevNum;
@@ -14,7 +17,7 @@ pub struct Evidence {
     /// Read live from the device.
     pub serial: Serial,
     /// Which scheme read it.
-    pub scheme: String,
+    pub scheme: Cow<'static, str>,
     /// The by-id path, the only path ever exported.
     pub link: String,
     /// The device at that moment.
@@ -26,7 +29,7 @@ pub struct Evidence {
     /// The device refuses writes.
     pub read_only: bool,
     /// The boot in which `devnum` and `diskseq` have a meaning.
-    pub boot_id: String,
+    pub boot_id: Arc<str>,
     /// When the last check passed.
     pub at: Timestamp,
 }
@@ -42,7 +45,7 @@ impl Evidence {
 #[derive(Debug, Clone)]
 pub struct Ground {
     /// This boot.
-    pub boot_id: String,
+    pub boot_id: Arc<str>,
     /// The NBD server's group; its node must belong to it before the server can open the disk.
     pub nbd_gid: u32,
 }
@@ -169,7 +172,7 @@ pub fn check(
         }
         Ok(Evidence {
             serial: identity.serial,
-            scheme: identity.scheme.to_owned(),
+            scheme: identity.scheme.into(),
             link,
             devnum: facts.devnum,
             diskseq: facts.diskseq,

@@ -43,7 +43,7 @@ pub(super) fn questions(serial: Serial, mapping: Option<&Evidence>, boot_id: &st
         shared: false,
     });
     let mut questions: Vec<Question> = present.collect();
-    let mapping = mapping.filter(|mapping| mapping.boot_id == boot_id);
+    let mapping = mapping.filter(|mapping| &*mapping.boot_id == boot_id);
     if let Some(mapping) = mapping.filter(|mapping| questions.iter().all(|known| known.devnum != mapping.devnum)) {
         let there = table.of(mapping.devnum);
         questions.push(Question {

@@ -1,5 +1,9 @@
 //! Reading back what was written.
 
+use std::borrow::Cow;
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
 use futures_util::{StreamExt, TryStreamExt};
 use jiff::Timestamp;
 use sqlx::Row;
@@ -7,6 +11,7 @@ use sqlx::sqlite::{SqliteConnection, SqliteRow};
 
 use crate::clock::Steady;
 use crate::device::evidence::Evidence;
+use crate::device::scheme;
 use crate::identity::{OperationId, VolumeId};
 use crate::reason::Code;
 use crate::volume::{By, Entry, Intent, IntentOrigin, Reason, Record, State};
@@ -23,7 +28,23 @@ pub(super) async fn records(connection: &mut SqliteConnection) -> sqlx::Result<V
          FROM intents i LEFT JOIN mappings m USING (volume_id)",
     );
     // Row by row: ten thousand rows at once would take up more memory than everything made of them.
-    query.fetch(connection).map(|row| record(&row?)).try_collect().await
+    let mut boots = Boots::default();
+    query.fetch(connection).map(|row| record(&row?, &mut boots)).try_collect().await
+}
+
+/// The ids of boots that mappings are of: mostly one, kept once.
+#[derive(Default)]
+struct Boots(BTreeSet<Arc<str>>);
+
+impl Boots {
+    fn kept(&mut self, id: &str) -> Arc<str> {
+        if let Some(kept) = self.0.get(id) {
+            return Arc::clone(kept);
+        }
+        let id = Arc::<str>::from(id);
+        self.0.insert(Arc::clone(&id));
+        id
+    }
 }
 
 /// One volume's story, in the order in which it happened: a clock that was set changes nothing about that.
@@ -46,7 +67,12 @@ pub(super) async fn outbox_length(connection: &mut SqliteConnection) -> sqlx::Re
     row.try_get::<i64, _>("n").map(i64::unsigned_abs)
 }
 
-fn record(row: &SqliteRow) -> sqlx::Result<Record> {
+/// One that is its code's own is kept once for all volumes.
+fn hint(code: Code, kept: String) -> Cow<'static, str> {
+    if kept == code.hint() { Cow::Borrowed(code.hint()) } else { Cow::Owned(kept) }
+}
+
+fn record(row: &SqliteRow, boots: &mut Boots) -> sqlx::Result<Record> {
     let reason_code: Option<String> = row.try_get("reason_code")?;
     // A code of another version's is not kept: the volume is decided on at once.
     let reason = match reason_code.as_deref().and_then(Code::from_name) {
@@ -54,7 +80,7 @@ fn record(row: &SqliteRow) -> sqlx::Result<Record> {
         Some(code) => Some(Reason {
             code,
             message: row.try_get::<Option<String>, _>("reason_message")?.unwrap_or_default(),
-            hint: row.try_get::<Option<String>, _>("reason_hint")?.unwrap_or_default(),
+            hint: hint(code, row.try_get::<Option<String>, _>("reason_hint")?.unwrap_or_default()),
         }),
     };
     let state: String = row.try_get("state")?;
@@ -69,7 +95,7 @@ fn record(row: &SqliteRow) -> sqlx::Result<Record> {
             uid: row.try_get("uid")?,
             origin: operation(row, "operation_id")?.map_or(IntentOrigin::Announced, IntentOrigin::Operation),
         },
-        mapping: mapping(row)?,
+        mapping: mapping(row, boots)?,
         state: State::from_name(&state).unwrap_or(State::Waiting),
         since: row.try_get::<Option<i64>, _>("since")?.map(|at| moment("since", at)).transpose()?,
         reason,
@@ -90,17 +116,17 @@ fn operation(row: &SqliteRow, column: &str) -> sqlx::Result<Option<OperationId>>
     id.map(|id| id.parse()).transpose().map_err(|error| not_ours(column, error))
 }
 
-fn mapping(row: &SqliteRow) -> sqlx::Result<Option<Evidence>> {
-    let Some(scheme) = row.try_get("scheme")? else { return Ok(None) };
+fn mapping(row: &SqliteRow, boots: &mut Boots) -> sqlx::Result<Option<Evidence>> {
+    let Some(scheme) = row.try_get::<Option<&str>, _>("scheme")? else { return Ok(None) };
     Ok(Some(Evidence {
         serial: text(row, "mapped_serial")?,
-        scheme,
+        scheme: scheme::by_name(scheme).map_or_else(|| scheme.to_owned().into(), |known| known.name().into()),
         link: row.try_get("device_path")?,
         devnum: row.try_get::<String, _>("devnum")?.parse().map_err(|()| not_ours("devnum", "a device number"))?,
         diskseq: row.try_get::<i64, _>("diskseq")?.cast_unsigned(),
         size_bytes: row.try_get::<i64, _>("mapped_bytes")?.cast_unsigned(),
         read_only: row.try_get("read_only")?,
-        boot_id: row.try_get("boot_id")?,
+        boot_id: boots.kept(row.try_get("boot_id")?),
         at: time(row, "proven_at")?,
     }))
 }

@@ -1,5 +1,7 @@
 //! A volume: where it stands, its disk, its export and its story; and a step as it happens.
 
+use std::borrow::Cow;
+
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
@@ -79,7 +81,7 @@ shown_as_written!(ExportState);
 #[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
 pub(crate) struct EvidenceView {
     pub(crate) serial: Serial,
-    pub(crate) scheme: String,
+    pub(crate) scheme: Cow<'static, str>,
     #[schema(value_type = String)]
     pub(crate) devnum: DevNum,
     pub(crate) diskseq: u64,
@@ -99,7 +101,7 @@ impl From<&Evidence> for EvidenceView {
             diskseq: evidence.diskseq,
             size_bytes: evidence.size_bytes,
             read_only: evidence.read_only,
-            boot_id: evidence.boot_id.clone(),
+            boot_id: evidence.boot_id.to_string(),
             at: evidence.at,
         }
     }
@@ -114,7 +116,7 @@ pub(crate) struct ReasonView {
     /// What happened, to what.
     pub(crate) message: String,
     /// What to do next.
-    pub(crate) hint: String,
+    pub(crate) hint: Cow<'static, str>,
 }
 
 impl From<&Reason> for ReasonView {
