@@ -13,7 +13,7 @@ use std::process::{Child, Command, Stdio};
 /// An ext4 file system on a disk of the lab, owned by attachd.
 #[derive(Debug)]
 pub struct Freezable {
-    _disk: Disk,
+    disk: Disk,
 }
 
 /// It is frozen until this is dropped, or the test's process has ended.
@@ -39,7 +39,12 @@ impl Freezable {
         fs::create_dir(Self::PLACE)?;
         run("mount", &[node, Self::PLACE])?;
         run("chown", &["attachd", Self::PLACE])?;
-        Ok(Freezable { _disk: disk })
+        Ok(Freezable { disk })
+    }
+
+    /// The disk that it is on.
+    pub fn disk(&self) -> &Disk {
+        &self.disk
     }
 
     /// Freezes it.
