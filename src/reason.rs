@@ -3,7 +3,10 @@
 //!
 //! A code says *why* something is not as it should be; a step says *what happened* to a volume.
 
-use serde::{Deserialize, Deserializer, Serialize, Serializer};
+mod named;
+
+use named::names;
+pub use named::{Listed, Named};
 
 /// Where a code is said.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -26,121 +29,8 @@ pub enum Place {
 
 use Place::{Check, Command, Degraded, Http, Remark, Unhealthy, Volume};
 
-/// What a table lists by its name.
-pub trait Listed: Copy {
-    /// Its name, for programs.
-    fn name(self) -> &'static str;
-    /// The one of that name.
-    fn from_name(name: &str) -> Option<Self>;
-}
-
-/// What was read by its name: the store and the API's other end may be of another version, with names of its own.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Named<T> {
-    /// One of this table.
-    Known(T),
-    /// Another version's.
-    Other(String),
-}
-
 /// A step as the store keeps it.
 pub type StepName = Named<StoryStep>;
-
-impl<T: Listed> Named<T> {
-    /// The name.
-    pub fn name(&self) -> &str {
-        match self {
-            Self::Known(known) => known.name(),
-            Self::Other(name) => name,
-        }
-    }
-
-    /// If this version knows it.
-    pub fn known(&self) -> Option<T> {
-        match self {
-            Self::Known(known) => Some(*known),
-            Self::Other(_) => None,
-        }
-    }
-}
-
-impl<T: Listed> From<T> for Named<T> {
-    fn from(known: T) -> Self {
-        Self::Known(known)
-    }
-}
-
-impl<T: Listed> From<&str> for Named<T> {
-    fn from(name: &str) -> Self {
-        T::from_name(name).map_or_else(|| Self::Other(name.to_owned()), Self::Known)
-    }
-}
-
-impl<T: Listed> std::fmt::Display for Named<T> {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.pad(self.name())
-    }
-}
-
-impl<T: Listed> Serialize for Named<T> {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.serialize_str(self.name())
-    }
-}
-
-impl<'de, T: Listed> Deserialize<'de> for Named<T> {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        Ok(Self::from(&*String::deserialize(deserializer)?))
-    }
-}
-
-/// Declares an enum of names.
-macro_rules! names {
-    ($(#[$about:meta])* $type:ident { $($variant:ident $name:literal $meaning:literal)+ }) => {
-        $(#[$about])*
-        #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-        pub enum $type {
-            $(#[doc = $meaning] $variant,)+
-        }
-
-        impl $type {
-            /// Every one, in the order of the table.
-            pub const ALL: &[Self] = &[$(Self::$variant,)+];
-
-            /// Its name, for programs.
-            pub const fn name(self) -> &'static str {
-                match self { $(Self::$variant => $name,)+ }
-            }
-
-            /// The one of that name.
-            pub fn from_name(name: &str) -> Option<Self> {
-                Self::ALL.iter().copied().find(|known| known.name() == name)
-            }
-        }
-
-        impl Listed for $type {
-            fn name(self) -> &'static str {
-                Self::name(self)
-            }
-
-            fn from_name(name: &str) -> Option<Self> {
-                Self::from_name(name)
-            }
-        }
-
-        impl std::fmt::Display for $type {
-            fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-                f.pad(self.name())
-            }
-        }
-
-        impl Serialize for $type {
-            fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-                serializer.serialize_str(self.name())
-            }
-        }
-    };
-}
 
 /// Declares the codes: name in Rust, name for programs, places, meaning, what to do next. In a hint, `{}` stands for the one
 /// thing that only the place knows: a device, a scheme, the NBD server's unit.
@@ -402,6 +292,58 @@ impl Code {
     /// Whether the store is the cause.
     pub const fn is_of_store(self) -> bool {
         matches!(self, Self::StoreBusy | Self::StoreFull | Self::StoreSilent | Self::StoreLost | Self::StoreFailed)
+    }
+}
+
+/// Declares the cases: name in Rust, their code, what to do next.
+macro_rules! cases {
+    ($($(#[$about:meta])* $case:ident $code:ident $hint:literal)+) => {
+        /// A case of a code, where more is known than the code says: its hint takes the place of the code's.
+        #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+        pub enum Case {
+            $($(#[$about])* $case,)+
+        }
+
+        impl Case {
+            /// Every one.
+            pub const ALL: &[Self] = &[$(Self::$case,)+];
+
+            /// The code.
+            pub const fn code(self) -> Code {
+                match self { $(Self::$case => Code::$code,)+ }
+            }
+
+            /// What to do next, with `{}` for what only the place knows.
+            pub const fn hint(self) -> &'static str {
+                match self { $(Self::$case => $hint,)+ }
+            }
+        }
+    };
+}
+
+cases! {
+    /// The kernel says that somebody has the disk, and no table shows who.
+    UsedUnseen InUseByHost
+        "It may be mounted in another mount namespace (a container; `grep -l ' {} ' /proc/*/mountinfo` finds it), or be part of a file system of several disks, of LVM, MD or crypt. End that use: it is tried again by itself, and at once by `attachctl resync`."
+    /// Something else has the name of an export.
+    NameTaken ExportFolder
+        "What is in its place was not made by attachd, and is left alone. It is tried again by itself."
+    /// The step that writes has broken off.
+    WriteBrokeOff StoreFailed
+        "It is tried again by itself."
+    /// More waits to be written than may.
+    StoreCrowded StoreBusy
+        "Ask again in a moment."
+    /// It is known which process has the lock.
+    StoreHeld StoreBusy
+        "End process {}, or the transaction that it has left open; attachd goes on by itself then."
+}
+
+impl Case {
+    /// What to do next, about this device or process.
+    pub fn hint_about(self, what: &str) -> String {
+        debug_assert!(self.hint().contains("{}"), "{self:?} is about nothing in particular");
+        self.hint().replace("{}", what)
     }
 }
 

@@ -7,7 +7,7 @@ use jiff::{SignedDuration, Timestamp};
 use crate::clock::{self, Steady};
 use crate::device::evidence::Evidence;
 use crate::identity::{OperationId, Serial, VolumeId};
-use crate::reason::{Code, StepName, StoryStep};
+use crate::reason::{Case, Code, StepName, StoryStep};
 
 /// A durable wish that a volume be mapped and exported on this host.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -187,7 +187,18 @@ impl Reason {
         Self::hinted(code, message, code.hint_about(what))
     }
 
-    /// A reason with another hint, because more is known here.
+    /// A reason in a case of which more is known than the code says.
+    pub fn of_case(case: Case, message: impl Into<String>) -> Self {
+        debug_assert!(!case.hint().contains("{}"), "{case:?} is about something: Reason::of_case_about");
+        Self::hinted(case.code(), message, case.hint())
+    }
+
+    /// The same for a case whose hint is about something.
+    pub fn of_case_about(case: Case, what: &str, message: impl Into<String>) -> Self {
+        Self::hinted(case.code(), message, case.hint_about(what))
+    }
+
+    /// A reason with a hint that was taken from the table before.
     pub fn hinted(code: Code, message: impl Into<String>, hint: impl Into<Cow<'static, str>>) -> Self {
         debug_assert!(code.is_of_volumes(), "{code} is no volume's reason");
         Self { code, message: message.into(), hint: hint.into() }

@@ -9,7 +9,7 @@ use super::world::Disk;
 use crate::device::evidence::Evidence;
 use crate::helper_client::{Exclusive, HelperError};
 use crate::identity::VolumeId;
-use crate::reason::Code;
+use crate::reason::{Case, Code};
 use crate::volume::Reason;
 
 impl Engine {
@@ -84,12 +84,7 @@ fn why_not(evidence: &Evidence, answer: Result<Exclusive, HelperError>) -> Optio
     match answer {
         Ok(Exclusive::Free { diskseq }) if diskseq == evidence.diskseq => None,
         Ok(Exclusive::Free { .. }) => Some(unknown("another disk has its number now".to_owned())),
-        Ok(Exclusive::Used(who)) => {
-            let hint = format!(
-                "It may be mounted in another mount namespace (a container; `grep -l ' {devnum} ' /proc/*/mountinfo` finds it), or be part of a file system of several disks, of LVM, MD or crypt. End that use: it is tried again by itself, and at once by `attachctl resync`."
-            );
-            Some(Reason::hinted(Code::InUseByHost, who, hint))
-        }
+        Ok(Exclusive::Used(who)) => Some(Reason::of_case_about(Case::UsedUnseen, &devnum.to_string(), who)),
         Err(error @ HelperError::Silent(..)) => {
             let message = format!("whether this host uses the disk {devnum} is not known: {error}");
             Some(Reason::new(Code::HelperSilent, message))

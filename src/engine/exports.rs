@@ -15,7 +15,7 @@ use crate::export::backend::{Contents, Which};
 use crate::folder::{Names, is_away};
 use crate::folder_watch::Changes;
 use crate::identity::{Serial, VolumeId};
-use crate::reason::{Code, StoryStep};
+use crate::reason::{Case, Code, StoryStep};
 use crate::volume::Reason;
 
 /// How long strangers' files may come and go before the folders are listed again for them.
@@ -306,8 +306,7 @@ impl Engine {
 pub(super) fn folder_reason(error: &io::Error) -> Reason {
     let message = format!("the export could not be made: {error}");
     if error.kind() == io::ErrorKind::AlreadyExists {
-        let hint = "What is in its place was not made by attachd, and is left alone. It is tried again by itself.";
-        return Reason::hinted(Code::ExportFolder, message, hint);
+        return Reason::of_case(Case::NameTaken, message);
     }
     Reason::new(Code::ExportFolder, message)
 }

@@ -18,7 +18,7 @@ use crate::device::facts::LinkTarget;
 use crate::device::found::Found;
 use crate::export::probe::{ProbeError, Served};
 use crate::identity::{Serial, VolumeId};
-use crate::reason::{Code, StoryStep};
+use crate::reason::{Case, Code, StoryStep};
 use crate::store::Change;
 use crate::volume::Reason;
 
@@ -38,7 +38,7 @@ impl Engine {
         }
         let begun = self.tools.truth.begin(vec![Change::Map(id, evidence.clone())]);
         self.outside("step.record", answered(begun), move |written| {
-            let died = |died: Died| Reason::hinted(Code::StoreFailed, died.to_string(), "It is tried again by itself.");
+            let died = |died: Died| Reason::of_case(Case::WriteBrokeOff, died.to_string());
             let result = written.map_err(died).and_then(|written| written.map_err(|error| error.reason()));
             Input::Recorded { ticket, evidence, result }
         });

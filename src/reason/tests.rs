@@ -18,6 +18,9 @@ fn whatever_an_operator_reads_says_what_to_do() {
     for code in Code::ALL.iter().filter(|code| code.is_of_volumes() || code.is_of_health()) {
         assert!(code.hint().ends_with('.'), "{code}");
     }
+    for case in Case::ALL {
+        assert!(case.hint().ends_with('.') && case.hint() != case.code().hint(), "{case:?}");
+    }
 }
 
 #[test]
