@@ -96,6 +96,7 @@ fn while_another_program_has_the_stores_lock_every_request_is_answered_and_it_go
     intend(&api, &waiting);
 
     let locked = Locked::new();
+    let holder = format!("is locked by sqlite3 (process {} of root)", locked.0.id());
     let writers: Vec<_> = (0..8)
         .map(|_| {
             let (api, volume) = (api.clone(), lab.volume());
@@ -106,9 +107,13 @@ fn while_another_program_has_the_stores_lock_every_request_is_answered_and_it_go
         let reply = writer.join().unwrap();
         assert_eq!((reply.status, &reply.json["code"]), (503, &json!("STORE_BUSY")), "{}", reply.text);
         assert_eq!(reply.header("retry-after"), Some("1"));
+        let said = reply.json["error"].as_str().unwrap();
+        assert!(said.contains(&holder), "it is said who has it: {said}");
     }
     let health = in_time(&api, "GET", "/api/v1/health", None);
     assert_eq!((health.status, problems(&health.json)), (503, vec!["STORE_BUSY"]));
+    let hint = health.json["problems"][0]["hint"].as_str().unwrap();
+    assert!(hint.starts_with(&format!("End process {}", locked.0.id())), "{hint}");
     let shown = in_time(&api, "GET", &format!("/api/v1/volumes/{}", stays.id), None).expect(200).unwrap();
     assert_eq!(shown["timeline_incomplete"], false, "what is on record can be read");
     let refused = in_time(&api, "DELETE", &format!("/api/v1/intents/{}", stays.id), None);

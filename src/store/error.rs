@@ -1,20 +1,24 @@
 //! Why the store could not do it: each with a code, because callers do different things about each.
 
+use std::borrow::Cow;
 use std::path::{Path, PathBuf};
 
 use jiff::Timestamp;
 
-use crate::reason::Code;
+use super::holder::{self, Holder};
+use crate::reason::{Case, Code};
 use crate::volume::Reason;
 
 /// The store could not do it.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum StoreError {
     /// Another program holds SQLite's lock.
-    #[error("the store {} is locked by another program", path.display())]
+    #[error("the store {} is locked by {holder}", path.display())]
     Busy {
         /// The file.
         path: PathBuf,
+        /// Which, as far as it could be found out.
+        holder: Holder,
     },
     /// More is waiting to be written than the queue takes.
     #[error("the store {} has too much waiting to be written", path.display())]
@@ -96,10 +100,14 @@ impl StoreError {
     }
 
     /// What to do next.
-    pub fn hint(&self) -> &'static str {
+    pub fn hint(&self) -> Cow<'static, str> {
         match self {
-            Self::Crowded { .. } => "Ask again in a moment.",
-            _ => self.code().hint(),
+            Self::Crowded { .. } => Case::StoreCrowded.hint().into(),
+            Self::Busy { holder, .. } => match holder.process() {
+                Some(pid) => Case::StoreHeld.hint_about(&pid.to_string()).into(),
+                None => self.code().hint().into(),
+            },
+            _ => self.code().hint().into(),
         }
     }
 
@@ -117,7 +125,10 @@ impl StoreError {
         let message = database.message().to_owned();
         // The low byte is the kind (https://www.sqlite.org/rescode.html).
         match database.code().and_then(|code| code.parse::<u32>().ok()).map(|code| code & 0xff) {
-            Some(SQLITE_BUSY | SQLITE_LOCKED) => Self::Busy { path },
+            Some(SQLITE_BUSY | SQLITE_LOCKED) => {
+                let holder = holder::of_sqlite(&path);
+                Self::Busy { path, holder }
+            }
             Some(SQLITE_FULL) => Self::Full { path, message },
             // It does not say why it cannot write; the folder's file system does.
             Some(SQLITE_IOERR | SQLITE_CANTOPEN) if has_no_room(&path) => Self::Full { path, message },
