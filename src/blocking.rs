@@ -14,14 +14,14 @@ use crate::limits;
 const AT_ONCE: usize = 32;
 
 /// How long to wait for one of them: as long as this, each must be stuck in what it does.
-const PATIENCE: Duration = Duration::from_secs(5);
+const LONGEST_WAIT: Duration = Duration::from_secs(5);
 
 static PLACES: Semaphore = Semaphore::const_new(AT_ONCE);
 
 /// Does it. An error: there was no thread, or the work broke off. It is not cut short: who gives up waiting leaves it running.
 pub(crate) async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> io::Result<T> {
     let stuck = || io::Error::other(format!("{AT_ONCE} threads are busy with what does not come to an end"));
-    let place = tokio::time::timeout(PATIENCE, PLACES.acquire()).await.map_err(|_| stuck())?;
+    let place = tokio::time::timeout(LONGEST_WAIT, PLACES.acquire()).await.map_err(|_| stuck())?;
     begin(move || {
         let result = work();
         drop(place);
@@ -40,7 +40,7 @@ pub(crate) fn begin<T: Send + 'static>(
         let _ = done.send(work());
     });
     begun.map_err(|error| {
-        let error = limits::explained(limits::Call::Thread, error);
+        let error = limits::explained(limits::Attempt::Thread, error);
         io::Error::new(error.kind(), format!("no thread can be had: {error}"))
     })?;
     let broke_off = |_| io::Error::other("the work broke off by a defect of attachd; please report it");

@@ -17,7 +17,7 @@ const OWN: usize = 256;
 
 /// How many descriptors the clients of the API may have, by what for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Clients {
+pub struct ClientDescriptors {
     /// Connections that are served.
     pub served: usize,
     /// Connections that wait for that.
@@ -27,12 +27,12 @@ pub struct Clients {
 }
 
 /// Where descriptors allow it.
-const CLIENTS: Clients = Clients { served: 512, waiting: 512, watched: 256 };
+const CLIENTS: ClientDescriptors = ClientDescriptors { served: 512, waiting: 512, watched: 256 };
 
 /// With fewer, clients would be turned away all the time.
-const FEWEST_CLIENTS: Clients = Clients { served: 16, waiting: 8, watched: 8 };
+const FEWEST_CLIENTS: ClientDescriptors = ClientDescriptors { served: 16, waiting: 8, watched: 8 };
 
-impl Clients {
+impl ClientDescriptors {
     const fn all(self) -> usize {
         self.served + self.waiting + self.watched
     }
@@ -58,16 +58,16 @@ pub fn take_all() -> io::Result<()> {
 }
 
 /// What the API's clients may have.
-pub fn clients() -> Clients {
+pub fn clients() -> ClientDescriptors {
     clients_of(getrlimit(Resource::Nofile).current)
 }
 
-fn clients_of(limit: Option<u64>) -> Clients {
+fn clients_of(limit: Option<u64>) -> ClientDescriptors {
     let limit = limit.and_then(|limit| usize::try_from(limit).ok()).unwrap_or(usize::MAX);
     let left = limit.saturating_sub(HANDSHAKES + CHECKS + OWN);
     let left = left.min(CLIENTS.all());
     let share = |most: usize, fewest: usize| (left * most / CLIENTS.all()).max(fewest);
-    Clients {
+    ClientDescriptors {
         served: share(CLIENTS.served, FEWEST_CLIENTS.served),
         waiting: share(CLIENTS.waiting, FEWEST_CLIENTS.waiting),
         watched: share(CLIENTS.watched, FEWEST_CLIENTS.watched),

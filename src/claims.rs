@@ -14,7 +14,7 @@ use rustix::io::Errno;
 use crate::effect;
 use crate::folder::{Folder, Names};
 use crate::identity::{Serial, VolumeId};
-use crate::place::Found;
+use crate::place::Inode;
 
 /// The folder of claims. Cheap to clone.
 #[derive(Debug, Clone)]
@@ -132,13 +132,13 @@ impl Claims {
         let serial = volume.serial();
         let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
         match rustix::fs::openat(&**folder, serial.as_str(), flags, Mode::from_raw_mode(0o600)) {
-            Err(Errno::EXIST) => self.is_claim(&Found::below(&**folder, serial.as_str())?, serial),
+            Err(Errno::EXIST) => self.is_claim(&Inode::below(&**folder, serial.as_str())?, serial),
             made => made.map(drop).map_err(io::Error::from),
         }
     }
 
     /// What has a claim's name is one, and attachd's.
-    fn is_claim(&self, found: &Found, serial: Serial) -> io::Result<()> {
+    fn is_claim(&self, found: &Inode, serial: Serial) -> io::Result<()> {
         found.is_file_of(Some(self.folder.owner())).map_err(|why| {
             let place = self.folder.path().join(serial.as_str());
             let why = format!("{} is no claim of attachd's: {why}; move it away", place.display());
@@ -148,7 +148,7 @@ impl Claims {
 
     /// Says whether there was one.
     fn end(&self, folder: &Arc<OwnedFd>, serial: Serial) -> io::Result<bool> {
-        match Found::below(&**folder, serial.as_str()) {
+        match Inode::below(&**folder, serial.as_str()) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
             found => self.is_claim(&found?, serial)?,
         }
@@ -206,7 +206,7 @@ impl Restoration {
                 continue;
             }
             let serial = name.to_str().ok().and_then(|name| name.parse::<Serial>().ok());
-            let found = match Found::below(&*folder, name) {
+            let found = match Inode::below(&*folder, name) {
                 // It has gone meanwhile.
                 Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
                 found => found?,

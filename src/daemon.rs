@@ -26,12 +26,12 @@ use crate::engine::{self, Engine, Inputs};
 use crate::export::backend::{Backend, Contents, Which};
 use crate::export::links::Links;
 use crate::export::nbd_server::backend::NbdServer;
-use crate::export::nbd_server::check::Reader;
+use crate::export::nbd_server::check::ServerUser;
 use crate::export::nbd_server::sections::Sections;
 use crate::export::nbd_server::way::Mode;
 use crate::export::nbdkit::Nbdkit;
 use crate::export::probe::Endpoint;
-use crate::export::server::{Sign, Watch};
+use crate::export::server::{ServerWatch, Sign};
 use crate::export::tls::Tls;
 use crate::export::unit::Explain;
 use crate::folder_watch::FolderWatch;
@@ -88,7 +88,7 @@ async fn serve(settings: Settings, config: &Path) -> anyhow::Result<()> {
     let claims = Claims::new(settings.store.claims.clone());
     let restored = restored_claims(&claims, &records).await;
     let sign = sign(&settings.export.server);
-    let watch_server = Watch::new(settings.export.pid_file.clone(), sign)?.explaining(Explain {
+    let watch_server = ServerWatch::new(settings.export.pid_file.clone(), sign)?.explaining(Explain {
         unit: settings.export.server.unit(),
         program: settings.export.server.name(),
         listen: settings.export.listen,
@@ -177,7 +177,7 @@ fn backend(settings: &Settings, nbd_gid: u32) -> anyhow::Result<Arc<dyn Backend>
         sections: Sections::new(settings.export.folder.clone(), links.clone()),
         links,
         main_file: main_file.clone(),
-        reader: Reader { uid, gid: nbd_gid },
+        reader: ServerUser { uid, gid: nbd_gid },
         mode: way.mode,
         listen: settings.export.listen.ip(),
     }))

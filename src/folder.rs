@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use rustix::fs::{CWD, Mode, OFlags};
 use rustix::io::Errno;
 
-use crate::place::{Found, Kind, NotOurs};
+use crate::place::{Inode, Kind, NotOurs};
 
 /// Names that are told of very many.
 const TOLD: usize = 10;
@@ -55,8 +55,8 @@ impl Folder {
     /// The folder that is at its place now, if it is ours. An error of the kind `NotFound` when there is none.
     pub fn open(&self) -> io::Result<Arc<OwnedFd>> {
         let path = self.path();
-        let found = Found::at(path).map_err(|error| self.about(&error))?;
-        let ours = |found: &Found| found.is_folder_of(Some(self.inner.owner)).map_err(|why| self.not_ours(why));
+        let found = Inode::at(path).map_err(|error| self.about(&error))?;
+        let ours = |found: &Inode| found.is_folder_of(Some(self.inner.owner)).map_err(|why| self.not_ours(why));
         ours(&found)?;
         let mut held = self.inner.held.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(held) = held.as_ref().filter(|held| held.identity == found.identity()) {
@@ -64,7 +64,7 @@ impl Folder {
         }
         let descriptor = self.open_whatever()?;
         // What was opened may be another one than what was found.
-        let opened = Found::open(&descriptor)?;
+        let opened = Inode::open(&descriptor)?;
         ours(&opened)?;
         if held.as_ref().is_some_and(|held| held.identity.0 != opened.device) {
             return Err(self.not_ours(NotOurs::OtherDevice));
@@ -76,7 +76,7 @@ impl Folder {
 
     /// The folder that is at its place now, whosever it is: to look at alone.
     pub fn see(&self) -> io::Result<Arc<OwnedFd>> {
-        let found = Found::at(self.path()).map_err(|error| self.about(&error))?;
+        let found = Inode::at(self.path()).map_err(|error| self.about(&error))?;
         found.is(Kind::Folder).map_err(|why| self.not_ours(why))?;
         let held = self.inner.held.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(held) = held.as_ref().filter(|held| held.identity == found.identity()) {
@@ -110,7 +110,7 @@ impl Folder {
         match self.open() {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 let above = self.path().parent().unwrap_or(Path::new("/"));
-                let whose = Found::at(above)
+                let whose = Inode::at(above)
                     .and_then(|found| found.is_folder_of(Some(self.inner.owner)).map_err(io::Error::other));
                 whose.map_err(|why| {
                     let (path, above) = (self.path().display(), above.display());
@@ -244,12 +244,12 @@ mod tests {
         fs::remove_file(&place).unwrap();
         fs::write(&place, "").unwrap();
         assert!(folder.open().unwrap_err().to_string().contains("a file, not a folder"));
-        let held = Found::open(&*folder.held().unwrap()).unwrap();
-        assert_eq!(held.identity(), Found::at(&away).unwrap().identity());
+        let held = Inode::open(&*folder.held().unwrap()).unwrap();
+        assert_eq!(held.identity(), Inode::at(&away).unwrap().identity());
         fs::remove_file(&place).unwrap();
         fs::create_dir(&place).unwrap();
-        let second = Found::open(&*folder.open().unwrap()).unwrap();
-        assert_eq!(second.identity(), Found::at(&place).unwrap().identity(), "a new one of ours is taken");
+        let second = Inode::open(&*folder.open().unwrap()).unwrap();
+        assert_eq!(second.identity(), Inode::at(&place).unwrap().identity(), "a new one of ours is taken");
     }
 
     #[test]
@@ -257,7 +257,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let folder = Folder::new(dir.path().join("claims"));
         folder.open_or_make().unwrap();
-        assert_eq!(Found::at(folder.path()).unwrap().mode, 0o755);
+        assert_eq!(Inode::at(folder.path()).unwrap().mode, 0o755);
         fs::remove_dir(folder.path()).unwrap();
         fs::set_permissions(dir.path(), std::os::unix::fs::PermissionsExt::from_mode(0o777)).unwrap();
         let refused = folder.open_or_make().unwrap_err();

@@ -24,7 +24,7 @@ const NAMES: usize = 1024;
 
 /// What has happened since it was told the last time.
 #[derive(Debug, Default, PartialEq, Eq)]
-pub struct Changes {
+pub struct FolderChanges {
     /// Folders to be looked at as a whole: they came, went, have another owner or mode, or too much happened in them.
     pub whole: BTreeSet<Which>,
     /// Names that came into a folder, or are written.
@@ -60,7 +60,7 @@ impl FolderWatch {
     }
 
     /// Sends what happens, until the receiver is gone.
-    pub async fn follow<Input: From<Changes>>(mut self, changes: mpsc::Sender<Input>) {
+    pub async fn follow<Input: From<FolderChanges>>(mut self, changes: mpsc::Sender<Input>) {
         loop {
             let Ok(mut ready) = self.notify.readable().await else { return std::future::pending().await };
             ready.clear_ready();
@@ -68,7 +68,7 @@ impl FolderWatch {
             if again {
                 self.arm();
             }
-            if told != Changes::default() && changes.send(told.into()).await.is_err() {
+            if told != FolderChanges::default() && changes.send(told.into()).await.is_err() {
                 return;
             }
         }
@@ -104,10 +104,10 @@ impl FolderWatch {
     }
 
     /// What has happened, and whether something is to be watched anew.
-    fn read(&mut self) -> (Changes, bool) {
+    fn read(&mut self) -> (FolderChanges, bool) {
         let mut buffer = [MaybeUninit::uninit(); 8192];
         let mut reader = inotify::Reader::new(self.notify.get_ref(), &mut buffer);
-        let (mut told, mut again) = (Changes::default(), false);
+        let (mut told, mut again) = (FolderChanges::default(), false);
         while let Ok(event) = reader.next() {
             let kind = event.events();
             if kind.contains(ReadFlags::QUEUE_OVERFLOW) {
@@ -158,13 +158,13 @@ mod tests {
     use std::time::Duration;
 
     /// A watch on one folder, and what it tells.
-    fn watch(path: &Path) -> mpsc::Receiver<Changes> {
+    fn watch(path: &Path) -> mpsc::Receiver<FolderChanges> {
         let (changes, told) = mpsc::channel(8);
         tokio::spawn(FolderWatch::new([(Which::Claims, path.to_owned())]).unwrap().follow(changes));
         told
     }
 
-    async fn until(told: &mut mpsc::Receiver<Changes>, wanted: impl Fn(&Changes) -> bool) {
+    async fn until(told: &mut mpsc::Receiver<FolderChanges>, wanted: impl Fn(&FolderChanges) -> bool) {
         let found = async { while !wanted(&told.recv().await.unwrap()) {} };
         tokio::time::timeout(Duration::from_secs(10), found).await.unwrap();
     }
@@ -192,7 +192,7 @@ mod tests {
         let folder = dir.path().join("a/b/c");
         fs::create_dir_all(&folder).unwrap();
         let mut told = watch(&folder);
-        let whole = |changes: &Changes| changes.whole.contains(&Which::Claims);
+        let whole = |changes: &FolderChanges| changes.whole.contains(&Which::Claims);
         for gone in ["a/b/c", "a/b", "a"] {
             fs::remove_dir_all(dir.path().join(gone)).unwrap();
             until(&mut told, whole).await;

@@ -12,7 +12,7 @@ use rustix::process::{Resource, getrlimit};
 
 /// What was tried.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Call {
+pub enum Attempt {
     /// An inotify instance was to be made.
     Watch,
     /// A folder was to be watched by one.
@@ -34,7 +34,7 @@ enum Limit {
 }
 
 /// Adds to an error which limit it is about; other errors stay as they are.
-pub fn explained(call: Call, error: io::Error) -> io::Error {
+pub fn explained(call: Attempt, error: io::Error) -> io::Error {
     let errno = error.raw_os_error().map(Errno::from_raw_os_error);
     let found = errno.and_then(|errno| of(call, errno, descriptors()));
     match found {
@@ -46,33 +46,33 @@ pub fn explained(call: Call, error: io::Error) -> io::Error {
 /// A new inotify instance; an error says which limit it is about.
 pub fn inotify() -> io::Result<OwnedFd> {
     let instance = inotify::init(CreateFlags::CLOEXEC | CreateFlags::NONBLOCK);
-    instance.map_err(|error| explained(Call::Watch, error.into()))
+    instance.map_err(|error| explained(Attempt::Watch, error.into()))
 }
 
 /// Has a folder watched; an error says which limit it is about.
 pub fn watch(instance: &OwnedFd, folder: &Path, events: WatchFlags) -> io::Result<i32> {
-    inotify::add_watch(instance, folder, events).map_err(|error| explained(Call::WatchFolder, error.into()))
+    inotify::add_watch(instance, folder, events).map_err(|error| explained(Attempt::WatchFolder, error.into()))
 }
 
 /// What ends the daemon, with the limit that it is about, if there is one that was not named yet.
 pub fn explained_end(error: anyhow::Error) -> anyhow::Error {
     let errors = error.chain().filter_map(|cause| cause.downcast_ref::<io::Error>());
     let errno = errors.filter_map(io::Error::raw_os_error).map(Errno::from_raw_os_error).last();
-    match errno.and_then(|errno| of(Call::Open, errno, descriptors())) {
+    match errno.and_then(|errno| of(Attempt::Open, errno, descriptors())) {
         Some(limit) => error.context(words(limit)),
         None => error,
     }
 }
 
 /// The limit behind an error. `descriptors`: how many this process has, and how many it may have.
-fn of(call: Call, errno: Errno, (have, may): (u64, u64)) -> Option<Limit> {
+fn of(call: Attempt, errno: Errno, (have, may): (u64, u64)) -> Option<Limit> {
     match (call, errno) {
         // The same error for two limits: it is this process's own if that is used up.
-        (Call::Watch, Errno::MFILE) if have < may => Some(Limit::Instances),
+        (Attempt::Watch, Errno::MFILE) if have < may => Some(Limit::Instances),
         (_, Errno::MFILE) => Some(Limit::Descriptors),
         (_, Errno::NFILE) => Some(Limit::Files),
-        (Call::WatchFolder, Errno::NOSPC) => Some(Limit::Watches),
-        (Call::Thread, Errno::AGAIN) => Some(Limit::Tasks),
+        (Attempt::WatchFolder, Errno::NOSPC) => Some(Limit::Watches),
+        (Attempt::Thread, Errno::AGAIN) => Some(Limit::Tasks),
         _ => None,
     }
 }
@@ -168,16 +168,16 @@ mod tests {
     #[test]
     fn one_error_is_about_the_limit_that_is_used_up() {
         for (call, errno, used, expected) in [
-            (Call::Watch, Errno::MFILE, (10, 1024), Some(Limit::Instances)),
-            (Call::Watch, Errno::MFILE, (1024, 1024), Some(Limit::Descriptors)),
-            (Call::Open, Errno::MFILE, (10, 1024), Some(Limit::Descriptors)),
-            (Call::Open, Errno::NFILE, (10, 1024), Some(Limit::Files)),
-            (Call::WatchFolder, Errno::NOSPC, (10, 1024), Some(Limit::Watches)),
+            (Attempt::Watch, Errno::MFILE, (10, 1024), Some(Limit::Instances)),
+            (Attempt::Watch, Errno::MFILE, (1024, 1024), Some(Limit::Descriptors)),
+            (Attempt::Open, Errno::MFILE, (10, 1024), Some(Limit::Descriptors)),
+            (Attempt::Open, Errno::NFILE, (10, 1024), Some(Limit::Files)),
+            (Attempt::WatchFolder, Errno::NOSPC, (10, 1024), Some(Limit::Watches)),
             // A disk that is full.
-            (Call::Open, Errno::NOSPC, (10, 1024), None),
-            (Call::Thread, Errno::AGAIN, (10, 1024), Some(Limit::Tasks)),
-            (Call::Open, Errno::AGAIN, (10, 1024), None),
-            (Call::Open, Errno::ACCESS, (10, 1024), None),
+            (Attempt::Open, Errno::NOSPC, (10, 1024), None),
+            (Attempt::Thread, Errno::AGAIN, (10, 1024), Some(Limit::Tasks)),
+            (Attempt::Open, Errno::AGAIN, (10, 1024), None),
+            (Attempt::Open, Errno::ACCESS, (10, 1024), None),
         ] {
             assert_eq!(of(call, errno, used), expected, "{call:?} {errno}");
         }
@@ -206,7 +206,7 @@ mod tests {
 
     #[test]
     fn other_errors_stay_as_they_are() {
-        let denied = explained(Call::Open, Errno::ACCESS.into());
+        let denied = explained(Attempt::Open, Errno::ACCESS.into());
         assert_eq!(denied.raw_os_error(), Some(Errno::ACCESS.raw_os_error()));
     }
 }

@@ -1,5 +1,5 @@
 //! What is at a path, and whether it is whose it should be: by kind, owner, mode and device. No link is followed in the
-//! last part of a path. Judging is pure; [`Found`] is what was read.
+//! last part of a path. Judging is pure; [`Inode`] is what was read.
 
 use std::fmt;
 use std::fs::File;
@@ -44,7 +44,7 @@ impl fmt::Display for Kind {
 
 /// What was found at a path.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Found {
+pub struct Inode {
     /// What it is.
     pub kind: Kind,
     /// Whose it is.
@@ -91,7 +91,7 @@ pub enum NotOurs {
     OtherDevice,
 }
 
-impl Found {
+impl Inode {
     /// What is at a path; an error of the kind `NotFound` when nothing is.
     pub fn at(path: &Path) -> io::Result<Self> {
         Self::below(CWD, path)
@@ -140,7 +140,7 @@ impl Found {
     }
 }
 
-impl From<Stat> for Found {
+impl From<Stat> for Inode {
     fn from(stat: Stat) -> Self {
         let kind = match FileType::from_raw_mode(stat.st_mode) {
             FileType::Directory => Kind::Folder,
@@ -196,7 +196,7 @@ fn read_small(path: &Path, links: OFlags, limit: u64) -> io::Result<(Vec<u8>, u3
         Err(rustix::io::Errno::LOOP) => return Err(io::Error::other("it is a link")),
         file => file?,
     };
-    let found = Found::open(&file)?;
+    let found = Inode::open(&file)?;
     found.is(Kind::File).map_err(io::Error::other)?;
     let mut bytes = Vec::new();
     File::from(file).take(limit + 1).read_to_end(&mut bytes)?;
@@ -223,7 +223,7 @@ mod tests {
         fs::create_dir(&folder).unwrap();
         symlink(&folder, &link).unwrap();
         fs::write(&file, "").unwrap();
-        let judged = |path: &Path, owner| Found::at(path).unwrap().is_folder_of(owner);
+        let judged = |path: &Path, owner| Inode::at(path).unwrap().is_folder_of(owner);
         assert_eq!(judged(&folder, Some(me())), Ok(()), "the control");
         assert_eq!(judged(&folder, None), Ok(()), "nobody knows whose it should be");
         assert_eq!(judged(&link, Some(me())), Err(NotOurs::Kind { is: Kind::Link, wanted: Kind::Folder }));
@@ -238,7 +238,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("file");
         fs::write(&file, "").unwrap();
-        let judged = || Found::at(&file).unwrap().is_file_of(Some(me()));
+        let judged = || Inode::at(&file).unwrap().is_file_of(Some(me()));
         assert_eq!(judged(), Ok(()), "the control");
         fs::hard_link(&file, dir.path().join("second")).unwrap();
         assert_eq!(judged(), Err(NotOurs::SeveralNames(2)));

@@ -10,7 +10,7 @@ pub use named::{Listed, Named};
 
 /// Where a code is said.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Place {
+pub enum SaidAt {
     /// A volume's reason, when its disk fails a check: the volume is `refused`.
     Check,
     /// A volume's reason.
@@ -27,7 +27,7 @@ pub enum Place {
     Command,
 }
 
-use Place::{Check, Command, Degraded, Http, Remark, Unhealthy, Volume};
+use SaidAt::{Check, Command, Degraded, Http, Remark, Unhealthy, Volume};
 
 /// A step as the store keeps it.
 pub type StepName = Named<StoryStep>;
@@ -43,7 +43,7 @@ macro_rules! codes {
 
         impl Code {
             /// Where it is said.
-            pub const fn places(self) -> &'static [Place] {
+            pub const fn places(self) -> &'static [SaidAt] {
                 match self { $(Self::$code => &[$($place),+],)+ }
             }
 
@@ -267,7 +267,7 @@ impl Code {
     }
 
     /// Whether it is said there.
-    pub fn is_said(self, place: Place) -> bool {
+    pub fn is_said(self, place: SaidAt) -> bool {
         self.places().contains(&place)
     }
 

@@ -253,7 +253,7 @@ fn the_placeholder_of_the_shipped_main_files_is_known_and_never_served() {
         let per_connection = NbdServerPerConnection::start(Installed::new(&lab, release).unwrap()).unwrap();
         assert_eq!(nbd::go(ADDRESS, "attachd-placeholder").unwrap(), REP_ERR_POLICY);
         drop(per_connection);
-        let server = check::Reader { uid: NBD.id, gid: NBD.id };
+        let server = check::ServerUser { uid: NBD.id, gid: NBD.id };
         for (main, port) in [(MAIN, "10809"), (MAIN_SOCKET, "0")] {
             let checked = check::main_file(Path::new(main), server).unwrap();
             assert_eq!((checked.port.as_deref(), checked.listenaddr.as_deref()), (Some(port), Some("127.0.0.1")));
@@ -507,7 +507,7 @@ fn the_check_and_the_real_server_agree_on_damaged_files() {
 #[test]
 fn a_folder_is_refused_for_its_one_bad_or_unreadable_file_and_two_of_one_name_are_told() {
     let dir = tempfile::tempdir().unwrap();
-    let server = check::Reader { uid: NBD.id, gid: NBD.id };
+    let server = check::ServerUser { uid: NBD.id, gid: NBD.id };
     fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o755)).unwrap();
     let write = |name: &str, text: &str| {
         fs::write(dir.path().join(name), text).unwrap();

@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use attachd::reason::{Code, Place, StoryStep};
+use attachd::reason::{Code, SaidAt, StoryStep};
 use common::*;
 use lab::child::Proc;
 use lab::{Api, Lab};
@@ -153,7 +153,7 @@ fn the_openapi_document_names_each_code_and_each_step_of_the_table_and_no_other(
     };
     assert_eq!(named("ReasonCode"), codes(Code::is_of_volumes));
     assert_eq!(named("ProblemCode"), codes(Code::is_of_health));
-    assert_eq!(named("RemarkCode"), codes(|code| code.is_said(Place::Remark)));
+    assert_eq!(named("RemarkCode"), codes(|code| code.is_said(SaidAt::Remark)));
     assert_eq!(named("ErrorCode"), codes(|code| code.status().is_some()));
     assert_eq!(named("StoryStep"), StoryStep::ALL.iter().map(ToString::to_string).collect());
 

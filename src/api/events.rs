@@ -27,19 +27,19 @@ use crate::wire::{EventView, MISSED, Missed, ReasonView, VOLUME};
 #[derive(Deserialize, IntoParams)]
 #[into_params(parameter_in = Query)]
 #[serde(deny_unknown_fields)]
-pub(super) struct Filter {
+pub(super) struct EventFilter {
     /// Only those of this volume.
     #[param(inline, value_type = Option<VolumeId>)]
     volume_id: Option<String>,
 }
 
 /// Follows what happens from now on: `volume` events, and `missed` when the listener was too slow.
-#[utoipa::path(get, path = "/api/v1/events", operation_id = "followEvents", params(Filter), responses(
+#[utoipa::path(get, path = "/api/v1/events", operation_id = "followEvents", params(EventFilter), responses(
     (status = 200, body = EventView, content_type = "text/event-stream")))]
 pub(super) async fn follow(
     State(context): Ctx,
     Extension(peer): Extension<Peer>,
-    QueryString(filter): QueryString<Filter>,
+    QueryString(filter): QueryString<EventFilter>,
 ) -> Result<Sse<impl Stream<Item = Result<Event, Infallible>>>, ApiError> {
     let only = filter.volume_id.as_deref().map(str::parse::<VolumeId>).transpose()?;
     let place = long_request(&context, &peer)?;

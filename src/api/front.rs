@@ -15,7 +15,7 @@ use tokio::time::{Instant, timeout, timeout_at};
 use super::Ctx;
 use super::error::ApiError;
 use super::serve::Peer;
-use super::shares::Place;
+use super::shares::TakenPlace;
 use crate::reason::Code;
 
 /// No request needs more.
@@ -133,7 +133,7 @@ pub(super) async fn list(
 /// An answer on its way to its client: hyper lets go of it when the last byte is written.
 struct Kept {
     bytes: Bytes,
-    _place: Place,
+    _place: TakenPlace,
 }
 
 impl AsRef<[u8]> for Kept {

@@ -23,7 +23,7 @@ use crate::engine::world::{Resyncs, World};
 use crate::export::backend::Check;
 use crate::export::server::Server;
 use crate::folder::Names;
-use crate::reason::{Code, Place};
+use crate::reason::{Code, SaidAt};
 use crate::reload::InUse;
 use crate::store::Pulse;
 use crate::volume::State as VolumeState;
@@ -61,7 +61,7 @@ impl Problem {
 
     /// No intent can be accepted until it is over.
     fn is_grave(&self) -> bool {
-        self.code.is_said(Place::Unhealthy)
+        self.code.is_said(SaidAt::Unhealthy)
     }
 }
 

@@ -16,7 +16,7 @@ use tower::ServiceExt;
 use super::error::{self, ApiError};
 use super::line::{Line, Wire};
 use super::shares::Places;
-use crate::budget::{self, Clients};
+use crate::budget::{self, ClientDescriptors};
 use crate::config;
 use crate::reason::Code;
 
@@ -82,7 +82,7 @@ impl Listener {
 
 /// Answers until `stop` changes, then lets running requests end; the caller bounds how long.
 pub async fn serve(listener: Listener, router: axum::Router, mut stop: watch::Receiver<bool>) {
-    let Clients { served, waiting, .. } = budget::clients();
+    let ClientDescriptors { served, waiting, .. } = budget::clients();
     let (places, waiting) = (Arc::new(Places::new(served)), Places::new(waiting));
     let connections = hyper_util::server::graceful::GracefulShutdown::new();
     let mut http = hyper::server::conn::http1::Builder::new();

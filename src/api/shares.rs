@@ -23,7 +23,7 @@ pub(super) struct Places {
 
 /// One place; given back when dropped.
 #[derive(Debug)]
-pub(super) struct Place {
+pub(super) struct TakenPlace {
     _user: OwnedSemaphorePermit,
     _others: Option<OwnedSemaphorePermit>,
     _all: OwnedSemaphorePermit,
@@ -42,18 +42,18 @@ impl Places {
     }
 
     /// A place, if there is one now.
-    pub(super) fn try_take(&self, uid: Option<u32>) -> Option<Place> {
+    pub(super) fn try_take(&self, uid: Option<u32>) -> Option<TakenPlace> {
         let user = self.of_user(uid).try_acquire_owned().ok()?;
         let others = match uid {
             Some(0) => None,
             _ => Some(Arc::clone(&self.others).try_acquire_owned().ok()?),
         };
         let all = Arc::clone(&self.all).try_acquire_owned().ok()?;
-        Some(Place { _user: user, _others: others, _all: all })
+        Some(TakenPlace { _user: user, _others: others, _all: all })
     }
 
     /// A place, as soon as there is one; first come, first served. `None` never happens: nobody closes the places.
-    pub(super) async fn take(&self, uid: Option<u32>) -> Option<Place> {
+    pub(super) async fn take(&self, uid: Option<u32>) -> Option<TakenPlace> {
         // Who waits for a place of its own user's holds none of the others'.
         let user = self.of_user(uid).acquire_owned().await.ok()?;
         let others = match uid {
@@ -61,7 +61,7 @@ impl Places {
             _ => Some(Arc::clone(&self.others).acquire_owned().await.ok()?),
         };
         let all = Arc::clone(&self.all).acquire_owned().await.ok()?;
-        Some(Place { _user: user, _others: others, _all: all })
+        Some(TakenPlace { _user: user, _others: others, _all: all })
     }
 
     /// Returns when nobody has a place.
@@ -85,14 +85,14 @@ impl Places {
 mod tests {
     use super::*;
 
-    fn fill(places: &Places, uid: u32) -> Vec<Place> {
+    fn fill(places: &Places, uid: u32) -> Vec<TakenPlace> {
         std::iter::from_fn(|| places.try_take(Some(uid))).collect()
     }
 
     #[test]
     fn one_user_has_a_quarter_root_half_and_all_others_leave_root_a_quarter() {
         let places = Places::new(16);
-        let held: Vec<Vec<Place>> = (1..=5).map(|uid| fill(&places, uid)).collect();
+        let held: Vec<Vec<TakenPlace>> = (1..=5).map(|uid| fill(&places, uid)).collect();
         assert_eq!(held.iter().map(Vec::len).collect::<Vec<_>>(), [4, 4, 4, 0, 0]);
         assert_eq!(fill(&places, 0).len(), 4, "what is left");
         drop(held);

@@ -15,7 +15,7 @@ use super::error::ApiError;
 use super::line;
 use super::pages;
 use super::serve::Peer;
-use super::shares::Place;
+use super::shares::TakenPlace;
 use super::{Context, Ctx};
 use crate::engine::world::{Volume, World};
 use crate::identity::VolumeId;
@@ -76,7 +76,7 @@ async fn whole(context: &Context, mut view: VolumeView) -> Result<Json<VolumeVie
 #[derive(Deserialize, IntoParams)]
 #[into_params(parameter_in = Query)]
 #[serde(deny_unknown_fields)]
-pub(super) struct Filter {
+pub(super) struct VolumeFilter {
     /// Only those in this state.
     #[param(inline, value_type = Option<volume::State>)]
     state: Option<String>,
@@ -85,8 +85,11 @@ pub(super) struct Filter {
 }
 
 /// Lists volumes, by id.
-#[utoipa::path(get, path = "/api/v1/volumes", operation_id = "listVolumes", params(Filter), responses((status = 200, body = VolumeList)))]
-pub(super) async fn list(State(context): Ctx, QueryString(filter): QueryString<Filter>) -> Result<Response, ApiError> {
+#[utoipa::path(get, path = "/api/v1/volumes", operation_id = "listVolumes", params(VolumeFilter), responses((status = 200, body = VolumeList)))]
+pub(super) async fn list(
+    State(context): Ctx,
+    QueryString(filter): QueryString<VolumeFilter>,
+) -> Result<Response, ApiError> {
     let state = filter.state.as_deref().map(state_of).transpose()?;
     let listen = context.in_use().settings.export.listen;
     let pick = move |world: &World, volume: &Volume| {
@@ -173,7 +176,7 @@ async fn reached(
 }
 
 /// A place among the requests that may stay open.
-pub(super) fn long_request(context: &Context, peer: &Peer) -> Result<Place, ApiError> {
+pub(super) fn long_request(context: &Context, peer: &Peer) -> Result<TakenPlace, ApiError> {
     let places = &context.inner.long_requests;
     places.try_take(peer.uid).ok_or_else(|| {
         let share = places.share(peer.uid);

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use super::changes::Changes;
-use super::text::Section;
+use super::text::TomlSection;
 
 /// The API.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -19,7 +19,7 @@ impl Default for ApiSettings {
 }
 
 impl ApiSettings {
-    pub(super) fn read(&mut self, section: &mut Section<'_, '_>) {
+    pub(super) fn read(&mut self, section: &mut TomlSection<'_, '_>) {
         section.set("socket", &mut self.socket);
     }
 

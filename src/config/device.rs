@@ -6,7 +6,7 @@ use toml::Spanned;
 use toml::de::DeValue;
 
 use super::changes::Changes;
-use super::text::{Section, Setting};
+use super::text::{Setting, TomlSection};
 use crate::device::scheme::{self, Scheme};
 
 /// The disks.
@@ -31,7 +31,7 @@ impl Default for DeviceSettings {
 }
 
 impl DeviceSettings {
-    pub(super) fn read(&mut self, section: &mut Section<'_, '_>) {
+    pub(super) fn read(&mut self, section: &mut TomlSection<'_, '_>) {
         section.set("schemes", &mut self.schemes);
         section.set("nbd_group", &mut self.nbd_group);
         section.set("host_disks", &mut self.host_disks);

@@ -9,7 +9,7 @@ use toml::de::DeValue;
 
 use super::changes::Changes;
 use super::places::daemons_user;
-use super::text::{Section, Setting, text_of};
+use super::text::{Setting, TomlSection, text_of};
 use crate::export::nbd_server::version::Installed;
 use crate::export::nbd_server::way::{self, Mode, Way};
 use crate::export::tls::{Tls, TlsFiles, TlsKey, TlsSettings};
@@ -134,7 +134,7 @@ impl ExportSettings {
         }
     }
 
-    pub(super) fn read(&mut self, export: &mut Section<'_, '_>, host: impl FnOnce() -> HostFacts) {
+    pub(super) fn read(&mut self, export: &mut TomlSection<'_, '_>, host: impl FnOnce() -> HostFacts) {
         self.read_server(export, host);
         export.set("folder", &mut self.folder);
         export.set("pid_file", &mut self.pid_file);
@@ -148,7 +148,7 @@ impl ExportSettings {
     }
 
     /// The keys that say which NBD server serves, and the places that follow from it.
-    fn read_server(&mut self, export: &mut Section<'_, '_>, host: impl FnOnce() -> HostFacts) {
+    fn read_server(&mut self, export: &mut TomlSection<'_, '_>, host: impl FnOnce() -> HostFacts) {
         let (mut program, mut wanted) = (Program::Nbdkit, WantedMode::Auto);
         let (mut version, mut main_file) = (None, PathBuf::new());
         export.set("backend", &mut program);
@@ -218,7 +218,7 @@ impl ExportSettings {
 }
 
 /// The keys about TLS: certificates, or a shared key.
-fn tls(export: &mut Section<'_, '_>) -> Option<TlsSettings> {
+fn tls(export: &mut TomlSection<'_, '_>) -> Option<TlsSettings> {
     let (certificates, by_certificates) = certificates(export);
     let (mut file, mut identity) = (PathBuf::new(), String::new());
     let (given_file, given_identity) =
@@ -234,7 +234,7 @@ fn tls(export: &mut Section<'_, '_>) -> Option<TlsSettings> {
 }
 
 /// The keys about certificates, which only make sense together, and whether there is any.
-fn certificates(export: &mut Section<'_, '_>) -> (Option<TlsFiles>, bool) {
+fn certificates(export: &mut TomlSection<'_, '_>) -> (Option<TlsFiles>, bool) {
     let [mut ca, mut certificate, mut key] = [const { PathBuf::new() }; 3];
     let mut name = String::new();
     let given = [

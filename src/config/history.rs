@@ -1,7 +1,7 @@
 //! The section `[history]`.
 
 use super::changes::Changes;
-use super::text::Section;
+use super::text::TomlSection;
 
 /// What is forgotten.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -17,7 +17,7 @@ impl Default for HistorySettings {
 }
 
 impl HistorySettings {
-    pub(super) fn read(&mut self, section: &mut Section<'_, '_>) {
+    pub(super) fn read(&mut self, section: &mut TomlSection<'_, '_>) {
         section.set("days", &mut self.days);
     }
 

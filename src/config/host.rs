@@ -1,7 +1,7 @@
 //! The section `[host]`.
 
 use super::changes::Changes;
-use super::text::Section;
+use super::text::TomlSection;
 
 /// This host.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -11,7 +11,7 @@ pub struct HostSettings {
 }
 
 impl HostSettings {
-    pub(super) fn read(&mut self, section: &mut Section<'_, '_>) {
+    pub(super) fn read(&mut self, section: &mut TomlSection<'_, '_>) {
         section.set("vm_id", &mut self.vm_id);
     }
 

@@ -1,7 +1,7 @@
 //! The section `[limits]`.
 
 use super::changes::Changes;
-use super::text::Section;
+use super::text::TomlSection;
 
 /// How many intents there may be. Each takes about a kilobyte of memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -19,7 +19,7 @@ impl Default for Limits {
 }
 
 impl Limits {
-    pub(super) fn read(&mut self, section: &mut Section<'_, '_>) {
+    pub(super) fn read(&mut self, section: &mut TomlSection<'_, '_>) {
         section.set("intents", &mut self.intents);
         section.set("intents_per_user", &mut self.intents_per_user);
     }

@@ -9,7 +9,7 @@ use crate::accounts::id_of;
 use crate::export::links::STAGING_FOLDER;
 use crate::folder::Names;
 use crate::identity::{Serial, VolumeId};
-use crate::place::{self, Found, Kind, NotOurs, ROOT};
+use crate::place::{self, Inode, Kind, NotOurs, ROOT};
 use crate::store;
 
 /// A place that a setting names, or that is attachd's in any case.
@@ -164,7 +164,7 @@ fn is_default(place: &Place, settings: &Settings) -> bool {
 
 /// Why what is there cannot be used; `None` when it can, or when there is nothing.
 fn judge(place: &Place, owner: Option<u32>) -> Option<String> {
-    let found = match Found::at(&place.path) {
+    let found = match Inode::at(&place.path) {
         Ok(found) => found,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return above(place, owner),
         Err(error) => return Some(format!("it cannot be looked at: {error}")),
@@ -195,7 +195,7 @@ fn above(place: &Place, owner: Option<u32>) -> Option<String> {
     }
     let above = place.path.parent()?;
     // It may be a mount point, or be linked to.
-    let found = std::fs::metadata(above).and_then(|_| Found::at(&above.canonicalize()?));
+    let found = std::fs::metadata(above).and_then(|_| Inode::at(&above.canonicalize()?));
     let why = match found.map(|found| found.is_folder_of(owner)) {
         Ok(Ok(())) => return None,
         Ok(Err(why)) => why.to_string(),
@@ -209,7 +209,7 @@ fn above(place: &Place, owner: Option<u32>) -> Option<String> {
 }
 
 /// systemd makes sockets for others, and may be told to leave them root's.
-fn root_or(found: &Found, owner: Option<u32>) -> Result<(), NotOurs> {
+fn root_or(found: &Inode, owner: Option<u32>) -> Result<(), NotOurs> {
     if found.owner == ROOT { Ok(()) } else { found.belongs_to(owner) }
 }
 
@@ -247,7 +247,7 @@ fn no_database(path: &Path) -> Option<String> {
 /// Says that a socket of attachd's name is left behind by a dead one, and whose.
 pub fn is_dead_socket_of(path: &Path, owner: u32) -> io::Result<()> {
     let refuse = |why: String| Err(io::Error::new(io::ErrorKind::AddrInUse, format!("{}: {why}", path.display())));
-    let found = Found::at(path)?;
+    let found = Inode::at(path)?;
     if let Err(why) = found.is(Kind::Socket).and_then(|()| found.belongs_to(Some(owner))) {
         return refuse(format!("{why}; move it away"));
     }

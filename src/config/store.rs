@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use super::changes::Changes;
-use super::text::Section;
+use super::text::TomlSection;
 
 /// What is durable.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -21,7 +21,7 @@ impl Default for StoreSettings {
 }
 
 impl StoreSettings {
-    pub(super) fn read(&mut self, section: &mut Section<'_, '_>) {
+    pub(super) fn read(&mut self, section: &mut TomlSection<'_, '_>) {
         section.set("path", &mut self.path);
         section.set("claims", &mut self.claims);
     }

@@ -29,7 +29,7 @@ pub(super) struct File<'a> {
 }
 
 /// One table of the file.
-pub(super) struct Section<'a, 'f> {
+pub(super) struct TomlSection<'a, 'f> {
     name: &'static str,
     table: DeTable<'a>,
     known: Vec<&'static str>,
@@ -54,7 +54,7 @@ impl<'a> File<'a> {
     }
 
     /// Takes a section out of the file, an empty one if it is not there.
-    pub(super) fn section<T>(&mut self, name: &'static str, read: impl FnOnce(&mut Section<'a, '_>) -> T) {
+    pub(super) fn section<T>(&mut self, name: &'static str, read: impl FnOnce(&mut TomlSection<'a, '_>) -> T) {
         self.names.push(name);
         let table = match self.root.remove(name) {
             None => DeTable::new(),
@@ -69,7 +69,7 @@ impl<'a> File<'a> {
                 }
             }
         };
-        let mut section = Section {
+        let mut section = TomlSection {
             name,
             table,
             known: Vec::new(),
@@ -92,7 +92,7 @@ impl<'a> File<'a> {
     }
 }
 
-impl Section<'_, '_> {
+impl TomlSection<'_, '_> {
     /// Takes a key's value, if it is there, and returns its offset in the text.
     pub(super) fn set<T: Setting>(&mut self, key: &'static str, target: &mut T) -> Option<usize> {
         self.known.push(key);

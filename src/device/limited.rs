@@ -86,7 +86,7 @@ fn ask<T: Send + 'static>(
         };
         if let Err(error) = thread::Builder::new().spawn(read_one) {
             hanging().remove(&devnum);
-            let error = limits::explained(limits::Call::Thread, error);
+            let error = limits::explained(limits::Attempt::Thread, error);
             *outcome = Found::Unknown(format!("no thread to read it: {error}"));
         }
     }

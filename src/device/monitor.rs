@@ -2,7 +2,7 @@
 //!
 //! libudev's objects count references without atomics, so everything here stays on one thread. The loop does nothing but
 //! copy and send; whatever is lost on the way (the kernel's buffer overran, the channel was full) becomes one
-//! [`Heard::Lost`], which the receiver answers with a resync.
+//! [`Notice::Lost`], which the receiver answers with a resync.
 
 use std::io;
 use std::os::fd::AsFd;
@@ -24,7 +24,7 @@ const AT_ONCE: usize = 256;
 
 /// What the monitor sends.
 #[derive(Debug)]
-pub enum Heard {
+pub enum Notice {
     /// One event.
     Event(DiskEvent),
     /// An unknown number of events is lost; the text says where.
@@ -101,7 +101,7 @@ impl Monitor {
     }
 
     /// Follows both sockets until the receiver is gone.
-    pub async fn follow<Input: From<Heard>>(self, events: mpsc::Sender<Input>) {
+    pub async fn follow<Input: From<Notice>>(self, events: mpsc::Sender<Input>) {
         let [udev, kernel] = &self.listeners;
         tokio::join!(udev.follow(&self.stats.udev, &events), kernel.follow(&self.stats.kernel, &events));
     }
@@ -139,7 +139,7 @@ impl Listener {
         Ok((Self { origin, socket }, stats))
     }
 
-    async fn follow<Input: From<Heard>>(&self, stats: &SocketStats, events: &mpsc::Sender<Input>) {
+    async fn follow<Input: From<Notice>>(&self, stats: &SocketStats, events: &mpsc::Sender<Input>) {
         while let Ok(mut ready) = self.socket.readable().await {
             let mut lost = None;
             while self.drain(stats, events, &mut lost) {
@@ -150,7 +150,7 @@ impl Listener {
             ready.clear_ready();
             if let Some(place) = lost {
                 // Waiting here is right: what the socket cannot hold meanwhile becomes the next `Lost`.
-                if events.send(Heard::Lost(place).into()).await.is_err() {
+                if events.send(Notice::Lost(place).into()).await.is_err() {
                     return;
                 }
             } else if events.is_closed() {
@@ -163,7 +163,7 @@ impl Listener {
     ///
     /// libudev answers "nothing" in three cases: the socket is empty, the buffer overran (ENOBUFS, once, ahead of
     /// the older events that are still queued), or a datagram was read and thrown away (EAGAIN, with more behind it).
-    fn drain<Input: From<Heard>>(
+    fn drain<Input: From<Notice>>(
         &self,
         stats: &SocketStats,
         events: &mpsc::Sender<Input>,
@@ -176,7 +176,7 @@ impl Listener {
                     |key: &str| event.property_value(key).and_then(|value| value.to_str()).map(str::to_owned);
                 if let Some(event) = DiskEvent::from_properties(self.origin, property) {
                     stats.events.fetch_add(1, Ordering::Relaxed);
-                    if lost.is_none() && events.try_send(Heard::Event(event).into()).is_err() {
+                    if lost.is_none() && events.try_send(Notice::Event(event).into()).is_err() {
                         *lost = Some("the channel to the engine was full");
                     }
                 }

@@ -93,7 +93,7 @@ impl Process {
             .env_clear()
             .stdin(Stdio::from(theirs))
             .spawn()
-            .map_err(|error| limits::explained(limits::Call::Thread, error))?;
+            .map_err(|error| limits::explained(limits::Attempt::Thread, error))?;
         let process = Arc::new(Self {
             socket: ours,
             questions: AtomicU64::new(0),
@@ -111,7 +111,7 @@ impl Process {
         if let Err(error) = begun {
             let _ = child.kill();
             let _ = child.wait();
-            return Err(limits::explained(limits::Call::Thread, error));
+            return Err(limits::explained(limits::Attempt::Thread, error));
         }
         let _ = hand_over.send(child);
         Ok(process)

@@ -13,7 +13,7 @@ use super::settle::pause;
 use super::waiting::Round;
 use crate::export::backend::{Contents, Which};
 use crate::folder::{Names, is_away};
-use crate::folder_watch::Changes;
+use crate::folder_watch::FolderChanges;
 use crate::identity::{Serial, VolumeId};
 use crate::reason::{Case, Code, StoryStep};
 use crate::volume::Reason;
@@ -233,7 +233,7 @@ impl Engine {
     }
 
     /// The folders have changed. What attachd has done itself is as it is known, and costs a look.
-    pub(super) fn folders_changed(&mut self, changes: Changes) {
+    pub(super) fn folders_changed(&mut self, changes: FolderChanges) {
         for which in changes.whole {
             match which {
                 Which::Claims => self.restore_claims(None),

@@ -25,7 +25,7 @@ use crate::device::table::{Heard, Reading};
 use crate::export::backend::Contents;
 use crate::export::probe::{ProbeError, Served};
 use crate::export::server::Server;
-use crate::folder_watch::Changes;
+use crate::folder_watch::FolderChanges;
 use crate::helper_client::{Exclusive, HelperError, Holders};
 use crate::identity::{OperationId, Serial, VolumeId};
 use crate::reason::StepName;
@@ -39,7 +39,7 @@ pub(crate) enum Input {
     /// The store can be written again, after it could not.
     StoreWorks,
     /// The monitor heard or lost something.
-    Monitor(monitor::Heard),
+    Monitor(monitor::Notice),
     /// The NBD server came or went.
     Server(Server),
     /// A caller asks.
@@ -57,7 +57,7 @@ pub(crate) enum Input {
     /// The disks of a new intent's serial were read before it was accepted.
     Examined { volume: VolumeId, disks: Result<Vec<Facts>, Died> },
     /// Something has happened in the folders.
-    Folders(Changes),
+    Folders(FolderChanges),
     /// The folders of exports were listed, or could not be.
     Exports { contents: std::io::Result<Contents>, round: Round },
     /// What needs no disk was done for an export, or could not be. `true`: the server must be told.
@@ -90,8 +90,8 @@ pub(crate) enum Input {
     Probed { ticket: Ticket, epoch: u64, evidence: Evidence, result: Result<Served, ProbeError> },
 }
 
-impl From<monitor::Heard> for Input {
-    fn from(heard: monitor::Heard) -> Self {
+impl From<monitor::Notice> for Input {
+    fn from(heard: monitor::Notice) -> Self {
         Self::Monitor(heard)
     }
 }
@@ -108,8 +108,8 @@ impl From<Server> for Input {
     }
 }
 
-impl From<Changes> for Input {
-    fn from(changes: Changes) -> Self {
+impl From<FolderChanges> for Input {
+    fn from(changes: FolderChanges) -> Self {
         Self::Folders(changes)
     }
 }

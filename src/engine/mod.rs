@@ -322,7 +322,7 @@ impl Engine {
         match input {
             Input::Tick => self.tick(),
             Input::StoreWorks => self.store_is_back(),
-            Input::Monitor(monitor::Heard::Event(event)) => {
+            Input::Monitor(monitor::Notice::Event(event)) => {
                 let now = udevd::Moment { wall: event.at, steady: self.tools.clock.now() };
                 match event.origin {
                     Origin::Kernel => self.world.ear.kernel(event.seqnum, event.devnum, now),
@@ -336,7 +336,7 @@ impl Engine {
                 self.drop_exchanged(event.devnum);
                 self.look(event.devnum, Heard::Event(event.origin, event.diskseq, event.at));
             }
-            Input::Monitor(monitor::Heard::Lost(place)) => {
+            Input::Monitor(monitor::Notice::Lost(place)) => {
                 tracing::warn!(place, "events were lost; reading all disks again");
                 self.world.resyncs.losses += 1;
                 self.world.ear.forget();
@@ -390,7 +390,7 @@ impl Engine {
         if self.world.ear.tick(now, || disks.udevd_is_at_work()) {
             let silent = matches!(self.world.ear.udevd_is(), udevd::Udevd::Silent(_));
             let disks: Vec<String> = self.world.ear.overdue().map(|(devnum, _)| devnum.to_string()).collect();
-            let (waited, disks) = (udevd::PATIENCE.as_secs(), disks.join(", "));
+            let (waited, disks) = (udevd::OVERDUE_AFTER.as_secs(), disks.join(", "));
             tracing::warn!(silent, disks, "udevd has not answered a kernel event for {waited} s");
             self.settle_some(self.world.ids(), None);
         }

@@ -84,7 +84,7 @@ impl Engine {
                 tracing::error!(%error, reason, "cannot read the list of disks; trying again shortly");
                 self.waiting.end(round, &Err(error.to_string()));
                 // What was lost is still lost: until this succeeds there is a timer.
-                self.later(LIST_AGAIN, monitor::Heard::Lost("the list of disks could not be read").into());
+                self.later(LIST_AGAIN, monitor::Notice::Lost("the list of disks could not be read").into());
             }
         }
     }

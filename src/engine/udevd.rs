@@ -16,7 +16,7 @@ use crate::device::table::{Device, Table};
 use crate::identity::Serial;
 
 /// How long udevd may take for one event before it is overdue.
-pub const PATIENCE: Duration = Duration::from_secs(10);
+pub const OVERDUE_AFTER: Duration = Duration::from_secs(10);
 
 /// Kernel events remembered while they wait; udevd is long silent before there are as many.
 const MOST: usize = 4096;
@@ -112,7 +112,7 @@ impl Ear {
         }
         // Sequence numbers are in the order of time.
         let waiting = self.owed.values().find(|owed| !self.overdue.contains_key(&owed.devnum));
-        waiting.map(|owed| owed.since.steady + PATIENCE)
+        waiting.map(|owed| owed.since.steady + OVERDUE_AFTER)
     }
 
     /// Takes note of the time. Says so when something has become overdue. `at_work`: [`at_work`], asked only then.
@@ -120,7 +120,7 @@ impl Ear {
         if self.wake().is_none_or(|wake| wake > now) {
             return false;
         }
-        let overdue = |owed: &Owed| owed.since.steady + PATIENCE <= now;
+        let overdue = |owed: &Owed| owed.since.steady + OVERDUE_AFTER <= now;
         let heard = self.heard.map(|heard| heard.steady);
         let unheard = |owed: &Owed| heard.is_none_or(|heard| heard <= owed.since.steady);
         let mut late = BTreeMap::new();

@@ -19,7 +19,7 @@ use super::backend::{Contents, STRAYS};
 use crate::effect;
 use crate::folder::Folder;
 use crate::identity::VolumeId;
-use crate::place::{Found, Kind};
+use crate::place::{Inode, Kind};
 
 /// Where a new link is made before it replaces an old one: beside the folder of links, for inside of it it would be an
 /// export.
@@ -94,7 +94,7 @@ impl Links {
 
     /// What has a volume's name is a link: nothing else is attachd's.
     fn is_link(&self, folder: &Arc<OwnedFd>, volume: VolumeId) -> io::Result<()> {
-        let found = Found::below(&**folder, volume.export_name())?;
+        let found = Inode::below(&**folder, volume.export_name())?;
         found.is(Kind::Link).map_err(|why| {
             let why = format!("{} is not attachd's: {why}; move it away", self.place(volume).display());
             io::Error::new(io::ErrorKind::AlreadyExists, why)
@@ -118,7 +118,7 @@ impl Links {
                 continue;
             }
             let is_link = match entry.file_type() {
-                FileType::Unknown => Found::below(&*folder, name).is_ok_and(|found| found.kind == Kind::Link),
+                FileType::Unknown => Inode::below(&*folder, name).is_ok_and(|found| found.kind == Kind::Link),
                 kind => kind == FileType::Symlink,
             };
             let volume = name.to_str().ok().and_then(VolumeId::from_export_name).filter(|_| is_link);

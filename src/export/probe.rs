@@ -17,11 +17,11 @@ use super::tls::Tls;
 use crate::budget;
 
 /// No server that runs needs longer for a part of a handshake.
-const PATIENCE: Duration = Duration::from_secs(5);
+const HANDSHAKE_LIMIT: Duration = Duration::from_secs(5);
 
 /// The same when it is started for each connection: nbd-server first makes new Diffie-Hellman parameters, which takes a
 /// processor up to a second, and a slow one many.
-const PATIENCE_WITH_A_START: Duration = Duration::from_mins(1);
+const HANDSHAKE_LIMIT_WITH_A_START: Duration = Duration::from_mins(1);
 
 /// Handshakes at one time with a server that is started for each: all at once would only make each other slower, until
 /// none is done in time.
@@ -132,14 +132,14 @@ impl Greeted {
 impl Endpoint {
     /// A server that runs.
     pub fn new(address: SocketAddr, tls: Tls) -> Self {
-        Self { address, tls, patience: PATIENCE, turns: Arc::new(Semaphore::new(budget::HANDSHAKES)) }
+        Self { address, tls, patience: HANDSHAKE_LIMIT, turns: Arc::new(Semaphore::new(budget::HANDSHAKES)) }
     }
 
     /// The same server, asked for whoever wants to know what a client would meet: that delays no volume's own handshake,
     /// where the server can take it.
     #[must_use]
     pub fn for_checks(&self) -> Self {
-        if self.patience == PATIENCE_WITH_A_START {
+        if self.patience == HANDSHAKE_LIMIT_WITH_A_START {
             return self.clone();
         }
         Self { turns: Arc::new(Semaphore::new(budget::CHECKS)), ..self.clone() }
@@ -153,12 +153,12 @@ impl Endpoint {
     /// A server that is started for each connection: given more time, and asked by few at once.
     #[must_use]
     pub fn started_for_each(self) -> Self {
-        Self { patience: PATIENCE_WITH_A_START, turns: Arc::new(Semaphore::new(STARTS_AT_ONCE)), ..self }
+        Self { patience: HANDSHAKE_LIMIT_WITH_A_START, turns: Arc::new(Semaphore::new(STARTS_AT_ONCE)), ..self }
     }
 
     /// Whether asking it costs a start.
     pub fn is_started_for_each(&self) -> bool {
-        self.patience == PATIENCE_WITH_A_START
+        self.patience == HANDSHAKE_LIMIT_WITH_A_START
     }
 
     /// Waits for one's turn, as long as that takes.
@@ -434,7 +434,7 @@ mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let running = Endpoint::new(listener.local_addr().unwrap(), Tls::none());
         let started = running.clone().started_for_each();
-        assert_eq!((running.patience, started.patience), (PATIENCE, PATIENCE_WITH_A_START));
+        assert_eq!((running.patience, started.patience), (HANDSHAKE_LIMIT, HANDSHAKE_LIMIT_WITH_A_START));
         let server = tokio::spawn(async move {
             let mut connections = Vec::new();
             loop {

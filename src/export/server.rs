@@ -64,7 +64,7 @@ pub enum Sign {
 }
 
 /// Follows a server by a file.
-pub struct Watch {
+pub struct ServerWatch {
     file: PathBuf,
     sign: Sign,
     changes: AsyncFd<OwnedFd>,
@@ -79,7 +79,7 @@ const PID_FILE_SIZE: u64 = 64;
 /// No watch has this number.
 const NONE: i32 = -1;
 
-impl Watch {
+impl ServerWatch {
     /// Begins to watch the file's folder, or the one above, one of which must exist. Needs a tokio runtime.
     pub fn new(file: PathBuf, sign: Sign) -> io::Result<Self> {
         let notify = limits::inotify()?;
@@ -213,12 +213,12 @@ fn find(path: &Path, sign: Sign) -> Result<Found, String> {
     let file = path.display();
     let Sign::Process(expected) = sign else {
         // One that cannot be looked at is not there for anybody.
-        let there = place::Found::at(path).is_ok();
+        let there = place::Inode::at(path).is_ok();
         return if there { Ok(None) } else { Err(format!("nothing listens: there is no {file}")) };
     };
     let unreadable = |error: io::Error| format!("no pid file {file}: {error}");
     let (bytes, owner) = place::small_file_and_owner(path, PID_FILE_SIZE).map_err(unreadable)?;
-    let folder = place::Found::at(path.parent().unwrap_or(Path::new("/"))).map_err(unreadable)?;
+    let folder = place::Inode::at(path.parent().unwrap_or(Path::new("/"))).map_err(unreadable)?;
     if owner != place::ROOT && owner != folder.owner {
         return Err(format!("{file} belongs to the user {owner}, who has only put it there"));
     }
@@ -301,7 +301,7 @@ mod tests {
         fs::create_dir(&folder).unwrap();
         let pid_file = folder.join("server.pid");
         let (states, mut seen) = mpsc::channel(8);
-        let watch = Watch::new(pid_file.clone(), Sign::Process("sleep")).unwrap();
+        let watch = ServerWatch::new(pid_file.clone(), Sign::Process("sleep")).unwrap();
         tokio::spawn(watch.follow(states));
         let up = |pid| move |state: &Server| *state == Server::Up { pid: Some(pid) };
         let down = |state: &Server| matches!(state, Server::Down { .. });
@@ -321,7 +321,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let marker = dir.path().join("run").join("listening");
         let (states, mut seen) = mpsc::channel(8);
-        tokio::spawn(Watch::new(marker.clone(), Sign::Marker).unwrap().follow(states));
+        tokio::spawn(ServerWatch::new(marker.clone(), Sign::Marker).unwrap().follow(states));
         for _ in 0..2 {
             next(&mut seen, |state| matches!(state, Server::Down { .. })).await;
             fs::create_dir_all(dir.path().join("run")).unwrap();
@@ -337,7 +337,7 @@ mod tests {
         let pid_file = dir.path().join("server.pid");
         let _sleeper = Sleeper::new(&pid_file);
         let (states, mut seen) = mpsc::channel(8);
-        tokio::spawn(Watch::new(pid_file, Sign::Process("nbdkit")).unwrap().follow(states));
+        tokio::spawn(ServerWatch::new(pid_file, Sign::Process("nbdkit")).unwrap().follow(states));
         next(&mut seen, |state| matches!(state, Server::Down { why } if why.contains("not nbdkit"))).await;
     }
 

@@ -23,7 +23,7 @@ pub struct Explain {
 
 /// What can be seen of a unit.
 #[derive(Debug, PartialEq, Eq)]
-enum Found {
+enum UnitTrouble {
     NoProgram(PathBuf),
     Masked,
     Disabled,
@@ -35,10 +35,12 @@ impl Explain {
     pub fn words(&self) -> String {
         let Self { unit, program, listen } = self;
         let found = match found("/".as_ref(), unit, program) {
-            Found::NoProgram(path) => Some(format!("{} is not installed (`apt install {program}`)", path.display())),
-            Found::Masked => Some(format!("{unit} is masked (`systemctl unmask {unit}`)")),
-            Found::Disabled => Some(format!("{unit} is not enabled (`systemctl enable --now {unit}`)")),
-            Found::Nothing => None,
+            UnitTrouble::NoProgram(path) => {
+                Some(format!("{} is not installed (`apt install {program}`)", path.display()))
+            }
+            UnitTrouble::Masked => Some(format!("{unit} is masked (`systemctl unmask {unit}`)")),
+            UnitTrouble::Disabled => Some(format!("{unit} is not enabled (`systemctl enable --now {unit}`)")),
+            UnitTrouble::Nothing => None,
         };
         let listeners = clients::listeners(*listen).unwrap_or_default();
         // systemd's own, which waits with it for the server.
@@ -48,21 +50,25 @@ impl Explain {
     }
 }
 
-fn found(root: &Path, unit: &str, program: &str) -> Found {
+fn found(root: &Path, unit: &str, program: &str) -> UnitTrouble {
     let at = |place: &str| root.join(place).join(unit);
     let there = |path: &PathBuf| fs::symlink_metadata(path).is_ok();
     // A host without our units runs the server in its own way.
-    let Some(path) = PLACES.iter().map(|place| at(place)).find(there) else { return Found::Nothing };
+    let Some(path) = PLACES.iter().map(|place| at(place)).find(there) else { return UnitTrouble::Nothing };
     if fs::read_link(&path).is_ok_and(|target| target == Path::new("/dev/null")) {
-        return Found::Masked;
+        return UnitTrouble::Masked;
     }
     let binary = root.join("usr/bin").join(program);
     if !there(&binary) {
-        return Found::NoProgram(binary);
+        return UnitTrouble::NoProgram(binary);
     }
     let folders = fs::read_dir(root.join(PLACES[0])).into_iter().flatten().flatten();
     let wants = folders.map(|entry| entry.path()).filter(|path| path.extension().is_some_and(|kind| kind == "wants"));
-    if wants.map(|wants| wants.join(unit)).any(|link| there(&link)) { Found::Nothing } else { Found::Disabled }
+    if wants.map(|wants| wants.join(unit)).any(|link| there(&link)) {
+        UnitTrouble::Nothing
+    } else {
+        UnitTrouble::Disabled
+    }
 }
 
 #[cfg(test)]
@@ -75,18 +81,18 @@ mod tests {
         let root = tempfile::tempdir().unwrap();
         let root = root.path();
         let look = || found(root, "x.service", "server");
-        assert_eq!(look(), Found::Nothing, "no unit of ours");
+        assert_eq!(look(), UnitTrouble::Nothing, "no unit of ours");
         for folder in ["usr/bin", "usr/lib/systemd/system", "etc/systemd/system/multi-user.target.wants"] {
             fs::create_dir_all(root.join(folder)).unwrap();
         }
         fs::write(root.join("usr/lib/systemd/system/x.service"), "").unwrap();
-        assert_eq!(look(), Found::NoProgram(root.join("usr/bin/server")));
+        assert_eq!(look(), UnitTrouble::NoProgram(root.join("usr/bin/server")));
         fs::write(root.join("usr/bin/server"), "").unwrap();
-        assert_eq!(look(), Found::Disabled);
+        assert_eq!(look(), UnitTrouble::Disabled);
         symlink("/usr/lib/systemd/system/x.service", root.join("etc/systemd/system/multi-user.target.wants/x.service"))
             .unwrap();
-        assert_eq!(look(), Found::Nothing);
+        assert_eq!(look(), UnitTrouble::Nothing);
         symlink("/dev/null", root.join("etc/systemd/system/x.service")).unwrap();
-        assert_eq!(look(), Found::Masked);
+        assert_eq!(look(), UnitTrouble::Masked);
     }
 }

@@ -94,7 +94,7 @@ const README: &str = include_str!("../../README.md");
 fn the_readme_has_a_row_for_each_failed_check_and_for_each_state() {
     let checks = rows(README, "| refusal | meaning |");
     let listed: BTreeSet<&str> = checks.iter().flat_map(|row| quoted(row[0])).collect();
-    let checks = Code::ALL.iter().filter(|code| code.is_said(Place::Check)).map(|code| code.name());
+    let checks = Code::ALL.iter().filter(|code| code.is_said(SaidAt::Check)).map(|code| code.name());
     assert_eq!(listed, checks.collect());
     let states = rows(README, "| state | meaning |");
     let listed: BTreeSet<&str> = states.iter().flat_map(|row| quoted(row[0])).collect();

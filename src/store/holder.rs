@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{CWD, Mode, OFlags};
 
 use crate::accounts::name_of;
-use crate::place::Found;
+use crate::place::Inode;
 use crate::procfs;
 
 /// Who holds a lock.
@@ -97,7 +97,7 @@ fn named(file: impl AsFd, wanted: impl Fn(&Row) -> bool) -> io::Result<Option<u3
     // The kernel's table has the number of the file system itself, which is not always that of stat(2).
     let info = procfs::table(Path::new(&format!("/proc/self/fdinfo/{}", file.as_raw_fd())))?;
     let mounts = procfs::table(Path::new("/proc/self/mountinfo"))?;
-    let inode = Found::open(file)?.inode;
+    let inode = Inode::open(file)?.inode;
     let device = device(&info, &mounts).ok_or(io::ErrorKind::NotFound)?;
     let locks = procfs::table(Path::new("/proc/locks"))?;
     Ok(held(&locks, device, inode).find(wanted).map(|row| row.pid))

@@ -12,7 +12,7 @@ use rustix::io::Errno;
 
 use super::holder::{self, Holder};
 use crate::limits;
-use crate::place::Found;
+use crate::place::Inode;
 
 /// How long to wait for a daemon that is about to end: as long as systemd would not call the start hung.
 const DYING: Duration = Duration::from_secs(15);
@@ -46,7 +46,7 @@ fn open(path: &Path) -> io::Result<File> {
         result => result,
     }?;
     let owner = rustix::process::geteuid().as_raw();
-    Found::open(&file)?.is_file_of(Some(owner)).map_err(io::Error::other)?;
+    Inode::open(&file)?.is_file_of(Some(owner)).map_err(io::Error::other)?;
     Ok(file.into())
 }
 
@@ -63,7 +63,7 @@ fn wait(file: File) -> io::Result<Option<File>> {
         let _ = done.send(result.map(|()| file));
     };
     let begun = std::thread::Builder::new().name("store-lock".into()).spawn(work);
-    begun.map_err(|error| limits::explained(limits::Call::Thread, error))?;
+    begun.map_err(|error| limits::explained(limits::Attempt::Thread, error))?;
     match locked.recv_timeout(DYING) {
         Ok(result) => Ok(Some(result?)),
         Err(_) => Ok(None),

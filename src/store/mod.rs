@@ -7,7 +7,7 @@
 //! waits for no write.
 //!
 //! Nobody waits for a store that is locked, full, or hangs: to queue is immediate or fails ([`Store::begin`]), to
-//! post never fails ([`Store::post`]), a question is answered within [`PATIENCE`], and [`Store::condition`] tells when it goes on.
+//! post never fails ([`Store::post`]), a question is answered within [`SILENT_AFTER`], and [`Store::condition`] tells when it goes on.
 
 mod batch;
 mod error;
@@ -43,7 +43,7 @@ pub use foreign::judge_at_once;
 pub use holder::Holder;
 use news::Posted;
 pub use news::{News, Projection};
-use reader::Reader;
+use reader::ReadConnection;
 use task::{Command, Task};
 use watch::Watch;
 pub use write::Change;
@@ -52,7 +52,7 @@ pub use write::Change;
 const QUEUE: usize = 4096;
 
 /// How long a question to the store may take before it counts as silent.
-pub const PATIENCE: Duration = Duration::from_secs(1);
+pub const SILENT_AFTER: Duration = Duration::from_secs(1);
 
 /// How often a story is read at most that is being written meanwhile.
 const STORY_READS: u32 = 8;
@@ -79,7 +79,7 @@ pub struct Store {
     /// Asked between two transactions, ahead of the writes that wait: to try now what fails.
     tries: mpsc::Sender<oneshot::Sender<()>>,
     posted: Arc<Posted>,
-    reader: Reader,
+    reader: ReadConnection,
     watch: Watch,
     condition: channel::Receiver<Option<StoreError>>,
     /// Copies that were there at the start.
@@ -123,7 +123,7 @@ impl Store {
         let posted = Arc::<Posted>::default();
         let history_days = Arc::new(AtomicU32::new(options.history_days));
         let watch = Watch::new(options.path);
-        let reader = Reader::new(options.path, opened.reader);
+        let reader = ReadConnection::new(options.path, opened.reader);
         let task = Task::new(
             options,
             opened.writer,
@@ -189,7 +189,7 @@ impl Store {
         self.condition.clone()
     }
 
-    /// Resolves when the store has not answered for [`PATIENCE`].
+    /// Resolves when the store has not answered for [`SILENT_AFTER`].
     pub async fn silence(&self) -> StoreError {
         loop {
             if let Some(silent) = self.watch.silent() {
@@ -213,7 +213,7 @@ impl Store {
                     self.tries.send(answer).await.map_err(|_| StoreError::Closed)?;
                     tried.await.map_err(|_| StoreError::Closed)
                 };
-                match tokio::time::timeout(PATIENCE, asked).await {
+                match tokio::time::timeout(SILENT_AFTER, asked).await {
                     Ok(Ok(())) => self.failure(),
                     Ok(Err(closed)) => Some(closed),
                     Err(_) => Some(self.watch.silent().unwrap_or_else(|| self.watch.crowded())),

@@ -8,19 +8,19 @@ use sqlx::sqlite::SqliteConnection;
 use tokio::sync::Mutex;
 
 use super::watch::Watch;
-use super::{PATIENCE, StoreError, read};
+use super::{SILENT_AFTER, StoreError, read};
 use crate::identity::VolumeId;
 use crate::volume::Entry;
 
 /// The reading connection. Cheap to clone.
 #[derive(Clone)]
-pub(super) struct Reader {
+pub(super) struct ReadConnection {
     /// `None` once the store is closed.
     connection: Arc<Mutex<Option<SqliteConnection>>>,
     watch: Watch,
 }
 
-impl Reader {
+impl ReadConnection {
     pub(super) fn new(path: &Path, connection: SqliteConnection) -> Self {
         Self { connection: Arc::new(Mutex::new(Some(connection))), watch: Watch::new(path) }
     }
@@ -46,7 +46,7 @@ impl Reader {
                 None => Ok(()),
             }
         };
-        if !matches!(tokio::time::timeout(PATIENCE, closed).await, Ok(Ok(()))) {
+        if !matches!(tokio::time::timeout(SILENT_AFTER, closed).await, Ok(Ok(()))) {
             tracing::debug!("the reading connection to the store is left to the end of the process");
         }
     }
@@ -62,8 +62,8 @@ impl Reader {
             question(connection).await.map_err(|error| StoreError::of(self.watch.path(), &error))
         };
         // What is given up goes on in SQLite's thread; the next question waits for it, and no longer than this one.
-        tokio::time::timeout(PATIENCE, answer).await.unwrap_or_else(|_| {
-            let since = crate::clock::wall() - PATIENCE;
+        tokio::time::timeout(SILENT_AFTER, answer).await.unwrap_or_else(|_| {
+            let since = crate::clock::wall() - SILENT_AFTER;
             Err(StoreError::Silent { path: self.watch.path().to_owned(), since })
         })
     }

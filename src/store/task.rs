@@ -12,7 +12,7 @@ use tokio::time::Instant;
 use super::history::PACE;
 use super::news::{News, Posted};
 use super::open::{self, Writer};
-use super::reader::Reader;
+use super::reader::ReadConnection;
 use super::watch::Watch;
 use super::write::{self, Change};
 use super::{Options, Saved, StoreError, outbox, rescue};
@@ -59,7 +59,7 @@ enum Outbox {
 pub(super) struct Task {
     /// `None` while the disk takes nothing: opened as soon as it does.
     writer: Option<Writer>,
-    reader: Reader,
+    reader: ReadConnection,
     path: PathBuf,
     spare: PathBuf,
     boot_id: String,
@@ -90,7 +90,7 @@ impl Task {
         options: Options<'_>,
         writer: Option<Writer>,
         (watch, tell): (Watch, channel::Sender<Option<StoreError>>),
-        reader: Reader,
+        reader: ReadConnection,
         (posted, history_days): (Arc<Posted>, Arc<AtomicU32>),
     ) -> Self {
         Self {

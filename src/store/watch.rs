@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
 
-use super::{PATIENCE, StoreError};
+use super::{SILENT_AFTER, StoreError};
 use crate::clock;
 
 /// Shared by the task and all handles.
@@ -22,9 +22,9 @@ struct Inner {
 }
 
 /// A question that has no answer yet, until it is dropped.
-pub(super) struct Asked<'a>(&'a Watch);
+pub(super) struct OpenQuestion<'a>(&'a Watch);
 
-impl Drop for Asked<'_> {
+impl Drop for OpenQuestion<'_> {
     fn drop(&mut self) {
         self.0.set(None);
     }
@@ -40,9 +40,9 @@ impl Watch {
     }
 
     /// SQLite is asked something from now on. One question at a time.
-    pub(super) fn ask(&self) -> Asked<'_> {
+    pub(super) fn ask(&self) -> OpenQuestion<'_> {
         self.set(Some((Instant::now(), clock::wall())));
-        Asked(self)
+        OpenQuestion(self)
     }
 
     fn set(&self, asked: Option<(Instant, Timestamp)>) {
@@ -55,13 +55,13 @@ impl Watch {
 
     /// The error to give, when there was no answer for longer than anybody waits.
     pub(super) fn silent(&self) -> Option<StoreError> {
-        let (_, since) = self.asked().filter(|(begun, _)| begun.elapsed() >= PATIENCE)?;
+        let (_, since) = self.asked().filter(|(begun, _)| begun.elapsed() >= SILENT_AFTER)?;
         Some(StoreError::Silent { path: self.0.path.clone(), since })
     }
 
     /// How long it takes until [`Watch::silent`] can say more.
     pub(super) fn next_look(&self) -> Duration {
-        self.asked().map_or(PATIENCE, |(begun, _)| PATIENCE.saturating_sub(begun.elapsed()))
+        self.asked().map_or(SILENT_AFTER, |(begun, _)| SILENT_AFTER.saturating_sub(begun.elapsed()))
     }
 
     /// Whether the projection could be told. Says so once.

@@ -74,7 +74,7 @@ impl Journal {
         std::thread::Builder::new()
             .name("journal".to_owned())
             .spawn(move || write(&socket, &orders, &missed))
-            .map_err(|error| limits::explained(limits::Call::Thread, error))?;
+            .map_err(|error| limits::explained(limits::Attempt::Thread, error))?;
         Ok((Self { queue: queue.clone(), lost }, Flush(queue)))
     }
 }

@@ -7,7 +7,7 @@ use utoipa::openapi::{ObjectBuilder, RefOr, Schema, SchemaFormat, Type};
 use utoipa::{PartialSchema, ToSchema};
 
 use crate::identity::{Serial, VolumeId};
-use crate::reason::{Code, Place, StoryStep};
+use crate::reason::{Code, SaidAt, StoryStep};
 use crate::volume::State;
 
 fn text(description: &str) -> ObjectBuilder {
@@ -75,7 +75,7 @@ macro_rules! codes {
 codes! {
     ReasonCode |code| code.is_of_volumes(), "Why a volume is not served.";
     ProblemCode |code| code.is_of_health(), "What needs a look.";
-    RemarkCode |code| code.is_said(Place::Remark), "What is worth knowing.";
+    RemarkCode |code| code.is_said(SaidAt::Remark), "What is worth knowing.";
     ErrorCode |code| code.status().is_some(), "Why a request was refused.";
 }
 

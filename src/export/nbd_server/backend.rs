@@ -5,7 +5,7 @@ use std::io;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
-use super::check::{self, Reader};
+use super::check::{self, ServerUser};
 use super::sections::Sections;
 use super::way::Mode;
 use crate::export::backend::{Backend, Check, Contents, Which};
@@ -22,7 +22,7 @@ pub struct NbdServer {
     /// Its main file.
     pub main_file: PathBuf,
     /// Whom it runs as.
-    pub reader: Reader,
+    pub reader: ServerUser,
     /// How it learns of changes.
     pub mode: Mode,
     /// Where it is to listen.
@@ -137,7 +137,7 @@ mod tests {
             fs::create_dir(folder).unwrap();
         }
         let links = Links::new(exports);
-        let me = Reader { uid: rustix::process::geteuid().as_raw(), gid: rustix::process::getegid().as_raw() };
+        let me = ServerUser { uid: rustix::process::geteuid().as_raw(), gid: rustix::process::getegid().as_raw() };
         let server = NbdServer {
             sections: Sections::new(folder, links.clone()),
             links,

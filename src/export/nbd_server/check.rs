@@ -27,12 +27,12 @@ pub struct Section {
     /// What it serves.
     pub exportname: String,
     /// What is allowed and worth saying all the same.
-    pub remarks: Vec<Remark>,
+    pub remarks: Vec<SectionRemark>,
 }
 
 /// What the server takes, and an operator should know.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-pub enum Remark {
+pub enum SectionRemark {
     /// No `flush`.
     #[error("no `flush = true`: its clients cannot make their data durable")]
     NoFlush,
@@ -72,7 +72,7 @@ impl Main {
 
 /// A file that would stop the server from taking up new exports, and from starting.
 #[derive(Debug, thiserror::Error)]
-pub enum Refusal {
+pub enum BadFile {
     /// The server would not understand it.
     #[error("{}, line {line}: {why}; correct the file or move it away", file.display())]
     Malformed {
@@ -95,7 +95,7 @@ pub enum Refusal {
 
 /// The user the NBD server runs as.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Reader {
+pub struct ServerUser {
     /// User.
     pub uid: u32,
     /// Group.
@@ -104,12 +104,12 @@ pub struct Reader {
 
 /// A folder all of whose files the server would take.
 #[derive(Debug, Default)]
-pub struct Folder {
+pub struct CheckedFolder {
     /// The sections of each file.
     pub files: BTreeMap<PathBuf, Vec<Section>>,
 }
 
-impl Folder {
+impl CheckedFolder {
     /// Names that more than one file has. Which of them is served depends on the folder's order, on the kind of request,
     /// and on what was there when the server started.
     pub fn twice(&self) -> BTreeMap<&str, Vec<&Path>> {
@@ -131,10 +131,10 @@ pub(super) fn is_read(entry: &fs::DirEntry) -> bool {
 }
 
 /// Checks every file that the server would read in this folder.
-pub fn folder(path: &Path, server: Reader) -> Result<Folder, Refusal> {
-    let unreadable = |path: &Path, why: io::Error| Refusal::Unreadable { path: path.to_owned(), why: why.to_string() };
+pub fn folder(path: &Path, server: ServerUser) -> Result<CheckedFolder, BadFile> {
+    let unreadable = |path: &Path, why: io::Error| BadFile::Unreadable { path: path.to_owned(), why: why.to_string() };
     may(path, server, 0o5).map_err(|why| unreadable(path, why))?;
-    let mut checked = Folder::default();
+    let mut checked = CheckedFolder::default();
     for entry in fs::read_dir(path).map_err(|why| unreadable(path, why))? {
         let entry = entry.map_err(|why| unreadable(path, why))?;
         let file = entry.path();
@@ -143,22 +143,22 @@ pub fn folder(path: &Path, server: Reader) -> Result<Folder, Refusal> {
         }
         may(&file, server, 0o4).map_err(|why| unreadable(&file, why))?;
         let bytes = small_file(&file, SIZE).map_err(|why| unreadable(&file, why))?;
-        let sections = sections(&bytes).map_err(|(line, why)| Refusal::Malformed { file: file.clone(), line, why })?;
+        let sections = sections(&bytes).map_err(|(line, why)| BadFile::Malformed { file: file.clone(), line, why })?;
         checked.files.insert(file, sections);
     }
     Ok(checked)
 }
 
 /// Checks the main file.
-pub fn main_file(path: &Path, server: Reader) -> Result<Main, Refusal> {
-    let unreadable = |why: io::Error| Refusal::Unreadable { path: path.to_owned(), why: why.to_string() };
+pub fn main_file(path: &Path, server: ServerUser) -> Result<Main, BadFile> {
+    let unreadable = |why: io::Error| BadFile::Unreadable { path: path.to_owned(), why: why.to_string() };
     may(path, server, 0o4).map_err(unreadable)?;
     let bytes = small_file_of_root(path, SIZE).map_err(unreadable)?;
-    main(&bytes).map_err(|(line, why)| Refusal::Malformed { file: path.to_owned(), line, why })
+    main(&bytes).map_err(|(line, why)| BadFile::Malformed { file: path.to_owned(), line, why })
 }
 
 /// Whether the server has these rights by the mode (access lists are not looked at).
-fn may(path: &Path, server: Reader, rights: u32) -> io::Result<()> {
+fn may(path: &Path, server: ServerUser, rights: u32) -> io::Result<()> {
     let meta = fs::metadata(path)?;
     let shift = match (meta.uid() == server.uid, meta.gid() == server.gid) {
         (true, _) => 6,
@@ -237,10 +237,10 @@ fn export(group: &Group) -> Result<Section, Bad> {
         }
     }
     let remarks = [
-        (!is_on("flush")?, Remark::NoFlush),
-        (exportname.ends_with(|c: char| c.is_ascii_whitespace()), Remark::BlankAtEnd),
-        (exportname.contains('%'), Remark::Percent),
-        (max_connections.is_some_and(|limit| limit != 0), Remark::MaxConnections),
+        (!is_on("flush")?, SectionRemark::NoFlush),
+        (exportname.ends_with(|c: char| c.is_ascii_whitespace()), SectionRemark::BlankAtEnd),
+        (exportname.contains('%'), SectionRemark::Percent),
+        (max_connections.is_some_and(|limit| limit != 0), SectionRemark::MaxConnections),
     ];
     let remarks = remarks.into_iter().filter_map(|(holds, remark)| holds.then_some(remark)).collect();
     Ok(Section { name: group.name.clone(), line: group.line, exportname, remarks })
