@@ -133,10 +133,14 @@ async fn health(context: &Context) -> Health {
     let in_use = context.in_use();
     let settings = &in_use.settings;
     // What is said of the NBD server is of now. One that does not answer in time is told so.
-    let _ = tokio::time::timeout(ANSWER_LIMIT, context.inner.engine.ask_server()).await;
+    let asked = tokio::time::timeout(ANSWER_LIMIT, context.inner.engine.ask_server()).await;
     let seen = context.inner.engine.read(Seen::of).await;
     let stopping = seen.is_err();
-    let seen = seen.unwrap_or_default();
+    let mut seen = seen.unwrap_or_default();
+    if asked.is_err() {
+        // It may have been asked a moment later than this began.
+        seen.asking_for = Some(seen.asking_for.unwrap_or_default().max(ANSWER_LIMIT));
+    }
     let pulse = context.inner.store.pulse().await;
     let backend_files = Arc::clone(&context.inner.backend);
     let files = blocking(move || backend_files.check()).await;
@@ -315,7 +319,8 @@ fn server_problem(seen: &Seen, settings: &Settings) -> Option<Problem> {
     let unanswered = seen.asking_for.filter(|asking| *asking >= ANSWER_LIMIT);
     let message = match (&seen.server, unanswered) {
         (Some(server @ (Server::Down { .. } | Server::Silent { .. })), _) => server.to_string(),
-        (_, Some(asking)) => {
+        (None, Some(_)) => "whether the NBD server runs could not be found out in time".to_owned(),
+        (Some(Server::Up { .. }), Some(asking)) => {
             format!(
                 "the NBD server has not answered a handshake on {} for {} s",
                 settings.export.listen,

@@ -116,13 +116,18 @@ impl Engine {
         if handshakes.watched.as_ref() == Some(&server) {
             return;
         }
+        let first = handshakes.watched.is_none();
         handshakes.watched = Some(server);
         handshakes.life += 1;
         handshakes.silence = None;
         handshakes.again = false;
         handshakes.asking = None;
         handshakes.answered = None;
-        handshakes.waiting.clear();
+        // Who asked before it was known that there is one still wants to know whether it answers.
+        let waiting = std::mem::take(&mut handshakes.waiting);
+        for reply in waiting.into_iter().filter(|_| first) {
+            self.server_is_asked_for(reply);
+        }
         self.judge_server();
     }
 
@@ -131,7 +136,14 @@ impl Engine {
         let now = self.tools.clock.now();
         let handshakes = &mut self.world.handshakes;
         let fresh = handshakes.answered.is_some_and(|at| now.saturating_duration_since(at) < FRESH);
-        if fresh || !matches!(handshakes.watched, Some(Server::Up { .. })) || self.tools.server.is_started_for_each() {
+        let costly = self.tools.server.is_started_for_each();
+        let enough = match handshakes.watched {
+            // It is being looked for.
+            None => false,
+            Some(Server::Up { .. }) => fresh || costly,
+            Some(Server::Down { .. } | Server::Silent { .. }) => true,
+        };
+        if enough {
             let _ = reply.send(());
             return;
         }
