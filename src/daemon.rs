@@ -39,6 +39,7 @@ use crate::helper_client::HelperClient;
 use crate::identity::VolumeId;
 use crate::limits;
 use crate::memory;
+use crate::projection;
 use crate::reload::Reload;
 use crate::signals::{Asks, Signals};
 use crate::store::{self, Store};
@@ -80,11 +81,11 @@ async fn serve(settings: Settings, config: &Path) -> anyhow::Result<()> {
     let (store, store_task, records) = Store::open(store::Options {
         path: &settings.store.path,
         history_days: settings.history.days,
-        port: settings.export.listen.port(),
         boot_id: &ground.boot_id,
         spare: settings.api.socket.parent().unwrap_or(Path::new("/run")),
     })
     .await?;
+    let projection = projection::start(&store, settings.export.listen.port());
     let claims = Claims::new(settings.store.claims.clone());
     let restored = restored_claims(&claims, &records).await;
     let sign = sign(&settings.export.server);
@@ -160,6 +161,7 @@ async fn serve(settings: Settings, config: &Path) -> anyhow::Result<()> {
     if tokio::time::timeout(GRACE, store_task).await.is_err() {
         tracing::warn!("the store did not close in time; the next start recovers it");
     }
+    projection.abort();
     tracing::info!("attachd has stopped; exports stay served");
     Ok(())
 }

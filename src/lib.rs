@@ -27,6 +27,8 @@ pub mod volume;
 
 pub mod store;
 
+pub mod projection;
+
 mod wire;
 
 pub mod api;

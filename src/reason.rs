@@ -167,6 +167,12 @@ codes! {
     StoreSaved "STORE_SAVED" [Degraded]
         "a store was lost, and a copy of what was on record is kept"
         "Compare it with `attachctl list`: move the store away and restart attachd, which puts it in its place; or remove it."
+    ProjectionBehind "PROJECTION_BEHIND" [Degraded]
+        "the predecessor's tables do not show what is so yet"
+        "Nothing else depends on them, and what is owed is written by itself as soon as they can be written. `attachctl health` says why they cannot: a lock, a full disk, a table that is not what it was."
+    ProjectionRefused "PROJECTION_REFUSED" [Degraded]
+        "the predecessor's tables do not take a volume's rows"
+        "Whoever has put the constraint, trigger or other row there that is named has to change it. It is tried again when the volume changes, after a minute to an hour, and at a restart of attachd."
     Insecure "INSECURE" [Degraded]
         "exports are served to other hosts without TLS"
         "Listen on 127.0.0.1 and use the tunnel."

@@ -183,7 +183,8 @@ fn every_view_is_there_for_people_and_for_programs() {
         "\n  VOLUMES_EXPIRED: 1 volume(s) ",
         "\nvolumes  1 ready, 1 expired\n",
         "\nbackend  nbdkit up (pid ",
-        "\nstore    ok, ",
+        "\nstore    ok\n",
+        "\ntables   sqlite, ",
     ];
     for part in parts {
         assert!(health.contains(part), "{part:?} in\n{health}");

@@ -10,7 +10,8 @@ use anyhow::{Context as _, Result, bail};
 use attachd::clock;
 use attachd::device::evidence::Evidence;
 use attachd::identity::VolumeId;
-use attachd::store::{Change, News, Options, Projection, Store};
+use attachd::projection;
+use attachd::store::{Change, News, Options, Store};
 use attachd::volume::{Intent, IntentOrigin, State};
 use jiff::Timestamp;
 use lab::{Api, Attachd, AttachdOptions, BareListener, Disk, DiskOptions, Heard, Lab, people};
@@ -148,8 +149,7 @@ pub(crate) fn intent(volume: VolumeId) -> Intent {
 /// attachd's own store, opened as the daemon does.
 pub(crate) async fn open_store(path: &Path) -> Result<(Store, tokio::task::JoinHandle<()>)> {
     let boot_id = fs::read_to_string("/proc/sys/kernel/random/boot_id")?;
-    let options =
-        Options { path, history_days: 90, port: PORT, boot_id: boot_id.trim(), spare: Path::new("/run/attachd") };
+    let options = Options { path, history_days: 90, boot_id: boot_id.trim(), spare: Path::new("/run/attachd") };
     let (store, task, _) = Store::open(options).await?;
     Ok((store, task))
 }
@@ -159,6 +159,7 @@ pub(crate) async fn open_store(path: &Path) -> Result<(Store, tokio::task::JoinH
 pub(crate) fn seed(lab: &Lab, volumes: &[(VolumeId, Option<Evidence>)]) -> Result<()> {
     runtime()?.block_on(async {
         let (store, task) = open_store(Path::new(STORE)).await?;
+        let projection = projection::start(&store, PORT);
         for some in volumes.chunks(1000) {
             store
                 .write(some.iter().flat_map(|(volume, evidence)| changes(*volume, evidence.as_ref())).collect())
@@ -166,6 +167,7 @@ pub(crate) fn seed(lab: &Lab, volumes: &[(VolumeId, Option<Evidence>)]) -> Resul
         }
         drop(store);
         task.await?;
+        projection.await?;
         anyhow::Ok(())
     })?;
     give(Path::new(STORE))?;
@@ -177,15 +179,6 @@ fn changes(volume: VolumeId, evidence: Option<&Evidence>) -> Vec<Change> {
     if let Some(evidence) = evidence {
         changes.push(Change::Map(volume, evidence.clone()));
         changes.push(Change::News(volume, News::Stand(State::Ready, None, clock::wall())));
-        changes.push(Change::News(
-            volume,
-            News::Project(Projection {
-                vm_id: "vm".into(),
-                at: evidence.at,
-                mapping: Some((evidence.link.clone(), evidence.size_bytes)),
-                export_status: Some("active"),
-            }),
-        ));
     }
     changes
 }

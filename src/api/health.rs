@@ -25,15 +25,18 @@ use crate::export::server::Server;
 use crate::folder::Names;
 use crate::reason::{Code, SaidAt};
 use crate::reload::InUse;
-use crate::store::Pulse;
+use crate::store::{Following, Progress, Pulse};
 use crate::volume::State as VolumeState;
 use crate::wire::{
-    BackendHealth, BackendState, Health, HealthProblem, HealthStatus, HelperHealth, HelperState, MonitorHealth, Remark,
-    ResyncHealth, SocketHealth, StoreHealth, StoreState, UdevdHealth, UdevdState,
+    BackendHealth, BackendState, Health, HealthProblem, HealthStatus, HelperHealth, HelperState, MonitorHealth,
+    ProjectionHealth, Remark, ResyncHealth, SocketHealth, StoreHealth, StoreState, UdevdHealth, UdevdState,
 };
 
 /// How long the NBD server may take to answer before health says that it does not.
 const ANSWER_LIMIT: Duration = Duration::from_secs(1);
+
+/// How long rows may be owed before health says so.
+const BEHIND: Duration = Duration::from_secs(10);
 
 /// One thing that needs a look.
 struct Problem {
@@ -166,7 +169,7 @@ async fn health(context: &Context) -> Health {
         Udevd::Heard(at) => (UdevdState::Heard, Some(at)),
         Udevd::Silent(at) => (UdevdState::Silent, Some(at)),
     };
-    let store = store(pulse);
+    let store = store(&pulse);
     Health {
         status,
         timestamp: clock::wall(),
@@ -187,6 +190,7 @@ async fn health(context: &Context) -> Health {
         },
         database_health: store.error.as_ref().map_or("healthy".to_owned(), |error| format!("unhealthy: {error}")),
         store,
+        projection: pulse.followers.into_iter().map(projection).collect(),
         backend: backend(seen.server, settings),
         helper: match seen.helper {
             None => HelperHealth { state: HelperState::Unknown, why: None },
@@ -203,10 +207,40 @@ async fn health(context: &Context) -> Health {
     }
 }
 
-fn store(pulse: Pulse) -> StoreHealth {
-    let error = pulse.failure.map(|failure| failure.to_string());
+fn store(pulse: &Pulse) -> StoreHealth {
+    let error = pulse.failure.as_ref().map(ToString::to_string);
     let state = if error.is_none() { StoreState::Ok } else { StoreState::Failing };
-    StoreHealth { state, error, outbox: pulse.outbox }
+    StoreHealth { state, error }
+}
+
+fn projection(following: Following) -> ProjectionHealth {
+    let Following { name, owed, progress } = following;
+    let Progress { behind_since, failure, .. } = progress;
+    let (refused, owed) = (owed.map(|owed| owed.set_aside), owed.map(|owed| owed.volumes));
+    ProjectionHealth { target: name.into(), owed, behind_since, refused, error: failure }
+}
+
+/// Where the predecessor's tables do not show what is so, for longer than a moment.
+fn of_projection(following: &Following, now: Timestamp) -> Vec<Problem> {
+    let Following { name, owed, progress } = following;
+    let mut problems = Vec::new();
+    let unknown = "an unknown number of".to_owned();
+    let (owed, refused) =
+        owed.map_or((unknown.clone(), unknown), |owed| (owed.volumes.to_string(), owed.set_aside.to_string()));
+    let since = progress
+        .behind_since
+        .filter(|since| progress.failure.is_some() || now.duration_since(*since).unsigned_abs() >= BEHIND);
+    if let Some(since) = since {
+        let why = progress.failure.as_ref().map_or(String::new(), |why| format!(": {why}"));
+        let message = format!("the target {name} does not show {owed} volume(s) as they are now, since {since}{why}");
+        problems.push(Problem::new(Code::ProjectionBehind, message));
+    }
+    if let Some((volume, why)) = &progress.example {
+        let message =
+            format!("the target {name} does not take the rows of {refused} volume(s); one of them: {volume}: {why}");
+        problems.push(Problem::new(Code::ProjectionRefused, message));
+    }
+    problems
 }
 
 fn problems(seen: &Seen, store: &Pulse, files: &Check, settings: &Settings) -> Vec<Problem> {
@@ -219,6 +253,7 @@ fn problems(seen: &Seen, store: &Pulse, files: &Check, settings: &Settings) -> V
             failure.hint(),
         ));
     }
+    problems.extend(store.followers.iter().flat_map(|following| of_projection(following, clock::wall())));
     if let Some(copy) = store.saved.first() {
         let message =
             format!("a store was lost while attachd ran, and what was on record then is in {}", copy.display());

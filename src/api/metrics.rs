@@ -19,6 +19,7 @@ use crate::engine::udevd::Udevd;
 use crate::engine::world::World;
 use crate::export::server::Server;
 use crate::reason::Code;
+use crate::store::Following;
 
 type ByLabel = Family<Vec<(&'static str, &'static str)>, Gauge<f64, AtomicU64>>;
 
@@ -53,7 +54,7 @@ async fn encoded(context: &Context) -> Result<String, ApiError> {
         held_up as u64,
     );
     gauge("store_failing", "1 while nothing can be written to the store", u64::from(pulse.failure.is_some()));
-    gauge("outbox_rows", "Rows the predecessor's tables have yet to be told", pulse.outbox.unwrap_or(0));
+    by_target(&mut registry, &pulse.followers);
     let turns = context.inner.engine.turns().histogram();
     registry.register("engine_turn_seconds", "How long the engine was at one thing, and heard of no other", turns);
     let mut counter = |name: &str, help: &str, value: u64| registry.register(name, help, ConstCounter::new(value));
@@ -66,6 +67,23 @@ async fn encoded(context: &Context) -> Result<String, ApiError> {
     let mut text = String::new();
     encode(&mut text, &registry).map_err(|error| ApiError::of(Code::MetricsFailed, error.to_string()))?;
     Ok(text)
+}
+
+/// The predecessor's tables, by the database they are in.
+fn by_target(registry: &mut Registry, followers: &[Following]) {
+    let (owed, refused) = (ByLabel::default(), ByLabel::default());
+    let number = |count: u64| f64::from(u32::try_from(count).unwrap_or(u32::MAX));
+    for Following { name, owed: count, .. } in followers {
+        // What is not known is no number.
+        if let Some(count) = count {
+            let label = vec![("target", *name)];
+            owed.get_or_create(&label).set(number(count.volumes));
+            refused.get_or_create(&label).set(number(count.set_aside));
+        }
+    }
+    let help = "Volumes whose rows in the predecessor's tables are yet to be written";
+    registry.register("projection_owed", help, owed);
+    registry.register("projection_refused", "Volumes whose rows the database does not take", refused);
 }
 
 fn figures(registry: &mut Registry, stats: &SocketStats) {

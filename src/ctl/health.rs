@@ -13,7 +13,8 @@ use super::output::Output;
 use super::systemd::{self, Unit};
 use crate::volume::{State, counted};
 use crate::wire::{
-    BackendMode, BackendState, ErrorBody, Health, HealthProblem, HealthStatus, Remark, ResyncHealth, SocketHealth,
+    BackendMode, BackendState, ErrorBody, Health, HealthProblem, HealthStatus, ProjectionHealth, Remark, ResyncHealth,
+    SocketHealth,
 };
 
 const DEGRADED: u8 = 1;
@@ -74,16 +75,16 @@ fn told(health: &Health) -> String {
     for Remark { code, message } in &health.remarks {
         let _ = writeln!(text, "  to know, {code}: {message}");
     }
-    let Health { monitor, udevd, store, backend, .. } = health;
+    let Health { monitor, udevd, store, projection, backend, .. } = health;
     let ResyncHealth { count, last_reason, last_at, losses } = &health.resync;
-    let outbox = store.outbox.map_or("unknown".to_owned(), |rows| rows.to_string());
     let pid = backend.pid.map_or(String::new(), |pid| format!(" (pid {pid})"));
     let way = backend.mode.as_ref().zip(backend.because.as_ref());
     let way = way.map_or(String::new(), |(mode, because)| format!("; mode {mode}: {because}"));
     let lines = [
         ("volumes", counts(&health.volumes)),
         ("backend", format!("{} {}{pid}, {}{way}", backend.name, backend.state, backend.listen)),
-        ("store", format!("{}, {outbox} rows in the outbox", store.state)),
+        ("store", store.state.to_string()),
+        ("tables", projection.iter().map(shown_in).collect::<Vec<_>>().join("; ")),
         ("udevd", udevd.since.map_or(udevd.state.to_string(), |since| format!("{}, since {since:.3}", udevd.state))),
         ("udev", socket(&monitor.udev)),
         ("kernel", socket(&monitor.kernel)),
@@ -93,6 +94,12 @@ fn told(health: &Health) -> String {
         let _ = writeln!(text, "{name:<9}{line}");
     }
     text
+}
+
+/// How far the predecessor's tables are.
+fn shown_in(projection: &ProjectionHealth) -> String {
+    let number = |count: Option<u64>| count.map_or("unknown".to_owned(), |count| count.to_string());
+    format!("{}, {} volumes owed, {} refused", projection.target, number(projection.owed), number(projection.refused))
 }
 
 fn socket(socket: &SocketHealth) -> String {

@@ -8,12 +8,12 @@ use super::Engine;
 use super::decide::{Decision, Desired, Observed, Step, decide};
 use super::exports::folder_reason;
 use super::leaving::Outcome;
-use super::world::{Disk, Preparation, Projected, Trouble, Volume};
+use super::world::{Disk, Preparation, Trouble, Volume};
 use crate::clock::Steady;
 use crate::device::table::{Device, Heard};
 use crate::identity::VolumeId;
 use crate::reason::StoryStep;
-use crate::store::{News, Projection};
+use crate::store::News;
 use crate::volume::{Reason, State};
 
 /// First and longest wait before a failed step is tried again; it doubles in between.
@@ -150,20 +150,12 @@ impl Engine {
 
     /// Tells the store what happened and sets the clock, once a volume waits for nothing but events.
     pub(super) fn rest(&mut self, id: VolumeId) {
-        let now = self.tools.clock.wall();
         let Some(volume) = self.world.volume_mut(id) else { return };
-        let mut news = Vec::new();
         // What may yet be refused is not written down: a start would carry it out.
         let undecided = volume.departure.leaving.is_closed() && !volume.departure.leaving.is_on_record();
         if !undecided && std::mem::take(&mut volume.unwritten) {
-            news.push(News::Stand(volume.state, volume.reason.clone(), volume.since));
+            volume.news = Some(News::Stand(volume.state, volume.reason.clone(), volume.since));
         }
-        let projection = projection(volume, volume.state, now);
-        if volume.projected != Projected::As(projection.export_status) {
-            volume.projected = Projected::As(projection.export_status);
-            news.push(News::Project(projection));
-        }
-        volume.news.append(&mut news);
         self.unposted.push(id);
         self.wind(id);
     }
@@ -217,22 +209,6 @@ impl Engine {
         let wait = pause(attempts);
         tracing::warn!(VOLUME_ID = %id, CODE = %reason.code, attempts, "{}", reason.message);
         volume.trouble = Some(Trouble { reason, disk, attempts, again_at: now + wait });
-    }
-}
-
-/// How the predecessor's tables show a volume in this state.
-pub(super) fn projection(volume: &Volume, state: State, at: Timestamp) -> Projection {
-    let export_status = match state {
-        State::Ready => Some("active"),
-        State::Exporting => Some("pending"),
-        _ => None,
-    };
-    let mapping = volume.mapping.as_ref().filter(|_| export_status.is_some());
-    Projection {
-        vm_id: volume.intent.vm_id.clone(),
-        at,
-        mapping: mapping.map(|mapping| (mapping.link.clone(), mapping.size_bytes)),
-        export_status,
     }
 }
 

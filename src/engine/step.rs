@@ -12,7 +12,7 @@ use super::exports::folder_reason;
 use super::input::{Asked, Input, Ticket};
 use super::outside::Died;
 use super::tools::answered;
-use super::world::{Disk, Projected};
+use super::world::Disk;
 use crate::device::evidence::Evidence;
 use crate::device::facts::LinkTarget;
 use crate::device::found::Found;
@@ -55,8 +55,6 @@ impl Engine {
             Ok(()) => {
                 volume.mapping = Some(evidence);
                 volume.trouble = None;
-                // A projection of the mapping before says something else.
-                volume.projected = Projected::Outdated;
                 self.note(id, StoryStep::Recorded, String::new());
             }
             Err(error) => {

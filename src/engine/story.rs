@@ -107,7 +107,7 @@ impl Engine {
     /// Hands news and the unwritten notes to the store; nobody waits for them.
     pub(super) fn post(&mut self, id: VolumeId) {
         let Some(volume) = self.world.volume_mut(id) else { return };
-        let mut news = std::mem::take(&mut volume.news);
+        let mut news: Vec<News> = volume.news.take().into_iter().collect();
         let notes = std::mem::take(&mut volume.notes);
         let state = volume.state;
         let disk = self.world.table.with_serial(id.serial()).next().map(|device| &device.facts);

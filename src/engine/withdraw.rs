@@ -9,8 +9,6 @@ use std::time::{Duration, Instant};
 use super::input::{Clients, Input, Rejection, Reply, Ticket};
 use super::leaving::{self, Act, Call, From, Leaving, Next, Outcome, Seal, Write};
 use super::outside::Died;
-use super::settle::projection;
-use super::world::Projected;
 use super::{Engine, asking, tools};
 use crate::clock;
 use crate::helper_client::Holders;
@@ -239,12 +237,7 @@ impl Engine {
         let changes = match write {
             Write::Rows => vec![Change::Withdraw(id)],
             Write::Seal(_) | Write::Lingers(_) | Write::Unseal(_) => {
-                let projection = projection(volume, state, at);
-                // Told once more: this may yet fail.
-                volume.projected = Projected::Outdated;
-                let news = [News::Stand(state, reason, at), News::Project(projection)];
-                let news = news.map(|news| Change::News(id, news));
-                news.into_iter().chain([Change::Seal(id, sealed)]).collect()
+                vec![Change::News(id, News::Stand(state, reason, at)), Change::Seal(id, sealed)]
             }
         };
         let note = entry.map(|entry| Change::News(id, News::Note(entry)));

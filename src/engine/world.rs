@@ -101,8 +101,8 @@ pub struct Volume {
     pub proven: bool,
     /// Steps the store has not been told yet.
     pub notes: Vec<Note>,
-    /// Where it stands, and what the projection is to be told, as far as the store has not been.
-    pub(super) news: Vec<News>,
+    /// Where it stands, as far as the store has not been told.
+    pub(super) news: Option<News>,
     /// How far it is on its way out.
     pub(super) departure: Departure,
     /// Which life of this volume it is.
@@ -126,7 +126,6 @@ pub struct Volume {
     /// The disk that udev was asked to look at again: its number and sequence number.
     pub(super) retriggered: Option<Disk>,
     pub(super) unwritten: bool,
-    pub(super) projected: Projected,
     wake: Option<Instant>,
 }
 
@@ -152,15 +151,6 @@ pub(super) enum Preparation {
     Failed { why: String, kind: std::io::ErrorKind, attempts: u32, again_at: Instant },
     /// It is.
     Done,
-}
-
-/// What the projection was last told of the volume's export.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Projected {
-    /// Not known, or about another mapping: tell it again.
-    Outdated,
-    /// This status; `None`: that there is no export.
-    As(Option<&'static str>),
 }
 
 /// A step failed and is tried again later.
@@ -217,11 +207,6 @@ impl Volume {
             State::Detaching if record.sealed.is_none() => State::Exporting,
             other => other,
         };
-        let projected = match record.state {
-            State::Ready => Projected::As(Some("active")),
-            State::Exporting => Projected::As(Some("pending")),
-            _ => Projected::As(None),
-        };
         Self {
             intent: record.intent,
             mapping: record.mapping,
@@ -232,7 +217,7 @@ impl Volume {
             published: false,
             proven: false,
             notes: Vec::new(),
-            news: Vec::new(),
+            news: None,
             departure: Departure::remembered(record.sealed),
             instance: 0,
             helper_again: None,
@@ -246,7 +231,6 @@ impl Volume {
             judged: now,
             retriggered: None,
             unwritten: false,
-            projected,
             wake: None,
         }
     }

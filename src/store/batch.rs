@@ -17,7 +17,7 @@ pub(super) fn alone(sql: &'static str) -> SqlStr {
 
 /// Collects statements, in order. Belongs into a transaction when they are more than one: it can fail half-way.
 #[derive(Default)]
-pub(super) struct Batch {
+pub(crate) struct Batch {
     parts: Vec<Part>,
 }
 
@@ -32,7 +32,7 @@ struct Part {
 impl Batch {
     /// Adds a statement. Its parameters are written `?` (numbered ones would count from the first statement's), its values
     /// follow by [`Values::bind`], in order.
-    pub(super) fn add(&mut self, sql: &'static str) -> Values<'_> {
+    pub(crate) fn add(&mut self, sql: &'static str) -> Values<'_> {
         if self.parts.last().is_none_or(|part| part.statements == AT_ONCE) {
             self.parts.push(Part::default());
         }
@@ -45,7 +45,7 @@ impl Batch {
     }
 
     /// Carries them out.
-    pub(super) async fn run(self, connection: &mut SqliteConnection) -> sqlx::Result<()> {
+    pub(crate) async fn run(self, connection: &mut SqliteConnection) -> sqlx::Result<()> {
         for part in self.parts {
             if let Some(error) = part.failed {
                 return Err(sqlx::Error::Encode(error));
@@ -58,11 +58,11 @@ impl Batch {
 }
 
 /// The values of one statement.
-pub(super) struct Values<'a>(&'a mut Part);
+pub(crate) struct Values<'a>(&'a mut Part);
 
 impl Values<'_> {
     /// The next value.
-    pub(super) fn bind<'t>(self, value: impl Encode<'t, Sqlite> + Type<Sqlite>) -> Self {
+    pub(crate) fn bind<'t>(self, value: impl Encode<'t, Sqlite> + Type<Sqlite>) -> Self {
         if let Err(error) = self.0.values.add(value) {
             self.0.failed = Some(error);
         }

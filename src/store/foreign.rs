@@ -21,13 +21,16 @@ const MAGIC: &[u8] = b"SQLite format 3\0";
 const NUMBER: std::ops::Range<usize> = 68..72;
 
 /// What earlier versions have made.
-const TABLES: [&str; 9] = [
+const TABLES: [&str; 12] = [
     MIGRATIONS,
     "intents",
     "mappings",
     "timeline",
     "clock",
     "outbox",
+    "changed",
+    "followers",
+    "set_aside",
     "device_mappings",
     "nbd_exports",
     "volume_operations",
@@ -154,7 +157,7 @@ mod tests {
     }
 
     fn options(path: &Path) -> Options<'_> {
-        Options { path, history_days: 90, port: 10809, boot_id: "this boot", spare: Path::new("/nowhere") }
+        Options { path, history_days: 90, boot_id: "this boot", spare: Path::new("/nowhere") }
     }
 
     /// A store as an earlier version left it when it was killed: without the number, and everything in the log alone.
@@ -195,7 +198,8 @@ mod tests {
         names.sort();
         let mut known = TABLES.map(str::to_owned);
         known.sort();
-        assert_eq!(names, known);
+        // Versions before had it, and none has it with the number of today.
+        assert_eq!(names, known.into_iter().filter(|name| name != "outbox").collect::<Vec<_>>());
         run(&mut connection, "PRAGMA application_id = 0").await;
         run(&mut connection, "CREATE VIEW \"of a\nstranger\" AS SELECT 1").await;
         run(&mut connection, "PRAGMA wal_checkpoint(TRUNCATE)").await;

@@ -2,35 +2,36 @@
 //!
 //! [`Store`] is a handle to a [`task`] that owns the only connection that writes. It takes whatever writes are queued into
 //! one transaction, so a burst of a thousand disks costs a few synced commits, and answers each writer after the commit
-//! that holds its changes. Rows for the predecessor's tables go through the [`outbox`] of the same transaction and are
-//! applied when no writer waits. What is read while the daemon runs is read on a connection of its own ([`reader`]), which
-//! waits for no write.
+//! that holds its changes. Which volumes have changed is noted in the same transaction, for those who [`follow`]; what they
+//! write into this file they write in [turns](turn). What is read while the daemon runs is read on a connection of its own
+//! ([`reader`]), which waits for no write.
 //!
 //! Nobody waits for a store that is locked, full, or hangs: to queue is immediate or fails ([`Store::begin`]), to
 //! post never fails ([`Store::post`]), a question is answered within [`SILENT_AFTER`], and [`Store::condition`] tells when it goes on.
 
-mod batch;
+pub(crate) mod batch;
 mod error;
 mod files;
+mod follow;
 mod foreign;
 mod history;
 mod holder;
 pub mod lock;
 mod news;
 mod open;
-mod outbox;
 mod read;
 mod reader;
 mod rescue;
 mod task;
 #[cfg(test)]
 mod tests;
+mod turn;
 mod watch;
 mod write;
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot, watch as channel};
@@ -39,14 +40,19 @@ use tokio::task::JoinHandle;
 use crate::identity::VolumeId;
 use crate::volume::{Entry, Record};
 pub use error::{Saved, StoreError};
+use follow::AllProgress;
+pub use follow::{Changed, Follower, Progress};
 pub use foreign::judge_at_once;
 pub use holder::Holder;
+pub use news::News;
 use news::Posted;
-pub use news::{News, Projection};
 use reader::ReadConnection;
 use task::{Command, Task};
+use turn::Given;
+use turn::Turns;
 use watch::Watch;
 pub use write::Change;
+pub(crate) use write::{begin, end};
 
 /// Writes that may wait for the task; more than that is refused.
 const QUEUE: usize = 4096;
@@ -64,8 +70,6 @@ pub struct Options<'a> {
     pub path: &'a Path,
     /// How long the timeline of a withdrawn volume is kept.
     pub history_days: u32,
-    /// The NBD port, which the projection repeats for each export.
-    pub port: u16,
     /// This boot, for what is kept by its clock.
     pub boot_id: &'a str,
     /// A folder that is on no disk, for a copy when the store's own disk takes nothing.
@@ -82,6 +86,10 @@ pub struct Store {
     reader: ReadConnection,
     watch: Watch,
     condition: channel::Receiver<Option<StoreError>>,
+    turns: Turns,
+    /// Something may have changed for those who follow; closed when nothing will any more.
+    noted: channel::Receiver<()>,
+    followers: AllProgress,
     /// Copies that were there at the start.
     saved: Arc<[PathBuf]>,
     history_days: Arc<AtomicU32>,
@@ -96,18 +104,43 @@ pub struct Story {
     pub failure: Option<StoreError>,
 }
 
+/// One who follows.
+#[derive(Debug, Clone)]
+pub struct Following {
+    /// Its name.
+    pub name: &'static str,
+    /// What it has yet to show; `None`: unknown.
+    pub owed: Option<Owed>,
+    /// How it stands.
+    pub progress: Progress,
+}
+
+/// What somebody who follows has yet to show.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Owed {
+    /// Volumes that have changed.
+    pub volumes: u64,
+    /// Those that it could not show, and has passed by.
+    pub set_aside: u64,
+}
+
 /// What there is to say about the store's health.
 #[derive(Debug, Clone)]
 pub struct Pulse {
-    /// Rows the projection has yet to be told; `None`: unknown.
-    pub outbox: Option<u64>,
-    /// Why nothing can be written, when that is so, or why the projection cannot.
+    /// Why nothing can be written, when that is so.
     pub failure: Option<StoreError>,
+    /// Those who follow what changes.
+    pub followers: Vec<Following>,
     /// Copies of a store that was lost while attachd ran, which nobody has put back or removed.
     pub saved: Vec<PathBuf>,
 }
 
 impl Store {
+    /// Its file.
+    pub fn path(&self) -> &Path {
+        self.watch.path()
+    }
+
     /// How long the timelines of withdrawn volumes are kept from now on; seen to when next something is forgotten.
     pub fn keep_history_for(&self, days: u32) {
         self.history_days.store(days, Ordering::Relaxed);
@@ -124,16 +157,22 @@ impl Store {
         let history_days = Arc::new(AtomicU32::new(options.history_days));
         let watch = Watch::new(options.path);
         let reader = ReadConnection::new(options.path, opened.reader);
+        let (turns, given) = Given::new();
+        let (note, noted) = channel::channel(());
         let task = Task::new(
             options,
             opened.writer,
             (watch.clone(), tell),
             reader.clone(),
             (Arc::clone(&posted), Arc::clone(&history_days)),
+            note,
         );
-        let task = tokio::spawn(task.run(queue, asked));
+        let task = tokio::spawn(task.run(queue, asked, given));
         let saved = rescue::saved(options.path).into();
-        Ok((Self { commands, tries, posted, reader, watch, condition, saved, history_days }, task, opened.records))
+        let followers = AllProgress::default();
+        let store =
+            Self { commands, tries, posted, reader, watch, condition, turns, noted, followers, saved, history_days };
+        Ok((store, task, opened.records))
     }
 
     /// Writes all changes in one transaction; durable when this answers with success, and not there at all otherwise.
@@ -163,6 +202,12 @@ impl Store {
     pub fn tidy(&self) {
         // Crowded: the usual time comes.
         let _ = self.commands.try_send(Command::Tidy);
+    }
+
+    /// One more that follows what changes. It does not keep the store open; the store waits for it at the end, for a while.
+    pub fn follow(&self, name: &'static str) -> Follower {
+        let (turns, noted) = (self.turns.clone(), self.noted.clone());
+        Follower::new(name, self.watch.path().to_owned(), turns, noted, Arc::clone(&self.followers))
     }
 
     /// A volume's story, in the order in which it happened; empty when it has none.
@@ -200,7 +245,14 @@ impl Store {
     }
 
     fn failure(&self) -> Option<StoreError> {
-        self.condition.borrow().clone().or_else(|| self.watch.stuck())
+        self.condition.borrow().clone()
+    }
+
+    async fn followers(&self) -> Vec<Following> {
+        let owed = self.reader.owed().await;
+        let all = self.followers.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let owed = |name: &str| owed.as_ref().ok()?.get(name).copied();
+        all.into_iter().map(|(name, progress)| Following { name, owed: owed(name), progress }).collect()
     }
 
     /// Says how the store is, without waiting for one that hangs. What has failed is tried again for it.
@@ -224,7 +276,6 @@ impl Store {
         };
         // Gone when somebody has put it back or removed it.
         let saved = self.saved.iter().filter(|copy| copy.symlink_metadata().is_ok()).cloned().collect();
-        let outbox = self.reader.outbox_length().await.ok();
-        Pulse { outbox, failure, saved }
+        Pulse { failure, followers: self.followers().await, saved }
     }
 }

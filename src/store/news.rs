@@ -1,5 +1,5 @@
 //! What is told of a volume without anybody waiting for it, and what of it waits while it cannot be written: for each
-//! volume where it stands last, how the projection shows it last, and its story, with a limit.
+//! volume where it stands last, and its story, with a limit.
 
 use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -22,21 +22,6 @@ pub enum News {
     Stand(State, Option<Reason>, Timestamp),
     /// A step for the timeline.
     Note(Entry),
-    /// How the predecessor's tables show the volume from now on.
-    Project(Projection),
-}
-
-/// A volume as the predecessor's tables show it.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Projection {
-    /// The VM column.
-    pub vm_id: String,
-    /// When it came to look so.
-    pub at: Timestamp,
-    /// The by-id path and size in bytes of its mapping; `None`: its rows go.
-    pub mapping: Option<(String, u64)>,
-    /// `active` or `pending`; `None`: no export row.
-    pub export_status: Option<&'static str>,
 }
 
 /// News that wait, by volume. It grows with the number of volumes, not with what happens to them.
@@ -50,14 +35,12 @@ struct Waiting {
     notes: Vec<Entry>,
     left_out: usize,
     stand: Option<News>,
-    projection: Option<News>,
 }
 
 impl Waiting {
     fn push(&mut self, news: News) {
         match news {
             News::Stand(..) => self.stand = Some(news),
-            News::Project(_) => self.projection = Some(news),
             News::Note(entry) => {
                 self.notes.push(entry);
                 if self.notes.len() > FIRST + LAST {
@@ -81,7 +64,7 @@ impl Waiting {
 
     fn into_news(self) -> Vec<News> {
         let notes: Vec<News> = self.notes().map(News::Note).collect();
-        notes.into_iter().chain(self.stand).chain(self.projection).collect()
+        notes.into_iter().chain(self.stand).collect()
     }
 }
 
@@ -192,7 +175,7 @@ impl Posted {
         let under_way = inner.under_way.get(&volume).into_iter().flatten();
         let under_way = under_way.filter_map(|news| match news {
             News::Note(entry) => Some(entry.clone()),
-            News::Stand(..) | News::Project(_) => None,
+            News::Stand(..) => None,
         });
         Unwritten { under_way: under_way.collect(), waiting: inner.waiting.notes(volume) }
     }

@@ -86,6 +86,22 @@ pub(super) async fn reader(path: &Path) -> Result<SqliteConnection, StoreError> 
     SqliteConnection::connect_with(&connect).await.map_err(|error| StoreError::of(path, &error))
 }
 
+/// A connection for what is derived from the truth and lies in its file: of a file that is open for writing already, and
+/// only for whoever has a [`super::Turn`].
+///
+/// What it commits is not synced by itself: the truth's next commit does that. Until then a power cut takes it back, and
+/// with it, because the log is lost from its end, also that it was done. It waits for no lock: others go first.
+pub(super) async fn derived(path: &Path) -> sqlx::Result<SqliteConnection> {
+    let connect = general(path)
+        .create_if_missing(false)
+        .synchronous(SqliteSynchronous::Normal)
+        .foreign_keys(true)
+        // The store's own task moves the log.
+        .pragma("wal_autocheckpoint", "0")
+        .busy_timeout(Duration::ZERO);
+    SqliteConnection::connect_with(&connect).await
+}
+
 /// Every volume.
 pub(super) async fn records(connection: &mut SqliteConnection, path: &Path) -> Result<Vec<Record>, StoreError> {
     read::records(connection).await.map_err(|error| StoreError::of(path, &error))
@@ -104,6 +120,7 @@ fn migrations() -> Migrator {
         (1, "initial", include_str!("../../migrations/0001_initial.sql")),
         (2, "time", include_str!("../../migrations/0002_time.sql")),
         (3, "seal", include_str!("../../migrations/0003_seal.sql")),
+        (4, "changed", include_str!("../../migrations/0004_changed.sql")),
     ];
     let migration = |(number, name, sql): (i64, &'static str, &'static str)| {
         Migration::new(number, name.into(), MigrationType::Simple, sql.into_sql_str(), false)

@@ -1,7 +1,7 @@
 //! Reading back what was written.
 
 use std::borrow::Cow;
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 
 use futures_util::{StreamExt, TryStreamExt};
@@ -9,6 +9,7 @@ use jiff::Timestamp;
 use sqlx::Row;
 use sqlx::sqlite::{SqliteConnection, SqliteRow};
 
+use super::Owed;
 use crate::clock::Steady;
 use crate::device::evidence::Evidence;
 use crate::device::scheme;
@@ -19,14 +20,16 @@ use crate::volume::{By, Entry, Intent, IntentOrigin, Reason, Record, State};
 /// What stands for [`By::Withdrawal`].
 pub(super) const BY_WITHDRAWAL: &str = "withdrawal";
 
+/// What is read of a volume: columns of its intent `i` and its mapping `m`.
+const RECORD: &str = "i.volume_id, i.vm_id, i.size_bytes, i.deadline_seconds, i.waits_until, i.created_at, i.uid, i.state, \
+    i.since, i.sealed_by, i.operation_id, i.reason_code, i.reason_message, i.reason_hint, m.serial AS mapped_serial, \
+    m.scheme, m.device_path, m.devnum, m.diskseq, m.size_bytes AS mapped_bytes, m.read_only, m.boot_id, m.proven_at";
+
 /// Every volume.
 pub(super) async fn records(connection: &mut SqliteConnection) -> sqlx::Result<Vec<Record>> {
-    let query = sqlx::query(
-        "SELECT i.volume_id, i.vm_id, i.size_bytes, i.deadline_seconds, i.waits_until, i.created_at, i.uid, i.state, \
-         i.since, i.sealed_by, i.operation_id, i.reason_code, i.reason_message, i.reason_hint, m.serial AS mapped_serial, m.scheme, m.device_path, m.devnum, \
-         m.diskseq, m.size_bytes AS mapped_bytes, m.read_only, m.boot_id, m.proven_at \
-         FROM intents i LEFT JOIN mappings m USING (volume_id)",
-    );
+    let query = sqlx::query(sqlx::AssertSqlSafe(format!(
+        "SELECT {RECORD} FROM intents i LEFT JOIN mappings m USING (volume_id)"
+    )));
     // Row by row: ten thousand rows at once would take up more memory than everything made of them.
     let mut boots = Boots::default();
     query.fetch(connection).map(|row| record(&row?, &mut boots)).try_collect().await
@@ -61,10 +64,38 @@ pub(super) async fn timeline(connection: &mut SqliteConnection, volume: VolumeId
         .collect()
 }
 
-/// How many rows the projection has yet to be told.
-pub(super) async fn outbox_length(connection: &mut SqliteConnection) -> sqlx::Result<u64> {
-    let row = sqlx::query("SELECT COUNT(*) AS n FROM outbox").fetch_one(connection).await?;
-    row.try_get::<i64, _>("n").map(i64::unsigned_abs)
+/// How many changed volumes each follower has yet to show, and how many it has set aside.
+pub(super) async fn owed(connection: &mut SqliteConnection) -> sqlx::Result<HashMap<String, Owed>> {
+    let query = sqlx::query(
+        "SELECT name, (SELECT count(*) FROM changed WHERE seq > followers.done) AS owed, \
+         (SELECT count(*) FROM set_aside WHERE follower = name) AS set_aside FROM followers",
+    );
+    let rows = query.fetch_all(connection).await?;
+    let number = |row: &SqliteRow, column| row.try_get::<i64, _>(column).map(i64::unsigned_abs);
+    let read = rows.iter().map(|row| {
+        let owed = Owed { volumes: number(row, "owed")?, set_aside: number(row, "set_aside")? };
+        Ok((row.try_get("name")?, owed))
+    });
+    read.collect()
+}
+
+/// Some of the volumes that have changed after `done`, in order: the number, the volume, and what is on record of it now.
+pub(super) async fn changed(
+    connection: &mut SqliteConnection,
+    done: i64,
+    limit: i64,
+) -> sqlx::Result<Vec<(i64, String, sqlx::Result<Option<Record>>)>> {
+    let query = sqlx::query(sqlx::AssertSqlSafe(format!(
+        "SELECT c.seq, c.volume_id AS changed_id, {RECORD} FROM changed c LEFT JOIN intents i USING (volume_id) \
+         LEFT JOIN mappings m USING (volume_id) WHERE c.seq > ? ORDER BY c.seq LIMIT ?"
+    )));
+    let rows = query.bind(done).bind(limit).fetch_all(connection).await?;
+    let mut boots = Boots::default();
+    let read = rows.iter().map(|row| {
+        let wanted = row.try_get::<Option<String>, _>("volume_id")?.is_some();
+        Ok((row.try_get("seq")?, row.try_get("changed_id")?, wanted.then(|| record(row, &mut boots)).transpose()))
+    });
+    read.collect()
 }
 
 /// One that is its code's own is kept once for all volumes.

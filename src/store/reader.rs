@@ -1,5 +1,6 @@
 //! Questions that change nothing, on a connection of their own: they wait for no write, and for no other program's lock.
 
+use std::collections::HashMap;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -8,7 +9,7 @@ use sqlx::sqlite::SqliteConnection;
 use tokio::sync::Mutex;
 
 use super::watch::Watch;
-use super::{SILENT_AFTER, StoreError, read};
+use super::{Owed, SILENT_AFTER, StoreError, read};
 use crate::identity::VolumeId;
 use crate::volume::Entry;
 
@@ -29,8 +30,8 @@ impl ReadConnection {
         self.ask(async |connection| read::timeline(connection, volume).await).await
     }
 
-    pub(super) async fn outbox_length(&self) -> Result<u64, StoreError> {
-        self.ask(async |connection| read::outbox_length(connection).await).await
+    pub(super) async fn owed(&self) -> Result<HashMap<String, Owed>, StoreError> {
+        self.ask(async |connection| read::owed(connection).await).await
     }
 
     /// Reads from another file from now on.

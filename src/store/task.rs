@@ -13,9 +13,10 @@ use super::history::PACE;
 use super::news::{News, Posted};
 use super::open::{self, Writer};
 use super::reader::ReadConnection;
+use super::turn::Given;
 use super::watch::Watch;
 use super::write::{self, Change};
-use super::{Options, Saved, StoreError, outbox, rescue};
+use super::{Options, Saved, StoreError, rescue};
 use crate::clock::Steady;
 use crate::identity::VolumeId;
 use crate::memory;
@@ -35,6 +36,9 @@ const QUIET: Duration = Duration::from_secs(2);
 /// Commits that are worth that.
 const WORTH_CUTTING: u32 = 20;
 
+/// How long those who follow may take at the end to show what is owed; the next start goes on with the rest.
+const DRAIN: Duration = Duration::from_secs(3);
+
 /// Changes that leave something in memory.
 const MANY: usize = 2000;
 
@@ -46,16 +50,6 @@ pub(super) enum Command {
     Tidy,
 }
 
-/// What waits for the projection.
-#[derive(Debug, PartialEq, Eq)]
-enum Outbox {
-    Empty,
-    /// Perhaps something.
-    Filled,
-    /// Something that could not be applied.
-    Stuck,
-}
-
 pub(super) struct Task {
     /// `None` while the disk takes nothing: opened as soon as it does.
     writer: Option<Writer>,
@@ -64,13 +58,13 @@ pub(super) struct Task {
     spare: PathBuf,
     boot_id: String,
     history_days: Arc<AtomicU32>,
-    port: u16,
     watch: Watch,
     /// Why nothing can be written.
     failure: channel::Sender<Option<StoreError>>,
     /// What nobody waits for.
     posted: Arc<Posted>,
-    outbox: Outbox,
+    /// Tells those who follow that something may have changed.
+    note: channel::Sender<()>,
     /// Since the log was last moved into the database.
     commits: u32,
     /// Since the log's file was last cut.
@@ -92,6 +86,7 @@ impl Task {
         (watch, tell): (Watch, channel::Sender<Option<StoreError>>),
         reader: ReadConnection,
         (posted, history_days): (Arc<Posted>, Arc<AtomicU32>),
+        note: channel::Sender<()>,
     ) -> Self {
         Self {
             writer,
@@ -100,11 +95,10 @@ impl Task {
             spare: options.spare.to_owned(),
             boot_id: options.boot_id.to_owned(),
             history_days,
-            port: options.port,
             watch,
             failure: tell,
             posted,
-            outbox: Outbox::Filled,
+            note,
             commits: 0,
             uncut: 0,
             changes: 0,
@@ -119,10 +113,11 @@ impl Task {
         mut self,
         mut queue: mpsc::Receiver<Command>,
         mut tries: mpsc::Receiver<oneshot::Sender<()>>,
+        mut turns: Given,
     ) {
         let mut batch = Vec::new();
         loop {
-            let due = self.left_to_do();
+            let due = self.left_to_do(turns.is_asked());
             tokio::select! {
                 biased;
                 Some(answer) = tries.recv() => {
@@ -134,6 +129,7 @@ impl Task {
                     self.look_at_files().await;
                     continue;
                 }
+                true = turns.asked() => {}
                 received = queue.recv_many(&mut batch, AT_ONCE) => if received == 0 { break },
                 () = self.posted.rang(), if self.failure.borrow().is_none() => {}
                 () = until(due) => if self.failure.borrow().is_some() { self.try_again().await },
@@ -142,36 +138,71 @@ impl Task {
             if !batch.is_empty() || (works && !self.posted.is_empty()) {
                 self.carry_out(std::mem::take(&mut batch)).await;
             }
+            let idle = queue.is_empty() && self.posted.is_empty();
+            if turns.is_asked() && (idle || turns.is_overdue()) {
+                self.give(&mut turns).await;
+            }
             if queue.is_empty() && self.failure.borrow().is_none() {
                 self.beside().await;
             }
         }
-        // What was posted last, and is in nobody's way; nor is it left out of the predecessor's tables until the next start.
+        // What was posted last, and is in nobody's way.
         self.write(Vec::new()).await;
-        while self.outbox == Outbox::Filled && self.failure.borrow().is_none() && self.writer.is_some() {
-            self.project().await;
-        }
+        self.drain(turns).await;
         self.close().await;
     }
 
     /// When there is something to do although nobody asks; `None` on an idle daemon.
-    fn left_to_do(&self) -> Option<Instant> {
+    fn left_to_do(&self, turn_asked: bool) -> Option<Instant> {
         if self.failure.borrow().is_some() {
             return Some(self.again_at);
         }
-        match self.outbox {
-            _ if self.untidy || !self.posted.is_empty() => Some(Instant::now()),
-            Outbox::Filled => Some(Instant::now()),
-            Outbox::Stuck => Some(self.again_at),
-            Outbox::Empty => (self.uncut >= WORTH_CUTTING).then(|| self.last_write + QUIET),
+        if turn_asked || self.untidy || !self.posted.is_empty() {
+            return Some(Instant::now());
         }
+        (self.uncut >= WORTH_CUTTING).then(|| self.last_write + QUIET)
+    }
+
+    /// Gives the turn that is asked for, and goes on when it is given back. Not while nothing can be written, nor at a file
+    /// that nobody finds again.
+    async fn give(&mut self, turns: &mut Given) {
+        let Some(writer) = &self.writer else { return };
+        if self.failure.borrow().is_some() {
+            return;
+        }
+        if let Some(lost) = lost(writer, None) {
+            return drop(self.failed(lost));
+        }
+        let Some(given_back) = turns.give() else { return };
+        let asked = self.watch.ask();
+        given_back.await;
+        drop(asked);
+        self.written();
+    }
+
+    /// Those who follow are told that this was all, and show what they still owe: for a while.
+    async fn drain(&mut self, mut turns: Given) {
+        self.note = channel::channel(()).0;
+        let all = async {
+            while self.writer.is_some() && self.failure.borrow().is_none() && (turns.is_asked() || turns.asked().await)
+            {
+                self.give(&mut turns).await;
+            }
+        };
+        if tokio::time::timeout(DRAIN, all).await.is_err() {
+            tracing::warn!("what follows the store is behind, and goes on at the next start");
+        }
+    }
+
+    /// The log has grown.
+    fn written(&mut self) {
+        self.commits += 1;
+        self.uncut = self.uncut.saturating_add(1);
+        self.last_write = Instant::now();
     }
 
     /// What is done while nobody waits: a piece at a time.
     async fn beside(&mut self) {
-        if self.outbox == Outbox::Filled || (self.outbox == Outbox::Stuck && self.again_at <= Instant::now()) {
-            return self.project().await;
-        }
         if self.untidy || Steady::now().since(self.pruned) >= PACE {
             return self.prune().await;
         }
@@ -261,14 +292,12 @@ impl Task {
             None => result.map_err(|error| StoreError::of(&self.path, &error)),
         };
         match result {
-            Ok(projected) => {
-                if projected {
-                    self.outbox = Outbox::Filled;
+            Ok(()) => {
+                if changes.iter().any(|change| change.is_followed()) {
+                    self.note.send_replace(());
                 }
-                self.commits += 1;
-                self.uncut = self.uncut.saturating_add(1);
+                self.written();
                 self.changes = self.changes.saturating_add(changes.len());
-                self.last_write = Instant::now();
                 self.works();
                 Ok(())
             }
@@ -311,7 +340,6 @@ impl Task {
         self.look_at_files().await;
         let failure = self.failure.borrow().clone();
         match failure {
-            None if self.outbox == Outbox::Stuck => return self.project().await,
             None | Some(StoreError::Lost { .. }) => return,
             Some(_) => {}
         }
@@ -333,7 +361,6 @@ impl Task {
         let options = Options {
             path: &self.path,
             history_days: self.history_days.load(Ordering::Relaxed),
-            port: self.port,
             boot_id: &self.boot_id,
             spare: &self.spare,
         };
@@ -377,28 +404,6 @@ impl Task {
                 self.failed(StoreError::Lost { path, what, saved });
             }
         }
-    }
-
-    /// Some of it: whoever wants to write meanwhile has his turn in between.
-    async fn project(&mut self) {
-        let Some(writer) = &mut self.writer else { return };
-        let asked = self.watch.ask();
-        let applied = outbox::apply(&mut writer.connection, self.port).await;
-        drop(asked);
-        self.outbox = match applied {
-            Ok(true) => {
-                self.uncut = self.uncut.saturating_add(1);
-                Outbox::Filled
-            }
-            Ok(false) => Outbox::Empty,
-            // The rows wait in order.
-            Err(error) => {
-                self.again_at = Instant::now() + RETRY;
-                self.watch.projects(Some(StoreError::of(&self.path, &error)));
-                return self.outbox = Outbox::Stuck;
-            }
-        };
-        self.watch.projects(None);
     }
 
     async fn prune(&mut self) {

@@ -27,7 +27,7 @@ impl Place {
 
     async fn open_in(&self, boot_id: &str) -> (Store, JoinHandle<()>, Vec<Record>) {
         let spare = self.0.path();
-        Store::open(Options { path: &self.file(), history_days: 90, port: 10809, boot_id, spare }).await.unwrap()
+        Store::open(Options { path: &self.file(), history_days: 90, boot_id, spare }).await.unwrap()
     }
 
     /// Another program's connection.
@@ -70,55 +70,7 @@ async fn stored(store: &Store, volume: VolumeId) -> Vec<Entry> {
     store.reader.timeline(volume).await.unwrap()
 }
 
-#[tokio::test]
-async fn a_projection_that_failed_is_made_up_for_without_another_write() {
-    let place = Place::new();
-    let (store, _task, _) = place.open().await;
-    let mut other = place.other().await;
-    run(&mut other, "CREATE TRIGGER refuse BEFORE INSERT ON nbd_exports BEGIN SELECT RAISE(ABORT, 'not now'); END")
-        .await;
-
-    let (volume, evidence) = (sample::volume(), proven());
-    let mapping = Some((evidence.link.clone(), evidence.size_bytes));
-    let projection = Projection { vm_id: "vm".into(), at: evidence.at, mapping, export_status: Some("active") };
-    let projection = Change::News(volume, News::Project(projection));
-    store.write(vec![Change::Intend(intent()), Change::Map(volume, evidence), projection]).await.unwrap();
-    let stuck = loop {
-        let pulse = store.pulse().await;
-        if let Some(failure) = pulse.failure {
-            break (pulse.outbox, failure.to_string());
-        }
-        tokio::task::yield_now().await;
-    };
-    assert_eq!(stuck.0, Some(1));
-    assert!(stuck.1.ends_with("not now"), "{stuck:?}");
-
-    run(&mut other, "DROP TRIGGER refuse").await;
-    until(&mut other, "SELECT 1 FROM nbd_exports JOIN device_mappings ON volume_uuid = volume_id").await;
-    assert_eq!(store.pulse().await.failure, None);
-}
-
 /// Waits until there is such a row.
-#[tokio::test]
-async fn what_was_posted_last_is_in_the_predecessors_tables_when_the_daemon_has_ended() {
-    let place = Place::new();
-    let (store, task, _) = place.open().await;
-    let (volume, evidence) = (sample::volume(), proven());
-    let mapping = Some((evidence.link.clone(), evidence.size_bytes));
-    let projection = Projection { vm_id: "vm".into(), at: evidence.at, mapping, export_status: Some("active") };
-    store.write(vec![Change::Intend(intent()), Change::Map(volume, evidence)]).await.unwrap();
-    store.post(volume, vec![News::Project(projection)]);
-    let files = || -> Vec<_> { place.0.path().read_dir().unwrap().map(|file| file.unwrap().file_name()).collect() };
-    assert!(files().len() > 1, "the control: there is a log beside it");
-    drop(store);
-    task.await.unwrap();
-    assert_eq!(files(), ["attachd.db"], "it is one file again");
-    let mut other = place.other().await;
-    let left: i64 = sqlx::query_scalar("SELECT count(*) FROM outbox").fetch_one(&mut other).await.unwrap();
-    let told: i64 = sqlx::query_scalar("SELECT count(*) FROM nbd_exports").fetch_one(&mut other).await.unwrap();
-    assert_eq!((left, told), (0, 1));
-}
-
 async fn until(connection: &mut SqliteConnection, rows: &'static str) {
     let mut looks = tokio::time::interval(Duration::from_millis(20));
     for _ in 0..500 {
@@ -425,6 +377,117 @@ async fn a_step_that_an_earlier_life_has_had_too_is_in_the_story_also_before_it_
     while stored(&store, volume).await.len() < wanted.len() {
         assert_eq!(steps(store.story(volume).await), wanted);
     }
+    drop(store);
+    task.await.unwrap();
+}
+
+/// Whoever writes into the store's file beside the store goes second.
+#[tokio::test]
+async fn a_turn_is_given_when_nothing_waits_to_be_written_and_the_store_waits_until_it_is_given_back() {
+    let place = Place::new();
+    let (store, task, _) = place.open().await;
+    let turns = store.turns.clone();
+    // Queued before: it goes first, though the turn is asked for at the same moment.
+    let first = store.begin(vec![Change::Intend(intent())]).unwrap();
+    let turn = turns.take().await.unwrap();
+    let mut first = first;
+    assert_eq!(first.try_recv(), Ok(Ok(())), "the store went first");
+    let mut second = store.begin(vec![Change::Map(sample::volume(), proven())]).unwrap();
+    let mut other = place.other().await;
+    run(&mut other, "BEGIN IMMEDIATE").await;
+    run(&mut other, "ROLLBACK").await;
+    tokio::task::yield_now().await;
+    assert!(second.try_recv().is_err(), "nothing is written during a turn");
+    drop(turn);
+    second.await.unwrap().unwrap();
+    drop((store, turns));
+    task.await.unwrap();
+}
+
+#[tokio::test]
+async fn a_store_that_is_never_idle_gives_turns_all_the_same() {
+    let place = Place::new();
+    let (store, task, _) = place.open().await;
+    let turns = store.turns.clone();
+    store.write(vec![Change::Intend(intent())]).await.unwrap();
+    // There is always one that waits.
+    let busy = store.clone();
+    let busy = tokio::spawn(async move {
+        let mut waiting = std::collections::VecDeque::new();
+        loop {
+            while waiting.len() < 8 {
+                waiting.push_back(busy.begin(vec![Change::Map(sample::volume(), proven())]).unwrap());
+            }
+            waiting.pop_front().unwrap().await.unwrap().unwrap();
+        }
+    });
+    for _ in 0..3 {
+        let begun = std::time::Instant::now();
+        drop(turns.take().await.unwrap());
+        assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
+    }
+    busy.abort();
+    let _ = busy.await;
+    drop((store, turns));
+    task.await.unwrap();
+}
+
+/// Nothing is given while the store's lock is somebody else's, nor at a file that is not the store's any more.
+#[tokio::test]
+async fn a_store_that_cannot_be_written_gives_no_turn_until_it_can() {
+    let place = Place::new();
+    let (store, _task, _) = place.open().await;
+    let turns = store.turns.clone();
+    drop(turns.take().await.expect("the control"));
+    let aside = place.0.path().join("aside");
+    let mut condition = store.condition();
+    std::fs::rename(place.file(), &aside).unwrap();
+    condition.wait_for(Option::is_some).await.unwrap();
+    let mut asked = Box::pin(turns.take());
+    assert!(tokio::time::timeout(Duration::ZERO, &mut asked).await.is_err());
+    // The store is asked in between, so it has had the chance.
+    store.write(vec![Change::Intend(intent())]).await.unwrap_err();
+    assert!(tokio::time::timeout(Duration::ZERO, &mut asked).await.is_err());
+    std::fs::rename(&aside, place.file()).unwrap();
+    drop(asked.await.unwrap());
+}
+
+/// One row for each volume, however often it changed, and none for what shows nothing of it.
+#[tokio::test]
+async fn which_volumes_have_changed_is_noted_once_for_each_with_a_number_that_only_grows() {
+    let place = Place::new();
+    let (store, task, _) = place.open().await;
+    let mut other = place.other().await;
+    let noted = async |other: &mut SqliteConnection| -> Vec<(i64, String)> {
+        sqlx::query_as("SELECT seq, volume_id FROM changed").fetch_all(other).await.unwrap()
+    };
+    let (volume, stand) = (sample::volume(), |state| News::Stand(state, None, clock::wall()));
+    store.write(vec![Change::Intend(intent()), Change::News(volume, stand(State::Expired))]).await.unwrap();
+    assert_eq!(noted(&mut other).await, [], "nothing of it can be shown yet");
+    let mut numbers = Vec::new();
+    let changes = [
+        vec![Change::Map(volume, proven())],
+        vec![Change::Map(volume, proven())],
+        vec![Change::News(volume, stand(State::Ready))],
+        vec![Change::News(volume, stand(State::Lost)), Change::News(volume, stand(State::Ready))],
+        vec![Change::Withdraw(volume)],
+        vec![Change::Intend(intent()), Change::Map(volume, proven())],
+    ];
+    for changes in changes {
+        store.write(changes).await.unwrap();
+        let noted = noted(&mut other).await;
+        assert_eq!(noted.len(), 1, "{noted:?}");
+        assert_eq!(noted[0].1, volume.to_string());
+        numbers.push(noted[0].0);
+    }
+    assert!(numbers.is_sorted_by(|one, next| one < next), "{numbers:?}");
+    // A step of its story and a seal show nothing of it.
+    store.write(vec![Change::News(volume, note(1)), Change::Seal(volume, None)]).await.unwrap();
+    assert_eq!(noted(&mut other).await[0].0, numbers[5]);
+    // Numbers are never used twice, also when nothing is noted any more.
+    run(&mut other, "DELETE FROM changed").await;
+    store.write(vec![Change::Map(volume, proven())]).await.unwrap();
+    assert!(noted(&mut other).await[0].0 > numbers[5]);
     drop(store);
     task.await.unwrap();
 }

@@ -17,8 +17,6 @@ struct Inner {
     path: PathBuf,
     /// When the question was asked that has no answer yet.
     asked: Mutex<Option<(Instant, Timestamp)>>,
-    /// Why the projection cannot be told.
-    stuck: Mutex<Option<StoreError>>,
 }
 
 /// A question that has no answer yet, until it is dropped.
@@ -32,7 +30,7 @@ impl Drop for OpenQuestion<'_> {
 
 impl Watch {
     pub(super) fn new(path: &Path) -> Self {
-        Self(Arc::new(Inner { path: path.to_owned(), asked: Mutex::new(None), stuck: Mutex::new(None) }))
+        Self(Arc::new(Inner { path: path.to_owned(), asked: Mutex::new(None) }))
     }
 
     pub(super) fn path(&self) -> &Path {
@@ -62,19 +60,6 @@ impl Watch {
     /// How long it takes until [`Watch::silent`] can say more.
     pub(super) fn next_look(&self) -> Duration {
         self.asked().map_or(SILENT_AFTER, |(begun, _)| SILENT_AFTER.saturating_sub(begun.elapsed()))
-    }
-
-    /// Whether the projection could be told. Says so once.
-    pub(super) fn projects(&self, failure: Option<StoreError>) {
-        let mut stuck = self.0.stuck.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(error) = failure.as_ref().filter(|error| stuck.as_ref() != Some(error)) {
-            tracing::error!("the predecessor's tables cannot be written: {error}; it is tried again by itself");
-        }
-        *stuck = failure;
-    }
-
-    pub(super) fn stuck(&self) -> Option<StoreError> {
-        self.0.stuck.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     pub(super) fn crowded(&self) -> StoreError {

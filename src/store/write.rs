@@ -6,7 +6,7 @@ use sqlx::sqlite::SqliteConnection;
 use super::batch::{self, Batch, Values};
 use super::news::News;
 use super::read::BY_WITHDRAWAL;
-use crate::clock::{self, Steady};
+use crate::clock::Steady;
 use crate::device::evidence::Evidence;
 use crate::effect;
 use crate::identity::VolumeId;
@@ -17,7 +17,7 @@ use crate::volume::{By, Intent, IntentOrigin, State};
 pub enum Change {
     /// An intent was accepted.
     Intend(Intent),
-    /// An intent was withdrawn: it, its mapping and its place in the projection go; its timeline stays.
+    /// An intent was withdrawn: it and its mapping go; its timeline stays.
     Withdraw(VolumeId),
     /// What a volume is sealed by from now on, if by anything.
     Seal(VolumeId, Option<By>),
@@ -33,6 +33,14 @@ impl Change {
         match self {
             Self::Intend(intent) => intent.volume,
             Self::Withdraw(volume) | Self::Seal(volume, _) | Self::Map(volume, _) | Self::News(volume, _) => *volume,
+        }
+    }
+
+    /// Whether those who follow the changes may have to look: what the triggers of the tables note, and a little more.
+    pub(super) fn is_followed(&self) -> bool {
+        match self {
+            Self::Map(..) | Self::Withdraw(_) | Self::News(_, News::Stand(..)) => true,
+            Self::Intend(_) | Self::Seal(..) | Self::News(_, News::Note(_)) => false,
         }
     }
 
@@ -60,12 +68,8 @@ pub(super) async fn prepare(connection: &mut SqliteConnection) -> sqlx::Result<(
     connection.prepare(batch::alone(MAP)).await.map(drop)
 }
 
-/// Writes all changes durably or none. Says whether the outbox has got something.
-pub(super) async fn commit(
-    connection: &mut SqliteConnection,
-    changes: &[&Change],
-    boot_id: &str,
-) -> sqlx::Result<bool> {
+/// Writes all changes durably or none.
+pub(super) async fn commit(connection: &mut SqliteConnection, changes: &[&Change], boot_id: &str) -> sqlx::Result<()> {
     let mut names: Vec<&'static str> = changes.iter().map(|change| change.effect()).collect();
     names.sort_unstable();
     names.dedup();
@@ -83,23 +87,22 @@ pub(super) async fn commit(
             end(connection, applied).await
         }
     })
-    .await?;
-    Ok(changes.iter().any(|change| matches!(change, Change::News(_, News::Project(_)) | Change::Withdraw(_))))
+    .await
 }
 
 /// Begins a transaction.
 ///
 /// Not sqlx's own: SQLite rolls back by itself when the disk is full, sqlx's rollback then fails, and sqlx believes for
 /// ever that a transaction is open (sqlx 0.9.0: "attempted to call `begin_with` at non-zero transaction depth").
-pub(super) async fn begin(connection: &mut SqliteConnection) -> sqlx::Result<()> {
+pub(crate) async fn begin(connection: &mut SqliteConnection) -> sqlx::Result<()> {
     // IMMEDIATE: taking the write lock later could fail in the middle with SQLITE_BUSY.
     sqlx::query("BEGIN IMMEDIATE").execute(connection).await.map(drop)
 }
 
 /// Ends it: a commit when all went well, else a rollback. Afterwards no transaction is open.
-pub(super) async fn end(connection: &mut SqliteConnection, applied: sqlx::Result<()>) -> sqlx::Result<()> {
+pub(crate) async fn end<T>(connection: &mut SqliteConnection, applied: sqlx::Result<T>) -> sqlx::Result<T> {
     let ended = match applied {
-        Ok(()) => sqlx::query("COMMIT").execute(&mut *connection).await.map(drop),
+        Ok(value) => sqlx::query("COMMIT").execute(&mut *connection).await.map(|_| value),
         Err(error) => Err(error),
     };
     if ended.is_err() {
@@ -132,16 +135,7 @@ fn apply(batch: &mut Batch, change: &Change, boot_id: &str) {
             IntentOrigin::Operation(operation) => Some(operation.to_string()),
         })
         .bind(State::waiting_for(intent.origin).as_str()),
-        Change::Withdraw(volume) => {
-            batch
-                .add(
-                "INSERT INTO outbox (volume_id, vm_id, at) \
-                 SELECT volume_id, vm_id, ? FROM intents WHERE volume_id = ?",
-            )
-            .bind(clock::wall().as_microsecond())
-            .bind(volume.to_string());
-            batch.add("DELETE FROM intents WHERE volume_id = ?").bind(volume.to_string())
-        }
+        Change::Withdraw(volume) => batch.add("DELETE FROM intents WHERE volume_id = ?").bind(volume.to_string()),
         Change::Seal(volume, by) => batch
             .add("UPDATE intents SET sealed_by = ? WHERE volume_id = ?")
             .bind(by.map(|by| match by {
@@ -182,14 +176,5 @@ fn tell<'b>(batch: &'b mut Batch, volume: VolumeId, news: &News) -> Values<'b> {
                 .bind(entry.event.name().to_owned())
                 .bind(&entry.detail)
         }
-        News::Project(projection) => batch.add(
-            "INSERT INTO outbox (volume_id, vm_id, at, device_path, size_bytes, export_status) VALUES (?, ?, ?, ?, ?, ?)",
-        )
-        .bind(volume.to_string())
-        .bind(&projection.vm_id)
-        .bind(projection.at.as_microsecond())
-        .bind(projection.mapping.as_ref().map(|(path, _)| path.clone()))
-        .bind(projection.mapping.as_ref().map(|(_, size)| size.cast_signed()))
-        .bind(projection.export_status),
     }
 }

@@ -33,6 +33,8 @@ pub(crate) struct Health {
     pub(crate) udevd: UdevdHealth,
     pub(crate) resync: ResyncHealth,
     pub(crate) store: StoreHealth,
+    /// The predecessor's tables.
+    pub(crate) projection: Vec<ProjectionHealth>,
     pub(crate) backend: BackendHealth,
     pub(crate) helper: HelperHealth,
     /// How many volumes are in each state.
@@ -136,9 +138,27 @@ pub(crate) struct StoreHealth {
     pub(crate) state: StoreState,
     #[serde(deserialize_with = "nullable")]
     pub(crate) error: Option<String>,
-    /// Rows the predecessor's tables have yet to be told.
+}
+
+/// How far the predecessor's tables in one database are behind.
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+pub(crate) struct ProjectionHealth {
+    /// Which database.
+    #[schema(value_type = String)]
+    pub(crate) target: Cow<'static, str>,
+    /// Volumes whose rows are yet to be written; `null`: unknown.
     #[serde(deserialize_with = "nullable")]
-    pub(crate) outbox: Option<u64>,
+    pub(crate) owed: Option<u64>,
+    /// Since when there have been such volumes all the time.
+    #[schema(value_type = Option<String>, format = DateTime)]
+    #[serde(deserialize_with = "nullable")]
+    pub(crate) behind_since: Option<Timestamp>,
+    /// Volumes whose rows the database does not take; `null`: unknown.
+    #[serde(deserialize_with = "nullable")]
+    pub(crate) refused: Option<u64>,
+    /// Why nothing can be written there.
+    #[serde(deserialize_with = "nullable")]
+    pub(crate) error: Option<String>,
 }
 
 /// `ok` or `failing`.

@@ -65,7 +65,8 @@ fn health() -> Value {
         "problems": [{ "code": "C", "message": "m", "hint": "h" }], "remarks": [{ "code": "C", "message": "m" }],
         "monitor": { "udev": socket, "kernel": socket }, "udevd": { "state": "silent", "since": AT },
         "resync": { "count": 1, "last_reason": "r", "last_at": AT, "losses": 2 },
-        "store": { "state": "failing", "error": "e", "outbox": 1 },
+        "store": { "state": "failing", "error": "e" },
+        "projection": [{ "target": "sqlite", "owed": 1, "behind_since": AT, "refused": 2, "error": "e" }],
         "backend": {
             "name": "nbd-server", "mode": "signal", "because": "b", "state": "down", "pid": 1, "why": "w", "listen": "l",
             "insecure": false

@@ -1,0 +1,161 @@
+//! What the predecessor's tables show of a volume: a pure function of its record.
+//!
+//! A volume has its rows from the first disk that was proven to be its until it is withdrawn, whatever becomes of it in
+//! between: others write into them too, and find there what they wrote. Before that there is no path and no size to show.
+
+use jiff::Timestamp;
+
+use crate::identity::VolumeId;
+use crate::volume::{Record, State};
+
+/// The rows of one volume.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Rows {
+    /// Which volume.
+    pub volume: VolumeId,
+    /// What they show; `None`: there are none.
+    pub present: Option<Shown>,
+}
+
+/// What the rows of a volume show, as far as attachd owns them.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Shown {
+    /// The VM; empty while unknown.
+    pub vm_id: String,
+    /// The by-id path of the last disk that was proven to be the volume's.
+    pub device_path: String,
+    /// Its size in bytes.
+    pub size_bytes: i64,
+    /// `detected`: the disk is here. Else the state that says what is wrong.
+    pub linux_state: &'static str,
+    /// `active`: it is served; `pending`: it is on the way to that. Else the state that says why it is not.
+    pub export_status: &'static str,
+    /// Since when all that is so.
+    pub at: Timestamp,
+}
+
+/// The rows of a volume that is wanted.
+pub fn rows(record: &Record) -> Rows {
+    let present = record.mapping.as_ref().map(|mapping| {
+        let (linux_state, export_status) = words(record.state);
+        Shown {
+            vm_id: record.intent.vm_id.clone(),
+            device_path: mapping.link.clone(),
+            // The column has a sign.
+            size_bytes: mapping.size_bytes.try_into().unwrap_or(i64::MAX),
+            linux_state,
+            export_status,
+            at: record.since.map_or(mapping.at, |since| since.max(mapping.at)),
+        }
+    });
+    Rows { volume: record.intent.volume, present }
+}
+
+/// `linux_state` and `status`: in the predecessor's words where it had one.
+fn words(state: State) -> (&'static str, &'static str) {
+    match state {
+        State::Ready => ("detected", "active"),
+        State::Matched | State::Exporting => ("detected", "pending"),
+        State::Attaching | State::Waiting | State::Lost | State::Detaching | State::Refused | State::Expired => {
+            (state.as_str(), state.as_str())
+        }
+    }
+}
+
+impl Rows {
+    /// The rows of a volume that is not wanted.
+    pub fn none(volume: VolumeId) -> Self {
+        Self { volume, present: None }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::clock;
+    use crate::device::evidence::{self, Evidence};
+    use crate::device::facts::sample;
+    use crate::reason::Code;
+    use crate::volume::{By, Intent, IntentOrigin, Reason};
+
+    fn evidence() -> Evidence {
+        evidence::check(&sample::ground(), &[&sample::device()], None, clock::wall()).unwrap().unwrap()
+    }
+
+    fn record(state: State) -> Record {
+        let intent = Intent {
+            volume: sample::volume(),
+            vm_id: "vm".into(),
+            size_bytes: None,
+            deadline_seconds: None,
+            deadline: None,
+            created_at: clock::wall(),
+            uid: None,
+            origin: IntentOrigin::Announced,
+        };
+        Record { intent, mapping: Some(evidence()), state, reason: None, since: None, sealed: None }
+    }
+
+    #[test]
+    fn what_is_served_is_shown_in_the_predecessors_words_and_what_is_not_says_why() {
+        let shown = State::ALL.map(|state| {
+            let present = rows(&record(state)).present.unwrap();
+            (state.as_str(), present.linux_state, present.export_status)
+        });
+        let expected = [
+            ("attaching", "attaching", "attaching"),
+            ("waiting", "waiting", "waiting"),
+            ("matched", "detected", "pending"),
+            ("exporting", "detected", "pending"),
+            ("ready", "detected", "active"),
+            ("lost", "lost", "lost"),
+            ("detaching", "detaching", "detaching"),
+            ("refused", "refused", "refused"),
+            ("expired", "expired", "expired"),
+        ];
+        assert_eq!(shown, expected);
+    }
+
+    #[test]
+    fn before_its_first_disk_a_volume_has_no_rows() {
+        for state in State::ALL {
+            let record = Record { mapping: None, ..record(state) };
+            assert_eq!(rows(&record), Rows::none(record.intent.volume));
+        }
+    }
+
+    fn time(micros: i64) -> Timestamp {
+        Timestamp::from_microsecond(micros).unwrap()
+    }
+
+    proptest! {
+        /// Whatever is on record: the rows are the volume's own, they fit their columns, only a served volume is called
+        /// active, and what is no part of them changes nothing.
+        #[test]
+        fn rows_show_the_record_and_nothing_else(
+            state in proptest::sample::select(State::ALL.to_vec()),
+            size in any::<u64>(),
+            since in proptest::option::of(-1_000_000_000..1_000_000_000_i64),
+            proven_at in -1_000_000_000..1_000_000_000_i64,
+            sealed in any::<bool>(),
+        ) {
+            let mapping = Evidence { size_bytes: size, at: time(proven_at), ..evidence() };
+            let record = Record { mapping: Some(mapping), since: since.map(time), ..record(state) };
+            let shown = rows(&record);
+            prop_assert_eq!(shown.volume, record.intent.volume);
+            let present = shown.present.clone().unwrap();
+            prop_assert!(present.size_bytes >= 0);
+            if let Ok(size) = i64::try_from(size) {
+                prop_assert_eq!(present.size_bytes, size);
+            }
+            prop_assert_eq!(present.export_status == "active", state == State::Ready);
+            prop_assert!(present.linux_state.len() <= 32 && present.export_status.len() <= 191, "the columns' width");
+            prop_assert!(present.at >= time(proven_at) && since.is_none_or(|since| present.at >= time(since)));
+            let reason = Some(Reason::new(Code::StoreFailed, "why"));
+            let sealed = sealed.then_some(By::Withdrawal);
+            prop_assert_eq!(rows(&Record { reason, sealed, ..record }), shown);
+        }
+    }
+}

@@ -1,0 +1,149 @@
+//! The store's own file as a target: the two tables that migrations have made in it.
+//!
+//! Others write into these rows too. So a row that is there is updated, in the columns that are attachd's and in no other,
+//! and one that is not is inserted: two statements, because what is inserted has to meet conditions (of columns that
+//! somebody has added, say) that a row which is there meets already.
+
+use sqlx::sqlite::SqliteConnection;
+
+use super::{Rows, Shown, Target, TargetError};
+use crate::effect;
+use crate::identity::VolumeId;
+use crate::store::batch::Batch;
+use crate::store::{Follower, begin, end};
+
+const UPDATE_MAPPING: &str = "UPDATE device_mappings SET vm_id = ?, device_path = ?, linux_state = ?, size = ?, \
+    last_sync = ?, updated_at = ? WHERE volume_uuid = ?";
+
+const INSERT_MAPPING: &str = "INSERT INTO device_mappings (id, volume_uuid, vm_id, operation_mode, \
+    requires_device_correlation, device_path, cloudstack_state, linux_state, size, last_sync, created_at, updated_at) \
+    SELECT ?, ?, ?, 'oma', 1, ?, 'attached', ?, ?, ?, ?, ? \
+    WHERE NOT EXISTS (SELECT 1 FROM device_mappings WHERE volume_uuid = ?)";
+
+const UPDATE_EXPORT: &str =
+    "UPDATE nbd_exports SET port = ?, device_path = ?, status = ?, updated_at = ? WHERE export_name = ?";
+
+const INSERT_EXPORT: &str = "INSERT INTO nbd_exports (volume_id, device_mapping_uuid, export_name, port, device_path, \
+    status, created_at, updated_at) SELECT ?, ?, ?, ?, ?, ?, ?, ? \
+    WHERE NOT EXISTS (SELECT 1 FROM nbd_exports WHERE export_name = ?)";
+
+const DELETE_EXPORT: &str = "DELETE FROM nbd_exports WHERE export_name = ?";
+
+const DELETE_MAPPING: &str = "DELETE FROM device_mappings WHERE volume_uuid = ?";
+
+/// The store's own file.
+pub struct Sqlite {
+    port: u16,
+}
+
+impl Sqlite {
+    /// `port`: where the NBD server listens.
+    pub fn new(port: u16) -> Self {
+        Self { port }
+    }
+
+    async fn written(&self, connection: &mut SqliteConnection, rows: &[Rows]) -> sqlx::Result<()> {
+        if rows.is_empty() {
+            return Ok(());
+        }
+        let mut batch = Batch::default();
+        for Rows { volume, present } in rows {
+            match present {
+                Some(present) => show(&mut batch, *volume, present, self.port),
+                None => remove(&mut batch, *volume),
+            }
+        }
+        effect::at_all(&["commit.projection"], async {
+            begin(connection).await?;
+            let applied = batch.run(connection).await;
+            end(connection, applied).await
+        })
+        .await
+    }
+}
+
+/// Whose fault it is: the rows', or that of the tables, which are not what they were.
+async fn judged(connection: &mut SqliteConnection, error: &sqlx::Error) -> TargetError {
+    let message = error.to_string();
+    let sqlx::Error::Database(database) = error else { return TargetError::Away(message) };
+    // The low byte is the kind (https://www.sqlite.org/rescode.html).
+    match database.code().and_then(|code| code.parse::<u32>().ok()).map(|code| code & 0xff) {
+        Some(SQLITE_CONSTRAINT | SQLITE_MISMATCH | SQLITE_TOOBIG | SQLITE_ABORT) => TargetError::Refused(message),
+        Some(SQLITE_ERROR) if tables_fit(connection).await => TargetError::Refused(message),
+        _ => TargetError::Away(message),
+    }
+}
+
+/// Whether the statements could be carried out at all: tables, columns and triggers are there.
+async fn tables_fit(connection: &mut SqliteConnection) -> bool {
+    let all = [UPDATE_MAPPING, INSERT_MAPPING, UPDATE_EXPORT, INSERT_EXPORT, DELETE_EXPORT, DELETE_MAPPING];
+    for statement in all {
+        // Compiled, and not carried out.
+        let explained = sqlx::query(sqlx::AssertSqlSafe(format!("EXPLAIN {statement}"))).persistent(false);
+        if explained.execute(&mut *connection).await.is_err() {
+            return false;
+        }
+    }
+    true
+}
+
+const SQLITE_ERROR: u32 = 1;
+const SQLITE_ABORT: u32 = 4;
+const SQLITE_TOOBIG: u32 = 18;
+const SQLITE_CONSTRAINT: u32 = 19;
+const SQLITE_MISMATCH: u32 = 20;
+
+impl Target for Sqlite {
+    async fn write(&mut self, rows: &[Rows], follower: &mut Follower) -> Result<(), TargetError> {
+        let (_turn, connection) = follower.at_the_file().await.map_err(|error| TargetError::Away(error.to_string()))?;
+        let Err(error) = self.written(connection, rows).await else { return Ok(()) };
+        let failure = judged(connection, &error).await;
+        follower.failed(&error);
+        Err(failure)
+    }
+}
+
+fn show(batch: &mut Batch, volume: VolumeId, present: &Shown, port: u16) {
+    let Shown { vm_id, device_path, size_bytes, linux_state, export_status, at } = present;
+    let (id, export) = (volume.to_string(), volume.export_name());
+    let at = at.strftime("%Y-%m-%d %H:%M:%S%.3f").to_string();
+    batch
+        .add(UPDATE_MAPPING)
+        .bind(vm_id)
+        .bind(device_path)
+        .bind(*linux_state)
+        .bind(*size_bytes)
+        .bind(&at)
+        .bind(&at)
+        .bind(&id);
+    batch
+        .add(INSERT_MAPPING)
+        .bind(&id)
+        .bind(&id)
+        .bind(vm_id)
+        .bind(device_path)
+        .bind(*linux_state)
+        .bind(*size_bytes)
+        .bind(&at)
+        .bind(&at)
+        .bind(&at)
+        .bind(&id);
+    let port = i64::from(port);
+    batch.add(UPDATE_EXPORT).bind(port).bind(device_path).bind(*export_status).bind(&at).bind(&export);
+    batch
+        .add(INSERT_EXPORT)
+        .bind(&id)
+        .bind(&id)
+        .bind(&export)
+        .bind(port)
+        .bind(device_path)
+        .bind(*export_status)
+        .bind(&at)
+        .bind(&at)
+        .bind(&export);
+}
+
+fn remove(batch: &mut Batch, volume: VolumeId) {
+    batch.add(DELETE_EXPORT).bind(volume.export_name());
+    batch.add(DELETE_MAPPING).bind(volume.to_string());
+}

@@ -1,0 +1,269 @@
+//! Following what changes, for whoever shows the truth elsewhere, each at its own pace.
+//!
+//! The truth's own transactions note *which* volumes have changed (`migrations/0004_changed.sql`): one row for each, with a
+//! number that only grows. A [`Follower`] reads the present record of each that comes after the number up to which it is
+//! done, shows it, and [settles](Follower::settle) that. What it cannot show it sets aside, so that nothing waits behind it.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use jiff::Timestamp;
+use sqlx::Connection;
+use sqlx::sqlite::SqliteConnection;
+use tokio::sync::watch;
+
+use super::batch::Batch;
+use super::turn::{Turn, Turns};
+use super::{StoreError, open, read, write};
+use crate::effect;
+use crate::identity::VolumeId;
+use crate::volume::Record;
+
+/// A volume that has changed.
+#[derive(Debug)]
+pub struct Changed {
+    /// Its place in the order of changes.
+    pub number: i64,
+    /// Which.
+    pub volume: VolumeId,
+    /// What is on record of it now; `None`: it is not wanted any more. An error: nothing of ours has written that.
+    pub record: Result<Option<Record>, String>,
+}
+
+/// How a follower stands, as it says itself.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Progress {
+    /// Since when something has been owed all the time.
+    pub behind_since: Option<Timestamp>,
+    /// Why nothing can be shown there.
+    pub failure: Option<String>,
+    /// One of the volumes that are set aside, and why.
+    pub example: Option<(VolumeId, String)>,
+}
+
+/// How all of them stand.
+pub(super) type AllProgress = Arc<Mutex<BTreeMap<&'static str, Progress>>>;
+
+/// One that follows.
+pub struct Follower {
+    name: &'static str,
+    path: PathBuf,
+    turns: Turns,
+    noted: watch::Receiver<()>,
+    all_progress: AllProgress,
+    /// Opened in its first turn.
+    connection: Option<SqliteConnection>,
+    done: i64,
+}
+
+impl Follower {
+    pub(super) fn new(
+        name: &'static str,
+        path: PathBuf,
+        turns: Turns,
+        noted: watch::Receiver<()>,
+        all_progress: AllProgress,
+    ) -> Self {
+        all_progress.lock().unwrap_or_else(PoisonError::into_inner).insert(name, Progress::default());
+        Self { name, path, turns, noted, all_progress, connection: None, done: 0 }
+    }
+
+    /// Its name in the store.
+    pub fn name(&self) -> &'static str {
+        self.name
+    }
+
+    /// Says how it stands.
+    pub fn stands(&self, progress: Progress) {
+        self.all_progress().insert(self.name, progress);
+    }
+
+    fn all_progress(&self) -> MutexGuard<'_, BTreeMap<&'static str, Progress>> {
+        self.all_progress.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Resolves when something may have changed; false when nothing will any more, because the store is closing.
+    pub async fn noted(&mut self) -> bool {
+        self.noted.changed().await.is_ok()
+    }
+
+    /// Whether nothing will change any more.
+    pub fn is_last(&self) -> bool {
+        self.noted.has_changed().is_err()
+    }
+
+    /// Goes on where it was. `basis`: what its rows depend on besides the volumes; when that is another than the last time,
+    /// or it follows for the first time, all is owed. What was set aside is owed again.
+    pub async fn resume(&mut self, basis: &str) -> Result<(), StoreError> {
+        let name = self.name;
+        let (turn, connection) = self.at_the_file().await?;
+        let known = async {
+            let done: Option<(i64, String)> = sqlx::query_as("SELECT done, basis FROM followers WHERE name = ?")
+                .bind(name)
+                .fetch_optional(&mut *connection)
+                .await?;
+            let set_aside: i64 = sqlx::query_scalar("SELECT count(*) FROM set_aside WHERE follower = ?")
+                .bind(name)
+                .fetch_one(&mut *connection)
+                .await?;
+            sqlx::Result::Ok((done, set_aside))
+        };
+        let known = known.await;
+        let (known, set_aside) = self.checked(known)?;
+        drop(turn);
+        let same = known.as_ref().is_some_and(|(_, known)| known == basis);
+        self.done = known.map_or(0, |(done, _)| done);
+        if same && set_aside == 0 {
+            return Ok(());
+        }
+        self.write(async |connection: &mut SqliteConnection| {
+            let mut batch = Batch::default();
+            if !same {
+                // Noted once more: the number that it has kept says nothing about them.
+                batch.add("DELETE FROM changed WHERE volume_id IN (SELECT volume_id FROM mappings)");
+                batch.add("INSERT INTO changed (volume_id) SELECT volume_id FROM mappings");
+                let follows = "INSERT INTO followers (name, done, basis) VALUES (?, 0, ?) \
+                    ON CONFLICT (name) DO UPDATE SET basis = excluded.basis";
+                batch.add(follows).bind(name).bind(basis.to_owned());
+            }
+            note_set_aside(&mut batch, name);
+            batch.run(connection).await
+        })
+        .await
+    }
+
+    /// Some of what is owed, in order.
+    pub async fn next(&mut self, limit: i64) -> Result<Vec<Changed>, StoreError> {
+        let done = self.done;
+        let rows = match &mut self.connection {
+            // It waits for no lock.
+            Some(connection) => read::changed(connection, done, limit).await,
+            None => read::changed(self.at_the_file().await?.1, done, limit).await,
+        };
+        let rows = self.checked(rows)?;
+        let known = rows.into_iter().filter_map(|(number, volume, record)| {
+            // Nothing else is ever noted.
+            let volume = volume.parse().ok()?;
+            Some(Changed { number, volume, record: record.map_err(|error| error.to_string()) })
+        });
+        Ok(known.collect())
+    }
+
+    /// It is done up to there, but for what it sets aside. `shown`: what was set aside before, and is not any more.
+    pub async fn settle(&mut self, number: i64, refused: &[VolumeId], shown: &[VolumeId]) -> Result<(), StoreError> {
+        let name = self.name;
+        let settled = async |connection: &mut SqliteConnection| {
+            let mut batch = Batch::default();
+            for volume in shown {
+                batch
+                    .add("DELETE FROM set_aside WHERE follower = ? AND volume_id = ?")
+                    .bind(name)
+                    .bind(volume.to_string());
+            }
+            for volume in refused {
+                batch
+                    .add("INSERT INTO set_aside (follower, volume_id) VALUES (?, ?) ON CONFLICT DO NOTHING")
+                    .bind(name)
+                    .bind(volume.to_string());
+            }
+            batch.add("UPDATE followers SET done = ? WHERE name = ?").bind(number).bind(name);
+            batch.add("DELETE FROM changed WHERE seq <= (SELECT min(done) FROM followers)");
+            batch.run(connection).await
+        };
+        self.write(settled).await?;
+        self.done = number;
+        Ok(())
+    }
+
+    /// What is set aside is owed again.
+    pub async fn try_set_aside_again(&mut self) -> Result<(), StoreError> {
+        let name = self.name;
+        self.write(async |connection: &mut SqliteConnection| {
+            let mut batch = Batch::default();
+            note_set_aside(&mut batch, name);
+            batch.run(connection).await
+        })
+        .await
+    }
+
+    /// One transaction, in a turn of its own.
+    async fn write<T>(
+        &mut self,
+        changes: impl AsyncFnOnce(&mut SqliteConnection) -> sqlx::Result<T>,
+    ) -> Result<T, StoreError> {
+        let (_turn, connection) = self.at_the_file().await?;
+        let written = effect::at_all(&["commit.followed"], async {
+            write::begin(connection).await?;
+            let applied = changes(connection).await;
+            write::end(connection, applied).await
+        });
+        let written = written.await;
+        self.checked(written)
+    }
+
+    /// Waits for a turn at the store's file. The connection is for a small transaction.
+    pub(crate) async fn at_the_file(&mut self) -> Result<(Turn, &mut SqliteConnection), StoreError> {
+        let turn = self.turns.take().await?;
+        match &mut self.connection {
+            Some(connection) => Ok((turn, connection)),
+            empty => {
+                let opened = open::derived(&self.path).await.map_err(|error| StoreError::of(&self.path, &error))?;
+                Ok((turn, empty.insert(opened)))
+            }
+        }
+    }
+
+    /// Whoever got an error on its connection says so: one that is broken is opened anew.
+    pub(crate) fn failed(&mut self, error: &sqlx::Error) {
+        if matches!(error, sqlx::Error::WorkerCrashed | sqlx::Error::Io(_) | sqlx::Error::Protocol(_)) {
+            self.connection = None;
+        }
+    }
+
+    fn checked<T>(&mut self, result: sqlx::Result<T>) -> Result<T, StoreError> {
+        result.map_err(|error| {
+            self.failed(&error);
+            StoreError::of(&self.path, &error)
+        })
+    }
+
+    /// What was only of use for much at once goes.
+    pub async fn rest(&mut self) {
+        let Some(connection) = &mut self.connection else { return };
+        let cleared = connection.clear_cached_statements().await;
+        let shrunk = sqlx::query("PRAGMA shrink_memory").execute(connection).await;
+        if let Err(error) = cleared.and(shrunk.map(drop)) {
+            tracing::debug!(%error, "SQLite has kept its memory");
+        }
+    }
+
+    /// Ends it in order.
+    pub async fn close(mut self) {
+        if let Some(connection) = self.connection.take()
+            && let Err(error) = connection.close().await
+        {
+            tracing::debug!(follower = self.name, %error, "a connection to the store did not close");
+        }
+    }
+}
+
+impl Drop for Follower {
+    /// Nobody follows any more: that is said as long as anybody can ask.
+    fn drop(&mut self) {
+        let mut all_progress = self.all_progress.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(progress) = all_progress.get_mut(self.name) {
+            progress.failure.get_or_insert_with(|| {
+                "the task that writes there has ended; a restart of attachd starts it".to_owned()
+            });
+        }
+    }
+}
+
+fn note_set_aside(batch: &mut Batch, follower: &'static str) {
+    batch
+        .add("DELETE FROM changed WHERE volume_id IN (SELECT volume_id FROM set_aside WHERE follower = ?)")
+        .bind(follower);
+    batch.add("INSERT INTO changed (volume_id) SELECT volume_id FROM set_aside WHERE follower = ?").bind(follower);
+    batch.add("DELETE FROM set_aside WHERE follower = ?").bind(follower);
+}
