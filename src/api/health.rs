@@ -227,12 +227,11 @@ fn of_projection(following: &Following, now: Timestamp) -> Vec<Problem> {
     let unknown = "an unknown number of".to_owned();
     let (owed, refused) =
         owed.map_or((unknown.clone(), unknown), |owed| (owed.volumes.to_string(), owed.set_aside.to_string()));
-    let since = progress
-        .behind_since
-        .filter(|since| progress.failure.is_some() || now.duration_since(*since).unsigned_abs() >= BEHIND);
-    if let Some(since) = since {
+    let since = progress.behind_since;
+    if progress.failure.is_some() || since.is_some_and(|since| now.duration_since(since).unsigned_abs() >= BEHIND) {
+        let since = since.map_or(String::new(), |since| format!(", since {since}"));
         let why = progress.failure.as_ref().map_or(String::new(), |why| format!(": {why}"));
-        let message = format!("the target {name} does not show {owed} volume(s) as they are now, since {since}{why}");
+        let message = format!("the target {name} does not show {owed} volume(s) as they are now{since}{why}");
         problems.push(Problem::new(Code::ProjectionBehind, message));
     }
     if let Some((volume, why)) = &progress.example {

@@ -4,6 +4,8 @@
 //! and one that is not is inserted: two statements, because what is inserted has to meet conditions (of columns that
 //! somebody has added, say) that a row which is there meets already.
 
+use std::time::Duration;
+
 use sqlx::sqlite::SqliteConnection;
 
 use super::{Rows, Shown, Target, TargetError};
@@ -30,6 +32,9 @@ const INSERT_EXPORT: &str = "INSERT INTO nbd_exports (volume_id, device_mapping_
 const DELETE_EXPORT: &str = "DELETE FROM nbd_exports WHERE export_name = ?";
 
 const DELETE_MAPPING: &str = "DELETE FROM device_mappings WHERE volume_uuid = ?";
+
+/// How long the rows of some volumes may take: others can have triggers on these tables, and the truth waits meanwhile.
+const LIMIT: Duration = Duration::from_millis(200);
 
 /// The store's own file.
 pub struct Sqlite {
@@ -69,6 +74,7 @@ async fn judged(connection: &mut SqliteConnection, error: &sqlx::Error) -> Targe
     // The low byte is the kind (https://www.sqlite.org/rescode.html).
     match database.code().and_then(|code| code.parse::<u32>().ok()).map(|code| code & 0xff) {
         Some(SQLITE_CONSTRAINT | SQLITE_MISMATCH | SQLITE_TOOBIG | SQLITE_ABORT) => TargetError::Refused(message),
+        Some(SQLITE_INTERRUPT) => TargetError::Refused(format!("it takes longer than {} ms", LIMIT.as_millis())),
         Some(SQLITE_ERROR) if tables_fit(connection).await => TargetError::Refused(message),
         _ => TargetError::Away(message),
     }
@@ -89,13 +95,15 @@ async fn tables_fit(connection: &mut SqliteConnection) -> bool {
 
 const SQLITE_ERROR: u32 = 1;
 const SQLITE_ABORT: u32 = 4;
+const SQLITE_INTERRUPT: u32 = 9;
 const SQLITE_TOOBIG: u32 = 18;
 const SQLITE_CONSTRAINT: u32 = 19;
 const SQLITE_MISMATCH: u32 = 20;
 
 impl Target for Sqlite {
     async fn write(&mut self, rows: &[Rows], follower: &mut Follower) -> Result<(), TargetError> {
-        let (_turn, connection) = follower.at_the_file().await.map_err(|error| TargetError::Away(error.to_string()))?;
+        let (_turn, connection) =
+            follower.at_the_file(Some(LIMIT)).await.map_err(|error| TargetError::Away(error.to_string()))?;
         let Err(error) = self.written(connection, rows).await else { return Ok(()) };
         let failure = judged(connection, &error).await;
         follower.failed(&error);

@@ -295,6 +295,33 @@ async fn what_is_set_aside_is_tried_again_after_a_while_and_at_a_start() {
     }
 }
 
+/// The truth would have to wait for it.
+#[tokio::test]
+async fn a_trigger_that_does_not_end_holds_up_neither_the_store_nor_other_rows() {
+    let place = Place::new();
+    let running = place.start().await;
+    let mut other = place.other().await;
+    run(
+        &mut other,
+        "CREATE TABLE theirs (n); CREATE TRIGGER endless AFTER INSERT ON nbd_exports WHEN NEW.volume_id LIKE '00000002%' BEGIN \
+         INSERT INTO theirs WITH RECURSIVE numbers (n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM numbers LIMIT 1000000000000) \
+         SELECT max(n) FROM numbers; END",
+    )
+    .await;
+    running.store.write((1..=3).flat_map(|n| ready(volume(n))).collect()).await.unwrap();
+    let following =
+        running.until("set aside", |following| following.owed.is_some_and(|owed| owed.set_aside == 1)).await;
+    let (named, why) = following.progress.example.unwrap();
+    assert_eq!((named, &*why), (volume(2), "it takes longer than 200 ms"));
+    assert_eq!(text(&mut other, STATES).await, ["detected active", "detected active"]);
+    let begun = std::time::Instant::now();
+    running.store.write(vec![stand(volume(2), State::Lost)]).await.unwrap();
+    running.store.write(ready(volume(4))).await.unwrap();
+    assert!(begun.elapsed() < crate::store::SILENT_AFTER, "{:?}", begun.elapsed());
+    running.until_shown().await;
+    assert_eq!(text(&mut other, STATES).await.len(), 3);
+}
+
 /// It is the tables' fault, and no row's.
 #[tokio::test]
 async fn a_table_that_is_gone_is_told_and_when_it_is_back_it_is_caught_up_with() {
@@ -372,6 +399,7 @@ struct Memory(Arc<Mutex<Inner>>);
 struct Inner {
     rows: BTreeMap<VolumeId, Shown>,
     away: bool,
+    breaks: bool,
     refuses: BTreeSet<VolumeId>,
     writes: usize,
 }
@@ -380,6 +408,11 @@ impl Target for Memory {
     async fn write(&mut self, rows: &[Rows], _: &mut Follower) -> Result<(), TargetError> {
         let mut inner = self.0.lock().unwrap();
         inner.writes += 1;
+        let breaks = std::mem::take(&mut inner.breaks);
+        if breaks {
+            drop(inner);
+            panic!("as the test wants it");
+        }
         if inner.away {
             return Err(TargetError::Away("it is away".into()));
         }
@@ -431,8 +464,24 @@ async fn a_target_that_is_away_costs_a_row_for_each_changed_volume_changes_nothi
     assert_eq!(target.0.lock().unwrap().rows.keys().copied().collect::<Vec<_>>(), [volume(1), volume(2)]);
 }
 
+/// A fault of attachd's own is said, as long as anybody can ask.
 #[tokio::test]
-async fn nothing_is_written_and_nobody_is_woken_when_nothing_changes() {
+async fn a_task_that_breaks_off_is_told_and_changes_nothing_else() {
+    let place = Place::new();
+    let target = Memory::default();
+    let running = place.start_in(target.clone()).await;
+    running.until("it has begun", |following| following.owed.is_some()).await;
+    assert_eq!(running.following().await.progress.failure, None, "the control");
+    target.0.lock().unwrap().breaks = true;
+    running.store.write(ready(volume(1))).await.unwrap();
+    let following = running.until("told", |following| following.progress.failure.is_some()).await;
+    assert!(following.progress.failure.unwrap().contains("has ended"));
+    running.store.write(ready(volume(2))).await.unwrap();
+    running.kill().await;
+}
+
+#[tokio::test]
+async fn nothing_is_written_when_nothing_of_it_changes() {
     let place = Place::new();
     let target = Memory::default();
     let running = place.start_in(target.clone()).await;

@@ -5,8 +5,9 @@
 //! done, shows it, and [settles](Follower::settle) that. What it cannot show it sets aside, so that nothing waits behind it.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
 use sqlx::Connection;
@@ -54,8 +55,15 @@ pub struct Follower {
     all_progress: AllProgress,
     /// Opened in its first turn.
     connection: Option<SqliteConnection>,
+    /// Until when a statement on it may go on.
+    deadline: Deadline,
     done: i64,
 }
+
+type Deadline = Arc<Mutex<Option<Instant>>>;
+
+/// Steps of SQLite's between two looks at the deadline.
+const STEPS: i32 = 10_000;
 
 impl Follower {
     pub(super) fn new(
@@ -66,7 +74,7 @@ impl Follower {
         all_progress: AllProgress,
     ) -> Self {
         all_progress.lock().unwrap_or_else(PoisonError::into_inner).insert(name, Progress::default());
-        Self { name, path, turns, noted, all_progress, connection: None, done: 0 }
+        Self { name, path, turns, noted, all_progress, connection: None, deadline: Deadline::default(), done: 0 }
     }
 
     /// Its name in the store.
@@ -97,7 +105,7 @@ impl Follower {
     /// or it follows for the first time, all is owed. What was set aside is owed again.
     pub async fn resume(&mut self, basis: &str) -> Result<(), StoreError> {
         let name = self.name;
-        let (turn, connection) = self.at_the_file().await?;
+        let (turn, connection) = self.at_the_file(None).await?;
         let known = async {
             let done: Option<(i64, String)> = sqlx::query_as("SELECT done, basis FROM followers WHERE name = ?")
                 .bind(name)
@@ -136,10 +144,11 @@ impl Follower {
     /// Some of what is owed, in order.
     pub async fn next(&mut self, limit: i64) -> Result<Vec<Changed>, StoreError> {
         let done = self.done;
+        self.let_go_on_until(None);
         let rows = match &mut self.connection {
             // It waits for no lock.
             Some(connection) => read::changed(connection, done, limit).await,
-            None => read::changed(self.at_the_file().await?.1, done, limit).await,
+            None => read::changed(self.at_the_file(None).await?.1, done, limit).await,
         };
         let rows = self.checked(rows)?;
         let known = rows.into_iter().filter_map(|(number, volume, record)| {
@@ -192,7 +201,7 @@ impl Follower {
         &mut self,
         changes: impl AsyncFnOnce(&mut SqliteConnection) -> sqlx::Result<T>,
     ) -> Result<T, StoreError> {
-        let (_turn, connection) = self.at_the_file().await?;
+        let (_turn, connection) = self.at_the_file(None).await?;
         let written = effect::at_all(&["commit.followed"], async {
             write::begin(connection).await?;
             let applied = changes(connection).await;
@@ -202,16 +211,25 @@ impl Follower {
         self.checked(written)
     }
 
-    /// Waits for a turn at the store's file. The connection is for a small transaction.
-    pub(crate) async fn at_the_file(&mut self) -> Result<(Turn, &mut SqliteConnection), StoreError> {
+    /// Waits for a turn at the store's file. The connection is for a small transaction. `limit`: where others have a say in how
+    /// long it takes, a statement ends with `SQLITE_INTERRUPT` after that.
+    pub(crate) async fn at_the_file(
+        &mut self,
+        limit: Option<Duration>,
+    ) -> Result<(Turn, &mut SqliteConnection), StoreError> {
         let turn = self.turns.take().await?;
+        self.let_go_on_until(limit.map(|limit| Instant::now() + limit));
         match &mut self.connection {
             Some(connection) => Ok((turn, connection)),
             empty => {
-                let opened = open::derived(&self.path).await.map_err(|error| StoreError::of(&self.path, &error))?;
-                Ok((turn, empty.insert(opened)))
+                let opened = opened(&self.path, Arc::clone(&self.deadline)).await;
+                Ok((turn, empty.insert(opened.map_err(|error| StoreError::of(&self.path, &error))?)))
             }
         }
+    }
+
+    fn let_go_on_until(&self, deadline: Option<Instant>) {
+        *self.deadline.lock().unwrap_or_else(PoisonError::into_inner) = deadline;
     }
 
     /// Whoever got an error on its connection says so: one that is broken is opened anew.
@@ -230,6 +248,7 @@ impl Follower {
 
     /// What was only of use for much at once goes.
     pub async fn rest(&mut self) {
+        self.let_go_on_until(None);
         let Some(connection) = &mut self.connection else { return };
         let cleared = connection.clear_cached_statements().await;
         let shrunk = sqlx::query("PRAGMA shrink_memory").execute(connection).await;
@@ -258,6 +277,16 @@ impl Drop for Follower {
             });
         }
     }
+}
+
+async fn opened(path: &Path, deadline: Deadline) -> sqlx::Result<SqliteConnection> {
+    let mut connection = open::derived(path).await?;
+    let goes_on = move || {
+        let deadline = *deadline.lock().unwrap_or_else(PoisonError::into_inner);
+        deadline.is_none_or(|deadline| Instant::now() < deadline)
+    };
+    connection.lock_handle().await?.set_progress_handler(STEPS, goes_on);
+    Ok(connection)
 }
 
 fn note_set_aside(batch: &mut Batch, follower: &'static str) {
