@@ -47,6 +47,7 @@ pub mod slot;
 pub mod sse;
 mod swap;
 pub mod systemd_box;
+mod tables;
 pub mod udevd;
 pub mod volume;
 pub mod watch;

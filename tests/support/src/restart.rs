@@ -6,6 +6,7 @@
 use crate::api::Api;
 use crate::attachd::Attachd;
 use crate::shown::{self, Shown};
+use crate::tables;
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
@@ -101,6 +102,7 @@ pub(crate) fn proven(attachd: &mut Attachd, meanwhile: impl FnOnce(), limit: Dur
     ensure!(status.success(), "the daemon did not stop in order ({status}); it said:\n{}", attachd.stderr_text());
     let (held, stopped) = (before.resting(&before.folders), before.resting(&shown::folders()?));
     ensure!(stopped == held, "stopping the daemon has changed the folders, from {held:#?} to {stopped:#?}");
+    tables::show(&before, &problems)?;
     meanwhile();
     let mut again = attachd.again().context("the daemon does not start on what its test has left")?;
     let result = same(&again.api(), &before, &problems, limit);

@@ -97,9 +97,24 @@ impl Shown {
         (!well).then(|| format!("{}{}", side_by_side(&self.lines(), &after.lines()), interrupted.unwrap_or_default()))
     }
 
-    /// The links and claims that nothing under way may change.
+    /// What nothing under way may change, of what is told by volume: links, claims, rows.
     pub(crate) fn resting(&self, folders: &BTreeMap<String, String>) -> BTreeMap<String, String> {
         without(folders, self.volumes.iter().filter(|(_, fields)| is_in_other_hands(fields)).map(|(id, _)| id))
+    }
+
+    /// What others have to find in the predecessor's tables: path, size, `linux_state` and `status` of each volume that has had
+    /// a disk.
+    pub(crate) fn rows(&self) -> BTreeMap<String, String> {
+        let mapped = self.volumes.iter().filter(|(_, fields)| fields["device_path"] != NONE);
+        let row = |fields: &Fields| {
+            let words = match fields["state"].as_str() {
+                "ready" => "detected active".to_owned(),
+                "exporting" => "detected pending".to_owned(),
+                state => format!("{state} {state}"),
+            };
+            format!("{} {} {words}", fields["device_path"], fields["size_bytes"])
+        };
+        mapped.map(|(id, fields)| (id.clone(), row(fields))).collect()
     }
 
     /// A story that has lost a step, or tells that clients were turned away for the restart.
