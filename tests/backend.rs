@@ -48,6 +48,12 @@ fn config(installed: &Installed, mode: &str) -> String {
     )
 }
 
+/// The main files of both modes, as shipped.
+fn main_files() {
+    fs::write(MAIN, include_str!("../packaging/nbd-server/signal.conf")).unwrap();
+    fs::write(MAIN_SOCKET, include_str!("../packaging/nbd-server/socket.conf")).unwrap();
+}
+
 impl Host {
     fn new(release: Release, mode: &str) -> Self {
         let lab = Lab::new();
@@ -56,8 +62,7 @@ impl Host {
     }
 
     fn with(lab: Lab, installed: Installed, mode: &str) -> Self {
-        fs::write(MAIN, include_str!("../packaging/nbd-server/signal.conf")).unwrap();
-        fs::write(MAIN_SOCKET, include_str!("../packaging/nbd-server/socket.conf")).unwrap();
+        main_files();
         lab.attachd_config(&config(&installed, mode)).unwrap();
         let server = if mode == "signal" {
             let mut server = NbdServer::new(installed);
@@ -236,6 +241,35 @@ fn debian_12s_server_is_not_signalled_and_the_way_out_is_said() {
     assert_eq!((&backend["name"], &backend["mode"]), (&json!("nbd-server"), &json!("socket")), "{backend}");
     assert!(backend["because"].as_str().unwrap().contains("3.24"), "{backend}");
     assert_eq!(backend["state"], "down", "nothing holds the port");
+}
+
+/// nbdkit's is named in `tests/silent.rs`.
+#[test]
+fn hints_name_the_unit_of_the_server_that_is_configured() {
+    let ways = [
+        (Release::Trixie, "signal", "attachd-nbd-server.service"),
+        (Release::Bookworm, "socket", "attachd-nbd-server.socket"),
+    ];
+    let hints = |(release, mode, unit): (Release, &'static str, &'static str)| {
+        let lab = Lab::new();
+        let installed = Installed::new(&lab, release).unwrap();
+        main_files();
+        lab.attachd_config(&config(&installed, mode)).unwrap();
+        // Nobody has started the server.
+        let attachd = start(&lab);
+        let api = attachd.api();
+        let (volume, _disk) = attached(&lab, &api);
+        let shown = wait_reason(&api, &volume, "BACKEND_DOWN");
+        let health = health(&api);
+        let problem = health["problems"].as_array().unwrap().iter().find(|problem| problem["code"] == "BACKEND_DOWN");
+        for hint in [&shown["reason"]["hint"], &problem.unwrap()["hint"]] {
+            let hint = hint.as_str().unwrap();
+            assert!(hint.contains(&format!("`systemctl status {unit}`")) && !hint.contains("nbdkit"), "{mode}: {hint}");
+        }
+    };
+    for way in ways {
+        std::thread::spawn(move || hints(way)).join().unwrap();
+    }
 }
 
 /// What the server remembers of a withdrawn volume is not served on its own: not before the next disk is proven.
