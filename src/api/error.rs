@@ -5,7 +5,7 @@ use axum::http::{HeaderValue, Method, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde_json::{Value, json};
 
-use super::serve::{HEAD_BYTES, HEADERS};
+use super::shares::{HEAD_BYTES, HEADERS};
 use crate::engine::{Rejection, Stopping};
 use crate::helper_client::Holders;
 use crate::identity::{NotAVolumeId, VolumeId};

@@ -15,7 +15,7 @@ use tower::ServiceExt;
 
 use super::error::{self, ApiError};
 use super::line::{Line, Wire};
-use super::shares::Places;
+use super::shares::{HEAD_BYTES, HEADERS, Places};
 use crate::budget::{self, ClientDescriptors};
 use crate::config;
 use crate::reason::Code;
@@ -25,12 +25,6 @@ const HEAD_LIMIT: Duration = Duration::from_secs(10);
 
 /// How long requests that are on their way when the daemon stops may take to arrive.
 const LAST_REQUESTS: Duration = Duration::from_millis(250);
-
-/// Bytes of a request's head.
-pub(super) const HEAD_BYTES: usize = 16 * 1024;
-
-/// Header lines of a request.
-pub(super) const HEADERS: usize = 64;
 
 /// Pause after the process ran out of descriptors: accepting again at once would spin.
 const OUT_OF_DESCRIPTORS: Duration = Duration::from_millis(200);

@@ -6,6 +6,12 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
+/// Bytes of a request's head.
+pub(super) const HEAD_BYTES: usize = 16 * 1024;
+
+/// Header lines of a request.
+pub(super) const HEADERS: usize = 64;
+
 /// Whose credentials could not be read.
 const NOBODY_KNOWN: u32 = u32::MAX;
 

@@ -9,11 +9,9 @@ use std::path::{Path, PathBuf};
 use rustix::fs::inotify;
 use tokio::io::unix::AsyncFd;
 
+use super::parts::PARTS;
 use crate::limits;
 use crate::readable::register;
-
-/// The database, its log, and the log's index: without one of these the others are not the truth.
-const PARTS: [&str; 3] = ["", "-wal", "-shm"];
 
 /// The files of an open store.
 pub(super) struct Files {

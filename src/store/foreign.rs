@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use sqlx::Connection;
 use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection};
 
-use super::rescue;
+use super::parts;
 use crate::folder::Names;
 
 /// `attd`.
@@ -103,13 +103,13 @@ fn shown(name: &str) -> String {
 async fn tables(path: &Path, scratch: &Path) -> sqlx::Result<Vec<String>> {
     // As if nobody else could write it: so SQLite makes no files beside it, and does not look into the log.
     let names = names(SqliteConnectOptions::new().filename(path).read_only(true).immutable(true)).await?;
-    let log = rescue::with(path, "-wal");
+    let log = parts::with(path, "-wal");
     if !names.is_empty() || fs::metadata(&log).map_or(0, |log| log.len()) == 0 {
         return Ok(names);
     }
     // All of it is in the log yet.
     let folder = scratch.join(format!("attachd-look.{}", std::process::id()));
-    let copied = rescue::copy_files(path, &folder, &copy(&folder));
+    let copied = parts::copy_files(path, &folder, &copy(&folder));
     let names = match copied {
         Ok(()) => self::names(SqliteConnectOptions::new().filename(copy(&folder))).await,
         Err(error) => Err(error.into()),
@@ -169,7 +169,7 @@ mod tests {
         run(&mut connection, "VACUUM").await;
         run(&mut connection, more).await;
         for suffix in ["", "-wal"] {
-            fs::copy(rescue::with(&live, suffix), rescue::with(&old, suffix)).unwrap();
+            fs::copy(parts::with(&live, suffix), parts::with(&old, suffix)).unwrap();
         }
         old
     }

@@ -19,6 +19,7 @@ mod holder;
 pub mod lock;
 mod news;
 mod open;
+mod parts;
 mod read;
 mod reader;
 mod rescue;

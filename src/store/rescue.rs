@@ -2,7 +2,6 @@
 
 use std::fs::{self, File};
 use std::io;
-use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
 use sqlx::sqlite::SqliteConnection;
@@ -10,6 +9,7 @@ use tokio::sync::oneshot;
 
 use super::foreign;
 use super::open::{self, Writer};
+use super::parts::{copy_files, with};
 use super::{Options, StoreError};
 use crate::clock;
 use crate::volume::Record;
@@ -88,23 +88,6 @@ async fn read_copy(options: Options<'_>) -> Result<(SqliteConnection, Vec<Record
     // What is open stays open.
     let _ = fs::remove_dir_all(&folder);
     result
-}
-
-/// The database and its log, into a new folder that nobody else sees.
-pub(super) fn copy_files(from: &Path, folder: &Path, to: &Path) -> io::Result<()> {
-    fs::DirBuilder::new().mode(0o700).create(folder)?;
-    // The log holds what was written last.
-    for suffix in ["", "-wal"] {
-        match fs::copy(with(from, suffix), with(to, suffix)) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-            result => drop(result?),
-        }
-    }
-    Ok(())
-}
-
-pub(super) fn with(path: &Path, suffix: &str) -> PathBuf {
-    PathBuf::from(format!("{}{suffix}", path.display()))
 }
 
 /// What the name of a saved copy begins with, after the store's own.

@@ -1,0 +1,27 @@
+//! The files that a store consists of.
+
+use std::fs;
+use std::io;
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+
+/// The database, its log, and the log's index: without one of these the others are not the truth.
+pub(super) const PARTS: [&str; 3] = ["", "-wal", "-shm"];
+
+/// One of them.
+pub(super) fn with(path: &Path, suffix: &str) -> PathBuf {
+    PathBuf::from(format!("{}{suffix}", path.display()))
+}
+
+/// The database and its log, into a new folder that nobody else sees.
+pub(super) fn copy_files(from: &Path, folder: &Path, to: &Path) -> io::Result<()> {
+    fs::DirBuilder::new().mode(0o700).create(folder)?;
+    // The log holds what was written last.
+    for suffix in ["", "-wal"] {
+        match fs::copy(with(from, suffix), with(to, suffix)) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            result => drop(result?),
+        }
+    }
+    Ok(())
+}
