@@ -1,5 +1,5 @@
-//! Work that may block, on a thread of its own. That no thread can be had is an answer, and no panic as it is with the
-//! runtime's own threads.
+//! Work that may block, on a thread of its own. When no thread can be started, that is an error, and no
+//! panic as it is with the runtime's own threads.
 
 use std::io;
 use std::thread;
@@ -18,7 +18,7 @@ const LONGEST_WAIT: Duration = Duration::from_secs(5);
 
 static PLACES: Semaphore = Semaphore::const_new(AT_ONCE);
 
-/// Does it. An error: there was no thread, or the work broke off. It is not cut short: who gives up waiting leaves it running.
+/// Does it. An error: there was no thread, or the work panicked. It is not cut short: who gives up waiting leaves it running.
 pub(crate) async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> io::Result<T> {
     let stuck = || io::Error::other(format!("{AT_ONCE} threads are busy with what does not come to an end"));
     let place = tokio::time::timeout(LONGEST_WAIT, PLACES.acquire()).await.map_err(|_| stuck())?;
@@ -43,8 +43,8 @@ pub(crate) fn begin<T: Send + 'static>(
         let error = limits::explained(limits::Attempt::Thread, error);
         io::Error::new(error.kind(), format!("no thread can be had: {error}"))
     })?;
-    let broke_off = |_| io::Error::other("the work broke off by a defect of attachd; please report it");
-    Ok(outcome.map_err(broke_off))
+    let panicked = |_| io::Error::other("the work panicked, a defect of attachd; please report it");
+    Ok(outcome.map_err(panicked))
 }
 
 #[cfg(test)]
@@ -52,10 +52,10 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn what_breaks_off_is_an_error_and_keeps_no_thread_from_the_next() {
+    async fn a_panic_is_an_error_and_keeps_no_thread_from_the_next() {
         for _ in 0..2 * AT_ONCE {
             let broken = blocking(|| std::panic::resume_unwind(Box::new("on purpose"))).await;
-            assert!(broken.is_err_and(|error: io::Error| error.to_string().contains("broke off")));
+            assert!(broken.is_err_and(|error: io::Error| error.to_string().contains("panicked")));
         }
         assert_eq!(blocking(|| 7).await.unwrap(), 7);
     }

@@ -30,7 +30,7 @@ impl Claiming {
             let mut batch = Vec::new();
             while waiting.blocking_recv_many(&mut batch, AT_ONCE) > 0 {
                 let (orders, answers): (Vec<Order>, Vec<Answer>) = batch.drain(..).unzip();
-                // What breaks off is told as a failure, and the next is done all the same.
+                // What panics is told as a failure, and the next is done all the same.
                 let results = catch_unwind(AssertUnwindSafe(|| claims.carry_out(&orders)));
                 let mut results = results.unwrap_or_default().into_iter();
                 for answer in answers {
@@ -60,7 +60,7 @@ impl Claiming {
 }
 
 fn broken_off() -> io::Error {
-    io::Error::other("the work on the claims has broken off by a defect of attachd; please report it")
+    io::Error::other("the thread that writes claims has panicked, a defect of attachd; please report it")
 }
 
 #[cfg(test)]

@@ -15,12 +15,12 @@ pub(crate) fn register(fd: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
         .map_err(|error| io::Error::other(error.to_string()))
 }
 
-/// Rings at a steady pace, with one wake-up for each. tokio's own timers wake up three times on the way to a moment that is
+/// Ticks at a steady interval, with one wake-up for each tick. tokio's own timers wake up three times on the way to a moment that is
 /// minutes away (they are sorted finer as it comes nearer).
 pub(crate) struct Pace(AsyncFd<OwnedFd>);
 
 impl Pace {
-    /// Rings for the first time when one period has passed. Needs a tokio runtime.
+    /// Ticks for the first time when one period has passed. Needs a tokio runtime.
     pub(crate) fn new(period: Duration) -> io::Result<Self> {
         let timer =
             rustix::time::timerfd_create(TimerfdClockId::Monotonic, TimerfdFlags::CLOEXEC | TimerfdFlags::NONBLOCK)?;
@@ -30,7 +30,7 @@ impl Pace {
         register(timer).map(Self)
     }
 
-    /// The next ring. What was missed meanwhile is one ring. May be given up and waited for again.
+    /// The next tick. Ticks that were missed meanwhile count as one. Cancel-safe: it may be given up and waited for again.
     pub(crate) async fn ring(&self) {
         loop {
             let Ok(mut ready) = self.0.readable().await else { return std::future::pending().await };

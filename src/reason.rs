@@ -221,7 +221,7 @@ codes! {
 
     // The API.
     BadHttp "BAD_HTTP" [Http(400)] "the request is not HTTP/1.1, or a line of its head is wrong" ""
-    BadBody "BAD_BODY" [Http(400)] "the body broke off or cannot be taken" ""
+    BadBody "BAD_BODY" [Http(400)] "the body is incomplete or cannot be read" ""
     BadJson "BAD_JSON" [Http(400)] "the body is no JSON" ""
     EmptyBody "EMPTY_BODY" [Http(400)] "the request has no body" ""
     InvalidQuery "INVALID_QUERY" [Http(400)] "the query is not one that this request takes" ""
@@ -334,7 +334,7 @@ cases! {
     /// Something else has the name of an export.
     NameTaken ExportFolder
         "What is in its place was not made by attachd, and is left alone. It is tried again by itself."
-    /// The step that writes has broken off.
+    /// The step that writes has panicked.
     WriteBrokeOff StoreFailed
         "It is tried again by itself."
     /// More waits to be written than may.

@@ -181,9 +181,9 @@ fn a_socket_that_somebody_else_answers_at_is_left_alone_and_a_dead_one_of_attach
     start(&lab);
 }
 
-/// A volume, or a request, that waits for a step is not to wait for ever when the step's task breaks off.
+/// A volume, or a request, that waits for a step is not to wait for ever when the step's task panics.
 #[test]
-fn a_step_whose_task_breaks_off_comes_back_as_a_failure() {
+fn a_step_whose_task_panics_comes_back_as_a_failure() {
     let lab = with_nbdkit();
     let points = "step.look,step.scan,step.admit,step.claims,step.record,step.exclusive,step.probe,step.clients,step.leave,step.unclaim,\
                   claim.write";
@@ -211,13 +211,13 @@ fn a_step_whose_task_breaks_off_comes_back_as_a_failure() {
     wait(&api, &volume, "ready");
     api.delete(&path).unwrap().expect(200).unwrap();
     assert_eq!(api.get(&path).unwrap().status, 404);
-    // Its claim was left, for that step broke off too.
+    // Its claim was left, for that step panicked too.
     resync(&api);
     assert_eq!(names(CLAIMS), Vec::<String>::new());
     let said = attachd.stderr_text();
     for point in points.split(',').filter(|point| point.starts_with("step.")) {
         assert!(
-            said.contains(&format!("a task has broken off: asked for by ATTACHD_PANIC_AT={point}")),
+            said.contains(&format!("a task has panicked: asked for by ATTACHD_PANIC_AT={point}")),
             "{point}: {said}"
         );
     }

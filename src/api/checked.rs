@@ -101,7 +101,7 @@ async fn look_for_all(context: Context) {
         if waiting.is_empty() {
             return;
         }
-        // One that breaks off answers nobody, and is no reason not to look again.
+        // One that panics answers nobody, and is no reason not to look again.
         let looked = AssertUnwindSafe(look(&context)).catch_unwind().await;
         if let Ok(Ok(checked)) = looked {
             for reply in waiting {

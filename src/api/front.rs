@@ -126,7 +126,7 @@ pub(super) async fn list(
     let (head, body) = next.run(request).await.into_parts();
     match axum::body::to_bytes(body, usize::MAX).await {
         Ok(bytes) => Response::from_parts(head, Body::from(Bytes::from_owner(Kept { bytes, _place: place }))),
-        Err(error) => ApiError::failed_for_now(format!("the list broke off: {error}")).into_response(),
+        Err(error) => ApiError::failed_for_now(format!("the list could not be finished: {error}")).into_response(),
     }
 }
 

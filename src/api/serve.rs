@@ -123,7 +123,7 @@ pub async fn serve(listener: Listener, router: axum::Router, mut stop: watch::Re
                 request
             });
             let connection = http.serve_connection(TokioIo::new(wire), TowerToHyperService::new(service));
-            // A client that breaks off, takes nothing or sends what is not HTTP has been answered; nothing is left to do.
+            // A client that hangs up, takes nothing or sends what is not HTTP has been answered; nothing is left to do.
             let _ = watcher.watch(connection).await;
             drop(place);
         });
@@ -146,6 +146,6 @@ async fn rest_after(error: &io::Error) {
         tracing::warn!(%error, "cannot accept a connection; trying again shortly");
         tokio::time::sleep(OUT_OF_DESCRIPTORS).await;
     } else {
-        tracing::debug!(%error, "a connection broke off before it was accepted");
+        tracing::debug!(%error, "a connection ended before it was accepted");
     }
 }

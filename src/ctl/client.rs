@@ -149,7 +149,10 @@ impl Client {
             Some(cause) if error.is_connect() => refused(&self.socket, cause),
             _ => {
                 let last = causes().last().map_or_else(|| error.to_string(), ToString::to_string);
-                format!("attachd at {} broke off before it had answered ({last}): {LOOK}", self.socket.display())
+                format!(
+                    "attachd at {} closed the connection before it had answered ({last}): {LOOK}",
+                    self.socket.display()
+                )
             }
         };
         Failure::with(UNREACHABLE, Code::Unreachable, text, json!({ "socket": self.socket }))

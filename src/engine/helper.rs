@@ -90,7 +90,7 @@ impl Engine {
     }
 }
 
-/// A task that broke off was no answer.
+/// A task that panicked was no answer.
 pub(super) fn unless_died<T>(answer: Result<Result<T, HelperError>, Died>) -> Result<T, HelperError> {
     answer.unwrap_or_else(|died| Err(HelperError::Died(died.to_string())))
 }

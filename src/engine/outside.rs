@@ -1,5 +1,5 @@
-//! Work that runs outside of the engine and comes back as an input, whatever becomes of it: a step whose task dies comes
-//! back as a failure, or its volume would wait for it for ever.
+//! Work that runs outside of the engine and comes back as an input, whatever becomes of it: a step whose task panics
+//! comes back as a failure, or its volume would wait for it for ever.
 
 use std::panic::AssertUnwindSafe;
 use std::time::Duration;
@@ -12,9 +12,9 @@ use super::input::Input;
 use super::{Engine, tools};
 use crate::effect;
 
-/// The task of a step has ended by a defect, without a result.
+/// The task of a step has panicked.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("the task broke off by a defect of attachd ({0}); please report it")]
+#[error("the task panicked, a defect of attachd ({0}); please report it")]
 pub(crate) struct Died(String);
 
 impl From<Died> for std::io::Error {
@@ -65,7 +65,7 @@ async fn run<T>(
     back: impl FnOnce(Result<T, Died>) -> Input,
     inputs: mpsc::Sender<Input>,
 ) {
-    // What a step that breaks off leaves half done is its own: it shares nothing with anybody but by channels and locks that
+    // What a step that panics leaves half done is its own: it shares nothing with anybody but by channels and locks that
     // are used on.
     let step = AssertUnwindSafe(async {
         effect::step(name);
@@ -74,7 +74,7 @@ async fn run<T>(
     let result = step.catch_unwind().await.map_err(|panic| {
         let words = panic.downcast_ref::<&str>().map(|text| (*text).to_owned());
         let words = words.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_default();
-        tracing::error!(step = name, "a task has broken off: {words}");
+        tracing::error!(step = name, "a task has panicked: {words}");
         Died(format!("{name}: {words}"))
     });
     let _ = inputs.send(back(result)).await;
@@ -98,7 +98,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_step_that_breaks_off_comes_back_as_a_failure() {
+    async fn a_step_that_panics_comes_back_as_a_failure() {
         assert_eq!(outcome(async { 7 }).await, Ok(7), "the control");
         // A panic, without its words in the log of a test that passes.
         let died = outcome(async { std::panic::resume_unwind(Box::new("no thread")) }).await.unwrap_err();

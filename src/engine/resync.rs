@@ -40,7 +40,7 @@ impl Engine {
         let all = async move {
             let _ = exports.await;
             let _ = claims.await;
-            let _ = done.send(disks.await.unwrap_or(Err("it broke off: ask again".to_owned())));
+            let _ = done.send(disks.await.unwrap_or(Err("it failed by a defect of attachd: ask again".to_owned())));
         };
         self.tools.outside.start(all.boxed());
     }

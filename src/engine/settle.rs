@@ -222,8 +222,8 @@ fn waits(again: Instant, judged: Instant) -> bool {
 
 /// When a volume needs a look at the clock that was decided on at `judged`, a moment before `now`.
 ///
-/// What waited then gets its turn, also when its time has come meanwhile: a slow moment in between must not leave a volume
-/// that waits without a clock. What did not wait has had its turn.
+/// A step that waited at that moment gets a timer, also when its time has come since: a delay in between must not leave a
+/// volume that waits without one. A step that did not wait has been tried.
 fn wake(
     steps: [Option<Instant>; 4],
     deadline: Option<Steady>,

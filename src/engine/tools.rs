@@ -63,7 +63,7 @@ pub trait Outside: Send + Sync {
     /// Lets time pass.
     fn pause(&self, wait: Duration) -> BoxFuture<'static, ()>;
 
-    /// Does what may block. An error: it could not be begun, or broke off.
+    /// Does what may block. An error: it could not be begun, or has panicked.
     fn block(&self, work: Box<dyn FnOnce() + Send>) -> BoxFuture<'static, io::Result<()>>;
 }
 

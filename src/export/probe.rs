@@ -89,8 +89,8 @@ pub enum ProbeError {
     /// Something else listens there.
     #[error("what listens at {0} does not speak NBD")]
     NotNbd(SocketAddr),
-    /// The handshake's task broke off.
-    #[error("the handshake has not come to its end: {0}")]
+    /// The handshake's task has panicked.
+    #[error("the handshake did not finish: {0}")]
     Died(String),
 }
 

@@ -76,7 +76,7 @@ pub fn judge_at_once(path: &Path) -> io::Result<Option<String>> {
     };
     std::thread::scope(|scope| {
         let thread = std::thread::Builder::new().spawn_scoped(scope, work)?;
-        thread.join().unwrap_or_else(|_| Err(io::Error::other("the look into it broke off")))
+        thread.join().unwrap_or_else(|_| Err(io::Error::other("the thread that reads it has panicked")))
     })
 }
 

@@ -118,7 +118,7 @@ async fn sync(path: PathBuf) -> io::Result<()> {
         File::open(path.parent().unwrap_or(Path::new("/")))?.sync_all()
     };
     std::thread::Builder::new().name("store-sync".into()).spawn(move || done.send(work()))?;
-    synced.await.unwrap_or_else(|_| Err(io::Error::other("the thread that syncs has broken off")))
+    synced.await.unwrap_or_else(|_| Err(io::Error::other("the thread that syncs has panicked")))
 }
 
 /// A store that was lost while attachd ran has a saved copy; where nothing has its name now, that is the truth. Says which.

@@ -27,7 +27,7 @@ const AT_ONCE: usize = 512;
 /// How long a failed background write waits before it is tried again.
 const RETRY: Duration = Duration::from_secs(1);
 
-/// Commits after which the log is moved into the database, as soon as nobody waits.
+/// Commits after which the log is written into the database (a checkpoint), as soon as nobody waits.
 const CHECKPOINT: u32 = 200;
 
 /// How long it is quiet before what is left of the log is moved as well, and the file cut: a burst leaves nothing behind.
@@ -65,7 +65,7 @@ pub(super) struct Task {
     posted: Arc<Posted>,
     /// Tells those who follow that something may have changed.
     note: channel::Sender<()>,
-    /// Since the log was last moved into the database.
+    /// Since the last checkpoint of the log.
     commits: u32,
     /// Since the log's file was last cut.
     uncut: u32,
@@ -419,7 +419,7 @@ impl Task {
         self.untidy = match pruned {
             Ok(more) => more,
             Err(error) => {
-                tracing::warn!(%error, "what is old could not be forgotten; it is tried again tomorrow");
+                tracing::warn!(%error, "old history could not be deleted; it is tried again tomorrow");
                 false
             }
         };
@@ -434,7 +434,7 @@ impl Task {
         drop(asked);
         if let Err(error) = done {
             // The log stays longer; nothing is lost by that.
-            tracing::warn!(store = %self.path.display(), %error, "the log could not be moved into the database");
+            tracing::warn!(store = %self.path.display(), %error, "the log could not be written into the database (checkpoint)");
         }
     }
 
@@ -459,7 +459,7 @@ impl Task {
             return std::mem::forget(connection);
         }
         if let Err(error) = seen.keep(&mut connection, &self.boot_id).await {
-            tracing::warn!(%error, "how long volumes have waited could not be written down");
+            tracing::warn!(%error, "how long volumes have waited could not be recorded");
         }
         self.reader.close().await;
         if let Err(error) = connection.close().await {

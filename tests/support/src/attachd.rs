@@ -52,7 +52,7 @@ impl Default for AttachdOptions {
     }
 }
 
-/// What makes a daemon break off on purpose, or tells of what it does: nothing for the restart that is to be proven.
+/// What makes a daemon die or panic on purpose, or tells of what it does: nothing for the restart that is to be proven.
 const ONCE: [&str; 3] = ["ATTACHD_KILL_AT", "ATTACHD_PANIC_AT", "ATTACHD_EFFECT_LOG"];
 
 /// How a daemon is started, so that it can be started again.
@@ -121,7 +121,7 @@ impl Attachd {
         Ok(attachd)
     }
 
-    /// The same daemon once more, without what has made this one break off. Nothing is proven of that one.
+    /// The same daemon once more, without what has made this one die or panic. Nothing is proven of that one.
     pub(crate) fn again(&self) -> Result<Attachd> {
         let Start { program, stderr, options, socket, lives } = &self.start;
         let env = options.env.iter().filter(|(name, _)| !ONCE.contains(&name.as_str())).cloned().collect();
