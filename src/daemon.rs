@@ -150,7 +150,7 @@ async fn serve(settings: Settings, config: &Path) -> anyhow::Result<()> {
     manager.abort();
     // No new requests (they wait in the socket's queue for the next start); those under way get their answer. Streams of
     // events would otherwise never be done.
-    handle.hush().await?;
+    handle.end_event_streams().await?;
     let _ = stop_serving.send(true);
     if tokio::time::timeout(GRACE, server).await.is_err() {
         tracing::warn!("some requests did not end within {} s; cut", GRACE.as_secs());

@@ -17,9 +17,9 @@ pub(crate) fn register(fd: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
 
 /// Ticks at a steady interval, with one wake-up for each tick. tokio's own timers wake up three times on the way to a moment that is
 /// minutes away (they are sorted finer as it comes nearer).
-pub(crate) struct Pace(AsyncFd<OwnedFd>);
+pub(crate) struct Interval(AsyncFd<OwnedFd>);
 
-impl Pace {
+impl Interval {
     /// Ticks for the first time when one period has passed. Needs a tokio runtime.
     pub(crate) fn new(period: Duration) -> io::Result<Self> {
         let timer =
@@ -31,12 +31,12 @@ impl Pace {
     }
 
     /// The next tick. Ticks that were missed meanwhile count as one. Cancel-safe: it may be given up and waited for again.
-    pub(crate) async fn ring(&self) {
+    pub(crate) async fn tick(&self) {
         loop {
             let Ok(mut ready) = self.0.readable().await else { return std::future::pending().await };
-            let rang = rustix::io::read(self.0.get_ref(), &mut [0; 8]).is_ok();
+            let ticked = rustix::io::read(self.0.get_ref(), &mut [0; 8]).is_ok();
             ready.clear_ready();
-            if rang {
+            if ticked {
                 return;
             }
         }
@@ -50,10 +50,10 @@ mod tests {
     #[tokio::test]
     async fn it_rings_again_and_again_and_no_sooner_than_its_pace() {
         let (period, begun) = (Duration::from_millis(20), std::time::Instant::now());
-        let pace = Pace::new(period).unwrap();
-        for ring in 1..=3 {
-            pace.ring().await;
-            assert!(begun.elapsed() >= period * ring);
+        let interval = Interval::new(period).unwrap();
+        for tick in 1..=3 {
+            interval.tick().await;
+            assert!(begun.elapsed() >= period * tick);
         }
     }
 }

@@ -150,7 +150,7 @@ pub(crate) enum Request {
     /// Go by other settings: this host's own VM, and how many intents there may be.
     TakeOver { vm_id: String, limits: Limits, done: oneshot::Sender<()> },
     /// End the streams of events: the daemon is stopping.
-    Hush,
+    EndEventStreams,
     /// Ask the NBD server whether it answers.
     AskServer(oneshot::Sender<()>),
     /// A client of these volumes would not have been served; perhaps it is the server's doing.

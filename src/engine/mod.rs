@@ -227,8 +227,8 @@ impl Handle {
     }
 
     /// Ends the streams of events; requests are still answered.
-    pub async fn hush(&self) -> Result<(), Stopping> {
-        self.ask(Request::Hush).await
+    pub async fn end_event_streams(&self) -> Result<(), Stopping> {
+        self.ask(Request::EndEventStreams).await
     }
 
     /// Where the monitor and the server's watch send.
@@ -362,7 +362,7 @@ impl Engine {
                 (self.tools.vm_id, self.tools.limits) = (vm_id, limits);
                 let _ = done.send(());
             }
-            Input::Request(Request::Hush) => self.events = None,
+            Input::Request(Request::EndEventStreams) => self.events = None,
             Input::Settle { ids, round } => self.settle_some(ids, round),
             Input::Examined { volume, disks } => self.examined(volume, disks),
             Input::Admitted { volume, result } => self.admitted(volume, result),

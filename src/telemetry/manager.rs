@@ -7,7 +7,7 @@ use tokio::sync::broadcast::error::RecvError;
 
 use crate::engine::Handle;
 use crate::engine::world::World;
-use crate::readable::Pace;
+use crate::readable::Interval;
 use crate::volume::counted;
 
 /// Says that start-up or a reload is done.
@@ -42,13 +42,13 @@ pub async fn report(handle: Handle) {
     let mut told = String::new();
     let Ok(mut events) = handle.events() else { return };
     // Half the limit, as systemd recommends; with the shipped five minutes that is one wake-up in 150 s.
-    let pace = sd_notify::watchdog_enabled().map(|limit| Pace::new(limit / 2)).transpose();
-    let pace = match pace {
-        Ok(pace) => pace,
+    let interval = sd_notify::watchdog_enabled().map(|limit| Interval::new(limit / 2)).transpose();
+    let interval = match interval {
+        Ok(interval) => interval,
         // systemd will restart a daemon that never answers for itself.
         Err(error) => return tracing::error!(%error, "no clock for the watchdog"),
     };
-    let mut due = pace.is_some();
+    let mut due = interval.is_some();
     loop {
         // Asking the engine is the check: a daemon that hangs sends nothing and is restarted.
         let Ok(status) = handle.read(status).await else { return };
@@ -66,14 +66,14 @@ pub async fn report(handle: Handle) {
                 Err(RecvError::Lagged(_)) => {}
                 Err(RecvError::Closed) => return,
             },
-            () = ring(pace.as_ref()) => due = true,
+            () = tick(interval.as_ref()) => due = true,
         }
     }
 }
 
-async fn ring(pace: Option<&Pace>) {
-    match pace {
-        Some(pace) => pace.ring().await,
+async fn tick(interval: Option<&Interval>) {
+    match interval {
+        Some(interval) => interval.tick().await,
         None => std::future::pending().await,
     }
 }
