@@ -287,11 +287,8 @@ async fn what_is_set_aside_is_tried_again_after_a_while_and_at_a_start() {
         } else {
             run(&mut other, "DROP TRIGGER refuse").await;
         }
-        let mut looks = tokio::time::interval(Duration::from_millis(5));
-        while text(&mut other, STATES).await != ["detected active"] {
-            looks.tick().await;
-        }
-        running.until("nothing is set aside", |following| following.owed.is_some_and(|owed| owed.set_aside == 0)).await;
+        running.until("all is shown", |following| following.owed == Some(Owed { volumes: 0, set_aside: 0 })).await;
+        assert_eq!(text(&mut other, STATES).await, ["detected active"]);
     }
 }
 

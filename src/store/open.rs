@@ -1,6 +1,8 @@
 //! Opening the file: the one connection that writes, and the one that reads.
 
 use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use sqlx::migrate::{Migration, MigrationType, Migrator};
@@ -42,6 +44,8 @@ pub(super) struct Writer {
     pub(super) connection: SqliteConnection,
     pub(super) files: Files,
     pub(super) seen: Seen,
+    /// A volume was noted as changed, by a trigger, since this was last looked at.
+    pub(super) noted: Arc<AtomicBool>,
 }
 
 /// A store that can be written.
@@ -59,8 +63,21 @@ pub(super) async fn writer(options: Options<'_>) -> Result<Writer, StoreError> {
         Ok(seen)
     };
     let seen = prepared.await.map_err(failed)?;
+    let noted = noted(&mut connection).await.map_err(failed)?;
     let files = Files::of(options.path).map_err(|error| failed(error.into()))?;
-    Ok(Writer { connection, files, seen })
+    Ok(Writer { connection, files, seen, noted })
+}
+
+/// Set by each row of `changed`: SQLite tells of what its triggers do as well.
+async fn noted(connection: &mut SqliteConnection) -> sqlx::Result<Arc<AtomicBool>> {
+    let noted = Arc::<AtomicBool>::default();
+    let note = Arc::clone(&noted);
+    connection.lock_handle().await?.set_update_hook(move |row| {
+        if row.table == "changed" {
+            note.store(true, Ordering::Relaxed);
+        }
+    });
+    Ok(noted)
 }
 
 /// A connection to a file that holds everything in its newest form. The file is made when there is none.

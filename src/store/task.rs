@@ -293,7 +293,7 @@ impl Task {
         };
         match result {
             Ok(()) => {
-                if changes.iter().any(|change| change.is_followed()) {
+                if writer.noted.swap(false, Ordering::Relaxed) {
                     self.note.send_replace(());
                 }
                 self.written();
@@ -453,7 +453,7 @@ impl Task {
     }
 
     async fn close(self) {
-        let Some(Writer { mut connection, seen, files }) = self.writer else { return };
+        let Some(Writer { mut connection, seen, files, .. }) = self.writer else { return };
         if files.missing().is_some() {
             // SQLite would remove the log by its name, and that may be another's by now.
             return std::mem::forget(connection);

@@ -415,8 +415,9 @@ async fn a_store_that_is_never_idle_gives_turns_all_the_same() {
     let busy = tokio::spawn(async move {
         let mut waiting = std::collections::VecDeque::new();
         loop {
-            while waiting.len() < 8 {
-                waiting.push_back(busy.begin(vec![Change::Map(sample::volume(), proven())]).unwrap());
+            // More than one transaction takes.
+            while waiting.len() < 1500 {
+                waiting.push_back(busy.begin(vec![Change::News(sample::volume(), note(1))]).unwrap());
             }
             waiting.pop_front().unwrap().await.unwrap().unwrap();
         }
@@ -464,6 +465,8 @@ async fn which_volumes_have_changed_is_noted_once_for_each_with_a_number_that_on
     let (volume, stand) = (sample::volume(), |state| News::Stand(state, None, clock::wall()));
     store.write(vec![Change::Intend(intent()), Change::News(volume, stand(State::Expired))]).await.unwrap();
     assert_eq!(noted(&mut other).await, [], "nothing of it can be shown yet");
+    let mut woken = store.noted.clone();
+    assert!(!woken.has_changed().unwrap(), "nobody is woken");
     let mut numbers = Vec::new();
     let changes = [
         vec![Change::Map(volume, proven())],
@@ -478,12 +481,15 @@ async fn which_volumes_have_changed_is_noted_once_for_each_with_a_number_that_on
         let noted = noted(&mut other).await;
         assert_eq!(noted.len(), 1, "{noted:?}");
         assert_eq!(noted[0].1, volume.to_string());
+        assert!(woken.has_changed().unwrap());
+        woken.mark_unchanged();
         numbers.push(noted[0].0);
     }
     assert!(numbers.is_sorted_by(|one, next| one < next), "{numbers:?}");
     // A step of its story and a seal show nothing of it.
     store.write(vec![Change::News(volume, note(1)), Change::Seal(volume, None)]).await.unwrap();
     assert_eq!(noted(&mut other).await[0].0, numbers[5]);
+    assert!(!woken.has_changed().unwrap(), "nobody is woken");
     // Numbers are never used twice, also when nothing is noted any more.
     run(&mut other, "DELETE FROM changed").await;
     store.write(vec![Change::Map(volume, proven())]).await.unwrap();

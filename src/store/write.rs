@@ -36,14 +36,6 @@ impl Change {
         }
     }
 
-    /// Whether those who follow the changes may have to look: what the triggers of the tables note, and a little more.
-    pub(super) fn is_followed(&self) -> bool {
-        match self {
-            Self::Map(..) | Self::Withdraw(_) | Self::News(_, News::Stand(..)) => true,
-            Self::Intend(_) | Self::Seal(..) | Self::News(_, News::Note(_)) => false,
-        }
-    }
-
     fn effect(&self) -> &'static str {
         match self {
             Self::Intend(_) => "commit.intent",
