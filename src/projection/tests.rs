@@ -397,12 +397,16 @@ struct Inner {
     rows: BTreeMap<VolumeId, Shown>,
     away: bool,
     breaks: bool,
+    hangs: bool,
     refuses: BTreeSet<VolumeId>,
     writes: usize,
 }
 
 impl Target for Memory {
     async fn write(&mut self, rows: &[Rows], _: &mut Follower) -> Result<(), TargetError> {
+        if self.0.lock().unwrap().hangs {
+            std::future::pending::<()>().await;
+        }
         let mut inner = self.0.lock().unwrap();
         inner.writes += 1;
         let breaks = std::mem::take(&mut inner.breaks);
@@ -459,6 +463,32 @@ async fn a_target_that_is_away_costs_a_row_for_each_changed_volume_changes_nothi
     let following = running.until("it works", |following| following.progress.behind_since.is_none()).await;
     assert_eq!(following.progress.failure, None);
     assert_eq!(target.0.lock().unwrap().rows.keys().copied().collect::<Vec<_>>(), [volume(1), volume(2)]);
+}
+
+/// One that says so keeps nobody; one that says nothing keeps the end waiting for three seconds.
+#[tokio::test]
+async fn a_target_that_is_away_or_hangs_at_the_end_is_waited_for_in_bounds_and_caught_up_with_by_the_next_start() {
+    for hangs in [false, true] {
+        let place = Place::new();
+        let target = Memory::default();
+        let running = place.start_in(target.clone()).await;
+        running.until("it has begun", |following| following.owed.is_some()).await;
+        {
+            let mut inner = target.0.lock().unwrap();
+            (inner.away, inner.hangs) = (true, hangs);
+        }
+        running.store.write(ready(volume(1))).await.unwrap();
+        let begun = std::time::Instant::now();
+        let Running { store, closing, following, .. } = running;
+        drop(store);
+        closing.await.unwrap();
+        assert!(begun.elapsed() < Duration::from_secs(if hangs { 5 } else { 2 }), "{:?}", begun.elapsed());
+        following.abort();
+        let _ = following.await;
+        *target.0.lock().unwrap() = Inner::default();
+        place.start_in(target.clone()).await.stop().await;
+        assert_eq!(target.0.lock().unwrap().rows.len(), 1);
+    }
 }
 
 /// A fault of attachd's own is said, as long as anybody can ask.
