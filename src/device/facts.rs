@@ -40,6 +40,9 @@ pub struct Identity {
     pub link: String,
     /// What that path resolves to.
     pub link_target: LinkTarget,
+    /// The group that owns the disk's own node, where the link does not lead to it.
+    #[serde(default)]
+    pub node_group: Option<u32>,
     /// Who on this host uses the disk or one of its partitions.
     pub uses: Vec<Use>,
 }
@@ -108,9 +111,10 @@ impl Facts {
 
     /// The group that owns the disk's node, when there is one.
     pub fn group(&self) -> Option<u32> {
-        match self.identity.as_ref().ok()?.link_target {
-            LinkTarget::Device(_, gid) => Some(gid),
-            LinkTarget::Missing | LinkTarget::Other => None,
+        let identity = self.identity.as_ref().ok()?;
+        match identity.link_target {
+            LinkTarget::Device(devnum, gid) if devnum == self.devnum => Some(gid),
+            _ => identity.node_group,
         }
     }
 }
@@ -122,6 +126,21 @@ impl Found<Facts> {
             Self::Unknown(why) | Self::Here(Facts { identity: Err(NoIdentity::Unreadable(why)), .. }) => Some(why),
             Self::Here(_) | Self::Gone => None,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use sample::{DEVNUM, spoilt};
+
+    #[test]
+    fn the_group_of_a_disk_is_its_own_nodes_also_when_the_link_leads_to_its_twin() {
+        let other = DevNum { minor: DEVNUM.minor + 16, ..DEVNUM };
+        let twin = |target| spoilt(move |_, identity| (identity.link_target, identity.node_group) = (target, Some(7)));
+        assert_eq!(twin(LinkTarget::Device(other, 990)).facts.group(), Some(7));
+        assert_eq!(twin(LinkTarget::Missing).facts.group(), Some(7));
+        assert_eq!(twin(LinkTarget::Device(DEVNUM, 990)).facts.group(), Some(990), "the control");
     }
 }
 
@@ -153,6 +172,7 @@ pub(crate) mod sample {
             serial: volume().serial(),
             link: format!("/dev/disk/by-id/virtio-{}", volume().serial()),
             link_target: LinkTarget::Device(DEVNUM, NBD_GID),
+            node_group: None,
             uses: Vec::new(),
         };
         let facts = Facts {

@@ -129,7 +129,11 @@ impl Sysfs {
         let Some(folder) = unless_gone(Attributes::open(&self.folder(devnum)))? else { return Ok(None) };
         let text = unless_gone(folder.text("uevent"))?.unwrap_or_default();
         let Some(name) = text.lines().find_map(|line| line.strip_prefix("DEVNAME=")) else { return Ok(None) };
-        let stat = unless_gone(rustix::fs::stat(self.inner.dev.join(name)).map_err(Into::into))?;
+        self.group_of(name, devnum)
+    }
+
+    fn group_of(&self, node: &str, devnum: DevNum) -> io::Result<Option<u32>> {
+        let stat = unless_gone(rustix::fs::stat(self.inner.dev.join(node)).map_err(Into::into))?;
         Ok(stat.filter(|stat| DevNum::from_raw(stat.st_rdev) == devnum).map(|stat| stat.st_gid))
     }
 
@@ -167,10 +171,14 @@ impl Sysfs {
         let instead = (!is_on).then(|| self.inner.schemes.iter().map(|on| on.link(serial)).collect());
         let link = scheme.link(serial);
         let link_target = self.resolve(&link).map_err(failed("its link"))?;
+        let node_group = match link_target {
+            LinkTarget::Device(devnum, _) if devnum == disk.devnum => None,
+            _ => self.group_of(&disk.name, disk.devnum).map_err(failed("its node"))?,
+        };
         // Without knowing what the host uses, no disk can be told from the host's own.
         let host = self.inner.host.now().map_err(failed("what this host uses"))?;
         let uses = self.uses(disk, serial, &host).map_err(failed("who uses it"))?;
-        Ok(Identity { scheme: scheme.name(), instead, serial, link, link_target, uses })
+        Ok(Identity { scheme: scheme.name(), instead, serial, link, link_target, node_group, uses })
     }
 
     fn serial_of(&self, disk: &Disk) -> io::Result<Option<Serial>> {

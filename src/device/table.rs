@@ -83,7 +83,7 @@ impl Table {
         }
         let settled = facts.as_ref().is_some_and(|facts| {
             let known = before.is_some_and(|device| device.settled && device.facts.diskseq == facts.diskseq);
-            known || settles(heard, facts) || self.finished.get(&devnum) == Some(&facts.diskseq)
+            known || heard.settles(facts) || self.finished.get(&devnum) == Some(&facts.diskseq)
         });
         let heard_at = match heard {
             Heard::Event(Origin::Udev, _, at) => Some(at),
@@ -118,7 +118,7 @@ impl Table {
     /// It matters, too, when the disk before was found gone while this one was read: it is about to be read once more, for
     /// an event that may be the kernel's.
     fn settle_late(&mut self, devnum: DevNum, older: Option<&Facts>, heard: Heard) -> Option<Serial> {
-        let older = older.filter(|older| settles(heard, older))?;
+        let older = older.filter(|older| heard.settles(older))?;
         let Some(device) = self.by_devnum.get_mut(&devnum) else {
             self.finished.insert(devnum, older.diskseq);
             return None;
@@ -190,13 +190,21 @@ impl Table {
     }
 }
 
-/// Whether a reading made for this reason shows a disk that udevd has finished with.
-fn settles(heard: Heard, facts: &Facts) -> bool {
-    match heard {
-        Heard::Look => true,
-        // An event older than the disk that is there now says nothing about this one.
-        Heard::Event(Origin::Udev, diskseq, _) => diskseq.is_none_or(|seq| seq == facts.diskseq),
-        Heard::Asked | Heard::Event(Origin::Kernel, ..) => false,
+impl Heard {
+    /// Whether a reading made for this reason shows a disk that udevd has finished with.
+    fn settles(self, facts: &Facts) -> bool {
+        match self {
+            Self::Look => true,
+            // An event older than the disk that is there now says nothing about this one.
+            Self::Event(Origin::Udev, diskseq, _) => diskseq.is_none_or(|seq| seq == facts.diskseq),
+            Self::Asked | Self::Event(Origin::Kernel, ..) => false,
+        }
+    }
+
+    /// The reason that says most about what was found.
+    pub fn strongest(reasons: &[Self], found: &Found<Facts>) -> Self {
+        let settles = |heard: &Self| matches!(found, Found::Here(facts) if heard.settles(facts));
+        reasons.iter().copied().max_by_key(|heard| (settles(heard), *heard)).unwrap_or(Self::Asked)
     }
 }
 
@@ -216,6 +224,7 @@ mod tests {
             serial: serial.parse().unwrap(),
             link: String::new(),
             link_target: LinkTarget::Missing,
+            node_group: None,
             uses: Vec::new(),
         };
         Facts {
@@ -249,6 +258,16 @@ mod tests {
 
     fn settled(table: &Table, serial: &str) -> Vec<bool> {
         table.with_serial(serial.parse().unwrap()).map(|device| device.settled).collect()
+    }
+
+    #[test]
+    fn an_event_of_another_disk_takes_nothing_from_what_was_heard_of_this_one() {
+        let found = Found::Here(facts(DISK, A, 5));
+        assert_eq!(Heard::strongest(&[udev(5), udev(9), kernel(9)], &found), udev(5));
+        assert_eq!(Heard::strongest(&[Heard::Look, udev(4)], &found), Heard::Look);
+        assert_eq!(Heard::strongest(&[Heard::Asked, kernel(5)], &found), kernel(5));
+        assert_eq!(Heard::strongest(&[udev(5), udev(9)], &Found::Gone), udev(9));
+        assert_eq!(Heard::strongest(&[], &found), Heard::Asked);
     }
 
     #[test]

@@ -6,6 +6,7 @@ use std::time::Instant;
 use super::Engine;
 use super::settle::pause;
 use crate::device::DevNum;
+use crate::device::event::Origin;
 use crate::device::facts::Facts;
 use crate::device::found::Found;
 use crate::device::table::Heard;
@@ -17,10 +18,41 @@ pub(super) struct Again {
     by_devnum: BTreeMap<DevNum, Try>,
 }
 
-#[derive(Debug)]
+/// Reasons remembered for one disk: those that came last.
+const MOST_REASONS: usize = 8;
+
+/// Why a disk is to be read: each reason once. Which of them says something about the disk shows when it is read.
+#[derive(Debug, Default)]
+pub(super) struct Reasons(Vec<Heard>);
+
+impl Reasons {
+    pub(super) fn of(heard: Heard) -> Self {
+        Self(vec![heard])
+    }
+
+    /// With these, which came later.
+    pub(super) fn extend(&mut self, more: &[Heard]) {
+        for heard in more {
+            // The kernel's events all say the same: read it.
+            let kernels = |heard: &Heard| matches!(heard, Heard::Event(Origin::Kernel, ..));
+            if self.0.iter().any(|old| old == heard || kernels(old) && kernels(heard)) {
+                continue;
+            }
+            let oldest = self.0.iter().position(|old| *old != Heard::Look).filter(|_| self.0.len() == MOST_REASONS);
+            oldest.map(|oldest| self.0.remove(oldest));
+            self.0.push(*heard);
+        }
+    }
+
+    pub(super) fn as_slice(&self) -> &[Heard] {
+        &self.0
+    }
+}
+
+#[derive(Debug, Default)]
 struct Try {
     /// Why it was to be read, which is still to be heard.
-    heard: Heard,
+    heard: Reasons,
     attempts: u32,
     /// `None`: it is being read.
     at: Option<Instant>,
@@ -28,17 +60,22 @@ struct Try {
 
 impl Again {
     /// A disk could not be read. Says whether that is new.
-    fn failed(&mut self, devnum: DevNum, heard: Heard, now: Instant) -> bool {
-        let known = self.by_devnum.get(&devnum);
-        let attempts = known.map_or(0, |known| known.attempts) + 1;
-        let heard = known.map_or(heard, |known| known.heard.max(heard));
-        self.by_devnum.insert(devnum, Try { heard, attempts, at: Some(now + pause(attempts)) });
-        attempts == 1
+    fn failed(&mut self, devnum: DevNum, heard: &[Heard], now: Instant) -> bool {
+        let known = self.by_devnum.entry(devnum).or_default();
+        known.attempts += 1;
+        known.heard.extend(heard);
+        known.at = Some(now + pause(known.attempts));
+        known.attempts == 1
     }
 
     /// It was read, or is gone. Says whether that is new.
     pub(super) fn over(&mut self, devnum: DevNum) -> bool {
         self.by_devnum.remove(&devnum).is_some()
+    }
+
+    /// What is still to be heard of a disk that could not be read.
+    pub(super) fn heard(&self, devnum: DevNum) -> &[Heard] {
+        self.by_devnum.get(&devnum).map_or(&[], |each| each.heard.as_slice())
     }
 
     /// It could not be read the last time.
@@ -51,11 +88,11 @@ impl Again {
     }
 
     /// The disks whose time has come; each is handed out once.
-    pub(super) fn due(&mut self, now: Instant) -> Vec<(DevNum, Heard)> {
+    pub(super) fn due(&mut self, now: Instant) -> Vec<DevNum> {
         let due = self.by_devnum.iter_mut().filter(|(_, each)| each.at.is_some_and(|at| at <= now));
         due.map(|(devnum, each)| {
             each.at = None;
-            (*devnum, each.heard)
+            *devnum
         })
         .collect()
     }
@@ -63,7 +100,7 @@ impl Again {
 
 impl Engine {
     /// Takes note of whether a disk could be read. Returns the volumes that are concerned although no serial tells so.
-    pub(super) fn read_or_not(&mut self, devnum: DevNum, found: &Found<Facts>, heard: Heard) -> Vec<VolumeId> {
+    pub(super) fn read_or_not(&mut self, devnum: DevNum, found: &Found<Facts>, heard: &[Heard]) -> Vec<VolumeId> {
         match found.unread() {
             Some(why) => {
                 if self.world.again.failed(devnum, heard, self.tools.clock.now()) {
@@ -80,24 +117,36 @@ impl Engine {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::device::event::Origin;
     use jiff::Timestamp;
 
     const DISK: DevNum = DevNum { major: 254, minor: 16 };
+
+    #[test]
+    fn of_many_reasons_the_last_are_remembered_and_a_look_always() {
+        let event = |seq| Heard::Event(Origin::Udev, Some(seq), Timestamp::UNIX_EPOCH);
+        let mut reasons = Reasons::of(Heard::Look);
+        for seq in (0..100).chain(98..100) {
+            reasons.extend(&[event(seq)]);
+        }
+        assert_eq!(reasons.as_slice().len(), MOST_REASONS);
+        assert!(reasons.as_slice().contains(&Heard::Look) && reasons.as_slice().contains(&event(98)));
+        assert_eq!(reasons.as_slice().last(), Some(&event(99)));
+    }
 
     #[test]
     fn a_disk_is_tried_again_later_and_later_until_it_is_read_and_what_was_heard_is_kept() {
         let (mut again, now) = (Again::default(), Instant::now());
         assert_eq!(again.wake(), None);
         let udev = Heard::Event(Origin::Udev, Some(5), Timestamp::UNIX_EPOCH);
-        assert!(again.failed(DISK, udev, now));
+        assert!(again.failed(DISK, &[udev], now));
         let first = again.wake().unwrap();
-        assert!(again.due(now).is_empty() && again.due(first) == [(DISK, udev)]);
+        assert!(again.due(now).is_empty() && again.due(first) == [DISK]);
         assert_eq!((again.wake(), again.due(first)), (None, vec![]), "it is being read: nothing to wake up for");
-        assert!(!again.failed(DISK, Heard::Asked, first));
+        assert!(!again.failed(DISK, &[Heard::Asked], first));
+        assert_eq!(again.heard(DISK), [udev, Heard::Asked]);
         let second = again.wake().unwrap();
         assert!(second - first > first - now);
-        assert_eq!(again.due(second), [(DISK, udev)]);
+        assert_eq!(again.due(second), [DISK]);
         assert!(again.over(DISK) && !again.over(DISK));
         assert_eq!(again.wake(), None);
     }

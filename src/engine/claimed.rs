@@ -92,6 +92,13 @@ impl Engine {
         let round = self.waiting.begin(std::mem::take(&mut claimed.waiting));
         let leaving = |id: &VolumeId| self.world.volume(*id).is_some_and(|volume| volume.departure.leaving.may_go());
         let (going, wanted): (Vec<VolumeId>, Vec<VolumeId>) = self.world.ids().into_iter().partition(leaving);
+        // What is left as it is now, is looked at once more should it end the other way.
+        for id in &going {
+            if let Some(volume) = self.world.volume_mut(*id) {
+                volume.departure.claim_unsure = true;
+            }
+        }
+        self.admissions.values_mut().for_each(|admission| admission.claim_unsure = true);
         let under_way: Vec<VolumeId> = going.into_iter().chain(self.admissions.keys().copied()).collect();
         // From here on: what is accepted or withdrawn while it runs is left as it is.
         let step = self.tools.claims.restore(wanted, under_way);
@@ -104,6 +111,10 @@ impl Engine {
     pub(super) fn claims_restored(&mut self, result: &io::Result<Restored>, round: Round) {
         self.world.claimed.learn(result, self.tools.clock.now());
         self.world.claimed.under_way = false;
+        if result.as_ref().is_ok_and(|restored| !restored.removed.is_empty()) {
+            // udev has read these until now.
+            self.unmark_unwanted();
+        }
         self.waiting.end(round, &Ok(()));
         if std::mem::take(&mut self.world.claimed.again) {
             self.restore_claims(None);

@@ -112,9 +112,7 @@ pub fn decide(desired: &Desired<'_>, observed: &Observed<'_>) -> Decision {
             };
         }
         if !observed.fresh {
-            let (state, reason) = observed.standing;
-            let step = Some(Step::Look(device.facts.devnum));
-            return Decision { state, reason: reason.cloned(), revoke: false, step };
+            return stale(desired, observed, device);
         }
     }
     match evidence::check(observed.ground, observed.present, desired.intent.size_bytes, observed.now) {
@@ -155,6 +153,27 @@ fn unfinished(desired: &Desired<'_>, observed: &Observed<'_>, device: &Device) -
     let again = observed.udevd_owes && !observed.retriggered;
     let step = again.then(|| Step::Retrigger(desired.intent.serial()));
     Decision { state, reason, revoke: observed.published, step }
+}
+
+/// What was read last is of a past moment, and the disk is read once more. Nothing is done for it before that; but what was
+/// published on an earlier reading, and does not pass by this one, goes at once.
+fn stale(desired: &Desired<'_>, observed: &Observed<'_>, device: &Device) -> Decision {
+    let step = Some(Step::Look(device.facts.devnum));
+    let (stood, reason) = observed.standing;
+    // What was shown before counts no more, also while the disk is read.
+    let state =
+        if stood == State::Ready && !(observed.published && observed.proven) { State::Exporting } else { stood };
+    let stands = Decision { state, reason: reason.cloned(), revoke: false, step: step.clone() };
+    if !observed.published {
+        return stands;
+    }
+    match evidence::check(observed.ground, observed.present, desired.intent.size_bytes, observed.now) {
+        Some(Err(refusal)) => Decision { step, ..refused(desired, observed, &refusal) },
+        Some(Ok(evidence)) if !desired.mapping.is_some_and(|mapping| mapping.agrees(&evidence)) => {
+            Decision { state: State::Exporting, reason: None, revoke: true, step }
+        }
+        Some(Ok(_)) | None => stands,
+    }
 }
 
 /// The disk cannot be read now. `evidence` is what held of it the last time: what is published on it stays so; nothing is
@@ -389,6 +408,27 @@ mod tests {
                 (State::Ready, None)
             ]
         );
+    }
+
+    #[test]
+    fn what_was_shown_of_a_server_before_is_no_longer_ready_while_the_disk_is_read_again() {
+        let served = Scene { fresh: false, ..Scene::served() };
+        assert_eq!(served.decide().state, State::Ready, "the control");
+        let decision = Scene { proven: false, ..served }.decide();
+        assert_eq!((decision.state, decision.step), (State::Exporting, Some(Step::Look(DEVNUM))));
+    }
+
+    #[test]
+    fn what_is_published_and_does_not_pass_by_the_last_reading_goes_before_the_next() {
+        let served = Scene { fresh: false, ..Scene::served() };
+        assert!(!served.decide().revoke, "the control");
+        let mounted = spoilt(|_, identity| identity.uses = vec![Use::Mounted("/srv".into())]);
+        let decision = Scene { present: vec![mounted], ..served.clone() }.decide();
+        assert_eq!((decision.state, code(&decision), decision.revoke), (State::Refused, Some(Code::InUseByHost), true));
+        let other = spoilt(|facts, _| (facts.diskseq, facts.diskseq_after) = (6, 6));
+        let decision = Scene { present: vec![other], ..served }.decide();
+        assert_eq!((decision.state, decision.revoke), (State::Exporting, true));
+        assert_eq!(decision.step, Some(Step::Look(DEVNUM)), "nothing is done for it before it is read once more");
     }
 
     #[test]
@@ -653,8 +693,7 @@ mod tests {
             if matches!(decision.step, Some(Step::Record(_))) {
                 prop_assert!(certain && sound.is_some() && !on_record);
             }
-            let waits_for_a_look = matches!(decision.step, Some(Step::Look(_)));
-            if scene.published && !waits_for_a_look && !on_record && !remembered {
+            if scene.published && !on_record && !remembered {
                 prop_assert!(decision.revoke, "{decision:?}");
             }
             if decision.revoke {

@@ -103,7 +103,9 @@ impl Engine {
                     tracing::warn!("the NBD server's folders hold what attachd did not make, and it offers: {foreign}");
                 }
                 self.world.exported.foreign = contents.foreign;
-                let changed = self.compare_all(|id| contents.links.get(&id).map(String::as_str));
+                let mut changed = self.compare_all(|id| contents.links.get(&id).map(String::as_str));
+                // Some may have become known since they were listed, and be sealed by now.
+                changed.extend(contents.strays.iter().filter(|id| self.compare_anew(**id)));
                 let mut stuck: Names = contents.strays.iter().filter_map(|id| self.take_unknown(*id).err()).collect();
                 stuck.extend(self.take_unpublished(contents.links.into_keys()));
                 (changed, contents.unusable, stuck, contents.more_strays)
@@ -156,6 +158,13 @@ impl Engine {
     fn compare_all<'a>(&mut self, link: impl Fn(VolumeId) -> Option<&'a str>) -> Vec<VolumeId> {
         let ids = self.world.ids();
         ids.into_iter().filter(|id| self.compare(*id, link(*id))).collect()
+    }
+
+    /// The same for one that is known by now, by a look at it.
+    fn compare_anew(&mut self, id: VolumeId) -> bool {
+        let known = self.world.volume(id).is_some();
+        let seen = self.tools.backend.look(id).ok().filter(|_| known);
+        seen.is_some_and(|link| self.compare(id, link.as_deref()))
     }
 
     /// Holds one volume against what its export was seen to lead to. Says whether something has changed.
@@ -289,10 +298,15 @@ impl Engine {
     }
 
     fn claim_changed(&mut self, serial: Option<Serial>, went: bool) {
-        let wanted = serial.is_some_and(|serial| {
-            let leaving = |id: VolumeId| self.world.volume(id).is_some_and(|volume| volume.departure.leaving.may_go());
-            self.wanted(serial).is_some_and(|id| !leaving(id))
-        });
+        let of = serial.and_then(|serial| self.wanted(serial));
+        let leaves = of.and_then(|id| self.world.volume_mut(id)).filter(|volume| volume.departure.leaving.may_go());
+        let wanted = of.is_some() && leaves.is_none();
+        if let Some(volume) = leaves {
+            volume.departure.claim_unsure |= went;
+        }
+        if let Some(admission) = of.and_then(|id| self.admissions.get_mut(&id)) {
+            admission.claim_unsure |= !went;
+        }
         match serial {
             Some(_) if went == wanted => self.restore_claims(None),
             Some(_) => {}

@@ -15,6 +15,17 @@ const IN_VAIN: u32 = 5;
 /// How much longer than for a helper that is away: udevd gets seconds (3 at first) to do it.
 const PATIENCE: u32 = 4;
 
+/// How far the helper's task is of having a mark taken off.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Unmarking {
+    /// It is being asked. `again`: wished for again since.
+    Asking { again: bool },
+    /// It has not answered.
+    Unanswered,
+    /// It was done; whether the mark is off is still to be seen.
+    Done,
+}
+
 impl Engine {
     /// Has udev look at the disk of this serial again, outside.
     pub(super) fn ask_for_retrigger(&self, serial: Serial, asked: Asked) {
@@ -28,25 +39,52 @@ impl Engine {
         disk.facts.serial().filter(|serial| marked && self.wanted(*serial).is_none())
     }
 
-    /// Has udev take the mark off a disk that nobody wants any more. Asked again until the helper answers: a node that
-    /// stays the NBD servers' is a door left open. Wished for again meanwhile, it is done once more, for the answer may be
-    /// older than the wish.
+    /// Has udev take the mark off a disk that nobody wants any more. Asked again until it is off: a node that stays the NBD
+    /// servers' is a door left open. Wished for again meanwhile, it is done once more, for the answer may be older than the
+    /// wish.
     pub(super) fn unmark(&mut self, serial: Serial) {
-        if let Some(again) = self.world.unmarking.get_mut(&serial) {
+        if let Some(Unmarking::Asking { again }) = self.world.unmarking.get_mut(&serial) {
             *again = true;
             return;
         }
-        self.world.unmarking.insert(serial, false);
-        self.ask_for_retrigger(serial, Asked::Unmark(serial, 1));
+        self.ask_to_unmark(serial, 1);
     }
 
-    /// The helper has not answered the last time.
+    fn ask_to_unmark(&mut self, serial: Serial, attempts: u32) {
+        self.world.unmarking.insert(serial, Unmarking::Asking { again: false });
+        self.ask_for_retrigger(serial, Asked::Unmark(serial, attempts));
+    }
+
+    /// It is time to see whether the mark is off, or to ask a helper again that has not answered.
     pub(super) fn unmark_again(&mut self, serial: Serial, attempts: u32) {
-        if let Some(again) = self.world.unmarking.get_mut(&serial) {
-            // Whatever was wished for meanwhile is older than this.
-            *again = false;
-            self.ask_for_retrigger(serial, Asked::Unmark(serial, attempts));
+        let is_marked = || self.world.table.with_serial(serial).any(|disk| self.marked_in_vain(disk).is_some());
+        // It was done, and yet the disk may stay as it is: udevd may be away, or somebody else's rules may mark it, too.
+        let may_help = || self.world.udevd_owes(serial) || attempts <= IN_VAIN;
+        match self.world.unmarking.get(&serial) {
+            Some(Unmarking::Unanswered) => self.ask_to_unmark(serial, attempts),
+            Some(Unmarking::Done) if is_marked() && may_help() => self.ask_to_unmark(serial, attempts),
+            Some(Unmarking::Done) => {
+                self.world.unmarking.remove(&serial);
+            }
+            // Asked again meanwhile.
+            Some(Unmarking::Asking { .. }) | None => {}
         }
+    }
+
+    fn unmarked(&mut self, serial: Serial, attempts: u32, answer: &Result<(), HelperError>) {
+        let again = matches!(self.world.unmarking.get(&serial), Some(Unmarking::Asking { again: true }));
+        let (next, wait) = match answer {
+            Ok(()) | Err(HelperError::Refused { .. }) if again => return self.ask_to_unmark(serial, 1),
+            Ok(()) => (Unmarking::Done, pause(attempts + PATIENCE)),
+            // There is no such disk.
+            Err(HelperError::Refused { .. }) => {
+                self.world.unmarking.remove(&serial);
+                return;
+            }
+            Err(_) => (Unmarking::Unanswered, pause(attempts)),
+        };
+        self.world.unmarking.insert(serial, next);
+        self.later(wait, Input::UnmarkAgain(serial, attempts + 1));
     }
 
     /// Has the disks this host lives on written down, outside. Until then, what is mounted or swapped to is refused anyway.
@@ -61,13 +99,9 @@ impl Engine {
         if let Err(error) = &answer {
             tracing::warn!(?asked, "{error}");
         }
-        let (marked, answered) = (answer.is_ok(), matches!(answer, Ok(()) | Err(HelperError::Refused { .. })));
+        let marked = answer.is_ok();
         if let Asked::Unmark(serial, attempts) = asked {
-            if !answered {
-                self.later(pause(attempts), Input::UnmarkAgain(serial, attempts + 1));
-            } else if self.world.unmarking.remove(&serial) == Some(true) {
-                self.unmark(serial);
-            }
+            self.unmarked(serial, attempts, answer);
         }
         let Asked::Mark(ticket) = asked else { return };
         let owes = self.world.udevd_owes(ticket.volume.serial());
@@ -79,7 +113,12 @@ impl Engine {
             let wait = if marked {
                 // It was done, and yet the disk may stay as it is: udevd may have had rules from before the package's, or
                 // be away.
-                let may_help = owes || attempts <= IN_VAIN && volume.state == State::Refused;
+                let refused = volume.state == State::Refused;
+                if !refused {
+                    // Should it be refused later, for what udev can put right, udev is asked anew.
+                    volume.retriggered = None;
+                }
+                let may_help = owes || attempts <= IN_VAIN && refused;
                 may_help.then(|| pause(attempts + PATIENCE))
             } else {
                 Some(pause(attempts))

@@ -11,7 +11,7 @@ use super::server::Greeted;
 use super::tell::{FileChange, NotTold};
 use super::tools::AllDisks;
 use super::waiting::Round;
-use super::withdraw::Caller;
+use super::withdraw::{Caller, Removed};
 use super::world::World;
 use crate::claims::Restored;
 use crate::config::Limits;
@@ -21,7 +21,7 @@ use crate::device::facts::Facts;
 use crate::device::found::Found;
 use crate::device::host_changes::UseChanged;
 use crate::device::monitor;
-use crate::device::table::{Heard, Reading};
+use crate::device::table::Reading;
 use crate::export::backend::Contents;
 use crate::export::probe::{ProbeError, Served};
 use crate::export::server::Server;
@@ -49,7 +49,7 @@ pub(crate) enum Input {
     /// This host has begun to use disks, or has ceased to.
     UseChanged(UseChanged),
     /// A disk was read.
-    Looked { devnum: DevNum, heard: Heard, reading: Reading, found: Found<Facts> },
+    Looked { devnum: DevNum, reading: Reading, found: Found<Facts> },
     /// A disk that did not answer in time has answered after all.
     Answered(DevNum),
     /// Every disk was read.
@@ -68,8 +68,14 @@ pub(crate) enum Input {
     Admitted { volume: VolumeId, result: Result<(), NotAdmitted> },
     /// It is known who is connected to a volume's disks. `epoch`: which revocation was the last when it was asked.
     Clients { ticket: Ticket, epoch: u64, clients: Clients },
-    /// What was written of a volume on its way out is durable, or is not; or its claim is gone.
+    /// What was written of a volume on its way out is durable, or is not.
     Leaving { ticket: Ticket, outcome: Outcome },
+    /// What was prepared for the export of a volume that goes is removed, and its claim, or could not be.
+    Unclaimed { ticket: Ticket, removed: Removed },
+    /// The row of a refused intent is deleted, or could not be, for this many times now.
+    TakenBack { volume: VolumeId, attempts: u32, result: Result<(), StoreError> },
+    /// It is time to try that once more.
+    TakeBackAgain(VolumeId, u32),
     /// A mapping is durable, or is not.
     Recorded { ticket: Ticket, evidence: Evidence, result: Result<(), Reason> },
     /// The server was told of all changes up to this one, or could not be.
@@ -163,6 +169,8 @@ pub(crate) enum Request {
 pub(crate) enum NotAdmitted {
     /// For this reason, and nothing is left of it.
     Refused(Rejection),
+    /// For this reason, and its row could not be deleted.
+    Left(Rejection),
     /// It has no claim, for this reason, and is perhaps on record.
     Unclaimed(String),
 }

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use super::again::Reasons;
 use super::input::Input;
 use super::{Engine, Look};
 use crate::device::DevNum;
@@ -14,28 +15,40 @@ impl Engine {
     /// Reads one disk outside; it comes back as [`Input::Looked`].
     pub(super) fn look(&mut self, devnum: DevNum, heard: Heard) {
         if let Some(look) = self.looks.get_mut(&devnum) {
-            // udev's word counts for more than the kernel's, which counts for more than none.
-            look.again = look.again.max(Some(heard));
+            look.again.extend(&[heard]);
             return;
         }
+        self.read(devnum, Reasons::of(heard));
+    }
+
+    fn read(&mut self, devnum: DevNum, reasons: Reasons) {
         let reading = self.next_reading();
-        self.looks.insert(devnum, Look { reading, again: None });
+        self.looks.insert(devnum, Look { reading, reasons, again: Reasons::default() });
         let (step, disks) = (self.tools.disks.read(devnum), Arc::clone(&self.tools.disks));
         self.outside("step.look", step, move |found| {
             // What it is, is not known; that it is gone, neither.
             let found = found.unwrap_or_else(|died| disks.read_unanswered(devnum, &died.to_string()));
-            Input::Looked { devnum, heard, reading, found }
+            Input::Looked { devnum, reading, found }
         });
     }
 
     /// One disk was read.
-    pub(super) fn looked(&mut self, devnum: DevNum, heard: Heard, reading: Reading, found: Found<Facts>) {
-        let concerned = self.read_or_not(devnum, &found, heard);
+    pub(super) fn looked(&mut self, devnum: DevNum, reading: Reading, found: Found<Facts>) {
+        let (reasons, again) = match self.looks.remove(&devnum) {
+            Some(Look { reasons, again, .. }) => (reasons, again),
+            None => (Reasons::default(), Reasons::default()),
+        };
+        // What the readings before were made for counts with the first that succeeds.
+        let mut all = Reasons::default();
+        all.extend(self.world.again.heard(devnum));
+        all.extend(reasons.as_slice());
+        let concerned = self.read_or_not(devnum, &found, reasons.as_slice());
+        let heard = Heard::strongest(all.as_slice(), &found);
         let in_vain = |engine: &Self| engine.world.table.of(devnum).and_then(|disk| engine.marked_in_vain(disk));
         let before = in_vain(self);
         let touched = self.world.table.update(devnum, found, reading, heard);
-        if let Some(Look { again: Some(heard), .. }) = self.looks.remove(&devnum) {
-            self.look(devnum, heard);
+        if !again.as_slice().is_empty() {
+            self.read(devnum, again);
         }
         // udev had read the claim before a withdrawal took it away. Asked once: rules of somebody else's may do the same.
         if let Some(serial) = in_vain(self).filter(|serial| before != Some(*serial)) {
@@ -65,7 +78,7 @@ impl Engine {
         let Some(diskseq) = self.known_diskseq(devnum) else { return };
         // What cannot be found out this quickly is found out by the reading that follows.
         if self.tools.disks.still(devnum, diskseq).is_gone() {
-            let concerned = self.read_or_not(devnum, &Found::Gone, Heard::Asked);
+            let concerned = self.read_or_not(devnum, &Found::Gone, &[Heard::Asked]);
             let reading = self.next_reading();
             let touched = self.world.table.update(devnum, Found::Gone, reading, Heard::Asked);
             self.settle_serials(touched);

@@ -36,7 +36,7 @@ mod waiting;
 mod withdraw;
 pub mod world;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -53,6 +53,7 @@ use crate::helper_client::Holders;
 use crate::identity::{OperationId, Serial, VolumeId};
 use crate::store::StoreError;
 use crate::volume::{By, Intent, Record, User};
+use again::Reasons;
 use claimed::Claimed;
 pub(crate) use input::Input;
 use input::Request;
@@ -94,13 +95,16 @@ pub struct Engine {
     /// Intents on their way to being durable.
     admissions: BTreeMap<VolumeId, Admission>,
     waiting: Waiting,
+    /// Refused intents whose rows are still to be deleted.
+    leftovers: BTreeSet<VolumeId>,
 }
 
 /// A disk being read.
 struct Look {
     reading: Reading,
-    /// Something happened to it meanwhile: read it again afterwards.
-    again: Option<Heard>,
+    reasons: Reasons,
+    /// What has happened to it meanwhile: read it again afterwards.
+    again: Reasons,
 }
 
 /// The channel on which everything reaches the engine: made before it, for tools that tell something by themselves.
@@ -275,6 +279,7 @@ impl Engine {
             unposted: Vec::new(),
             admissions: BTreeMap::new(),
             waiting: Waiting::default(),
+            leftovers: BTreeSet::new(),
         };
         (engine, handle)
     }
@@ -328,7 +333,7 @@ impl Engine {
                     Origin::Kernel => self.world.ear.kernel(event.seqnum, event.devnum, now),
                     Origin::Udev if self.world.ear.udevd(event.seqnum, event.devnum, now) => {
                         tracing::info!("udevd is heard again");
-                        self.scan("udevd is back", None);
+                        self.udevd_has_missed("udevd is back");
                     }
                     Origin::Udev => {}
                 }
@@ -358,6 +363,9 @@ impl Engine {
             Input::Request(Request::Leave(volume, call, caller)) => self.leave(volume, call, caller),
             Input::Clients { ticket, epoch, clients } => self.clients_known(ticket, epoch, clients),
             Input::Leaving { ticket, outcome } => self.gone_on(ticket, outcome),
+            Input::Unclaimed { ticket, removed } => self.unclaimed(ticket, &removed),
+            Input::TakeBackAgain(volume, attempts) => self.take_back_again(volume, attempts),
+            Input::TakenBack { volume, attempts, result } => self.taken_back(volume, attempts, result.is_ok()),
             Input::Request(Request::TakeOver { vm_id, limits, done }) => {
                 (self.tools.vm_id, self.tools.limits) = (vm_id, limits);
                 let _ = done.send(());
@@ -367,7 +375,7 @@ impl Engine {
             Input::Examined { volume, disks } => self.examined(volume, disks),
             Input::Admitted { volume, result } => self.admitted(volume, result),
             Input::Answered(devnum) => self.look(devnum, Heard::Asked),
-            Input::Looked { devnum, heard, reading, found } => self.looked(devnum, heard, reading, found),
+            Input::Looked { devnum, reading, found } => self.looked(devnum, reading, found),
             Input::Told { last, result } => self.told(last, &result),
             Input::TellAgain => self.tell_again(),
             Input::UnmarkAgain(serial, attempts) => self.unmark_again(serial, attempts),
@@ -379,6 +387,13 @@ impl Engine {
         }
     }
 
+    /// udevd was away for a while, and never makes up for what it has missed: neither the kernel's events nor what it was
+    /// asked for.
+    fn udevd_has_missed(&mut self, reason: &'static str) {
+        self.world.forget_retriggers();
+        self.scan(reason, None);
+    }
+
     fn settle_serials(&mut self, serials: Vec<Serial>) {
         let ids: Vec<VolumeId> = serials.into_iter().filter_map(|serial| self.world.volume_of(serial)).collect();
         self.settle_some(ids, None);
@@ -387,15 +402,19 @@ impl Engine {
     fn tick(&mut self) {
         let now = self.tools.clock.now();
         let disks = Arc::clone(&self.tools.disks);
-        if self.world.ear.tick(now, || disks.udevd_is_at_work()) {
+        let late = self.world.ear.tick(now, || disks.udevd_is_at_work());
+        if late == udevd::Late::Missed {
+            self.udevd_has_missed("udevd has missed an event");
+        }
+        if late == udevd::Late::Overdue {
             let silent = matches!(self.world.ear.udevd_is(), udevd::Udevd::Silent(_));
             let disks: Vec<String> = self.world.ear.overdue().map(|(devnum, _)| devnum.to_string()).collect();
             let (waited, disks) = (udevd::OVERDUE_AFTER.as_secs(), disks.join(", "));
             tracing::warn!(silent, disks, "udevd has not answered a kernel event for {waited} s");
             self.settle_some(self.world.ids(), None);
         }
-        for (devnum, heard) in self.world.again.due(now) {
-            self.look(devnum, heard);
+        for devnum in self.world.again.due(now) {
+            self.look(devnum, Heard::Asked);
         }
         let due = self.world.due(now);
         if self.world.exported.wake().is_some_and(|again| again <= now) {

@@ -5,12 +5,13 @@ use std::sync::Arc;
 use super::Engine;
 use super::input::{Accepted, Input, NotAdmitted, Rejection, Reply};
 use super::outside::Died;
+use super::settle::pause;
 use super::tools::write;
 use super::world::Volume;
 use crate::device::facts::Facts;
 use crate::identity::{Serial, VolumeId};
 use crate::reason::StoryStep;
-use crate::store::{Change, News};
+use crate::store::{Change, News, StoreError};
 use crate::volume::{Entry, Intent, State, User};
 
 /// An intent on its way to being durable.
@@ -20,6 +21,8 @@ pub(super) struct Admission {
     first: Reply<Accepted>,
     /// Who has asked for the same meanwhile.
     also: Vec<Reply<Accepted>>,
+    /// A claim of its serial may be there, from whomever.
+    pub(super) claim_unsure: bool,
 }
 
 impl Engine {
@@ -55,7 +58,7 @@ impl Engine {
         if intent.vm_id.is_empty() {
             intent.vm_id.clone_from(&self.tools.vm_id);
         }
-        self.admissions.insert(volume, Admission { intent, first: reply, also: Vec::new() });
+        self.admissions.insert(volume, Admission { intent, first: reply, also: Vec::new(), claim_unsure: false });
         let present: Vec<_> = self.world.table.with_serial(serial).map(|device| device.facts.devnum).collect();
         if present.is_empty() {
             return self.admit(volume);
@@ -142,24 +145,59 @@ impl Engine {
         };
         self.outside("step.take-back", step, move |undone| {
             let failed = undone.map_err(|died| died.to_string()).and_then(|undone| undone).err();
-            let rest = failed.map(|error| format!(", and the intent could not be taken back ({error})"));
-            let why = format!("the claim could not be written: {why}{}", rest.unwrap_or_default());
-            Input::Admitted { volume, result: Err(NotAdmitted::Refused(Rejection::NotClaimed(why))) }
+            let refused = |rest: &str| Rejection::NotClaimed(format!("the claim could not be written: {why}{rest}"));
+            let result = match failed {
+                None => NotAdmitted::Refused(refused("")),
+                Some(error) => {
+                    let rest =
+                        format!(", and the intent is still to be taken back ({error}; it is tried again by itself)");
+                    NotAdmitted::Left(refused(&rest))
+                }
+            };
+            Input::Admitted { volume, result: Err(result) }
         });
+    }
+
+    /// A refused intent is on record still: until its row is deleted there is a timer. (An intent for the same volume that is
+    /// accepted meanwhile takes the row over.)
+    pub(super) fn take_back_again(&mut self, volume: VolumeId, attempts: u32) {
+        if !self.leftovers.contains(&volume) {
+            return;
+        }
+        if self.admissions.contains_key(&volume) {
+            return self.later(pause(attempts), Input::TakeBackAgain(volume, attempts));
+        }
+        let truth = Arc::clone(&self.tools.truth);
+        let step = async move { write(&*truth, vec![Change::Withdraw(volume)]).await };
+        self.outside("step.take-back", step, move |result| {
+            let result = result.unwrap_or(Err(StoreError::Closed));
+            Input::TakenBack { volume, attempts, result }
+        });
+    }
+
+    pub(super) fn taken_back(&mut self, volume: VolumeId, attempts: u32, done: bool) {
+        if done {
+            self.leftovers.remove(&volume);
+        } else {
+            self.later(pause(attempts), Input::TakeBackAgain(volume, attempts + 1));
+        }
     }
 
     pub(super) fn admitted(&mut self, volume: VolumeId, result: Result<(), NotAdmitted>) {
         let result = match result {
             Ok(()) => Ok(()),
             Err(NotAdmitted::Refused(rejection)) => Err(rejection),
-            Err(NotAdmitted::Unclaimed(why)) => {
-                // Perhaps the whole folder needs a look.
-                self.restore_claims(None);
-                return self.take_back(volume, why);
+            Err(NotAdmitted::Left(rejection)) => {
+                if self.leftovers.insert(volume) {
+                    self.later(pause(1), Input::TakeBackAgain(volume, 1));
+                }
+                Err(rejection)
             }
+            Err(NotAdmitted::Unclaimed(why)) => return self.take_back(volume, why),
         };
         let intent = self.admissions.get(&volume).map(|pending| pending.intent.clone());
         if let Some(intent) = intent.filter(|_| result.is_ok()) {
+            self.leftovers.remove(&volume);
             let mut new = Volume::new(intent.clone(), self.tools.clock.wall(), self.tools.clock.now());
             // A disk that is already here was not yet held against this intent.
             new.look_after = self.readings;
@@ -169,17 +207,26 @@ impl Engine {
             tracing::info!(EVENT = StoryStep::Intent.name(), VOLUME_ID = %volume, SERIAL = %volume.serial(), EXPORT = volume.export_name(), UID = intent.uid, "intent accepted {}", described(&intent));
             self.tell_intent(&intent);
         }
+        // Perhaps the whole folder needs a look; and this claim was perhaps not removed.
+        let not_claimed = matches!(result, Err(Rejection::NotClaimed(_)));
         self.answer_admission(volume, &result.map(|()| Accepted::New));
-        // Its claim was there for a moment, if it is not wanted after all.
-        let marked = self.world.table.with_serial(volume.serial()).find_map(|disk| self.marked_in_vain(disk));
-        if let Some(serial) = marked {
-            self.unmark(serial);
+        if not_claimed {
+            self.restore_claims(None);
         }
         self.settle(volume);
     }
 
     fn answer_admission(&mut self, volume: VolumeId, answer: &Result<Accepted, Rejection>) {
-        if let Some(Admission { first, also, .. }) = self.admissions.remove(&volume) {
+        if let Some(Admission { first, also, claim_unsure, .. }) = self.admissions.remove(&volume) {
+            if claim_unsure && answer.is_err() {
+                // Nobody wants it.
+                self.restore_claims(None);
+            }
+            // Its claim was there for a moment, if it is not wanted after all.
+            let marked = self.world.table.with_serial(volume.serial()).find_map(|disk| self.marked_in_vain(disk));
+            if let Some(serial) = marked {
+                self.unmark(serial);
+            }
             let _ = first.send(answer.clone());
             for reply in also {
                 let _ = reply.send(answer.clone().map(|_| Accepted::Known));

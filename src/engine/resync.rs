@@ -67,7 +67,7 @@ impl Engine {
                 let disks = all.iter().filter(|(_, found)| found.is_here()).count();
                 tracing::info!(reason, disks, "read all disks");
                 for (devnum, found) in &all {
-                    self.read_or_not(*devnum, found, Heard::Look);
+                    self.read_or_not(*devnum, found, &[Heard::Look]);
                 }
                 let at_work = || self.tools.disks.udevd_is_at_work();
                 self.world.ear.look_for_missed(at_work);
@@ -90,7 +90,7 @@ impl Engine {
     }
 
     /// Gives back the nodes of disks that were withdrawn and, for a crash in between, never un-marked.
-    fn unmark_unwanted(&mut self) {
+    pub(super) fn unmark_unwanted(&mut self) {
         let serials: BTreeSet<_> = self.world.table.all().filter_map(|disk| self.marked_in_vain(disk)).collect();
         for serial in serials {
             self.unmark(serial);

@@ -27,7 +27,7 @@ impl Engine {
         let mut published = None;
         self.forget_trouble_of_another(id);
         if let Some(volume) = self.world.volume_mut(id) {
-            volume.judged = clock;
+            (volume.judged, volume.judged_steady) = (clock, steady);
         }
         let prepared = self.prepare(id);
         loop {
@@ -35,6 +35,7 @@ impl Engine {
             let present: Vec<&Device> = self.world.table.with_serial(volume.intent.serial()).collect();
             let decision = self.decide_on(volume, &present, (now, steady, clock));
             let (busy, leaving) = (volume.busy, volume.departure.leaving.is_closed());
+            let troubled = volume.trouble.is_some();
             let heard = present.first().and_then(|device| device.heard_at);
             let this_disk = present.first().copied().map(disk);
             let several = present.len() > 1;
@@ -60,12 +61,17 @@ impl Engine {
                 }
                 return;
             }
+            if decision.revoke && troubled {
+                // That it could not be revoked before, or what else was waited for, is over.
+                continue;
+            }
             let owes = self.world.udevd_owes(id.serial());
             if decision.state != State::Refused
                 && !owes
                 && let Some(volume) = self.world.volume_mut(id)
             {
-                volume.helper_again = None;
+                // What udev was asked for is over: the next trouble of this disk is another.
+                (volume.retriggered, volume.helper_again) = (None, None);
             }
             self.stand(id, decision.state, decision.reason);
             match decision.step {
@@ -165,7 +171,7 @@ impl Engine {
         let Some(volume) = self.world.volume(id) else { return };
         let again = volume.trouble.as_ref().map(|trouble| trouble.again_at);
         let helper = volume.helper_again.map(|(at, _)| at);
-        let deadline = volume.intent.deadline.filter(|_| matches!(volume.state, State::Waiting | State::Attaching));
+        let deadline = awaited(volume.intent.deadline, volume.state, volume.judged_steady);
         let prepare = match volume.preparation {
             Preparation::Failed { again_at, .. } if !volume.departure.leaving.is_closed() => Some(again_at),
             _ => None,
@@ -218,6 +224,11 @@ const LONGEST: Duration = Duration::from_hours(24 * 365);
 /// Whether a step that is to be tried again at that moment waits, when it is decided on at `judged`.
 fn waits(again: Instant, judged: Instant) -> bool {
     again > judged
+}
+
+/// The deadline that the clock is looked at for: none that had passed when the volume was decided on. That decision knew.
+fn awaited(deadline: Option<Steady>, state: State, judged: Steady) -> Option<Steady> {
+    deadline.filter(|deadline| matches!(state, State::Waiting | State::Attaching) && *deadline > judged)
 }
 
 /// When a volume needs a look at the clock that was decided on at `judged`, a moment before `now`.
@@ -288,6 +299,18 @@ mod tests {
         assert!(wake([None; 4], Some(never), clock, (now, clock)).is_some());
         let passed = now.after(-SignedDuration::from_hours(1));
         assert_eq!(wake([None; 4], Some(passed), clock, (now, clock)), Some(clock), "it has passed");
+    }
+
+    /// A volume whose disk is just being read stays as it stood. With a wake-up at once it would be decided on again and
+    /// again, and each time the reading would be too old.
+    #[test]
+    fn a_deadline_that_had_passed_when_the_volume_was_decided_on_wakes_nobody_again() {
+        let at = Steady::from_micros;
+        for state in [State::Waiting, State::Attaching] {
+            assert_eq!(awaited(Some(at(5)), state, at(5)), None);
+            assert_eq!(awaited(Some(at(5)), state, at(4)), Some(at(5)), "the control");
+        }
+        assert_eq!(awaited(Some(at(5)), State::Lost, at(4)), None);
     }
 
     #[test]

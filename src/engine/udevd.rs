@@ -45,6 +45,17 @@ pub struct Moment {
     pub steady: Instant,
 }
 
+/// What a look at the clock has shown.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Late {
+    /// Nothing new.
+    Nothing,
+    /// udevd owes an event for too long.
+    Overdue,
+    /// udevd was away when an event came, and will never report it: what it has made of the disk has to be read.
+    Missed,
+}
+
 /// A kernel event that udevd has not answered.
 #[derive(Debug, Clone, Copy)]
 struct Owed {
@@ -59,7 +70,7 @@ pub struct Ear {
     /// The overdue ones: each the oldest of its disk. Those behind it wait for it.
     overdue: BTreeMap<DevNum, u64>,
     /// udevd's latest, for the case that both sockets were full and udevd's was read first.
-    recent: VecDeque<u64>,
+    recent: VecDeque<(u64, DevNum)>,
     heard: Option<Moment>,
     silent: Option<Timestamp>,
 }
@@ -72,7 +83,7 @@ pub fn at_work() -> bool {
 impl Ear {
     /// The kernel reported an event of this disk.
     pub fn kernel(&mut self, seqnum: u64, devnum: DevNum, now: Moment) {
-        if self.recent.contains(&seqnum) {
+        if self.recent.contains(&(seqnum, devnum)) {
             return;
         }
         if self.owed.len() < MOST {
@@ -93,7 +104,7 @@ impl Ear {
         if self.recent.len() == MOST {
             self.recent.pop_front();
         }
-        self.recent.push_back(seqnum);
+        self.recent.push_back((seqnum, devnum));
         self.heard = Some(now);
         self.silent.take().is_some()
     }
@@ -115,10 +126,10 @@ impl Ear {
         waiting.map(|owed| owed.since.steady + OVERDUE_AFTER)
     }
 
-    /// Takes note of the time. Says so when something has become overdue. `at_work`: [`at_work`], asked only then.
-    pub fn tick(&mut self, now: Instant, at_work: impl FnOnce() -> bool) -> bool {
+    /// Takes note of the time. `at_work`: [`at_work`], asked only when something has become overdue.
+    pub fn tick(&mut self, now: Instant, at_work: impl FnOnce() -> bool) -> Late {
         if self.wake().is_none_or(|wake| wake > now) {
-            return false;
+            return Late::Nothing;
         }
         let overdue = |owed: &Owed| owed.since.steady + OVERDUE_AFTER <= now;
         let heard = self.heard.map(|heard| heard.steady);
@@ -134,10 +145,10 @@ impl Ear {
             // It was heard since, and has nothing to do: it was away when these came, and will never report them.
             self.owed.retain(|_, owed| !overdue(owed));
             self.overdue.clear();
-            return false;
+            return Late::Missed;
         }
         self.overdue = late;
-        true
+        Late::Overdue
     }
 
     /// The disks of which udevd owes an event for too long, and since when. With a silent udevd these are all that are known.
@@ -240,13 +251,21 @@ mod tests {
     }
 
     #[test]
+    fn an_answer_for_another_disk_is_none_for_this_one() {
+        let (at, mut ear) = (clock(), Ear::default());
+        ear.udevd(7, B, at(0));
+        ear.kernel(7, A, at(0));
+        assert_eq!(ear.wake(), Some(at(10).steady));
+    }
+
+    #[test]
     fn ten_seconds_without_a_word_are_silence_until_udevd_is_heard_again() {
         let (at, mut ear) = (clock(), Ear::default());
         ear.kernel(7, A, at(0));
         ear.kernel(8, B, at(15));
-        assert!(!ear.tick(at(9).steady, || true));
-        assert!(ear.tick(at(10).steady, || true));
-        assert!(!ear.tick(at(11).steady, || true), "said once");
+        assert_eq!(ear.tick(at(9).steady, || true), Late::Nothing);
+        assert_eq!(ear.tick(at(10).steady, || true), Late::Overdue);
+        assert_eq!(ear.tick(at(11).steady, || true), Late::Nothing, "said once");
         assert_eq!((ear.wake(), ear.udevd_is()), (None, Udevd::Silent(wall(0))));
         assert_eq!((overdue(&ear), ear.owes(C)), (vec![(A, wall(0))], true));
         ear.kernel(12, C, at(20));
@@ -254,7 +273,7 @@ mod tests {
         assert_eq!(ear.udevd_is(), Udevd::Heard(wall(20)));
         assert_eq!((ear.owes(A), ear.owes(C)), (true, false), "the others are no longer meant");
         assert_eq!(ear.wake(), Some(at(25).steady), "event 8 is not overdue yet");
-        assert!(!ear.tick(at(25).steady, || false), "udevd has nothing to do");
+        assert_eq!(ear.tick(at(25).steady, || false), Late::Missed, "udevd has nothing to do");
         assert_eq!(overdue(&ear), [], "events 7 and 8 were missed for good");
         assert_eq!(ear.wake(), Some(at(30).steady), "event 12 is owed");
     }
@@ -265,14 +284,14 @@ mod tests {
         ear.kernel(7, A, at(0));
         ear.kernel(8, B, at(1));
         assert!(!ear.udevd(8, B, at(2)));
-        assert!(ear.tick(at(10).steady, || true));
+        assert_eq!(ear.tick(at(10).steady, || true), Late::Overdue);
         assert_eq!((ear.udevd_is(), ear.wake()), (Udevd::Heard(wall(2)), None));
         assert_eq!((overdue(&ear), ear.owes(A), ear.owes(B)), (vec![(A, wall(0))], true, false));
         // What follows of the same disk waits for it: udevd is not silent for that.
         ear.kernel(9, A, at(12));
         assert_eq!(ear.wake(), None);
         ear.kernel(10, B, at(30));
-        assert!(ear.tick(at(40).steady, || true));
+        assert_eq!(ear.tick(at(40).steady, || true), Late::Overdue);
         assert_eq!(ear.udevd_is(), Udevd::Silent(wall(30)), "the control: nothing was heard since event 10");
         assert!(ear.udevd(10, B, at(41)), "it is back");
         assert_eq!(overdue(&ear), [(A, wall(0))]);
@@ -290,7 +309,7 @@ mod tests {
         ear.kernel(7, DEVNUM, at(0));
         ear.udevd(8, C, at(2));
         assert_eq!(held_up(&ear, &table), [], "it is given time");
-        assert!(ear.tick(at(10).steady, || true));
+        assert_eq!(ear.tick(at(10).steady, || true), Late::Overdue);
         let name = format!("/dev/{} ({DEVNUM})", device().facts.name);
         assert_eq!(held_up(&ear, &table), [(name, wall(0))]);
         table.update(DEVNUM, Found::Gone, 2, Heard::Asked);
@@ -302,7 +321,7 @@ mod tests {
         let (at, mut ear) = (clock(), Ear::default());
         ear.kernel(7, A, Moment { wall: wall(1_000_000), ..at(0) });
         ear.kernel(8, B, Moment { wall: wall(3), ..at(1) });
-        assert!(ear.tick(at(10).steady, || true));
+        assert_eq!(ear.tick(at(10).steady, || true), Late::Overdue);
         assert_eq!(ear.udevd_is(), Udevd::Silent(wall(1_000_000)), "the one that is owed longest");
     }
 }

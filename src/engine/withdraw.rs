@@ -33,6 +33,15 @@ pub(super) struct Departure {
     look_at: Option<Instant>,
     /// The step that is on record as soon as what is being written is.
     entry: Option<Entry>,
+    /// Its claim went meanwhile, or was not looked for, which is nobody's concern as long as the volume goes itself.
+    pub(super) claim_unsure: bool,
+}
+
+/// What has become of the rest of a volume whose rows are gone.
+pub(crate) struct Removed {
+    /// What was prepared for its export.
+    pub(super) prepared: std::io::Result<()>,
+    pub(super) claim: std::io::Result<()>,
 }
 
 /// Who wants something of a volume, and waits for the answer.
@@ -162,6 +171,11 @@ impl Engine {
                 volume.departure.leaving.clone_from(&next.leaving);
             }
         }
+        let departure = self.world.volume_mut(id).map(|volume| &mut volume.departure);
+        let stays = departure.filter(|departure| !departure.leaving.may_go());
+        if stays.is_some_and(|departure| std::mem::take(&mut departure.claim_unsure)) {
+            self.restore_claims(None);
+        }
         let reply = match (&next.answer, self.world.volume_mut(id)) {
             (Some(_), Some(volume)) => volume.departure.reply.take(),
             _ => None,
@@ -270,29 +284,32 @@ impl Engine {
         let Some(ticket) = self.world.ticket(id) else { return };
         let (claims, backend) = (Arc::clone(&self.tools.claims), Arc::clone(&self.tools.backend));
         let outside = Arc::clone(&self.tools.outside);
-        let forget = move || {
-            if let Err(error) = backend.forget(id) {
-                tracing::error!(VOLUME_ID = %id, %error, "what was prepared for the export could not be removed");
-            }
-        };
+        let forget = move || backend.forget(id);
         let prepared = self.tools.backend.prepares();
         // The volume stays known, and so nobody else's, until its claim is gone: a new intent for it would make one.
         let step = async move {
             // A link is removed at once.
-            if prepared {
-                tools::work(&*outside, forget).await?;
-            } else {
-                forget();
-            }
-            claims.remove(id.serial()).await
+            let forgotten = if prepared { tools::work(&*outside, forget).await.flatten() } else { forget() };
+            Removed { prepared: forgotten, claim: claims.remove(id.serial()).await }
         };
         self.outside("step.unclaim", step, move |removed| {
-            let removed = removed.map_err(std::io::Error::from).flatten();
-            if let Err(error) = removed {
-                tracing::error!(VOLUME_ID = %id, %error, "the claim could not be removed; a resync removes it");
-            }
-            Input::Leaving { ticket, outcome: Outcome::Unclaimed }
+            let died = |died: Died| Removed { prepared: Err(died.clone().into()), claim: Err(died.into()) };
+            Input::Unclaimed { ticket, removed: removed.unwrap_or_else(died) }
         });
+    }
+
+    /// The volume goes, whatever could not be removed: that is nobody's from now on, and is removed as such.
+    pub(super) fn unclaimed(&mut self, ticket: Ticket, removed: &Removed) {
+        let id = ticket.volume;
+        self.gone_on(ticket, Outcome::Unclaimed);
+        if let Err(error) = &removed.prepared {
+            tracing::error!(VOLUME_ID = %id, %error, "what was prepared for the export could not be removed; it is tried again by itself");
+            self.list_exports(None);
+        }
+        if let Err(error) = &removed.claim {
+            tracing::error!(VOLUME_ID = %id, %error, "the claim could not be removed; it is tried again by itself");
+            self.restore_claims(None);
+        }
     }
 
     fn forget(&mut self, id: VolumeId) {

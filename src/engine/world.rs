@@ -10,12 +10,14 @@ use jiff::Timestamp;
 use super::again::Again;
 use super::claimed::Claimed;
 use super::exports::Exported;
+use super::helper::Unmarking;
 use super::input::Ticket;
 use super::server::Handshakes;
 use super::tell::{FileChange, Telling};
 use super::tools::Helper;
 use super::udevd::Ear;
 use super::withdraw::Departure;
+use crate::clock::Steady;
 use crate::device::DevNum;
 use crate::device::evidence::{Evidence, Ground};
 use crate::device::table::{Device, Reading, Table};
@@ -53,8 +55,8 @@ pub struct World {
     pub claimed: Claimed,
     /// Disks that could not be read.
     pub(super) again: Again,
-    /// Serials whose disks the helper is asked to give back, and whether that was wished for again since.
-    pub(super) unmarking: HashMap<Serial, bool>,
+    /// Serials whose disks the helper is asked to give back.
+    pub(super) unmarking: HashMap<Serial, Unmarking>,
     /// By id, so that they can be gone through in pieces. Boxed: a node of the tree has eleven places, and half of them are
     /// empty as a rule.
     volumes: BTreeMap<VolumeId, Box<Volume>>,
@@ -123,6 +125,8 @@ pub struct Volume {
     pub(super) free: Option<Disk>,
     /// The moment it was last decided on.
     pub(super) judged: Instant,
+    /// The same by the clock that deadlines go by.
+    pub(super) judged_steady: Steady,
     /// The disk that udev was asked to look at again: its number and sequence number.
     pub(super) retriggered: Option<Disk>,
     pub(super) unwritten: bool,
@@ -229,6 +233,7 @@ impl Volume {
             trouble: None,
             free: None,
             judged: now,
+            judged_steady: Steady::from_micros(i64::MIN),
             retriggered: None,
             unwritten: false,
             wake: None,

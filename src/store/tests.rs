@@ -66,6 +66,22 @@ fn note(n: i64) -> News {
     News::Note(Entry { at, event: StoryStep::Lost.into(), detail: n.to_string() })
 }
 
+#[tokio::test]
+async fn an_intent_takes_over_the_row_that_a_refused_one_has_left() {
+    let place = Place::new();
+    let (store, task, _) = place.open().await;
+    let left =
+        Intent { size_bytes: Some(7), deadline_seconds: Some(9), vm_id: "other".into(), uid: Some(4), ..intent() };
+    store.write(vec![Change::Intend(left.clone())]).await.unwrap();
+    let accepted = intent();
+    assert_ne!(left, accepted, "the control");
+    store.write(vec![Change::Intend(accepted.clone())]).await.unwrap();
+    drop(store);
+    task.await.unwrap();
+    let (_store, _task, records) = place.open().await;
+    assert_eq!(records.into_iter().map(|record| record.intent).collect::<Vec<_>>(), [accepted]);
+}
+
 async fn stored(store: &Store, volume: VolumeId) -> Vec<Entry> {
     store.reader.timeline(volume).await.unwrap()
 }

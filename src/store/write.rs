@@ -109,7 +109,11 @@ fn apply(batch: &mut Batch, change: &Change, boot_id: &str) {
         Change::Intend(intent) => batch.add(
             "INSERT INTO intents (volume_id, serial, vm_id, size_bytes, deadline_seconds, waits_boot, waits_until, waits_left, \
              created_at, since, uid, operation_id, state) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) \
-             ON CONFLICT (volume_id) DO NOTHING",
+             ON CONFLICT (volume_id) DO UPDATE SET serial = excluded.serial, vm_id = excluded.vm_id, \
+             size_bytes = excluded.size_bytes, deadline_seconds = excluded.deadline_seconds, \
+             waits_boot = excluded.waits_boot, waits_until = excluded.waits_until, waits_left = excluded.waits_left, \
+             created_at = excluded.created_at, since = excluded.since, uid = excluded.uid, \
+             operation_id = excluded.operation_id, state = excluded.state",
         )
         .bind(intent.volume.to_string())
         .bind(intent.serial().to_string())
