@@ -1,6 +1,7 @@
 # The way in. Each target installs what it needs from Debian's packages and says so; run as root.
 
-.PHONY: help setup setup-bench setup-lintian setup-test fmt fmt-check lint lintian test steady soak vm-test demo bench mutants deb
+.PHONY: help setup setup-bench setup-lintian setup-test fmt fmt-check lint lintian test steady soak sim sim-faults vm-test demo bench
+.PHONY: mutants deb
 .PHONY: cargo-deb
 
 help:
@@ -8,6 +9,8 @@ help:
 	@echo "make test     all tests"
 	@echo "make steady   all tests RUNS times beside a load on every processor (not part of CI)"
 	@echo "make soak     everything at random for MINUTES, each word held against the world (not part of CI)"
+	@echo "make sim      the engine in a simulated world, for STEPS steps of each of SEEDS (7,8,9)"
+	@echo "make sim-faults  shows that the simulation finds faults that are put into the engine (not part of CI)"
 	@echo "make vm-test  the tests in a virtual machine (VM_TESTS='name ...' for some)"
 	@echo "make bench    measurements side by side, written to docs/benchmarks.md"
 	@echo "make deb      the Debian package"
@@ -43,6 +46,14 @@ steady: cargo-deb setup-test
 # SEED=... for the same dice again.
 soak: setup
 	ATTACHD_SOAK_MINUTES=$(or $(MINUTES),2) $(if $(SEED),ATTACHD_SOAK_SEED=$(SEED)) cargo test --release --test soak
+
+# The same seed is the same history. What fails says how it is repeated; ATTACHD_SIM_LINES=500 shows more of it.
+sim: setup
+	ATTACHD_SIM_SEEDS=$(or $(SEEDS),1,2,3) ATTACHD_SIM_STEPS=$(or $(STEPS),100000) \
+	    cargo test --release --lib engine::sim::histories_as_wished -- --ignored --nocapture
+
+sim-faults: setup
+	tools/sim-faults
 
 # In Debian guests under QEMU, with the package of a release. One guest at a time: it has two processors, too.
 # What is measured and what fails shows at once: it takes half an hour.

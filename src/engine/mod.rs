@@ -26,6 +26,8 @@ mod request;
 mod resync;
 pub mod server;
 mod settle;
+#[cfg(test)]
+mod sim;
 mod step;
 mod story;
 pub mod tell;
