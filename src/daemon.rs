@@ -1,6 +1,6 @@
 //! Start and stop, told from top to bottom.
 
-use std::collections::HashSet;
+use std::collections::BTreeSet;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -190,7 +190,7 @@ fn backend(settings: &Settings, nbd_gid: u32) -> anyhow::Result<Arc<dyn Backend>
 fn close_others(settings: &Settings) {
     let links = Links::new(config::LINKS_FOLDER.into());
     let sections = Sections::new(config::SECTIONS_FOLDER.into(), links.clone());
-    let nobody = HashSet::new();
+    let nobody = BTreeSet::new();
     // Neither folder need exist.
     if settings.export.folder != Path::new(config::SECTIONS_FOLDER) {
         close(|| sections.list(&nobody), |volume| links.remove(volume).and_then(|()| sections.remove(volume)));

@@ -76,7 +76,7 @@ pub(crate) fn bench(plan: Plan) -> Result<Section> {
 }
 
 #[derive(Default)]
-struct Counts {
+pub(crate) struct Counts {
     lists: AtomicU64,
     bytes: AtomicU64,
 }
@@ -90,7 +90,7 @@ impl Counts {
 }
 
 /// Does something while clients list everything.
-fn while_listing(api: &Api, counts: &Counts, work: impl FnOnce() -> Result<()>) -> Result<()> {
+pub(crate) fn while_listing(api: &Api, counts: &Counts, work: impl FnOnce() -> Result<()>) -> Result<()> {
     let going = std::sync::atomic::AtomicBool::new(true);
     std::thread::scope(|scope| {
         let clients: Vec<_> = (0..CLIENTS)

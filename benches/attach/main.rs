@@ -22,6 +22,7 @@ mod servers;
 mod setup;
 mod startup;
 mod throughput;
+mod turns;
 
 /// The tests' own words: the helper, a volume that is served.
 #[path = "../../tests/common/mod.rs"]
@@ -49,7 +50,7 @@ impl Plan {
 type Bench = fn(Plan) -> Result<Section>;
 
 /// In this order: the quiet ones first, so that no leftover of a flood disturbs them.
-const BENCHES: [(&str, Bench); 11] = [
+const BENCHES: [(&str, Bench); 12] = [
     ("idle", idle::switches),
     ("memory", idle::memory),
     ("served", served::bench),
@@ -59,6 +60,7 @@ const BENCHES: [(&str, Bench); 11] = [
     ("startup", startup::bench),
     ("intents", intents::bench),
     ("listing", listing::bench),
+    ("turns", turns::bench),
     ("burst", burst::bench),
     ("flood", flood::bench),
 ];

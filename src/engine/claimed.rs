@@ -10,7 +10,6 @@ use super::settle::pause;
 use super::waiting::Round;
 use crate::claims::Restored;
 use crate::folder::Names;
-use crate::identity::VolumeId;
 
 /// What is known of the claims.
 #[derive(Debug, Default)]
@@ -90,16 +89,15 @@ impl Engine {
             return;
         }
         let round = self.waiting.begin(std::mem::take(&mut claimed.waiting));
-        let leaving = |id: &VolumeId| self.world.volume(*id).is_some_and(|volume| volume.departure.leaving.may_go());
-        let (going, wanted): (Vec<VolumeId>, Vec<VolumeId>) = self.world.ids().into_iter().partition(leaving);
         // What is left as it is now, is looked at once more should it end the other way.
-        for id in &going {
-            if let Some(volume) = self.world.volume_mut(*id) {
-                volume.departure.claim_unsure = true;
-            }
-        }
         self.admissions.values_mut().for_each(|admission| admission.claim_unsure = true);
-        let under_way: Vec<VolumeId> = going.into_iter().chain(self.admissions.keys().copied()).collect();
+        let (mut wanted, mut under_way) = (Vec::new(), self.admissions.keys().copied().collect::<Vec<_>>());
+        for volume in self.world.volumes_mut() {
+            let going = volume.departure.leaving.may_go();
+            volume.departure.claim_unsure |= going;
+            let to = if going { &mut under_way } else { &mut wanted };
+            to.push(volume.intent.volume);
+        }
         // From here on: what is accepted or withdrawn while it runs is left as it is.
         let step = self.tools.claims.restore(wanted, under_way);
         self.outside("step.claims", step, move |result| {

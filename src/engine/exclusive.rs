@@ -50,17 +50,6 @@ impl Engine {
         }
     }
 
-    /// What was in use may be free by now: somebody says that something has changed.
-    pub(super) fn try_again_now(&mut self) {
-        let now = self.tools.clock.now();
-        for id in self.world.ids() {
-            let trouble = self.world.volume_mut(id).and_then(|volume| volume.trouble.as_mut());
-            if let Some(trouble) = trouble.filter(|trouble| trouble.disk.is_some()) {
-                trouble.again_at = now;
-            }
-        }
-    }
-
     /// A failure that was about one disk is none of another's.
     pub(super) fn forget_trouble_of_another(&mut self, id: VolumeId) {
         let Some(volume) = self.world.volume(id) else { return };

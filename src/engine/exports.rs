@@ -3,7 +3,7 @@
 //! A listing is of a past moment. Where it differs from what is known, the one name is looked at again before anything is
 //! done about it.
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::time::{Duration, Instant};
 
@@ -72,8 +72,8 @@ impl Engine {
         });
     }
 
-    fn known(&self) -> HashSet<VolumeId> {
-        self.world.volumes().map(|volume| volume.intent.volume).collect()
+    fn known(&self) -> BTreeSet<VolumeId> {
+        self.world.volume_ids().collect()
     }
 
     /// The folders were listed, or could not be.
@@ -103,7 +103,7 @@ impl Engine {
                     tracing::warn!("the NBD server's folders hold what attachd did not make, and it offers: {foreign}");
                 }
                 self.world.exported.foreign = contents.foreign;
-                let mut changed = self.compare_all(|id| contents.links.get(&id).map(String::as_str));
+                let mut changed = self.compare_all(&contents.links);
                 // Some may have become known since they were listed, and be sealed by now.
                 changed.extend(contents.strays.iter().filter(|id| self.compare_anew(**id)));
                 let mut stuck: Names = contents.strays.iter().filter_map(|id| self.take_unknown(*id).err()).collect();
@@ -112,7 +112,7 @@ impl Engine {
             }
             // Nothing is published, for anybody can see.
             Err(error) if is_away(&error) => {
-                (self.compare_all(|_| None), Some(error.to_string()), Names::default(), false)
+                (self.compare_all(&BTreeMap::new()), Some(error.to_string()), Names::default(), false)
             }
             Err(error) => {
                 let why = format!("what is exported cannot be read: {error}");
@@ -145,19 +145,19 @@ impl Engine {
     /// The folder is what it has to be: whoever waits to try again need not.
     fn forgive(&mut self) -> Vec<VolumeId> {
         let mut forgiven = Vec::new();
-        for id in self.world.ids() {
-            let Some(volume) = self.world.volume_mut(id) else { continue };
-            if volume.trouble.as_ref().is_some_and(|trouble| trouble.reason.code == Code::ExportFolder) {
-                volume.trouble = None;
-                forgiven.push(id);
+        for volume in self.world.volumes_mut() {
+            if volume.trouble.take_if(|trouble| trouble.reason.code == Code::ExportFolder).is_some() {
+                forgiven.push(volume.intent.volume);
             }
         }
         forgiven
     }
 
-    fn compare_all<'a>(&mut self, link: impl Fn(VolumeId) -> Option<&'a str>) -> Vec<VolumeId> {
-        let ids = self.world.ids();
-        ids.into_iter().filter(|id| self.compare(*id, link(*id))).collect()
+    /// A volume that neither was nor is exported cannot have changed.
+    fn compare_all(&mut self, links: &BTreeMap<VolumeId, String>) -> Vec<VolumeId> {
+        let published = self.world.volumes().filter(|volume| volume.published).map(|volume| volume.intent.volume);
+        let ids: BTreeSet<VolumeId> = published.chain(links.keys().copied()).collect();
+        ids.into_iter().filter(|id| self.compare(*id, links.get(id).map(String::as_str))).collect()
     }
 
     /// The same for one that is known by now, by a look at it.

@@ -392,7 +392,7 @@ impl Engine {
     /// udevd was away for a while, and never makes up for what it has missed: neither the kernel's events nor what it was
     /// asked for.
     fn udevd_has_missed(&mut self, reason: &'static str) {
-        self.world.forget_retriggers();
+        self.world.try_again(self.tools.clock.now());
         self.scan(reason, None);
     }
 

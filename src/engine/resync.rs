@@ -33,8 +33,7 @@ impl Engine {
         self.list_exports(Some(exports_done));
         self.restore_claims(Some(claims_done));
         self.ask_for_host_disks();
-        self.world.forget_retriggers();
-        self.try_again_now();
+        self.world.try_again(self.tools.clock.now());
         self.tools.truth.tidy();
         self.scan(reason, Some(disks_done));
         let all = async move {

@@ -153,8 +153,11 @@ impl Engine {
 
     /// A client of these volumes would not have been served.
     pub(super) fn doubt(&mut self, volumes: Vec<VolumeId>, server: bool) {
+        let epoch = self.next_epoch();
         for id in &volumes {
-            self.disprove(*id);
+            if let Some(volume) = self.world.volume_mut(*id) {
+                volume.disprove(epoch);
+            }
         }
         self.settle_some(volumes, None);
         if server {
@@ -223,23 +226,15 @@ impl Engine {
         if self.server_is_up() {
             self.tell_anew();
         }
-        let ids = self.world.ids();
-        for id in &ids {
-            self.disprove(*id);
-            if up_again && self.world.volume(*id).is_some_and(|volume| volume.published) {
-                self.distrust(*id);
+        // At one stroke, for each of them: what an earlier server has shown is never taken for this one's.
+        let (epoch, readings) = (self.next_epoch(), self.readings);
+        for volume in self.world.volumes_mut() {
+            volume.disprove(epoch);
+            if up_again && volume.published {
+                volume.look_after = readings;
             }
         }
-        self.settle_some(ids, None);
-    }
-
-    /// What was shown by an earlier handshake counts no more.
-    fn disprove(&mut self, id: VolumeId) {
-        let epoch = self.next_epoch();
-        let Some(volume) = self.world.volume_mut(id) else { return };
-        volume.proven = false;
-        volume.trouble = None;
-        volume.epoch = epoch;
+        self.settle_some(self.world.ids(), None);
     }
 
     pub(super) fn server_is_up(&self) -> bool {

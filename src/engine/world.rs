@@ -185,6 +185,11 @@ impl Volume {
         )
     }
 
+    /// What was shown by an earlier handshake counts no more: an answer of an epoch before this one comes too late.
+    pub(super) fn disprove(&mut self, epoch: u64) {
+        (self.proven, self.trouble, self.epoch) = (false, None, epoch);
+    }
+
     /// Since when it stands where it comes to stand now. What was found after a start as it was before it, the proof's own
     /// steps apart, has been so all the time.
     pub(super) fn stands_since(&mut self, state: State, reason: Option<&Reason>, now: Timestamp) -> Timestamp {
@@ -280,6 +285,11 @@ impl World {
         self.volumes.values().map(Box::as_ref)
     }
 
+    /// Every volume's id, in order.
+    pub fn volume_ids(&self) -> impl Iterator<Item = VolumeId> {
+        self.volumes.keys().copied()
+    }
+
     /// The volumes whose id comes after this one, by id; from the first on without one.
     pub fn volumes_after(&self, id: Option<VolumeId>) -> impl Iterator<Item = &Volume> {
         let from = id.map_or(Bound::Unbounded, Bound::Excluded);
@@ -321,9 +331,19 @@ impl World {
         self.count(state, |n| n + 1);
     }
 
-    /// Lets udev be asked again, once, about every disk, and what could not be prepared be tried again.
-    pub(super) fn forget_retriggers(&mut self) {
+    /// Every volume, to be changed in passing: in one turn only what is quick for each, and nothing that others count or
+    /// find it by.
+    pub(super) fn volumes_mut(&mut self) -> impl Iterator<Item = &mut Volume> {
+        self.volumes.values_mut().map(Box::as_mut)
+    }
+
+    /// Lets udev be asked again, once, about every disk, and what could not be prepared be tried again. What was in use may be
+    /// free by `now`, too.
+    pub(super) fn try_again(&mut self, now: Instant) {
         for volume in self.volumes.values_mut() {
+            if let Some(trouble) = volume.trouble.as_mut().filter(|trouble| trouble.disk.is_some()) {
+                trouble.again_at = now;
+            }
             (volume.retriggered, volume.helper_again) = (None, None);
             if let Preparation::Failed { again_at, .. } = &mut volume.preparation {
                 *again_at = volume.judged;
@@ -352,9 +372,10 @@ impl World {
 
     /// Every volume's id, those first whose disk is here: they have somebody waiting.
     pub(super) fn ids(&self) -> Vec<VolumeId> {
-        let mut ids: Vec<VolumeId> = self.volumes.keys().copied().collect();
-        ids.sort_by_cached_key(|id| self.table.with_serial(id.serial()).next().is_none());
-        ids
+        let serials = self.table.all().filter_map(|device| device.facts.serial());
+        let here: BTreeSet<VolumeId> = serials.filter_map(|serial| self.volume_of(serial)).collect();
+        let others = self.volumes.keys().filter(|id| !here.contains(id));
+        here.iter().chain(others).copied().collect()
     }
 
     pub(super) fn insert(&mut self, volume: Volume) {

@@ -1,6 +1,6 @@
 //! What attachd asks of an NBD server's side, whichever server it is.
 
-use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 
 use crate::folder::{Folder, Names};
@@ -28,7 +28,7 @@ pub trait Backend: Send + Sync {
     fn look(&self, volume: VolumeId) -> io::Result<Option<String>>;
 
     /// What is published and prepared now, for the known volumes and for others. May take long.
-    fn list(&self, known: &HashSet<VolumeId>) -> io::Result<Contents>;
+    fn list(&self, known: &BTreeSet<VolumeId>) -> io::Result<Contents>;
 
     /// The folders it reads, and what each is for.
     fn folders(&self) -> Vec<(Which, &Folder)>;

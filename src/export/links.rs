@@ -6,7 +6,7 @@
 //! A link is made in a folder of attachd's alone, and taken away from the folder it was made in, wherever that is now. What
 //! is published is looked at where the server looks, whosever the folder is.
 
-use std::collections::HashSet;
+use std::collections::BTreeSet;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
@@ -107,7 +107,7 @@ impl Links {
     }
 
     /// What is published of the known volumes, and what else is there.
-    pub fn list(&self, known: &HashSet<VolumeId>) -> io::Result<Contents> {
+    pub fn list(&self, known: &BTreeSet<VolumeId>) -> io::Result<Contents> {
         let folder = self.folder.see()?;
         let mut contents =
             Contents { unusable: self.folder.open().err().map(|why| why.to_string()), ..Contents::default() };
@@ -163,7 +163,7 @@ mod tests {
     }
 
     fn list(links: &Links) -> Contents {
-        links.list(&HashSet::from([VOLUME.parse().unwrap()])).unwrap()
+        links.list(&BTreeSet::from([VOLUME.parse().unwrap()])).unwrap()
     }
 
     fn is_empty(folder: &Path) -> bool {

@@ -1,6 +1,6 @@
 //! nbdkit as the NBD server: it serves the folder of links itself, and there is nothing else to do.
 
-use std::collections::HashSet;
+use std::collections::BTreeSet;
 use std::io;
 
 use super::backend::{Backend, Check, Contents, Which};
@@ -36,7 +36,7 @@ impl Backend for Nbdkit {
         self.0.look(volume)
     }
 
-    fn list(&self, known: &HashSet<VolumeId>) -> io::Result<Contents> {
+    fn list(&self, known: &BTreeSet<VolumeId>) -> io::Result<Contents> {
         self.0.list(known)
     }
 

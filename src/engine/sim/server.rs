@@ -1,6 +1,6 @@
 //! The NBD server of the play, its clients, and the folders that it reads.
 
-use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
 use std::io;
 
@@ -186,7 +186,7 @@ impl Nbd {
         Ok(self.exports.get(&volume).map(|export| if missing { String::new() } else { export.target.clone() }))
     }
 
-    pub(super) fn list(&self, known: &HashSet<VolumeId>) -> io::Result<Contents> {
+    pub(super) fn list(&self, known: &BTreeSet<VolumeId>) -> io::Result<Contents> {
         self.check()?;
         let mut contents = Contents::default();
         for volume in self.exports.keys().chain(&self.sections) {

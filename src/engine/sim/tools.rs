@@ -1,6 +1,6 @@
 //! The tools of the play: what the engine asks for waits at a gate; what comes of it is what is true when that is opened.
 
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashSet};
 use std::io;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
@@ -452,7 +452,7 @@ impl Backend for Tool {
         self.model().nbd.look(volume)
     }
 
-    fn list(&self, known: &HashSet<VolumeId>) -> io::Result<Contents> {
+    fn list(&self, known: &BTreeSet<VolumeId>) -> io::Result<Contents> {
         self.model().nbd.list(known)
     }
 

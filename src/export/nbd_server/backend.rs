@@ -1,6 +1,6 @@
 //! nbd-server, as the engine sees it.
 
-use std::collections::HashSet;
+use std::collections::BTreeSet;
 use std::io;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
@@ -58,7 +58,7 @@ impl Backend for NbdServer {
         Ok(target.map(|target| if self.sections.is_there(volume).is_ok() { target } else { String::new() }))
     }
 
-    fn list(&self, known: &HashSet<VolumeId>) -> io::Result<Contents> {
+    fn list(&self, known: &BTreeSet<VolumeId>) -> io::Result<Contents> {
         let sections = self.sections.list(known)?;
         let mut contents = self.links.list(known)?;
         let without_section = contents.links.iter_mut().filter(|(volume, _)| !sections.prepared.contains(volume));
@@ -156,7 +156,7 @@ mod tests {
     }
 
     fn list(server: &NbdServer, volume: VolumeId) -> Contents {
-        server.list(&HashSet::from([volume])).unwrap()
+        server.list(&BTreeSet::from([volume])).unwrap()
     }
 
     #[test]

@@ -2,7 +2,7 @@
 //! which path, and the path is the volume's place in the folder of links, the same from the intent to the withdrawal. So a
 //! section can be written before there is a disk, and publishes nothing: that is what the link does.
 
-use std::collections::HashSet;
+use std::collections::BTreeSet;
 use std::fs::{self, File, Permissions};
 use std::io::{self, Write};
 use std::os::fd::OwnedFd;
@@ -103,7 +103,7 @@ impl Sections {
     }
 
     /// What is prepared for the known volumes, and what else the server reads; where there is no folder, nothing.
-    pub fn list(&self, known: &HashSet<VolumeId>) -> io::Result<Contents> {
+    pub fn list(&self, known: &BTreeSet<VolumeId>) -> io::Result<Contents> {
         let mut listed =
             Contents { unusable: self.folder.open().err().map(|why| why.to_string()), ..Contents::default() };
         let entries = match fs::read_dir(self.folder.path()) {
@@ -203,7 +203,7 @@ mod tests {
     }
 
     fn list(sections: &Sections) -> Contents {
-        let mut contents = sections.list(&HashSet::from([VOLUME.parse().unwrap()])).unwrap();
+        let mut contents = sections.list(&BTreeSet::from([VOLUME.parse().unwrap()])).unwrap();
         contents.unusable = None;
         contents
     }
