@@ -3,6 +3,7 @@
 
 mod common;
 
+use std::fs;
 use std::process::Command;
 use std::time::Instant;
 
@@ -150,4 +151,32 @@ fn away(killed: bool) {
     until_shown("SELECT volume_id, status FROM nbd_exports ORDER BY 1", &expected.join("\n"));
     until_healthy(&api, |health| problem(health, "PROJECTION_BEHIND").is_none());
     assert!(attachd.terminate().unwrap().success());
+}
+
+/// An idle daemon pays nothing for it.
+#[test]
+fn the_connection_goes_when_nothing_is_owed_for_a_while_and_comes_back() {
+    let (lab, attachd, api) = up();
+    let tasks = format!("/proc/{}/task", attachd.pid().unwrap());
+    // SQLite's threads, one for each connection: to write, to read, and this one.
+    let connections = || {
+        let names = fs::read_dir(&tasks).unwrap().flatten().map(|task| fs::read_to_string(task.path().join("comm")));
+        names.filter(|name| name.as_ref().is_ok_and(|name| name.starts_with("sqlx-sqlite"))).count()
+    };
+    let until = |count: usize| {
+        let begun = Instant::now();
+        while connections() != count {
+            assert!(begun.elapsed() < SOON, "{} connections instead of {count}", connections());
+            std::thread::yield_now();
+        }
+    };
+    let (volume, mut disk) = served(&lab, &api);
+    until_shown(&states(&volume), "detected|active|oma|");
+    until(3);
+    until(2);
+    disk.detach().unwrap();
+    wait(&api, &volume, "lost");
+    until(3);
+    until_shown(&states(&volume), "lost|lost|oma|");
+    until(2);
 }

@@ -28,6 +28,8 @@ pub(super) struct Pace {
     pub(super) away: (Duration, Duration),
     /// The same for what is set aside: it takes somebody to put that right.
     pub(super) set_aside: (Duration, Duration),
+    /// Nothing is owed before the connection goes.
+    pub(super) quiet: Duration,
 }
 
 /// The daemon's.
@@ -35,10 +37,8 @@ pub(super) const PACE: Pace = Pace {
     gather: Duration::from_millis(20),
     away: (Duration::from_millis(200), Duration::from_secs(30)),
     set_aside: (Duration::from_mins(1), Duration::from_hours(1)),
+    quiet: Duration::from_secs(1),
 };
-
-/// Volumes shown without a rest that leave something in memory.
-const MANY: usize = 500;
 
 /// Shows what the follower is told of in the target, until the store closes.
 pub(super) async fn run<T: Target>(follower: Follower, target: T, basis: String, pace: Pace) {
@@ -50,7 +50,6 @@ pub(super) async fn run<T: Target>(follower: Follower, target: T, basis: String,
         set_aside: BTreeMap::new(),
         attempts: 0,
         again: None,
-        shown: 0,
     };
     task.begin(&basis).await;
     while task.turn().await {}
@@ -68,12 +67,10 @@ struct Task<T> {
     attempts: u32,
     /// When what is set aside is tried again, and how long that was waited for.
     again: Option<(Instant, Duration)>,
-    /// Volumes since the last rest.
-    shown: usize,
 }
 
 impl<T: Target> Task<T> {
-    /// Everything is opened at once: later there may be no thread for it.
+    /// Goes on where it was, and finds out whether it can.
     async fn begin(&mut self, basis: &str) {
         loop {
             let last = self.follower.is_last();
@@ -97,7 +94,8 @@ impl<T: Target> Task<T> {
             Ok(true) => true,
             Ok(false) | Err(_) if last => false,
             Ok(false) => {
-                self.rest().await;
+                self.progress.behind_since = None;
+                self.say();
                 self.sleep().await;
                 true
             }
@@ -143,7 +141,6 @@ impl<T: Target> Task<T> {
         let shown: Vec<VolumeId> =
             shown.filter(|volume| self.set_aside.contains_key(volume) && !refused.contains_key(volume)).collect();
         self.follower.settle(last, &names, &shown).await.map_err(|error| error.to_string())?;
-        self.shown += changed.len();
         self.set_apart(refused, &shown);
         self.works();
         Ok(true)
@@ -205,15 +202,6 @@ impl<T: Target> Task<T> {
         }
     }
 
-    /// Nothing is owed.
-    async fn rest(&mut self) {
-        self.progress.behind_since = None;
-        self.say();
-        if std::mem::take(&mut self.shown) >= MANY {
-            self.follower.rest().await;
-        }
-    }
-
     fn say(&mut self) {
         self.progress.example = self.set_aside.first_key_value().map(|(volume, why)| (*volume, why.clone()));
         self.follower.stands(self.progress.clone());
@@ -221,18 +209,31 @@ impl<T: Target> Task<T> {
 
     /// Until something may have changed, or what is set aside is to be tried again.
     async fn sleep(&mut self) {
-        let again = self.again.map(|(at, _)| at);
         tokio::select! {
-            noted = self.follower.noted() => if noted { sleep(self.pace.gather).await },
-            () = until(again) => {
-                // It is owed again, and says so itself when it is refused once more.
-                if let Err(error) = self.follower.try_set_aside_again().await {
-                    tracing::debug!(%error, "what is set aside could not be tried again");
-                }
-                let pause = self.again.map_or(self.pace.set_aside.0, |(_, pause)| (pause * 2).min(self.pace.set_aside.1));
-                self.again = Some((Instant::now() + pause, pause));
-            }
+            noted = self.follower.noted() => return self.gather(noted).await,
+            () = until(self.again.map(|(at, _)| at)) => return self.try_set_aside_again().await,
+            () = sleep(self.pace.quiet) => {}
         }
+        self.follower.rest().await;
+        tokio::select! {
+            noted = self.follower.noted() => self.gather(noted).await,
+            () = until(self.again.map(|(at, _)| at)) => self.try_set_aside_again().await,
+        }
+    }
+
+    async fn gather(&self, more_will_come: bool) {
+        if more_will_come {
+            sleep(self.pace.gather).await;
+        }
+    }
+
+    /// It is owed again, and says so itself when it is refused once more.
+    async fn try_set_aside_again(&mut self) {
+        if let Err(error) = self.follower.try_set_aside_again().await {
+            tracing::debug!(%error, "what is set aside could not be tried again");
+        }
+        let pause = self.again.map_or(self.pace.set_aside.0, |(_, pause)| (pause * 2).min(self.pace.set_aside.1));
+        self.again = Some((Instant::now() + pause, pause));
     }
 }
 

@@ -21,6 +21,7 @@ const QUICK: Pace = Pace {
     gather: Duration::from_millis(1),
     away: (Duration::from_millis(5), Duration::from_millis(20)),
     set_aside: (Duration::from_millis(20), Duration::from_millis(40)),
+    quiet: Duration::from_millis(50),
 };
 
 /// A folder with a store in it.

@@ -53,7 +53,7 @@ pub struct Follower {
     turns: Turns,
     noted: watch::Receiver<()>,
     all_progress: AllProgress,
-    /// Opened in its first turn.
+    /// Opened in a turn.
     connection: Option<SqliteConnection>,
     /// Until when a statement on it may go on.
     deadline: Deadline,
@@ -246,24 +246,18 @@ impl Follower {
         })
     }
 
-    /// What was only of use for much at once goes.
+    /// Nothing is owed for a while: its connection goes, and its thread and memory with it. It is opened again when needed.
     pub async fn rest(&mut self) {
-        self.let_go_on_until(None);
-        let Some(connection) = &mut self.connection else { return };
-        let cleared = connection.clear_cached_statements().await;
-        let shrunk = sqlx::query("PRAGMA shrink_memory").execute(connection).await;
-        if let Err(error) = cleared.and(shrunk.map(drop)) {
-            tracing::debug!(%error, "SQLite has kept its memory");
-        }
-    }
-
-    /// Ends it in order.
-    pub async fn close(mut self) {
         if let Some(connection) = self.connection.take()
             && let Err(error) = connection.close().await
         {
             tracing::debug!(follower = self.name, %error, "a connection to the store did not close");
         }
+    }
+
+    /// Ends it in order.
+    pub async fn close(mut self) {
+        self.rest().await;
     }
 }
 
