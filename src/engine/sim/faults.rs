@@ -17,6 +17,7 @@ pub(super) const FAULTS: &[(usize, Move)] = &[
     (8, udevd_dies),
     (6, udevd_is_held_up),
     (12, server_dies),
+    (30, server_restarts),
     (6, server_is_silent),
     (12, helper),
     (14, store),
@@ -107,6 +108,17 @@ pub(super) fn server_dies(play: &mut Play) {
     }
     drop(model);
     play.tell(format!("the server is up: {}", !up));
+}
+
+/// So fast that nobody saw it down.
+fn server_restarts(play: &mut Play) {
+    let mut model = play.tool.model();
+    if model.nbd.up {
+        model.nbd.die();
+        model.nbd.start();
+    }
+    drop(model);
+    play.tell("the server is started anew");
 }
 
 fn server_is_silent(play: &mut Play) {

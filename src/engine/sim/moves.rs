@@ -2,7 +2,7 @@
 
 use jiff::Timestamp;
 
-use super::callers::operation;
+use super::callers::{Call, operation};
 use super::faults::{self, FAULTS};
 use super::host::{Readable, Uevent};
 use super::model::{VOLUMES, volume};
@@ -12,7 +12,7 @@ use crate::device::event::Origin;
 use crate::device::host_changes::UseChanged;
 use crate::device::monitor::Notice;
 use crate::engine::Input;
-use crate::engine::leaving::Call;
+use crate::engine::leaving::Call as Leave;
 use crate::identity::VolumeId;
 use crate::store::StoreError;
 use crate::volume::{By, Intent, IntentOrigin};
@@ -38,7 +38,7 @@ const WORK: &[(usize, Move)] = &[
 
 /// What happens in the world.
 const WORLD: &[(usize, Move)] =
-    &[(30, plug), (20, pull), (10, exchange), (6, twin), (8, mount), (5, hold), (25, connect), (25, disconnect)];
+    &[(30, plug), (20, pull), (10, exchange), (6, twin), (8, mount), (5, hold), (35, connect), (25, disconnect)];
 
 /// What callers want.
 const CALLERS: &[(usize, Move)] =
@@ -101,7 +101,10 @@ fn gate(play: &mut Play) {
     let waiting = play.tool.model().gates.len();
     if waiting > 0 {
         let place = play.roll(waiting);
-        play.open(place);
+        // Answers that are late are so for a while.
+        if !play.tool.model().gates.is_late(place) || play.chance(30) {
+            play.open(place);
+        }
     }
 }
 
@@ -322,7 +325,12 @@ fn hold(play: &mut Play) {
 }
 
 fn connect(play: &mut Play) {
-    let id = play.wanted_volume();
+    // Above all while it is on its way out.
+    let leaving = play.calls.iter().find_map(|call| match call {
+        Call::Leave(id, ..) => Some(*id),
+        _ => None,
+    });
+    let id = leaving.filter(|_| play.chance(70)).unwrap_or_else(|| play.wanted_volume());
     let connected = {
         let mut model = play.tool.model();
         let model = &mut *model;
@@ -364,12 +372,12 @@ fn intend(play: &mut Play) {
 
 fn withdraw(play: &mut Play) {
     let (id, force) = (play.wanted_volume(), play.chance(35));
-    play.leave(id, Call::Seal { by: By::Withdrawal, force });
+    play.leave(id, Leave::Seal { by: By::Withdrawal, force });
 }
 
 fn seal(play: &mut Play) {
     let (id, force, n) = (play.wanted_volume(), play.chance(25), play.roll(3));
-    play.leave(id, Call::Seal { by: By::Operation(operation(n)), force });
+    play.leave(id, Leave::Seal { by: By::Operation(operation(n)), force });
 }
 
 /// The operation that has sealed one, mostly.
@@ -390,12 +398,12 @@ fn sealed(play: &Play) -> (VolumeId, crate::identity::OperationId) {
 
 fn unseal(play: &mut Play) {
     let (id, operation) = sealed(play);
-    play.leave(id, Call::Unseal(operation));
+    play.leave(id, Leave::Unseal(operation));
 }
 
 fn release(play: &mut Play) {
     let ((id, operation), force) = (sealed(play), play.chance(30));
-    play.leave(id, Call::Release { operation, force });
+    play.leave(id, Leave::Release { operation, force });
 }
 
 fn doubt(play: &mut Play) {

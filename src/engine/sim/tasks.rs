@@ -7,6 +7,9 @@ use std::task::{Context, Poll, Waker};
 use futures_util::future::BoxFuture;
 use tokio::sync::oneshot;
 
+/// How the gate of an answer is called that takes its time.
+pub(super) const LATE: &str = "the answer to: ";
+
 /// Everything that waits.
 #[derive(Default)]
 pub(super) struct Gates {
@@ -46,6 +49,11 @@ impl Gates {
     /// How many steps wait.
     pub(super) fn len(&self) -> usize {
         self.closed.len()
+    }
+
+    /// Whether what waits in this place is an answer on its way.
+    pub(super) fn is_late(&self, place: usize) -> bool {
+        self.closed.values().nth(place).is_some_and(|(what, _)| what.starts_with(LATE))
     }
 
     /// Opens the gate in this place. Says what waited there.

@@ -15,6 +15,7 @@ use tokio::sync::{oneshot, watch};
 use super::host::{NBD, Readable};
 use super::model::Model;
 use super::server::Proof;
+use super::tasks::LATE;
 use crate::claims::Restored;
 use crate::clock::{Clock, Steady};
 use crate::device::DevNum;
@@ -89,7 +90,7 @@ impl Tool {
             let (answer, late) = {
                 let mut model = tool.model();
                 let answer = act(&mut model);
-                let late = model.chance(25).then(|| model.gates.close(format!("the answer to: {what}")));
+                let late = model.chance(25).then(|| model.gates.close(format!("{LATE}{what}")));
                 (answer, late)
             };
             if let Some(late) = late {
