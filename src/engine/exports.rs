@@ -47,7 +47,7 @@ impl Exported {
     }
 
     /// Not at once, and not for each.
-    fn strangers(&mut self, now: Instant) {
+    pub(super) fn strangers(&mut self, now: Instant) {
         let earliest = self.listed_at.map_or(now, |listed| listed + STRANGERS);
         self.again_at = Some(self.again_at.map_or(earliest, |again| again.min(earliest)));
     }
@@ -291,7 +291,12 @@ impl Engine {
 
     fn section_changed(&mut self, id: Option<VolumeId>, is_read: bool, went: bool) {
         match id.filter(|id| self.world.volume(*id).is_some()) {
-            Some(id) => self.prepare_again(id),
+            Some(id) => {
+                if let Some(volume) = self.world.volume_mut(id) {
+                    volume.departure.section_came |= !went && volume.departure.leaving.is_closed();
+                }
+                self.prepare_again(id);
+            }
             None if is_read && !(id.is_some() && went) => self.world.exported.strangers(self.tools.clock.now()),
             None => {}
         }

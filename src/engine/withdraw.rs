@@ -35,6 +35,8 @@ pub(super) struct Departure {
     entry: Option<Entry>,
     /// Its claim went meanwhile, or was not looked for, which is nobody's concern as long as the volume goes itself.
     pub(super) claim_unsure: bool,
+    /// A section came meanwhile: a thread that prepared the export was later than the one that removed what was prepared.
+    pub(super) section_came: bool,
 }
 
 /// What has become of the rest of a volume whose rows are gone.
@@ -301,7 +303,11 @@ impl Engine {
     /// The volume goes, whatever could not be removed: that is nobody's from now on, and is removed as such.
     pub(super) fn unclaimed(&mut self, ticket: Ticket, removed: &Removed) {
         let id = ticket.volume;
+        let section_came = self.world.volume(id).is_some_and(|volume| volume.departure.section_came);
         self.gone_on(ticket, Outcome::Unclaimed);
+        if section_came {
+            self.world.exported.strangers(self.tools.clock.now());
+        }
         if let Err(error) = &removed.prepared {
             tracing::error!(VOLUME_ID = %id, %error, "what was prepared for the export could not be removed; it is tried again by itself");
             self.list_exports(None);
