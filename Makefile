@@ -50,7 +50,7 @@ soak: setup
 # The same seed is the same history. What fails says how it is repeated; ATTACHD_SIM_LINES=500 shows more of it.
 sim: setup
 	ATTACHD_SIM_SEEDS=$(or $(SEEDS),1,2,3) ATTACHD_SIM_STEPS=$(or $(STEPS),100000) \
-	    cargo test --release --lib engine::sim::histories_as_wished -- --ignored --nocapture
+	    cargo test --lib engine::sim::histories_as_wished -- --ignored --nocapture
 
 sim-faults: setup
 	tools/sim-faults
