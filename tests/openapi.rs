@@ -116,7 +116,7 @@ fn written(lab: &Lab, name: &str, document: &Value) -> PathBuf {
 
 #[test]
 fn the_openapi_document_is_what_the_daemon_does() {
-    let (lab, mut attachd, api) = up();
+    let (lab, attachd, api) = up();
     let (_volume, _disk) = served(&lab, &api);
     (0..3).for_each(|_| drop(intend(&api, &lab.volume())));
     let mut document = api.get("/api/v1/openapi.json").unwrap().expect(200).unwrap();
@@ -136,7 +136,8 @@ fn the_openapi_document_is_what_the_daemon_does() {
 
     let found = findings(&lab, &written(&lab, "openapi.json", &document), &address, &["--max-examples", EXAMPLES]);
     assert!(found.is_none(), "{}", found.unwrap_or_default());
-    assert!(attachd.terminate().unwrap().success(), "it lives until it is told to stop");
+    // It lives until it is told to stop, and a restart keeps what schemathesis has left of volumes: the lab sees to both.
+    drop(attachd);
 }
 
 #[test]
