@@ -107,6 +107,12 @@ impl Running {
         panic!("{what}: {:?}", self.following().await);
     }
 
+    /// Waits until so many are set aside, and one of them is named: that comes a moment after the count.
+    async fn until_set_aside(&self, volumes: u64) -> Following {
+        let counted = |following: &Following| following.owed.is_some_and(|owed| owed.set_aside == volumes);
+        self.until("set aside", |following| counted(following) && following.progress.example.is_some()).await
+    }
+
     async fn until_shown(&self) {
         self.until("something is owed", |following| following.owed.is_some_and(|owed| owed.volumes == 0)).await;
     }
@@ -224,8 +230,7 @@ async fn a_column_that_others_have_added_is_in_nobodys_way() {
     assert_eq!(text(&mut other, STATES).await, ["lost lost"]);
     assert_eq!(running.following().await.owed, Some(Owed { volumes: 0, set_aside: 0 }));
     running.store.write(ready(volume(2))).await.unwrap();
-    let following =
-        running.until("the control", |following| following.owed.is_some_and(|owed| owed.set_aside == 1)).await;
+    let following = running.until_set_aside(1).await;
     assert_eq!(following.progress.example.unwrap().0, volume(2));
 }
 
@@ -249,8 +254,7 @@ async fn a_row_that_is_refused_is_set_aside_and_named_and_its_neighbours_are_sho
     .await
     .unwrap();
     running.store.write((1..=5).flat_map(|n| ready(volume(n))).collect()).await.unwrap();
-    let following =
-        running.until("set aside", |following| following.owed.is_some_and(|owed| owed.set_aside == 2)).await;
+    let following = running.until_set_aside(2).await;
     running.until_shown().await;
     let shown = text(&mut other, "SELECT substr(volume_id, 8, 1) FROM nbd_exports ORDER BY 1").await;
     assert_eq!(shown, ["1", "3", "5"], "the neighbours");
@@ -277,7 +281,7 @@ async fn what_is_set_aside_is_tried_again_after_a_while_and_at_a_start() {
         let mut other = place.other().await;
         run(&mut other, REFUSE).await;
         running.store.write(ready(volume(2))).await.unwrap();
-        running.until("set aside", |following| following.owed.is_some_and(|owed| owed.set_aside == 1)).await;
+        running.until_set_aside(1).await;
         if restart {
             running.stop().await;
             running = place.start().await;
@@ -307,8 +311,7 @@ async fn a_trigger_that_does_not_end_holds_up_neither_the_store_nor_other_rows()
     )
     .await;
     running.store.write((1..=3).flat_map(|n| ready(volume(n))).collect()).await.unwrap();
-    let following =
-        running.until("set aside", |following| following.owed.is_some_and(|owed| owed.set_aside == 1)).await;
+    let following = running.until_set_aside(1).await;
     let (named, why) = following.progress.example.unwrap();
     assert_eq!((named, &*why), (volume(2), "it takes longer than 200 ms"));
     assert_eq!(text(&mut other, STATES).await, ["detected active", "detected active"]);
