@@ -232,3 +232,22 @@ pub struct Record {
     /// What it is sealed by, if it is. Withdrawn: by force, and it goes when its clients are gone.
     pub sealed: Option<By>,
 }
+
+#[cfg(test)]
+pub(crate) mod sample {
+    use super::*;
+
+    /// An announced volume, with nothing said but its VM.
+    pub(crate) fn intent(volume: VolumeId) -> Intent {
+        Intent {
+            volume,
+            vm_id: "vm".into(),
+            size_bytes: None,
+            deadline_seconds: None,
+            deadline: None,
+            created_at: clock::wall(),
+            uid: None,
+            origin: IntentOrigin::Announced,
+        }
+    }
+}

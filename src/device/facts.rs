@@ -149,7 +149,8 @@ pub(crate) mod sample {
     //! A disk that passes every check, to be spoilt in one place.
 
     use super::*;
-    use crate::device::evidence::Ground;
+    use crate::clock;
+    use crate::device::evidence::{Evidence, Ground, check};
     use crate::device::table::Device;
     use crate::identity::VolumeId;
 
@@ -163,6 +164,11 @@ pub(crate) mod sample {
 
     pub(crate) fn ground() -> Ground {
         Ground { boot_id: "this boot".into(), nbd_gid: NBD_GID }
+    }
+
+    /// What the checks make of it.
+    pub(crate) fn evidence() -> Evidence {
+        check(&ground(), &[&device()], None, clock::wall()).unwrap().unwrap()
     }
 
     pub(crate) fn device() -> Device {

@@ -74,28 +74,14 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::clock;
-    use crate::device::evidence::{self, Evidence};
+    use crate::device::evidence::Evidence;
     use crate::device::facts::sample;
     use crate::reason::Code;
-    use crate::volume::{By, Intent, IntentOrigin, Reason};
-
-    fn evidence() -> Evidence {
-        evidence::check(&sample::ground(), &[&sample::device()], None, clock::wall()).unwrap().unwrap()
-    }
+    use crate::volume::{By, Reason};
 
     fn record(state: State) -> Record {
-        let intent = Intent {
-            volume: sample::volume(),
-            vm_id: "vm".into(),
-            size_bytes: None,
-            deadline_seconds: None,
-            deadline: None,
-            created_at: clock::wall(),
-            uid: None,
-            origin: IntentOrigin::Announced,
-        };
-        Record { intent, mapping: Some(evidence()), state, reason: None, since: None, sealed: None }
+        let intent = crate::volume::sample::intent(sample::volume());
+        Record { intent, mapping: Some(sample::evidence()), state, reason: None, since: None, sealed: None }
     }
 
     #[test]
@@ -141,7 +127,7 @@ mod tests {
             proven_at in -1_000_000_000..1_000_000_000_i64,
             sealed in any::<bool>(),
         ) {
-            let mapping = Evidence { size_bytes: size, at: time(proven_at), ..evidence() };
+            let mapping = Evidence { size_bytes: size, at: time(proven_at), ..sample::evidence() };
             let record = Record { mapping: Some(mapping), since: since.map(time), ..record(state) };
             let shown = rows(&record);
             prop_assert_eq!(shown.volume, record.intent.volume);

@@ -10,11 +10,11 @@ use tokio::task::JoinHandle;
 use super::task::{PACE, Pace};
 use super::*;
 use crate::clock;
-use crate::device::evidence::{self, Evidence};
+use crate::device::evidence::Evidence;
 use crate::device::facts::sample;
 use crate::identity::VolumeId;
 use crate::store::{Change, Following, News, Options, Owed};
-use crate::volume::{Intent, IntentOrigin, Record, State};
+use crate::volume::{Record, State};
 
 /// What waits for nothing in a test.
 const QUICK: Pace = Pace {
@@ -131,20 +131,11 @@ fn volume(n: u32) -> VolumeId {
 }
 
 fn intend(volume: VolumeId) -> Change {
-    Change::Intend(Intent {
-        volume,
-        vm_id: "vm".into(),
-        size_bytes: None,
-        deadline_seconds: None,
-        deadline: None,
-        created_at: clock::wall(),
-        uid: None,
-        origin: IntentOrigin::Announced,
-    })
+    Change::Intend(crate::volume::sample::intent(volume))
 }
 
 fn map(volume: VolumeId) -> Change {
-    let proven = evidence::check(&sample::ground(), &[&sample::device()], None, clock::wall()).unwrap().unwrap();
+    let proven = sample::evidence();
     let serial = volume.serial();
     Change::Map(volume, Evidence { serial, link: format!("/dev/disk/by-id/virtio-{serial}"), ..proven })
 }

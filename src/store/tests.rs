@@ -3,7 +3,7 @@ use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection};
 
 use super::*;
 use crate::clock::{self, Steady};
-use crate::device::evidence::{self, Evidence};
+use crate::device::evidence::Evidence;
 use crate::device::facts::sample;
 use crate::identity::OperationId;
 use crate::reason::{Code, StoryStep};
@@ -41,20 +41,11 @@ async fn run(connection: &mut SqliteConnection, sql: &'static str) {
 }
 
 fn proven() -> Evidence {
-    evidence::check(&sample::ground(), &[&sample::device()], None, clock::wall()).unwrap().unwrap()
+    sample::evidence()
 }
 
 fn intent() -> Intent {
-    Intent {
-        volume: sample::volume(),
-        vm_id: "vm".into(),
-        size_bytes: None,
-        deadline_seconds: None,
-        deadline: None,
-        created_at: clock::wall(),
-        uid: None,
-        origin: IntentOrigin::Announced,
-    }
+    crate::volume::sample::intent(sample::volume())
 }
 
 fn operation(n: u32) -> OperationId {
