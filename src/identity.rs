@@ -24,6 +24,15 @@ pub struct VolumeId(Uuid);
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct OperationId(Uuid);
 
+/// A VM of CloudStack's. Shown and compared like a volume's id.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct VmId(Uuid);
+
+/// A job of CloudStack's, whose id attachd chooses before it asks for the job. Shown in lower case with hyphens: CloudStack
+/// takes no other spelling.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct JobId(Uuid);
+
 /// The identity a disk shows: exactly 20 lower-case hexadecimal characters.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Serial([u8; SERIAL_LEN]);
@@ -37,6 +46,16 @@ pub struct NotAVolumeId(pub String);
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{0:?} is not the id of an operation: it takes a UUID with hyphens")]
 pub struct NotAnOperationId(pub String);
+
+/// The text was not a VM's id.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{0:?} is not a VM id: it takes a UUID with hyphens, as CloudStack shows it")]
+pub struct NotAVmId(pub String);
+
+/// The text was not a job's id.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{0:?} is not the id of a job: it takes a UUID with hyphens")]
+pub struct NotAJobId(pub String);
 
 /// The text was not a serial.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -69,21 +88,36 @@ impl VolumeId {
     }
 }
 
-impl FromStr for VolumeId {
-    type Err = NotAVolumeId;
-
-    fn from_str(text: &str) -> Result<Self, NotAVolumeId> {
-        hyphenated(text).map(Self).ok_or_else(|| NotAVolumeId(text.chars().take(80).collect()))
+impl From<Uuid> for JobId {
+    fn from(chosen: Uuid) -> Self {
+        Self(chosen)
     }
 }
 
-impl FromStr for OperationId {
-    type Err = NotAnOperationId;
+macro_rules! from_hyphenated {
+    ($($id:ident or $error:ident),+) => { $(
+        impl FromStr for $id {
+            type Err = $error;
 
-    fn from_str(text: &str) -> Result<Self, NotAnOperationId> {
-        hyphenated(text).map(Self).ok_or_else(|| NotAnOperationId(text.chars().take(80).collect()))
-    }
+            fn from_str(text: &str) -> Result<Self, $error> {
+                hyphenated(text).map(Self).ok_or_else(|| $error(text.chars().take(80).collect()))
+            }
+        }
+
+        impl fmt::Display for $id {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                self.0.as_hyphenated().fmt(f)
+            }
+        }
+
+        impl fmt::Debug for $id {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                fmt::Display::fmt(self, f)
+            }
+        }
+    )+ };
 }
+from_hyphenated!(VolumeId or NotAVolumeId, OperationId or NotAnOperationId, VmId or NotAVmId, JobId or NotAJobId);
 
 /// `Uuid` also reads braces, URNs and no hyphens at all; CloudStack writes none of these.
 fn hyphenated(text: &str) -> Option<Uuid> {
@@ -108,30 +142,6 @@ impl FromStr for Serial {
         } else {
             Err(NotASerial(text.to_owned()))
         }
-    }
-}
-
-impl fmt::Display for VolumeId {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.as_hyphenated().fmt(f)
-    }
-}
-
-impl fmt::Debug for VolumeId {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        fmt::Display::fmt(self, f)
-    }
-}
-
-impl fmt::Display for OperationId {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.as_hyphenated().fmt(f)
-    }
-}
-
-impl fmt::Debug for OperationId {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        fmt::Display::fmt(self, f)
     }
 }
 
@@ -162,7 +172,7 @@ macro_rules! as_text {
         }
     )+ };
 }
-as_text!(VolumeId, Serial, OperationId);
+as_text!(VolumeId, Serial, OperationId, VmId, JobId);
 
 #[cfg(test)]
 mod tests {

@@ -22,6 +22,7 @@ mod procfs;
 mod readable;
 pub mod reason;
 
+pub mod cloud;
 pub mod device;
 pub mod volume;
 
