@@ -1,4 +1,4 @@
-//! What attachd asks of an NBD server's side, whichever server it is.
+//! The interface between the engine and an NBD server, the same for each kind of server.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
@@ -6,77 +6,78 @@ use std::io;
 use crate::folder::{Folder, Names};
 use crate::identity::VolumeId;
 
-/// One kind of NBD server. Everything here may be repeated and then changes nothing.
+/// One kind of NBD server. Each call may be repeated; a repetition changes nothing.
 pub trait Backend: Send + Sync {
-    /// Whether anything is to be prepared before there is a disk.
+    /// Returns whether an export needs a preparation before its disk is there.
     fn prepares(&self) -> bool;
 
-    /// Does what can be done before there is a disk; lets nobody in. Says whether the server must be told of it. May take
-    /// long.
+    /// Prepares the export of a volume before its disk is there. No client gets in by this. Returns whether the
+    /// server must be signalled to read the change. May block for long.
     fn prepare(&self, volume: VolumeId) -> io::Result<bool>;
 
-    /// Makes the export serve `link`, once it is prepared.
+    /// Makes the prepared export serve `link`.
     fn publish(&self, volume: VolumeId, link: &str) -> io::Result<()>;
 
-    /// Lets no new client in, at once.
+    /// Stops new clients from getting in, at once.
     fn revoke(&self, volume: VolumeId) -> io::Result<()>;
 
-    /// Revokes, and removes what was prepared for a volume that is wanted no more. May take long.
+    /// Revokes the export and removes what was prepared, for a volume that was withdrawn. May block for long.
     fn forget(&self, volume: VolumeId) -> io::Result<()>;
 
-    /// What a volume's export leads to now, as in [`Contents::links`]; `None`: it is not published.
+    /// Reads where a volume's export leads now, as in [`Contents::links`]. `None`: the export is not published.
     fn look(&self, volume: VolumeId) -> io::Result<Option<String>>;
 
-    /// What is published and prepared now, for the known volumes and for others. May take long.
+    /// Lists what is published and prepared now, for the known volumes and for others. May block for long.
     fn list(&self, known: &BTreeSet<VolumeId>) -> io::Result<Contents>;
 
-    /// The folders it reads, and what each is for.
+    /// Returns the folders that the server reads, with the purpose of each.
     fn folders(&self) -> Vec<(Which, &Folder)>;
 
-    /// Whether the server has to be told (by a signal) when its files have changed.
+    /// Returns whether the server needs a signal when its files have changed.
     fn must_be_told(&self) -> bool;
 
-    /// Looks for what would keep the server from taking up its files. May read thousands of them.
+    /// Checks the server's files for anything that would stop the server from reading them. May read thousands of
+    /// files.
     fn check(&self) -> Check;
 }
 
-/// What a folder is for.
+/// The purpose of a folder.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Which {
-    /// The links that are served.
+    /// The folder of links to served disks.
     Links,
-    /// nbd-server's sections.
+    /// The folder of nbd-server's sections.
     Sections,
-    /// The claims.
+    /// The folder of claims.
     Claims,
 }
 
-/// Exports of no known volume that are told at one time.
+/// The highest number of exports of unknown volumes that one listing names.
 pub const STRAYS: usize = 1000;
 
-/// What there is.
+/// The result of a listing: what is published and prepared.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Contents {
-    /// Published exports of known volumes and the paths they lead to. One that is under somebody else's control leads nowhere:
-    /// its path is empty.
+    /// Published exports of known volumes, with the path that each leads to. The path is empty if somebody else
+    /// controls the export.
     pub links: BTreeMap<VolumeId, String>,
-    /// Known volumes that something lies prepared for, whether they are published or not.
+    /// Known volumes that have a preparation, published or not.
     pub prepared: BTreeSet<VolumeId>,
-    /// Other volumes that are published or prepared: not more than [`STRAYS`].
+    /// Other volumes that are published or prepared, at most [`STRAYS`].
     pub strays: BTreeSet<VolumeId>,
-    /// There are more of these.
+    /// Whether there are more strays than the listing names.
     pub more_strays: bool,
-    /// Names that attachd did not make, but that the server offers all the same.
+    /// Names that the server offers and that attachd did not make.
     pub foreign: Names,
-    /// Why nothing can be made in a folder, if that is so.
+    /// Why nothing can be made in the folder; `None` if it is usable.
     pub unusable: Option<String>,
 }
 
-/// What a check of the server's files has found.
+/// The result of a check of the server's files.
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
 pub struct Check {
-    /// The server would not take up its files, for this reason.
+    /// Why the server would refuse its files, if it would.
     pub refused: Option<String>,
-    /// It would, but somebody should know.
+    /// Things that do not stop the server but that an operator should know.
     pub remarks: Vec<String>,
 }

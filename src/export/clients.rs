@@ -1,7 +1,7 @@
-//! Who is connected to the NBD server: established connections to its port, attachd's own handshakes left out.
+//! Lists the clients of the NBD server: established connections to its port, without attachd's own handshakes.
 //!
-//! The table tells that a client is connected, not to which export. None at all is the certain answer; anything else is
-//! `unknown` for a single export.
+//! The kernel's table shows that a client is connected, but not to which export. So only the answer "no client at
+//! all" is certain; for a single export any other answer is `unknown`.
 
 use std::collections::{BTreeSet, HashMap};
 use std::io;
@@ -9,12 +9,13 @@ use std::net::{IpAddr, SocketAddr};
 
 use crate::procfs;
 
-/// The remote addresses of clients connected to `server` now. Blocks for milliseconds: the kernel walks its whole table.
+/// Returns the remote addresses of the clients that are connected to `server` now. Blocks for milliseconds: the
+/// kernel walks its whole table.
 pub fn connected(server: SocketAddr) -> io::Result<Vec<String>> {
     connected_but(server, rustix::process::geteuid().as_raw())
 }
 
-/// The same, with the connections of another user than this one left out: attachd's.
+/// As [`connected`], but leaves out the connections of the user `me` and not those of the caller.
 pub fn connected_but(server: SocketAddr, me: u32) -> io::Result<Vec<String>> {
     let first = table()?;
     if clients(&first, server.port(), me).is_empty() {
@@ -23,9 +24,9 @@ pub fn connected_but(server: SocketAddr, me: u32) -> io::Result<Vec<String>> {
     Ok(lasting(&first, &table()?, server.port(), me))
 }
 
-/// Who is connected in both of two tables read one after the other. One table is no snapshot: a handshake of ours may show
-/// the server's end alone, because it began, or was over without a trace, while the table was read. A client that comes
-/// between the two may be missed: the withdrawal asks again when nobody can come any more.
+/// Returns who is connected in both of two tables, read one after the other. One table is no snapshot: of a handshake
+/// of ours it may show only the server's end, because the handshake began or ended while the table was read. A client
+/// that connects between the two reads may be missed. So a withdrawal asks again once no new client can connect.
 fn lasting(first: &str, second: &str, port: u16, me: u32) -> Vec<String> {
     let mut lasting = clients(first, port, me);
     drop_own(&mut lasting, second, Some(me));
@@ -38,15 +39,16 @@ fn lasting(first: &str, second: &str, port: u16, me: u32) -> Vec<String> {
 
 fn table() -> io::Result<String> {
     let mut lines = procfs::table("/proc/self/net/tcp".as_ref())?;
-    // Also for an IPv4 address: whoever holds the port may listen on both. Absent when the kernel has no IPv6.
+    // Also for an IPv4 address, because the server may listen on both. The file is absent when the kernel has no
+    // IPv6.
     lines.extend(procfs::table_if_any("/proc/self/net/tcp6".as_ref())?);
     Ok(String::from_utf8_lossy(&lines).into_owned())
 }
 
-/// `TCP_LISTEN`.
+/// The state `TCP_LISTEN`.
 const LISTENS: &str = "0A";
 
-/// The users whose sockets listen at this address. Blocks for milliseconds.
+/// Returns the users whose sockets listen at this address. Blocks for milliseconds.
 pub fn listeners(server: SocketAddr) -> io::Result<Vec<u32>> {
     let here = |ends: &Ends| {
         ends.local.port() == server.port() && (ends.local.ip() == server.ip() || ends.local.ip().is_unspecified())
@@ -57,20 +59,20 @@ pub fn listeners(server: SocketAddr) -> io::Result<Vec<u32>> {
     Ok(users.into_iter().collect())
 }
 
-/// What a socket of an NBD server is.
+/// The role of one socket of an NBD server.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Role {
-    /// Waits for clients.
+    /// A listening socket.
     Listens,
-    /// A client's, from there.
+    /// A client's connection, from this address.
     Client(SocketAddr),
-    /// A handshake of attachd's own.
+    /// A handshake of attachd itself.
     Own,
-    /// Its client has hung up; the server has not closed it yet, and may be at its last requests.
+    /// The client has hung up. The server has not closed the connection yet and may still work on its last requests.
     Ended,
 }
 
-/// The role of each socket in a table, by its inode, as the server's end of it shows it.
+/// Returns the role of each socket in a table, by inode, as seen from the server's end.
 pub(crate) fn roles(table: &str, me: Option<u32>) -> HashMap<u64, Role> {
     let others: HashMap<Ends, Socket> = sockets(table).map(|socket| (socket.ends.turned(), socket)).collect();
     let role = |socket: &Socket| match others.get(&socket.ends) {
@@ -87,7 +89,7 @@ fn clients(table: &str, port: u16, me: u32) -> HashMap<Ends, u64> {
     established(table, |ends| ends.local.port() == port, Some(me))
 }
 
-/// Established connections with the inodes of their sockets.
+/// Returns the established connections with the inodes of their sockets.
 fn established(table: &str, wanted: impl Fn(&Ends) -> bool, me: Option<u32>) -> HashMap<Ends, u64> {
     let found = sockets(table).filter(|socket| socket.established() && wanted(&socket.ends));
     let mut found = found.map(|socket| (socket.ends, socket.inode)).collect();
@@ -95,8 +97,8 @@ fn established(table: &str, wanted: impl Fn(&Ends) -> bool, me: Option<u32>) -> 
     found
 }
 
-/// Drops the connections whose other end is on this host and is `me`'s, or has hung up. (While a table is read, one end may
-/// be seen before that, and the other after it.)
+/// Drops the connections whose other end is on this host and belongs to `me` or has hung up. (One end may be read
+/// before the hang-up and the other end after it.)
 fn drop_own(connections: &mut HashMap<Ends, u64>, table: &str, me: Option<u32>) {
     for other in sockets(table).filter(|other| !other.established() || Some(other.uid) == me) {
         connections.remove(&other.ends.turned());
@@ -111,7 +113,7 @@ struct Ends {
 }
 
 impl Ends {
-    /// As the other end shows it.
+    /// Returns the same connection as the other end shows it.
     fn turned(&self) -> Self {
         Self { local: self.remote, remote: self.local }
     }
@@ -127,7 +129,7 @@ struct Socket<'a> {
 
 impl Socket<'_> {
     fn established(&self) -> bool {
-        /// `TCP_ESTABLISHED`.
+        /// The state `TCP_ESTABLISHED`.
         const ESTABLISHED: &str = "01";
         self.state == ESTABLISHED
     }
@@ -148,13 +150,14 @@ fn parse(line: &str) -> Option<Socket<'_>> {
     })
 }
 
-/// Address and port. An IPv4 client of a socket that listens on both is shown as such, as its own end is.
+/// Parses address and port. If a socket listens on both IPv4 and IPv6, both ends of an IPv4 client's connection are
+/// shown as IPv4-mapped IPv6 addresses.
 fn end(text: &str) -> Option<SocketAddr> {
     let (address, port) = text.split_once(':')?;
     Some(SocketAddr::new(address_of(address)?, u16::from_str_radix(port, 16).ok()?))
 }
 
-/// The kernel writes addresses as words in the host's byte order.
+/// Parses an address, which the kernel writes as words in the host's byte order.
 fn address_of(hex: &str) -> Option<IpAddr> {
     let word = |at: usize| u32::from_str_radix(hex.get(at..at + 8)?, 16).ok().map(u32::to_ne_bytes);
     let bytes = (0..hex.len()).step_by(8).map(word).collect::<Option<Vec<_>>>()?.concat();
@@ -201,7 +204,8 @@ mod tests {
         assert_eq!(of_nbdkit(None, 4), client(54322), "the control");
     }
 
-    /// The kernel walks its table while connections come and go: one end's line may be older than the other's.
+    /// The kernel walks its table while connections come and go, so the line of one end may be older than that of the
+    /// other.
     #[test]
     fn a_connection_that_is_closed_while_the_table_is_read_is_no_client() {
         let server = "0: 0100007F:2A39 0100007F:D431 01 00000000:00000000 00:00000000 00000000 998 0 1\n";
@@ -214,7 +218,7 @@ mod tests {
         assert_eq!(clients(&format!("{HEAD}{server}"), 10809, 997), ["127.0.0.1:54321"]);
     }
 
-    /// A socket that is closed with something unread, or by the other end first, leaves nothing behind.
+    /// A socket that is closed with unread data, or that the other end closes first, leaves no line behind.
     #[test]
     fn a_connection_that_began_or_ended_while_a_table_was_read_is_no_client() {
         let server =

@@ -1,10 +1,11 @@
-//! The folder of links: a published volume has one in it, by its export's name, that leads to its disk's by-id link. Both
-//! NBD servers open it for each new client. So making it publishes, removing it revokes, at once and without a signal.
+//! The folder of links. For each published volume it holds one symlink, named after the export, that leads to the
+//! disk's by-id link. Both NBD servers open this symlink for each new client. So making the symlink publishes the
+//! export and removing it revokes the export, at once and without a signal.
 //!
-//! On tmpfs: after a reboot nothing is served until it is proven.
+//! The folder is on tmpfs: after a reboot no export is served until it is proven again.
 //!
-//! A link is made in a folder of attachd's alone, and taken away from the folder it was made in, wherever that is now. What
-//! is published is looked at where the server looks, whosever the folder is.
+//! attachd makes links only in a folder that it alone can write. It removes a link from the folder in which it made
+//! the link, even if that folder was moved. Listings read the path that the server reads, whoever owns the folder.
 
 use std::collections::BTreeSet;
 use std::io;
@@ -21,11 +22,11 @@ use crate::folder::Folder;
 use crate::identity::VolumeId;
 use crate::place::{Inode, Kind};
 
-/// Where a new link is made before it replaces an old one: beside the folder of links, for inside of it it would be an
-/// export.
+/// The name of the staging folder, where a new link is made before it replaces an old one. It is beside the folder of
+/// links, because a link inside that folder would be an export.
 pub const STAGING_FOLDER: &str = "exports.new";
 
-/// The folder.
+/// The folder of links, with its staging folder.
 #[derive(Debug, Clone)]
 pub struct Links {
     folder: Folder,
@@ -33,27 +34,26 @@ pub struct Links {
 }
 
 impl Links {
-    /// The folder at this path; it must exist (tmpfiles.d makes it).
+    /// Uses the folder at this path, which must exist (tmpfiles.d makes it).
     pub fn new(folder: PathBuf) -> Self {
         let staging = Folder::new(folder.with_file_name(STAGING_FOLDER));
         Self { folder: Folder::new(folder), staging }
     }
 
-    /// Where a new link is made before it replaces an old one: beside the folder of links, for inside of it it would be an
-    /// export.
+    /// The name of the staging folder, where a new link is made before it replaces an old one.
     pub const STAGING_FOLDER: &str = "exports.new";
 
-    /// The folder.
+    /// Returns the folder itself.
     pub fn folder(&self) -> &Folder {
         &self.folder
     }
 
-    /// Where a volume's link is, when it is published.
+    /// Returns the path of a volume's link.
     pub fn place(&self, volume: VolumeId) -> PathBuf {
         self.folder.path().join(volume.export_name())
     }
 
-    /// Publishes. There is no moment without a link when there was one before.
+    /// Publishes a volume: makes or replaces its link. A replacement leaves no moment without a link.
     pub fn make(&self, volume: VolumeId, target: &str) -> io::Result<()> {
         let name = volume.export_name();
         effect::at("link.make", || {
@@ -72,7 +72,7 @@ impl Links {
         })
     }
 
-    /// Revokes. Where there is no link there is nothing to do.
+    /// Revokes a volume's export: removes its link. Does nothing if there is no link.
     pub fn remove(&self, volume: VolumeId) -> io::Result<()> {
         effect::at("link.remove", || {
             let folder = match (self.folder.open(), self.folder.held()) {
@@ -85,14 +85,14 @@ impl Links {
                     Err(Errno::NOENT) => Ok(()),
                     result => Ok(result?),
                 },
-                // Not there, or not attachd's.
+                // The link is not there, or the file is not attachd's.
                 Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::AlreadyExists) => Ok(()),
                 Err(error) => Err(error),
             }
         })
     }
 
-    /// What has a volume's name is a link: nothing else is attachd's.
+    /// Checks that the file with the volume's name is a link; no other kind of file is attachd's.
     fn is_link(&self, folder: &Arc<OwnedFd>, volume: VolumeId) -> io::Result<()> {
         let found = Inode::below(&**folder, volume.export_name())?;
         found.is(Kind::Link).map_err(|why| {
@@ -101,12 +101,12 @@ impl Links {
         })
     }
 
-    /// Where a volume's link leads now, if there is one.
+    /// Reads where a volume's link leads now; `None` if there is no link.
     pub fn look(&self, volume: VolumeId) -> io::Result<Option<String>> {
         target_of(&*self.folder.see()?, &volume.export_name())
     }
 
-    /// What is published of the known volumes, and what else is there.
+    /// Lists the published links of known volumes and everything else in the folder.
     pub fn list(&self, known: &BTreeSet<VolumeId>) -> io::Result<Contents> {
         let folder = self.folder.see()?;
         let mut contents =
@@ -135,10 +135,10 @@ impl Links {
     }
 }
 
-/// Where a link leads; what is no link leads nowhere.
+/// Reads a symlink; `None` if the file is not a symlink or does not exist.
 fn target_of(folder: impl AsFd, name: &str) -> io::Result<Option<String>> {
     match rustix::fs::readlinkat(folder, name, Vec::new()) {
-        // One that is no text is none of ours, and of no volume's disk.
+        // A target that is not UTF-8 is not attachd's and is no disk of a volume.
         Ok(target) => Ok(Some(target.to_string_lossy().into_owned())),
         Err(Errno::NOENT | Errno::INVAL) => Ok(None),
         Err(error) => Err(error.into()),
@@ -209,7 +209,7 @@ mod tests {
         assert_eq!(fs::read_to_string(links.place(volume)).unwrap(), "a letter");
     }
 
-    /// By kind: a link to a folder of somebody else's was followed.
+    /// Kind of file: the path is a symlink to somebody else's folder.
     #[test]
     fn nothing_is_made_in_what_is_put_in_the_folders_place_and_what_was_made_before_is_taken_away_where_it_is() {
         let (dir, links, volume) = links();
@@ -227,7 +227,7 @@ mod tests {
         assert!(is_empty(&away));
     }
 
-    /// By owner and by mode: what is served from there is told, all the same.
+    /// Owner and mode: exports served from there are listed all the same.
     #[test]
     fn a_folder_that_others_may_write_is_looked_at_and_nothing_is_made_in_it() {
         let (_dir, links, volume) = links();

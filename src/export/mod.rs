@@ -1,9 +1,9 @@
-//! What an NBD client connects to: exports, and the proof that they are served.
+//! Exports, to which NBD clients connect, and the proof that they are served.
 //!
-//! [`backend`] is what the engine sees of either server. Both serve what is in the folder of [`links`] at each connection:
-//! making a link publishes, removing it revokes. [`nbdkit`] (`file dir=…`) needs nothing else; [`nbd_server`] has to be
-//! told of each name beforehand. attachd neither starts nor stops a server; [`server`] only watches it live, and [`probe`]
-//! asks it.
+//! The engine sees either server through [`backend`]. Both servers read the folder of [`links`] at each new
+//! connection: making a link publishes an export, removing the link revokes it. [`nbdkit`] (`file dir=…`) needs
+//! nothing else; [`nbd_server`] must be told each name beforehand. attachd neither starts nor stops a server:
+//! [`server`] watches its process, and [`probe`] makes handshakes with it.
 
 pub mod backend;
 pub mod clients;

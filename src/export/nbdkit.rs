@@ -1,4 +1,4 @@
-//! nbdkit as the NBD server: it serves the folder of links itself, and there is nothing else to do.
+//! nbdkit as the NBD server. It serves the folder of links directly, so nothing needs to be prepared.
 
 use std::collections::BTreeSet;
 use std::io;
@@ -8,7 +8,7 @@ use super::links::Links;
 use crate::folder::Folder;
 use crate::identity::VolumeId;
 
-/// nbdkit, as the engine sees it: what is published.
+/// The nbdkit backend, with the folder of links that it serves.
 pub struct Nbdkit(pub Links);
 
 impl Backend for Nbdkit {

@@ -1,14 +1,15 @@
-//! What there is at the NBD port when no server answers there: who listens, and how many are connected.
+//! Explains why no server answers at the NBD port: which user listens there, and how many clients are connected.
 
 use std::net::SocketAddr;
 
 use super::clients;
 use crate::accounts;
 
-/// From so many on, clients are counted in what is said: a port that hangs up may be full.
+/// The number of clients from which on the explanation gives their number, because a server that hangs up may be
+/// full.
 const MANY: usize = 64;
 
-/// What is found at the port, in words; empty when nothing special is. Blocks for milliseconds.
+/// Describes what is found at the port; empty if there is nothing to explain. Blocks for milliseconds.
 pub fn found(server: SocketAddr) -> String {
     let Ok(listeners) = clients::listeners(server) else { return String::new() };
     let connected = clients::connected(server).map_or(0, |clients| clients.len());
@@ -19,7 +20,7 @@ pub fn found(server: SocketAddr) -> String {
 fn words(listeners: &[String], connected: usize) -> String {
     let who = match listeners {
         [] => "nobody listens there".to_owned(),
-        // systemd's, which holds the port for its services.
+        // The listener is systemd's, which holds the port for its services.
         [root] if root == "root" => String::new(),
         users => format!("what listens there belongs to {}", users.join(", ")),
     };

@@ -1,7 +1,7 @@
-//! The proof that an export is served: a new connection, one NBD handshake, the size the server would serve.
+//! Proves that an export is served: a new connection, one NBD handshake, and the size that the server offers.
 //!
-//! The NBD protocol's fixed newstyle negotiation up to `NBD_OPT_GO`
-//! (<https://github.com/NetworkBlockDevice/nbd/blob/master/doc/proto.md>), then an orderly disconnect.
+//! The handshake is the fixed newstyle negotiation up to `NBD_OPT_GO`
+//! (<https://github.com/NetworkBlockDevice/nbd/blob/master/doc/proto.md>), followed by an orderly disconnect.
 
 use std::io;
 use std::net::SocketAddr;
@@ -16,15 +16,15 @@ use tokio_openssl::SslStream;
 use super::tls::Tls;
 use crate::budget;
 
-/// No server that runs needs longer for a part of a handshake.
+/// The time limit for each part of a handshake with a server that runs.
 const HANDSHAKE_LIMIT: Duration = Duration::from_secs(5);
 
-/// The same when it is started for each connection: nbd-server first makes new Diffie-Hellman parameters, which takes a
-/// processor up to a second, and a slow one many.
+/// The time limit if the server is started for each connection. nbd-server first makes new Diffie-Hellman parameters,
+/// which takes up to a second of processor time, and many seconds on a slow processor.
 const HANDSHAKE_LIMIT_WITH_A_START: Duration = Duration::from_mins(1);
 
-/// Handshakes at one time with a server that is started for each: all at once would only make each other slower, until
-/// none is done in time.
+/// The number of handshakes at one time with a server that is started for each connection. More of them would slow
+/// each other down until none ends in time.
 const STARTS_AT_ONCE: usize = 4;
 
 const INIT_PASSWD: u64 = u64::from_be_bytes(*b"NBDMAGIC");
@@ -45,48 +45,48 @@ const REP_ERR_TLS_REQD: u32 = REP_ERROR | 5;
 const REP_ERR_UNKNOWN: u32 = REP_ERROR | 6;
 const INFO_EXPORT: u16 = 0;
 const CMD_DISC: u16 = 2;
-/// Replies are a few dozen bytes; a longer one is not NBD.
+/// The size limit of a reply: real replies are a few dozen bytes, so a longer one is not NBD.
 const LONGEST_REPLY: u32 = 64 * 1024;
 
-/// What the server serves under the name.
+/// What the server serves under an export's name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Served {
-    /// Bytes.
+    /// The size in bytes.
     pub size: u64,
-    /// `NBD_FLAG_*`.
+    /// The transmission flags, `NBD_FLAG_*`.
     pub flags: u16,
 }
 
-/// The handshake did not succeed.
+/// Why a handshake failed.
 #[derive(Debug, thiserror::Error)]
 pub enum ProbeError {
-    /// Nobody listens.
+    /// No server accepts the connection.
     #[error("no NBD server answers at {0}: {1}")]
     Connect(SocketAddr, #[source] io::Error),
     /// The connection broke.
     #[error("the NBD server at {0} hung up: {1}")]
     Broken(SocketAddr, #[source] io::Error),
-    /// Not a word in time.
+    /// The server did not answer within the time limit.
     #[error("the NBD server at {0} did not finish a handshake within {limit} s", limit = .1.as_secs())]
     Slow(SocketAddr, Duration),
-    /// The server knows no such export, or cannot open its device.
+    /// The server does not know the export, or cannot open its device.
     #[error("the NBD server refused the export {name}: {why}")]
     Refused {
-        /// The export.
+        /// The export's name.
         name: String,
-        /// The server's words, or ours.
+        /// The reason, from the server or from attachd.
         why: String,
     },
-    /// The disk behind the export changed while the server was asked.
+    /// The disk behind the export was exchanged during the handshake.
     #[error("the disk of {0} was exchanged during the handshake")]
     Exchanged(String),
-    /// Whether the disk behind the export is still the same could not be read.
+    /// The check whether the disk is still the same failed.
     #[error("whether the disk of {0} was exchanged during the handshake could not be read: {1}")]
     Unread(String, String),
-    /// The server and attachd do not come together about TLS.
+    /// The server and attachd do not agree about TLS.
     #[error("no TLS with the NBD server at {0}: {1}")]
     Tls(SocketAddr, String),
-    /// Something else listens there.
+    /// Another kind of server listens there.
     #[error("what listens at {0} does not speak NBD")]
     NotNbd(SocketAddr),
     /// The handshake's task has panicked.
@@ -95,12 +95,12 @@ pub enum ProbeError {
 }
 
 impl ProbeError {
-    /// Whether the server itself is the trouble, not this export.
+    /// Returns whether the server itself is at fault, and not only this export.
     pub fn is_server(&self) -> bool {
         !matches!(self, Self::Refused { .. } | Self::Exchanged(_) | Self::Unread(..) | Self::Died(_))
     }
 
-    /// Whether it was this side that could not ask, which says nothing about the server.
+    /// Returns whether attachd could not connect for lack of its own resources, which says nothing about the server.
     pub fn is_own(&self) -> bool {
         use rustix::io::Errno;
         let own = [Errno::MFILE, Errno::NFILE, Errno::NOMEM, Errno::NOBUFS, Errno::ADDRNOTAVAIL];
@@ -112,10 +112,10 @@ impl ProbeError {
     }
 }
 
-/// Where the NBD server is asked, and how.
+/// The NBD server's address, and how attachd makes handshakes with it.
 #[derive(Clone)]
 pub struct Endpoint {
-    /// The server's.
+    /// The server's address.
     pub address: SocketAddr,
     tls: Tls,
     patience: Duration,
@@ -123,20 +123,20 @@ pub struct Endpoint {
 }
 
 impl Greeted {
-    /// Ends the connection in good order, with nothing asked.
+    /// Ends the connection in order, without a request.
     pub async fn leave(mut self) {
         let _ = self.stream.io().write_all(&option(OPT_ABORT, &[])).await;
     }
 }
 
 impl Endpoint {
-    /// A server that runs.
+    /// An endpoint of a server that runs all the time.
     pub fn new(address: SocketAddr, tls: Tls) -> Self {
         Self { address, tls, patience: HANDSHAKE_LIMIT, turns: Arc::new(Semaphore::new(budget::HANDSHAKES)) }
     }
 
-    /// The same server, asked for whoever wants to know what a client would meet: that delays no volume's own handshake,
-    /// where the server can take it.
+    /// Returns an endpoint for checks, with permits of its own, so that checks do not delay the handshakes of
+    /// volumes. A server that is started for each connection keeps its permits, because it cannot take more.
     #[must_use]
     pub fn for_checks(&self) -> Self {
         if self.patience == HANDSHAKE_LIMIT_WITH_A_START {
@@ -145,30 +145,31 @@ impl Endpoint {
         Self { turns: Arc::new(Semaphore::new(budget::CHECKS)), ..self.clone() }
     }
 
-    /// Why changed files of TLS cannot be used.
+    /// Returns why changed TLS files cannot be used, if so.
     pub fn tls_trouble(&self) -> Option<String> {
         self.tls.trouble()
     }
 
-    /// A server that is started for each connection: given more time, and asked by few at once.
+    /// Makes this the endpoint of a server that is started for each connection: a longer time limit and fewer
+    /// permits.
     #[must_use]
     pub fn started_for_each(self) -> Self {
         Self { patience: HANDSHAKE_LIMIT_WITH_A_START, turns: Arc::new(Semaphore::new(STARTS_AT_ONCE)), ..self }
     }
 
-    /// Whether asking it costs a start.
+    /// Returns whether each connection starts a server.
     pub fn is_started_for_each(&self) -> bool {
         self.patience == HANDSHAKE_LIMIT_WITH_A_START
     }
 
-    /// Waits for one's turn, as long as that takes.
+    /// Waits for a permit, without a time limit.
     async fn turn(&self) -> Option<OwnedSemaphorePermit> {
-        // Never closed.
+        // The semaphore is never closed.
         Arc::clone(&self.turns).acquire_owned().await.ok()
     }
 }
 
-/// A new connection on which both sides have said who they are, and nothing was asked yet.
+/// A new connection after the greeting of both sides, before the first request.
 pub struct Greeted {
     server: SocketAddr,
     patience: Duration,
@@ -176,13 +177,13 @@ pub struct Greeted {
     _turn: Option<OwnedSemaphorePermit>,
 }
 
-/// A connection, in the clear or not.
+/// A connection, with or without TLS.
 enum Stream {
     Plain(TcpStream),
     Tls(Box<SslStream<TcpStream>>),
 }
 
-/// What both kinds of connection can do.
+/// The operations that both kinds of connection have.
 trait Io: AsyncRead + AsyncWrite + Send + Unpin {}
 
 impl<T: AsyncRead + AsyncWrite + Send + Unpin> Io for T {}
@@ -196,19 +197,21 @@ impl Stream {
     }
 }
 
-/// A connection whose question is answered. Ends it in good order when dropped, so that the server reports no broken client.
+/// A connection whose handshake is done. Dropping it disconnects in order, so that the server reports no broken
+/// client.
 pub struct Goodbye(Stream);
 
 impl Drop for Goodbye {
     fn drop(&mut self) {
-        // 28 bytes always fit; a server that is gone needs no goodbye. Under TLS it would take a wait: hanging up must do.
+        // 28 bytes always fit into the send buffer, and a server that is gone needs no message. TLS would need a
+        // wait, so there the connection is just closed.
         if let Stream::Plain(stream) = &self.0 {
             let _ = stream.try_write(&disconnect());
         }
     }
 }
 
-/// Connects and exchanges greetings, under TLS if wanted: the part of a handshake that needs no export yet.
+/// Connects and exchanges greetings, with TLS if configured: the part of a handshake that needs no export yet.
 pub async fn greet(endpoint: &Endpoint) -> Result<Greeted, ProbeError> {
     let turn = endpoint.turn().await;
     let slow = Err(ProbeError::Slow(endpoint.address, endpoint.patience));
@@ -216,15 +219,15 @@ pub async fn greet(endpoint: &Endpoint) -> Result<Greeted, ProbeError> {
     Ok(Greeted { server: endpoint.address, patience: endpoint.patience, stream, _turn: turn })
 }
 
-/// Asks the server for the export on this connection, which is used up by it. Opens the device on the server's side.
+/// Requests the export on this connection and consumes the connection. The server opens the device.
 ///
-/// The answer is known before the connection is closed: drop the [`Goodbye`] when nobody waits any more.
+/// The result is known before the connection is closed. Drop the [`Goodbye`] when no caller waits any more.
 pub async fn probe(greeted: Greeted, name: &str) -> Result<(Served, Goodbye), ProbeError> {
     let Greeted { server, patience, .. } = greeted;
     tokio::time::timeout(patience, go(greeted, name)).await.unwrap_or(Err(ProbeError::Slow(server, patience)))
 }
 
-/// The names of all exports that the server lists. `None`: it does not tell.
+/// Returns the names of all exports that the server lists. `None`: the server does not list its exports.
 pub async fn list(endpoint: &Endpoint) -> Result<Option<Vec<String>>, ProbeError> {
     let slow = Err(ProbeError::Slow(endpoint.address, endpoint.patience));
     tokio::time::timeout(endpoint.patience, listing(endpoint)).await.unwrap_or(slow)
@@ -251,7 +254,7 @@ async fn listing(endpoint: &Endpoint) -> Result<Option<Vec<String>>, ProbeError>
     }
 }
 
-/// The name in an `NBD_REP_SERVER`: its length, itself, and perhaps more.
+/// Parses the name in an `NBD_REP_SERVER`: a length, the name, and optional details.
 fn parse_name(data: &[u8]) -> Option<String> {
     let (length, rest) = data.split_first_chunk::<4>()?;
     let length = usize::try_from(u32::from_be_bytes(*length)).ok()?;
@@ -310,7 +313,8 @@ fn parse_greeting(greeting: &[u8; 18]) -> Option<u16> {
     (newstyle && flags & FIXED_NEWSTYLE != 0).then_some(flags)
 }
 
-/// `NBD_OPT_GO` for an export: name length, name, and no information requests, for `NBD_INFO_EXPORT` comes unasked.
+/// Builds `NBD_OPT_GO` for an export: name length, name, and no information requests, because `NBD_INFO_EXPORT` is
+/// always sent.
 fn ask(name: &str) -> Vec<u8> {
     let length = u32::try_from(name.len()).unwrap_or(u32::MAX).to_be_bytes();
     option(OPT_GO, &[&length, name.as_bytes(), &[0, 0]].concat())
@@ -328,7 +332,7 @@ fn disconnect() -> [u8; 28] {
     bytes
 }
 
-/// Kind and length of the reply to this option.
+/// Parses the head of a reply to the option `to`: returns its kind and its length.
 fn parse_reply_head(head: &[u8; 20], to: u32) -> Option<(u32, u32)> {
     let word = |at: usize| head.get(at..at + 4).and_then(|b| b.try_into().ok()).map(u32::from_be_bytes);
     let magic = u64::from_be_bytes(head[..8].try_into().ok()?);
@@ -359,7 +363,7 @@ mod tests {
     use proptest::prelude::*;
     use tokio::net::TcpListener;
 
-    /// A server that says these bytes and hangs up.
+    /// A server that sends these bytes and hangs up.
     async fn server(says: Vec<u8>) -> SocketAddr {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();

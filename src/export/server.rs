@@ -1,7 +1,8 @@
-//! Whether the NBD server lives: its death by a pidfd, its return by inotify on its pid file. No polling.
+//! Watches whether the NBD server runs. A pidfd reports its end, and inotify on its pid file reports its start. There
+//! is no polling.
 //!
-//! Where systemd starts a server for each connection there is no process to watch, but a file that is there as long as
-//! it would ([`Sign::Marker`]).
+//! If systemd starts a server for each connection, there is no process to watch. Then the watch follows a marker
+//! file, which exists as long as systemd holds the port ([`Sign::Marker`]).
 
 use std::fmt;
 use std::io;
@@ -22,24 +23,24 @@ use crate::limits;
 use crate::place;
 use crate::readable::register;
 
-/// What is known of the server.
+/// The known state of the server.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Server {
-    /// It runs.
+    /// The server runs.
     Up {
-        /// Its process; `None`: it is started for each connection.
+        /// The server's process id; `None`: it is started for each connection.
         pid: Option<i32>,
     },
-    /// It runs, and does not answer at its address.
+    /// The server runs but does not answer at its address.
     Silent {
-        /// Its process.
+        /// The server's process id.
         pid: Option<i32>,
-        /// What a handshake has shown.
+        /// The error of the last handshake.
         why: String,
     },
-    /// It does not run.
+    /// The server does not run.
     Down {
-        /// Why that is known.
+        /// How this was seen.
         why: String,
     },
 }
@@ -54,33 +55,33 @@ impl fmt::Display for Server {
     }
 }
 
-/// What tells that a server is there.
+/// The file that shows whether the server is there.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Sign {
-    /// The process whose number is in the file. `/proc/<pid>/comm` must say this: the number may have gone to another.
+    /// A pid file. `/proc/<pid>/comm` must be this name, because the number may belong to another process by now.
     Process(&'static str),
-    /// The file itself.
+    /// A marker: the file exists as long as the server is available.
     Marker,
 }
 
-/// Follows a server by a file.
+/// Watches a server by its file.
 pub struct ServerWatch {
     file: PathBuf,
     sign: Sign,
     changes: AsyncFd<OwnedFd>,
-    /// The watch on the folder above, while there is none on the folder; else [`NONE`].
+    /// The inotify watch on the parent of the folder, as long as the folder does not exist; else [`NONE`].
     above: AtomicI32,
     explain: Option<Explain>,
 }
 
-/// More than a process id can be.
+/// The size limit of a pid file; no process id is longer.
 const PID_FILE_SIZE: u64 = 64;
 
-/// No watch has this number.
+/// A number that no inotify watch has.
 const NONE: i32 = -1;
 
 impl ServerWatch {
-    /// Begins to watch the file's folder, or the one above, one of which must exist. Needs a tokio runtime.
+    /// Starts to watch the folder of the file, or its parent. One of the two must exist. Needs a tokio runtime.
     pub fn new(file: PathBuf, sign: Sign) -> io::Result<Self> {
         let notify = limits::inotify()?;
         let watch = Self { file, sign, changes: register(notify)?, above: AtomicI32::new(NONE), explain: None };
@@ -91,13 +92,13 @@ impl ServerWatch {
         Ok(watch)
     }
 
-    /// Has what is said of a server that is down tell what can be seen of its unit and its port.
+    /// Adds to each "down" state what the unit's files and the port show.
     #[must_use]
     pub fn explaining(self, explain: Explain) -> Self {
         Self { explain: Some(explain), ..self }
     }
 
-    /// A server that is down, and why, as far as can be seen.
+    /// Returns the state "down" with this reason and whatever explains it.
     async fn down(&self, why: String) -> Server {
         let Some(explain) = self.explain else { return Server::Down { why } };
         let found = blocking(move || explain.words()).await.unwrap_or_default();
@@ -108,8 +109,8 @@ impl ServerWatch {
         self.file.parent().unwrap_or(Path::new("/"))
     }
 
-    /// Watches the folder that is at its place now. The same again changes nothing. While there is none, the folder above
-    /// tells when it is made.
+    /// Watches the folder that is at this path now. A repetition changes nothing. If there is no folder, its parent
+    /// is watched until the folder is made.
     fn look_at_folder(&self) -> io::Result<()> {
         let mut written = inotify::WatchFlags::CLOSE_WRITE | inotify::WatchFlags::MOVED_TO;
         if self.sign == Sign::Marker {
@@ -121,7 +122,7 @@ impl ServerWatch {
             Ok(_) => {
                 let above = self.above.swap(NONE, Ordering::Relaxed);
                 if above != NONE {
-                    // What else is made there is nobody's business here. Gone already when its folder was.
+                    // Other changes in the parent do not matter. The watch is gone already if its folder was removed.
                     let _ = inotify::remove_watch(notify, above);
                 }
                 Ok(())
@@ -130,21 +131,21 @@ impl ServerWatch {
                 let made = inotify::WatchFlags::CREATE | inotify::WatchFlags::MOVED_TO;
                 let above = self.folder().parent().ok_or(error)?;
                 self.above.store(limits::watch(notify, above, made)?, Ordering::Relaxed);
-                // It may have been made in between.
+                // The folder may have been made between the failed watch and the watch on its parent.
                 let _ = inotify::add_watch(notify, self.folder(), written | gone);
                 Ok(())
             }
         }
     }
 
-    /// Sends what the server is now, and again at each change, until the receiver is gone.
+    /// Sends the state of the server now and after each change, until the receiver is dropped.
     pub async fn follow<Input: From<Server>>(self, states: mpsc::Sender<Input>) {
         let mut failures = 0;
         loop {
-            // The file is another user's: whatever is in its place keeps nobody waiting.
+            // Another user owns the file, so reading it may block: it is read in a thread of its own.
             let (file, sign) = (self.file.clone(), self.sign);
             let found = blocking(move || find(&file, sign)).await;
-            // Not looked for is not known to be away: it is looked for again.
+            // A failed read does not show that the server is away, so the read is retried.
             let again = found.is_err().then(|| pause(failures));
             failures = if found.is_err() { failures + 1 } else { 0 };
             let found = found.unwrap_or_else(|error| Err(format!("it cannot be looked for: {error}")));
@@ -169,7 +170,8 @@ impl ServerWatch {
         }
     }
 
-    /// Waits until somebody has written the file, or made or taken its folder (a look is cheap).
+    /// Waits until the file is written or its folder is made or removed. May return too early; the caller then reads
+    /// the file once more, which is cheap.
     async fn file_changed(&self) {
         let mut buffer = [MaybeUninit::uninit(); 1024];
         let file_name = |path: &Path| path.file_name().map(|name| name.as_encoded_bytes().to_vec());
@@ -193,7 +195,7 @@ impl ServerWatch {
     }
 }
 
-/// How long until what could not be looked for is looked for again.
+/// Returns the back-off after this many failed reads in a row.
 fn pause(failures: u32) -> Duration {
     Duration::from_millis(250 << failures.min(7))
 }
@@ -205,14 +207,14 @@ async fn in_a_while(pause: Option<Duration>) {
     }
 }
 
-/// A server that is there: its process, if there is one to watch.
+/// A server that is there: its process id and pidfd, or `None` if there is no process to watch.
 type Found = Option<(i32, OwnedFd)>;
 
-/// The server that is there, by its file.
+/// Finds the server by its file.
 fn find(path: &Path, sign: Sign) -> Result<Found, String> {
     let file = path.display();
     let Sign::Process(expected) = sign else {
-        // One that cannot be looked at is not there for anybody.
+        // If attachd cannot read the marker's inode, the marker counts as absent.
         let there = place::Inode::at(path).is_ok();
         return if there { Ok(None) } else { Err(format!("nothing listens: there is no {file}")) };
     };
@@ -226,10 +228,12 @@ fn find(path: &Path, sign: Sign) -> Result<Found, String> {
     let pid = text.trim().parse().ok().filter(|number| *number > 0).and_then(Pid::from_raw);
     let pid = pid.ok_or_else(|| format!("{file} holds no process id but {:?}", text.trim()))?;
     let number = pid.as_raw_nonzero().get();
-    // First the handle, then the name: the other way round the number could change hands in between.
+    // The pidfd is opened before the name is read. In the other order the number could pass to another process in
+    // between.
     let handle = rustix::process::pidfd_open(pid, PidfdFlags::NONBLOCK)
         .map_err(|_| format!("the process {number} of {file} does not run"))?;
-    // Hidden from the sandboxed daemon (ProtectProc=invisible); there the unit removes the file when the server ends.
+    // /proc hides the process from the sandboxed daemon (ProtectProc=invisible). There the unit removes the pid file
+    // when the server ends.
     if let Ok(comm) = place::small_file(Path::new(&format!("/proc/{number}/comm")), PID_FILE_SIZE)
         && comm.trim_ascii() != expected.as_bytes()
     {
@@ -239,14 +243,14 @@ fn find(path: &Path, sign: Sign) -> Result<Found, String> {
     Ok(Some((number, handle)))
 }
 
-/// The same on the runtime's thread, with what tells of the process's end.
+/// Registers the pidfd with the runtime, on the runtime's thread.
 fn watched(found: Found) -> Result<(Option<i32>, Option<AsyncFd<OwnedFd>>), String> {
     let Some((pid, handle)) = found else { return Ok((None, None)) };
     let handle = register(handle).map_err(|error| error.to_string())?;
     Ok((Some(pid), Some(handle)))
 }
 
-/// A pidfd turns readable when its process ends.
+/// Waits until the process ends: its pidfd then becomes readable.
 async fn exit_of(process: Option<AsyncFd<OwnedFd>>) {
     match process {
         Some(handle) => drop(handle.readable().await),
@@ -264,10 +268,11 @@ mod tests {
     struct Sleeper(Child);
 
     impl Sleeper {
-        /// Something that runs, and its pid file.
+        /// Starts a process and writes its pid file.
         fn new(pid_file: &Path) -> Self {
             let child = Command::new("sleep").arg("1000").spawn().unwrap();
-            // exec lets the parent go on a moment before it has set the name; a server writes its pid file itself.
+            // exec lets the parent continue a moment before the new name is set. A real server writes its pid file
+            // itself.
             while fs::read_to_string(format!("/proc/{}/comm", child.id())).unwrap() != "sleep\n" {
                 std::thread::yield_now();
             }
@@ -341,7 +346,8 @@ mod tests {
         next(&mut seen, |state| matches!(state, Server::Down { why } if why.contains("not nbdkit"))).await;
     }
 
-    /// What others put in the file's place: none is waited for, followed, or taken in whole.
+    /// Whatever other users put in the place of the pid file is not waited for, not followed, and not read beyond the
+    /// size limit.
     #[test]
     fn only_a_small_regular_file_of_the_folders_owner_tells_of_a_server() {
         let dir = tempfile::tempdir().unwrap();

@@ -1,5 +1,4 @@
-//! TLS towards the NBD server, for a server that listens where other hosts can reach it: by certificates, or by a key
-//! that both sides have.
+//! TLS towards the NBD server, for a server that other hosts can reach: by certificates, or by a pre-shared key.
 
 use std::net::{IpAddr, Ipv4Addr};
 use std::os::unix::fs::MetadataExt;
@@ -18,39 +17,39 @@ use tokio_openssl::SslStream;
 use crate::blocking::blocking;
 use crate::place::small_file_of_root;
 
-/// How large a file may be: every authority there is fits.
+/// The size limit of a file; a bundle of all public authorities fits.
 const SIZE: u64 = 4 << 20;
 
-/// How the two sides of a TLS connection know each other.
+/// How the two sides of a TLS connection authenticate each other.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum TlsSettings {
     /// By certificates.
     Certificates(TlsFiles),
-    /// By a key that both have.
+    /// By a pre-shared key.
     Key(TlsKey),
 }
 
-/// Which key is used.
+/// The pre-shared key.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TlsKey {
-    /// Lines `name:key`, as the NBD server has them.
+    /// The key file with lines `name:key`, in the NBD server's format.
     pub file: PathBuf,
-    /// The name of attachd's key; `None`: the file has but one.
+    /// The name of attachd's key; `None`: the file has only one key.
     pub identity: Option<String>,
 }
 
-/// Which certificates are used; all files are PEM.
+/// The certificates; all files are PEM.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TlsFiles {
-    /// The authority that has signed the server's certificate.
+    /// The authority that signed the server's certificate.
     pub ca: PathBuf,
     /// attachd's own certificate and key, for a server that verifies its clients.
     pub identity: Option<(PathBuf, PathBuf)>,
-    /// The name in the server's certificate; `None`: its address.
+    /// The name in the server's certificate; `None`: the server's address.
     pub name: Option<String>,
 }
 
-/// The files cannot be used.
+/// A file that cannot be used, and the reason.
 #[derive(Debug, thiserror::Error)]
 #[error("TLS towards the NBD server: {path}: {why}", path = path.display())]
 pub struct TlsError {
@@ -59,14 +58,14 @@ pub struct TlsError {
 }
 
 impl TlsError {
-    /// The file.
+    /// Returns the file's path.
     pub fn path(&self) -> &Path {
         &self.path
     }
 }
 
-/// TLS as it is wished for, or its absence. The files are read anew when they have changed. Cheap to clone, and the same
-/// for all who have a clone.
+/// TLS as configured, or none. The files are read again when they have changed. A clone is cheap and shares the
+/// state.
 #[derive(Clone)]
 pub struct Tls {
     address: IpAddr,
@@ -75,21 +74,21 @@ pub struct Tls {
 
 #[derive(Default)]
 struct State {
-    /// `None`: in the clear.
+    /// `None`: no TLS.
     wanted: Option<Wanted>,
-    /// Why files that have changed could not be read.
+    /// Why changed files could not be read.
     trouble: Option<String>,
 }
 
 #[derive(Clone)]
 struct Wanted {
     settings: TlsSettings,
-    /// How the files were, just before they were read.
+    /// The stamps of the files just before they were read.
     stamps: Vec<Stamp>,
     ready: Ready,
 }
 
-/// What changes when a file is written or replaced; `None`: it cannot be looked at.
+/// A stamp of a file, which changes when the file is written or replaced. `None`: the file's metadata cannot be read.
 type Stamp = Option<(u64, u64, u64, i64, i64)>;
 
 impl TlsSettings {
@@ -119,19 +118,19 @@ impl TlsSettings {
 }
 
 impl Tls {
-    /// Reads the files. `address` is what the server's certificate names unless another name is given.
+    /// Reads the files. `address` must be in the server's certificate, unless the settings give another name.
     pub fn new(settings: Option<TlsSettings>, address: IpAddr) -> Result<Self, TlsError> {
         let tls = Self { address, state: Arc::default() };
         tls.change(settings)?;
         Ok(tls)
     }
 
-    /// None at all, so far.
+    /// No TLS, until [`Self::change`] is called.
     pub fn none() -> Self {
         Self { address: IpAddr::V4(Ipv4Addr::UNSPECIFIED), state: Arc::default() }
     }
 
-    /// Goes by other settings, and reads the files in any case. After an error everything is as it was.
+    /// Uses other settings and reads the files in any case. After an error nothing has changed.
     pub fn change(&self, settings: Option<TlsSettings>) -> Result<(), TlsError> {
         let wanted = settings.map(|settings| self.read(settings)).transpose()?;
         *self.lock() = State { wanted, trouble: None };
@@ -139,26 +138,26 @@ impl Tls {
     }
 
     fn read(&self, settings: TlsSettings) -> Result<Wanted, TlsError> {
-        // First: what is written meanwhile is another stamp.
+        // The stamps are taken first, so that a write in between changes them again.
         let stamps = settings.stamps();
         let ready = Ready::load(&settings, self.address)?;
         Ok(Wanted { settings, stamps, ready })
     }
 
-    /// Why files that have changed cannot be used; those that were read before are, until then.
+    /// Returns why changed files cannot be used. Until they can, the files as last read stay in use.
     pub fn trouble(&self) -> Option<String> {
         self.lock().trouble.clone()
     }
 
-    /// What a handshake goes by now; `None`: it is in the clear.
+    /// Returns the TLS context for a handshake now; `None`: no TLS.
     pub(super) async fn current(&self) -> Option<Ready> {
         let last = self.lock().wanted.as_ref()?.ready.clone();
         let this = self.clone();
-        // Without a thread to look at files with, those that were read before are used.
+        // If no thread is available to check the files, the last context is used.
         blocking(move || this.fresh()).await.unwrap_or(Some(last))
     }
 
-    /// The files as they are, read anew if they have changed.
+    /// Returns the context, after reading the files again if they have changed.
     fn fresh(&self) -> Option<Ready> {
         let wanted = self.lock().wanted.clone()?;
         if wanted.settings.stamps() == wanted.stamps {
@@ -167,7 +166,7 @@ impl Tls {
         }
         let read = self.read(wanted.settings.clone());
         let mut state = self.lock();
-        // Other settings have come meanwhile.
+        // The settings have changed in the meantime.
         if state.wanted.as_ref().is_none_or(|now| now.settings != wanted.settings) {
             return state.wanted.as_ref().map(|now| now.ready.clone());
         }
@@ -178,7 +177,7 @@ impl Tls {
                 *state = State { wanted: Some(new), trouble: None };
                 Some(ready)
             }
-            // Perhaps one of them is not replaced yet: the next handshake looks again.
+            // Perhaps one of the files is not replaced yet: the next handshake reads them again.
             Err(error) => {
                 let why = error.to_string();
                 if state.trouble.as_ref() != Some(&why) {
@@ -195,21 +194,21 @@ impl Tls {
     }
 }
 
-/// Ready to talk TLS. Cheap to clone.
+/// A loaded TLS context. Cheap to clone.
 #[derive(Clone)]
 pub(super) struct Ready {
     context: SslContext,
     proof: Proof,
 }
 
-/// What the server must show.
+/// What the server must prove.
 #[derive(Clone)]
 enum Proof {
-    /// A certificate of this address.
+    /// A certificate for this address.
     Address(IpAddr),
-    /// A certificate of this name.
+    /// A certificate for this name.
     Host(String),
-    /// That it has the key of this name.
+    /// Possession of the key with this name.
     Key(String),
 }
 
@@ -224,13 +223,13 @@ impl Ready {
         }
     }
 
-    /// The TLS handshake on a connection on which the server has agreed to it. An error says why in words.
+    /// Does the TLS handshake on a connection on which the server has agreed to TLS. The error is a reason in words.
     pub(super) async fn connect(&self, stream: TcpStream) -> Result<SslStream<TcpStream>, String> {
         let mut stream = self.session(stream).map_err(|error| error.to_string())?;
         let Err(error) = Pin::new(&mut stream).connect().await else { return Ok(stream) };
         Err(match (&self.proof, stream.ssl().verify_result()) {
             (Proof::Key(_), why) if why != X509VerifyResult::OK => "it shows a certificate and not the key".to_owned(),
-            // nbdkit says no more than this.
+            // nbdkit gives no more detail.
             (Proof::Key(name), _) => format!("it does not agree to the key of {name}; has it the same? ({error})"),
             (_, X509VerifyResult::OK) => error.to_string(),
             (_, why) => format!("its certificate is not believed: {}", why.error_string()),
@@ -251,7 +250,7 @@ impl Ready {
     }
 }
 
-/// A context that believes nobody: unlike OpenSSL's own default it knows no authority of the system's.
+/// Makes a context that trusts no authority. OpenSSL's default would trust the system's authorities.
 fn believing_nobody() -> Result<SslContextBuilder, ErrorStack> {
     let mut context = SslContext::builder(SslMethod::tls_client())?;
     context.set_verify(SslVerifyMode::PEER);
@@ -273,7 +272,7 @@ fn with_certificates(files: &TlsFiles) -> Result<SslContext, TlsError> {
         for between in chain {
             context.add_extra_chain_cert(between).map_err(|error| failed(certificate, error))?;
         }
-        // An encrypted key would be asked for at a terminal that is not there.
+        // An empty passphrase: for an encrypted key OpenSSL would ask at a terminal, and there is none.
         let private = PKey::private_key_from_pem_callback(&read(key)?, |_| Ok(0));
         let private = private.map_err(|error| failed(key, error))?;
         context.set_private_key(&private).map_err(|error| failed(key, error))?;
@@ -282,7 +281,7 @@ fn with_certificates(files: &TlsFiles) -> Result<SslContext, TlsError> {
     Ok(context.build())
 }
 
-/// With a key and no authority, nothing but a server that has the key gets through.
+/// Makes a context with a key and no authority, so only a server that has the key is accepted.
 fn with_key(settings: &TlsKey) -> Result<Ready, TlsError> {
     let file = &settings.file;
     let text = String::from_utf8(read(file)?).map_err(|_| failed(file, "it is not text"))?;
@@ -290,10 +289,11 @@ fn with_key(settings: &TlsKey) -> Result<Ready, TlsError> {
     let proof = Proof::Key(identity.clone());
     let build = || {
         let mut context = believing_nobody()?;
-        // Before 1.3 most ways with a key have no forward secrecy; every nbdkit that knows keys knows 1.3.
+        // Before TLS 1.3 most key exchanges with a pre-shared key have no forward secrecy. Every nbdkit with
+        // pre-shared keys supports 1.3.
         context.set_min_proto_version(Some(SslVersion::TLS1_3))?;
         context.set_psk_client_callback(move |_, _, name, secret| {
-            // The name ends with a zero, the key has a length; what does not fit is refused by the library.
+            // The name ends with a zero byte, the key has a length. OpenSSL refuses what does not fit.
             let (Some(name), Some(secret)) = (name.get_mut(..=identity.len()), secret.get_mut(..key.len())) else {
                 return Ok(0);
             };
@@ -307,8 +307,8 @@ fn with_key(settings: &TlsKey) -> Result<Ready, TlsError> {
     build().map_err(|error: ErrorStack| failed(file, error))
 }
 
-/// The one key of that name, or of whatever name when there is but one. The file is the server's own kind: lines
-/// `name:key`, the key in hexadecimal (`psktool` makes them). No message repeats what is in it.
+/// Finds the key with this name, or the only key if no name is given. The file has the server's format: lines
+/// `name:key`, the key in hexadecimal (made by `psktool`). No error message repeats the file's content.
 fn find_key(text: &str, identity: Option<&str>) -> Result<(String, Vec<u8>), String> {
     let lines = text.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#'));
     let keys: Option<Vec<(&str, &str)>> = lines.map(|line| line.rsplit_once(':')).collect();

@@ -1,4 +1,4 @@
-//! What files tell of the unit of a server that is down: the daemon is in no place to ask systemd.
+//! Explains from unit files why a server is down. The daemon has no permission to ask systemd.
 
 use std::fs;
 use std::net::SocketAddr;
@@ -7,21 +7,21 @@ use std::path::{Path, PathBuf};
 use super::clients;
 use crate::accounts;
 
-/// Where units are, in the order in which systemd takes them.
+/// The folders of unit files, in systemd's order of precedence.
 const PLACES: [&str; 3] = ["etc/systemd/system", "run/systemd/system", "usr/lib/systemd/system"];
 
-/// What explains why a server is down.
+/// The parameters of an explanation of why a server is down.
 #[derive(Debug, Clone, Copy)]
 pub struct Explain {
-    /// Its unit.
+    /// The server's unit.
     pub unit: &'static str,
-    /// Its program.
+    /// The server's program.
     pub program: &'static str,
-    /// Where it should listen.
+    /// The address at which the server should listen.
     pub listen: SocketAddr,
 }
 
-/// What can be seen of a unit.
+/// What is wrong with a unit, as far as files show it.
 #[derive(Debug, PartialEq, Eq)]
 enum UnitTrouble {
     NoProgram(PathBuf),
@@ -31,7 +31,7 @@ enum UnitTrouble {
 }
 
 impl Explain {
-    /// What can be seen, in words; empty when nothing is. Blocks for milliseconds.
+    /// Describes what is wrong; empty if nothing is found. Blocks for milliseconds.
     pub fn words(&self) -> String {
         let Self { unit, program, listen } = self;
         let found = match found("/".as_ref(), unit, program) {
@@ -43,7 +43,7 @@ impl Explain {
             UnitTrouble::Nothing => None,
         };
         let listeners = clients::listeners(*listen).unwrap_or_default();
-        // systemd's own, which waits with it for the server.
+        // The user 0 is systemd, which holds the socket until the server starts.
         let others: Vec<String> = listeners.into_iter().filter(|uid| *uid != 0).map(accounts::name_of).collect();
         let taken = (!others.is_empty()).then(|| format!("{listen} is taken by a program of {}", others.join(", ")));
         found.into_iter().chain(taken).collect::<Vec<_>>().join("; ")
@@ -53,7 +53,7 @@ impl Explain {
 fn found(root: &Path, unit: &str, program: &str) -> UnitTrouble {
     let at = |place: &str| root.join(place).join(unit);
     let there = |path: &PathBuf| fs::symlink_metadata(path).is_ok();
-    // A host without our units runs the server in its own way.
+    // A host without attachd's units runs the server in its own way.
     let Some(path) = PLACES.iter().map(|place| at(place)).find(there) else { return UnitTrouble::Nothing };
     if fs::read_link(&path).is_ok_and(|target| target == Path::new("/dev/null")) {
         return UnitTrouble::Masked;

@@ -1,4 +1,4 @@
-//! nbd-server, as the engine sees it.
+//! The nbd-server backend.
 
 use std::collections::BTreeSet;
 use std::io;
@@ -13,19 +13,19 @@ use crate::export::links::Links;
 use crate::folder::Folder;
 use crate::identity::VolumeId;
 
-/// nbd-server in one of its ways.
+/// nbd-server in one of its modes.
 pub struct NbdServer {
-    /// What is published.
+    /// The published links.
     pub links: Links,
-    /// What it is told of; they lead to the links.
+    /// The sections, which name the exports to the server and lead to the links.
     pub sections: Sections,
-    /// Its main file.
+    /// The server's main configuration file.
     pub main_file: PathBuf,
-    /// Whom it runs as.
+    /// The user that the server runs as.
     pub reader: ServerUser,
-    /// How it learns of changes.
+    /// How the server learns of changes.
     pub mode: Mode,
-    /// Where it is to listen.
+    /// The address at which the server should listen.
     pub listen: IpAddr,
 }
 
@@ -54,7 +54,7 @@ impl Backend for NbdServer {
 
     fn look(&self, volume: VolumeId) -> io::Result<Option<String>> {
         let target = self.links.look(volume)?;
-        // Without our section the server offers the name not at all, or by somebody else's.
+        // Without attachd's section the server does not offer the name, or offers it by somebody else's section.
         Ok(target.map(|target| if self.sections.is_there(volume).is_ok() { target } else { String::new() }))
     }
 
@@ -96,7 +96,7 @@ impl Backend for NbdServer {
             Err(refusal) => return refused(refusal.to_string()),
         };
         let mut remarks = Vec::new();
-        // One that is started for each connection has none of its own.
+        // In socket mode the server has no listening address of its own.
         if self.mode == Mode::Signal && self.listen.is_loopback() && !main.is_local() {
             let file = self.main_file.display();
             remarks.push(format!("{file}: other hosts reach the server: say listenaddr = {}", self.listen));
@@ -182,7 +182,7 @@ mod tests {
         assert!(server.publish(volume, LINK).is_err(), "never prepared");
     }
 
-    /// The server may know it still, or may know another of that name.
+    /// The server may still know the old section, or may know another section of that name.
     #[test]
     fn a_link_without_our_section_leads_nowhere_and_none_is_made_beside_somebody_elses() {
         let (_dir, server, volume) = server();

@@ -1,8 +1,9 @@
-//! Whether nbd-server would take its files. Asked before each signal: one bad file blocks every new export, some
-//! versions die of it, and none starts again with it.
+//! Checks whether nbd-server would accept its files. The check runs before each signal: one bad file blocks every new
+//! export, makes some versions die, and keeps every version from starting.
 //!
-//! What the server refuses is refused here, as `tests/nbd_server.rs` shows with the real one as the judge. Refused
-//! besides are what [`super::keyfile`] lists, and a section `generic` in an included file, which is always a mistake.
+//! What the server refuses is refused here too; `tests/nbd_server.rs` compares both with the real server. In addition
+//! this check refuses what [`super::keyfile`] lists, and a section `generic` in an included file, which is always a
+//! mistake.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -14,7 +15,7 @@ use std::path::{Path, PathBuf};
 use super::keyfile::{self, Bad, Group};
 use crate::place::{small_file, small_file_of_root};
 
-/// How large a file may be: thousands of sections fit.
+/// The size limit of a file; thousands of sections fit.
 const SIZE: u64 = 1 << 20;
 
 /// One export as a file describes it.
@@ -22,46 +23,46 @@ const SIZE: u64 = 1 << 20;
 pub struct Section {
     /// The export's name.
     pub name: String,
-    /// The line it begins at.
+    /// The line at which the section begins.
     pub line: usize,
-    /// What it serves.
+    /// The path that the section serves.
     pub exportname: String,
-    /// What is allowed and worth saying all the same.
+    /// Settings that the server accepts but that an operator should know of.
     pub remarks: Vec<SectionRemark>,
 }
 
-/// What the server takes, and an operator should know.
+/// A setting that the server accepts but that an operator should know of.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum SectionRemark {
-    /// No `flush`.
+    /// `flush` is missing.
     #[error("no `flush = true`: its clients cannot make their data durable")]
     NoFlush,
-    /// A blank at the path's end.
+    /// The path ends in a blank.
     #[error("exportname ends in a blank, which belongs to the path: it cannot be opened")]
     BlankAtEnd,
-    /// `%` in the path.
+    /// The path contains `%`.
     #[error("exportname has a %, for which the server puts in the client's address")]
     Percent,
-    /// `maxconnections`.
+    /// `maxconnections` is set.
     #[error("maxconnections counts all connections there ever were: the export ends when the number is reached")]
     MaxConnections,
 }
 
-/// The main file.
+/// The content of the main file.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Main {
-    /// The folder of further files.
+    /// The folder of included files.
     pub includedir: Option<String>,
-    /// Addresses to listen on; `None` means all.
+    /// The addresses to listen on; `None` means all.
     pub listenaddr: Option<String>,
-    /// `Some("0")` is the socket-activated way.
+    /// The port; `Some("0")` means socket activation.
     pub port: Option<String>,
-    /// Its own sections.
+    /// The sections in the main file itself.
     pub sections: Vec<Section>,
 }
 
 impl Main {
-    /// Whether the server listens on this host's own addresses only.
+    /// Returns whether the server listens only on loopback addresses.
     pub fn is_local(&self) -> bool {
         let is_local = |address: &str| {
             address == "localhost" || address.parse::<IpAddr>().is_ok_and(|address| address.is_loopback())
@@ -70,39 +71,39 @@ impl Main {
     }
 }
 
-/// A file that would stop the server from taking up new exports, and from starting.
+/// A file that would stop the server from starting and from reading new exports.
 #[derive(Debug, thiserror::Error)]
 pub enum BadFile {
-    /// The server would not understand it.
+    /// The server would not understand the file.
     #[error("{}, line {line}: {why}; correct the file or move it away", file.display())]
     Malformed {
         /// The file.
         file: PathBuf,
-        /// Counted from 1.
+        /// The line, counted from 1.
         line: usize,
-        /// In words.
+        /// The reason, in words.
         why: String,
     },
-    /// The server may not read it, or nobody can.
+    /// The file cannot be read by the server's user, or by anybody.
     #[error("{} cannot be read by the NBD server: {why}; chmod 0644, or move it away", path.display())]
     Unreadable {
-        /// A file or the folder.
+        /// The file or the folder.
         path: PathBuf,
-        /// In words.
+        /// The reason, in words.
         why: String,
     },
 }
 
-/// The user the NBD server runs as.
+/// The user that the NBD server runs as.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ServerUser {
-    /// User.
+    /// The user id.
     pub uid: u32,
-    /// Group.
+    /// The group id.
     pub gid: u32,
 }
 
-/// A folder all of whose files the server would take.
+/// A folder whose files the server would all accept.
 #[derive(Debug, Default)]
 pub struct CheckedFolder {
     /// The sections of each file.
@@ -110,8 +111,8 @@ pub struct CheckedFolder {
 }
 
 impl CheckedFolder {
-    /// Names that more than one file has. Which of them is served depends on the folder's order, on the kind of request,
-    /// and on what was there when the server started.
+    /// Returns the export names that more than one file has. Which file the server uses depends on the folder's
+    /// order, on the kind of request, and on what was there when the server started.
     pub fn twice(&self) -> BTreeMap<&str, Vec<&Path>> {
         let mut by_name: BTreeMap<&str, Vec<&Path>> = BTreeMap::new();
         for (file, sections) in &self.files {
@@ -124,13 +125,13 @@ impl CheckedFolder {
     }
 }
 
-/// Whether the server reads what is there: regular files whose names end in `.conf`, hidden ones included. It passes over
-/// folders and links.
+/// Returns whether the server reads this entry: a regular file whose name ends in `.conf`, hidden files included. The
+/// server skips folders and symlinks.
 pub(super) fn is_read(entry: &fs::DirEntry) -> bool {
     entry.file_name().as_encoded_bytes().ends_with(b".conf") && entry.file_type().is_ok_and(|kind| kind.is_file())
 }
 
-/// Checks every file that the server would read in this folder.
+/// Checks every file in this folder that the server would read.
 pub fn folder(path: &Path, server: ServerUser) -> Result<CheckedFolder, BadFile> {
     let unreadable = |path: &Path, why: io::Error| BadFile::Unreadable { path: path.to_owned(), why: why.to_string() };
     may(path, server, 0o5).map_err(|why| unreadable(path, why))?;
@@ -157,7 +158,7 @@ pub fn main_file(path: &Path, server: ServerUser) -> Result<Main, BadFile> {
     main(&bytes).map_err(|(line, why)| BadFile::Malformed { file: path.to_owned(), line, why })
 }
 
-/// Whether the server has these rights by the mode (access lists are not looked at).
+/// Checks that the file's mode gives the server these rights (access lists are not read).
 fn may(path: &Path, server: ServerUser, rights: u32) -> io::Result<()> {
     let meta = fs::metadata(path)?;
     let shift = match (meta.uid() == server.uid, meta.gid() == server.gid) {
@@ -171,12 +172,13 @@ fn may(path: &Path, server: ServerUser, rights: u32) -> io::Result<()> {
     Err(io::Error::other(format!("its mode is {:04o}, its owner {}:{}", meta.mode() & 0o7777, meta.uid(), meta.gid())))
 }
 
-/// The sections of an included file; or the line that the server would refuse, counted from 1, and why.
+/// Parses an included file and returns its sections. An error gives the line that the server would refuse, counted
+/// from 1, and the reason.
 pub fn sections(bytes: &[u8]) -> Result<Vec<Section>, (usize, String)> {
     keyfile::parse(bytes)?.iter().map(included).collect()
 }
 
-/// The same for the main file.
+/// Parses the main file, with the same errors as [`sections`].
 pub fn main(bytes: &[u8]) -> Result<Main, (usize, String)> {
     let groups = keyfile::parse(bytes)?;
     let Some((generic, exports)) = groups.split_first().filter(|(first, _)| first.name == "generic") else {
@@ -246,7 +248,7 @@ fn export(group: &Group) -> Result<Section, Bad> {
     Ok(Section { name: group.name.clone(), line: group.line, exportname, remarks })
 }
 
-/// A setting the server looks at, if it is there.
+/// Reads one setting; `None` if it is absent.
 fn read<T>(group: &Group, key: &str, how: impl Fn(&[u8]) -> Result<T, &'static str>) -> Result<Option<T>, Bad> {
     let Some((value, line)) = group.value(key) else { return Ok(None) };
     how(value).map(Some).map_err(|why| (line, format!("{key}: {why}")))

@@ -1,11 +1,11 @@
-//! GLib's key files, as strictly as GLib reads them: the format of nbd-server's configuration.
+//! A parser for GLib's key files, the format of nbd-server's configuration. It is as strict as GLib.
 //!
-//! Written for this because it must refuse what GLib refuses: crates for `.ini` files are looser (they take `;` comments,
-//! keys without values, quotes, any escape), and linking GLib for one function would be a large C library in a daemon.
-//! Stricter than GLib in bytes nobody writes on purpose: a NUL byte, a section's line or a key that is not UTF-8, and a
-//! key with a language (`key[de]`).
+//! attachd has its own parser because the parser must refuse what GLib refuses. Crates for `.ini` files are looser:
+//! they accept `;` comments, keys without values, quotes and any escape. GLib itself would be a large C library in
+//! the daemon for one function. This parser is stricter than GLib for bytes that nobody writes on purpose: a NUL
+//! byte, a section line or a key that is not UTF-8, and a key with a language (`key[de]`).
 
-/// A group: its name, where it begins, its entries.
+/// A group (section): its name, its first line, its entries.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Group {
     pub(super) name: String,
@@ -20,18 +20,18 @@ struct Entry {
     line: usize,
 }
 
-/// A line that is not taken, counted from 1, and why.
+/// The number of a refused line, counted from 1, and the reason.
 pub(super) type Bad = (usize, String);
 
 impl Group {
-    /// The value of a key and its line: the last one counts.
+    /// Returns a key's value and its line. If a key is there twice, the last one counts.
     pub(super) fn value(&self, key: &str) -> Option<(&[u8], usize)> {
         let entry = self.entries.iter().rev().find(|entry| entry.key == key)?;
         Some((&entry.value, entry.line))
     }
 }
 
-/// The groups of a file, in the order of their first appearance; a name that comes twice is one group.
+/// Parses a file into groups, in the order of their first appearance. A name that appears twice makes one group.
 pub(super) fn parse(bytes: &[u8]) -> Result<Vec<Group>, Bad> {
     let mut groups: Vec<Group> = Vec::new();
     let mut current = None;
@@ -40,7 +40,7 @@ pub(super) fn parse(bytes: &[u8]) -> Result<Vec<Group>, Bad> {
         if line.contains(&0) {
             return bad("there is a NUL byte in it");
         }
-        // GLib takes a carriage return from a line that ends; the last one of a file may not.
+        // GLib removes a carriage return only before a line feed; at the end of the file it is an error.
         let line = match line.strip_suffix(b"\n") {
             Some(line) => line.strip_suffix(b"\r").unwrap_or(line),
             None => line,
@@ -105,7 +105,7 @@ fn key_and_value(line: &[u8]) -> Result<(String, &[u8]), &'static str> {
     Ok((key.to_owned(), line[equals + 1..].trim_ascii_start()))
 }
 
-/// A value as text. Blanks at its end belong to it.
+/// Parses a value as a string. Trailing blanks belong to the value.
 pub(super) fn string(value: &[u8]) -> Result<String, &'static str> {
     let text = str::from_utf8(value).map_err(|_| "the value is not UTF-8")?;
     let mut plain = String::with_capacity(text.len());
@@ -126,7 +126,7 @@ pub(super) fn string(value: &[u8]) -> Result<String, &'static str> {
     Ok(plain)
 }
 
-/// A value as yes or no.
+/// Parses a value as a boolean.
 pub(super) fn boolean(value: &[u8]) -> Result<bool, &'static str> {
     match value.trim_ascii_end() {
         b"true" | b"1" => Ok(true),
@@ -135,12 +135,12 @@ pub(super) fn boolean(value: &[u8]) -> Result<bool, &'static str> {
     }
 }
 
-/// A value as a number that fits into 32 bits. What follows a blank is not looked at.
+/// Parses a value as a number of 32 bits. Text after a blank is ignored.
 pub(super) fn integer(value: &[u8]) -> Result<i32, &'static str> {
     number(after_blanks(value).split(u8::is_ascii_whitespace).next().unwrap_or_default())
 }
 
-/// A value as a number, with nothing after it.
+/// Parses a value as a number with no text after it.
 pub(super) fn long(value: &[u8]) -> Result<i64, &'static str> {
     number(after_blanks(value))
 }
@@ -149,7 +149,7 @@ fn number<T: std::str::FromStr>(digits: &[u8]) -> Result<T, &'static str> {
     str::from_utf8(digits).ok().and_then(|text| text.parse().ok()).ok_or("the value is not a number, or too large")
 }
 
-/// For C's functions a vertical tab is a blank, too.
+/// Skips blanks as C does: a vertical tab is a blank too.
 fn after_blanks(value: &[u8]) -> &[u8] {
     let start = value.iter().position(|byte| !byte.is_ascii_whitespace() && *byte != 0x0b);
     &value[start.unwrap_or(value.len())..]

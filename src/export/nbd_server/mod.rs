@@ -1,13 +1,13 @@
-//! nbd-server as the NBD server: the files it reads, and what it would make of them. It is Debian's and others' package
-//! and comes in versions with very different manners ([`version`]).
+//! nbd-server as the NBD server: the files that it reads, and a check of them. Distributions package several versions
+//! of it, which behave very differently ([`version`]).
 //!
-//! It is told about exports by files, one section each, which it reads at a signal (or, socket-activated, at each
-//! connection). It never forgets a section it has once read, and never reads a known one again. So a section says nothing
-//! that could change ([`sections`]): it leads to the volume's place in the folder of links, which the server looks at for
-//! each new client. No link, no export, whatever the server remembers.
+//! nbd-server learns of exports from files with one section each. It reads the files at a signal or, in socket mode,
+//! at each connection. It never forgets a section that it has read and never reads a known section again. So a
+//! section contains nothing that could change ([`sections`]): it leads to the volume's path in the folder of links,
+//! which the server opens for each new client. Without a link there is no export, whatever the server remembers.
 //!
-//! One file that it cannot read blocks every new export, ends some versions, and keeps all from starting: hence
-//! [`check`] before each signal.
+//! One unreadable file blocks every new export, ends some versions, and keeps every version from starting. So
+//! [`check`] runs before each signal.
 
 pub mod backend;
 pub mod check;

@@ -1,6 +1,7 @@
-//! The folder of sections: one file for each volume that is wanted. A section says under which name the server offers
-//! which path, and the path is the volume's place in the folder of links, the same from the intent to the withdrawal. So a
-//! section can be written before there is a disk, and publishes nothing: that is what the link does.
+//! The folder of sections, with one file for each volume that is wanted. A section tells the server a name and the
+//! path to serve under this name. The path is the volume's link, and it stays the same from the intent to the
+//! withdrawal. So attachd can write a section before the disk is there. A section alone publishes nothing: only the
+//! link does.
 
 use std::collections::BTreeSet;
 use std::fs::{self, File, Permissions};
@@ -21,16 +22,16 @@ use crate::folder::Folder;
 use crate::identity::VolumeId;
 use crate::place::small_file;
 
-/// The first line of every file that attachd writes; a file without it is somebody else's.
+/// The first line of every file that attachd writes. A file without this line is somebody else's.
 const MARK: &str = "# Written by attachd, and written again as it needs: leave it alone.\n";
 
-/// What the names of files end in that the server reads.
+/// The suffix of the file names that the server reads.
 const READ: &str = ".conf";
 
-/// More than a section of attachd's can be, in whatever words.
+/// A size limit that every section of attachd's is below.
 const SIZE: u64 = 4096;
 
-/// The folder, and where its sections lead.
+/// The folder of sections, and the links that the sections lead to.
 #[derive(Debug, Clone)]
 pub struct Sections {
     folder: Folder,
@@ -38,20 +39,21 @@ pub struct Sections {
 }
 
 impl Sections {
-    /// The folder at this path, with sections that lead to these links.
+    /// Uses the folder at this path, with sections that lead to these links.
     pub fn new(folder: PathBuf, links: Links) -> Self {
         Self { folder: Folder::new(folder), links }
     }
 
-    /// The folder.
+    /// Returns the folder itself.
     pub fn folder(&self) -> &Folder {
         &self.folder
     }
 
-    /// Writes the volume's section, if it is not there as it must be. Says whether the server must be told. May take long.
+    /// Writes the volume's section unless it is already there and correct. Returns whether the server must be
+    /// signalled. May block for long.
     ///
-    /// A file of this name that leads elsewhere is left alone, an error of the kind `AlreadyExists`: a server that has
-    /// read it would go on serving what it leads to, whatever is written in its place.
+    /// A file of this name that leads elsewhere is left alone: the result is an error of kind `AlreadyExists`. A
+    /// server that has read such a file would go on serving its path, even after attachd replaced the file.
     pub fn write(&self, volume: VolumeId) -> io::Result<bool> {
         let folder = self.folder.open()?;
         let (place, text) = (self.place(volume), self.text(volume));
@@ -69,7 +71,7 @@ impl Sections {
         Ok(true)
     }
 
-    /// The volume's section is there, and leads to its link.
+    /// Checks that the volume's section is there and leads to its link.
     pub fn is_there(&self, volume: VolumeId) -> io::Result<()> {
         self.folder.open()?;
         let place = self.place(volume);
@@ -85,7 +87,8 @@ impl Sections {
         }
     }
 
-    /// Takes the volume's section away, unless somebody else has written it. A server that has read it knows it on.
+    /// Removes the volume's section, unless somebody else wrote the file. A server that has read the section still
+    /// knows it.
     pub fn remove(&self, volume: VolumeId) -> io::Result<()> {
         let folder = match self.folder.open() {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
@@ -102,7 +105,7 @@ impl Sections {
         }
     }
 
-    /// What is prepared for the known volumes, and what else the server reads; where there is no folder, nothing.
+    /// Lists the sections of known volumes and every other file that the server reads; empty if there is no folder.
     pub fn list(&self, known: &BTreeSet<VolumeId>) -> io::Result<Contents> {
         let mut listed =
             Contents { unusable: self.folder.open().err().map(|why| why.to_string()), ..Contents::default() };
@@ -133,10 +136,10 @@ impl Sections {
         self.folder.path().join(name(volume))
     }
 
-    /// The whole file.
+    /// Returns the whole content of a section.
     ///
-    /// Without `flush` and `fua` no client could make its data durable. The rest is what the predecessor wrote, and the
-    /// server's defaults: said, because nobody should have to look them up.
+    /// Without `flush` and `fua` no client could make its data durable. The other lines are what the predecessor
+    /// wrote, and the server's defaults; they are written out so that nobody has to look them up.
     fn text(&self, volume: VolumeId) -> String {
         format!(
             "{MARK}[{}]\nexportname = {}\nreadonly = false\nmultifile = false\ncopyonwrite = false\n\
@@ -146,7 +149,8 @@ impl Sections {
         )
     }
 
-    /// Whether attachd has written this, if in other words perhaps, and it leads to the volume's link.
+    /// Returns whether attachd wrote this file, possibly another version of attachd, and whether it leads to the
+    /// volume's link.
     fn is_ours(&self, volume: VolumeId, bytes: &[u8]) -> bool {
         let sections = check::sections(bytes).unwrap_or_default();
         let leads_there = |section: &check::Section| {
@@ -156,21 +160,21 @@ impl Sections {
     }
 }
 
-/// What is known of a file that is not attachd's.
+/// Describes why a file was not read.
 fn unlike(read: io::Result<Vec<u8>>) -> String {
     read.err().map_or_else(String::new, |error| format!(" ({error})"))
 }
 
-/// The volume's file.
+/// Returns the file name of the volume's section.
 fn name(volume: VolumeId) -> String {
     volume.export_name() + READ
 }
 
-/// Half a file would keep the server from starting: written under a name that it does not read, synced, renamed. Readable
-/// by the server, which is another user, whatever the mask is.
+/// Writes a file under a name that the server does not read, syncs it, and renames it, because half a file would keep
+/// the server from starting. The file is readable by the server, which is another user, whatever the umask is.
 fn write_whole(folder: &Arc<OwnedFd>, name: &str, text: &str) -> io::Result<()> {
     let staged = format!(".{name}.tmp");
-    // Left by a crash, or put there to be written through.
+    // The staging file may be left from a crash, or be a trap (a symlink) that somebody else made.
     let _ = rustix::fs::unlinkat(&**folder, &*staged, AtFlags::empty());
     let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let file = File::from(rustix::fs::openat(&**folder, &*staged, flags, Mode::from_raw_mode(0o600))?);
@@ -263,7 +267,7 @@ fua = true
         let (place, ours) = (sections.place(volume), sections.text(volume));
         let link = sections.links.place(volume);
         let theirs = [
-            // The predecessor's.
+            // A section as the predecessor wrote it.
             format!("[{0}]\nexportname = {1}\n", volume.export_name(), link.display()),
             ours.replace(link.to_str().unwrap(), "/dev/vdb"),
             format!("{ours}[another]\nexportname = /dev/null\n"),
@@ -289,7 +293,7 @@ fua = true
         let old = sections.text(volume).replace("fua = true\n", "");
         fs::write(sections.place(volume), &old).unwrap();
         let staged = sections.folder.path().join(format!(".{}.tmp", name(volume)));
-        // A folder of that name stays in the way.
+        // A folder with the staging file's name makes the write fail.
         fs::create_dir(&staged).unwrap();
         assert!(sections.write(volume).is_err());
         assert_eq!(fs::read_to_string(sections.place(volume)).unwrap(), old);

@@ -1,47 +1,48 @@
-//! Which nbd-server this is, and what it may be asked to do. Pure.
+//! Which nbd-server version is installed, and whether it survives SIGHUP. Pure.
 
 use std::fmt;
 use std::str::FromStr;
 
-/// An upstream version. A missing last number is 0.
+/// An upstream version. A missing last number counts as 0.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Version(pub u32, pub u32, pub u32);
 
-/// What is known of the nbd-server on this host.
+/// The nbd-server that is installed on this host.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Installed {
-    /// Upstream's version.
+    /// The upstream version.
     pub version: Version,
-    /// The package's revision (`6.1` of `1:3.26.1-6.1`), when it is a package's.
+    /// The Debian revision (`6.1` of `1:3.26.1-6.1`), if it comes from a package.
     pub revision: Option<String>,
 }
 
-/// What SIGHUP does to it.
+/// How the server reacts to SIGHUP.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Signal {
-    /// It takes up new exports, whatever else is in its folder.
+    /// It reads new exports, even if another file in its folder is bad.
     Allowed,
-    /// It takes up new exports while it can read every file, and dies when it cannot.
+    /// It reads new exports if it can read every file, and dies otherwise.
     WhileFilesAreValid,
-    /// It dies of it.
+    /// It dies.
     Refused,
 }
 
 impl Installed {
-    /// From what `nbd-server -V` writes: `This is nbd-server version 3.26.1`.
+    /// Parses the output of `nbd-server -V`: `This is nbd-server version 3.26.1`.
     pub fn from_output(output: &str) -> Option<Self> {
         let (_, version) = output.trim().rsplit_once(' ')?;
         Some(Self { version: version.parse().ok()?, revision: None })
     }
 
-    /// From a Debian or Ubuntu package's version, `1:3.26.1-6.1`.
+    /// Parses the version of a Debian or Ubuntu package: `1:3.26.1-6.1`.
     pub fn from_package(version: &str) -> Option<Self> {
         let version = version.split_once(':').map_or(version, |(_epoch, rest)| rest);
         let (upstream, revision) = version.rsplit_once('-')?;
         Some(Self { version: upstream.parse().ok()?, revision: Some(revision.to_owned()) })
     }
 
-    /// From the text of `/var/lib/dpkg/status`, so that no program has to be run. `None`: no such package installed.
+    /// Parses the text of `/var/lib/dpkg/status`, so that no program has to be run. `None`: the package is not
+    /// installed.
     pub fn from_dpkg_status(status: &str) -> Option<Self> {
         let package = status.split("\n\n").find(|package| package.lines().any(|line| line == "Package: nbd-server"))?;
         let field = |name| package.lines().find_map(|line| line.strip_prefix(name));
@@ -49,12 +50,12 @@ impl Installed {
         Self::from_package(field("Version: ")?)
     }
 
-    /// Whether it may be signalled. The socket-activated way needs no signal and is open to every version.
+    /// Returns how this version reacts to SIGHUP. Socket mode needs no signal and works with every version.
     pub fn signal(&self) -> Signal {
         match self.version {
-            // 3.20 counts references in memory that is not its own; repaired in 3.25.
+            // Versions from 3.20 write reference counts into memory that they do not own; fixed in 3.25.
             version if version < Version(3, 25, 0) => Signal::Refused,
-            // 3.26 frees what it could not parse twice; repaired by Debian in 3.26.1-2, upstream in 3.27.
+            // Version 3.26 frees an unparsable file's data twice; fixed by Debian in 3.26.1-2, upstream in 3.27.
             Version(3, 26, _) if !self.is_repaired() => Signal::WhileFilesAreValid,
             _ => Signal::Allowed,
         }
@@ -66,7 +67,7 @@ impl Installed {
         self.version == Version(3, 26, 1) && revision[..digits].parse().is_ok_and(|revision: u32| revision >= 2)
     }
 
-    /// Why it is not signalled, and the way out; `None` when nothing is to be said.
+    /// Explains why this version is not signalled, and the alternative; `None` if there is nothing to say.
     pub fn advice(&self) -> Option<String> {
         match self.signal() {
             Signal::Allowed => None,

@@ -1,4 +1,4 @@
-//! In which of its two ways nbd-server is used. Pure.
+//! Chooses the mode in which nbd-server is used. Pure.
 
 use std::fmt;
 
@@ -7,14 +7,14 @@ use super::version::{Installed, Signal};
 /// How nbd-server learns of a change.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Mode {
-    /// One server reads its files again at SIGHUP.
+    /// One server process reads its files again at SIGHUP.
     Signal,
-    /// systemd starts one for each connection, and each reads the files.
+    /// systemd starts one server for each connection, and each server reads the files.
     Socket,
 }
 
 impl Mode {
-    /// As it is written in the configuration.
+    /// Returns the name of this mode in the configuration.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Signal => "signal",
@@ -29,22 +29,22 @@ impl fmt::Display for Mode {
     }
 }
 
-/// The way that is gone, and why.
+/// The chosen mode, and the reason.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Way {
-    /// Which.
+    /// The mode.
     pub mode: Mode,
-    /// Why this one.
+    /// Why this mode was chosen.
     pub because: String,
-    /// What an operator should know about it all the same.
+    /// A remark for the operator about this mode, if any.
     pub advice: Option<String>,
 }
 
-/// Chooses. `wanted`: by the configuration, `None` for `auto`; `installed`: which nbd-server this host has, `None` when
-/// that is not known; `held`: systemd holds the port for the socket-activated way.
+/// Chooses the mode. `wanted` is the configuration's, `None` for `auto`. `installed` is this host's nbd-server,
+/// `None` if unknown. `held` is whether systemd holds the port for socket mode.
 ///
 /// # Errors
-/// In words, with the way out, when what is wanted would not work.
+/// If the wanted mode would not work, the error says why and what to do instead.
 pub fn choose(wanted: Option<Mode>, installed: Option<&Installed>, held: bool) -> Result<Way, String> {
     let advice = || installed.and_then(Installed::advice);
     let way = |mode, because: String, advice| Ok(Way { mode, because, advice });
