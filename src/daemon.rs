@@ -27,11 +27,11 @@ use crate::export::backend::{Backend, Contents, Which};
 use crate::export::links::Links;
 use crate::export::nbd_server::backend::NbdServer;
 use crate::export::nbd_server::check::ServerUser;
+use crate::export::nbd_server::mode::Mode;
 use crate::export::nbd_server::sections::Sections;
-use crate::export::nbd_server::way::Mode;
 use crate::export::nbdkit::Nbdkit;
 use crate::export::probe::Endpoint;
-use crate::export::server::{ServerWatch, Sign};
+use crate::export::server::{ServerFile, ServerWatch};
 use crate::export::tls::Tls;
 use crate::export::unit::Explain;
 use crate::folder_watch::FolderWatch;
@@ -88,8 +88,8 @@ async fn serve(settings: Settings, config: &Path) -> anyhow::Result<()> {
     let projection = projection::start(&store, settings.export.listen.port());
     let claims = Claims::new(settings.store.claims.clone());
     let restored = restored_claims(&claims, &records).await;
-    let sign = sign(&settings.export.server);
-    let watch_server = ServerWatch::new(settings.export.pid_file.clone(), sign)?.explaining(Explain {
+    let server_file = server_file(&settings.export.server);
+    let watch_server = ServerWatch::new(settings.export.pid_file.clone(), server_file)?.explaining(Explain {
         unit: settings.export.server.unit(),
         program: settings.export.server.name(),
         listen: settings.export.listen,
@@ -101,7 +101,7 @@ async fn serve(settings: Settings, config: &Path) -> anyhow::Result<()> {
     blocking(move || close_others(&others)).await.context("cannot look for other exports")?;
     let stats = monitor.stats();
     let server = Endpoint::new(settings.export.listen, tls.clone());
-    let server = if sign == Sign::Marker { server.started_for_each() } else { server };
+    let server = if server_file == ServerFile::Marker { server.started_for_each() } else { server };
     let backend = backend(&settings, ground.nbd_gid)?;
     let inputs = Inputs::default();
     let tools = Tools {
@@ -168,10 +168,10 @@ async fn serve(settings: Settings, config: &Path) -> anyhow::Result<()> {
 
 /// The NBD server's side, as configured.
 fn backend(settings: &Settings, nbd_gid: u32) -> anyhow::Result<Arc<dyn Backend>> {
-    let ServerSettings::NbdServer { way, main_file } = &settings.export.server else {
+    let ServerSettings::NbdServer { chosen, main_file } = &settings.export.server else {
         return Ok(Arc::new(Nbdkit(Links::new(settings.export.folder.clone()))));
     };
-    tracing::info!(mode = %way.mode, "nbd-server serves: {}", way.because);
+    tracing::info!(mode = %chosen.mode, "nbd-server serves: {}", chosen.because);
     let uid =
         id_of("/etc/passwd", &settings.device.nbd_group).context("whether nbd-server can read its files is unknown")?;
     let links = Links::new(config::LINKS_FOLDER.into());
@@ -180,7 +180,7 @@ fn backend(settings: &Settings, nbd_gid: u32) -> anyhow::Result<Arc<dyn Backend>
         links,
         main_file: main_file.clone(),
         reader: ServerUser { uid, gid: nbd_gid },
-        mode: way.mode,
+        mode: chosen.mode,
         listen: settings.export.listen.ip(),
     }))
 }
@@ -219,10 +219,10 @@ fn close(list: impl Fn() -> std::io::Result<Contents>, remove: impl Fn(VolumeId)
     }
 }
 
-fn sign(server: &ServerSettings) -> Sign {
+fn server_file(server: &ServerSettings) -> ServerFile {
     match server {
-        ServerSettings::NbdServer { way, .. } if way.mode == Mode::Socket => Sign::Marker,
-        _ => Sign::Process(server.name()),
+        ServerSettings::NbdServer { chosen, .. } if chosen.mode == Mode::Socket => ServerFile::Marker,
+        _ => ServerFile::Pid(server.name()),
     }
 }
 

@@ -519,7 +519,7 @@ fn a_folder_is_refused_for_its_one_bad_or_unreadable_file_and_two_of_one_name_ar
     fs::create_dir(dir.path().join("folder.conf")).unwrap();
     std::os::unix::fs::symlink("/nowhere", dir.path().join("link.conf")).unwrap();
     let checked = check::folder(dir.path(), server).unwrap();
-    assert_eq!((checked.files.len(), checked.twice()["good"].len()), (2, 2));
+    assert_eq!((checked.files.len(), checked.duplicate_names()["good"].len()), (2, 2));
     write("b.conf", "[b]\nexportname = /a\n; x\n");
     let refused = check::folder(dir.path(), server).unwrap_err().to_string();
     assert!(refused.contains("b.conf, line 3: comments begin with #"), "{refused}");

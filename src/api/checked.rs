@@ -16,7 +16,7 @@ use super::pages;
 use crate::config::ServerSettings;
 use crate::engine::Stopping;
 use crate::engine::world::{Volume, World};
-use crate::export::nbd_server::way::Mode;
+use crate::export::nbd_server::mode::Mode;
 use crate::export::probe::{self, Endpoint, ProbeError};
 use crate::identity::VolumeId;
 use crate::volume::State;
@@ -138,7 +138,7 @@ async fn look(context: &Context) -> Result<Vec<CheckedExport>, Stopping> {
     }
     let clear = match &context.in_use().settings.export.server {
         ServerSettings::Nbdkit => "remove it from the folder of exports",
-        ServerSettings::NbdServer { way, .. } if way.mode == Mode::Signal => {
+        ServerSettings::NbdServer { chosen, .. } if chosen.mode == Mode::Signal => {
             "systemctl restart attachd-nbd-server (connected clients stay)"
         }
         ServerSettings::NbdServer { .. } => "remove its file from the server's folder",

@@ -391,22 +391,22 @@ fn remarks(files: Check, in_use: &InUse) -> Vec<Remark> {
             format!("the configuration has changes that take a restart of attachd (exports stay served): {keys}");
         remarks.push(Remark { code: Code::RestartNeeded.into(), message });
     }
-    let ServerSettings::NbdServer { way, .. } = &in_use.settings.export.server else { return remarks };
+    let ServerSettings::NbdServer { chosen, .. } = &in_use.settings.export.server else { return remarks };
     remarks.push(Remark {
         code: Code::WriteZeroes.into(),
         message: "nbd-server zeroes only the first 64 MiB of a larger request to write zeroes and reports success \
                   (nbdcopy sends such requests): do not use its exports as nbdcopy's destination unless the disk is blank"
             .to_owned(),
     });
-    remarks.extend(way.advice.clone().map(|message| Remark { code: Code::ServerVersion.into(), message }));
+    remarks.extend(chosen.advice.clone().map(|message| Remark { code: Code::ServerVersion.into(), message }));
     remarks.extend(files.remarks.into_iter().map(|message| Remark { code: Code::ServerFiles.into(), message }));
     remarks
 }
 
 fn backend(server: Option<Server>, settings: &Settings) -> BackendHealth {
-    let way = match &settings.export.server {
+    let chosen = match &settings.export.server {
         ServerSettings::Nbdkit => None,
-        ServerSettings::NbdServer { way, .. } => Some(way),
+        ServerSettings::NbdServer { chosen, .. } => Some(chosen),
     };
     let (state, pid, why) = match server {
         None => (BackendState::Unknown, None, None),
@@ -416,8 +416,8 @@ fn backend(server: Option<Server>, settings: &Settings) -> BackendHealth {
     };
     BackendHealth {
         name: settings.export.server.name().into(),
-        mode: way.map(|way| way.mode.into()),
-        because: way.map(|way| way.because.clone()),
+        mode: chosen.map(|chosen| chosen.mode.into()),
+        because: chosen.map(|chosen| chosen.because.clone()),
         state,
         pid,
         why,

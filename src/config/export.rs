@@ -10,8 +10,8 @@ use toml::de::DeValue;
 use super::changes::Changes;
 use super::places::daemons_user;
 use super::text::{Setting, TomlSection, text_of};
+use crate::export::nbd_server::mode::{self, ChosenMode, Mode};
 use crate::export::nbd_server::version::Installed;
-use crate::export::nbd_server::way::{self, Mode, Way};
 use crate::export::tls::{Tls, TlsFiles, TlsKey, TlsSettings};
 
 /// The links; with nbdkit, unless another place is named.
@@ -31,7 +31,7 @@ pub enum ServerSettings {
     /// nbd-server.
     NbdServer {
         /// `[export] mode` and what is known of this host have decided this.
-        way: Way,
+        chosen: ChosenMode,
         /// `[export] main_file`: its configuration.
         main_file: PathBuf,
     },
@@ -52,7 +52,7 @@ impl ServerSettings {
     pub fn mode(&self) -> Option<Mode> {
         match self {
             Self::Nbdkit => None,
-            Self::NbdServer { way, .. } => Some(way.mode),
+            Self::NbdServer { chosen, .. } => Some(chosen.mode),
         }
     }
 
@@ -68,7 +68,7 @@ impl ServerSettings {
     pub fn unit(&self) -> &'static str {
         match self {
             Self::Nbdkit => "attachd-nbdkit.service",
-            Self::NbdServer { way, .. } if way.mode == Mode::Signal => "attachd-nbd-server.service",
+            Self::NbdServer { chosen, .. } if chosen.mode == Mode::Signal => "attachd-nbd-server.service",
             Self::NbdServer { .. } => "attachd-nbd-server.socket",
         }
     }
@@ -166,18 +166,18 @@ impl ExportSettings {
             WantedMode::Is(mode) => Some(mode),
         };
         let host = host();
-        let way = match way::choose(wanted, version.or(host.nbd_server).as_ref(), host.held) {
-            Ok(way) => way,
+        let chosen = match mode::choose(wanted, version.or(host.nbd_server).as_ref(), host.held) {
+            Ok(chosen) => chosen,
             Err(why) => return export.complain(at, &why),
         };
-        let (pid_file, shipped) = match way.mode {
+        let (pid_file, shipped) = match chosen.mode {
             Mode::Signal => ("/run/attachd-nbd-server/nbd-server.pid", "/etc/attachd/nbd-server/signal.conf"),
             Mode::Socket => (SOCKET_HELD, "/etc/attachd/nbd-server/socket.conf"),
         };
         self.folder = SECTIONS_FOLDER.into();
         self.pid_file = pid_file.into();
         let main_file = if main.is_some() { main_file } else { shipped.into() };
-        self.server = ServerSettings::NbdServer { way, main_file };
+        self.server = ServerSettings::NbdServer { chosen, main_file };
     }
 
     /// Why the files of TLS cannot be used, and the key that names the first of them.
@@ -350,22 +350,22 @@ mod tests {
     #[test]
     fn nbd_servers_way_follows_from_its_version_unless_one_is_named() {
         let host = |version: &str, held| HostFacts { nbd_server: Installed::from_package(version), held };
-        let way = |text: &str, host: HostFacts| {
+        let mode_of = |text: &str, host: HostFacts| {
             let settings = parse(&format!("[export]\nbackend = \"nbd-server\"\n{text}"), || host)?;
-            let ServerSettings::NbdServer { way, main_file } = settings.export.server else { panic!("nbdkit") };
+            let ServerSettings::NbdServer { chosen, main_file } = settings.export.server else { panic!("nbdkit") };
             assert_eq!(settings.export.folder, PathBuf::from("/run/attachd/nbd-server.d"));
-            Ok::<_, Vec<Problem>>((way.mode, main_file, settings.export.pid_file))
+            Ok::<_, Vec<Problem>>((chosen.mode, main_file, settings.export.pid_file))
         };
-        let (mode, main_file, pid_file) = way("", host("1:3.26.1-6", false)).unwrap();
+        let (mode, main_file, pid_file) = mode_of("", host("1:3.26.1-6", false)).unwrap();
         assert_eq!(mode, Mode::Signal);
         assert!(main_file.ends_with("signal.conf") && pid_file.ends_with("nbd-server.pid"));
-        let (mode, main_file, _) = way("", host("1:3.24-1.1", false)).unwrap();
+        let (mode, main_file, _) = mode_of("", host("1:3.24-1.1", false)).unwrap();
         assert_eq!(mode, Mode::Socket);
         assert!(main_file.ends_with("socket.conf"));
-        let refused = way("mode = \"signal\"", host("1:3.24-1.1", false)).unwrap_err();
+        let refused = mode_of("mode = \"signal\"", host("1:3.24-1.1", false)).unwrap_err();
         assert_eq!((refused[0].place, refused.len()), (Some((3, 8)), 1), "{refused:?}");
         let own = "mode = \"signal\"\nnbd_server_version = \"3.27.1\"\nmain_file = \"/etc/nbd-server/config\"";
-        assert_eq!(way(own, HostFacts::default()).unwrap().1, PathBuf::from("/etc/nbd-server/config"));
+        assert_eq!(mode_of(own, HostFacts::default()).unwrap().1, PathBuf::from("/etc/nbd-server/config"));
         assert!(problems("[export]\nmode = \"signal\"")[0].contains("goes with backend"));
         assert!(
             problems("[export]\nbackend = \"nbd-server\"\nnbd_server_version = \"x\"")[0].contains("takes a version")

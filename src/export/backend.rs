@@ -53,7 +53,7 @@ pub enum Which {
 }
 
 /// The highest number of exports of unknown volumes that one listing names.
-pub const STRAYS: usize = 1000;
+pub const MAX_STRAYS: usize = 1000;
 
 /// The result of a listing: what is published and prepared.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -63,7 +63,7 @@ pub struct Contents {
     pub links: BTreeMap<VolumeId, String>,
     /// Known volumes that have a preparation, published or not.
     pub prepared: BTreeSet<VolumeId>,
-    /// Other volumes that are published or prepared, at most [`STRAYS`].
+    /// Other volumes that are published or prepared, at most [`MAX_STRAYS`].
     pub strays: BTreeSet<VolumeId>,
     /// Whether there are more strays than the listing names.
     pub more_strays: bool,

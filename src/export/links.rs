@@ -16,7 +16,7 @@ use std::sync::Arc;
 use rustix::fs::{AtFlags, Dir, FileType};
 use rustix::io::Errno;
 
-use super::backend::{Contents, STRAYS};
+use super::backend::{Contents, MAX_STRAYS};
 use crate::effect;
 use crate::folder::Folder;
 use crate::identity::VolumeId;
@@ -126,7 +126,7 @@ impl Links {
                 Some(volume) if known.contains(&volume) => {
                     contents.links.extend(target_of(&*folder, &volume.export_name())?.map(|target| (volume, target)));
                 }
-                Some(volume) if contents.strays.len() < STRAYS => drop(contents.strays.insert(volume)),
+                Some(volume) if contents.strays.len() < MAX_STRAYS => drop(contents.strays.insert(volume)),
                 Some(_) => contents.more_strays = true,
                 None => contents.foreign.add(name.to_string_lossy().into_owned()),
             }
@@ -257,7 +257,7 @@ mod tests {
         }
         let contents = list(&links);
         assert_eq!((contents.foreign.count(), contents.foreign.first().count()), (3000, 10));
-        assert_eq!((contents.strays.len(), contents.more_strays), (STRAYS, true));
+        assert_eq!((contents.strays.len(), contents.more_strays), (MAX_STRAYS, true));
         assert_eq!(contents.links.len(), 1);
     }
 }

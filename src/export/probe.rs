@@ -118,8 +118,8 @@ pub struct Endpoint {
     /// The server's address.
     pub address: SocketAddr,
     tls: Tls,
-    patience: Duration,
-    turns: Arc<Semaphore>,
+    time_limit: Duration,
+    permits: Arc<Semaphore>,
 }
 
 impl Greeted {
@@ -132,17 +132,17 @@ impl Greeted {
 impl Endpoint {
     /// An endpoint of a server that runs all the time.
     pub fn new(address: SocketAddr, tls: Tls) -> Self {
-        Self { address, tls, patience: HANDSHAKE_LIMIT, turns: Arc::new(Semaphore::new(budget::HANDSHAKES)) }
+        Self { address, tls, time_limit: HANDSHAKE_LIMIT, permits: Arc::new(Semaphore::new(budget::HANDSHAKES)) }
     }
 
     /// Returns an endpoint for checks, with permits of its own, so that checks do not delay the handshakes of
     /// volumes. A server that is started for each connection keeps its permits, because it cannot take more.
     #[must_use]
     pub fn for_checks(&self) -> Self {
-        if self.patience == HANDSHAKE_LIMIT_WITH_A_START {
+        if self.time_limit == HANDSHAKE_LIMIT_WITH_A_START {
             return self.clone();
         }
-        Self { turns: Arc::new(Semaphore::new(budget::CHECKS)), ..self.clone() }
+        Self { permits: Arc::new(Semaphore::new(budget::CHECKS)), ..self.clone() }
     }
 
     /// Returns why changed TLS files cannot be used, if so.
@@ -154,27 +154,27 @@ impl Endpoint {
     /// permits.
     #[must_use]
     pub fn started_for_each(self) -> Self {
-        Self { patience: HANDSHAKE_LIMIT_WITH_A_START, turns: Arc::new(Semaphore::new(STARTS_AT_ONCE)), ..self }
+        Self { time_limit: HANDSHAKE_LIMIT_WITH_A_START, permits: Arc::new(Semaphore::new(STARTS_AT_ONCE)), ..self }
     }
 
     /// Returns whether each connection starts a server.
     pub fn is_started_for_each(&self) -> bool {
-        self.patience == HANDSHAKE_LIMIT_WITH_A_START
+        self.time_limit == HANDSHAKE_LIMIT_WITH_A_START
     }
 
     /// Waits for a permit, without a time limit.
-    async fn turn(&self) -> Option<OwnedSemaphorePermit> {
+    async fn permit(&self) -> Option<OwnedSemaphorePermit> {
         // The semaphore is never closed.
-        Arc::clone(&self.turns).acquire_owned().await.ok()
+        Arc::clone(&self.permits).acquire_owned().await.ok()
     }
 }
 
 /// A new connection after the greeting of both sides, before the first request.
 pub struct Greeted {
     server: SocketAddr,
-    patience: Duration,
+    time_limit: Duration,
     stream: Stream,
-    _turn: Option<OwnedSemaphorePermit>,
+    _permit: Option<OwnedSemaphorePermit>,
 }
 
 /// A connection, with or without TLS.
@@ -213,24 +213,24 @@ impl Drop for Goodbye {
 
 /// Connects and exchanges greetings, with TLS if configured: the part of a handshake that needs no export yet.
 pub async fn greet(endpoint: &Endpoint) -> Result<Greeted, ProbeError> {
-    let turn = endpoint.turn().await;
-    let slow = Err(ProbeError::Slow(endpoint.address, endpoint.patience));
-    let stream = tokio::time::timeout(endpoint.patience, greeting(endpoint)).await.unwrap_or(slow)?;
-    Ok(Greeted { server: endpoint.address, patience: endpoint.patience, stream, _turn: turn })
+    let permit = endpoint.permit().await;
+    let slow = Err(ProbeError::Slow(endpoint.address, endpoint.time_limit));
+    let stream = tokio::time::timeout(endpoint.time_limit, greeting(endpoint)).await.unwrap_or(slow)?;
+    Ok(Greeted { server: endpoint.address, time_limit: endpoint.time_limit, stream, _permit: permit })
 }
 
 /// Requests the export on this connection and consumes the connection. The server opens the device.
 ///
 /// The result is known before the connection is closed. Drop the [`Goodbye`] when no caller waits any more.
 pub async fn probe(greeted: Greeted, name: &str) -> Result<(Served, Goodbye), ProbeError> {
-    let Greeted { server, patience, .. } = greeted;
-    tokio::time::timeout(patience, go(greeted, name)).await.unwrap_or(Err(ProbeError::Slow(server, patience)))
+    let Greeted { server, time_limit, .. } = greeted;
+    tokio::time::timeout(time_limit, go(greeted, name)).await.unwrap_or(Err(ProbeError::Slow(server, time_limit)))
 }
 
 /// Returns the names of all exports that the server lists. `None`: the server does not list its exports.
 pub async fn list(endpoint: &Endpoint) -> Result<Option<Vec<String>>, ProbeError> {
-    let slow = Err(ProbeError::Slow(endpoint.address, endpoint.patience));
-    tokio::time::timeout(endpoint.patience, listing(endpoint)).await.unwrap_or(slow)
+    let slow = Err(ProbeError::Slow(endpoint.address, endpoint.time_limit));
+    tokio::time::timeout(endpoint.time_limit, listing(endpoint)).await.unwrap_or(slow)
 }
 
 async fn listing(endpoint: &Endpoint) -> Result<Option<Vec<String>>, ProbeError> {
@@ -438,7 +438,7 @@ mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let running = Endpoint::new(listener.local_addr().unwrap(), Tls::none());
         let started = running.clone().started_for_each();
-        assert_eq!((running.patience, started.patience), (HANDSHAKE_LIMIT, HANDSHAKE_LIMIT_WITH_A_START));
+        assert_eq!((running.time_limit, started.time_limit), (HANDSHAKE_LIMIT, HANDSHAKE_LIMIT_WITH_A_START));
         let server = tokio::spawn(async move {
             let mut connections = Vec::new();
             loop {
@@ -464,7 +464,7 @@ mod tests {
     async fn a_server_that_says_nothing_is_given_up_after_the_time_that_is_told() {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let silent = Endpoint::new(listener.local_addr().unwrap(), Tls::none());
-        let slow = greet(&Endpoint { patience: Duration::ZERO, ..silent }).await.err().unwrap().to_string();
+        let slow = greet(&Endpoint { time_limit: Duration::ZERO, ..silent }).await.err().unwrap().to_string();
         assert!(slow.ends_with("did not finish a handshake within 0 s"), "{slow}");
     }
 

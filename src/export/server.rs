@@ -2,7 +2,7 @@
 //! is no polling.
 //!
 //! If systemd starts a server for each connection, there is no process to watch. Then the watch follows a marker
-//! file, which exists as long as systemd holds the port ([`Sign::Marker`]).
+//! file, which exists as long as systemd holds the port ([`ServerFile::Marker`]).
 
 use std::fmt;
 use std::io;
@@ -57,9 +57,9 @@ impl fmt::Display for Server {
 
 /// The file that shows whether the server is there.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Sign {
+pub enum ServerFile {
     /// A pid file. `/proc/<pid>/comm` must be this name, because the number may belong to another process by now.
-    Process(&'static str),
+    Pid(&'static str),
     /// A marker: the file exists as long as the server is available.
     Marker,
 }
@@ -67,7 +67,7 @@ pub enum Sign {
 /// Watches a server by its file.
 pub struct ServerWatch {
     file: PathBuf,
-    sign: Sign,
+    kind: ServerFile,
     changes: AsyncFd<OwnedFd>,
     /// The inotify watch on the parent of the folder, as long as the folder does not exist; else [`NONE`].
     above: AtomicI32,
@@ -82,12 +82,12 @@ const NONE: i32 = -1;
 
 impl ServerWatch {
     /// Starts to watch the folder of the file, or its parent. One of the two must exist. Needs a tokio runtime.
-    pub fn new(file: PathBuf, sign: Sign) -> io::Result<Self> {
+    pub fn new(file: PathBuf, kind: ServerFile) -> io::Result<Self> {
         let notify = limits::inotify()?;
-        let watch = Self { file, sign, changes: register(notify)?, above: AtomicI32::new(NONE), explain: None };
+        let watch = Self { file, kind, changes: register(notify)?, above: AtomicI32::new(NONE), explain: None };
         let folder = watch.folder();
         watch
-            .look_at_folder()
+            .watch_folder()
             .map_err(|error| io::Error::other(format!("cannot watch {}: {error}", folder.display())))?;
         Ok(watch)
     }
@@ -111,9 +111,9 @@ impl ServerWatch {
 
     /// Watches the folder that is at this path now. A repetition changes nothing. If there is no folder, its parent
     /// is watched until the folder is made.
-    fn look_at_folder(&self) -> io::Result<()> {
+    fn watch_folder(&self) -> io::Result<()> {
         let mut written = inotify::WatchFlags::CLOSE_WRITE | inotify::WatchFlags::MOVED_TO;
-        if self.sign == Sign::Marker {
+        if self.kind == ServerFile::Marker {
             written |= inotify::WatchFlags::CREATE | inotify::WatchFlags::DELETE;
         }
         let gone = inotify::WatchFlags::DELETE_SELF | inotify::WatchFlags::MOVE_SELF;
@@ -143,8 +143,8 @@ impl ServerWatch {
         let mut failures = 0;
         loop {
             // Another user owns the file, so reading it may block: it is read in a thread of its own.
-            let (file, sign) = (self.file.clone(), self.sign);
-            let found = blocking(move || find(&file, sign)).await;
+            let (file, kind) = (self.file.clone(), self.kind);
+            let found = blocking(move || find(&file, kind)).await;
             // A failed read does not show that the server is away, so the read is retried.
             let again = found.is_err().then(|| pause(failures));
             failures = if found.is_err() { failures + 1 } else { 0 };
@@ -165,7 +165,7 @@ impl ServerWatch {
                     self.file_changed().await;
                 }
                 () = self.file_changed() => {}
-                () = in_a_while(again) => {}
+                () = after(again) => {}
             }
         }
     }
@@ -186,7 +186,7 @@ impl ServerWatch {
             }
             ready.clear_ready();
             if concerned {
-                if let Err(error) = self.look_at_folder() {
+                if let Err(error) = self.watch_folder() {
                     tracing::warn!(folder = %self.folder().display(), %error, "cannot watch for the NBD server");
                 }
                 return;
@@ -200,7 +200,7 @@ fn pause(failures: u32) -> Duration {
     Duration::from_millis(250 << failures.min(7))
 }
 
-async fn in_a_while(pause: Option<Duration>) {
+async fn after(pause: Option<Duration>) {
     match pause {
         Some(pause) => tokio::time::sleep(pause).await,
         None => std::future::pending().await,
@@ -208,12 +208,12 @@ async fn in_a_while(pause: Option<Duration>) {
 }
 
 /// A server that is there: its process id and pidfd, or `None` if there is no process to watch.
-type Found = Option<(i32, OwnedFd)>;
+type ServerProcess = Option<(i32, OwnedFd)>;
 
 /// Finds the server by its file.
-fn find(path: &Path, sign: Sign) -> Result<Found, String> {
+fn find(path: &Path, kind: ServerFile) -> Result<ServerProcess, String> {
     let file = path.display();
-    let Sign::Process(expected) = sign else {
+    let ServerFile::Pid(expected) = kind else {
         // If attachd cannot read the marker's inode, the marker counts as absent.
         let there = place::Inode::at(path).is_ok();
         return if there { Ok(None) } else { Err(format!("nothing listens: there is no {file}")) };
@@ -244,7 +244,7 @@ fn find(path: &Path, sign: Sign) -> Result<Found, String> {
 }
 
 /// Registers the pidfd with the runtime, on the runtime's thread.
-fn watched(found: Found) -> Result<(Option<i32>, Option<AsyncFd<OwnedFd>>), String> {
+fn watched(found: ServerProcess) -> Result<(Option<i32>, Option<AsyncFd<OwnedFd>>), String> {
     let Some((pid, handle)) = found else { return Ok((None, None)) };
     let handle = register(handle).map_err(|error| error.to_string())?;
     Ok((Some(pid), Some(handle)))
@@ -306,7 +306,7 @@ mod tests {
         fs::create_dir(&folder).unwrap();
         let pid_file = folder.join("server.pid");
         let (states, mut seen) = mpsc::channel(8);
-        let watch = ServerWatch::new(pid_file.clone(), Sign::Process("sleep")).unwrap();
+        let watch = ServerWatch::new(pid_file.clone(), ServerFile::Pid("sleep")).unwrap();
         tokio::spawn(watch.follow(states));
         let up = |pid| move |state: &Server| *state == Server::Up { pid: Some(pid) };
         let down = |state: &Server| matches!(state, Server::Down { .. });
@@ -326,7 +326,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let marker = dir.path().join("run").join("listening");
         let (states, mut seen) = mpsc::channel(8);
-        tokio::spawn(ServerWatch::new(marker.clone(), Sign::Marker).unwrap().follow(states));
+        tokio::spawn(ServerWatch::new(marker.clone(), ServerFile::Marker).unwrap().follow(states));
         for _ in 0..2 {
             next(&mut seen, |state| matches!(state, Server::Down { .. })).await;
             fs::create_dir_all(dir.path().join("run")).unwrap();
@@ -342,7 +342,7 @@ mod tests {
         let pid_file = dir.path().join("server.pid");
         let _sleeper = Sleeper::new(&pid_file);
         let (states, mut seen) = mpsc::channel(8);
-        tokio::spawn(ServerWatch::new(pid_file, Sign::Process("nbdkit")).unwrap().follow(states));
+        tokio::spawn(ServerWatch::new(pid_file, ServerFile::Pid("nbdkit")).unwrap().follow(states));
         next(&mut seen, |state| matches!(state, Server::Down { why } if why.contains("not nbdkit"))).await;
     }
 
@@ -352,14 +352,14 @@ mod tests {
     fn only_a_small_regular_file_of_the_folders_owner_tells_of_a_server() {
         let dir = tempfile::tempdir().unwrap();
         let pid_file = dir.path().join("server.pid");
-        let sign = Sign::Process("sleep");
+        let kind = ServerFile::Pid("sleep");
         let sleeper = Sleeper::new(&pid_file);
         let found = |text: &str| {
-            let found = find(&pid_file, sign);
+            let found = find(&pid_file, kind);
             assert!(found.as_ref().is_err_and(|why| why.contains(text)), "{text}: {found:?}");
             fs::remove_file(&pid_file).unwrap();
         };
-        assert!(find(&pid_file, sign).unwrap().is_some(), "the control");
+        assert!(find(&pid_file, kind).unwrap().is_some(), "the control");
         fs::rename(&pid_file, dir.path().join("real")).unwrap();
         symlink(dir.path().join("real"), &pid_file).unwrap();
         found("it is a link");

@@ -251,7 +251,7 @@ impl Ready {
 }
 
 /// Makes a context that trusts no authority. OpenSSL's default would trust the system's authorities.
-fn believing_nobody() -> Result<SslContextBuilder, ErrorStack> {
+fn trusting_nobody() -> Result<SslContextBuilder, ErrorStack> {
     let mut context = SslContext::builder(SslMethod::tls_client())?;
     context.set_verify(SslVerifyMode::PEER);
     context.set_min_proto_version(Some(SslVersion::TLS1_2))?;
@@ -260,7 +260,7 @@ fn believing_nobody() -> Result<SslContextBuilder, ErrorStack> {
 
 fn with_certificates(files: &TlsFiles) -> Result<SslContext, TlsError> {
     let ca = &files.ca;
-    let mut context = believing_nobody().map_err(|error| failed(ca, error))?;
+    let mut context = trusting_nobody().map_err(|error| failed(ca, error))?;
     for authority in certificates(ca)? {
         context.cert_store_mut().add_cert(authority).map_err(|error| failed(ca, error))?;
     }
@@ -288,7 +288,7 @@ fn with_key(settings: &TlsKey) -> Result<Ready, TlsError> {
     let (identity, key) = find_key(&text, settings.identity.as_deref()).map_err(|why| failed(file, why))?;
     let proof = Proof::Key(identity.clone());
     let build = || {
-        let mut context = believing_nobody()?;
+        let mut context = trusting_nobody()?;
         // Before TLS 1.3 most key exchanges with a pre-shared key have no forward secrecy. Every nbdkit with
         // pre-shared keys supports 1.3.
         context.set_min_proto_version(Some(SslVersion::TLS1_3))?;

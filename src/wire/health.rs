@@ -9,7 +9,7 @@ use utoipa::ToSchema;
 
 use super::names::{ProblemCode, RemarkCode};
 use super::{nullable, shown_as_written};
-use crate::export::nbd_server::way::Mode;
+use crate::export::nbd_server::mode::Mode;
 use crate::reason::{Code, Named};
 use crate::volume::State;
 

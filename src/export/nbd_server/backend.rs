@@ -6,8 +6,8 @@ use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
 use super::check::{self, ServerUser};
+use super::mode::Mode;
 use super::sections::Sections;
-use super::way::Mode;
 use crate::export::backend::{Backend, Check, Contents, Which};
 use crate::export::links::Links;
 use crate::folder::Folder;
@@ -101,7 +101,7 @@ impl Backend for NbdServer {
             let file = self.main_file.display();
             remarks.push(format!("{file}: other hosts reach the server: say listenaddr = {}", self.listen));
         }
-        for (name, files) in folder.twice() {
+        for (name, files) in folder.duplicate_names() {
             let files: Vec<String> = files.iter().map(|file| file.display().to_string()).collect();
             remarks.push(format!("[{name}] is in {}: which of them is served nobody can say", files.join(" and ")));
         }

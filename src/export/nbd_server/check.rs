@@ -113,7 +113,7 @@ pub struct CheckedFolder {
 impl CheckedFolder {
     /// Returns the export names that more than one file has. Which file the server uses depends on the folder's
     /// order, on the kind of request, and on what was there when the server started.
-    pub fn twice(&self) -> BTreeMap<&str, Vec<&Path>> {
+    pub fn duplicate_names(&self) -> BTreeMap<&str, Vec<&Path>> {
         let mut by_name: BTreeMap<&str, Vec<&Path>> = BTreeMap::new();
         for (file, sections) in &self.files {
             for section in sections {

@@ -12,6 +12,6 @@
 pub mod backend;
 pub mod check;
 mod keyfile;
+pub mod mode;
 pub mod sections;
 pub mod version;
-pub mod way;

@@ -16,7 +16,7 @@ use rustix::io::Errno;
 
 use super::check;
 use crate::effect;
-use crate::export::backend::{Contents, STRAYS};
+use crate::export::backend::{Contents, MAX_STRAYS};
 use crate::export::links::Links;
 use crate::folder::Folder;
 use crate::identity::VolumeId;
@@ -124,7 +124,7 @@ impl Sections {
                 |volume: &VolumeId| small_file(&entry.path(), SIZE).is_ok_and(|bytes| self.is_ours(*volume, &bytes));
             match volume.filter(is_ours) {
                 Some(volume) if known.contains(&volume) => drop(listed.prepared.insert(volume)),
-                Some(volume) if listed.strays.len() < STRAYS => drop(listed.strays.insert(volume)),
+                Some(volume) if listed.strays.len() < MAX_STRAYS => drop(listed.strays.insert(volume)),
                 Some(_) => listed.more_strays = true,
                 None => listed.foreign.add(name),
             }

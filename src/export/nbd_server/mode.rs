@@ -31,7 +31,7 @@ impl fmt::Display for Mode {
 
 /// The chosen mode, and the reason.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Way {
+pub struct ChosenMode {
     /// The mode.
     pub mode: Mode,
     /// Why this mode was chosen.
@@ -45,26 +45,26 @@ pub struct Way {
 ///
 /// # Errors
 /// If the wanted mode would not work, the error says why and what to do instead.
-pub fn choose(wanted: Option<Mode>, installed: Option<&Installed>, held: bool) -> Result<Way, String> {
+pub fn choose(wanted: Option<Mode>, installed: Option<&Installed>, held: bool) -> Result<ChosenMode, String> {
     let advice = || installed.and_then(Installed::advice);
-    let way = |mode, because: String, advice| Ok(Way { mode, because, advice });
+    let chosen = |mode, because: String, advice| Ok(ChosenMode { mode, because, advice });
     match (wanted, installed, installed.map(Installed::signal)) {
-        (Some(Mode::Socket), ..) => way(Mode::Socket, "the configuration says so".into(), None),
+        (Some(Mode::Socket), ..) => chosen(Mode::Socket, "the configuration says so".into(), None),
         (Some(Mode::Signal), Some(_), Some(Signal::Refused)) => Err(advice().unwrap_or_default()),
         (Some(Mode::Signal), None, _) => Err(
             "which nbd-server this is cannot be told (there is no Debian package of it), and some die of the signal: say \
              nbd_server_version = \"…\", as `nbd-server -V` tells it, or use mode = \"socket\""
                 .into(),
         ),
-        (Some(Mode::Signal), ..) => way(Mode::Signal, "the configuration says so".into(), advice()),
+        (Some(Mode::Signal), ..) => chosen(Mode::Signal, "the configuration says so".into(), advice()),
         (None, ..) if held => {
-            way(Mode::Socket, "attachd-nbd-server.socket holds the port: systemd starts one for each connection".into(), None)
+            chosen(Mode::Socket, "attachd-nbd-server.socket holds the port: systemd starts one for each connection".into(), None)
         }
         (None, Some(installed), Some(Signal::Allowed)) => {
-            way(Mode::Signal, format!("nbd-server {installed} takes up new exports at a signal"), None)
+            chosen(Mode::Signal, format!("nbd-server {installed} takes up new exports at a signal"), None)
         }
-        (None, Some(_), _) => way(Mode::Socket, advice().unwrap_or_default(), None),
-        (None, None, _) => way(Mode::Socket, "which nbd-server this is cannot be told: this way is safe with all".into(), None),
+        (None, Some(_), _) => chosen(Mode::Socket, advice().unwrap_or_default(), None),
+        (None, None, _) => chosen(Mode::Socket, "which nbd-server this is cannot be told: socket mode is safe with every version".into(), None),
     }
 }
 
@@ -77,7 +77,7 @@ mod tests {
     }
 
     fn chosen(wanted: Option<Mode>, installed: Option<&Installed>, held: bool) -> Result<Mode, String> {
-        choose(wanted, installed, held).map(|way| way.mode)
+        choose(wanted, installed, held).map(|chosen| chosen.mode)
     }
 
     #[test]
@@ -101,8 +101,8 @@ mod tests {
 
     #[test]
     fn one_that_dies_of_a_bad_file_is_signalled_if_somebody_insists_and_that_is_said() {
-        let way = choose(Some(Mode::Signal), package("1:3.26.1-1").as_ref(), false).unwrap();
-        assert_eq!(way.mode, Mode::Signal);
-        assert!(way.advice.unwrap().contains("dies"));
+        let chosen = choose(Some(Mode::Signal), package("1:3.26.1-1").as_ref(), false).unwrap();
+        assert_eq!(chosen.mode, Mode::Signal);
+        assert!(chosen.advice.unwrap().contains("dies"));
     }
 }
