@@ -1,4 +1,4 @@
-//! What callers send: JSON bodies and query strings, whatever Content-Type says (`curl -d` names a wrong one).
+//! Reads what callers send: JSON bodies and query strings. Content-Type is ignored (`curl -d` sends a wrong one).
 
 use axum::body::Bytes;
 use axum::extract::{FromRequest, FromRequestParts, Path, Query, Request};
@@ -11,7 +11,7 @@ use super::error::ApiError;
 use crate::identity::VolumeId;
 use crate::reason::Code;
 
-/// A JSON object as the body, which [`super::front`] has taken in.
+/// A JSON object as the body. [`super::middleware`] has read the bytes.
 pub(super) struct JsonBody<T>(pub(super) T);
 
 impl<S: Send + Sync, T: DeserializeOwned> FromRequest<S> for JsonBody<T> {
@@ -36,7 +36,7 @@ fn object<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, ApiError> {
     match bytes.trim_ascii_start().first() {
         None => return Err(ApiError::of(Code::EmptyBody, "the request has no body; it takes a JSON object")),
         Some(b'{') => {}
-        // serde takes a list for an object whose fields come in the order of the source.
+        // serde would accept an array as an object whose fields come in source order.
         Some(_) => {
             serde_json::from_slice::<serde::de::IgnoredAny>(bytes).map_err(|error| refused(&error, true))?;
             let text = "the body cannot be used: it takes a JSON object, like {\"volume_id\": \"…\"}";
@@ -68,7 +68,7 @@ impl<S: Send + Sync, T: DeserializeOwned> FromRequestParts<S> for QueryString<T>
 
     async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, ApiError> {
         let refused = |text: String| ApiError::of(Code::InvalidQuery, text);
-        // What is no UTF-8 would be read as something else.
+        // axum would replace bytes that are not UTF-8 and so read another value.
         if parts.uri.query().is_some_and(|query| !is_text(query)) {
             return Err(refused("the query string is not UTF-8, or has a % without two digits".to_owned()));
         }
@@ -77,7 +77,7 @@ impl<S: Send + Sync, T: DeserializeOwned> FromRequestParts<S> for QueryString<T>
     }
 }
 
-/// For what takes no query string: a filter that is passed over would give a wrong answer.
+/// The query of a route without parameters. An unknown filter is an error: ignoring it would give a wrong answer.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct NoQuery {}
@@ -103,15 +103,15 @@ mod tests {
 
     #[derive(Debug, Deserialize)]
     #[serde(deny_unknown_fields)]
-    struct Wish {
+    struct ExportOptions {
         name: String,
         size: Option<u64>,
     }
 
     #[test]
-    fn only_an_object_is_an_object() {
-        let size = |text: &str| object::<Wish>(text.as_bytes()).ok().map(|wish| (wish.name, wish.size));
-        assert!(serde_json::from_str::<Wish>(r#"["a", 7]"#).is_ok(), "the control: serde takes it");
+    fn only_a_json_object_is_accepted_as_body() {
+        let size = |text: &str| object::<ExportOptions>(text.as_bytes()).ok().map(|wish| (wish.name, wish.size));
+        assert!(serde_json::from_str::<ExportOptions>(r#"["a", 7]"#).is_ok(), "the control: serde takes it");
         assert_eq!(size(r#"["a", 7]"#), None);
         assert_eq!(size(" \n{\"name\": \"a\", \"size\": null}"), Some(("a".to_owned(), None)));
         for text in ["7", "null", "\"a\"", "{\"name\": \"a\"} {}", "{\"name\": \"a\", \"name\": \"b\"}", "\u{feff}{}"] {
@@ -120,7 +120,7 @@ mod tests {
     }
 
     #[test]
-    fn a_query_string_that_would_be_read_as_another_is_none() {
+    fn a_query_string_that_is_not_utf8_is_refused() {
         assert!(is_text("vm_id=%c3%a4&x=+") && is_text(""));
         for query in ["vm_id=%ff", "vm_id=%zz", "vm_id=%", "vm_id=%4", "vm_id=%ed%a0%80"] {
             assert!(!is_text(query), "{query}");

@@ -1,4 +1,4 @@
-//! What clients would meet: the NBD server's own list, and each export opened once.
+//! Checks what clients would get: reads the NBD server's own list and opens each export once.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::panic::AssertUnwindSafe;
@@ -22,14 +22,15 @@ use crate::identity::VolumeId;
 use crate::volume::State;
 use crate::wire::CheckedExport;
 
-/// For one look, the server's list included: less than half of what attachctl waits, for who asks during a look waits for
-/// the next. A server that is started for each connection needs up to a second for each, and a slow one more.
+/// The time limit of one check, the server's list included. It is less than half of attachctl's timeout, because a
+/// caller that asks during a check waits for the next one. A server that is started for each connection needs up to a
+/// second per export, and more on a slow host.
 const LIMIT: Duration = Duration::from_secs(12);
 
-/// The export that lets nbd-server start without others.
+/// The export without which nbd-server would not start if there are no others.
 const PLACEHOLDER: &str = "attachd-placeholder";
 
-/// How an export is wanted.
+/// Whether an export is published, and whether it should be.
 #[derive(Clone, Copy)]
 struct Wanted {
     published: bool,
@@ -43,7 +44,7 @@ impl Wanted {
     }
 }
 
-/// One look at the server for all who ask: however many do, it is asked once at a time.
+/// Runs one check at a time, for all callers that ask.
 pub(super) struct Checks {
     server: Endpoint,
     asked: Mutex<Asked>,
@@ -51,9 +52,9 @@ pub(super) struct Checks {
 
 #[derive(Default)]
 struct Asked {
-    /// A look is under way.
-    looking: bool,
-    /// Who has asked since it began.
+    /// A check is running.
+    running: bool,
+    /// The callers that have asked since the running check began.
     waiting: Vec<oneshot::Sender<Vec<CheckedExport>>>,
 }
 
@@ -62,7 +63,7 @@ impl Checks {
         Self { server: server.for_checks(), asked: Mutex::default() }
     }
 
-    /// Why changed files of TLS cannot be used.
+    /// Returns why changed TLS files cannot be used, if so.
     pub(super) fn tls_trouble(&self) -> Option<String> {
         self.server.tls_trouble()
     }
@@ -71,39 +72,39 @@ impl Checks {
         self.asked.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Who waits for a look; nobody any more: then none is under way.
+    /// Takes the callers of the next check. If there are none, no check is running any more.
     fn next(&self) -> Vec<oneshot::Sender<Vec<CheckedExport>>> {
         let mut asked = self.asked();
         let waiting = std::mem::take(&mut asked.waiting);
-        asked.looking = !waiting.is_empty();
+        asked.running = !waiting.is_empty();
         waiting
     }
 }
 
-/// Asks the server about every export that is published, should be, or is listed.
+/// Checks every export that is published, should be published, or is listed by the server.
 pub(super) async fn exports(context: &Context) -> Result<Vec<CheckedExport>, ApiError> {
     let (reply, answer) = oneshot::channel();
     let begins = {
         let mut asked = context.inner.checks.asked();
         asked.waiting.push(reply);
-        !std::mem::replace(&mut asked.looking, true)
+        !std::mem::replace(&mut asked.running, true)
     };
     if begins {
-        // Not this request's own: it goes on for the others when this client hangs up.
-        tokio::spawn(look_for_all(context.clone()));
+        // The check runs in a task of its own, so that it goes on for the other callers when this client hangs up.
+        tokio::spawn(check_for_all(context.clone()));
     }
     answer.await.map_err(|_| Stopping.into())
 }
 
-async fn look_for_all(context: Context) {
+async fn check_for_all(context: Context) {
     loop {
         let waiting = context.inner.checks.next();
         if waiting.is_empty() {
             return;
         }
-        // One that panics answers nobody, and is no reason not to look again.
-        let looked = AssertUnwindSafe(look(&context)).catch_unwind().await;
-        if let Ok(Ok(checked)) = looked {
+        // A check that panics answers no caller; the next check still runs.
+        let checked = AssertUnwindSafe(check(&context)).catch_unwind().await;
+        if let Ok(Ok(checked)) = checked {
             for reply in waiting {
                 let _ = reply.send(checked.clone());
             }
@@ -111,7 +112,7 @@ async fn look_for_all(context: Context) {
     }
 }
 
-async fn look(context: &Context) -> Result<Vec<CheckedExport>, Stopping> {
+async fn check(context: &Context) -> Result<Vec<CheckedExport>, Stopping> {
     let pick = |_: &World, volume: &Volume| Some((volume.intent.volume, Wanted::of(volume)));
     let wanted: BTreeMap<VolumeId, Wanted> = pages::volumes(&context.inner.engine, pick).await?.into_iter().collect();
     let server = &context.inner.checks.server;
@@ -123,8 +124,8 @@ async fn look(context: &Context) -> Result<Vec<CheckedExport>, Stopping> {
     let shown = wanted.iter().filter(|(_, wanted)| wanted.published || wanted.due);
     let mut names: BTreeSet<String> = shown.map(|(volume, _)| volume.export_name()).collect();
     names.extend(listed.iter().flatten().filter(|name| *name != PLACEHOLDER).cloned());
-    let mut answers = ask_for_all(server, &names, deadline).await;
-    // What a client would not get is not `ready`.
+    let mut answers = open_all(server, &names, deadline).await;
+    // A volume whose export a client would not get is not `ready`.
     let failed = answers.iter().filter_map(|(name, answer)| Some((name, answer.as_ref().err()?)));
     let mut doubted = Vec::new();
     for (name, error) in failed {
@@ -165,8 +166,8 @@ async fn look(context: &Context) -> Result<Vec<CheckedExport>, Stopping> {
     Ok(checked.collect())
 }
 
-/// Opens each export once; whoever is not reached in time has no answer.
-async fn ask_for_all(
+/// Opens each export once. An export that is not reached before the deadline has no result.
+async fn open_all(
     server: &Endpoint,
     names: &BTreeSet<String>,
     deadline: Instant,

@@ -1,4 +1,4 @@
-//! Devices: every whole disk that is present, and what stands in the way of its being a volume's.
+//! Devices: every whole disk that is present, and why it cannot be a volume's disk, if so.
 
 use axum::extract::State;
 use axum::{Extension, Json};
@@ -53,7 +53,7 @@ pub(super) async fn list(State(context): Ctx, _: QueryString<NoQuery>) -> Result
     Ok(Json(context.inner.engine.read(look).await?))
 }
 
-/// Reads all disks and the folder of exports again, and answers when every volume has been compared with them.
+/// Reads all disks and the folder of exports again. Answers when every volume has been compared with them.
 #[utoipa::path(post, path = "/api/v1/resync", operation_id = "resync", responses((status = 200, body = Resynced)))]
 pub(super) async fn resync(
     State(context): Ctx,

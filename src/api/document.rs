@@ -1,4 +1,4 @@
-//! The OpenAPI document: what the handlers and [`crate::wire`] say, and what every request can be answered.
+//! The OpenAPI document: what the handlers and [`crate::wire`] declare, and the errors that every request can get.
 
 use std::collections::BTreeSet;
 
@@ -19,7 +19,7 @@ use crate::wire::ErrorBody;
 )]
 pub(super) struct Base;
 
-/// Refusals that every request can meet, before its handler is asked.
+/// The errors that every request can get before its handler runs.
 const EVERYWHERE: [Code; 14] = [
     Code::BadHttp,
     Code::BadBody,
@@ -37,7 +37,7 @@ const EVERYWHERE: [Code; 14] = [
     Code::Stopping,
 ];
 
-/// Adds to each operation what it does not say itself.
+/// Adds to each operation the errors that it does not declare itself.
 pub(super) fn complete(mut document: Document) -> Document {
     for item in document.paths.paths.values_mut() {
         let operations = [&mut item.get, &mut item.put, &mut item.post, &mut item.delete].into_iter().flatten();

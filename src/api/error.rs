@@ -1,4 +1,4 @@
-//! Refusals as callers see them: the right status and `{"error", "code", "details"}`.
+//! Errors as callers see them: an HTTP status and `{"error", "code", "details"}`.
 
 use axum::Json;
 use axum::http::{HeaderValue, Method, StatusCode, header};
@@ -13,7 +13,7 @@ use crate::reason::Code;
 use crate::store::StoreError;
 use crate::wire::ErrorBody;
 
-/// A refusal.
+/// An error response.
 #[derive(Debug)]
 pub(super) struct ApiError {
     status: StatusCode,
@@ -21,7 +21,7 @@ pub(super) struct ApiError {
 }
 
 impl ApiError {
-    /// The status is the code's.
+    /// Makes an error whose HTTP status follows from its code.
     pub(super) fn new(code: Code, error: impl Into<String>, details: Value) -> Self {
         debug_assert!(code.status().is_some(), "{code} is no error of the API");
         let status = code.status().and_then(|status| StatusCode::from_u16(status).ok());
@@ -29,12 +29,12 @@ impl ApiError {
         Self { status, body: ErrorBody { error: error.into(), code: code.into(), details } }
     }
 
-    /// One that has no particulars.
+    /// Makes an error without details.
     pub(super) fn of(code: Code, error: impl Into<String>) -> Self {
         Self::new(code, error, json!({}))
     }
 
-    /// A fault of attachd's that may be over a moment later.
+    /// Makes an error for an internal failure that may be over a moment later.
     pub(super) fn failed_for_now(error: impl Into<String>) -> Self {
         Self { status: StatusCode::SERVICE_UNAVAILABLE, ..Self::of(Code::Failed, error) }
     }
@@ -53,12 +53,12 @@ impl ApiError {
         Self::new(Code::MethodNotAllowed, error, json!({ "method": method.as_str() }))
     }
 
-    /// Nobody reads it.
+    /// The client has hung up, so nobody reads this response.
     pub(super) fn client_gone() -> Self {
         Self::of(Code::ClientGone, "the client has hung up")
     }
 
-    /// The store hangs: what was asked may yet be carried out.
+    /// The store does not answer: the request may still be carried out.
     pub(super) fn undecided(silent: &StoreError) -> Self {
         let text = format!("{silent}: whether this is carried out is not known yet; ask again. {}", silent.hint());
         Self::of(silent.code(), text)
@@ -75,10 +75,10 @@ impl IntoResponse for ApiError {
     }
 }
 
-/// The same request may succeed a moment later.
+/// The statuses for which the same request may succeed a moment later.
 const PASSING: [StatusCode; 1] = [StatusCode::SERVICE_UNAVAILABLE];
 
-/// A refusal that ends its connection, as it goes over the wire: for where no router is.
+/// Writes an error as bytes of HTTP that end the connection, for use outside the router.
 pub(super) fn raw(refusal: &ApiError) -> Vec<u8> {
     let (status, body) = (refusal.status, json!(refusal.body).to_string());
     let retry = if PASSING.contains(&status) { "retry-after: 1\r\n" } else { "" };
@@ -89,8 +89,9 @@ pub(super) fn raw(refusal: &ApiError) -> Vec<u8> {
     .into_bytes()
 }
 
-/// What to write in place of this head, if it is one by which hyper's parser refuses a request: these come without a body.
-/// None of our own answers looks like that: each refusal has a body, and no body has a bare line end.
+/// Returns the bytes to send in place of this response head, if it is a refusal by hyper's parser, which has no body.
+/// No response of attachd's can be mistaken for one: each of its errors has a body, and no body contains a bare line
+/// end.
 pub(super) fn of_the_parser(head: &[u8]) -> Option<Vec<u8>> {
     let head = str::from_utf8(head.strip_prefix(b"HTTP/1.")?).ok()?;
     if !head.ends_with("\r\n\r\n") || !head.contains("\r\ncontent-length: 0\r\n") {

@@ -1,4 +1,5 @@
-//! The stream of events (server-sent events). No keep-alives: an idle daemon stays asleep, listeners or not.
+//! The stream of events (server-sent events). It has no keep-alives, so an idle daemon has no wake-ups, with or
+//! without listeners.
 
 use std::convert::Infallible;
 
@@ -15,25 +16,25 @@ use utoipa::IntoParams;
 
 use super::Ctx;
 use super::body::QueryString;
+use super::connection;
 use super::error::ApiError;
-use super::line;
 use super::serve::Peer;
 use super::volumes::long_request;
 use crate::engine::{self, SharedEvent};
 use crate::identity::VolumeId;
 use crate::wire::{EventView, MISSED, Missed, ReasonView, VOLUME};
 
-/// Which events.
+/// Which events to send.
 #[derive(Deserialize, IntoParams)]
 #[into_params(parameter_in = Query)]
 #[serde(deny_unknown_fields)]
 pub(super) struct EventFilter {
-    /// Only those of this volume.
+    /// Only events of this volume.
     #[param(inline, value_type = Option<VolumeId>)]
     volume_id: Option<String>,
 }
 
-/// Follows what happens from now on: `volume` events, and `missed` when the listener was too slow.
+/// Sends what happens from now on: `volume` events, and `missed` if the listener was too slow.
 #[utoipa::path(get, path = "/api/v1/events", operation_id = "followEvents", params(EventFilter), responses(
     (status = 200, body = EventView, content_type = "text/event-stream")))]
 pub(super) async fn follow(
@@ -42,15 +43,15 @@ pub(super) async fn follow(
     QueryString(filter): QueryString<EventFilter>,
 ) -> Result<Sse<impl Stream<Item = Result<Event, Infallible>>>, ApiError> {
     let only = filter.volume_id.as_deref().map(str::parse::<VolumeId>).transpose()?;
-    let place = long_request(&context, &peer)?;
+    let slot = long_request(&context, &peer)?;
     let events = context.inner.engine.events()?;
-    peer.line.carries_events();
-    // The first line says that from here on nothing is left out.
+    peer.connection.carries_events();
+    // The first line tells the listener that from now on no event is left out.
     let hello = stream::once(async { Ok(Event::default().comment("listening")) });
-    let hang_up = peer.line.watch();
-    let follow = stream::unfold((events, place, hang_up), move |(mut events, place, hang_up)| async move {
-        let event = line::while_there(hang_up.as_ref(), next(&mut events, only)).await??;
-        Some((Ok(event), (events, place, hang_up)))
+    let hang_up = peer.connection.watch();
+    let follow = stream::unfold((events, slot, hang_up), move |(mut events, slot, hang_up)| async move {
+        let event = connection::while_there(hang_up.as_ref(), next(&mut events, only)).await??;
+        Some((Ok(event), (events, slot, hang_up)))
     });
     Ok(Sse::new(stream::StreamExt::chain(hello, follow)))
 }

@@ -1,4 +1,4 @@
-//! Exports: what NBD clients can ask for.
+//! Exports: what NBD clients can connect to.
 
 use std::net::SocketAddr;
 
@@ -18,19 +18,22 @@ use crate::engine::world::{Volume, World};
 use crate::volume::State as VolumeState;
 use crate::wire::{ExportEntry, ExportList, PredecessorStatus};
 
-/// What is asked.
+/// The options of the listing.
 #[derive(Deserialize, IntoParams)]
 #[into_params(parameter_in = Query)]
 #[serde(deny_unknown_fields)]
-pub(super) struct Wish {
+pub(super) struct ExportOptions {
     /// Ask the NBD server for its list, and open each export once.
     #[serde(default)]
     check: bool,
 }
 
 /// Lists what is published, served or not.
-#[utoipa::path(get, path = "/api/v1/exports", operation_id = "listExports", params(Wish), responses((status = 200, body = ExportList)))]
-pub(super) async fn list(State(context): Ctx, QueryString(wish): QueryString<Wish>) -> Result<Response, ApiError> {
+#[utoipa::path(get, path = "/api/v1/exports", operation_id = "listExports", params(ExportOptions), responses((status = 200, body = ExportList)))]
+pub(super) async fn list(
+    State(context): Ctx,
+    QueryString(wish): QueryString<ExportOptions>,
+) -> Result<Response, ApiError> {
     let listen = context.in_use().settings.export.listen;
     let engine = &context.inner.engine;
     let pick = move |_: &World, volume: &Volume| volume.published.then(|| entry(volume, listen));

@@ -1,4 +1,4 @@
-//! What is true now about each part. "unknown" is an answer.
+//! Reports the present state of each part. "unknown" is a possible state.
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -32,13 +32,13 @@ use crate::wire::{
     ProjectionHealth, Remark, ResyncHealth, SocketHealth, StoreHealth, StoreState, UdevdHealth, UdevdState,
 };
 
-/// How long the NBD server may take to answer before health says that it does not.
+/// The time limit for the NBD server's answer, after which health reports that it does not answer.
 const ANSWER_LIMIT: Duration = Duration::from_secs(1);
 
-/// How long rows may be owed before health says so.
+/// How long projection rows may be late before health reports it.
 const BEHIND: Duration = Duration::from_secs(10);
 
-/// One thing that needs a look.
+/// One problem that an operator should look at.
 struct Problem {
     code: Code,
     message: String,
@@ -46,13 +46,13 @@ struct Problem {
 }
 
 impl Problem {
-    /// With the hint that its code has.
+    /// Makes a problem with the hint of its code.
     fn new(code: Code, message: String) -> Self {
         debug_assert!(!code.hint().contains("{}"), "{code} is about something: Problem::about");
         Self::hinted(code, message, code.hint())
     }
 
-    /// The same for a code whose hint is about the NBD server's unit.
+    /// Makes a problem with a code whose hint names the NBD server's unit.
     fn about(code: Code, settings: &Settings, message: String) -> Self {
         Self::hinted(code, message, code.hint_about(settings.export.server.unit()))
     }
@@ -62,7 +62,7 @@ impl Problem {
         Self { code, message, hint: hint.into() }
     }
 
-    /// No intent can be accepted until it is over.
+    /// Returns whether no intent can be accepted until the problem is solved.
     fn is_grave(&self) -> bool {
         self.code.is_said(SaidAt::Unhealthy)
     }
@@ -74,7 +74,7 @@ impl From<Problem> for HealthProblem {
     }
 }
 
-/// Tells the truth about each part.
+/// Reports the state of each part.
 #[utoipa::path(get, path = "/api/v1/health", operation_id = "showHealth", responses((status = 200, body = Health), (status = 503, body = Health)))]
 pub(super) async fn show(State(context): Ctx) -> Response {
     let health = health(&context).await;
@@ -83,34 +83,34 @@ pub(super) async fn show(State(context): Ctx) -> Response {
     (status, Json(health)).into_response()
 }
 
-/// What the engine knows, copied at one moment.
+/// A snapshot of what the engine knows.
 #[derive(Default)]
-struct Seen {
+struct Snapshot {
     volumes: BTreeMap<VolumeState, usize>,
     server: Option<Server>,
     /// How long the server has been asked without an answer.
     asking_for: Option<Duration>,
     helper: Option<Result<(), String>>,
     udevd: Udevd,
-    /// Disks that udevd is held up at, and since when.
+    /// Disks at which udevd is held up, and since when.
     held_up: Vec<(String, Timestamp)>,
     resyncs: Resyncs,
     foreign: Names,
-    /// Why the folder of exports is not what it has to be.
+    /// Why the folder of exports is not as it must be, if so.
     exports: Option<String>,
     foreign_claims: Names,
-    /// Why the folder of claims is not what it has to be.
+    /// Why the folder of claims is not as it must be, if so.
     claims: Option<String>,
-    /// Why exports that should be gone may still be there.
+    /// Why exports that should be removed may still be there.
     stuck: Names,
     not_told: Option<NotTold>,
-    /// Disks that could not be read, and why.
+    /// Disks that could not be read, with the reason.
     unread: Vec<String>,
-    /// Why volumes on record are not served, those apart that only wait for the NBD server.
+    /// Why recorded volumes are not served; without those that only wait for the NBD server.
     not_served: Vec<String>,
 }
 
-impl Seen {
+impl Snapshot {
     fn of(world: &World) -> Self {
         Self {
             volumes: world.counts().clone(),
@@ -135,13 +135,13 @@ impl Seen {
 async fn health(context: &Context) -> Health {
     let in_use = context.in_use();
     let settings = &in_use.settings;
-    // What is said of the NBD server is of now. One that does not answer in time is told so.
+    // The server is asked now, so that its state is current. If it does not answer in time, health says so.
     let asked = tokio::time::timeout(ANSWER_LIMIT, context.inner.engine.ask_server()).await;
-    let seen = context.inner.engine.read(Seen::of).await;
+    let seen = context.inner.engine.read(Snapshot::of).await;
     let stopping = seen.is_err();
     let mut seen = seen.unwrap_or_default();
     if asked.is_err() {
-        // It may have been asked a moment later than this began.
+        // The engine may have sent its request a moment after this function started to wait.
         seen.asking_for = Some(seen.asking_for.unwrap_or_default().max(ANSWER_LIMIT));
     }
     let pulse = context.inner.store.pulse().await;
@@ -220,7 +220,7 @@ fn projection(following: Following) -> ProjectionHealth {
     ProjectionHealth { target: name.into(), owed, behind_since, refused, error: failure }
 }
 
-/// Where the predecessor's tables do not show what is so, for longer than a moment.
+/// Reports whether the predecessor's tables have been out of date for longer than a moment.
 fn of_projection(following: &Following, now: Timestamp) -> Vec<Problem> {
     let Following { name, owed, progress } = following;
     let mut problems = Vec::new();
@@ -242,7 +242,7 @@ fn of_projection(following: &Following, now: Timestamp) -> Vec<Problem> {
     problems
 }
 
-fn problems(seen: &Seen, store: &Pulse, files: &Check, settings: &Settings) -> Vec<Problem> {
+fn problems(seen: &Snapshot, store: &Pulse, files: &Check, settings: &Settings) -> Vec<Problem> {
     let mut problems = Vec::new();
     problems.extend(server_problem(seen, settings));
     if let Some(failure) = &store.failure {
@@ -293,8 +293,8 @@ fn problems(seen: &Seen, store: &Pulse, files: &Check, settings: &Settings) -> V
     problems
 }
 
-/// What is wrong with attachd's folders.
-fn of_folders(seen: &Seen, settings: &Settings) -> Vec<Problem> {
+/// Reports what is wrong with attachd's folders.
+fn of_folders(seen: &Snapshot, settings: &Settings) -> Vec<Problem> {
     let mut problems = Vec::new();
     if !seen.foreign.is_empty() {
         let names = &seen.foreign;
@@ -321,8 +321,8 @@ fn of_folders(seen: &Seen, settings: &Settings) -> Vec<Problem> {
     problems
 }
 
-/// What stands in the way of hearing of disks and reading them.
-fn of_disks(seen: &Seen) -> Vec<Problem> {
+/// Reports why disk events do not arrive or disks cannot be read.
+fn of_disks(seen: &Snapshot) -> Vec<Problem> {
     let mut problems = Vec::new();
     if let Udevd::Silent(since) = seen.udevd {
         let message = format!("udevd owes the event of a disk since {since}");
@@ -348,8 +348,8 @@ fn unread(world: &World) -> Vec<String> {
     all.into_iter().map(|(devnum, why)| format!("{}({devnum}): {why}", name(devnum))).collect()
 }
 
-/// The NBD server does not serve, or is not known to.
-fn server_problem(seen: &Seen, settings: &Settings) -> Option<Problem> {
+/// Reports that the NBD server does not serve, or that its state is unknown.
+fn server_problem(seen: &Snapshot, settings: &Settings) -> Option<Problem> {
     let unanswered = seen.asking_for.filter(|asking| *asking >= ANSWER_LIMIT);
     let message = match (&seen.server, unanswered) {
         (Some(server @ (Server::Down { .. } | Server::Silent { .. })), _) => server.to_string(),
@@ -372,7 +372,7 @@ fn not_served(world: &World) -> Vec<String> {
     reasons.map(|reason| format!("{}: {}", reason.code, reason.message)).collect()
 }
 
-/// The configuration that is in use is not what somebody has written down.
+/// Reports a configuration in use that differs from the configuration file.
 fn of_configuration(in_use: &InUse, tls: Option<String>) -> impl Iterator<Item = Problem> {
     let invalid = in_use.invalid.as_ref().map(|invalid| {
         let message = format!("the configuration has a mistake, and the one before it is in use: {invalid}");
@@ -382,7 +382,7 @@ fn of_configuration(in_use: &InUse, tls: Option<String>) -> impl Iterator<Item =
     invalid.into_iter().chain(tls).map(|(code, message)| Problem::new(code, message))
 }
 
-/// What nbd-server is known for and what its files say, and what waits for a restart.
+/// Remarks about this nbd-server's version and files, and about changes that need a restart.
 fn remarks(files: Check, in_use: &InUse) -> Vec<Remark> {
     let mut remarks = Vec::new();
     if !in_use.at_restart.is_empty() {
@@ -426,7 +426,7 @@ fn backend(server: Option<Server>, settings: &Settings) -> BackendHealth {
     }
 }
 
-/// Other hosts reach the exports in the clear.
+/// Returns whether other hosts can reach the exports without encryption.
 fn is_insecure(settings: &Settings) -> bool {
     !settings.export.listen.ip().is_loopback() && settings.export.tls.is_none()
 }
@@ -440,7 +440,7 @@ fn socket(stats: &SocketStats) -> SocketHealth {
     }
 }
 
-/// How many volumes are in each state, by the state's name.
+/// Counts the volumes in each state, by the state's name.
 pub(super) fn counts(world: &World) -> BTreeMap<&'static str, usize> {
     world.counts().iter().map(|(state, count)| (state.as_str(), *count)).collect()
 }

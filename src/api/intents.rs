@@ -1,4 +1,4 @@
-//! Intents: announce a volume, take the announcement back.
+//! Intents: announcing a volume, and withdrawing it.
 
 use std::ops::RangeInclusive;
 
@@ -24,10 +24,10 @@ use crate::reason::Code;
 use crate::volume::{self, IntentOrigin, User};
 use crate::wire::{ErrorBody, IntentList, IntentView, NewIntent, WithdrawnView};
 
-/// The longest VM id the predecessor's tables hold.
+/// The longest VM id that the predecessor's tables can hold.
 const LONGEST_VM_ID: usize = 64;
 
-/// What a disk can have, in bytes; no disk and no database has more.
+/// The possible sizes of a disk in bytes; no disk and no database has more.
 const SIZES: RangeInclusive<u64> = 1..=i64::MAX.unsigned_abs();
 
 fn view(volume: &crate::engine::world::Volume) -> IntentView {
@@ -55,7 +55,7 @@ pub(super) async fn list(State(context): Ctx, _: QueryString<NoQuery>) -> Result
     pages::list(&context.inner.engine, |_, volume| Some(view(volume)), make).await
 }
 
-/// Announces a volume. Durable when answered; asking again in the same words changes nothing.
+/// Announces a volume. Durable when answered; the same request again changes nothing.
 #[utoipa::path(post, path = "/api/v1/intents", operation_id = "addIntent", request_body = NewIntent, responses(
     (status = 201, body = IntentView, description = "Accepted, durably"),
     (status = 200, body = IntentView, description = "Accepted before"),
@@ -105,7 +105,8 @@ pub(super) async fn add(
     Ok(effect::at("answer", || (status, location, Json(view)).into_response()))
 }
 
-/// The engine's answer, which waits for the store; nobody waits for a store that hangs. What was asked goes on.
+/// Waits for the engine's answer, which waits for the store; stops waiting if the store hangs. The request is still
+/// carried out.
 async fn answered<T>(
     context: &super::Context,
     asked: impl Future<Output = Result<Result<T, Rejection>, Stopping>>,
@@ -133,17 +134,17 @@ async fn view_of(context: &super::Context, volume: VolumeId) -> Result<IntentVie
     view.ok_or_else(|| ApiError::no_such_volume(volume))
 }
 
-/// How to withdraw.
+/// The options of a withdrawal.
 #[derive(Deserialize, IntoParams)]
 #[into_params(parameter_in = Query)]
 #[serde(deny_unknown_fields)]
 pub(super) struct WithdrawOptions {
-    /// Also while NBD clients are connected; they stay connected, new ones are refused.
+    /// Withdraw even while NBD clients are connected; they stay connected, new ones are refused.
     #[serde(default)]
     force: bool,
 }
 
-/// Takes an intent back, in any state: rows, export, claim, in this order, then the answer.
+/// Withdraws an intent, in any state: removes rows, export and claim, in this order, and then answers.
 #[utoipa::path(delete, path = "/api/v1/intents/{volume_id}", operation_id = "withdrawIntent", params(("volume_id" = VolumeId, Path), WithdrawOptions), responses(
     (status = 200, body = WithdrawnView),
     (status = 404, body = ErrorBody),

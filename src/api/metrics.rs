@@ -1,4 +1,4 @@
-//! Figures for Prometheus, computed when asked for.
+//! Metrics for Prometheus, computed at each request.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -69,12 +69,12 @@ async fn encoded(context: &Context) -> Result<String, ApiError> {
     Ok(text)
 }
 
-/// The predecessor's tables, by the database they are in.
+/// Metrics of the predecessor's tables, one sample for each target database.
 fn by_target(registry: &mut Registry, followers: &[Following]) {
     let (owed, refused) = (ByLabel::default(), ByLabel::default());
     let number = |count: u64| f64::from(u32::try_from(count).unwrap_or(u32::MAX));
     for Following { name, owed: count, .. } in followers {
-        // What is not known is no number.
+        // An unknown number gets no sample.
         if let Some(count) = count {
             let label = vec![("target", *name)];
             owed.get_or_create(&label).set(number(count.volumes));

@@ -1,22 +1,22 @@
-//! HTTP/1.1 with JSON on a Unix socket: the door for automation and for `attachctl`.
+//! The API for automation and for `attachctl`: HTTP/1.1 with JSON on a Unix socket.
 //!
-//! Handlers only ask: the engine for what is now, the store for what was. [`serve`], [`front`] and [`line`] bound what a
-//! client may take, [`shares`] what a user may.
+//! Handlers only ask: the engine for the present, the store for the past. [`serve`], [`middleware`] and
+//! [`connection`] limit what one client can use, [`shares`] what one user can use.
 
 mod body;
 mod checked;
+mod connection;
 mod devices;
 mod document;
-#[cfg(feature = "kill-points")]
-mod door;
 mod error;
 mod events;
 mod exports;
-mod front;
 mod health;
 mod intents;
-mod line;
+#[cfg(feature = "kill-points")]
+mod kill_points;
 mod metrics;
+mod middleware;
 mod pages;
 mod serve;
 mod shares;
@@ -44,15 +44,15 @@ use crate::reload::InUse;
 use crate::store::Store;
 use error::ApiError;
 pub use serve::{Listener, serve};
-use shares::Places;
+use shares::Slots;
 
-/// Requests under way that change something.
+/// The limit of requests in progress that change something.
 const CHANGES: usize = 256;
 
-/// Lists that are made or on their way to their client.
+/// The limit of lists that are being made or sent.
 const LISTS: usize = 8;
 
-/// What the handlers work with.
+/// What the handlers need.
 #[derive(Clone)]
 pub struct Context {
     inner: Arc<Inner>,
@@ -66,13 +66,13 @@ struct Inner {
     backend: Arc<dyn Backend>,
     checks: checked::Checks,
     started: Timestamp,
-    long_requests: Places,
-    changes: Places,
-    lists: Places,
+    long_requests: Slots,
+    changes: Slots,
+    lists: Slots,
 }
 
 impl Context {
-    /// For the router.
+    /// Makes the context for the router.
     pub fn new(
         engine: Handle,
         store: Store,
@@ -89,27 +89,27 @@ impl Context {
             backend,
             checks: checked::Checks::of(server),
             started: clock::wall(),
-            long_requests: Places::new(budget::clients().watched),
-            changes: Places::new(CHANGES),
-            lists: Places::new(LISTS),
+            long_requests: Slots::new(budget::clients().watched),
+            changes: Slots::new(CHANGES),
+            lists: Slots::new(LISTS),
         };
         Self { inner: Arc::new(inner) }
     }
 
-    /// The configuration as it is in use now.
+    /// Returns the configuration that is in use now.
     fn in_use(&self) -> Arc<InUse> {
         Arc::clone(&self.inner.in_use.borrow())
     }
 }
 
-/// Every route, with its document.
+/// Returns the router with every route and the OpenAPI document.
 pub fn router(context: Context) -> axum::Router {
     let lists = OpenApiRouter::new()
         .routes(routes!(intents::list, intents::add))
         .routes(routes!(volumes::list))
         .routes(routes!(devices::list))
         .routes(routes!(exports::list))
-        .layer(from_fn_with_state(context.clone(), front::list));
+        .layer(from_fn_with_state(context.clone(), middleware::list));
     let (router, document) = OpenApiRouter::with_openapi(document::Base::openapi())
         .merge(lists)
         .routes(routes!(intents::show, intents::withdraw))
@@ -118,10 +118,10 @@ pub fn router(context: Context) -> axum::Router {
         .routes(routes!(events::follow))
         .routes(routes!(health::show))
         .routes(routes!(metrics::show))
-        .layer(from_fn_with_state(context.clone(), front::change))
+        .layer(from_fn_with_state(context.clone(), middleware::change))
         .split_for_parts();
     #[cfg(feature = "kill-points")]
-    let router = door::open(router);
+    let router = kill_points::add(router);
     let document = Arc::new(document::complete(document));
     router
         .route("/api/v1/openapi.json", get(move || async move { Json(utoipa::openapi::OpenApi::clone(&document)) }))
@@ -129,9 +129,9 @@ pub fn router(context: Context) -> axum::Router {
         .method_not_allowed_fallback(|method: axum::http::Method, uri: axum::http::Uri| async move {
             ApiError::method_not_allowed(&method, uri.path())
         })
-        .layer(from_fn(front::take_in))
+        .layer(from_fn(middleware::read_body))
         .with_state(context)
 }
 
-/// What most handlers take.
+/// The state that most handlers take.
 type Ctx = State<Context>;

@@ -1,6 +1,6 @@
-//! Lists of what there may be very many of: read a page in each turn of the engine, and written on a thread of their own, one
-//! list at a time, so that nobody waits for a long list but who asked for one. A volume is listed as it was when its page was read: one that comes
-//! or goes meanwhile may be in the list or not.
+//! Lists that may be very long. The engine gives one page of volumes per turn, and a thread of its own writes the
+//! list, one list at a time, so that a long list delays only its own caller. Each volume is listed as it was when its
+//! page was read. A volume that comes or goes in the meantime may be in the list or not.
 
 use std::sync::Arc;
 
@@ -15,16 +15,16 @@ use crate::blocking::blocking;
 use crate::engine::world::{Volume, World};
 use crate::engine::{Handle, Stopping};
 
-/// Volumes looked at in one turn of the engine.
+/// The number of volumes that are read in one turn of the engine.
 const PAGE: usize = 64;
 
-/// What writes a list gives way to everything else.
+/// The nice value of a thread that writes a list, so that everything else goes first.
 const NICE: i32 = 15;
 
-/// Long lists are made one after the other: all at once they would take the processors from the disks that come.
+/// Makes one list at a time: several at once would take processor time from disks that arrive.
 static ONE_AT_A_TIME: Semaphore = Semaphore::const_new(1);
 
-/// What `pick` makes of the volumes, by id.
+/// Returns what `pick` makes of each volume, ordered by id.
 pub(super) async fn volumes<T: Send + 'static>(
     engine: &Handle,
     pick: impl Fn(&World, &Volume) -> Option<T> + Send + Sync + 'static,
@@ -50,20 +50,20 @@ pub(super) async fn volumes<T: Send + 'static>(
     }
 }
 
-/// A list as an answer: `make` gets what `pick` makes of the volumes, by id.
+/// Answers with a list: `make` gets what `pick` made of each volume, ordered by id.
 pub(super) async fn list<T: Send + 'static, L: Serialize>(
     engine: &Handle,
     pick: impl Fn(&World, &Volume) -> Option<T> + Send + Sync + 'static,
     make: impl FnOnce(Vec<T>) -> L + Send + 'static,
 ) -> Result<Response, ApiError> {
-    // It is never closed.
+    // The semaphore is never closed.
     let _turn = ONE_AT_A_TIME.acquire().await.ok();
     let all = volumes(engine, pick).await?;
     if all.len() <= PAGE {
         return Ok(Json(make(all)).into_response());
     }
     let written = blocking(move || {
-        // Of this thread alone. That it is not granted changes nothing but speed.
+        // This affects only the current thread. If it is refused, only speed changes.
         let _ = rustix::process::nice(NICE);
         serde_json::to_vec(&make(all))
     });

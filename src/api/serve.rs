@@ -1,4 +1,4 @@
-//! The accept loop, and what a client may take of it: connections, time for a request's head, its size.
+//! The accept loop, with a client's limits: connections, and the time and size of a request's head.
 
 use std::io;
 use std::os::fd::{FromRawFd, RawFd};
@@ -13,38 +13,38 @@ use tokio::net::UnixListener;
 use tokio::sync::watch;
 use tower::ServiceExt;
 
+use super::connection::{Connection, ConnectionIo};
 use super::error::{self, ApiError};
-use super::line::{Line, Wire};
-use super::shares::{HEAD_BYTES, HEADERS, Places};
+use super::shares::{HEAD_BYTES, HEADERS, Slots};
 use crate::budget::{self, ClientDescriptors};
 use crate::config;
 use crate::reason::Code;
 
-/// How long a connection may take for a request's head, idle time included.
+/// The time limit for a request's head, idle time included.
 const HEAD_LIMIT: Duration = Duration::from_secs(10);
 
-/// How long requests that are on their way when the daemon stops may take to arrive.
+/// How long the daemon waits, when it stops, for requests that were already sent.
 const LAST_REQUESTS: Duration = Duration::from_millis(250);
 
-/// Pause after the process ran out of descriptors: accepting again at once would spin.
+/// The pause after the process ran out of descriptors; without a pause the loop would spin.
 const OUT_OF_DESCRIPTORS: Duration = Duration::from_millis(200);
 
-/// Who is on the other side.
+/// The client of a connection.
 #[derive(Clone)]
 pub(super) struct Peer {
     /// The user, from the socket's credentials.
     pub(super) uid: Option<u32>,
     /// The connection.
-    pub(super) line: Arc<Line>,
+    pub(super) connection: Arc<Connection>,
 }
 
-/// The API's socket.
+/// The API's listening socket.
 pub struct Listener {
     socket: UnixListener,
 }
 
 impl Listener {
-    /// The socket systemd hands over, else one of our own at this path.
+    /// Takes the socket from systemd, or else binds this path.
     pub fn open(path: &Path) -> io::Result<Self> {
         match sd_notify::listen_fds()?.next() {
             Some(fd) => Self::inherited(fd),
@@ -53,14 +53,15 @@ impl Listener {
     }
 
     fn inherited(fd: RawFd) -> io::Result<Self> {
-        // SAFETY: systemd has opened this descriptor for this process (LISTEN_PID is ours) and nothing else here takes
-        // it: this is called once, at the start.
+        // SAFETY: systemd has opened this descriptor for this process (LISTEN_PID is this process), and nothing else
+        // takes it: this function is called once, at the start.
         let socket = unsafe { std::os::unix::net::UnixListener::from_raw_fd(fd) };
         socket.set_nonblocking(true)?;
         Ok(Self { socket: UnixListener::from_std(socket)? })
     }
 
-    /// Binds the path, in place of a socket that a dead daemon left there, and of nothing else. Mode 0660: the group may ask.
+    /// Binds the path. Replaces a socket that a dead daemon left there, and nothing else. Mode 0660, so the group may
+    /// connect.
     fn bind(path: &Path) -> io::Result<Self> {
         use std::os::unix::fs::PermissionsExt;
         match config::is_dead_socket_of(path, rustix::process::geteuid().as_raw()) {
@@ -74,10 +75,10 @@ impl Listener {
     }
 }
 
-/// Answers until `stop` changes, then lets running requests end; the caller bounds how long.
+/// Answers requests until `stop` changes, then lets running requests end. The caller limits how long that takes.
 pub async fn serve(listener: Listener, router: axum::Router, mut stop: watch::Receiver<bool>) {
     let ClientDescriptors { served, waiting, .. } = budget::clients();
-    let (places, waiting) = (Arc::new(Places::new(served)), Places::new(waiting));
+    let (slots, waiting) = (Arc::new(Slots::new(served)), Slots::new(waiting));
     let connections = hyper_util::server::graceful::GracefulShutdown::new();
     let mut http = hyper::server::conn::http1::Builder::new();
     http.timer(TokioTimer::new())
@@ -96,44 +97,45 @@ pub async fn serve(listener: Listener, router: axum::Router, mut stop: watch::Re
             },
             _ = stop.changed() => break,
         };
-        let line = Line::new(stream);
-        let uid = line.uid();
-        let place = places.try_take(uid);
-        let turn = if place.is_none() { waiting.try_take(uid) } else { None };
-        if place.is_none() && turn.is_none() {
-            line.refuse(&error::raw(&no_place(places.share(uid))));
+        let client = Connection::new(stream);
+        let uid = client.uid();
+        let slot = slots.try_take(uid);
+        let queued = if slot.is_none() { waiting.try_take(uid) } else { None };
+        if slot.is_none() && queued.is_none() {
+            client.refuse(&error::raw(&no_slot(slots.share(uid))));
             continue;
         }
-        let peer = Peer { uid, line: Arc::new(line) };
-        let (places, watcher, mut stop) = (Arc::clone(&places), connections.watcher(), stop.clone());
+        let peer = Peer { uid, connection: Arc::new(client) };
+        let (slots, watcher, mut stop) = (Arc::clone(&slots), connections.watcher(), stop.clone());
         let (http, router) = (http.clone(), router.clone());
         tokio::spawn(async move {
-            let place = if place.is_some() {
-                place
+            let slot = if slot.is_some() {
+                slot
             } else {
                 tokio::select! {
-                    place = places.take(uid) => place,
+                    slot = slots.take(uid) => slot,
                     _ = stop.changed() => return,
                 }
             };
-            drop(turn);
-            let wire = Wire::new(Arc::clone(&peer.line));
+            drop(queued);
+            let io = ConnectionIo::new(Arc::clone(&peer.connection));
             let service = router.map_request(move |mut request: axum::http::Request<_>| {
                 request.extensions_mut().insert(peer.clone());
                 request
             });
-            let connection = http.serve_connection(TokioIo::new(wire), TowerToHyperService::new(service));
-            // A client that hangs up, takes nothing or sends what is not HTTP has been answered; nothing is left to do.
+            let connection = http.serve_connection(TokioIo::new(io), TowerToHyperService::new(service));
+            // An error means that the client hung up, read nothing, or did not send HTTP; it has been answered as far
+            // as possible.
             let _ = watcher.watch(connection).await;
-            drop(place);
+            drop(slot);
         });
     }
-    // hyper would close a connection whose request is on its way but not read yet, as if it were idle: give those a moment.
-    let _ = tokio::time::timeout(LAST_REQUESTS, places.all_free()).await;
+    // hyper would close a connection as idle if its request is sent but not read yet. So these requests get a moment.
+    let _ = tokio::time::timeout(LAST_REQUESTS, slots.all_free()).await;
     connections.shutdown().await;
 }
 
-fn no_place(share: usize) -> ApiError {
+fn no_slot(share: usize) -> ApiError {
     let text = format!(
         "this user already has its share of {share} connections, and as many wait, or all are in use; close some"
     );

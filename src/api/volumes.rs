@@ -1,4 +1,4 @@
-//! Volumes: the intent, its disk, its export and its story in one piece.
+//! Volumes: intent, disk, export and story in one object.
 
 use std::time::Duration;
 
@@ -11,11 +11,11 @@ use tokio::sync::broadcast::error::RecvError;
 use utoipa::IntoParams;
 
 use super::body::{QueryString, VolumePath};
+use super::connection;
 use super::error::ApiError;
-use super::line;
 use super::pages;
 use super::serve::Peer;
-use super::shares::TakenPlace;
+use super::shares::Slot;
 use super::{Context, Ctx};
 use crate::engine::world::{Volume, World};
 use crate::identity::VolumeId;
@@ -27,8 +27,8 @@ use crate::wire::{
     whole_in_query,
 };
 
-/// How long `?wait=` waits when nothing else is asked for, and at most.
-const WAIT_SECONDS: (u32, u32) = (60, 3600);
+/// How long `?wait=` waits, in seconds: the default and the maximum.
+const DEFAULT_AND_MAX_WAIT_SECONDS: (u32, u32) = (60, 3600);
 
 pub(super) fn export(volume: &Volume, listen: std::net::SocketAddr) -> ExportView {
     let name = volume.intent.volume.export_name();
@@ -64,7 +64,7 @@ fn view(volume: &Volume, world: &World, listen: std::net::SocketAddr) -> VolumeV
     }
 }
 
-/// The volume with its story.
+/// Returns the volume with its story.
 async fn whole(context: &Context, mut view: VolumeView) -> Result<Json<VolumeView>, ApiError> {
     let (timeline, incomplete) = timeline(context, view.volume_id).await?;
     view.timeline = Some(timeline.into_iter().map(EntryView::from).collect());
@@ -72,15 +72,15 @@ async fn whole(context: &Context, mut view: VolumeView) -> Result<Json<VolumeVie
     Ok(Json(view))
 }
 
-/// Which volumes.
+/// Which volumes to list.
 #[derive(Deserialize, IntoParams)]
 #[into_params(parameter_in = Query)]
 #[serde(deny_unknown_fields)]
 pub(super) struct VolumeFilter {
-    /// Only those in this state.
+    /// Only volumes in this state.
     #[param(inline, value_type = Option<volume::State>)]
     state: Option<String>,
-    /// Only those of this VM.
+    /// Only volumes of this VM.
     vm_id: Option<String>,
 }
 
@@ -125,17 +125,21 @@ pub(super) async fn show(
     Extension(peer): Extension<Peer>,
     QueryString(wait): QueryString<Wait>,
 ) -> Result<Json<VolumeView>, ApiError> {
-    let seconds = wait.timeout_seconds.unwrap_or(WAIT_SECONDS.0);
-    if seconds > WAIT_SECONDS.1 {
-        let text =
-            format!("timeout_seconds takes at most {}, not {seconds}; ask again when it is over", WAIT_SECONDS.1);
+    let seconds = wait.timeout_seconds.unwrap_or(DEFAULT_AND_MAX_WAIT_SECONDS.0);
+    if seconds > DEFAULT_AND_MAX_WAIT_SECONDS.1 {
+        let text = format!(
+            "timeout_seconds takes at most {}, not {seconds}; ask again when it is over",
+            DEFAULT_AND_MAX_WAIT_SECONDS.1
+        );
         return Err(ApiError::of(Code::InvalidQuery, text));
     }
     if let Some(state) = &wait.wait {
         let state = state_of(state)?;
         let limit = Duration::from_secs(seconds.into());
         let waited = tokio::time::timeout(limit, reached(&context, &peer, volume, state));
-        let waited = line::while_there(peer.line.watch().as_ref(), waited).await.ok_or_else(ApiError::client_gone)?;
+        let waited = connection::while_there(peer.connection.watch().as_ref(), waited)
+            .await
+            .ok_or_else(ApiError::client_gone)?;
         if let Ok(reached) = waited {
             return whole(&context, reached?).await;
         }
@@ -147,22 +151,22 @@ pub(super) async fn show(
     whole(&context, look(&context, volume).await?).await
 }
 
-/// The volume as it was when it was found in that state: a moment later it may be in another.
+/// Waits until the volume is in this state and returns it as it was then; a moment later it may be in another state.
 async fn reached(
     context: &Context,
     peer: &Peer,
     volume: VolumeId,
     state: volume::State,
 ) -> Result<VolumeView, ApiError> {
-    let _place = long_request(context, peer)?;
-    // Listen first, then look: nothing falls between.
+    let _slot = long_request(context, peer)?;
+    // Subscribe first and read after that, so that no change is missed.
     let mut events = context.inner.engine.events();
     loop {
         let now = look(context, volume).await?;
         if now.state == state {
             return Ok(now);
         }
-        // A daemon that stops tells nothing any more, but it still knows.
+        // A daemon that stops sends no more events but can still be read.
         let events = events.as_mut().map_err(|stopping| *stopping)?;
         loop {
             match events.recv().await {
@@ -175,11 +179,11 @@ async fn reached(
     }
 }
 
-/// A place among the requests that may stay open.
-pub(super) fn long_request(context: &Context, peer: &Peer) -> Result<TakenPlace, ApiError> {
-    let places = &context.inner.long_requests;
-    places.try_take(peer.uid).ok_or_else(|| {
-        let share = places.share(peer.uid);
+/// Takes a slot for a request that may stay open.
+pub(super) fn long_request(context: &Context, peer: &Peer) -> Result<Slot, ApiError> {
+    let slots = &context.inner.long_requests;
+    slots.try_take(peer.uid).ok_or_else(|| {
+        let share = slots.share(peer.uid);
         let text =
             format!("this user already has its share of {share} requests that wait for events, or all are in use");
         ApiError::of(Code::TooManyListeners, text + "; close some")
@@ -192,14 +196,15 @@ async fn look(context: &Context, volume: VolumeId) -> Result<VolumeView, ApiErro
     context.inner.engine.read(look).await?.ok_or_else(|| ApiError::no_such_volume(volume))
 }
 
-/// What the store has, and what it has not been told yet; and whether what is on record is missing.
+/// Returns the story: the store's entries and those that are not written yet; and whether stored entries could not be
+/// read.
 async fn timeline(context: &Context, volume: VolumeId) -> Result<(Vec<Entry>, bool), ApiError> {
     let untold = move |world: &World| {
         world.volume(volume).map(|volume| volume.notes.iter().map(|note| note.entry.clone()).collect::<Vec<_>>())
     };
     let untold = context.inner.engine.read(untold).await?.unwrap_or_default();
     let Story { mut entries, failure } = context.inner.store.story(volume).await;
-    // It may have been told of an entry between the two looks.
+    // An entry may have been written to the store between the two reads.
     let new: Vec<Entry> = untold.into_iter().filter(|entry| !entries.contains(entry)).collect();
     entries.extend(new);
     Ok((entries, failure.is_some()))

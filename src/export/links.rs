@@ -197,7 +197,7 @@ mod tests {
 
     /// Invariant 12.
     #[test]
-    fn what_is_not_a_link_of_ours_is_named_as_foreign_and_neither_replaced_nor_removed() {
+    fn a_file_that_is_not_our_link_is_listed_as_foreign_and_neither_replaced_nor_removed() {
         let (_dir, links, volume) = links();
         fs::write(links.folder.path().join("migration-vol-file"), "").unwrap();
         fs::write(links.place(volume), "a letter").unwrap();
@@ -211,7 +211,7 @@ mod tests {
 
     /// Kind of file: the path is a symlink to somebody else's folder.
     #[test]
-    fn nothing_is_made_in_what_is_put_in_the_folders_place_and_what_was_made_before_is_taken_away_where_it_is() {
+    fn in_a_folder_put_at_our_path_no_link_is_made_and_old_links_are_removed_from_the_moved_folder() {
         let (dir, links, volume) = links();
         let (place, away, other) = (links.folder.path().to_owned(), dir.path().join("away"), dir.path().join("other"));
         fs::create_dir(&other).unwrap();
@@ -229,7 +229,7 @@ mod tests {
 
     /// Owner and mode: exports served from there are listed all the same.
     #[test]
-    fn a_folder_that_others_may_write_is_looked_at_and_nothing_is_made_in_it() {
+    fn a_folder_that_others_may_write_is_listed_and_no_link_is_made_in_it() {
         let (_dir, links, volume) = links();
         let open = |mode| {
             let mode = std::os::unix::fs::PermissionsExt::from_mode(mode);
@@ -247,7 +247,7 @@ mod tests {
     }
 
     #[test]
-    fn of_very_many_strangers_and_strays_a_few_are_named_and_the_others_counted() {
+    fn of_very_many_foreign_names_and_strays_a_few_are_named_and_the_others_counted() {
         let (_dir, links, volume) = links();
         links.make(volume, "/dev/null").unwrap();
         for n in 0..3000 {

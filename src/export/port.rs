@@ -33,7 +33,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_found_is_said_when_it_explains_something() {
+    fn the_port_is_described_only_when_that_explains_something() {
         let names = |names: &[&str]| names.iter().map(ToString::to_string).collect::<Vec<_>>();
         assert_eq!(words(&[], 0), "nobody listens there");
         assert_eq!(words(&names(&["root"]), 3), "");
@@ -42,7 +42,7 @@ mod tests {
     }
 
     #[test]
-    fn a_listener_of_ones_own_is_found() {
+    fn a_listener_of_this_user_is_found() {
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
         assert_eq!(clients::listeners(address).unwrap(), [rustix::process::geteuid().as_raw()]);

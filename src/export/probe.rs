@@ -414,7 +414,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn anything_that_is_not_nbd_is_named_so() {
+    async fn a_server_that_does_not_speak_nbd_is_reported_as_such() {
         for says in [
             b"HTTP/1.1 400 Bad Request\r\n\r\n".to_vec(),
             [greeting(), b"garbage that is long enough".to_vec()].concat(),
@@ -461,7 +461,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_server_that_says_nothing_is_given_up_after_the_time_that_is_told() {
+    async fn a_server_that_sends_nothing_is_given_up_after_the_reported_time_limit() {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let silent = Endpoint::new(listener.local_addr().unwrap(), Tls::none());
         let slow = greet(&Endpoint { time_limit: Duration::ZERO, ..silent }).await.err().unwrap().to_string();

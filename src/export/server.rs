@@ -322,7 +322,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_server_for_each_connection_is_there_as_long_as_its_marker() {
+    async fn a_server_per_connection_is_up_as_long_as_its_marker_exists() {
         let dir = tempfile::tempdir().unwrap();
         let marker = dir.path().join("run").join("listening");
         let (states, mut seen) = mpsc::channel(8);
@@ -337,7 +337,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_number_that_went_to_another_program_is_not_the_server() {
+    async fn a_pid_that_belongs_to_another_program_by_now_is_not_the_server() {
         let dir = tempfile::tempdir().unwrap();
         let pid_file = dir.path().join("server.pid");
         let _sleeper = Sleeper::new(&pid_file);
@@ -349,7 +349,7 @@ mod tests {
     /// Whatever other users put in the place of the pid file is not waited for, not followed, and not read beyond the
     /// size limit.
     #[test]
-    fn only_a_small_regular_file_of_the_folders_owner_tells_of_a_server() {
+    fn only_a_small_regular_file_of_the_folders_owner_counts_as_pid_file() {
         let dir = tempfile::tempdir().unwrap();
         let pid_file = dir.path().join("server.pid");
         let kind = ServerFile::Pid("sleep");

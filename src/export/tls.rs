@@ -359,7 +359,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_that_is_not_of_its_kind_is_refused_without_telling_what_is_in_it() {
+    fn a_file_of_another_format_is_refused_and_the_error_does_not_quote_it() {
         for bad in [KEY.to_owned(), format!("a:{KEY}0"), format!("a:{}", &KEY[2..]), format!("a:{}g{}", &KEY[2..], 'x')]
         {
             let why = find_key(&bad, None).unwrap_err();

@@ -184,7 +184,7 @@ mod tests {
 
     /// The server may still know the old section, or may know another section of that name.
     #[test]
-    fn a_link_without_our_section_leads_nowhere_and_none_is_made_beside_somebody_elses() {
+    fn a_link_without_our_section_is_listed_without_a_path_and_no_link_is_made_beside_a_foreign_section() {
         let (_dir, server, volume) = server();
         server.prepare(volume).unwrap();
         server.publish(volume, LINK).unwrap();
@@ -199,7 +199,7 @@ mod tests {
     }
 
     #[test]
-    fn a_server_that_other_hosts_reach_while_nobody_says_so_is_remarked() {
+    fn a_main_file_that_lets_other_hosts_in_without_listenaddr_gets_a_remark() {
         let (_dir, server, _) = server();
         let remarks = |listenaddr: &str| {
             let folder = server.sections.folder().path().display();

@@ -161,7 +161,7 @@ mod tests {
     use proptest::prelude::*;
 
     #[test]
-    fn a_section_that_comes_twice_is_one_and_the_last_value_counts() {
+    fn a_section_given_twice_is_merged_and_the_last_value_counts() {
         let groups = parse(b"# x\r\n\r\n [a] \t\r\nk  = 1\r\n[b]\n[a]\nk=\\s2 \n").unwrap();
         assert_eq!(
             groups.iter().map(|group| (group.name.as_str(), group.line)).collect::<Vec<_>>(),
@@ -173,7 +173,7 @@ mod tests {
     }
 
     #[test]
-    fn a_line_that_is_not_taken_is_told_with_its_number() {
+    fn a_refused_line_is_reported_with_its_number() {
         for (line, number) in
             [("[a]\n\n;x\n", 3), ("k = 1\n", 1), ("[a]\n[b\n", 2), ("[a]\nhalf a li", 2), ("[a]\r", 1)]
         {

@@ -81,7 +81,7 @@ mod tests {
     }
 
     #[test]
-    fn left_to_itself_it_signals_only_a_server_that_bears_it_whatever_is_in_its_folder() {
+    fn auto_chooses_the_signal_only_for_a_version_that_survives_any_file_in_its_folder() {
         let auto = |installed: Option<Installed>, held| chosen(None, installed.as_ref(), held).unwrap();
         assert_eq!(auto(package("1:3.26.1-6"), false), Mode::Signal);
         assert_eq!(auto(package("1:3.26.1-6"), true), Mode::Socket, "the unit decides");
@@ -91,7 +91,7 @@ mod tests {
     }
 
     #[test]
-    fn a_server_that_dies_of_the_signal_is_refused_with_the_way_out() {
+    fn signal_mode_is_refused_for_a_version_that_dies_of_it_and_the_error_names_the_alternative() {
         let why = chosen(Some(Mode::Signal), package("1:3.24-1.1").as_ref(), false).unwrap_err();
         assert!(why.contains("3.24-1.1") && why.contains("mode = \"socket\""), "{why}");
         let why = chosen(Some(Mode::Signal), None, false).unwrap_err();
@@ -100,7 +100,7 @@ mod tests {
     }
 
     #[test]
-    fn one_that_dies_of_a_bad_file_is_signalled_if_somebody_insists_and_that_is_said() {
+    fn a_version_that_dies_of_a_bad_file_is_signalled_only_when_configured_with_a_remark() {
         let chosen = choose(Some(Mode::Signal), package("1:3.26.1-1").as_ref(), false).unwrap();
         assert_eq!(chosen.mode, Mode::Signal);
         assert!(chosen.advice.unwrap().contains("dies"));

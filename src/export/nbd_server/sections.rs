@@ -218,7 +218,7 @@ mod tests {
     }
 
     #[test]
-    fn the_file_is_this_to_the_byte_and_the_server_may_read_it() {
+    fn a_section_has_exactly_these_bytes_and_is_readable_by_the_server() {
         let (_dir, sections, volume) = sections();
         sections.write(volume).unwrap();
         let expected = "\
@@ -253,7 +253,7 @@ fua = true
     }
 
     #[test]
-    fn a_section_in_other_words_is_ours_and_written_anew() {
+    fn a_section_of_another_attachd_version_is_ours_and_rewritten() {
         let (_dir, sections, volume) = sections();
         fs::write(sections.place(volume), sections.text(volume).replace("fua = true\n", "")).unwrap();
         assert_eq!(list(&sections).prepared, BTreeSet::from([volume]));
@@ -262,7 +262,7 @@ fua = true
     }
 
     #[test]
-    fn what_others_wrote_or_changed_is_listed_and_never_touched_not_even_under_our_name() {
+    fn foreign_or_changed_sections_are_listed_and_never_touched_even_under_our_name() {
         let (_dir, sections, volume) = sections();
         let (place, ours) = (sections.place(volume), sections.text(volume));
         let link = sections.links.place(volume);
@@ -288,7 +288,7 @@ fua = true
     }
 
     #[test]
-    fn a_write_that_fails_leaves_the_old_file_and_a_link_in_its_way_is_not_followed() {
+    fn a_failed_write_keeps_the_old_file_and_a_symlink_as_staging_file_is_not_followed() {
         let (dir, sections, volume) = sections();
         let old = sections.text(volume).replace("fua = true\n", "");
         fs::write(sections.place(volume), &old).unwrap();
@@ -307,7 +307,7 @@ fua = true
     }
 
     #[test]
-    fn what_a_crash_leaves_is_no_section_and_does_not_stop_the_next_write() {
+    fn a_staging_file_left_by_a_crash_is_no_section_and_does_not_stop_the_next_write() {
         let (_dir, sections, volume) = sections();
         fs::write(sections.folder.path().join(format!(".{}{READ}.tmp", volume.export_name())), "half").unwrap();
         assert_eq!(list(&sections), Contents::default());

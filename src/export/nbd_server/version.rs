@@ -135,7 +135,7 @@ mod tests {
     }
 
     #[test]
-    fn the_programs_own_word_tells_no_revision_so_the_worse_is_assumed() {
+    fn version_output_has_no_revision_so_the_unrepaired_one_is_assumed() {
         let says = |version: &str| Installed::from_output(&format!("This is nbd-server version {version}\n"));
         assert_eq!(says("3.24").unwrap().signal(), Signal::Refused);
         assert_eq!(says("3.26.1").unwrap().signal(), Signal::WhileFilesAreValid);
@@ -145,7 +145,7 @@ mod tests {
     }
 
     #[test]
-    fn dpkgs_word_is_taken_for_an_installed_package_only() {
+    fn the_dpkg_status_counts_only_for_an_installed_package() {
         let status = |state: &str| {
             format!(
                 "Package: nbd-client\nStatus: install ok installed\nVersion: 1:3.24-1\n\n\

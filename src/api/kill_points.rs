@@ -1,5 +1,6 @@
-//! The engine's calls for operations, for tests only: compiled with the feature `kill-points`, never in a release.
-//! `POST /kill-points/{intend,seal,unseal,release}/{volume}/{operation}`, with `?force=true` as for a withdrawal.
+//! A route to the engine's calls for operations, for tests only. It is compiled with the feature `kill-points`, never
+//! in a release. `POST /kill-points/{intend,seal,unseal,release}/{volume}/{operation}`; `?force=true` has the same
+//! meaning as for a withdrawal.
 
 use axum::extract::{Path, State};
 use axum::http::StatusCode;
@@ -25,8 +26,8 @@ struct Options {
     force: bool,
 }
 
-/// Adds the door.
-pub(super) fn open(router: Router<Context>) -> Router<Context> {
+/// Adds the route.
+pub(super) fn add(router: Router<Context>) -> Router<Context> {
     router.route("/kill-points/{call}/{volume}/{operation}", post(call))
 }
 

@@ -1,5 +1,5 @@
-//! What every request passes before its handler: its body is taken in whole, and it has its user's place among those that
-//! cost something.
+//! The middleware before every handler. It reads the whole request body and takes one of the user's slots for a
+//! request that needs one.
 
 use std::time::Duration;
 
@@ -15,30 +15,32 @@ use tokio::time::{Instant, timeout, timeout_at};
 use super::Ctx;
 use super::error::ApiError;
 use super::serve::Peer;
-use super::shares::TakenPlace;
+use super::shares::Slot;
 use crate::reason::Code;
 
-/// No request needs more.
+/// The size limit of a body, in bytes; no request needs more.
 const LONGEST_BODY: usize = 64 * 1024;
 
-/// A body that is longer than that is read away up to here, so that its client hears the refusal and not a broken pipe.
+/// A longer body is read and dropped up to this size, so that the client gets the error response and not a broken
+/// pipe.
 const LONGEST_READ_AWAY: u64 = 16 * 1024 * 1024;
 
-/// A body that is still not complete after this is given up.
+/// The time limit for reading a body.
 const BODY_LIMIT: Duration = Duration::from_secs(10);
 
-/// How long a request waits for a place, when its user's are all in use: longer than it takes to cut who takes nothing.
+/// How long a request waits for one of its user's slots. This is longer than the time after which a client that reads
+/// nothing is disconnected.
 const PLACE_LIMIT: Duration = Duration::from_secs(15);
 
-/// Takes the body in before anything is answered, whether or not the handler wants it.
-pub(super) async fn take_in(request: Request, next: Next) -> Response {
+/// Reads the whole body before anything is answered, whether or not the handler uses it.
+pub(super) async fn read_body(request: Request, next: Next) -> Response {
     let (head, body) = request.into_parts();
-    // It sends nothing before it is told to.
+    // A client that sends `Expect` waits for permission before it sends the body.
     let waits = head.headers.contains_key(header::EXPECT);
     match read(body, waits).await {
         Ok(bytes) => next.run(Request::from_parts(head, Body::from(bytes))).await,
         Err(refusal) => {
-            // What is left of the body cannot be told from a next request.
+            // The rest of the body could not be told from a next request.
             let mut response = refusal.into_response();
             response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
             response
@@ -86,7 +88,8 @@ fn too_slow() -> ApiError {
     ApiError::new(Code::BodyTooSlow, text, json!({}))
 }
 
-/// What changes something has one of its user's places until it is done, also when its client does not wait for that.
+/// Gives a request that changes something one of its user's slots until the change is done, even if its client does
+/// not wait.
 pub(super) async fn change(
     State(context): Ctx,
     Extension(peer): Extension<Peer>,
@@ -96,12 +99,12 @@ pub(super) async fn change(
     if request.method() == Method::GET || request.method() == Method::HEAD {
         return next.run(request).await;
     }
-    let Ok(place) = timeout(PLACE_LIMIT, context.inner.changes.take(peer.uid)).await else {
-        return no_place("changes").into_response();
+    let Ok(slot) = timeout(PLACE_LIMIT, context.inner.changes.take(peer.uid)).await else {
+        return no_slot("changes").into_response();
     };
     let done = tokio::spawn(async move {
         let response = next.run(request).await;
-        drop(place);
+        drop(slot);
         response
     });
     done.await.unwrap_or_else(|error| {
@@ -109,8 +112,8 @@ pub(super) async fn change(
     })
 }
 
-/// A list is as long as what is listed. It has one of its user's places until its client has taken it, so that answers that
-/// nobody takes do not fill the memory.
+/// Gives a request for a list one of its user's slots until the client has read the answer. A list has no size limit,
+/// and unread answers must not fill the memory.
 pub(super) async fn list(
     State(context): Ctx,
     Extension(peer): Extension<Peer>,
@@ -120,20 +123,20 @@ pub(super) async fn list(
     if request.method() != Method::GET {
         return next.run(request).await;
     }
-    let Ok(Some(place)) = timeout(PLACE_LIMIT, context.inner.lists.take(peer.uid)).await else {
-        return no_place("lists").into_response();
+    let Ok(Some(slot)) = timeout(PLACE_LIMIT, context.inner.lists.take(peer.uid)).await else {
+        return no_slot("lists").into_response();
     };
     let (head, body) = next.run(request).await.into_parts();
     match axum::body::to_bytes(body, usize::MAX).await {
-        Ok(bytes) => Response::from_parts(head, Body::from(Bytes::from_owner(Kept { bytes, _place: place }))),
+        Ok(bytes) => Response::from_parts(head, Body::from(Bytes::from_owner(Kept { bytes, _slot: slot }))),
         Err(error) => ApiError::failed_for_now(format!("the list could not be finished: {error}")).into_response(),
     }
 }
 
-/// An answer on its way to its client: hyper lets go of it when the last byte is written.
+/// A response body that keeps its slot. hyper drops it when the last byte is written.
 struct Kept {
     bytes: Bytes,
-    _place: TakenPlace,
+    _slot: Slot,
 }
 
 impl AsRef<[u8]> for Kept {
@@ -142,7 +145,7 @@ impl AsRef<[u8]> for Kept {
     }
 }
 
-fn no_place(what: &str) -> ApiError {
+fn no_slot(what: &str) -> ApiError {
     let text = format!(
         "this user's share of {what} under way was in use for {} s (answers that are not read count); ask again",
         PLACE_LIMIT.as_secs()

@@ -1,5 +1,6 @@
-//! One client's connection: no answer is offered for ever to a client that takes nothing, a client that goes is noticed
-//! whatever it has sent before, and what the parser of HTTP refuses has a body as every other refusal.
+//! One client's connection. A client that reads nothing is disconnected after a time limit. A client's hang-up is
+//! noticed whatever the client sent before. A request that hyper's HTTP parser refuses gets an error with a body,
+//! like every other error.
 
 use std::io::{self, IoSlice};
 use std::os::fd::OwnedFd;
@@ -19,55 +20,55 @@ use tokio::time::{Sleep, sleep};
 use super::error;
 use crate::readable;
 
-/// A client that takes nothing of its answer for so long is cut.
+/// The time limit after which a client that reads nothing of its response is disconnected.
 const ANSWER_LIMIT: Duration = Duration::from_secs(10);
 
-/// The same for the stream of events, whose listener has something else to do now and then.
+/// The same time limit for a stream of events, whose listener may be busy with other work.
 const EVENTS_LIMIT: Duration = Duration::from_mins(5);
 
-/// How often something is read of what a client has sent too much.
+/// The number of reads of superfluous data before a connection is closed.
 const READS_AT_THE_END: usize = 16;
 
-/// A connection, as its requests know it.
-pub(super) struct Line {
+/// A connection, as its request handlers see it.
+pub(super) struct Connection {
     stream: UnixStream,
-    /// Seconds without any progress after which it is cut.
+    /// Seconds without progress after which the client is disconnected.
     limit: AtomicU64,
 }
 
-impl Line {
+impl Connection {
     pub(super) fn new(stream: UnixStream) -> Self {
         Self { stream, limit: AtomicU64::new(ANSWER_LIMIT.as_secs()) }
     }
 
-    /// The user on the other side.
+    /// Returns the user of the client process.
     pub(super) fn uid(&self) -> Option<u32> {
         self.stream.peer_cred().ok().map(|credentials| credentials.uid())
     }
 
-    /// From now on it carries a stream of events.
+    /// Sets the longer time limit of an event stream.
     pub(super) fn carries_events(&self) {
         self.limit.store(EVENTS_LIMIT.as_secs(), Ordering::Relaxed);
     }
 
-    /// Watches for the client's hanging up. `None` where that cannot be watched: hyper alone does then.
+    /// Watches for the client's hang-up. `None` if the watch cannot be made; then only hyper notices a hang-up.
     pub(super) fn watch(&self) -> Option<HangUp> {
-        // A descriptor of its own: what wakes its waiter must not make hyper miss anything.
+        // The watch has a descriptor of its own, so that hyper does not miss a wake-up because of it.
         let own = rustix::io::fcntl_dupfd_cloexec(&self.stream, 0).ok()?;
         Some(HangUp(readable::register(own).ok()?))
     }
 
-    /// Says this and hangs up, without waiting for anything.
+    /// Sends this response and closes the connection, without blocking.
     pub(super) fn refuse(self, answer: &[u8]) {
-        // The answer is short and the socket's buffer empty.
+        // The response is short and the socket's buffer is empty.
         let _ = rustix::net::send(&self.stream, answer, SendFlags::DONTWAIT | SendFlags::NOSIGNAL);
         let _ = rustix::net::shutdown(&self.stream, Shutdown::Write);
         read_away(&self.stream);
     }
 }
 
-/// What is left unread at the end would reach the client as an error, and it could take that for the answer. It may go on
-/// sending: what comes later is not waited for.
+/// Reads and drops unread data. Otherwise the client would see a connection error, possibly in place of the response.
+/// Data that arrives later is not waited for.
 fn read_away(stream: &UnixStream) {
     let mut unread = [0_u8; 16 * 1024];
     for _ in 0..READS_AT_THE_END {
@@ -77,12 +78,12 @@ fn read_away(stream: &UnixStream) {
     }
 }
 
-/// A client's hanging up. hyper notices it by itself only while nothing is left to read: not when the client has sent
-/// more than its request.
+/// A watch for a client's hang-up. hyper notices a hang-up only when it has read everything, so not when the client
+/// has sent more than its request.
 pub(super) struct HangUp(AsyncFd<OwnedFd>);
 
 impl HangUp {
-    /// Returns when it has happened.
+    /// Waits until the client has hung up.
     async fn happened(&self) {
         loop {
             let Ok(mut ready) = self.0.readable().await else { return std::future::pending().await };
@@ -100,35 +101,35 @@ fn hung_up(socket: &OwnedFd) -> bool {
     looked.is_ok() && poll[0].revents().intersects(PollFlags::RDHUP | PollFlags::HUP | PollFlags::ERR)
 }
 
-/// What hyper reads from and writes to.
-pub(super) struct Wire {
-    line: Arc<Line>,
-    /// Runs only while the client takes nothing.
+/// The stream that hyper reads from and writes to.
+pub(super) struct ConnectionIo {
+    connection: Arc<Connection>,
+    /// The timer, which runs only while the client reads nothing.
     stalled: Option<Pin<Box<Sleep>>>,
-    /// The refusal that is written in place of the parser's, and how much of it is.
+    /// attachd's error in place of the parser's response, and how many of its bytes are written.
     refusal: Option<(Vec<u8>, usize)>,
 }
 
-impl Wire {
-    pub(super) fn new(line: Arc<Line>) -> Self {
-        Self { line, stalled: None, refusal: None }
+impl ConnectionIo {
+    pub(super) fn new(connection: Arc<Connection>) -> Self {
+        Self { connection, stalled: None, refusal: None }
     }
 
-    /// Writes once; fails when the client takes nothing for too long.
+    /// Writes once; fails if the client has read nothing for too long.
     fn poll_once(
         &mut self,
         cx: &mut Context<'_>,
         write: impl Fn(&UnixStream) -> io::Result<usize>,
     ) -> Poll<io::Result<usize>> {
         loop {
-            if self.line.stream.poll_write_ready(cx)?.is_pending() {
-                let limit = Duration::from_secs(self.line.limit.load(Ordering::Relaxed));
+            if self.connection.stream.poll_write_ready(cx)?.is_pending() {
+                let limit = Duration::from_secs(self.connection.limit.load(Ordering::Relaxed));
                 let stalled = self.stalled.get_or_insert_with(|| Box::pin(sleep(limit)));
                 ready!(stalled.as_mut().poll(cx));
                 let text = format!("the client took nothing for {} s", limit.as_secs());
                 return Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, text)));
             }
-            match write(&self.line.stream) {
+            match write(&self.connection.stream) {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
                 done => {
                     self.stalled = None;
@@ -138,7 +139,7 @@ impl Wire {
         }
     }
 
-    /// Writes our refusal in the parser's place, and then says that the parser's was written.
+    /// Writes attachd's error, and then reports to hyper that the parser's response was written.
     fn poll_refusal(&mut self, cx: &mut Context<'_>, offered: usize) -> Poll<io::Result<usize>> {
         while let Some((text, written)) = self.refusal.take() {
             if written == text.len() {
@@ -153,9 +154,9 @@ impl Wire {
     }
 }
 
-impl AsyncRead for Wire {
+impl AsyncRead for ConnectionIo {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        let stream = &self.line.stream;
+        let stream = &self.connection.stream;
         loop {
             ready!(stream.poll_read_ready(cx))?;
             match stream.try_read(buf.initialize_unfilled()) {
@@ -166,7 +167,7 @@ impl AsyncRead for Wire {
     }
 }
 
-impl AsyncWrite for Wire {
+impl AsyncWrite for ConnectionIo {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         self.poll_write_vectored(cx, &[IoSlice::new(buf)])
     }
@@ -197,13 +198,13 @@ impl AsyncWrite for Wire {
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
-        rustix::net::shutdown(&self.line.stream, Shutdown::Write)?;
-        read_away(&self.line.stream);
+        rustix::net::shutdown(&self.connection.stream, Shutdown::Write)?;
+        read_away(&self.connection.stream);
         Poll::Ready(Ok(()))
     }
 }
 
-/// The work, if its client stays until it is done.
+/// Runs the future until it ends; `None` if the client hangs up first.
 pub(super) async fn while_there<T>(hang_up: Option<&HangUp>, work: impl Future<Output = T>) -> Option<T> {
     let gone = async {
         match hang_up {
