@@ -1,8 +1,7 @@
-//! One device's folder in sysfs, held open, and read with as few system calls as there can be: this lies on the way of
-//! every event.
+//! One device's folder in sysfs, held open and read with few system calls, because every event needs such a read.
 //!
-//! What is read through one open folder is of one device: when its number goes to another, the folder stays the old one's,
-//! and reading in it fails.
+//! All reads through one open folder are about one device. When the device's number is reused, the open folder still
+//! belongs to the old device, and reads in it fail.
 
 use std::io;
 use std::mem::MaybeUninit;
@@ -13,7 +12,7 @@ use super::reader_process;
 use crate::procfs::unless_gone;
 use rustix::fs::{AtFlags, CWD, Mode, OFlags, RawDir};
 
-/// sysfs gives an attribute whole in one read, and never more than a page.
+/// The size of one read. sysfs returns a whole attribute in one read, at most one page.
 const PAGE: usize = 4096;
 
 /// An open folder of attributes.
@@ -27,45 +26,45 @@ impl Attributes {
         folder_at(CWD, path).map(|folder| Self { folder })
     }
 
-    /// The folder of that name in this one.
+    /// Opens a subfolder.
     pub fn below(&self, name: &str) -> io::Result<Self> {
         folder_at(&self.folder, name).map(|folder| Self { folder })
     }
 
-    /// The text of an attribute. What is no UTF-8 in it is shown as such.
+    /// Reads an attribute as text. Bytes that are not UTF-8 are replaced.
     pub fn text(&self, name: &str) -> io::Result<String> {
         Attribute::open(self, name)?.text()
     }
 
-    /// The text of an attribute that asks the device, and may get no answer.
+    /// Reads an attribute whose value comes from the device, which may never answer.
     pub fn asked_text(&self, name: &str) -> io::Result<String> {
         let Attribute(file) = Attribute::open(self, name)?;
         Ok(String::from_utf8_lossy(&reader_process::read(&file)?).into_owned())
     }
 
-    /// The bytes of an attribute that is no text.
+    /// Reads an attribute as bytes.
     pub fn bytes(&self, name: &str) -> io::Result<Vec<u8>> {
         Attribute::open(self, name)?.bytes()
     }
 
-    /// The number in an attribute.
+    /// Reads an attribute as a number.
     pub fn number(&self, name: &str) -> io::Result<u64> {
         Attribute::open(self, name)?.number()
     }
 
-    /// Whether there is such an attribute.
+    /// Returns whether the attribute exists.
     pub fn has(&self, name: &str) -> io::Result<bool> {
         let stat = rustix::fs::statat(&self.folder, name, AtFlags::SYMLINK_NOFOLLOW).map_err(io::Error::from);
         unless_gone(stat).map(|stat| stat.is_some())
     }
 
-    /// Where a link of the folder points to.
+    /// Returns the target of a symlink in the folder.
     pub fn link(&self, name: &str) -> io::Result<String> {
         let target = rustix::fs::readlinkat(&self.folder, name, Vec::new())?;
         Ok(target.to_string_lossy().into_owned())
     }
 
-    /// The names of what is in the folder.
+    /// Returns the names of the folder's entries.
     pub fn names(&self) -> io::Result<Vec<String>> {
         let mut buffer = [MaybeUninit::uninit(); PAGE];
         let mut entries = RawDir::new(&self.folder, &mut buffer);
@@ -80,13 +79,13 @@ impl Attributes {
         Ok(names)
     }
 
-    /// The names in the folder of that name in this one; none when there is no such folder.
+    /// Returns the names in a subfolder; empty if there is no such folder.
     pub fn names_below(&self, name: &str) -> io::Result<Vec<String>> {
         unless_gone(self.below(name))?.map_or(Ok(Vec::new()), |folder| folder.names())
     }
 }
 
-/// An open attribute: each reading asks the kernel anew.
+/// An open attribute. Each read asks the kernel again.
 pub struct Attribute(OwnedFd);
 
 impl Attribute {
@@ -96,19 +95,19 @@ impl Attribute {
         Ok(Self(rustix::fs::openat(&folder.folder, name, flags, Mode::empty())?))
     }
 
-    /// Its text now.
+    /// Reads its text now.
     pub fn text(&self) -> io::Result<String> {
         Ok(String::from_utf8_lossy(&self.bytes()?).into_owned())
     }
 
-    /// Its bytes now.
+    /// Reads its bytes now.
     pub fn bytes(&self) -> io::Result<Vec<u8>> {
         let mut page = [0; PAGE];
         let length = rustix::io::pread(&self.0, &mut page, 0)?;
         Ok(page[..length].to_vec())
     }
 
-    /// The number in it now.
+    /// Reads its number now.
     pub fn number(&self) -> io::Result<u64> {
         let text = self.text()?;
         text.trim().parse().map_err(|_| io::Error::other(format!("{text:?} is no number")))
@@ -126,7 +125,7 @@ mod tests {
     use std::fs;
 
     #[test]
-    fn an_open_folder_stays_the_one_it_was_when_another_takes_its_place() {
+    fn an_open_folder_stays_the_old_devices_when_a_new_device_gets_its_path() {
         let dir = tempfile::tempdir().unwrap();
         let place = dir.path().join("vdb");
         for (folder, diskseq) in [(&place, "5\n"), (&dir.path().join("vdc"), "6\n")] {
@@ -141,7 +140,7 @@ mod tests {
     }
 
     #[test]
-    fn an_open_attribute_is_read_anew_each_time() {
+    fn an_open_attribute_is_read_from_the_kernel_each_time() {
         let dir = tempfile::tempdir().unwrap();
         fs::write(dir.path().join("size"), "8\n").unwrap();
         let size = Attribute::open(&Attributes::open(dir.path()).unwrap(), "size").unwrap();
@@ -151,7 +150,7 @@ mod tests {
     }
 
     #[test]
-    fn names_are_all_there_however_many_and_what_is_missing_is_empty() {
+    fn all_names_are_listed_and_a_missing_folder_is_empty() {
         let dir = tempfile::tempdir().unwrap();
         fs::create_dir(dir.path().join("slaves")).unwrap();
         for n in 0..500 {
@@ -164,7 +163,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_there_and_cannot_be_read_is_an_error_and_neither_none_nor_zero() {
+    fn an_unreadable_attribute_is_an_error_and_neither_none_nor_zero() {
         let dir = tempfile::tempdir().unwrap();
         fs::create_dir(dir.path().join("size")).unwrap();
         fs::write(dir.path().join("holders"), "").unwrap();

@@ -1,4 +1,5 @@
-//! When somebody closes a disk. The folder of its node tells, which everybody may watch: that takes no right to the disk.
+//! Reports when a disk is closed. The watch is on the folder of the disk's node, which needs no permission for the
+//! disk.
 
 use std::ffi::{OsStr, OsString};
 use std::io;
@@ -13,14 +14,14 @@ use tokio::io::unix::AsyncFd;
 use crate::limits;
 use crate::readable::register;
 
-/// A watch on one node.
+/// A watch for closes of one device node.
 pub struct Closing {
     events: AsyncFd<OwnedFd>,
     name: OsString,
 }
 
 impl Closing {
-    /// Watches from now on.
+    /// Starts to watch.
     pub fn watch(node: &Path) -> io::Result<Self> {
         let (Some(folder), Some(name)) = (node.parent(), node.file_name()) else {
             return Err(io::ErrorKind::InvalidInput.into());
@@ -31,7 +32,7 @@ impl Closing {
         Ok(Self { events: register(events)?, name: name.to_owned() })
     }
 
-    /// Waits until it was closed since the last time. Many closings at once are one; lost events count as one.
+    /// Waits until the disk was closed since the last call. Several closes count as one; lost events count as one.
     pub async fn closed(&self) {
         let mut buffer = [MaybeUninit::uninit(); 4096];
         loop {
@@ -57,7 +58,7 @@ mod tests {
     use std::time::Duration;
 
     #[tokio::test]
-    async fn the_closing_of_this_node_is_told_and_that_of_others_and_earlier_ones_are_not() {
+    async fn a_close_of_this_node_is_reported_and_earlier_ones_or_those_of_other_nodes_are_not() {
         let dir = tempfile::tempdir().unwrap();
         let [node, other] = ["vdb", "vdbx"].map(|name| dir.path().join(name));
         for node in [&node, &other] {

@@ -1,41 +1,42 @@
-//! One event about one whole disk, copied out of libudev's hands.
+//! One event about one whole disk, copied out of libudev's memory.
 
 use jiff::Timestamp;
 
 use super::DevNum;
 use crate::clock;
 
-/// Who broadcast the event. In the order of how much the word counts.
+/// The sender of an event, ordered by how much the event proves.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Origin {
-    /// The kernel: nothing but the device itself is certain.
+    /// The kernel: only the device itself is certain.
     Kernel,
     /// udevd, after its rules ran: links and permissions are in place.
     Udev,
 }
 
-/// An owned copy of what a datagram said about a disk. A hint, never a fact: anyone with `CAP_NET_ADMIN` can forge one.
+/// An owned copy of an event about a disk. It is a hint and never a fact, because any process with `CAP_NET_ADMIN`
+/// can forge one.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DiskEvent {
-    /// Who said so.
+    /// The sender.
     pub origin: Origin,
-    /// `add`, `change`, `remove` and others; kept for the journal, decisions read sysfs.
+    /// `add`, `change`, `remove` and others. Only for the journal; decisions read sysfs.
     pub action: String,
-    /// Which device.
+    /// The device.
     pub devnum: DevNum,
-    /// The kernel's sequence number; udevd repeats it, which pairs the two origins.
+    /// The kernel's sequence number. udevd repeats it, which pairs the events of both senders.
     pub seqnum: u64,
-    /// The disk sequence number the kernel put into the event, absent before Linux 5.15.
+    /// The disk sequence number in the event; absent before Linux 5.15.
     pub diskseq: Option<u64>,
-    /// When it was taken from the socket.
+    /// When it was received.
     pub at: Timestamp,
 }
 
 impl DiskEvent {
-    /// Copies an event out of its properties. `None` when it is not about a whole disk, or not well-formed.
+    /// Copies an event from its properties. `None` if the event is not about a whole disk or is malformed.
     ///
-    /// Partitions carry their disk's `ID_SERIAL` and `DISKSEQ`; without the DEVTYPE check, `blockdev --rereadpt` would
-    /// read as a detach.
+    /// The check of DEVTYPE is necessary: partitions carry the `ID_SERIAL` and `DISKSEQ` of their disk, so `blockdev
+    /// --rereadpt` would look like a detach.
     pub fn from_properties(origin: Origin, property: impl Fn(&str) -> Option<String>) -> Option<Self> {
         if property("SUBSYSTEM")? != "block" || property("DEVTYPE")? != "disk" {
             return None;

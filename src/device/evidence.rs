@@ -1,4 +1,4 @@
-//! What makes a device the volume's: the one judgement everything else rests on. Pure.
+//! Decides whether a device is the volume's disk. Every other decision rests on this one. Pure.
 
 use std::borrow::Cow;
 use std::sync::Arc;
@@ -11,56 +11,58 @@ use super::table::Device;
 use crate::identity::Serial;
 use crate::reason::Code;
 
-/// The checked facts that tie one device to one volume at one moment. Made by [`check`] alone, or read from the store.
+/// The checked facts that tie one device to one volume at one moment. Only [`check`] makes new evidence; the store
+/// gives back recorded evidence.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Evidence {
-    /// Read live from the device.
+    /// The serial, read live from the device.
     pub serial: Serial,
-    /// Which scheme read it.
+    /// The scheme by which it was read.
     pub scheme: Cow<'static, str>,
-    /// The by-id path, the only path ever exported.
+    /// The by-id path, the only path that is ever exported.
     pub link: String,
-    /// The device at that moment.
+    /// The device number at that moment.
     pub devnum: DevNum,
-    /// That device's disk sequence number.
+    /// The device's disk sequence number.
     pub diskseq: u64,
-    /// Bytes.
+    /// The size in bytes.
     pub size_bytes: u64,
-    /// The device refuses writes.
+    /// Whether the device refuses writes.
     pub read_only: bool,
-    /// The boot in which `devnum` and `diskseq` have a meaning.
+    /// The boot in which `devnum` and `diskseq` are valid.
     pub boot_id: Arc<str>,
     /// When the last check passed.
     pub at: Timestamp,
 }
 
 impl Evidence {
-    /// Whether both speak of the same disk in the same condition; only the time may differ.
+    /// Returns whether both describe the same disk in the same condition; only the time may differ.
     pub fn agrees(&self, other: &Self) -> bool {
         Self { at: other.at, ..self.clone() } == *other
     }
 }
 
-/// What evidence is held against and does not change while the daemon runs.
+/// What evidence is compared with and what does not change while the daemon runs.
 #[derive(Debug, Clone)]
 pub struct Ground {
-    /// This boot.
+    /// The id of this boot.
     pub boot_id: Arc<str>,
-    /// The NBD server's group; its node must belong to it before the server can open the disk.
+    /// The NBD server's group. A disk's node must belong to it before the server can open the disk.
     pub nbd_gid: u32,
 }
 
-/// A check that failed: its code is its name, its text names every party, [`Refusal::hint`] says what to do.
+/// A failed check. Its code is its name, its text names every device and value, and [`Refusal::hint`] says what to
+/// do.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[allow(missing_docs, reason = "each field is named in its variant's message")]
 pub enum Refusal {
-    /// More than one present device has the serial.
+    /// Several present devices have the serial.
     #[error("{} disks show the serial {serial}: {}", devices.len(), devices.join(" and "))]
     DuplicateSerial { serial: Serial, devices: Vec<String> },
     /// The device was exchanged while it was read.
     #[error("{device} was exchanged while it was being read (diskseq {before}, then {after})")]
     DiskseqMoved { device: String, before: u64, after: u64 },
-    /// The disk is of a kind that is not matched here.
+    /// This kind of disk is not enabled.
     #[error("{device} shows the serial as {link}, but only {} is accepted", instead.join(" or "))]
     SchemeOff { device: String, scheme: &'static str, link: String, instead: Vec<String> },
     /// The host itself uses the disk.
@@ -69,7 +71,7 @@ pub enum Refusal {
     /// The device reports no capacity.
     #[error("{device} has size 0")]
     SizeZero { device: String },
-    /// The device is smaller than the intent said.
+    /// The device is smaller than the intent requires.
     #[error("{device} has {size} bytes, the intent named {wanted}")]
     SizeTooSmall { device: String, size: u64, wanted: u64 },
     /// udev has made no link.
@@ -78,13 +80,13 @@ pub enum Refusal {
     /// udev's link leads to another device.
     #[error("{link} leads to {target} instead of {device}")]
     LinkElsewhere { link: String, target: String, device: String },
-    /// The NBD server may not open the node yet.
+    /// The NBD server has no permission to open the node yet.
     #[error("the node of {device} is not the NBD server's yet (its group is {gid})")]
     NotMarked { device: String, gid: u32 },
 }
 
 impl Refusal {
-    /// The check's name, as callers see it.
+    /// Returns the check's code, as callers see it.
     pub fn code(&self) -> Code {
         match self {
             Self::DuplicateSerial { .. } => Code::DuplicateSerial,
@@ -99,12 +101,12 @@ impl Refusal {
         }
     }
 
-    /// Whether udev would put it right if it looked at the disk again.
+    /// Returns whether udev would correct this by processing the disk again.
     pub fn wants_retrigger(&self) -> bool {
         matches!(self, Self::NotMarked { .. } | Self::LinkMissing { .. } | Self::LinkElsewhere { .. })
     }
 
-    /// What the operator can do.
+    /// Returns what the operator can do.
     pub fn hint(&self) -> String {
         match self {
             Self::SchemeOff { scheme, .. } => self.code().hint_about(scheme),
@@ -116,10 +118,10 @@ impl Refusal {
     }
 }
 
-/// Holds the devices that show a serial against what the intent named. `present` must not be empty.
+/// Checks the devices that show a serial against the intent. `present` must not be empty.
 ///
-/// The caller has sorted out what [`super::facts::Facts::identity`] and the partition check already exclude: every
-/// device here is a whole disk of an accepted bus whose serial was read live.
+/// The caller has already excluded other devices with [`super::facts::Facts::identity`] and the partition check:
+/// every device here is a whole disk on an accepted bus, and its serial was read live.
 pub fn check(
     ground: &Ground,
     present: &[&Device],
@@ -276,14 +278,14 @@ mod tests {
     }
 
     #[test]
-    fn a_larger_disk_than_the_intent_named_is_fine_and_so_is_any_size_when_it_named_none() {
+    fn a_disk_larger_than_the_intent_requires_passes_and_without_a_required_size_any_size_passes() {
         assert!(judge(&[&device()], Some(SIZE - 512)).is_ok());
         assert!(judge(&[&device()], None).is_ok());
         assert!(judge(&[&device()], Some(SIZE + 1)).is_err());
     }
 
     #[test]
-    fn without_a_disk_or_without_a_serial_there_is_nothing_to_judge() {
+    fn without_a_disk_or_a_serial_check_returns_none() {
         assert!(check(&ground(), &[], None, Timestamp::UNIX_EPOCH).is_none());
         let mut nameless = device();
         nameless.facts.identity = Err(super::super::facts::NoIdentity::NoSerial);

@@ -1,4 +1,4 @@
-//! Everything that was read about one disk at one moment.
+//! All facts that were read about one disk at one moment.
 
 use serde::{Deserialize, Serialize};
 
@@ -7,69 +7,69 @@ use super::found::Found;
 use super::scheme;
 use crate::identity::Serial;
 
-/// What was read about one whole disk. Nothing here is a judgement; [`super::evidence`] makes that.
+/// The facts about one whole disk. They contain no judgement; [`super::evidence`] makes the judgement.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Facts {
-    /// The kernel's number of the disk.
+    /// The disk's device number.
     pub devnum: DevNum,
-    /// The kernel's name of the disk now, like `vdb`.
+    /// The disk's kernel name now, like `vdb`.
     pub name: String,
     /// The disk sequence number, read first.
     pub diskseq: u64,
     /// The disk sequence number, read again after everything else.
     pub diskseq_after: u64,
-    /// Bytes.
+    /// The size in bytes.
     pub size_bytes: u64,
-    /// The device refuses writes.
+    /// Whether the device refuses writes.
     pub read_only: bool,
-    /// Which volume's disk it says it is, or why it says nothing usable.
+    /// The serial and what depends on it, or why the disk has no usable serial.
     pub identity: Result<Identity, NoIdentity>,
 }
 
-/// A disk that names a serial, and what was read by means of that name.
+/// A disk's serial, and what was read with its help.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Identity {
-    /// The scheme that knows this kind of disk.
+    /// The scheme for this kind of disk.
     #[serde(deserialize_with = "scheme::named")]
     pub scheme: scheme::Name,
-    /// `None`: that scheme is on. Otherwise the links that the schemes which are on would give the serial.
+    /// `None` if the scheme is enabled. Otherwise the links that the enabled schemes would give this serial.
     pub instead: Option<Vec<String>>,
     /// The serial, read live.
     pub serial: Serial,
-    /// The by-id path of the scheme for this serial.
+    /// The scheme's by-id path for this serial.
     pub link: String,
-    /// What that path resolves to.
+    /// What this path resolves to.
     pub link_target: LinkTarget,
-    /// The group that owns the disk's own node, where the link does not lead to it.
+    /// The group of the disk's own node, if the link does not lead to it.
     #[serde(default)]
     pub node_group: Option<u32>,
-    /// Who on this host uses the disk or one of its partitions.
+    /// How this host uses the disk or its partitions.
     pub uses: Vec<Use>,
 }
 
 /// Why a disk cannot be matched with any volume.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
 pub enum NoIdentity {
-    /// No enabled scheme knows this kind of disk, and it is on no bus CloudStack attaches volumes to.
+    /// No enabled scheme knows this kind of disk, and CloudStack attaches no volumes to its bus.
     #[error("it is on no bus that an enabled scheme accepts")]
     OtherBus,
     /// The disk has no serial.
     #[error("it has no serial (a VM that was not restarted since its volume was attached or restored shows none)")]
     NoSerial,
-    /// The serial is not one CloudStack gives.
+    /// The serial does not have CloudStack's format.
     #[error("its serial {0:?} is not 20 characters of 0-9 and a-f")]
     OddSerial(String),
-    /// What has to be known could not be read: the serial, the use by the host, where the link leads. It may be all there.
+    /// A fact could not be read: the serial, the use by the host, or the link's target. All of them may exist.
     #[error("it could not be read: {0}")]
     Unreadable(String),
 }
 
-/// What the by-id path led to.
+/// What the by-id path resolves to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum LinkTarget {
-    /// There is no such path.
+    /// The path does not exist.
     Missing,
-    /// A block device, and the group that owns its node.
+    /// A block device, and the group of its node.
     Device(DevNum, u32),
     /// Something that is not a block device.
     Other,
@@ -79,13 +79,13 @@ pub enum LinkTarget {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Use {
-    /// Mounted there.
+    /// Mounted at this path.
     Mounted(String),
     /// Swap space.
     Swap,
-    /// Under another block device (LVM, MD, crypt).
+    /// Below another block device (LVM, MD, crypt).
     Holder(String),
-    /// Under this loop device.
+    /// Below this loop device.
     Loop(String),
     /// Listed in the host-disks folder.
     HostDisk,
@@ -104,12 +104,12 @@ impl std::fmt::Display for Use {
 }
 
 impl Facts {
-    /// The serial, when the disk shows a usable one.
+    /// Returns the serial, if the disk has a usable one.
     pub fn serial(&self) -> Option<Serial> {
         self.identity.as_ref().ok().map(|identity| identity.serial)
     }
 
-    /// The group that owns the disk's node, when there is one.
+    /// Returns the group of the disk's node, if there is a node.
     pub fn group(&self) -> Option<u32> {
         let identity = self.identity.as_ref().ok()?;
         match identity.link_target {
@@ -120,7 +120,7 @@ impl Facts {
 }
 
 impl Found<Facts> {
-    /// Why something of the disk could not be read.
+    /// Returns why a fact about the disk could not be read, if so.
     pub fn unread(&self) -> Option<&str> {
         match self {
             Self::Unknown(why) | Self::Here(Facts { identity: Err(NoIdentity::Unreadable(why)), .. }) => Some(why),
@@ -135,7 +135,7 @@ mod tests {
     use sample::{DEVNUM, spoilt};
 
     #[test]
-    fn the_group_of_a_disk_is_its_own_nodes_also_when_the_link_leads_to_its_twin() {
+    fn the_group_of_a_disk_is_that_of_its_own_node_even_when_the_link_leads_to_a_duplicate() {
         let other = DevNum { minor: DEVNUM.minor + 16, ..DEVNUM };
         let twin = |target| spoilt(move |_, identity| (identity.link_target, identity.node_group) = (target, Some(7)));
         assert_eq!(twin(LinkTarget::Device(other, 990)).facts.group(), Some(7));
@@ -146,7 +146,7 @@ mod tests {
 
 #[cfg(test)]
 pub(crate) mod sample {
-    //! A disk that passes every check, to be spoilt in one place.
+    //! A disk that passes every check; tests change one fact of it.
 
     use super::*;
     use crate::clock;
@@ -166,7 +166,7 @@ pub(crate) mod sample {
         Ground { boot_id: "this boot".into(), nbd_gid: NBD_GID }
     }
 
-    /// What the checks make of it.
+    /// The evidence that the checks make of it.
     pub(crate) fn evidence() -> Evidence {
         check(&ground(), &[&device()], None, clock::wall()).unwrap().unwrap()
     }

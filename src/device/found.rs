@@ -1,23 +1,24 @@
-//! What a reading has found: three outcomes and never two, for what could not be read may be there (invariant 13).
+//! The outcome of a read. There are always three outcomes, because what could not be read may still exist (invariant
+//! 13).
 
 use std::io;
 
 use serde::{Deserialize, Serialize};
 
-/// The outcome of a reading.
+/// The outcome of a read.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Found<T> {
-    /// It is there.
+    /// It exists.
     Here(T),
-    /// It is not there: the kernel said so.
+    /// It does not exist: the kernel said so.
     Gone,
-    /// It could not be read, for this reason. It may be there.
+    /// The read failed for this reason. It may exist.
     Unknown(String),
 }
 
 impl<T> Found<T> {
-    /// What was found, if it was.
+    /// Returns the value, if it exists.
     pub fn here(self) -> Option<T> {
         match self {
             Self::Here(found) => Some(found),
@@ -25,18 +26,18 @@ impl<T> Found<T> {
         }
     }
 
-    /// It is there.
+    /// Returns whether it exists.
     pub fn is_here(&self) -> bool {
         matches!(self, Self::Here(_))
     }
 
-    /// It is not there, for certain.
+    /// Returns whether it certainly does not exist.
     pub fn is_gone(&self) -> bool {
         matches!(self, Self::Gone)
     }
 }
 
-/// Of [`crate::procfs::unless_gone`]'s shape: whatever is left as an error says that it is unknown.
+/// Converts a result of [`crate::procfs::unless_gone`]: each remaining error means "unknown".
 impl<T> From<io::Result<Option<T>>> for Found<T> {
     fn from(result: io::Result<Option<T>>) -> Self {
         match result {

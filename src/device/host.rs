@@ -1,4 +1,4 @@
-//! What this host itself uses: mounts and swap. Read again only when the kernel says that it has changed.
+//! Mounts and swap of this host. They are read again only after the kernel has reported a change.
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
@@ -17,15 +17,15 @@ use super::DevNum;
 use super::facts::Use;
 use crate::procfs;
 
-/// Which device numbers this host has mounted or swaps to.
+/// The device numbers that this host has mounted or swaps to.
 #[derive(Debug, Default)]
 pub struct HostUse {
     by_devnum: HashMap<DevNum, Vec<Use>>,
 }
 
 impl HostUse {
-    /// Reads `/proc/self/mountinfo` and `/proc/swaps` below `proc`. What cannot be read, or not be understood, is an
-    /// error: it is not "nothing is in use".
+    /// Reads `/proc/self/mountinfo` and `/proc/swaps` below `proc`. Text that cannot be read or understood is an
+    /// error, because it does not mean that nothing is in use.
     pub fn read(proc: &Path) -> io::Result<Self> {
         let mut all = Self::default();
         let mut nodes = HashMap::new();
@@ -55,21 +55,21 @@ impl HostUse {
         Ok(all)
     }
 
-    /// The uses of all device numbers.
+    /// Returns the uses of all device numbers.
     pub(super) fn into_all(self) -> HashMap<DevNum, Vec<Use>> {
         self.by_devnum
     }
 
-    /// The uses of one device number.
+    /// Returns the uses of one device number.
     pub fn of(&self, devnum: DevNum) -> &[Use] {
         self.by_devnum.get(&devnum).map_or(&[], Vec::as_slice)
     }
 }
 
-/// Keeps what was read for as long as it is true.
+/// Caches the tables as long as they are valid.
 ///
-/// poll(2) tells on `/proc/PID/mountinfo` and on `/proc/swaps` that they have changed since it was last asked (proc(5)).
-/// It is asked before each use and never waited on, so nothing wakes up when the host mounts something.
+/// poll(2) on `/proc/PID/mountinfo` and `/proc/swaps` reports a change since the last poll (proc(5)). The cache polls
+/// before each use and never waits, so a mount on the host causes no wake-up.
 pub(super) struct HostWatch {
     proc: PathBuf,
     known: Mutex<Option<Known>>,
@@ -81,12 +81,12 @@ struct Known {
 }
 
 impl HostWatch {
-    /// Watches the tables below `proc`. Reads nothing yet.
+    /// Makes a cache of the tables below `proc`. Reads nothing yet.
     pub(super) fn new(proc: PathBuf) -> Self {
         Self { proc, known: Mutex::default() }
     }
 
-    /// What the host uses now.
+    /// Returns what the host uses now.
     pub(super) fn now(&self) -> io::Result<Arc<HostUse>> {
         let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(known) = known.as_ref()
@@ -95,10 +95,10 @@ impl HostWatch {
             return Ok(Arc::clone(&known.uses));
         }
         *known = None;
-        // Opened first, read then: a change in between is told at the next use.
+        // The files are opened before the tables are read, so a change in between is reported at the next use.
         let files = self.open()?;
         let uses = Arc::new(HostUse::read(&self.proc)?);
-        // Ordinary files tell no changes: a recorded tree is read each time.
+        // Regular files report no changes, so a recorded tree is read each time.
         if files.iter().all(tells_changes) {
             *known = Some(Known { files, uses: Arc::clone(&uses) });
         }
@@ -116,7 +116,7 @@ impl HostWatch {
     }
 }
 
-/// Also when that cannot be found out.
+/// Returns whether a table has changed, or whether that is unknown.
 fn changed(files: &[File]) -> bool {
     let mut asked: Vec<PollFd<'_>> = files.iter().map(|file| PollFd::new(file, PollFlags::PRI)).collect();
     rustix::event::poll(&mut asked, Some(&Timespec::default())) != Ok(0)
@@ -126,7 +126,7 @@ fn tells_changes(file: &File) -> bool {
     rustix::fs::fstatfs(file).is_ok_and(|fs| fs.f_type == rustix::fs::PROC_SUPER_MAGIC)
 }
 
-/// The device number of a block device's node; `None` for anything else, and for a path that leads nowhere.
+/// Returns the device number of a block device's node. `None` for any other file and for a path that does not exist.
 pub fn node_devnum(path: &Path) -> io::Result<Option<DevNum>> {
     if !path.is_absolute() {
         return Ok(None);
@@ -148,15 +148,15 @@ struct Mount<'table> {
 }
 
 impl Mount<'_> {
-    /// btrfs and others show an anonymous device number; there the source's node tells the disk. FUSE does so too, but
-    /// its source is whatever the user who mounts it says, and no disk: a path that nobody else may look at, or that
-    /// never answers.
+    /// Returns whether the disk follows from the mount's source. btrfs and others show an anonymous device number;
+    /// for them the source's node gives the disk. FUSE shows an anonymous number too, but its source is chosen by the
+    /// user who mounts it. It is no disk, and its path may be unreadable or may never answer.
     fn source_counts(&self) -> bool {
         self.devnum.major == 0 && self.kind != b"fuse" && !self.kind.starts_with(b"fuse.")
     }
 }
 
-/// The mounts of a mountinfo text.
+/// Parses the mounts of a mountinfo text.
 fn mounts(table: &[u8]) -> impl Iterator<Item = io::Result<Mount<'_>>> {
     lines(table).map(|line| {
         mount(line).ok_or_else(|| io::Error::other(format!("a mount's line is not understood: {}", shown(line))))
@@ -167,13 +167,14 @@ fn mount(line: &[u8]) -> Option<Mount<'_>> {
     let mut fields = line.split(|byte| *byte == b' ');
     let devnum = str::from_utf8(fields.nth(2)?).ok()?.parse().ok()?;
     let place = unescape(fields.nth(1)?);
-    // Then options, any number of fields, and a hyphen.
+    // Options follow, then any number of optional fields, then a hyphen.
     fields.next()?;
     fields.find(|field| *field == b"-")?;
     Some(Mount { devnum, place, kind: fields.next()?, source: unescape(fields.next()?) })
 }
 
-/// The paths of the block devices in a `/proc/swaps` text. A swap file is no disk: what it is on is mounted.
+/// Returns the paths of the block devices in a `/proc/swaps` text. A swap file is left out: its file system is in the
+/// table of mounts.
 fn swaps(table: &[u8]) -> Vec<Vec<u8>> {
     let fields = |line: &'_ [u8]| {
         line.split(u8::is_ascii_whitespace).filter(|field| !field.is_empty()).map(<[u8]>::to_vec).collect()
@@ -187,7 +188,7 @@ fn lines(table: &[u8]) -> impl Iterator<Item = &[u8]> {
     table.split(|byte| *byte == b'\n').filter(|line| !line.is_empty())
 }
 
-/// Undoes the kernel's octal escapes of blanks, tabs, line ends and backslashes.
+/// Decodes the kernel's octal escapes of blanks, tabs, line ends and backslashes.
 fn unescape(field: &[u8]) -> Vec<u8> {
     let mut plain = Vec::with_capacity(field.len());
     let mut rest = field;
@@ -241,7 +242,7 @@ mod tests {
     }
 
     #[test]
-    fn a_source_tells_the_disk_where_the_number_does_not_and_nobody_chooses_it() {
+    fn the_source_gives_the_disk_of_an_anonymous_number_except_for_fuse() {
         let counts = |line: &str| all(line.as_bytes())[0].source_counts();
         assert!(counts("1 2 0:40 / /srv rw - btrfs /dev/vdb rw\n"));
         assert!(!counts("1 2 254:16 / /srv rw - ext4 /dev/vdb rw\n"));
@@ -259,9 +260,9 @@ mod tests {
         assert!(swaps(b"").is_empty());
     }
 
-    /// Invariant 13: a line that is passed over could be the one that names the disk.
+    /// Invariant 13: a skipped line could be the one that names the disk.
     #[test]
-    fn a_line_that_is_not_understood_is_an_error_that_quotes_it() {
+    fn a_malformed_line_is_an_error_that_quotes_it() {
         for bad in [" - ", "x y", "1 2 3 4 5 - 6", "1 2 254:1 / / rw ext4 /dev/vda1 rw"] {
             let error = mounts(bad.as_bytes()).next().unwrap().unwrap_err();
             assert!(error.to_string().contains(bad), "{error}");
@@ -273,7 +274,7 @@ mod tests {
     }
 
     #[test]
-    fn a_table_that_cannot_be_read_is_not_an_empty_one() {
+    fn an_unreadable_table_is_an_error_and_not_an_empty_table() {
         let dir = tempfile::tempdir().unwrap();
         std::fs::create_dir(dir.path().join("self")).unwrap();
         assert!(HostUse::read(dir.path()).is_err(), "no mountinfo");

@@ -1,9 +1,10 @@
-//! Noticing what this host begins to use, or ceases to, as it happens: mounts, swap, and devices that are made of others (loop,
-//! LVM, MD, crypt).
+//! Notices at once when this host starts or stops to use a disk: mounts, swap, and devices that are built on other
+//! devices (loop, LVM, MD, crypt).
 //!
-//! poll(2) tells that the tables have changed (proc(5)); for such devices their own events do, which the engine passes on.
-//! Then the tables are read, and the disks whose use differs are told. Nothing wakes up on a host that mounts nothing, and
-//! one that mounts without end has a small share of the time read in: what comes meanwhile is one change.
+//! poll(2) reports that the tables of mounts and swap have changed (proc(5)). For built devices their own events
+//! report it, and the engine passes these on. Then the tables are read and the disks whose use differs are reported.
+//! Without changes there is no wake-up. On a host that mounts without end, reading gets a small share of the time,
+//! and the changes in between count as one.
 
 use std::collections::BTreeSet;
 use std::fs::File;
@@ -23,35 +24,35 @@ use super::stack;
 use super::sysfs::Sysfs;
 use crate::blocking::blocking;
 
-/// After a reading, as many times as long as it took is waited, and not longer than this.
+/// The pause after a read: a multiple of the time that the read took, and its upper limit.
 const REST: (u32, Duration) = (10, Duration::from_secs(1));
 
-/// First and longest wait before a reading that failed is tried again; it doubles in between.
+/// The first and the longest back-off before a failed read is repeated; it doubles in between.
 const AGAIN: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(30));
 
 const UNREAD: &str = "what this host mounts or swaps to cannot be read; trying again shortly";
 
-/// Disks whose use by this host is another than before.
+/// Disks whose use by this host has changed.
 #[derive(Debug)]
 pub struct UseChanged(pub Vec<DevNum>);
 
-/// Watches the tables.
+/// A watch on the tables.
 pub struct HostChanges {
     proc: PathBuf,
     sys: PathBuf,
     loops: Arc<LoopUses>,
     tables: Vec<AsyncFd<File>>,
-    /// `None`: it could not be read yet.
+    /// `None` until the tables have been read once.
     known: Option<Uses>,
     stacks: Arc<Notify>,
 }
 
 impl HostChanges {
-    /// Reads what is used now. Call before the disks are read, so that nothing falls between the two. `sysfs` is what they
-    /// are read by: both go by the same picture of loop devices. Needs a tokio runtime.
+    /// Reads the present uses and starts to watch. Call this before the disks are read, so that no change is missed.
+    /// `sysfs` is the reader of the disks; both share one picture of loop devices. Needs a tokio runtime.
     pub fn watch(sysfs: &Sysfs) -> io::Result<Self> {
         let (proc, sys) = (PathBuf::from("/proc"), PathBuf::from("/sys"));
-        // Opened first, read then: what changes in between is told.
+        // The files are opened before they are read, so that a change in between is reported.
         let mut tables = vec![table(File::open(proc.join("self/mountinfo"))?)?];
         match File::open(proc.join("swaps")) {
             // A kernel without swap has no such file.
@@ -63,12 +64,12 @@ impl HostChanges {
         Ok(Self { proc, sys, loops, tables, known: known.ok(), stacks: Arc::default() })
     }
 
-    /// To be told when a device may have come to sit on another, or may have ceased to.
+    /// Returns the notifier for events after which a device may be built on another one, or no longer.
     pub fn stacks(&self) -> Arc<Notify> {
         Arc::clone(&self.stacks)
     }
 
-    /// Tells of changes until the receiver is gone.
+    /// Sends changes until the receiver is dropped.
     pub async fn follow<Input: From<UseChanged>>(mut self, inputs: mpsc::Sender<Input>) {
         let mut failures = u32::from(self.known.is_none());
         loop {
@@ -96,41 +97,41 @@ impl HostChanges {
         }
     }
 
-    /// Returns when a table, or what devices are made of, may be another than it was.
+    /// Waits until a table, or the devices below other devices, may have changed.
     async fn changed(&self) {
         let [mounts, rest @ ..] = self.tables.as_slice() else { return self.stacks.notified().await };
         tokio::select! {
-            () = told(mounts) => {}
-            () = async { match rest { [swaps, ..] => told(swaps).await, [] => std::future::pending().await } } => {}
+            () = table_changed(mounts) => {}
+            () = async { match rest { [swaps, ..] => table_changed(swaps).await, [] => std::future::pending().await } } => {}
             () = self.stacks.notified() => {}
         }
     }
 
-    /// The disks whose use is another than it was.
+    /// Returns the disks whose use has changed.
     async fn compare(&mut self) -> io::Result<Vec<DevNum>> {
         let (proc, sys, loops) = (self.proc.clone(), self.sys.clone(), Arc::clone(&self.loops));
         let read = blocking(move || read(&proc, &sys, &loops)).await??;
         let differ = differing(self.known.as_ref().unwrap_or(&Uses::new()), &read);
         let numbers = self.sys.join("dev/block");
         let disks = if differ.is_empty() { Vec::new() } else { blocking(move || disks(&numbers, differ)).await?? };
-        // Not before it is known whose use has changed: what fails is compared again.
+        // Stored only after the changes are known, so that a failed comparison is repeated.
         self.known = Some(read);
         Ok(disks)
     }
 }
 
 fn table(file: File) -> io::Result<AsyncFd<File>> {
-    // SAFETY: a `File` owns its descriptor until it is dropped and always returns that same one; `AsyncFd` owns the file
-    // and nothing here takes it out again.
+    // SAFETY: a `File` owns its descriptor until it is dropped and always returns the same one; `AsyncFd` owns the
+    // file, and nothing here takes the file out again.
     let table = unsafe { AsyncFd::register_with_interest(file, Interest::PRIORITY) };
     table.map_err(|error| io::Error::other(error.to_string()))
 }
 
-/// Returns when the table has changed since the last time.
-async fn told(table: &AsyncFd<File>) {
+/// Waits until the table has changed since the last call.
+async fn table_changed(table: &AsyncFd<File>) {
     match table.ready(Interest::PRIORITY).await {
         Ok(mut ready) => ready.clear_ready(),
-        // The runtime is going.
+        // The runtime is shutting down.
         Err(_) => std::future::pending().await,
     }
 }
@@ -146,13 +147,14 @@ fn read(proc: &Path, sys: &Path, loops: &LoopUses) -> io::Result<Uses> {
     Ok(uses)
 }
 
-/// The numbers that are used in another way than before. What no disk is below (tmpfs, proc) has numbers of the major 0.
+/// Returns the numbers whose use differs. Numbers with the major 0 are skipped: they have no disk below (tmpfs,
+/// proc).
 fn differing(before: &Uses, now: &Uses) -> BTreeSet<DevNum> {
     let numbers = before.keys().chain(now.keys()).filter(|number| number.major != 0);
     numbers.filter(|number| before.get(number) != now.get(number)).copied().collect()
 }
 
-/// The whole disks below these.
+/// Returns the whole disks below these devices.
 fn disks(numbers: &Path, devnums: BTreeSet<DevNum>) -> io::Result<Vec<DevNum>> {
     let mut whole = BTreeSet::new();
     for devnum in devnums {
@@ -167,7 +169,7 @@ mod tests {
     use crate::device::facts::Use;
 
     #[test]
-    fn what_is_mounted_unmounted_or_mounted_elsewhere_differs_and_what_has_no_disk_below_does_not() {
+    fn a_mount_an_unmount_and_a_moved_mount_differ_and_mounts_without_a_disk_do_not() {
         let at = |place: &str| vec![Use::Mounted(place.into())];
         let number = |text: &str| text.parse::<DevNum>().unwrap();
         let before = Uses::from([

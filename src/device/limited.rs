@@ -1,4 +1,5 @@
-//! Asking disks without a runtime, in a limited time: each serial is a request to the hypervisor that may never be answered.
+//! Reads disks without a runtime and with a time limit, because reading a serial is a request to the hypervisor,
+//! which may never answer.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Mutex, PoisonError, mpsc};
@@ -12,17 +13,19 @@ use super::sysfs::Sysfs;
 use crate::identity::Serial;
 use crate::limits;
 
-/// How long disks may take to say their serials. A healthy one takes milliseconds.
+/// The time limit for the disks' answers. A healthy disk takes milliseconds.
 const LIMIT: Duration = Duration::from_secs(2);
 
-/// One reading at a time: then whatever is in [`HANGING`] at its start has not answered an earlier one.
+/// Allows one reading at a time, so that every disk in [`HANGING`] at the start of a reading has not answered an
+/// earlier one.
 static READING: Mutex<()> = Mutex::new(());
 static HANGING: Mutex<BTreeSet<DevNum>> = Mutex::new(BTreeSet::new());
 
-/// Disks that [`one`] asks.
+/// Disks that [`one`] is reading.
 static ASKED: Mutex<BTreeSet<DevNum>> = Mutex::new(BTreeSet::new());
 
-/// Does this with one disk. `None`: it has not come to an end in time, or the one before has not yet, or it has panicked.
+/// Runs `work` for one disk on a thread. `None` if it did not end in time, if an earlier call for the disk has not
+/// ended, or if it panicked.
 pub fn one<T: Send + 'static>(devnum: DevNum, work: impl FnOnce() -> T + Send + 'static) -> Option<T> {
     let asked = || ASKED.lock().unwrap_or_else(PoisonError::into_inner);
     if !asked().insert(devnum) {
@@ -40,15 +43,15 @@ pub fn one<T: Send + 'static>(devnum: DevNum, work: impl FnOnce() -> T + Send + 
     answer.recv_timeout(LIMIT).ok().flatten()
 }
 
-/// What several disks said.
+/// The answers of several disks.
 pub struct Answers {
-    /// Those that are here, by number. Some of their facts may be missing.
+    /// The disks that are present, by number. Some of their facts may be missing.
     pub here: Vec<Facts>,
-    /// Those of which something could not be read, each with the reason.
+    /// The disks with a failed read, each with the reason.
     pub unread: Vec<String>,
 }
 
-/// Reads disks. One that hangs costs one thread, not one per request.
+/// Reads disks. A disk that hangs costs one thread in total, not one for each call.
 pub fn read(sysfs: &Sysfs, devnums: impl IntoIterator<Item = DevNum>) -> Answers {
     let sysfs = sysfs.clone();
     let all = ask(devnums, move |devnum| sysfs.read(devnum));
@@ -56,8 +59,8 @@ pub fn read(sysfs: &Sysfs, devnums: impl IntoIterator<Item = DevNum>) -> Answers
     Answers { here: all.into_values().filter_map(Found::here).collect(), unread }
 }
 
-/// Reads, of these disks, those that show this serial, and those that do not tell. What is another disk's for certain is
-/// asked for nothing else: with two hundred disks the whole of each takes a hundred times as long.
+/// Reads only those disks that show this serial or whose serial cannot be read. A disk with another serial is not
+/// read any further: with two hundred disks, reading all facts of each takes a hundred times as long.
 pub fn read_those_of(sysfs: &Sysfs, devnums: impl IntoIterator<Item = DevNum>, serial: Serial) -> Answers {
     let asked = sysfs.clone();
     let mut serials = ask(devnums, move |devnum| asked.serial(devnum));
@@ -67,7 +70,7 @@ pub fn read_those_of(sysfs: &Sysfs, devnums: impl IntoIterator<Item = DevNum>, s
     answers
 }
 
-/// Asks each of these disks for one thing.
+/// Reads one thing from each of these disks.
 fn ask<T: Send + 'static>(
     devnums: impl IntoIterator<Item = DevNum>,
     what: impl Fn(DevNum) -> Found<T> + Clone + Send + 'static,

@@ -1,5 +1,5 @@
-//! Loop devices that sit on other disks. The driver opens what is below without claiming it: neither `holders` nor an
-//! exclusive open of that disk shows it, whatever is mounted above.
+//! Loop devices that are built on other disks. The loop driver opens the disk below without claiming it. So neither
+//! `holders` nor an exclusive open of that disk shows the use, whatever is mounted above.
 
 use std::collections::HashMap;
 use std::ffi::OsStr;
@@ -16,21 +16,22 @@ use super::facts::Use;
 use super::host::node_devnum;
 use crate::procfs::{table_if_any, unless_gone};
 
-/// A path that sysfs can show is shorter.
+/// The size limit of a path; a path that sysfs can show is shorter.
 const LONGEST: usize = 4096;
 
-/// A picture that is older is taken anew: it bounds what a kernel that tells nothing of a loop device can do.
+/// The age at which a picture is taken again. It limits the damage by a kernel that does not report changes of loop
+/// devices.
 const FRESH: Duration = Duration::from_millis(50);
 
-/// By device number, partitions apart.
+/// The uses by device number; a partition has its own entry.
 pub(super) type Uses = HashMap<DevNum, Vec<Use>>;
 
-/// The loop devices of this host that sit on a block device, each as a use of that one.
+/// The loop devices of this host that are built on a block device, each as a use of that device.
 ///
-/// To look is a few microseconds for each loop device that is in use, and it lies on the way of every event: with a thousand
-/// of them, a thousand disks that come at once would cost a million looks. So a picture serves everybody who asked before
-/// something changed: the kernel counts the events it sends (`/sys/kernel/uevent_seqnum`), and a loop device that is set up
-/// or let go is one. Whoever hears of such an event and then asks gets a picture that was begun after it.
+/// Reading them takes a few microseconds per loop device in use, and each event needs the result. With a thousand
+/// loop devices, a thousand disks that arrive at once would need a million reads. So one picture serves all callers
+/// that asked before a change. The kernel counts its events (`/sys/kernel/uevent_seqnum`), and setting up or freeing
+/// a loop device is an event. A caller that asks after such an event gets a picture that was begun after the event.
 pub(super) struct LoopUses {
     proc: PathBuf,
     sys: PathBuf,
@@ -38,22 +39,22 @@ pub(super) struct LoopUses {
 }
 
 struct Picture {
-    /// The kernel's count and the moment, both from before the first look.
+    /// The kernel's event count, and the time, both from before the first read.
     count: u64,
     begun: Instant,
     uses: Arc<Uses>,
 }
 
 impl LoopUses {
-    /// `proc` and `sys` are where procfs and sysfs are. Reads nothing yet.
+    /// `proc` and `sys` are the mount points of procfs and sysfs. Reads nothing yet.
     pub(super) fn new(proc: PathBuf, sys: PathBuf) -> Self {
         Self { proc, sys, picture: Mutex::default() }
     }
 
-    /// What they sit on now.
+    /// Returns the uses now.
     pub(super) fn now(&self) -> io::Result<Arc<Uses>> {
         let asked = self.events()?;
-        // Held while a picture is taken: who waits for it, mostly need not take another.
+        // The lock is held while a picture is taken: a caller that waits can mostly use this picture.
         let mut picture = self.picture.lock().unwrap_or_else(PoisonError::into_inner);
         if let (Some(asked), Some(picture)) = (asked, picture.as_ref())
             && picture.count >= asked
@@ -63,12 +64,12 @@ impl LoopUses {
         }
         let (count, begun) = (self.events()?, Instant::now());
         let uses = Arc::new(read(&self.proc, &self.sys)?);
-        // Without a count nothing tells for how long it is true.
+        // Without an event count it is unknown how long the picture is valid.
         *picture = count.map(|count| Picture { count, begun, uses: Arc::clone(&uses) });
         Ok(uses)
     }
 
-    /// How many events the kernel has sent; `None`: it does not tell, as a recorded tree.
+    /// Returns how many events the kernel has sent; `None` if it does not report that, as in a recorded tree.
     fn events(&self) -> io::Result<Option<u64>> {
         let path = self.sys.join("kernel/uevent_seqnum");
         let Some(text) = unless_gone(std::fs::read_to_string(&path))? else { return Ok(None) };
@@ -77,7 +78,7 @@ impl LoopUses {
     }
 }
 
-/// The kernel's list leaves out those that are not in use, of which there can be many.
+/// Reads the loop devices in use. The kernel's list leaves out unused ones, of which there can be many.
 fn read(proc: &Path, sys: &Path) -> io::Result<Uses> {
     let mut uses = Uses::new();
     for name in names(&table_if_any(&proc.join("partitions"))?) {
@@ -88,7 +89,7 @@ fn read(proc: &Path, sys: &Path) -> io::Result<Uses> {
     Ok(uses)
 }
 
-/// The loop devices in a `/proc/partitions` text, without their partitions.
+/// Returns the loop devices in a `/proc/partitions` text, without their partitions.
 fn names(table: &[u8]) -> impl Iterator<Item = &str> {
     let lines = table.split(|byte| *byte == b'\n').filter_map(|line| str::from_utf8(line).ok());
     let names = lines.filter_map(|line| line.split_ascii_whitespace().nth(3));
@@ -96,10 +97,10 @@ fn names(table: &[u8]) -> impl Iterator<Item = &str> {
     names.filter(move |name| name.strip_prefix("loop").is_some_and(is_number))
 }
 
-/// The block device below a loop device, whose folder in sysfs this is. Only nodes in `/dev` are looked at: any other path is
-/// a file's as a rule, of a file system that may never answer.
+/// Returns the block device below a loop device, given the loop device's folder in sysfs. Only nodes in `/dev` are
+/// examined: any other path is usually a file, and its file system may never answer.
 pub(super) fn below(device: &Path) -> io::Result<Option<DevNum>> {
-    // Without a backing file, or no loop device at all.
+    // There is no backing file, or it is no loop device.
     let flags = OFlags::RDONLY | OFlags::CLOEXEC;
     let attribute = openat(CWD, device.join("loop/backing_file"), flags, Mode::empty()).map_err(Into::into);
     let Some(attribute) = unless_gone(attribute)? else { return Ok(None) };
@@ -111,7 +112,8 @@ pub(super) fn below(device: &Path) -> io::Result<Option<DevNum>> {
         return Ok(None);
     }
     match node_devnum(Path::new(OsStr::from_bytes(path))) {
-        // In a folder of somebody's own, below /dev/shm for instance. Everybody may look at disks' nodes.
+        // The path is in a private folder, for instance below /dev/shm. The nodes of disks can be examined by every
+        // user.
         Err(error) if error.kind() == io::ErrorKind::PermissionDenied => Ok(None),
         found => found,
     }
@@ -130,7 +132,7 @@ mod tests {
     }
 
     #[test]
-    fn a_picture_serves_until_the_kernel_has_sent_another_event_and_without_its_count_for_nobody_else() {
+    fn a_picture_is_shared_until_the_kernels_next_event_and_never_without_an_event_count() {
         let dir = tempfile::tempdir().unwrap();
         let (proc, sys) = (dir.path().join("proc"), dir.path().join("sys"));
         let write = |path: &str, text: &str| {
@@ -149,7 +151,7 @@ mod tests {
         let (second, again) = (picture(), picture());
         assert!(second == again || begun.elapsed() >= FRESH);
         write("sys/kernel/uevent_seqnum", "42\n");
-        // Its own memory is held, so that another picture cannot have its place.
+        // The old picture is kept alive, so that a new one cannot get the same address.
         let held = loops.picture.lock().unwrap().as_ref().map(|picture| Arc::clone(&picture.uses));
         assert_ne!(picture(), second, "the control: an event");
         drop(held);

@@ -1,9 +1,9 @@
-//! What is plugged into this host: events about disks, what sysfs says of them, and what makes one a volume's disk.
+//! The disks of this host: events about them, their facts in sysfs, and the proof that a disk is a volume's.
 //!
-//! Call map, in the order of the data: [`monitor`] receives datagrams and copies each into an owned [`event::DiskEvent`];
-//! [`sysfs`] reads the [`facts::Facts`] of one disk, with one of three outcomes ([`found`]); [`table`] remembers which disks
-//! are present; [`evidence`] decides, purely, whether a disk's facts prove that it is a volume's. [`host_changes`] notices what
-//! this host begins to use. [`closing`] tells when somebody lets go of one.
+//! In the order of the data: [`monitor`] receives datagrams and copies each into an owned [`event::DiskEvent`].
+//! [`sysfs`] reads the [`facts::Facts`] of one disk, with one of three outcomes ([`found`]). [`table`] keeps which
+//! disks are present. [`evidence`] decides, purely, whether a disk's facts prove that it is a volume's.
+//! [`host_changes`] notices when this host starts to use a disk. [`closing`] reports when a disk is closed.
 
 pub mod attributes;
 pub mod closing;
@@ -30,14 +30,14 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 /// The kernel's device number of a block device.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct DevNum {
-    /// The driver.
+    /// The driver's number.
     pub major: u32,
-    /// The device of that driver.
+    /// The number of the device within the driver.
     pub minor: u32,
 }
 
 impl DevNum {
-    /// From `st_rdev` or `st_dev` of a `stat` result.
+    /// Converts `st_rdev` or `st_dev` of a `stat` result.
     pub fn from_raw(dev: u64) -> Self {
         Self { major: rustix::fs::major(dev), minor: rustix::fs::minor(dev) }
     }

@@ -1,8 +1,8 @@
-//! The only user of libudev: two netlink sockets, copied into owned events and sent on.
+//! The only user of libudev: reads two netlink sockets, copies each event and sends the copy on.
 //!
-//! libudev's objects count references without atomics, so everything here stays on one thread. The loop does nothing but
-//! copy and send; whatever is lost on the way (the kernel's buffer overran, the channel was full) becomes one
-//! [`Notice::Lost`], which the receiver answers with a resync.
+//! libudev counts references without atomics, so all of its objects stay on one thread. The loop only copies and
+//! sends. If events are lost (the kernel's buffer overran, or the channel was full), it sends one [`Notice::Lost`],
+//! and the receiver does a resync.
 
 use std::io;
 use std::os::fd::AsFd;
@@ -19,10 +19,10 @@ use tokio::sync::mpsc;
 
 use super::event::{DiskEvent, Origin};
 
-/// Datagrams read in one go.
+/// The number of datagrams read before other tasks get their turn.
 const AT_ONCE: usize = 256;
 
-/// What the monitor sends.
+/// A message of the monitor.
 #[derive(Debug)]
 pub enum Notice {
     /// One event.
@@ -31,51 +31,51 @@ pub enum Notice {
     Lost(&'static str),
 }
 
-/// Both sockets could not be joined.
+/// Why the sockets could not be set up.
 #[derive(Debug, thiserror::Error)]
 pub enum MonitorError {
     /// A system call failed.
     #[error("cannot listen to {0:?} events: {1}")]
     Listen(Origin, #[source] io::Error),
-    /// The socket is bound but hears nothing: a private network namespace, or libudev found neither a running udevd nor
-    /// a devtmpfs and silently joined no group.
+    /// The socket is bound but would receive nothing. Either it is in a private network namespace, or libudev found
+    /// no running udevd and no devtmpfs and silently joined no group.
     #[error(
         "the socket for {origin:?} events joined multicast group {groups} instead of {wanted}: it would hear nothing. \
          Is systemd-udevd running, and can this service see /run/udev?"
     )]
     Deaf {
-        /// Whose events.
+        /// The sender of the events.
         origin: Origin,
-        /// The groups it joined.
+        /// The groups that the socket joined.
         groups: u32,
-        /// The group it needs.
+        /// The group that it needs.
         wanted: u32,
     },
 }
 
-/// Both sockets, not yet followed.
+/// Both sockets, before [`Monitor::follow`] reads them.
 pub struct Monitor {
     listeners: [Listener; 2],
     stats: Arc<Stats>,
 }
 
-/// What the sockets went through, for health and metrics.
+/// Statistics of the sockets, for health and metrics.
 #[derive(Debug)]
 pub struct Stats {
-    /// udevd's group.
+    /// The socket for udevd's events.
     pub udev: SocketStats,
-    /// The kernel's group.
+    /// The socket for the kernel's events.
     pub kernel: SocketStats,
 }
 
-/// One socket's figures.
+/// Statistics of one socket.
 #[derive(Debug)]
 pub struct SocketStats {
     port: u32,
     group: u32,
-    /// Bytes the kernel reserves for unread events, its bookkeeping included.
+    /// The size in bytes of the kernel's receive buffer, its overhead included.
     pub receive_buffer: usize,
-    /// Disk events received.
+    /// The number of disk events received.
     pub events: AtomicU64,
     /// How often the buffer overran.
     pub overruns: AtomicU64,
@@ -87,7 +87,8 @@ struct Listener {
 }
 
 impl Monitor {
-    /// Subscribes. Call before reading what is present, so that nothing falls between the two. Needs a tokio runtime.
+    /// Subscribes to events. Call this before the present disks are read, so that no event is missed. Needs a tokio
+    /// runtime.
     pub fn subscribe() -> Result<Self, MonitorError> {
         let (udev, udev_stats) = Listener::join(Origin::Udev)?;
         let (kernel, kernel_stats) = Listener::join(Origin::Kernel)?;
@@ -95,12 +96,12 @@ impl Monitor {
         Ok(Self { listeners: [udev, kernel], stats })
     }
 
-    /// The figures, shared with whoever reports them.
+    /// Returns the statistics, shared.
     pub fn stats(&self) -> Arc<Stats> {
         Arc::clone(&self.stats)
     }
 
-    /// Follows both sockets until the receiver is gone.
+    /// Reads both sockets until the receiver is dropped.
     pub async fn follow<Input: From<Notice>>(self, events: mpsc::Sender<Input>) {
         let [udev, kernel] = &self.listeners;
         tokio::join!(udev.follow(&self.stats.udev, &events), kernel.follow(&self.stats.kernel, &events));
@@ -114,7 +115,8 @@ impl Listener {
             Origin::Udev => (udev::MonitorBuilder::new(), 2),
             Origin::Kernel => (udev::MonitorBuilder::new_kernel(), 1),
         };
-        // By type, not by tag: a tag filter loses the removal of a disk whose database entry is gone.
+        // Filtered by device type, not by udev tag: a tag filter misses the removal of a disk whose database entry is
+        // gone.
         let socket = builder
             .and_then(|builder| builder.match_subsystem_devtype("block", "disk"))
             .and_then(udev::MonitorBuilder::listen)
@@ -132,8 +134,8 @@ impl Listener {
             events: AtomicU64::new(0),
             overruns: AtomicU64::new(0),
         };
-        // SAFETY: the socket owns its descriptor until it is dropped and always returns that same one; `AsyncFd` owns
-        // the socket and nothing here takes it out again.
+        // SAFETY: the socket owns its descriptor until it is dropped and always returns the same one; `AsyncFd` owns
+        // the socket, and nothing here takes the socket out again.
         let socket = unsafe { AsyncFd::register_with_interest(socket, Interest::READABLE) }
             .map_err(|error| failed(io::Error::other(error.to_string())))?;
         Ok((Self { origin, socket }, stats))
@@ -143,13 +145,13 @@ impl Listener {
         while let Ok(mut ready) = self.socket.readable().await {
             let mut lost = None;
             while self.drain(stats, events, &mut lost) {
-                // A storm of events must not starve everything else on this thread.
+                // Many events in a row must not keep other tasks on this thread from running.
                 tokio::task::yield_now().await;
             }
-            // Data that came since `drain` saw the socket empty raises a new edge, so this loses no wake-up.
+            // Data that arrived after `drain` found the socket empty raises a new edge, so no wake-up is lost.
             ready.clear_ready();
             if let Some(place) = lost {
-                // Waiting here is right: what the socket cannot hold meanwhile becomes the next `Lost`.
+                // This may block: events that the socket cannot hold in the meantime become the next `Lost`.
                 if events.send(Notice::Lost(place).into()).await.is_err() {
                     return;
                 }
@@ -159,10 +161,12 @@ impl Listener {
         }
     }
 
-    /// Reads some, up to [`AT_ONCE`], or until the socket is really empty: false then. Notes whether anything was lost.
+    /// Reads up to [`AT_ONCE`] datagrams. Returns false if the socket is really empty. Sets `lost` if events were
+    /// lost.
     ///
-    /// libudev answers "nothing" in three cases: the socket is empty, the buffer overran (ENOBUFS, once, ahead of
-    /// the older events that are still queued), or a datagram was read and thrown away (EAGAIN, with more behind it).
+    /// libudev returns "nothing" in three cases: the socket is empty; the buffer overran (ENOBUFS, once, before the
+    /// older events that are still queued); or a datagram was read and dropped (EAGAIN, with more datagrams behind
+    /// it).
     fn drain<Input: From<Notice>>(
         &self,
         stats: &SocketStats,
@@ -192,7 +196,8 @@ impl Listener {
 }
 
 impl SocketStats {
-    /// Datagrams the kernel threw away because the buffer was full, since the socket was made. `None` when unreadable.
+    /// Returns how many datagrams the kernel dropped because the buffer was full, since the socket was made. `None`
+    /// if unreadable.
     pub fn drops(&self) -> Option<u64> {
         drops(&std::fs::read_to_string("/proc/self/net/netlink").ok()?, self.port, self.group)
     }
@@ -207,9 +212,9 @@ fn netlink_address(address: SocketAddrAny) -> Result<SocketAddrNetlink, Errno> {
     address.try_into()
 }
 
-/// The `Drops` column of `/proc/net/netlink` for one socket of the uevent protocol.
+/// Returns the `Drops` column of `/proc/net/netlink` for one uevent socket.
 fn drops(table: &str, port: u32, group: u32) -> Option<u64> {
-    /// `NETLINK_KOBJECT_UEVENT`.
+    /// The protocol `NETLINK_KOBJECT_UEVENT`.
     const UEVENT: &str = "15";
     table.lines().skip(1).find_map(|line| {
         let columns: Vec<&str> = line.split_whitespace().collect();

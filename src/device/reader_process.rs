@@ -1,10 +1,10 @@
-//! A process that reads attributes which may never answer: a virtio disk's serial is a request to the hypervisor, and whoever
-//! waits for it when the storage stalls cannot even be killed. A thread of the daemon in that state would keep the daemon from
-//! ending, and its files (the store, its lock) from the next one.
+//! A process that reads attributes whose read may never return. A virtio disk's serial is a request to the
+//! hypervisor. If the storage stalls, the reading thread hangs and cannot be killed. Such a thread in the daemon
+//! would keep the daemon from ending, and would keep its files (the store and its lock) from the next daemon.
 //!
-//! The daemon opens the attribute, which never blocks, and hands the open file over; the process reads each on a thread of its
-//! own and sends back what it got. It is the daemon's own program, started when the first serial is to be read, and ends by
-//! itself when the daemon does.
+//! The daemon opens the attribute, which never blocks, and sends the open file to the process. The process reads each
+//! file on a thread of its own and sends back the result. The process is the same program as the daemon. It is
+//! started when the first serial is read, and it ends when the daemon does.
 
 use std::collections::HashMap;
 use std::io::{self, IoSlice, IoSliceMut};
@@ -24,28 +24,28 @@ use rustix::net::{
 
 use crate::limits;
 
-/// The word on the command line that makes attachd this process.
+/// The command-line argument that makes attachd this process.
 pub const ARGUMENT: &str = "read-attributes";
 
-/// sysfs gives an attribute whole in one read, and never more than a page.
+/// The size of one read. sysfs returns a whole attribute in one read, at most one page.
 const PAGE: usize = 4096;
 
-/// Number of the question, and the error; 0: none.
+/// The size of an answer's head: the request's number, and an error number (0: no error).
 const HEAD: usize = 12;
 
-/// How attributes are read in this process.
+/// How this process reads attributes.
 static READING: Mutex<Reading> = Mutex::new(Reading::Here);
 
 enum Reading {
-    /// By whoever wants to know.
+    /// In the calling thread.
     Here,
-    /// By another process, which is this program.
+    /// In another process of the same program.
     Outside { program: PathBuf, process: Option<Arc<Process>> },
 }
 
 type Answer = io::Result<Vec<u8>>;
 
-/// The process, as the daemon sees it.
+/// The reader process, as the daemon sees it.
 struct Process {
     socket: OwnedFd,
     questions: AtomicU64,
@@ -53,16 +53,16 @@ struct Process {
     ended: AtomicBool,
 }
 
-/// From now on attributes that may never answer are read by another process, which is this program.
+/// From now on reads slow attributes in another process, with this program.
 pub fn begin(program: PathBuf) {
     *locked(&READING) = Reading::Outside { program, process: None };
 }
 
-/// Reads an attribute that was just opened. May block for ever, but in no way that keeps this process from ending.
+/// Reads an attribute that was just opened. May block for ever, but does not keep this process from ending.
 pub(super) fn read(attribute: &OwnedFd) -> Answer {
     let Some(asked) = process()? else { return read_here(attribute.as_fd()) };
     match asked.ask(attribute.as_fd()) {
-        // It has just ended: the question was not taken.
+        // The process has just ended and has not received the request.
         Err(error) if matches!(error.kind(), io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset) => {
             asked.ended.store(true, Ordering::Release);
             process()?.map_or_else(|| read_here(attribute.as_fd()), |another| another.ask(attribute.as_fd()))
@@ -71,7 +71,7 @@ pub(super) fn read(attribute: &OwnedFd) -> Answer {
     }
 }
 
-/// The process that is asked, started if there is none. `None`: reading is done here.
+/// Returns the reader process, started if there is none. `None`: attributes are read in this process.
 fn process() -> io::Result<Option<Arc<Process>>> {
     let mut reading = locked(&READING);
     let Reading::Outside { program, process } = &mut *reading else { return Ok(None) };
@@ -101,7 +101,7 @@ impl Process {
             ended: AtomicBool::new(false),
         });
         let listener = Arc::clone(&process);
-        // The thread first waits for the process: without a thread it is still here to be reaped.
+        // The thread waits for the child. If no thread can be started, the child is still here to be reaped.
         let (hand_over, handed_over) = mpsc::channel();
         let begun = thread::Builder::new().name("serials".to_owned()).spawn(move || {
             if let Ok(child) = handed_over.recv() {
@@ -125,7 +125,7 @@ impl Process {
             locked(&self.waiting).remove(&question);
             return Err(error);
         }
-        // It may have ended before the question was noted: then nobody answers it any more.
+        // The process may have ended before the request was noted; then nobody would answer the request.
         if self.ended.load(Ordering::Acquire) {
             locked(&self.waiting).remove(&question);
         }
@@ -145,7 +145,7 @@ impl Process {
         Ok(())
     }
 
-    /// Hands on what the process answers, until it ends.
+    /// Passes on the process's answers until it ends.
     fn listen(&self, mut child: Child) {
         let mut message = [0; HEAD + PAGE];
         loop {
@@ -156,9 +156,9 @@ impl Process {
             }
         }
         self.ended.store(true, Ordering::Release);
-        // Whoever waits hears of the end by this.
+        // Dropping the senders tells each caller that the process has ended.
         locked(&self.waiting).clear();
-        // What it hangs in may not let it end; it is nobody's business then.
+        // The process may hang in the kernel and not end; then nothing more can be done.
         let _ = child.try_wait();
         let _ = child.kill();
         let _ = child.wait();
@@ -176,7 +176,7 @@ impl Process {
     }
 }
 
-/// What the process does: standard input is the socket.
+/// Runs the reader process; standard input is the socket.
 pub fn serve() -> ExitCode {
     let socket = Arc::new(io::stdin());
     while let Ok(Some((question, attribute))) = next(socket.as_fd()) {
@@ -186,11 +186,11 @@ pub fn serve() -> ExitCode {
             reply(socket.as_fd(), question, Err(error));
         }
     }
-    // Not the threads, which may hang.
+    // Threads may hang, so the process does not wait for them.
     std::process::exit(0)
 }
 
-/// The next question; `None` when there are no more.
+/// Receives the next request; `None` when there are no more.
 fn next(socket: BorrowedFd<'_>) -> io::Result<Option<(u64, OwnedFd)>> {
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
     let mut files = RecvAncillaryBuffer::new(&mut space);
@@ -218,7 +218,7 @@ fn reply(socket: BorrowedFd<'_>, question: u64, answer: Answer) {
         Err(error) => (error.raw_os_error().unwrap_or(Errno::IO.raw_os_error()), Vec::new()),
     };
     let message = [&question.to_ne_bytes()[..], &error.to_ne_bytes(), &bytes].concat();
-    // If nobody listens any more, the next question does not come either.
+    // If the daemon does not listen any more, there is no next request either.
     let _ = send(socket, &message, SendFlags::NOSIGNAL);
 }
 

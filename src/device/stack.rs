@@ -1,4 +1,4 @@
-//! What a block device sits on: a partition on its disk, LVM, MD, crypt and loop devices on theirs.
+//! Finds the disks below a block device: a partition's disk, and the disks of LVM, MD, crypt and loop devices.
 
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -8,7 +8,8 @@ use super::facts::Use;
 use super::{DevNum, loops};
 use crate::procfs::unless_gone;
 
-/// Collects the whole disks that a block device sits on: a partition's disk, and what LVM, MD, crypt or a loop device is made of.
+/// Collects the whole disks below a block device into `whole`: a partition's disk, and the disks of an LVM, MD, crypt
+/// or loop device.
 pub fn whole_disks(numbers: &Path, devnum: DevNum, whole: &mut BTreeSet<DevNum>) -> io::Result<()> {
     let Some(device) = unless_gone(fs::canonicalize(numbers.join(devnum.to_string())))? else { return Ok(()) };
     let disk = if device.join("partition").try_exists()? { device.parent().unwrap_or(&device) } else { &device };
@@ -25,7 +26,7 @@ pub fn whole_disks(numbers: &Path, devnum: DevNum, whole: &mut BTreeSet<DevNum>)
     Ok(())
 }
 
-/// What LVM, MD and crypt have made of other devices on this host, each as a use of those. `sys` is where sysfs is.
+/// Returns which devices LVM, MD and crypt on this host use. `sys` is the mount point of sysfs.
 pub(super) fn uses(sys: &Path) -> io::Result<Vec<(DevNum, Use)>> {
     let mut uses = Vec::new();
     for device in unless_gone(fs::read_dir(sys.join("block")))?.into_iter().flatten() {
@@ -49,7 +50,7 @@ mod tests {
     use super::*;
     use std::os::unix::fs::symlink;
 
-    /// sysfs as far as the walk looks: `/sys/dev/block/M:m`, `dev`, `partition`, `slaves/`.
+    /// The parts of sysfs that the walk reads: `/sys/dev/block/M:m`, `dev`, `partition`, `slaves/`.
     struct Tree(tempfile::TempDir);
 
     impl Tree {
@@ -84,7 +85,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_host_lives_on_is_found_through_partition_crypt_lvm_and_md() {
+    fn the_hosts_disks_are_found_through_partition_crypt_lvm_and_md() {
         let tree = Tree::new();
         for (disk, number) in [("vda", 0), ("vdb", 16), ("vdc", 32)] {
             tree.device(disk, &format!("254:{number}"), &[]);
@@ -103,7 +104,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_made_of_a_device_is_a_use_of_it() {
+    fn a_device_built_on_another_is_a_use_of_that_one() {
         let tree = Tree::new();
         tree.device("block/vdb", "254:16", &[]);
         tree.partition("block/vdb/vdb1", "254:17");
@@ -117,7 +118,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_read_is_an_error_and_not_a_disk_less() {
+    fn an_unreadable_device_is_an_error_and_not_left_out() {
         let tree = Tree::new();
         tree.device("vda", "254:0", &[]);
         tree.device("dm-0", "253:0", &["vda"]);

@@ -1,4 +1,4 @@
-//! Reads what is there: one disk, or all of them. Needs no privilege and opens no device node.
+//! Reads one disk or all disks from sysfs. Needs no privilege and opens no device node.
 
 use std::fs;
 use std::io;
@@ -17,10 +17,10 @@ use super::scheme::{self, Scheme};
 use crate::identity::Serial;
 use crate::procfs::unless_gone;
 
-/// sysfs' unit of `size`, whatever the disk's own sector size is.
+/// The unit of `size` in sysfs, in bytes, whatever the disk's own sector size.
 const SECTOR: u64 = 512;
 
-/// Where to read, and which schemes to read by. Cheap to clone: readings run side by side.
+/// Where to read, and the enabled schemes. Cheap to clone, so that reads can run side by side.
 #[derive(Clone)]
 pub struct Sysfs {
     inner: Arc<Inner>,
@@ -36,21 +36,21 @@ struct Inner {
     schemes: Vec<&'static dyn Scheme>,
 }
 
-/// A disk, told apart from every other of this boot.
+/// A disk, identified among all disks of this boot.
 pub struct Present {
-    /// The kernel's name.
+    /// The disk's kernel name.
     pub name: String,
-    /// Its disk sequence number.
+    /// The disk's sequence number.
     pub diskseq: u64,
 }
 
 impl Sysfs {
-    /// Reads the running kernel.
+    /// Reads from the running kernel.
     pub fn new(schemes: Vec<&'static dyn Scheme>, host_disks: PathBuf) -> Self {
         Self::below(Path::new("/"), schemes, host_disks)
     }
 
-    /// Reads `sys`, `proc` and `dev` below another root: recorded trees in tests.
+    /// Reads `sys`, `proc` and `dev` below another root, for recorded trees in tests.
     pub fn below(root: &Path, schemes: Vec<&'static dyn Scheme>, host_disks: PathBuf) -> Self {
         let (sys, proc, dev) = (root.join("sys"), root.join("proc"), root.join("dev"));
         let host = HostWatch::new(proc.clone());
@@ -58,17 +58,17 @@ impl Sysfs {
         Self { inner: Arc::new(Inner { sys, proc, dev, host, loops, host_disks, schemes }) }
     }
 
-    /// What loop devices sit on: one picture for everybody who asks.
+    /// Returns the shared picture of loop devices.
     pub(super) fn loops(&self) -> Arc<LoopUses> {
         Arc::clone(&self.inner.loops)
     }
 
-    /// The facts of one disk; gone when there is no such whole disk (any more). May block on the disk's serial.
+    /// Reads all facts of one disk; gone if there is no such whole disk. May block on the disk's serial.
     pub fn read(&self, devnum: DevNum) -> Found<Facts> {
         self.read_as(devnum, |disk| self.identity(disk)).into()
     }
 
-    /// The serial of one disk, as it says it now: all that is needed to tell whether it is the one that is looked for.
+    /// Reads only the serial of one disk, which is enough to find a disk by its serial.
     pub fn serial(&self, devnum: DevNum) -> Found<Option<Serial>> {
         let read = || -> io::Result<_> {
             let Some(disk) = Disk::open(devnum, &self.folder(devnum))? else { return Ok(None) };
@@ -77,8 +77,8 @@ impl Sysfs {
         read().into()
     }
 
-    /// The disk of this number, if it shows this serial now: not who uses it, which takes a look at all of this host. May
-    /// block on the disk's serial.
+    /// Returns the disk with this number if it shows this serial now. Does not read how the disk is used, which needs
+    /// a read of the whole host. May block on the disk's serial.
     pub fn showing(&self, devnum: DevNum, serial: Serial) -> Found<Present> {
         let read = || -> io::Result<_> {
             let Some(disk) = Disk::open(devnum, &self.folder(devnum))? else { return Ok(None) };
@@ -89,12 +89,13 @@ impl Sysfs {
         read().into()
     }
 
-    /// The facts of one disk whose serial could not be asked for, or did not answer. Never blocks.
+    /// Reads the facts of a disk whose serial could not be requested, or which did not answer. Never blocks.
     pub fn read_unanswered(&self, devnum: DevNum, why: &str) -> Found<Facts> {
         self.read_as(devnum, |_| Err(NoIdentity::Unreadable(why.to_owned()))).into()
     }
 
-    /// The numbers of all block devices, partitions included: [`Sysfs::read`] tells them apart. Never blocks.
+    /// Returns the numbers of all block devices, partitions included; [`Sysfs::read`] excludes partitions. Never
+    /// blocks.
     pub fn list(&self) -> io::Result<Vec<DevNum>> {
         let entries = fs::read_dir(self.inner.sys.join("dev/block"))?;
         let number = |entry: io::Result<fs::DirEntry>| {
@@ -103,15 +104,15 @@ impl Sysfs {
         entries.filter_map(number).collect()
     }
 
-    /// Whether the disk of this number is still the one with this disk sequence number: the kernel never gives a
-    /// sequence number twice in one boot. Gone when another one is there. Never blocks.
+    /// Checks whether the disk with this number still has this disk sequence number. The kernel never gives a
+    /// sequence number twice in one boot. Gone if another disk has the number. Never blocks.
     pub fn still(&self, devnum: DevNum, diskseq: u64) -> Found<()> {
         let disk = unless_gone(Attributes::open(&self.folder(devnum)));
         let now = disk.and_then(|disk| disk.map_or(Ok(None), |disk| unless_gone(disk.number("diskseq"))));
         now.map(|now| now.filter(|now| *now == diskseq).map(drop)).into()
     }
 
-    /// What a by-id path resolves to now. Never blocks.
+    /// Resolves a by-id path now. Never blocks.
     pub fn resolve(&self, link: &str) -> io::Result<LinkTarget> {
         let path = self.inner.dev.join(link.strip_prefix("/dev/").unwrap_or(link));
         match rustix::fs::stat(&path) {
@@ -124,7 +125,7 @@ impl Sysfs {
         }
     }
 
-    /// The group of the device's node in `/dev`; `None`: there is no such node. Never blocks.
+    /// Returns the group of the device's node in `/dev`; `None` if there is no such node. Never blocks.
     pub fn node_group(&self, devnum: DevNum) -> io::Result<Option<u32>> {
         let Some(folder) = unless_gone(Attributes::open(&self.folder(devnum)))? else { return Ok(None) };
         let text = unless_gone(folder.text("uevent"))?.unwrap_or_default();
@@ -137,7 +138,7 @@ impl Sysfs {
         Ok(stat.filter(|stat| DevNum::from_raw(stat.st_rdev) == devnum).map(|stat| stat.st_gid))
     }
 
-    /// This boot's id: disk sequence numbers mean nothing outside of it.
+    /// Returns the id of this boot; disk sequence numbers are valid only within one boot.
     pub fn boot_id(&self) -> io::Result<Arc<str>> {
         Ok(fs::read_to_string(self.inner.proc.join("sys/kernel/random/boot_id"))?.trim().into())
     }
@@ -156,7 +157,8 @@ impl Sysfs {
         let Some(diskseq) = unless_gone(seq.number())? else { return Ok(None) };
         let identity = identify(&disk);
         let (size, read_only) = (disk.attributes.number("size"), disk.attributes.number("ro"));
-        // Read last: when it moved, the readings above may be of two disks; when it is gone, they failed because of that.
+        // This is read last. If it changed, the facts above may come from two disks. If it is gone, the reads above
+        // failed because of that.
         let Some(diskseq_after) = unless_gone(seq.number())? else { return Ok(None) };
         let (size_bytes, read_only) = (size? * SECTOR, read_only? == 1);
         Ok(Some(Facts { devnum, name: disk.name, diskseq, diskseq_after, size_bytes, read_only, identity }))
@@ -175,7 +177,7 @@ impl Sysfs {
             LinkTarget::Device(devnum, _) if devnum == disk.devnum => None,
             _ => self.group_of(&disk.name, disk.devnum).map_err(failed("its node"))?,
         };
-        // Without knowing what the host uses, no disk can be told from the host's own.
+        // Without the host's mounts and swap, a disk of the host could not be told from a volume's.
         let host = self.inner.host.now().map_err(failed("what this host uses"))?;
         let uses = self.uses(disk, serial, &host).map_err(failed("who uses it"))?;
         Ok(Identity { scheme: scheme.name(), instead, serial, link, link_target, node_group, uses })
@@ -196,7 +198,7 @@ impl Sysfs {
         Ok(None)
     }
 
-    /// Every use of the disk and of its partitions.
+    /// Returns every use of the disk and of its partitions.
     fn uses(&self, disk: &Disk, serial: Serial, host: &HostUse) -> io::Result<Vec<Use>> {
         let mut uses: Vec<Use> = host.of(disk.devnum).to_vec();
         let loops = self.inner.loops.now()?;
@@ -204,7 +206,7 @@ impl Sysfs {
         uses.extend(under_loop(disk.devnum));
         uses.extend(holders(&disk.attributes)?);
         for part in disk.partitions()? {
-            // Its folder is open: one that has gone meanwhile fails here, and then the disk is read again.
+            // If the partition is gone by now, its open folder makes this fail, and the disk is read again.
             let text = part.text("dev")?;
             let number = text.parse().map_err(|()| io::Error::other(format!("{text:?} is no device number")))?;
             uses.extend(host.of(number).iter().cloned());
@@ -218,23 +220,23 @@ impl Sysfs {
     }
 }
 
-/// What went wrong, and with what.
+/// Makes an error that says what could not be read, and why.
 fn failed(what: &str) -> impl Fn(io::Error) -> NoIdentity {
     move |error| NoIdentity::Unreadable(format!("{what}: {error}"))
 }
 
-/// A whole disk's folder.
+/// The folder of a whole disk.
 struct Disk {
     devnum: DevNum,
-    /// The kernel's name.
+    /// The disk's kernel name.
     name: String,
     attributes: Attributes,
-    /// What is in the folder.
+    /// The names in the folder.
     entries: Vec<String>,
 }
 
 impl Disk {
-    /// Opens it; `None` when there is none (any more), or when it is a partition.
+    /// Opens the folder; `None` if there is no such device or if it is a partition.
     fn open(devnum: DevNum, link: &Path) -> io::Result<Option<Self>> {
         let Some(target) = unless_gone(fs::read_link(link))? else { return Ok(None) };
         let folder = link.parent().unwrap_or(link).join(&target);
@@ -245,7 +247,7 @@ impl Disk {
         Ok(whole.then_some(Self { devnum, name, attributes, entries }))
     }
 
-    /// The folders of its partitions: they stand in the disk's own and begin with its name.
+    /// Opens the folders of the partitions, which are in the disk's folder and begin with its name.
     fn partitions(&self) -> io::Result<Vec<Attributes>> {
         let mut parts = Vec::new();
         for entry in self.entries.iter().filter(|entry| entry.starts_with(&self.name)) {

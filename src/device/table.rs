@@ -10,30 +10,30 @@ use super::facts::Facts;
 use super::found::Found;
 use crate::identity::Serial;
 
-/// Counts readings of sysfs; a later reading has a higher number.
+/// The number of a reading of sysfs; a later reading has a higher number.
 pub type Reading = u64;
 
-/// Why a disk was read. In the order of how much it counts when several reasons come together.
+/// Why a disk was read, ordered by which reason counts most when several come together.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Heard {
-    /// A decision asked for it: that says nothing about udev.
+    /// A decision asked for it; this says nothing about udev.
     Asked,
-    /// A resync found it: what udev has made of it shows in its link.
+    /// A resync found it; the disk's link shows what udev has done.
     Look,
-    /// An event named it, with this disk sequence number, at that time.
+    /// An event named the disk with this disk sequence number at this time.
     Event(Origin, Option<u64>, Timestamp),
 }
 
 /// A present disk.
 #[derive(Debug, Clone)]
 pub struct Device {
-    /// What was read.
+    /// The facts that were read.
     pub facts: Facts,
-    /// When: compare with the reading a decision asks for.
+    /// The number of that reading, to compare with the reading that a decision asked for.
     pub reading: Reading,
-    /// udevd has finished with this very disk, as far as is known. Without it nothing is published.
+    /// Whether udevd has finished with this disk, as far as is known. A disk that is not settled is never published.
     pub settled: bool,
-    /// When udevd's event that settled it was received; `None` when a resync found it.
+    /// When the event of udevd that settled it was received; `None` if a resync settled it.
     pub heard_at: Option<Timestamp>,
 }
 
@@ -42,28 +42,28 @@ pub struct Device {
 pub struct Table {
     by_devnum: HashMap<DevNum, Device>,
     by_serial: HashMap<Serial, Vec<DevNum>>,
-    /// Which reading found a number empty, so that a slower, older reading does not bring its disk back.
+    /// The reading that found a number empty, so that a slower, older reading does not bring its disk back.
     gone: HashMap<DevNum, Reading>,
-    /// Which disk (its sequence number) udevd has finished with under a number that a later reading had found empty.
+    /// The sequence number of the disk that udevd has finished with, under a number that a later reading found empty.
     finished: HashMap<DevNum, u64>,
-    /// Disks of which the last reading has failed, wholly or in part.
+    /// Disks whose last reading failed wholly or in part.
     unread: HashMap<DevNum, Unread>,
 }
 
-/// A reading that failed.
+/// A failed reading.
 #[derive(Debug)]
 struct Unread {
-    /// Of which disk; `None`: not even that could be read.
+    /// The sequence number of the disk; `None` if not even that could be read.
     diskseq: Option<u64>,
     why: String,
     reading: Reading,
 }
 
 impl Table {
-    /// Takes in a reading of one device number and returns the serials it concerns.
+    /// Adds a reading of one device number and returns the serials that it concerns.
     ///
-    /// A reading that failed changes nothing of what is known of that very disk; it is noted ([`Table::unread`]) until one
-    /// succeeds.
+    /// A failed reading changes nothing of what is known about the same disk. It is noted ([`Table::unread`]) until a
+    /// reading succeeds.
     pub fn update(&mut self, devnum: DevNum, found: Found<Facts>, reading: Reading, heard: Heard) -> Vec<Serial> {
         let before = self.by_devnum.get(&devnum);
         let last = before.map(|device| device.reading).or_else(|| self.gone.get(&devnum).copied());
@@ -76,7 +76,7 @@ impl Table {
         if let Some(why) = unread {
             let diskseq = facts.as_ref().map(|facts| facts.diskseq_after);
             self.unread.insert(devnum, Unread { diskseq, why, reading });
-            // It may be the disk that is known, or is that for certain.
+            // It may be the known disk, or it certainly is.
             if diskseq.is_none() || diskseq == before.map(|device| device.facts.diskseq) {
                 return before.and_then(|device| device.facts.serial()).into_iter().collect();
             }
@@ -110,13 +110,15 @@ impl Table {
         old.into_iter().chain(new.filter(|new| Some(*new) != old)).collect()
     }
 
-    /// A later reading is known already; what an older one can add is that udev has finished with that very disk.
+    /// Handles a reading that is older than the last one. All it can add is that udevd has finished with the same
+    /// disk.
     ///
-    /// It matters after a loss: the kernel's event of a disk, still queued, is read after the resync began, and udev's
-    /// event of it is among the lost. What was read later shows at least what udev had done by then.
+    /// This matters after events were lost. The kernel's event of a disk may still be queued and cause a read after
+    /// the resync began, while udevd's event of the disk is among the lost ones. The later read shows at least what
+    /// udevd had done by then.
     ///
-    /// It matters, too, when the disk before was found gone while this one was read: it is about to be read once more, for
-    /// an event that may be the kernel's.
+    /// It also matters when the previous disk was found gone while this one was read: the disk is about to be read
+    /// again, for an event that may be the kernel's.
     fn settle_late(&mut self, devnum: DevNum, older: Option<&Facts>, heard: Heard) -> Option<Serial> {
         let older = older.filter(|older| heard.settles(older))?;
         let Some(device) = self.by_devnum.get_mut(&devnum) else {
@@ -130,8 +132,9 @@ impl Table {
         older.serial()
     }
 
-    /// Takes in a reading of everything and returns the serials it concerns. Disks read later than `reading` stay.
-    /// `at_work`: whether udevd is known to be at this disk still, so that a look shows nothing that it has finished.
+    /// Adds a reading of all disks and returns the serials that it concerns. Disks that were read later than
+    /// `reading` stay. `at_work` returns whether udevd is known to be still working on a disk; then the reading does
+    /// not settle it.
     pub fn replace(
         &mut self,
         all: Vec<(DevNum, Found<Facts>)>,
@@ -154,28 +157,28 @@ impl Table {
         touched
     }
 
-    /// Why nothing newer is known of this very disk; `None`: the last reading has succeeded, or found another disk.
+    /// Returns why the last reading of this disk failed; `None` if it succeeded or found another disk.
     pub fn unread(&self, devnum: DevNum, diskseq: u64) -> Option<&str> {
         let unread = self.unread.get(&devnum).filter(|unread| unread.diskseq.is_none_or(|seq| seq == diskseq));
         unread.map(|unread| unread.why.as_str())
     }
 
-    /// Every disk of which the last reading has failed, and why; in no order.
+    /// Returns every disk whose last reading failed, with the reason, in no order.
     pub fn all_unread(&self) -> impl Iterator<Item = (DevNum, &str)> {
         self.unread.iter().map(|(devnum, unread)| (*devnum, unread.why.as_str()))
     }
 
-    /// The disk that was last seen under this number.
+    /// Returns the disk that was last seen under this number.
     pub fn of(&self, devnum: DevNum) -> Option<&Device> {
         self.by_devnum.get(&devnum)
     }
 
-    /// The disks that show this serial: more than one is a conflict.
+    /// Returns the disks that show this serial; more than one is a conflict.
     pub fn with_serial(&self, serial: Serial) -> impl Iterator<Item = &Device> {
         self.by_serial.get(&serial).into_iter().flatten().filter_map(|devnum| self.by_devnum.get(devnum))
     }
 
-    /// Every present disk, in no order.
+    /// Returns every present disk, in no order.
     pub fn all(&self) -> impl Iterator<Item = &Device> {
         self.by_devnum.values()
     }
@@ -191,17 +194,17 @@ impl Table {
 }
 
 impl Heard {
-    /// Whether a reading made for this reason shows a disk that udevd has finished with.
+    /// Returns whether a reading for this reason shows a disk that udevd has finished with.
     fn settles(self, facts: &Facts) -> bool {
         match self {
             Self::Look => true,
-            // An event older than the disk that is there now says nothing about this one.
+            // An event older than the present disk says nothing about the present disk.
             Self::Event(Origin::Udev, diskseq, _) => diskseq.is_none_or(|seq| seq == facts.diskseq),
             Self::Asked | Self::Event(Origin::Kernel, ..) => false,
         }
     }
 
-    /// The reason that says most about what was found.
+    /// Returns the reason that says most about what was found.
     pub fn strongest(reasons: &[Self], found: &Found<Facts>) -> Self {
         let settles = |heard: &Self| matches!(found, Found::Here(facts) if heard.settles(facts));
         reasons.iter().copied().max_by_key(|heard| (settles(heard), *heard)).unwrap_or(Self::Asked)
@@ -242,7 +245,7 @@ mod tests {
         vec![(facts.devnum, Found::Here(facts))]
     }
 
-    /// The disk answers, but not what it is asked for.
+    /// A disk that is present but whose serial cannot be read.
     fn silent(diskseq: u64) -> Found<Facts> {
         let identity = Err(super::super::facts::NoIdentity::Unreadable("no answer".into()));
         Found::Here(Facts { identity, ..facts(DISK, A, diskseq) })
@@ -261,7 +264,7 @@ mod tests {
     }
 
     #[test]
-    fn an_event_of_another_disk_takes_nothing_from_what_was_heard_of_this_one() {
+    fn an_event_of_another_disk_does_not_hide_the_event_of_this_disk() {
         let found = Found::Here(facts(DISK, A, 5));
         assert_eq!(Heard::strongest(&[udev(5), udev(9), kernel(9)], &found), udev(5));
         assert_eq!(Heard::strongest(&[Heard::Look, udev(4)], &found), Heard::Look);
@@ -287,7 +290,7 @@ mod tests {
     }
 
     #[test]
-    fn a_look_that_was_asked_for_settles_nothing_by_itself() {
+    fn a_reading_that_a_decision_asked_for_settles_nothing() {
         let mut table = Table::default();
         table.update(DISK, Found::Here(facts(DISK, A, 1)), 1, Heard::Asked);
         assert_eq!(settled(&table, A), [false]);
@@ -298,22 +301,23 @@ mod tests {
     }
 
     #[test]
-    fn an_event_about_the_disk_before_does_not_settle_the_one_after() {
+    fn an_event_of_the_previous_disk_does_not_settle_the_next_one() {
         let mut table = Table::default();
         table.update(DISK, Found::Here(facts(DISK, B, 2)), 1, udev(1));
         assert_eq!(settled(&table, B), [false]);
     }
 
     #[test]
-    fn udevs_word_is_kept_when_the_disk_before_is_found_gone_while_its_disk_is_read() {
+    fn udevs_event_still_counts_when_the_previous_disk_is_found_gone_during_the_read() {
         let mut table = Table::default();
         table.update(DISK, Found::Here(facts(DISK, A, 1)), 1, kernel(1));
-        // Reading 2 is for udev's event of the next disk. Before it ends, an event finds that the disk before is gone.
+        // Reading 2 is for udev's event of the next disk. Before it ends, an event shows that the previous disk is
+        // gone.
         table.update(DISK, Found::Gone, 3, Heard::Asked);
         assert!(table.update(DISK, Found::Here(facts(DISK, B, 2)), 2, udev(2)).is_empty());
         table.update(DISK, Found::Here(facts(DISK, B, 2)), 4, kernel(2));
         assert_eq!(settled(&table, B), [true]);
-        // Of that disk, not of the one after it.
+        // This holds for that disk and not for the next one.
         table.update(DISK, Found::Gone, 5, kernel(3));
         table.update(DISK, Found::Here(facts(DISK, B, 3)), 6, kernel(3));
         assert_eq!(settled(&table, B), [false]);
@@ -332,7 +336,7 @@ mod tests {
     }
 
     #[test]
-    fn a_slow_resync_does_not_bring_back_a_disk_that_was_pulled_meanwhile() {
+    fn a_slow_resync_does_not_bring_back_a_disk_that_was_pulled_in_the_meantime() {
         let mut table = Table::default();
         table.update(DISK, Found::Here(facts(DISK, A, 1)), 1, udev(1));
         table.update(DISK, Found::Gone, 3, kernel(1));
@@ -341,7 +345,7 @@ mod tests {
     }
 
     #[test]
-    fn a_resync_does_not_settle_a_disk_that_udevd_is_still_at() {
+    fn a_resync_does_not_settle_a_disk_that_udevd_is_still_working_on() {
         let mut table = Table::default();
         table.replace(all(facts(DISK, A, 7)), 1, |devnum| devnum == DISK);
         assert_eq!(settled(&table, A), [false]);
@@ -359,14 +363,14 @@ mod tests {
         assert_eq!(table.replace(all(facts(DISK, A, 7)), 1, |_| false), [A.parse().unwrap()]);
         assert_eq!(settled(&table, A), [true]);
         assert!(table.replace(all(facts(DISK, A, 7)), 1, |_| false).is_empty(), "said once");
-        // Another disk under the same number is another matter.
+        // Another disk under the same number is not settled by it.
         table.update(DISK, Found::Here(facts(DISK, B, 8)), 4, kernel(8));
         assert!(table.replace(all(facts(DISK, A, 7)), 3, |_| false).is_empty());
         assert_eq!(settled(&table, B), [false]);
     }
 
     #[test]
-    fn two_disks_with_one_serial_are_both_shown() {
+    fn two_disks_with_one_serial_are_both_returned() {
         let mut table = Table::default();
         let other = DevNum { major: 254, minor: 32 };
         table.update(DISK, Found::Here(facts(DISK, A, 1)), 1, udev(1));
@@ -376,9 +380,9 @@ mod tests {
         assert_eq!(settled(&table, A), [true]);
     }
 
-    /// Invariant 13: what could not be read changes nothing of what is known of that very disk.
+    /// Invariant 13: a failed read changes nothing of what is known about the same disk.
     #[test]
-    fn a_reading_that_failed_takes_nothing_away_and_is_noted_until_one_succeeds() {
+    fn a_failed_reading_changes_nothing_and_is_noted_until_one_succeeds() {
         let failures = [silent(1), Found::Unknown("too many open files".into())];
         for (failed, again) in failures.iter().flat_map(|failed| [(failed, false), (failed, true)]) {
             let mut table = Table::default();
@@ -394,7 +398,7 @@ mod tests {
             assert_eq!(table.of(DISK).unwrap().reading, 1, "it was no reading");
             table.update(DISK, Found::Here(facts(DISK, A, 1)), 3, Heard::Asked);
             assert_eq!((table.unread(DISK, 1), table.all_unread().count()), (None, 0));
-            // The control: what is gone goes, read or not.
+            // The control: a disk that is gone is removed, with or without a failed read.
             table.update(DISK, failed.clone(), 4, Heard::Asked);
             table.update(DISK, Found::Gone, 5, Heard::Asked);
             assert_eq!((settled(&table, A), table.all_unread().count()), (vec![], 0));
@@ -402,7 +406,7 @@ mod tests {
     }
 
     #[test]
-    fn another_disk_that_cannot_be_read_ends_the_one_that_is_known() {
+    fn an_unreadable_disk_with_another_sequence_number_replaces_the_known_disk() {
         let mut table = Table::default();
         table.update(DISK, Found::Here(facts(DISK, A, 1)), 1, udev(1));
         assert_eq!(table.update(DISK, silent(2), 2, udev(2)), [A.parse().unwrap()]);
@@ -413,7 +417,7 @@ mod tests {
     }
 
     #[test]
-    fn a_disk_that_is_not_among_all_is_gone_also_when_it_could_not_be_read_before() {
+    fn a_disk_missing_from_a_resync_is_gone_even_if_its_last_read_failed() {
         let mut table = Table::default();
         table.update(DISK, Found::Here(facts(DISK, A, 1)), 1, udev(1));
         table.update(DISK, silent(1), 2, Heard::Asked);

@@ -1,4 +1,5 @@
-//! Loop devices whose backing file is called `<serial>.img`: real block devices for the demo and the tests. Off by default.
+//! Loop devices whose backing file is named `<serial>.img`: real block devices for the demo and the tests. Off by
+//! default.
 
 use std::io;
 
@@ -20,7 +21,7 @@ impl Scheme for Loop {
     fn serial(&self, disk: &Attributes) -> io::Result<Option<String>> {
         let file = match disk.text("loop/backing_file") {
             Ok(text) => text,
-            // Nothing is bound to the device.
+            // Nothing is bound to the loop device.
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             Err(error) => return Err(error),
         };

@@ -1,4 +1,5 @@
-//! QEMU's SCSI disks (virtio-scsi): what CloudStack gives a guest whose root disk controller is `scsi`. Off by default.
+//! QEMU's SCSI disks (virtio-scsi), which CloudStack gives a guest whose root disk controller is `scsi`. Off by
+//! default.
 
 use std::io;
 
@@ -15,18 +16,19 @@ impl Scheme for Scsi {
     }
 
     fn accepts(&self, _name: &str, disk: &Attributes) -> io::Result<bool> {
-        // The link below is what udev makes of these two, and other makes have serials of other shapes.
+        // udev makes the link below from vendor and model; disks of other makers have other serial formats.
         let says = |name: &str, what: &str| -> io::Result<bool> {
             Ok(unless_gone(disk.text(name))?.is_some_and(|text| text.trim_end() == what))
         };
         Ok(is_on_bus(disk, "scsi")? && says("device/vendor", "QEMU")? && says("device/model", "QEMU HARDDISK")?)
     }
 
-    /// The kernel keeps the page from when it found the disk; another disk is another device, with another diskseq.
+    /// The kernel keeps the page from when it found the disk; an exchanged disk is another device with another
+    /// diskseq.
     fn serial(&self, disk: &Attributes) -> io::Result<Option<String>> {
         match disk.bytes("device/vpd_pg80") {
             Ok(page) => Ok(unit_serial(&page).filter(|serial| !serial.is_empty())),
-            // A disk need not have the page; QEMU's has none when it was given no serial.
+            // A disk may lack the page; QEMU's disks have none if they have no serial.
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
             Err(error) => Err(error),
         }
@@ -37,7 +39,8 @@ impl Scheme for Scsi {
     }
 }
 
-/// The text of a "unit serial number" page (SPC-4, 7.8.15): four bytes of head, the last two of which are its length.
+/// Parses the text of a "unit serial number" page (SPC-4, 7.8.15): four bytes of head, the last two of which are the
+/// length.
 fn unit_serial(page: &[u8]) -> Option<String> {
     let (head, text) = page.split_first_chunk::<4>()?;
     let length = usize::from(u16::from_be_bytes([head[2], head[3]]));
@@ -52,13 +55,13 @@ mod tests {
 
     #[test]
     fn the_page_of_a_qemu_disk_gives_its_serial() {
-        // As a guest showed it.
+        // Recorded in a guest.
         assert_eq!(unit_serial(b"\0\x80\0\x14a1b2c3d4e5f6a7b8c9d0").as_deref(), Some("a1b2c3d4e5f6a7b8c9d0"));
         assert_eq!(unit_serial(b"\0\x80\0\0").as_deref(), Some(""));
     }
 
     #[test]
-    fn another_page_or_one_that_is_cut_short_gives_none() {
+    fn another_page_or_a_truncated_page_gives_no_serial() {
         for page in [&b""[..], b"\0\x80\0", b"\0\x83\0\x01a", b"\0\x80\0\x14a1b2"] {
             assert_eq!(unit_serial(page), None, "{page:?}");
         }

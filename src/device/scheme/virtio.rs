@@ -1,4 +1,4 @@
-//! virtio-blk: what CloudStack gives a KVM guest by default.
+//! virtio-blk, which CloudStack gives a KVM guest by default.
 
 use std::io;
 
@@ -18,7 +18,7 @@ impl Scheme for Virtio {
     }
 
     fn serial(&self, disk: &Attributes) -> io::Result<Option<String>> {
-        // No newline when the serial fills all 20 bytes, an empty file when there is none.
+        // The attribute has no newline if the serial fills all 20 bytes, and is empty if there is no serial.
         let text = disk.asked_text("serial")?;
         Ok(Some(text.trim_end_matches('\n').to_owned()).filter(|serial| !serial.is_empty()))
     }
