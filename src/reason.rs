@@ -246,10 +246,10 @@ codes! {
     TooManyRequests "TOO_MANY_REQUESTS" [Http(503)] "the user's requests are under way already, as many as may" ""
     ResyncFailed "RESYNC_FAILED" [Http(503)] "the disks cannot be read" ""
     MetricsFailed "METRICS_FAILED" [Http(503)] "the figures cannot be written" ""
-    WaitTimeout "WAIT_TIMEOUT" [Http(504), Command] "the time ended before the state was reached" ""
+    WaitTimeout "WAIT_TIMEOUT" [Http(504), Command] "the time limit passed before the state was reached" ""
 
     // attachctl.
-    Refused "REFUSED" [Command] "the time ended, and the volume is refused" ""
+    Refused "REFUSED" [Command] "the time limit passed, and the volume is refused" ""
     Unreachable "UNREACHABLE" [Command] "attachd cannot be reached" ""
     NoAnswer "NO_ANSWER" [Command] "attachd does not answer" ""
     BadAnswer "BAD_ANSWER" [Command] "the answer is not attachd's" ""

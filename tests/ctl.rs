@@ -144,7 +144,7 @@ fn every_view_is_there_for_people_and_for_programs() {
     assert_eq!(ctl(&["--json", "list"]).json()["count"], 2);
     let filtered = ctl(&["list", "--json", "--state", "expired", "--vm", "vm-2"]).json();
     assert_eq!((&filtered["count"], &filtered["volumes"][0]["volume_id"]), (&1.into(), &other.id.clone().into()));
-    assert_eq!(ctl(&["list", "--state", "lost"]).expect(0).out, "No volume is like that.\n");
+    assert_eq!(ctl(&["list", "--state", "lost"]).expect(0).out, "No volume matches.\n");
 
     let shown = ctl(&["show", id]).expect(0).out;
     for part in [

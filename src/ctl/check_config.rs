@@ -1,4 +1,4 @@
-//! `attachctl check-config`: what `attachd check-config` does, without attachd.
+//! `attachctl check-config`: the same as `attachd check-config`, without attachd.
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -10,7 +10,7 @@ use super::output::Output;
 use crate::config::{self, Problem};
 use crate::reason::Code;
 
-/// Which configuration.
+/// Which configuration to check.
 #[derive(clap::Args)]
 pub(super) struct Options {
     /// The configuration file.
@@ -23,7 +23,7 @@ pub(super) fn run(options: &Options, output: &Output) -> Result<ExitCode, Failur
         return Ok(config::report(&options.config));
     }
     config::check(&options.config).map_err(|invalid| {
-        let problems: Vec<Value> = invalid.problems.iter().map(told).collect();
+        let problems: Vec<Value> = invalid.problems.iter().map(as_json).collect();
         let details = json!({ "path": options.config, "problems": problems });
         Failure::with(FAILED, Code::InvalidConfig, invalid.to_string(), details)
     })?;
@@ -31,7 +31,7 @@ pub(super) fn run(options: &Options, output: &Output) -> Result<ExitCode, Failur
     Ok(ExitCode::SUCCESS)
 }
 
-fn told(problem: &Problem) -> Value {
+fn as_json(problem: &Problem) -> Value {
     let (line, column) = problem.place.unzip();
     json!({ "line": line, "column": column, "message": problem.message })
 }

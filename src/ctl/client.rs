@@ -1,4 +1,4 @@
-//! The API, from the other side of its socket.
+//! A client of the API.
 
 use std::error::Error;
 use std::io;
@@ -15,26 +15,26 @@ use super::sse::{Message, Parser};
 use crate::identity::VolumeId;
 use crate::reason::Code;
 
-/// How long an answer may take when it is not waited for on purpose.
+/// The time limit for an answer, if the request does not ask attachd to wait.
 const ANSWER_LIMIT: Duration = Duration::from_secs(30);
 
-/// HTTP wants a host; the socket decides who answers.
+/// HTTP needs a host name; the socket decides which server answers.
 const BASE: &str = "http://attachd/api/v1/";
 
-/// A query string, pair by pair.
+/// A query string, as pairs of name and value.
 pub(super) type Query<'a> = &'a [(&'a str, String)];
 
-/// The API behind one socket.
+/// The client of one socket.
 pub(super) struct Client {
     http: reqwest::Client,
     socket: PathBuf,
 }
 
-/// An answer.
+/// An answer of attachd.
 pub(super) struct Answer {
-    /// The status code.
+    /// The HTTP status code.
     pub(super) status: u16,
-    /// The body, as attachd wrote it.
+    /// The body as attachd sent it.
     pub(super) text: String,
 }
 
@@ -50,41 +50,41 @@ impl Answer {
 }
 
 impl Client {
-    /// A client for this socket. Nothing is opened yet.
+    /// Makes a client for this socket. Opens nothing yet.
     pub(super) fn new(socket: &Path) -> Result<Self, Failure> {
-        // A connection per request: attachd closes idle ones.
+        // Each request has a new connection, because attachd closes idle ones.
         let http = reqwest::Client::builder().unix_socket(socket).pool_max_idle_per_host(0).build();
         let http = http.map_err(|error| Failure::new(Code::NoClient, format!("attachctl cannot start: {error}")))?;
         Ok(Self { http, socket: socket.to_owned() })
     }
 
-    /// GET.
+    /// Sends a GET request; an error status is a failure.
     pub(super) async fn get(&self, path: &str, query: Query<'_>) -> Result<Answer, Failure> {
         self.get_any(path, query, Duration::ZERO).await?.success()
     }
 
-    /// GET with an answer of any status, which attachd may hold back for `patience`.
-    pub(super) async fn get_any(&self, path: &str, query: Query<'_>, patience: Duration) -> Result<Answer, Failure> {
-        self.ask(Method::GET, path, query, None, ANSWER_LIMIT + patience).await
+    /// Sends a GET request and returns an answer with any status. attachd may delay its answer by `wait`.
+    pub(super) async fn get_any(&self, path: &str, query: Query<'_>, wait: Duration) -> Result<Answer, Failure> {
+        self.ask(Method::GET, path, query, None, ANSWER_LIMIT + wait).await
     }
 
-    /// POST.
+    /// Sends a POST request.
     pub(super) async fn post(&self, path: &str, body: Option<&impl Serialize>) -> Result<Answer, Failure> {
         let body = body.map(|body| json!(body).to_string());
         self.ask(Method::POST, path, &[], body, ANSWER_LIMIT).await?.success()
     }
 
-    /// DELETE.
+    /// Sends a DELETE request.
     pub(super) async fn delete(&self, path: &str, query: Query<'_>) -> Result<Answer, Failure> {
         self.ask(Method::DELETE, path, query, None, ANSWER_LIMIT).await?.success()
     }
 
-    /// One volume as it is now.
+    /// Reads one volume.
     pub(super) async fn volume(&self, volume: VolumeId) -> Result<Answer, Failure> {
         self.get(&format!("volumes/{volume}"), &[]).await
     }
 
-    /// Follows events, of one volume or of all. When this returns, nothing that happens later is left out.
+    /// Subscribes to events of one volume or of all. No event after this function returns is left out.
     pub(super) async fn events(&self, volume: Option<VolumeId>) -> Result<Events, Failure> {
         let query: Vec<_> = volume.map(|volume| ("volume_id", volume.to_string())).into_iter().collect();
         let response = self.within(ANSWER_LIMIT, self.send(Method::GET, "events", &query, None)).await?;
@@ -119,7 +119,7 @@ impl Client {
         body: Option<String>,
     ) -> Result<Response, reqwest::Error> {
         let address = format!("{BASE}{path}");
-        // A bad address is told by the request itself.
+        // Sending the request reports a malformed address.
         let request = match Url::parse_with_params(&address, query) {
             Ok(url) if !query.is_empty() => self.http.request(method, url),
             _ => self.http.request(method, address),
@@ -138,7 +138,8 @@ impl Client {
         if let Ok(answer) = tokio::time::timeout(limit, answer).await {
             return answer.map_err(|error| self.unreachable(&error));
         }
-        let text = format!("attachd at {} gave no answer within {} s: {LOOK}", self.socket.display(), limit.as_secs());
+        let text =
+            format!("attachd at {} gave no answer within {} s: {ADVICE}", self.socket.display(), limit.as_secs());
         Err(Failure::with(UNREACHABLE, Code::NoAnswer, text, json!({ "socket": self.socket })))
     }
 
@@ -150,7 +151,7 @@ impl Client {
             _ => {
                 let last = causes().last().map_or_else(|| error.to_string(), ToString::to_string);
                 format!(
-                    "attachd at {} closed the connection before it had answered ({last}): {LOOK}",
+                    "attachd at {} closed the connection before it had answered ({last}): {ADVICE}",
                     self.socket.display()
                 )
             }
@@ -160,9 +161,9 @@ impl Client {
 }
 
 /// What to do when attachd does not answer.
-const LOOK: &str = "look at `systemctl status attachd` and `journalctl -u attachd`";
+const ADVICE: &str = "look at `systemctl status attachd` and `journalctl -u attachd`";
 
-/// Why the socket cannot be connected to, and what to do about it.
+/// Explains why the socket cannot be connected to, and what to do.
 fn refused(socket: &Path, cause: &io::Error) -> String {
     let socket = socket.display();
     match cause.kind() {
@@ -189,7 +190,7 @@ pub(super) struct Events {
 }
 
 impl Events {
-    /// The next message; `None` at the end, also when the connection is cut.
+    /// Returns the next message; `None` at the end, or when the connection breaks.
     pub(super) async fn next(&mut self) -> Option<Message> {
         loop {
             if let Some(message) = self.parser.next() {
@@ -202,7 +203,7 @@ impl Events {
 }
 
 impl Message {
-    /// Reads what it says.
+    /// Reads the message's data.
     pub(super) fn read<T: DeserializeOwned>(&self) -> Result<T, Failure> {
         understood(&self.data)
     }

@@ -7,7 +7,7 @@ use super::table::Table;
 use super::units;
 use crate::wire::{DeviceList, DeviceView};
 
-/// What stands in the way of its being a volume's, and what else is odd.
+/// Describes why the device cannot be a volume's disk, and what else is unusual.
 fn remarks(device: &DeviceView) -> String {
     if let Some(unusable) = &device.unusable {
         return unusable.clone();
@@ -54,7 +54,7 @@ mod tests {
     use crate::device::DevNum;
 
     #[test]
-    fn remarks_name_everything_that_stands_in_the_way() {
+    fn remarks_name_every_obstacle() {
         let numbered = |minor| DevNum { major: 7, minor };
         let odd = DeviceView {
             node: "/dev/loop1".into(),

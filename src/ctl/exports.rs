@@ -1,4 +1,4 @@
-//! `attachctl exports`: what attachd wants served, beside what the NBD server says.
+//! `attachctl exports`: which exports attachd wants served, and what the NBD server says about them.
 
 use std::fmt::Write;
 use std::process::ExitCode;
@@ -9,25 +9,25 @@ use super::output::Output;
 use super::table::Table;
 use crate::wire::{CheckedExport, ExportList};
 
-/// This command's own, for `--help`.
+/// The exit statuses of this command, for `--help`.
 pub(super) const EXIT_STATUSES: &str = "\
 Exit statuses:
   0  every export whose disk is proven can be opened
-  1  one cannot, or nobody could tell";
+  1  one cannot, or it could not be checked";
 
 pub(super) async fn run(client: &Client, output: &Output) -> Result<ExitCode, Failure> {
     let answer = client.get("exports", &[("check", "true".to_owned())]).await?;
-    let list: ExportList = output.answer_and_read(&answer, |list| Ok(told(list, checked(list)?)))?;
+    let list: ExportList = output.answer_and_read(&answer, |list| Ok(in_words(list, checked(list)?)))?;
     let served = checked(&list)?.iter().all(|export| !export.due || export.openable == Some(true));
     Ok(if served { DONE } else { FAILED }.into())
 }
 
-/// What was asked for is there, if the answer is to this question.
+/// Returns the checked exports; a failure if the answer has none.
 fn checked(list: &ExportList) -> Result<&[CheckedExport], Failure> {
     list.checked.as_deref().ok_or_else(|| Failure::not_understood("it has no `checked`"))
 }
 
-fn told(list: &ExportList, checked: &[CheckedExport]) -> String {
+fn in_words(list: &ExportList, checked: &[CheckedExport]) -> String {
     let mut table = Table::new(["EXPORT", "WANTED", "PUBLISHED", "LISTED", "OPENABLE", "STALE"]);
     for export in checked {
         let facts = [Some(export.wanted), Some(export.published), export.listed, export.openable, Some(export.stale)];
@@ -36,7 +36,7 @@ fn told(list: &ExportList, checked: &[CheckedExport]) -> String {
     }
     let mut text = table.or("There are no exports.");
     for export in checked {
-        // That nobody gets in where nobody is to get in needs no words.
+        // An export that should not be served needs no reason why it is not.
         if let Some(why) = export.why.as_ref().filter(|_| export.published || export.due) {
             let _ = writeln!(text, "{}: {why}", export.name);
         }

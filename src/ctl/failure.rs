@@ -1,4 +1,4 @@
-//! What goes wrong: a sentence for people, an object for programs, a status for scripts.
+//! Failures: a sentence for people, a JSON object for programs, and an exit status for scripts.
 
 use std::{fmt, io};
 
@@ -9,46 +9,47 @@ use crate::reason::{Code, Named};
 use crate::volume::State;
 use crate::wire::{ErrorBody, Standing};
 
-/// Done.
+/// Success.
 pub(super) const DONE: u8 = 0;
-/// Refused by attachd, or failed.
+/// attachd refused the request, or something failed.
 pub(super) const FAILED: u8 = 1;
-/// The time ended before the state was reached.
+/// The time limit passed before the volume reached the state.
 pub(super) const TIMED_OUT: u8 = 3;
-/// The time ended, and the volume is refused.
+/// The time limit passed, and the volume is refused.
 pub(super) const REFUSED: u8 = 4;
 /// attachd cannot be reached.
 pub(super) const UNREACHABLE: u8 = 5;
 
-/// Why a command did not do what was asked for.
+/// Why a command failed.
 #[derive(Debug)]
 pub(super) enum Failure {
-    /// There is something to say about it.
-    Told {
+    /// A failure with a message.
+    Reported {
         /// The exit status.
         status: u8,
-        /// What to say, in attachd's shape, also when it is attachctl's own.
+        /// The message in attachd's format, also for failures of attachctl itself.
         body: ErrorBody,
     },
-    /// Standard output did not take the result.
+    /// The result could not be written to standard output.
     Output(io::Error),
 }
 
 impl Failure {
-    /// A failure of attachctl's own.
+    /// Makes a failure of attachctl itself.
     pub(super) fn new(code: impl Into<Named<Code>>, error: impl Into<String>) -> Self {
         Self::with(FAILED, code, error, json!({}))
     }
 
-    /// A failure with its own exit status and particulars.
+    /// Makes a failure with an exit status and details.
     pub(super) fn with(status: u8, code: impl Into<Named<Code>>, error: impl Into<String>, details: Value) -> Self {
-        Self::Told { status, body: ErrorBody { error: error.into(), code: code.into(), details } }
+        Self::Reported { status, body: ErrorBody { error: error.into(), code: code.into(), details } }
     }
 
-    /// An answer that is no success. One that is not attachd's (a proxy's, say) is shown as it is.
+    /// Makes a failure from an answer with an error status. An answer that is not attachd's (a proxy's, for instance)
+    /// is shown as it is.
     pub(super) fn from_answer(status: u16, text: &str) -> Self {
         match serde_json::from_str(text) {
-            Ok(body) => Self::Told { status: FAILED, body },
+            Ok(body) => Self::Reported { status: FAILED, body },
             Err(_) => Self::with(
                 FAILED,
                 Code::BadAnswer,
@@ -58,13 +59,13 @@ impl Failure {
         }
     }
 
-    /// An answer of attachd's that lacks something, or has it in another way.
+    /// Makes a failure for an answer of attachd that lacks a field or has another format.
     pub(super) fn not_understood(why: impl fmt::Display) -> Self {
         let text = format!("attachd's answer is not understood ({why}); is attachctl of the same version?");
         Self::new(Code::BadAnswer, text)
     }
 
-    /// The waiting ended, and the volume is not where it should be.
+    /// Makes a failure for a volume that did not reach the state in time.
     pub(super) fn waited(volume: VolumeId, stands: &Standing, wanted: State, seconds: u32) -> Self {
         let Standing { state, reason } = stands;
         let why = match reason {
@@ -93,28 +94,29 @@ mod tests {
     use super::*;
     use crate::wire::ReasonView;
 
-    fn told(failure: Failure) -> (u8, ErrorBody) {
+    fn in_words(failure: Failure) -> (u8, ErrorBody) {
         match failure {
-            Failure::Told { status, body } => (status, body),
+            Failure::Reported { status, body } => (status, body),
             Failure::Output(error) => panic!("{error}"),
         }
     }
 
     #[test]
-    fn attachds_error_passes_as_it_is_and_anything_else_is_shown() {
-        let (status, body) = told(Failure::from_answer(409, r#"{"error":"no","code":"X","details":{"a":1},"new":0}"#));
+    fn an_error_of_attachd_is_passed_on_and_any_other_answer_is_quoted() {
+        let (status, body) =
+            in_words(Failure::from_answer(409, r#"{"error":"no","code":"X","details":{"a":1},"new":0}"#));
         assert_eq!((status, body.error.as_str(), body.code.name()), (FAILED, "no", "X"));
         assert_eq!(body.details, json!({ "a": 1 }));
-        let (status, body) = told(Failure::from_answer(502, "<h1>Bad Gateway</h1>\n"));
+        let (status, body) = in_words(Failure::from_answer(502, "<h1>Bad Gateway</h1>\n"));
         assert_eq!((status, body.code.name()), (FAILED, "BAD_ANSWER"));
         assert!(body.error.contains("502") && body.error.ends_with("<h1>Bad Gateway</h1>"), "{}", body.error);
     }
 
     #[test]
-    fn waiting_in_vain_says_where_the_volume_stands() {
+    fn a_wait_that_times_out_reports_the_volumes_state_and_reason() {
         let volume: VolumeId = "b3bb9310-1b59-4f62-97e8-cefffdfe3804".parse().unwrap();
         let waiting = Standing { state: State::Waiting, reason: None };
-        let (status, body) = told(Failure::waited(volume, &waiting, State::Ready, 7));
+        let (status, body) = in_words(Failure::waited(volume, &waiting, State::Ready, 7));
         assert_eq!((status, body.code.name()), (TIMED_OUT, "WAIT_TIMEOUT"));
         assert_eq!(
             body.error,
@@ -124,7 +126,7 @@ mod tests {
         let reason =
             ReasonView { code: "SIZE_ZERO".into(), message: "/dev/vdb has size 0".into(), hint: "Look.".into() };
         let refused = Standing { state: State::Refused, reason: Some(reason) };
-        let (status, body) = told(Failure::waited(volume, &refused, State::Ready, 7));
+        let (status, body) = in_words(Failure::waited(volume, &refused, State::Ready, 7));
         assert_eq!((status, body.code.name()), (REFUSED, "SIZE_ZERO"));
         assert_eq!(body.error, format!("volume {volume} is refused after 7 s, not ready: /dev/vdb has size 0. Look."));
         assert_eq!(body.details["reason"]["code"], "SIZE_ZERO");

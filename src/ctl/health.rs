@@ -20,28 +20,28 @@ use crate::wire::{
 const DEGRADED: u8 = 1;
 const UNHEALTHY: u8 = 2;
 
-/// This command's own, for `--help`.
+/// The exit statuses of this command, for `--help`.
 pub(super) const EXIT_STATUSES: &str = "\
 Exit statuses, as monitoring expects them:
   0  healthy
-  1  degraded: something needs a look
+  1  degraded: there is a problem to look at
   2  unhealthy (no intent can be accepted), or attachd gave no answer";
 
 pub(super) async fn run(client: &Client, output: &Output) -> Result<ExitCode, Failure> {
     match ask(client, output).await {
-        // For monitoring, no answer is as bad as a bad one.
-        Err(Failure::Told { body, .. }) => Err(Failure::Told { status: UNHEALTHY, body }),
+        // For monitoring, no answer is as bad as an unhealthy answer.
+        Err(Failure::Reported { body, .. }) => Err(Failure::Reported { status: UNHEALTHY, body }),
         other => other,
     }
 }
 
 async fn ask(client: &Client, output: &Output) -> Result<ExitCode, Failure> {
     let answer = client.get_any("health", &[], Duration::ZERO).await?;
-    // A refusal is no health.
+    // An error response is not a health report.
     if answer.read::<ErrorBody>().is_ok() {
         return Err(Failure::from_answer(answer.status, &answer.text));
     }
-    let words = |health: &Health| Ok(told(health) + &of_units(health));
+    let words = |health: &Health| Ok(in_words(health) + &of_units(health));
     let status = match output.answer_and_read(&answer, words)?.status {
         HealthStatus::Healthy => DONE,
         HealthStatus::Degraded => DEGRADED,
@@ -50,7 +50,8 @@ async fn ask(client: &Client, output: &Output) -> Result<ExitCode, Failure> {
     Ok(status.into())
 }
 
-/// How the units of an NBD server stand that does not serve: the daemon cannot ask systemd, whoever runs this can.
+/// Describes the units of an NBD server that does not serve. The daemon cannot ask systemd, but the user of attachctl
+/// can.
 fn of_units(health: &Health) -> String {
     if health.backend.state == BackendState::Up {
         return String::new();
@@ -60,13 +61,13 @@ fn of_units(health: &Health) -> String {
         (_, Some(BackendMode::Signal)) => &["attachd-nbd-server.service"],
         _ => &["attachd-nbd-server.socket"],
     };
-    let told = units.iter().filter_map(|unit| Unit::ask(unit));
-    let text = told.fold(String::new(), |text, unit| text + "unit     " + &unit.told() + "\n");
+    let known = units.iter().filter_map(|unit| Unit::ask(unit));
+    let text = known.fold(String::new(), |text, unit| text + "unit     " + &unit.in_words() + "\n");
     let port = health.backend.listen.rsplit(':').next().and_then(systemd::listeners);
     text + &port.map_or(String::new(), |programs| format!("port     {} is held by {programs}\n", health.backend.listen))
 }
 
-fn told(health: &Health) -> String {
+fn in_words(health: &Health) -> String {
     let mut text =
         format!("{}: attachd {}, since {}\n", health.status, health.version, moment(Some(health.started_at)));
     for HealthProblem { code, message, hint } in &health.problems {
@@ -96,7 +97,7 @@ fn told(health: &Health) -> String {
     text
 }
 
-/// How far the predecessor's tables are.
+/// Describes how far the predecessor's tables are behind.
 fn shown_in(projection: &ProjectionHealth) -> String {
     let number = |count: Option<u64>| count.map_or("unknown".to_owned(), |count| count.to_string());
     format!("{}, {} volumes owed, {} refused", projection.target, number(projection.owed), number(projection.refused))
@@ -108,8 +109,8 @@ fn socket(socket: &SocketHealth) -> String {
 }
 
 fn counts(volumes: &BTreeMap<State, usize>) -> String {
-    let told = counted(|state| volumes.get(&state).copied().unwrap_or(0));
-    if told.is_empty() { "none".to_owned() } else { told }
+    let counts = counted(|state| volumes.get(&state).copied().unwrap_or(0));
+    if counts.is_empty() { "none".to_owned() } else { counts }
 }
 
 fn moment(at: Option<Timestamp>) -> String {

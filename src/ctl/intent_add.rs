@@ -7,15 +7,15 @@ use super::wait::Wait;
 use crate::identity::VolumeId;
 use crate::wire::{IntentView, NewIntent, VolumeView};
 
-/// The status of an answer to an intent that was not there before.
+/// The HTTP status of an answer to a new intent.
 const CREATED: u16 = 201;
 
-/// How `--wait` ends, for `--help`.
+/// The exit statuses with `--wait`, for `--help`.
 pub(super) const WAITING: &str = "\
 With --wait, every step is shown with the milliseconds since the first, and the exit status says how it ended:
   0  ready: served, and shown to be so by an NBD handshake
-  3  the time ended first; standard error says where the volume stands and why
-  4  the time ended, and the volume is refused: a disk with its serial is here and fails a check
+  3  the time limit passed first; standard error says the volume's state and why
+  4  the time limit passed, and the volume is refused: a disk with its serial is here and fails a check
 A refusal does not end the waiting: it can heal, by itself (NOT_MARKED, as soon as udev has marked the disk) or by your
 hand. In both cases the intent stays. With --json only the volume as it is at the end is printed.";
 
@@ -27,13 +27,13 @@ pub(super) struct Options {
     /// The VM it belongs to; by default this host's own.
     #[arg(long, value_name = "ID")]
     vm: Option<String>,
-    /// The least size its disk must have.
+    /// The smallest size that the disk may have.
     #[arg(long, value_name = "BYTES", value_parser = clap::value_parser!(u64).range(1..))]
     size: Option<u64>,
     /// How long attachd waits for the disk. A later disk is still served, and reported as late.
     #[arg(long, value_name = "SECONDS")]
     deadline: Option<u32>,
-    /// Stay until the volume is ready, at most so long.
+    /// Wait until the volume is ready, at most this long.
     #[arg(long, value_name = "SECONDS", num_args = 0..=1, require_equals = true, default_missing_value = "60")]
     wait: Option<u32>,
 }

@@ -11,12 +11,12 @@ use crate::wire::WithdrawnView;
 pub(super) struct Options {
     /// The CloudStack volume's UUID.
     volume_id: VolumeId,
-    /// Also while NBD clients are connected: they stay connected, new ones are refused.
+    /// Withdraw even while NBD clients are connected; they stay connected, new ones are refused.
     #[arg(long)]
     force: bool,
 }
 
-/// What to know of clients that cannot be told apart.
+/// Printed if it is unknown which export the clients use.
 const CANDIDATES: &str = "Some of these may use other exports.\n";
 
 pub(super) async fn run(client: &Client, options: &Options, output: &Output) -> Result<(), Failure> {

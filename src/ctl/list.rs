@@ -10,16 +10,16 @@ use super::units;
 use crate::volume::State;
 use crate::wire::{ReasonView, VolumeList, VolumeView};
 
-/// The longest hint in the table; `attachctl show` has it whole.
+/// The length limit of a hint in the table; `attachctl show` prints the whole hint.
 const LONGEST_HINT: usize = 60;
 
-/// Which volumes.
+/// Which volumes to list.
 #[derive(clap::Args)]
 pub(super) struct Options {
-    /// Only those in this state.
+    /// Only volumes in this state.
     #[arg(long, value_parser = PossibleValuesParser::new(State::ALL.map(State::as_str)))]
     state: Option<String>,
-    /// Only those of this VM.
+    /// Only volumes of this VM.
     #[arg(long, value_name = "ID")]
     vm: Option<String>,
 }
@@ -28,7 +28,7 @@ pub(super) async fn run(client: &Client, options: &Options, output: &Output) -> 
     let filters = [("state", options.state.clone()), ("vm_id", options.vm.clone())];
     let query: Vec<_> = filters.into_iter().filter_map(|(name, value)| Some((name, value?))).collect();
     let answer = client.get("volumes", &query).await?;
-    let nothing = if query.is_empty() { "There are no volumes." } else { "No volume is like that." };
+    let nothing = if query.is_empty() { "There are no volumes." } else { "No volume matches." };
     output.answer(&answer, |list: &VolumeList| table(&list.volumes).or(nothing))
 }
 

@@ -1,7 +1,8 @@
-//! `attachctl`: what a person or a script types to talk to attachd. One file per subcommand.
+//! `attachctl`, the command-line client of attachd. Each subcommand has a file.
 //!
-//! Each command asks through [`client`], reads the answer into a type of [`crate::wire`] and hands it to [`output`], which prints it
-//! for people (with [`table`] and [`units`]) or, with `--json`, as it came. What goes wrong is a [`failure`].
+//! Each command sends requests with [`client`], reads the answer into a type of [`crate::wire`] and passes it to
+//! [`output`]. That prints it for people (with [`table`] and [`units`]) or, with `--json`, as it was received. An
+//! error is a [`failure`].
 
 mod client;
 mod failure;
@@ -36,14 +37,14 @@ use client::Client;
 use failure::Failure;
 use output::Output;
 
-/// What every `--help` of the whole program ends with.
+/// The exit statuses at the end of the program's `--help`.
 const EXIT_STATUSES: &str = "\
 Exit statuses:
   0  done
   1  attachd refused the request, or something failed; standard error says what
   2  the command line cannot be used
-  3  waited in vain: the time ended before the state was reached
-  4  waited in vain, and the volume is refused: a disk with its serial is here and fails a check
+  3  the time limit passed before the state was reached
+  4  the time limit passed, and the volume is refused: a disk with its serial is here and fails a check
   5  attachd cannot be reached
 `health` has its own, as monitoring expects them: 0 healthy, 1 degraded, 2 unhealthy or no answer.
 
@@ -66,28 +67,28 @@ pub struct Arguments {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Announce a volume, or take that back.
+    /// Announce a volume, or withdraw it.
     #[command(subcommand)]
     Intent(IntentCommand),
-    /// List volumes: where they stand, and why they are not served.
+    /// List volumes with their states, and why they are not served.
     List(list::Options),
-    /// Show one volume: what proves its disk, and the story so far.
+    /// Show one volume: its state, the evidence for its disk, and its story.
     Show(show::Options),
     /// List the disks that are present.
     Devices,
-    /// List the exports that NBD clients can ask for, and what the NBD server says of each.
+    /// List the exports that NBD clients can connect to, and what the NBD server reports for each.
     #[command(after_help = exports::EXIT_STATUSES)]
     Exports,
-    /// Follow what happens, until Ctrl-C.
+    /// Print events as they happen, until Ctrl-C.
     Watch(watch::Options),
     /// Have attachd read all disks and exports again.
     Resync,
-    /// Say whether attachd is well, and what needs a look.
+    /// Report attachd's health and every problem.
     #[command(after_help = health::EXIT_STATUSES)]
     Health,
-    /// Have another NBD server serve: configuration, units and attachd are changed together, or nothing is. As root.
+    /// Change the NBD server: configuration, units and attachd are changed together, or nothing is. Needs root.
     Backend(backend::Options),
-    /// Check a configuration and say every mistake with its place. Does not need attachd to run.
+    /// Check a configuration and report every mistake with line and column. attachd need not run.
     CheckConfig(check_config::Options),
 }
 
@@ -96,12 +97,12 @@ enum IntentCommand {
     /// Announce a volume: as soon as its disk appears, it is served. Asking again changes nothing.
     #[command(after_help = intent_add::WAITING)]
     Add(intent_add::Options),
-    /// Take an intent back: the export goes at once, then the mapping.
+    /// Withdraw an intent: the export is removed at once, then the mapping.
     Withdraw(intent_withdraw::Options),
 }
 
 impl Arguments {
-    /// Does what was asked for, prints the result and returns the exit status.
+    /// Runs the command, prints the result and returns the exit status.
     pub fn run(self) -> ExitCode {
         let output = Output::new(self.json);
         run(&self.socket, self.command, &output).unwrap_or_else(|failure| output.failure(&failure).into())

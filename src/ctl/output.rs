@@ -1,4 +1,4 @@
-//! Standard output for results, standard error for what went wrong; for people or for programs.
+//! Writes results to standard output and errors to standard error, for people or for programs.
 
 use std::io::{self, ErrorKind, IsTerminal, Write};
 
@@ -8,23 +8,23 @@ use serde_json::Value;
 use super::client::Answer;
 use super::failure::{DONE, FAILED, Failure};
 
-/// Where results go, and in which form.
+/// The chosen output format.
 pub(super) struct Output {
     json: bool,
 }
 
 impl Output {
-    /// JSON, or text for people.
+    /// Makes an output: JSON, or text for people.
     pub(super) fn new(json: bool) -> Self {
         Self { json }
     }
 
-    /// Whether JSON was asked for.
+    /// Returns whether JSON was asked for.
     pub(super) fn is_json(&self) -> bool {
         self.json
     }
 
-    /// Prints an answer: as it came, or in words.
+    /// Prints an answer: as received, or in words.
     pub(super) fn answer<T: DeserializeOwned>(
         &self,
         answer: &Answer,
@@ -33,8 +33,8 @@ impl Output {
         if self.json { self.json(&answer.text) } else { self.text(&words(&answer.read()?)) }
     }
 
-    /// The same, with words that cannot be found in every answer, and that the exit status depends on: JSON is printed
-    /// as it came also when it is not understood.
+    /// Prints an answer and returns it, for a command whose exit status depends on it. `words` may fail. JSON is
+    /// printed as received even if it cannot be parsed.
     pub(super) fn answer_and_read<T: DeserializeOwned>(
         &self,
         answer: &Answer,
@@ -51,14 +51,14 @@ impl Output {
         Ok(read)
     }
 
-    /// Prints JSON: over several lines on a terminal, else on one.
+    /// Prints JSON: on several lines at a terminal, otherwise on one line.
     pub(super) fn json(&self, text: &str) -> Result<(), Failure> {
         let pretty = || serde_json::to_string_pretty(&serde_json::from_str::<Value>(text).ok()?).ok();
         let spread = if io::stdout().is_terminal() { pretty() } else { None };
         self.text(&format!("{}\n", spread.as_deref().unwrap_or(text)))
     }
 
-    /// Prints text now.
+    /// Prints text and flushes it.
     #[expect(clippy::unused_self, reason = "whoever prints has an Output")]
     pub(super) fn text(&self, text: &str) -> Result<(), Failure> {
         let mut stdout = io::stdout().lock();
@@ -66,16 +66,16 @@ impl Output {
         Ok(stdout.flush()?)
     }
 
-    /// Says something beside the result. Nothing can be done when nobody can read it.
+    /// Prints a remark to standard error. An error is ignored, because it could not be reported anywhere.
     #[expect(clippy::unused_self, reason = "whoever prints has an Output")]
     pub(super) fn remark(&self, text: &str) {
         let _ = writeln!(io::stderr(), "{text}");
     }
 
-    /// Says what went wrong and returns the exit status.
+    /// Prints a failure and returns the exit status.
     pub(super) fn failure(&self, failure: &Failure) -> u8 {
         match failure {
-            Failure::Told { status, body } => {
+            Failure::Reported { status, body } => {
                 if self.json {
                     self.remark(&serde_json::to_string(body).unwrap_or_default());
                 } else {
@@ -83,7 +83,7 @@ impl Output {
                 }
                 *status
             }
-            // The reader has seen enough (`| head`).
+            // The reader of the pipe has closed it (`| head`).
             Failure::Output(error) if error.kind() == ErrorKind::BrokenPipe => DONE,
             Failure::Output(error) => {
                 self.remark(&format!("attachctl: the result cannot be written: {error}"));

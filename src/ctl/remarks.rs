@@ -1,11 +1,11 @@
-//! What is said beside a step.
+//! The details of a step.
 
 use crate::wire::EventView;
 
-/// The particulars of a step in one line.
+/// Returns the details of a step in one line.
 pub(super) fn remarks(event: &EventView) -> String {
     match &event.reason {
-        // A step that led to the reason repeats its message.
+        // The detail of the step that led to the reason repeats the reason's message.
         Some(reason) if event.detail.is_empty() || event.detail.contains(&reason.message) => {
             format!("{}: {}", reason.code, reason.message)
         }

@@ -17,21 +17,21 @@ use crate::reason::Code;
 use crate::volume::State;
 use crate::wire::{EntryView, ErrorBody, EvidenceView, Standing, VolumeView};
 
-/// A state, by its name.
+/// A parser for the name of a state.
 fn state() -> impl TypedValueParser<Value = State> {
     PossibleValuesParser::new(State::ALL.map(State::as_str))
         .try_map(|name| State::from_name(&name).ok_or("there is no such state"))
 }
 
-/// Which volume.
+/// Which volume to show.
 #[derive(clap::Args)]
 pub(super) struct Options {
     /// The CloudStack volume's UUID.
     volume_id: VolumeId,
-    /// Stay until it is in this state.
+    /// Wait until the volume is in this state.
     #[arg(long, value_name = "STATE", value_parser = state())]
     wait: Option<State>,
-    /// How long to stay, at most; up to an hour.
+    /// The time limit of the wait, at most an hour.
     #[arg(long, value_name = "SECONDS", requires = "wait", default_value_t = 60,
         value_parser = clap::value_parser!(u32).range(0..=3600))]
     timeout: u32,
@@ -43,17 +43,17 @@ pub(super) async fn run(client: &Client, options: &Options, output: &Output) -> 
         Some(state) => wait(client, options.volume_id, state, options.timeout).await?,
     };
     let words = |volume: &VolumeView| match &volume.timeline {
-        Some(timeline) => Ok(told(volume, timeline)),
+        Some(timeline) => Ok(in_words(volume, timeline)),
         None => Err(Failure::not_understood("it has no `timeline`")),
     };
     output.answer_and_read(&answer, words).map(drop)
 }
 
-/// attachd itself waits, and answers as soon as the state is reached.
+/// Requests the volume with `?wait=`, so that attachd answers when the state is reached.
 async fn wait(client: &Client, volume: VolumeId, state: State, seconds: u32) -> Result<Answer, Failure> {
     let query = [("wait", state.to_string()), ("timeout_seconds", seconds.to_string())];
-    let patience = Duration::from_secs(seconds.into());
-    let answer = client.get_any(&format!("volumes/{volume}"), &query, patience).await?;
+    let wait = Duration::from_secs(seconds.into());
+    let answer = client.get_any(&format!("volumes/{volume}"), &query, wait).await?;
     if answer.status == 200 {
         return Ok(answer);
     }
@@ -65,7 +65,7 @@ async fn wait(client: &Client, volume: VolumeId, state: State, seconds: u32) -> 
     ))
 }
 
-fn told(volume: &VolumeView, timeline: &[EntryView]) -> String {
+fn in_words(volume: &VolumeView, timeline: &[EntryView]) -> String {
     let mut lines = Lines::default();
     lines.line("volume", &volume.volume_id.to_string());
     lines.line("serial", volume.serial.as_str());
@@ -87,7 +87,7 @@ fn told(volume: &VolumeView, timeline: &[EntryView]) -> String {
     lines.0
 }
 
-/// What was checked, when, in which boot.
+/// Adds the lines about the evidence: what was checked, when, and in which boot.
 fn proof(lines: &mut Lines, evidence: &EvidenceView) {
     let access = if evidence.read_only { "read-only" } else { "writable" };
     let EvidenceView { serial, scheme, devnum, diskseq, .. } = evidence;
@@ -97,7 +97,7 @@ fn proof(lines: &mut Lines, evidence: &EvidenceView) {
     lines.line("", &format!("checked {}", moment(evidence.at)));
 }
 
-/// Each step with the time since the one before.
+/// Returns the story as a table; each step has the time since the previous one.
 fn story(timeline: &[EntryView]) -> String {
     let mut table = Table::new(["  AT", "AFTER", "STEP", "DETAIL"]);
     let mut before = None;
@@ -118,7 +118,7 @@ fn exact(size: u64) -> String {
     format!("{} ({size} bytes)", units::bytes(size))
 }
 
-/// Names on the left, what they are on the right.
+/// Lines with a name on the left and a text on the right.
 #[derive(Default)]
 struct Lines(String);
 

@@ -1,15 +1,15 @@
-//! Server-sent events: bytes in, messages out. Pure.
+//! A parser for server-sent events. Pure.
 
 /// One message.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Message {
-    /// Its kind, like `volume` or `missed`.
+    /// The kind of event, like `volume` or `missed`.
     pub(super) event: String,
-    /// What it says.
+    /// The data.
     pub(super) data: String,
 }
 
-/// Takes the stream as it comes, in pieces of any size.
+/// The parser, which takes the stream in pieces of any size.
 #[derive(Debug, Default)]
 pub(super) struct Parser {
     bytes: Vec<u8>,
@@ -17,17 +17,17 @@ pub(super) struct Parser {
 }
 
 impl Parser {
-    /// Takes the next bytes.
+    /// Adds the next bytes.
     pub(super) fn push(&mut self, bytes: &[u8]) {
         self.bytes.extend_from_slice(bytes);
     }
 
-    /// The next message, as soon as it is complete.
+    /// Returns the next complete message.
     pub(super) fn next(&mut self) -> Option<Message> {
         while let Some(line) = self.line() {
             if line.is_empty() {
                 let mut message = std::mem::take(&mut self.message);
-                // A block without data (a comment, a lone id) is no message.
+                // A block without data (a comment, or only an id) is no message.
                 if message.data.pop().is_some() {
                     return Some(message);
                 }
@@ -41,7 +41,7 @@ impl Parser {
                     self.message.data.push_str(value);
                     self.message.data.push('\n');
                 }
-                // Comments have an empty name; ids are not used.
+                // A comment has an empty field name; ids are not used.
                 _ => {}
             }
         }
@@ -52,7 +52,7 @@ impl Parser {
     fn line(&mut self) -> Option<String> {
         let end = self.bytes.iter().position(|byte| matches!(byte, b'\n' | b'\r'))?;
         let ending = match &self.bytes[end..] {
-            // Whether LF follows is not known yet.
+            // A LF may still follow.
             [b'\r'] => return None,
             [b'\r', b'\n', ..] => 2,
             _ => 1,
@@ -85,7 +85,7 @@ mod tests {
     }
 
     #[test]
-    fn a_stream_is_taken_apart() {
+    fn a_stream_is_parsed_into_messages() {
         let mut parser = Parser::default();
         parser.push(STREAM.as_bytes());
         assert_eq!(all(&mut parser), expected());
@@ -93,7 +93,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn it_may_come_in_pieces_of_any_size(sizes in prop::collection::vec(1..9_usize, 200)) {
+        fn a_stream_in_pieces_of_any_size_gives_the_same_messages(sizes in prop::collection::vec(1..9_usize, 200)) {
             let mut parser = Parser::default();
             let (mut rest, mut messages) = (STREAM.as_bytes(), Vec::new());
             for size in sizes {

@@ -1,8 +1,8 @@
-//! What systemd says of a unit, and what it is told, by `systemctl`.
+//! Reads and changes systemd's units with `systemctl`.
 
 use std::process::{Command, Stdio};
 
-/// A unit, as systemd has it.
+/// The state of a unit.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Unit {
     name: String,
@@ -14,7 +14,7 @@ pub(super) struct Unit {
 }
 
 impl Unit {
-    /// Asks systemd; `None`: it cannot be asked here.
+    /// Reads the unit's state; `None` if systemd cannot be asked.
     pub(super) fn ask(name: &str) -> Option<Self> {
         let properties = "--property=LoadState,ActiveState,UnitFileState,Result,ExecMainStatus";
         let output = Command::new("systemctl").args(["show", properties, name]).stdin(Stdio::null()).output().ok()?;
@@ -36,13 +36,13 @@ impl Unit {
         }
     }
 
-    /// Whether it is enabled or runs.
+    /// Returns whether the unit is enabled or active.
     pub(super) fn is_in_use(&self) -> bool {
         self.enabled == "enabled" || self.active == "active"
     }
 
-    /// How it stands and, if that is no good state, what to do.
-    pub(super) fn told(&self) -> String {
+    /// Describes the unit's state and, if it is not good, what to do.
+    pub(super) fn in_words(&self) -> String {
         let Self { name, load, active, enabled, .. } = self;
         match (load.as_str(), active.as_str()) {
             ("masked", _) => format!("{name} is masked: `systemctl unmask {name}`"),
@@ -59,7 +59,7 @@ impl Unit {
         }
     }
 
-    /// How it ended the last time, and where to look.
+    /// Describes how the unit's last run ended, and where to read more.
     fn end(&self) -> String {
         let Self { name, result, status, .. } = self;
         let status = if status.is_empty() { String::new() } else { format!(" (status {status})") };
@@ -67,7 +67,8 @@ impl Unit {
     }
 }
 
-/// The programs that listen at a port, as `ss` names them: all of them to root, to others their own.
+/// Returns the programs that listen at a port, as `ss` shows them. Root sees all programs, other users see only their
+/// own.
 pub(super) fn listeners(port: &str) -> Option<String> {
     let output = Command::new("ss").args(["-Hltnp", &format!("sport = :{port}")]).stdin(Stdio::null()).output().ok()?;
     let said = String::from_utf8_lossy(&output.stdout).into_owned();
@@ -75,7 +76,7 @@ pub(super) fn listeners(port: &str) -> Option<String> {
     users.split_once("))").map(|(users, _)| users.replace("),(", "; "))
 }
 
-/// Tells systemd; an error is what it said.
+/// Runs `systemctl`; the error is its output.
 pub(super) fn systemctl(arguments: &[&str]) -> Result<(), String> {
     let command = format!("systemctl {}", arguments.join(" "));
     let output = Command::new("systemctl").args(arguments).stdin(Stdio::null()).output();
@@ -92,12 +93,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn each_trouble_of_a_unit_has_its_own_words() {
-        let told = |load: &str, active: &str, enabled: &str| {
+    fn each_state_of_a_unit_has_its_own_description_and_advice() {
+        let in_words = |load: &str, active: &str, enabled: &str| {
             let shown = format!(
                 "LoadState={load}\nActiveState={active}\nUnitFileState={enabled}\nResult=exit-code\nExecMainStatus=203\n"
             );
-            Unit::read("x.service", &shown).told()
+            Unit::read("x.service", &shown).in_words()
         };
         for (load, active, enabled, words) in [
             ("masked", "inactive", "masked", "systemctl unmask x.service"),
@@ -108,8 +109,8 @@ mod tests {
             ("loaded", "inactive", "enabled", "systemctl start x.service"),
             ("loaded", "active", "enabled", "x.service is active"),
         ] {
-            let told = told(load, active, enabled);
-            assert!(told.contains(words), "{told}");
+            let words_of_unit = in_words(load, active, enabled);
+            assert!(words_of_unit.contains(words), "{words_of_unit}");
         }
     }
 }

@@ -1,17 +1,17 @@
-//! Aligned columns.
+//! Tables with aligned columns.
 
 use std::fmt;
 
-/// What stands between two columns.
+/// The text between two columns.
 const GAP: &str = "  ";
 
-/// A table. Empty cells read `-`; the last column may be as long as it likes.
+/// A table. An empty cell is shown as `-`. The last column has no width limit.
 pub(super) struct Table<const COLUMNS: usize> {
     rows: Vec<[String; COLUMNS]>,
 }
 
 impl<const COLUMNS: usize> Table<COLUMNS> {
-    /// A table with these headings.
+    /// Makes a table with these headings.
     pub(super) fn new(headings: [&str; COLUMNS]) -> Self {
         Self { rows: vec![headings.map(str::to_owned)] }
     }
@@ -21,7 +21,7 @@ impl<const COLUMNS: usize> Table<COLUMNS> {
         self.rows.push(cells.map(|cell| if cell.is_empty() { "-".to_owned() } else { cell }));
     }
 
-    /// The table with its rows, or this sentence when there are none.
+    /// Returns the table as text, or `nothing` if there are no rows.
     pub(super) fn or(&self, nothing: &str) -> String {
         if self.rows.len() > 1 { self.to_string() } else { format!("{nothing}\n") }
     }

@@ -1,10 +1,10 @@
-//! Numbers as people read them.
+//! Formats numbers for people.
 
 use jiff::{SignedDuration, Timestamp};
 
 const UNITS: [&str; 7] = ["B", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB"];
 
-/// A size: `10 GiB` when it is exactly that, `10.0 GiB` when it is rounded.
+/// Formats a size: `10 GiB` if it is exact, `10.0 GiB` if it is rounded.
 pub(super) fn bytes(bytes: u64) -> String {
     let mut unit = usize::try_from(bytes.checked_ilog2().unwrap_or(0) / 10).unwrap_or(0);
     if bytes.is_multiple_of(1 << (10 * unit)) {
@@ -18,13 +18,13 @@ pub(super) fn bytes(bytes: u64) -> String {
     format!("{}.{} {}", tenths / 10, tenths % 10, UNITS[unit])
 }
 
-/// Milliseconds from one moment to another, with one decimal; `-` when one of them is unknown.
+/// Formats the milliseconds between two times, with one decimal; `-` if a time is unknown.
 pub(super) fn milliseconds(from: Option<Timestamp>, to: Option<Timestamp>) -> String {
     let Some((from, to)) = from.zip(to) else { return "-".to_owned() };
     tenths_of(to.duration_since(from), 100) + " ms"
 }
 
-/// The time between two steps, in milliseconds as long as that reads well.
+/// Formats the time between two steps, in milliseconds as long as the number is short.
 pub(super) fn between(from: Option<Timestamp>, to: Option<Timestamp>) -> String {
     let Some((from, to)) = from.zip(to) else { return String::new() };
     let time = to.duration_since(from);
@@ -38,14 +38,14 @@ pub(super) fn between(from: Option<Timestamp>, to: Option<Timestamp>) -> String 
     if time.is_negative() { text } else { format!("+{text}") }
 }
 
-/// The time in tenths of a unit, given how many microseconds a tenth has; rounded down.
+/// Formats a time in tenths of a unit, rounded down. `tenth` is the number of microseconds in a tenth.
 fn tenths_of(time: SignedDuration, tenth: i128) -> String {
     let tenths = time.as_micros() / tenth;
     let sign = if tenths < 0 { "-" } else { "" };
     format!("{sign}{}.{}", tenths.abs() / 10, tenths.abs() % 10)
 }
 
-/// The first words of a long text.
+/// Cuts a long text after a word.
 pub(super) fn shortened(text: &str, longest: usize) -> String {
     if text.chars().count() <= longest {
         return text.to_owned();

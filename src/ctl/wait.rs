@@ -1,4 +1,4 @@
-//! Waiting for a volume to be served, with every step shown as it happens.
+//! Waits for a volume to be served, and prints every step as it happens.
 
 use std::time::Duration;
 
@@ -14,27 +14,28 @@ use crate::reason::StoryStep;
 use crate::volume::State;
 use crate::wire::{EventView, MISSED, Standing, VOLUME, VolumeView};
 
-/// Pause between attempts to find attachd again.
+/// The pause between attempts to connect to attachd again.
 const PAUSE: Duration = Duration::from_millis(200);
 
-/// One volume that is waited for.
+/// A wait for one volume.
 pub(super) struct Wait<'a> {
     client: &'a Client,
     output: &'a Output,
     volume: VolumeId,
     events: Events,
-    /// When the first step happened.
+    /// The time of the first step.
     first: Option<Timestamp>,
 }
 
 impl<'a> Wait<'a> {
-    /// Begins to listen. To be done before anything is asked for, so that no step is missed.
+    /// Subscribes to events. Call this before the request, so that no step is missed.
     pub(super) async fn listen(client: &'a Client, output: &'a Output, volume: VolumeId) -> Result<Self, Failure> {
         let events = client.events(Some(volume)).await?;
         Ok(Self { client, output, volume, events, first: None })
     }
 
-    /// Waits. `known`: the volume was announced before, so it may be ready already, and then no event comes.
+    /// Waits until the volume is ready. `known`: the intent existed before, so the volume may be ready already, and
+    /// then no event comes.
     pub(super) async fn until_ready(mut self, known: bool, seconds: u32) -> Result<Answer, Failure> {
         let limit = Duration::from_secs(seconds.into());
         if let Ok(ready) = tokio::time::timeout(limit, self.ready(known)).await {
@@ -44,7 +45,7 @@ impl<'a> Wait<'a> {
         Err(Failure::waited(self.volume, &Standing::from(stands), State::Ready, seconds))
     }
 
-    /// Events are hints: what counts is how the volume looks then.
+    /// Waits without a time limit. Events are hints: after each event the volume is read, and its state counts.
     async fn ready(&mut self, mut look: bool) -> Result<Answer, Failure> {
         loop {
             if look {
@@ -69,7 +70,8 @@ impl<'a> Wait<'a> {
         }
     }
 
-    /// attachd is being restarted, or has ended; only the limit of the waiting tells which.
+    /// Waits until attachd accepts connections again. attachd may be restarting or may have ended for good; the
+    /// caller's time limit ends this wait.
     async fn found_again(&self) -> Events {
         loop {
             tokio::time::sleep(PAUSE).await;

@@ -13,7 +13,7 @@ use crate::identity::VolumeId;
 use crate::reason::Code;
 use crate::wire::{EventView, MISSED, VOLUME};
 
-/// What to follow.
+/// What to watch.
 #[derive(clap::Args)]
 pub(super) struct Options {
     /// Only this volume.

@@ -1,8 +1,8 @@
-//! `exclusive <maj:min> <serial>`: whether the kernel would give a marked disk to one opener alone.
+//! `exclusive <maj:min> <serial>`: whether a marked disk can be opened exclusively.
 //!
-//! Whoever mounts a disk, swaps to it or builds on it (LVM, MD, crypt, a file system of several disks) has it, or a partition
-//! of it, open for itself alone. That holds in whichever namespace it was done, where no table may show it. Nothing is
-//! written, and nothing read: the disk is opened and let go.
+//! Whoever mounts a disk, swaps to it or builds on it (LVM, MD, crypt, a file system of several disks) holds it, or a
+//! partition of it, open exclusively. That is true in every namespace, also where no table shows the use. The helper
+//! opens the disk and closes it again; it reads and writes nothing.
 
 use std::path::Path;
 use std::time::Duration;
@@ -22,8 +22,8 @@ use crate::helper_client::ExclusiveAnswer;
 use crate::identity::Serial;
 use crate::procfs::unless_gone;
 
-/// How often a disk that somebody has is tried, and the pause in between: the kernel itself takes a disk for the moment in
-/// which it reads the partition table.
+/// How often a busy disk is tried, and the pause in between. The kernel itself holds a disk exclusively for the
+/// moment in which it reads the partition table.
 const TRIES: (u32, Duration) = (3, Duration::from_millis(4));
 
 pub(super) fn exclusive(devnum: DevNum, serial: Serial) -> Result<Value, Refusal> {
@@ -34,7 +34,7 @@ pub(super) fn exclusive(devnum: DevNum, serial: Serial) -> Result<Value, Refusal
 fn try_open(devnum: DevNum, serial: Serial) -> Result<Value, Refusal> {
     let sysfs = host_disks::sysfs();
     let what = format!("the disk {devnum} with the serial {serial}");
-    // Who uses it, as far as tables show it, attachd has found out: this is about what they do not show.
+    // attachd has already checked the uses that tables show. This call is about uses that no table shows.
     let disk = here(sysfs.showing(devnum, serial), &what)?;
     if !is_claimed(&Path::new(CLAIMS).join(serial.as_str()))? {
         return Err(Refusal(HelperCode::NotClaimed, format!("{serial} is not claimed")));
@@ -43,7 +43,7 @@ fn try_open(devnum: DevNum, serial: Serial) -> Result<Value, Refusal> {
         return Err(Refusal(HelperCode::InUseByHost, format!("{} is {}", disk.name, Use::HostDisk)));
     }
     let node = Path::new("/dev").join(&disk.name);
-    // A handle first: nothing is opened before it is known what it is.
+    // First only a path handle (O_PATH): nothing is opened before its kind is checked.
     let handle = open(&node, OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty());
     let handle = here(unless_gone(handle.map_err(Into::into)).into(), &what)?;
     let stat = fstat(&handle).map_err(io::Error::from)?;
@@ -58,12 +58,12 @@ fn try_open(devnum: DevNum, serial: Serial) -> Result<Value, Refusal> {
         Errno::BUSY => Refusal(HelperCode::InUseByHost, why),
         error => io::Error::from(error).into(),
     })?;
-    // The number was this disk's before and is afterwards, so it was this disk's in between.
+    // The disk had this number before and has it afterwards, so the opened node was this disk.
     here(sysfs.still(devnum, disk.diskseq), &what)?;
     Ok(json!(ExclusiveAnswer { diskseq: disk.diskseq }))
 }
 
-/// Opens what the handle stands for, for this program alone, and lets it go.
+/// Opens the handle's file exclusively, and closes it.
 fn alone(handle: &impl std::os::fd::AsRawFd) -> rustix::io::Result<()> {
     let path = format!("/proc/self/fd/{}", handle.as_raw_fd());
     let flags = OFlags::RDONLY | OFlags::EXCL | OFlags::NONBLOCK | OFlags::CLOEXEC;

@@ -1,4 +1,4 @@
-//! `holders <maj:min>`: the NBD clients that have a disk open, from the open files of the NBD servers.
+//! `holders <maj:min>`: which NBD clients have a disk open, read from the open files of the NBD servers.
 
 use std::collections::BTreeSet;
 use std::ffi::OsStr;
@@ -18,24 +18,24 @@ use crate::helper_client::HoldersAnswer as Held;
 use crate::procfs::unless_gone;
 
 pub(super) fn holders(devnum: DevNum) -> Result<Value, Refusal> {
-    let seen = look(devnum)?;
-    let seen = if seen.clients.is_empty() { seen } else { look(devnum)?.lasting(&seen) };
+    let seen = read_all(devnum)?;
+    let seen = if seen.clients.is_empty() { seen } else { read_all(devnum)?.lasting(&seen) };
     match seen {
         Held { open: 0, .. } => Err(Refusal(HelperCode::NotOpen, format!("no NBD server has {devnum} open"))),
         held => Ok(json!(held)),
     }
 }
 
-/// What all servers have open of the disk.
-fn look(devnum: DevNum) -> io::Result<Held> {
+/// Sums what all servers have open of the disk.
+fn read_all(devnum: DevNum) -> io::Result<Held> {
     let (servers, attachd) = (Servers::known()?, id_of("/etc/passwd", CALLER).ok());
     let mut sum = Held { open: 0, exact: true, clients: Vec::new() };
     for entry in fs::read_dir("/proc")? {
         let process = entry?.path();
-        // What else is there is no process.
+        // Other entries of /proc are no processes.
         let named_by_number = process.file_name().is_some_and(|name| name.as_bytes().iter().all(u8::is_ascii_digit));
         if named_by_number && servers.has(&process)? {
-            let its = look_at(&process, devnum, attachd)?;
+            let its = read_process(&process, devnum, attachd)?;
             let clients = [sum.clients, its.clients].concat();
             sum = Held { open: sum.open + its.open, exact: sum.exact && its.exact, clients };
         }
@@ -44,9 +44,9 @@ fn look(devnum: DevNum) -> io::Result<Held> {
 }
 
 impl Held {
-    /// Of the clients, those that were there before too. One reading is no snapshot: of a handshake of attachd's own it may
-    /// show the server's end alone, for the other began or ended meanwhile. Who came in between is not named, and not
-    /// taken for nobody: the disk is open.
+    /// Keeps only the clients that an earlier reading shows too. One reading is no snapshot: of a handshake of
+    /// attachd it may show only the server's end, because the other end appeared or ended in the meantime. A client
+    /// that came in between is not named, but it is not ignored either: the result says that the disk is open.
     fn lasting(mut self, before: &Self) -> Self {
         self.exact &= self.clients.iter().all(|client| before.clients.contains(client));
         self.clients.retain(|client| before.clients.contains(client));
@@ -54,23 +54,24 @@ impl Held {
     }
 }
 
-/// One process can serve many disks: which of its clients uses this one is certain when it has no other open, and there is
-/// only one client, or each of them has it open (every server here opens the disk once per connection).
+/// Returns whether it is certain which clients use the disk. One process can serve many disks. The answer is certain
+/// if the process has no other disk open, and either there is only one client or the disk is open once per client
+/// (every server opens a disk once per connection).
 fn is_exact(open: usize, others: usize, clients: usize) -> bool {
     open == 0 || others == 0 && (clients == 1 || clients == open)
 }
 
-/// What this server has open of the disk.
+/// Reads what this server has open of the disk.
 ///
-/// What cannot be read is an error: taken for nothing, it would mean that nobody is connected.
-fn look_at(process: &Path, devnum: DevNum, attachd: Option<u32>) -> io::Result<Held> {
+/// A failed read is an error. If it were ignored, the answer could wrongly be that no client is connected.
+fn read_process(process: &Path, devnum: DevNum, attachd: Option<u32>) -> io::Result<Held> {
     let (mut open, mut others, mut sockets) = (0, 0, BTreeSet::new());
     for descriptor in unless_gone(fs::read_dir(process.join("fd")))?.into_iter().flatten() {
         let Some(descriptor) = unless_gone(descriptor)? else { break };
         match unless_gone(kind_of(&descriptor.path()))?.flatten() {
             Some(Kind::Disk(number)) if number == devnum => open += 1,
             Some(Kind::Disk(_)) => others += 1,
-            // What a server says goes to the journal by these; a client that is there is on its input as well.
+            // The server's messages go to the journal through these sockets. A client's socket is standard input too.
             Some(Kind::Socket(_)) if ["1", "2"].map(OsStr::new).contains(&&*descriptor.file_name()) => {}
             Some(Kind::Socket(inode)) => drop(sockets.insert(inode)),
             None => {}
@@ -80,7 +81,7 @@ fn look_at(process: &Path, devnum: DevNum, attachd: Option<u32>) -> io::Result<H
         return Ok(Held { open, exact: true, clients: Vec::new() });
     }
     let seen = connections(process, &sockets, attachd)?;
-    // Only attachd is connected, which asks about a disk it has just had opened itself.
+    // The only connections are handshakes of attachd, which opened the disk.
     if seen.complete && seen.clients.is_empty() && seen.own >= open {
         open = 0;
     }
@@ -92,8 +93,8 @@ enum Kind {
     Socket(u64),
 }
 
-/// What a descriptor leads to. Nobody is asked who could keep the answer back: its name is the kernel's, and so is what is
-/// read of a file (`DONT_SYNC`), also where it lies on another host or in a file system that a process serves.
+/// Returns what a descriptor leads to. Nothing in this call can block on another host or process: the name comes from
+/// the kernel, and so do the attributes (`DONT_SYNC`), even for a file on a network or FUSE file system.
 fn kind_of(descriptor: &Path) -> io::Result<Option<Kind>> {
     let name = fs::read_link(descriptor)?.to_string_lossy().into_owned();
     if let Some(inode) = name.strip_prefix("socket:[").and_then(|rest| rest.strip_suffix("]")) {
@@ -113,7 +114,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn who_uses_a_disk_is_exact_with_one_client_or_when_each_has_it_open_and_no_other_disk_is() {
+    fn clients_are_exact_with_one_client_or_one_open_per_client_and_no_other_disk_open() {
         assert!(is_exact(1, 0, 1) && is_exact(2, 0, 2) && is_exact(2, 0, 1) && is_exact(0, 3, 2));
         assert!(!is_exact(1, 0, 2), "one of two");
         assert!(!is_exact(1, 0, 0), "open, but by nobody that can be seen");
@@ -121,7 +122,7 @@ mod tests {
     }
 
     #[test]
-    fn only_who_is_seen_twice_is_named_and_the_disk_is_open_all_the_same() {
+    fn only_clients_seen_twice_are_named_and_the_disk_still_counts_as_open() {
         let held = |clients: &[&str]| Held {
             open: clients.len(),
             exact: true,

@@ -1,5 +1,5 @@
-//! `host-disks`: writes down the serials of the disks this host lives on. Adds, never removes: a host disk that is not in
-//! use just now stays one.
+//! `host-disks`: records the serials of this host's own disks. It adds serials and never removes one, because a host
+//! disk may be unused at the moment.
 
 use std::collections::BTreeSet;
 use std::fs::{self, File};
@@ -15,17 +15,17 @@ use crate::device::sysfs::Sysfs;
 use crate::device::{limited, scheme, stack};
 use crate::identity::Serial;
 
-/// One file per serial that is never to be claimed.
+/// The folder with one file for each serial that must never be claimed.
 const HOST_DISKS: &str = "/etc/attachd/host-disks";
-/// Where a host's own file systems are mounted.
+/// The mount points of the host's own file systems.
 const HOME: [&str; 5] = ["/", "/boot", "/boot/efi", "/usr", "/var"];
 
-/// The running kernel's disks.
+/// Returns a reader for the running kernel.
 pub(super) fn sysfs() -> Sysfs {
     Sysfs::new(scheme::ALL.to_vec(), HOST_DISKS.into())
 }
 
-/// Whether a disk of this serial is one this host lives on.
+/// Returns whether a disk with this serial is listed as the host's own.
 pub(super) fn is_one(serial: Serial) -> io::Result<bool> {
     Path::new(HOST_DISKS).join(serial.as_str()).try_exists()
 }
@@ -52,6 +52,6 @@ pub(super) fn host_disks() -> Result<Value, Refusal> {
     if !unread.is_empty() {
         return Err(Refusal(HelperCode::Unread, format!("the serials of {} could not be read", unread.join(", "))));
     }
-    // The journal has this answer: also that a list emptied by hand was filled again.
+    // The journal gets this answer, so it shows when a list that was emptied by hand is filled again.
     Ok(json!({ "serials": serials, "disks": names, "added": added }))
 }

@@ -1,15 +1,16 @@
-//! attachd-helper: the five things attachd needs root for, and nothing else.
+//! attachd-helper: the five things for which attachd needs root, and nothing else.
 //!
-//! A connection carries one line to ask and one line of JSON as the answer: `{"ok":true,…}`, or
-//! `{"ok":false,"code":"…","error":"…"}`. There is no configuration: who may ask chooses among five verbs, no more.
+//! A connection carries one request line and one line of JSON as the answer: `{"ok":true,…}`, or
+//! `{"ok":false,"code":"…","error":"…"}`. There is no configuration. A permitted caller can choose one of five
+//! commands, and nothing more.
 //!
 //! | line | does | answers |
 //! |---|---|---|
 //! | `retrigger <serial>` | has udev mark (or un-mark) the one disk with that serial | `devices` |
-//! | `holders <maj:min>` | tells which NBD clients have that disk open | `open`, `clients`, `exact` |
-//! | `exclusive <maj:min> <serial>` | tries whether a marked disk can be opened by one opener alone | `diskseq` |
-//! | `reload` | SIGHUP to nbd-server's main process | `pid` |
-//! | `host-disks` | writes down which disks this host lives on | `serials`, `disks`, `added` |
+//! | `holders <maj:min>` | returns which NBD clients have that disk open | `open`, `clients`, `exact` |
+//! | `exclusive <maj:min> <serial>` | checks whether a marked disk can be opened exclusively | `diskseq` |
+//! | `reload` | sends SIGHUP to nbd-server's main process | `pid` |
+//! | `host-disks` | records which disks are the host's own | `serials`, `disks`, `added` |
 
 mod exclusive;
 mod holders;
@@ -29,10 +30,10 @@ use crate::device::found::Found;
 use crate::reason::HelperCode;
 pub use server::run;
 
-/// Who may ask, root apart.
+/// The user that may send requests, besides root.
 const CALLER: &str = "attachd";
 
-/// Why nothing was done: a code for attachd, a sentence for people.
+/// Why a request failed: a code for attachd and a sentence for people.
 #[derive(Debug)]
 struct Refusal(HelperCode, String);
 
@@ -42,7 +43,7 @@ impl From<io::Error> for Refusal {
     }
 }
 
-/// Does what the line asks for, if it is a request in its one spelling.
+/// Carries out the request in this line, if the line is spelled exactly as a request.
 fn perform(line: &[u8]) -> Result<Value, Refusal> {
     let text = line.strip_suffix(b"\n").and_then(|line| str::from_utf8(line).ok()).unwrap_or_default();
     let words: Vec<&str> = text.split(' ').collect();
@@ -61,12 +62,12 @@ fn perform(line: &[u8]) -> Result<Value, Refusal> {
     }
 }
 
-/// A device number in its one spelling.
+/// Parses a device number in its exact spelling.
 fn devnum(text: &str) -> Option<DevNum> {
     text.parse().ok().filter(|devnum| DevNum::to_string(devnum) == text)
 }
 
-/// What was found; or why nothing can be done with it.
+/// Returns what was found, or a refusal if it is absent or unknown.
 fn here<T>(found: Found<T>, what: &str) -> Result<T, Refusal> {
     match found {
         Found::Here(found) => Ok(found),
@@ -75,16 +76,16 @@ fn here<T>(found: Found<T>, what: &str) -> Result<T, Refusal> {
     }
 }
 
-/// The answer's line.
+/// Writes the answer's line.
 fn render(outcome: Result<Value, Refusal>) -> String {
     let mut answer = outcome.unwrap_or_else(|Refusal(code, error)| json!({ "code": code, "error": error }));
     answer["ok"] = answer.get("code").is_none().into();
     format!("{answer}\n")
 }
 
-/// One line to the journal. A journal that is away is no reason to stop.
+/// Writes one line to the journal. Continues if the journal is not available.
 pub fn journal(line: &str) {
-    // In one write: somebody waits for the answer that follows.
+    // This is one write, because a caller waits for the answer that follows.
     let _ = io::stderr().write_all(format!("{line}\n").as_bytes());
 }
 
@@ -98,7 +99,7 @@ mod tests {
     }
 
     #[test]
-    fn whatever_is_not_a_request_in_its_one_spelling_is_refused() {
+    fn a_line_that_is_not_spelled_exactly_as_a_request_is_refused() {
         for bad in [
             "",
             "reload",
@@ -138,7 +139,7 @@ mod tests {
         assert!(is_bad(b"\xff\xfe\n"));
     }
 
-    /// What runs as root must be small enough to be read at one sitting.
+    /// The program that runs as root must be small enough for one person to read it in one session.
     #[test]
     fn it_has_less_than_500_lines_of_code() {
         let files = [

@@ -1,4 +1,4 @@
-//! `reload`: SIGHUP to nbd-server's main process, and to no other.
+//! `reload`: sends SIGHUP to nbd-server's main process, and to no other process.
 
 use std::path::Path;
 use std::{fs, io};
@@ -9,13 +9,13 @@ use serde_json::{Value, json};
 use super::{HelperCode, Refusal};
 use crate::place::small_file;
 
-/// Where nbd-server says which process it is.
+/// The pid file that nbd-server writes.
 const PID_FILE: &str = "/run/attachd-nbd-server/nbd-server.pid";
 
 pub(super) fn reload() -> Result<Value, Refusal> {
     let no_server = |error: io::Error| Refusal(HelperCode::NoServer, format!("no process of {PID_FILE}: {error}"));
     let pid = pid().map_err(no_server)?;
-    // First the handle, then the looks: the other way round the number could change hands in between.
+    // The pidfd is opened before the checks. In the other order the number could pass to another process in between.
     let handle = pidfd_open(pid, PidfdFlags::empty()).map_err(|error| no_server(error.into()))?;
     let process = Path::new("/proc").join(pid.to_string());
     let exe = fs::read_link(process.join("exe")).map_err(no_server)?;
@@ -24,7 +24,7 @@ pub(super) fn reload() -> Result<Value, Refusal> {
     Ok(json!({ "pid": pid.as_raw_nonzero() }))
 }
 
-/// The server can write in that folder: neither a pipe nor a link to another file may lead this program astray.
+/// Reads the pid file. The server can write in that folder, so a pipe or a symlink in its place must be refused.
 fn pid() -> io::Result<Pid> {
     let text = small_file(Path::new(PID_FILE), 32)?;
     let number = str::from_utf8(&text).ok().and_then(|text| text.trim().parse().ok());
@@ -34,9 +34,10 @@ fn pid() -> io::Result<Pid> {
         .ok_or_else(|| io::Error::other("there is no number in it"))
 }
 
-/// SIGHUP kills whatever does not catch it: a child with a client on it, a server that only starts, a stranger.
+/// Checks that the process is an nbd-server that catches SIGHUP. SIGHUP would kill any other process: a child that
+/// serves a client, a server that is still starting, or another program.
 fn check(exe: &str, status: &str) -> Result<(), Refusal> {
-    // An upgrade has replaced the file of a running server.
+    // An upgrade may have replaced the program file of a running server.
     if !exe.strip_suffix(" (deleted)").unwrap_or(exe).ends_with("/nbd-server") {
         return Err(Refusal(HelperCode::NoServer, format!("the process of {PID_FILE} is {exe}, not nbd-server")));
     }

@@ -1,4 +1,5 @@
-//! `retrigger <serial>`: an `add` event for the one disk with that serial, so that udev's rules mark or un-mark it.
+//! `retrigger <serial>`: sends an `add` event for the one disk with that serial, so that udev's rules mark or un-mark
+//! it.
 
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
@@ -14,36 +15,38 @@ use crate::device::{DevNum, limited};
 use crate::identity::Serial;
 use crate::procfs::unless_gone;
 
-/// Written by attachd, one file per wanted serial.
+/// The folder of claims, in which attachd writes one file per wanted serial.
 pub(super) const CLAIMS: &str = "/var/lib/attachd/claims";
 
 pub(super) fn retrigger(serial: Serial) -> Result<Value, Refusal> {
     let claimed = is_claimed(&Path::new(CLAIMS).join(serial.as_str()))?;
     let nbd_gid = id_of("/etc/group", NBD)?;
     let sysfs = host_disks::sysfs();
-    // Where it is not known whose the node is, the disk's serial decides.
+    // If the node's group is unknown, the disk is read and its serial decides.
     let candidate = |devnum: &DevNum| claimed || sysfs.node_group(*devnum).map_or(true, |gid| gid == Some(nbd_gid));
     let candidates = sysfs.list()?.into_iter().filter(candidate);
     let limited::Answers { here: mut found, unread } = limited::read_those_of(&sysfs, candidates, serial);
     check(serial, claimed, &found, &unread)?;
-    // In the moment since the reading the number could have got another disk.
+    // Since the reading another disk could have got the number.
     found.retain(|disk| !sysfs.still(disk.devnum, disk.diskseq).is_gone());
     for disk in &found {
         here(sysfs.still(disk.devnum, disk.diskseq), &disk.name)?;
-        // Not `change`: that would leave an un-claimed node with the NBD servers' group.
+        // A `change` event would not do: it would leave an un-claimed node in the NBD servers' group.
         fs::write(uevent(disk.devnum), "add")?;
     }
     Ok(json!({ "devices": found.iter().map(|disk| disk.devnum).collect::<Vec<_>>() }))
 }
 
-/// Whether this is a claim of attachd's. A link is none: what it leads to may be something that only root may see.
+/// Returns whether this is a claim of attachd's. A symlink is not: its target may be something that only root may
+/// see.
 pub(super) fn is_claimed(claim: &Path) -> io::Result<bool> {
     let attachd = id_of("/etc/passwd", CALLER)?;
     let there = unless_gone(fs::symlink_metadata(claim))?;
     Ok(there.is_some_and(|there| there.is_file() && there.uid() == attachd))
 }
 
-/// Whether this serial's disks are anybody's business here. Un-marking only takes rights away: it asks for less.
+/// Checks whether the disks with this serial may be retriggered. Un-marking only removes permissions, so it has fewer
+/// conditions.
 fn check(serial: Serial, claimed: bool, found: &[Facts], unread: &[String]) -> Result<(), Refusal> {
     let names = found.iter().map(|disk| disk.name.as_str()).collect::<Vec<_>>().join(" and ");
     let uses = found.iter().filter_map(|disk| disk.identity.as_ref().ok()).flat_map(|identity| &identity.uses);
@@ -69,7 +72,7 @@ mod tests {
     use crate::device::facts::sample;
 
     #[test]
-    fn marking_asks_for_one_disk_that_the_host_does_not_use() {
+    fn marking_needs_exactly_one_disk_that_the_host_does_not_use() {
         let serial = sample::volume().serial();
         let code = |claimed, disks: &[Facts]| check(serial, claimed, disks, &[]).map_err(|refusal| refusal.0);
         let free = sample::device().facts;

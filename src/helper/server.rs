@@ -1,4 +1,4 @@
-//! The socket: who may ask, how long a line may take, how many may ask at once.
+//! The helper's socket: which users may send requests, and the limits on time, size and number of requests.
 
 use std::io::{self, Read, Write};
 use std::os::fd::FromRawFd;
@@ -13,20 +13,21 @@ use rustix::net::UCred;
 use super::{CALLER, HelperCode, Refusal, journal, perform, render};
 use crate::accounts::id_of;
 
-/// Bytes of a request.
+/// The size limit of a request, in bytes.
 const LONGEST: usize = 256;
-/// How long a line may take to come, and an answer to be taken.
+/// The time limit for receiving a request and for sending an answer.
 const LINE: Duration = Duration::from_secs(5);
-/// Connections at one time; more wait in the socket's queue.
+/// The limit of connections at one time; more connections wait in the socket's queue.
 const CONNECTIONS: usize = 16;
-/// Without work for so long, the program ends: systemd holds the socket and starts it again.
+/// The idle time after which the program ends. systemd holds the socket and starts the program again.
 const IDLE: Timespec = Timespec { tv_sec: 30, tv_nsec: 0 };
-/// Pause after a failed accept: trying again at once would spin.
+/// The pause after a failed accept; without a pause the loop would spin.
 const PAUSE: Duration = Duration::from_millis(10);
 
-/// Serves the socket systemd hands over until it was idle for a while, or with `--socket <path>` one of its own for good.
+/// Serves the socket from systemd until it is idle for a while. With `--socket <path>` binds that path and never
+/// ends.
 pub fn run(arguments: &[String]) -> io::Result<()> {
-    // What is written must be readable by attachd, whatever the caller's mask is.
+    // attachd must be able to read the files that the helper writes, whatever the umask was.
     rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o022));
     let (listener, idle) = match arguments {
         [] => (inherited()?, Some(&IDLE)),
@@ -45,12 +46,12 @@ pub fn run(arguments: &[String]) -> io::Result<()> {
         if waiting == 0 {
             continue;
         }
-        // All places taken: who comes next waits until one is free.
+        // At the limit of connections, this waits until one of them ends.
         connections -= ended.iter().take(usize::from(connections == CONNECTIONS)).count();
         let end = end.clone();
         let accepted = listener.accept().and_then(|(stream, _)| {
             let caller = rustix::net::sockopt::socket_peercred(&stream)?;
-            // Also a thread that fails gives its place back.
+            // A thread that panics releases its slot too.
             thread::Builder::new().spawn(move || (panic::catch_unwind(move || serve(stream, caller)), end.send(())))
         });
         if let Err(error) = accepted.map(|_| connections += 1) {
@@ -63,8 +64,8 @@ pub fn run(arguments: &[String]) -> io::Result<()> {
 fn inherited() -> io::Result<UnixListener> {
     let fd = sd_notify::listen_fds()?.next();
     let fd = fd.ok_or_else(|| io::Error::other("no socket from systemd: start attachd-helper.socket"))?;
-    // SAFETY: systemd has opened this descriptor for this process (LISTEN_PID is ours) and nothing else here takes it:
-    // this is called once, at the start.
+    // SAFETY: systemd has opened this descriptor for this process (LISTEN_PID is this process), and nothing else
+    // takes it: this function is called once, at the start.
     Ok(unsafe { UnixListener::from_raw_fd(fd) })
 }
 
@@ -79,17 +80,17 @@ fn serve(mut stream: UnixStream, caller: UCred) {
     let shown = String::from_utf8_lossy(&line[..line.len().min(64)]);
     let answer = render(outcome);
     journal(&format!("uid {} pid {} asked {:?}: {}", caller.uid, caller.pid, shown.trim_end(), answer.trim_end()));
-    // A caller who has gone needs no answer.
+    // A caller that has hung up needs no answer.
     let _ = stream.set_write_timeout(Some(LINE)).and_then(|()| stream.write_all(answer.as_bytes()));
 }
 
-/// What came until the line's end, the limit of bytes or time, or the end of the connection.
+/// Reads until the end of the line, the limit of bytes or time, or the end of the connection.
 fn read_line(stream: &mut UnixStream) -> Vec<u8> {
     let deadline = Instant::now() + LINE;
     let mut line = Vec::new();
     while line.len() <= LONGEST && line.last() != Some(&b'\n') {
         let mut chunk = [0; LONGEST];
-        // No time left is a limit of zero, which is refused.
+        // With no time left the read timeout would be zero, which `set_read_timeout` refuses.
         let left = deadline.saturating_duration_since(Instant::now());
         match stream.set_read_timeout(Some(left)).and_then(|()| stream.read(&mut chunk)) {
             Ok(0) | Err(_) => break,

@@ -1,8 +1,8 @@
-//! Which processes are NBD servers: by the program they run and by what they may open.
+//! Finds the NBD servers among the processes, by their program and by their permissions.
 //!
-//! A name is not enough, for anybody can take it, and could then keep this program busy or make it fail: a stranger's
-//! descriptors are never looked at. A claimed disk's node belongs to root and to the NBD servers' group, so whoever is
-//! neither has none of them open.
+//! A process name is not enough, because any process can take it and could then keep the helper busy or make it fail.
+//! The descriptors of other processes are never read. A claimed disk's node belongs to root and to the NBD servers'
+//! group, so a process of neither cannot have it open.
 
 use std::ffi::OsStr;
 use std::fs;
@@ -13,13 +13,13 @@ use std::path::Path;
 use crate::accounts::id_of;
 use crate::procfs::unless_gone;
 
-/// The programs that serve. Every process of theirs counts, whoever's child it is: an nbd-server that was started by a
-/// socket, or that has survived its main process, is in no pid file.
+/// The names of NBD server programs. Every process of them counts, whatever its parent: an nbd-server that a socket
+/// started, or that has outlived its main process, is in no pid file.
 const PROGRAMS: [&[u8]; 2] = [b"nbdkit", b"nbd-server"];
-/// The NBD servers' user and group; udev's rules give a claimed disk to the group.
+/// The NBD servers' user and group. udev's rules give a claimed disk's node to the group.
 pub(super) const NBD: &str = "attachd-nbd";
 
-/// Who may have a claimed disk open.
+/// The user and group that may have a claimed disk open.
 pub(super) struct Servers {
     uid: Option<u32>,
     gid: u32,
@@ -30,16 +30,17 @@ impl Servers {
         Ok(Self { uid: id_of("/etc/passwd", NBD).ok(), gid: id_of("/etc/group", NBD)? })
     }
 
-    /// Whether this process (`/proc/PID`) is one. What cannot be read is an error only if it may be one: taken for none, it
-    /// would mean that nobody is connected.
+    /// Returns whether this process (`/proc/PID`) is an NBD server. A failed read is an error only if the process may
+    /// be one. If it were ignored, the answer could wrongly be that no client is connected.
     pub(super) fn has(&self, process: &Path) -> io::Result<bool> {
         let read = |file| unless_gone(fs::read(process.join(file))).map(Option::unwrap_or_default);
         match unless_gone(fs::read_link(process.join("exe"))) {
-            // Also one that is gone, or a thread of the kernel.
+            // Or the process has ended, or is a kernel thread.
             Ok(exe) if !exe.as_deref().is_some_and(is_program) => Ok(false),
-            // A stranger, also one whose program's path is too long to be read.
+            // A process without permission for claimed disks, even if the path of its program is too long to be read.
             _ if !self.may_open(&read("status")?) => Ok(false),
-            // Some processes of root's are closed even to root. No server calls itself otherwise than its program.
+            // /proc hides some processes of root even from root. No server has a process name other than its
+            // program's.
             Err(_) if !PROGRAMS.contains(&read("comm")?.trim_ascii_end()) => Ok(false),
             program => program.map(|_| true),
         }
@@ -56,7 +57,7 @@ impl Servers {
     }
 }
 
-/// An upgrade may have replaced the file of a running server.
+/// Compares the program's name. An upgrade may have replaced the program file of a running server.
 fn is_program(exe: &Path) -> bool {
     let name = exe.file_name().map(OsStr::as_bytes).unwrap_or_default();
     PROGRAMS.contains(&name.strip_suffix(b" (deleted)").unwrap_or(name))
@@ -67,7 +68,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_server_is_known_by_its_program_also_by_one_that_an_upgrade_has_replaced() {
+    fn a_server_is_recognised_by_its_program_even_after_an_upgrade_replaced_the_file() {
         for is in ["/usr/bin/nbdkit", "/usr/sbin/nbd-server", "/usr/bin/nbdkit (deleted)"] {
             assert!(is_program(Path::new(is)), "{is}");
         }
@@ -77,7 +78,7 @@ mod tests {
     }
 
     #[test]
-    fn only_who_may_open_a_claimed_disk_counts() {
+    fn only_a_process_that_may_open_a_claimed_disk_counts() {
         let servers = Servers { uid: Some(998), gid: 997 };
         let may = |uid: &str, gid: &str, groups: &str| {
             servers.may_open(format!("Name:\tUid:\t0\nUid:\t{uid}\nGid:\t{gid}\nGroups:\t{groups}\n").as_bytes())

@@ -1,4 +1,5 @@
-//! Whose a server's sockets are: by the tables of its own network, for this program has none.
+//! Finds the clients of a server's sockets in the tables of the server's network namespace; the helper's own has no
+//! network.
 
 use std::collections::{BTreeSet, HashMap};
 use std::io;
@@ -7,21 +8,21 @@ use std::path::Path;
 use crate::export::clients::{self, Role};
 use crate::procfs::{table, unless_gone};
 
-/// What a server's connections come to.
+/// The connections of a server.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Connections {
-    /// A name for each client, whatever port or socket it has come by.
+    /// One name for each client, for every port and Unix socket.
     pub(super) clients: Vec<String>,
-    /// Handshakes of attachd's own.
+    /// The number of attachd's own handshakes.
     pub(super) own: usize,
-    /// Each connection is shown by a table, and none has been hung up and is not closed yet.
+    /// Whether a table shows every connection, and none of them is hung up but not closed yet.
     pub(super) complete: bool,
 }
 
-/// The connections among a process's sockets, given by their inodes.
+/// Returns the connections among a process's sockets, which are given by inode.
 pub(super) fn connections(process: &Path, sockets: &BTreeSet<u64>, attachd: Option<u32>) -> io::Result<Connections> {
     let read = |name| unless_gone(table(&process.join(name))).map(Option::unwrap_or_default);
-    // The second is absent when the kernel has no IPv6.
+    // The second file is absent when the kernel has no IPv6.
     let tcp = [read("net/tcp")?, read("net/tcp6")?].concat();
     Ok(sum(sockets, &clients::roles(&String::from_utf8_lossy(&tcp), attachd), &unix(&read("net/unix")?)))
 }
@@ -35,7 +36,7 @@ fn sum(sockets: &BTreeSet<u64>, tcp: &HashMap<u64, Role>, unix: &HashMap<u64, Op
             (Some(Role::Ended), _) => sum.complete = false,
             (None, Some(Some(client))) => sum.clients.push(client.clone()),
             (Some(Role::Listens), _) | (None, Some(None)) => {}
-            // Just closed, or a kind that no table shows.
+            // The socket was just closed, or no table shows its kind.
             (None, None) => {
                 sum.complete = false;
                 sum.clients.push("a connection that is neither TCP nor a Unix socket".to_owned());
@@ -45,8 +46,8 @@ fn sum(sockets: &BTreeSet<u64>, tcp: &HashMap<u64, Role>, unix: &HashMap<u64, Op
     sum
 }
 
-/// The sockets of a `/proc/net/unix`, by their inodes; those that are connected streams with a name for their client.
-/// (Whoever may name a socket can forge a line by a name with a line's end in it; that shows a client too many at most.)
+/// Parses `/proc/net/unix` into sockets by inode; a connected stream socket has a name for its client. (A user can
+/// forge a line with a socket name that contains a line feed. At most that shows a client that does not exist.)
 fn unix(table: &[u8]) -> HashMap<u64, Option<String>> {
     let mut sockets = HashMap::new();
     for line in table.split(|byte| *byte == b'\n') {
@@ -55,7 +56,7 @@ fn unix(table: &[u8]) -> HashMap<u64, Option<String>> {
         let [Some(kind), Some(state), Some(inode)] = [fields.nth(4), fields.next(), fields.next()] else { continue };
         let Ok(inode) = inode.parse() else { continue };
         let name = fields.next().map(|path| format!(" {}", path.escape_debug())).unwrap_or_default();
-        // SOCK_STREAM and SOCK_SEQPACKET, SS_CONNECTED.
+        // SOCK_STREAM or SOCK_SEQPACKET, in the state SS_CONNECTED.
         let connected = matches!(kind, "0001" | "0005") && state == "03";
         let client = connected.then(|| format!("a client on the Unix socket{name}"));
         let known = sockets.entry(inode).or_insert(None);
@@ -91,7 +92,7 @@ mod tests {
     }
 
     #[test]
-    fn what_no_table_shows_and_what_is_just_being_closed_is_not_taken_for_nobody() {
+    fn an_unknown_or_closing_connection_is_not_taken_for_no_client() {
         assert!(!of(&[99], &[]).complete && of(&[99], &[]).clients.len() == 1);
         assert!(!of(&[1], &[(1, Role::Ended)]).complete);
     }

@@ -1,20 +1,20 @@
-//! The configuration with another NBD server in it, everything else as it was: comments, order, blanks.
+//! Writes another NBD server into the configuration file and keeps everything else: comments, order, blanks.
 
 use crate::config::Program;
 
-/// Before a line that goes with nbd-server alone, while nbdkit serves.
-const KEPT: &str = "#attachctl backend: ";
+/// The prefix of a line that only nbd-server uses, while nbdkit serves.
+const DISABLED_PREFIX: &str = "#attachctl backend: ";
 
-/// Keys of the section that nbdkit does not know.
-const NBD_SERVERS_OWN: [&str; 3] = ["mode", "nbd_server_version", "main_file"];
+/// The keys of the section that only nbd-server knows.
+const ONLY_NBD_SERVER: [&str; 3] = ["mode", "nbd_server_version", "main_file"];
 
-/// Keys whose right value depends on the server.
-const EITHERS: [&str; 2] = ["folder", "pid_file"];
+/// The keys whose right value depends on the server.
+const EITHER_SERVER: [&str; 2] = ["folder", "pid_file"];
 
-/// The text with this server chosen in the section `[export]`.
+/// Returns the text with this server in the section `[export]`.
 ///
 /// # Errors
-/// The key that is in the way: it says where the other server's things are.
+/// Returns the key whose value belongs to the other server and must be removed first.
 pub(super) fn choose(text: &str, server: Program) -> Result<String, &'static str> {
     let mut lines: Vec<String> = text.lines().map(str::to_owned).collect();
     let header = lines.iter().position(|line| section_of(line) == Some("export"));
@@ -27,7 +27,7 @@ pub(super) fn choose(text: &str, server: Program) -> Result<String, &'static str
     let mut found = false;
     for line in &mut lines[header + 1..end] {
         if server == Program::NbdServer
-            && let Some(kept) = line.strip_prefix(KEPT)
+            && let Some(kept) = line.strip_prefix(DISABLED_PREFIX)
         {
             *line = kept.to_owned();
         }
@@ -36,9 +36,11 @@ pub(super) fn choose(text: &str, server: Program) -> Result<String, &'static str
                 *line = with_value(line, server);
                 found = true;
             }
-            Some(key) if server == Program::Nbdkit && NBD_SERVERS_OWN.contains(&key) => *line = format!("{KEPT}{line}"),
+            Some(key) if server == Program::Nbdkit && ONLY_NBD_SERVER.contains(&key) => {
+                *line = format!("{DISABLED_PREFIX}{line}");
+            }
             Some(key) => {
-                if let Some(key) = EITHERS.into_iter().find(|other| *other == key) {
+                if let Some(key) = EITHER_SERVER.into_iter().find(|other| *other == key) {
                     return Err(key);
                 }
             }
@@ -55,21 +57,21 @@ fn ended(text: &str) -> String {
     if text.is_empty() || text.ends_with('\n') { text.to_owned() } else { format!("{text}\n") }
 }
 
-/// The name of the section that begins with this line.
+/// Returns the name of the section that begins with this line.
 fn section_of(line: &str) -> Option<&str> {
     let (name, rest) = line.trim_start().strip_prefix('[')?.split_once(']')?;
     let rest = rest.trim_start();
     (rest.is_empty() || rest.starts_with('#')).then(|| name.trim())
 }
 
-/// The key that this line gives a value.
+/// Returns the key that this line sets.
 fn key_of(line: &str) -> Option<&str> {
     let (key, _) = line.split_once('=')?;
     let key = key.trim();
     (!key.is_empty() && !key.starts_with('#')).then_some(key)
 }
 
-/// The line with another value; what stands behind it stays.
+/// Returns the line with another value; the rest of the line after the value stays.
 fn with_value(line: &str, server: Program) -> String {
     let Some((key, value)) = line.split_once('=') else { return line.to_owned() };
     let value = value.trim_start();
@@ -97,7 +99,7 @@ mod tests {
     }
 
     #[test]
-    fn what_only_nbd_server_knows_is_put_aside_and_comes_back() {
+    fn keys_that_only_nbd_server_knows_are_disabled_and_restored() {
         let text = "[export]\nbackend = \"nbd-server\"\nmode = \"socket\"\nnbd_server_version = \"3.26.1-6\" # ours\n";
         let nbdkit = choose(text, Program::Nbdkit).unwrap();
         assert_eq!(server_in(&nbdkit), "nbdkit");
@@ -105,7 +107,7 @@ mod tests {
     }
 
     #[test]
-    fn a_text_without_the_key_or_the_section_gets_it() {
+    fn a_missing_key_or_section_is_added() {
         for text in
             ["", "[device]\nschemes = [\"loop\"]", "[export]\nlisten = \"127.0.0.1:10809\"\n", "[export]\n[host]\n"]
         {
@@ -116,7 +118,7 @@ mod tests {
     }
 
     #[test]
-    fn places_that_belong_to_the_other_server_are_in_the_way() {
+    fn paths_that_belong_to_the_other_server_are_refused() {
         let text = "[export]\npid_file = \"/run/mine.pid\"\n";
         assert_eq!(choose(text, Program::NbdServer), Err("pid_file"));
         assert!(choose("[export]\n#pid_file = \"/run/mine.pid\"\n", Program::NbdServer).is_ok());

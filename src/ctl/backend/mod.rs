@@ -1,4 +1,4 @@
-//! `attachctl backend`: another NBD server in the place of the one that serves, all of it or nothing.
+//! `attachctl backend`: replaces the NBD server that serves. It makes the whole change or none of it.
 
 mod edit;
 
@@ -22,24 +22,24 @@ use crate::reason::Code;
 use crate::volume::{State, counted};
 use crate::wire::{BackendState, Health};
 
-/// How long attachd may take to find the new server.
+/// The time limit for attachd to find the new server.
 const LIMIT: Duration = Duration::from_mins(1);
-/// Between two looks at health.
+/// The pause between two requests for health.
 const PAUSE: Duration = Duration::from_millis(200);
 
-/// The units of nbdkit, and all of nbd-server's.
+/// The units of nbdkit, and of nbd-server.
 const NBDKIT: [&str; 2] = ["attachd-nbdkit.socket", "attachd-nbdkit.service"];
 const NBD_SERVER: [&str; 2] = ["attachd-nbd-server.service", "attachd-nbd-server.socket"];
-/// Debian's own, which wants the same port.
+/// The unit of Debian's nbd-server package, which uses the same port.
 const DEBIANS: &str = "nbd-server.service";
 
-/// What is asked.
+/// The options of `attachctl backend`.
 #[derive(clap::Args)]
 pub(super) struct Options {
-    /// The NBD server that is to serve.
+    /// The NBD server that should serve.
     #[arg(value_enum)]
     server: Program,
-    /// Also while clients are connected. They are cut.
+    /// Change the server even while clients are connected. Their connections are cut.
     #[arg(long)]
     force: bool,
     /// attachd's configuration file.
@@ -47,15 +47,15 @@ pub(super) struct Options {
     config: PathBuf,
 }
 
-/// The way there, and back if it does not lead to the end.
+/// The steps done so far, and how to undo them.
 struct Change<'a> {
     output: &'a Output,
-    told: Vec<String>,
-    back: Vec<Back>,
+    steps: Vec<String>,
+    undo: Vec<Undo>,
 }
 
 /// How one step is undone.
-enum Back {
+enum Undo {
     File(PathBuf, String),
     Systemctl(Vec<&'static str>),
 }
@@ -64,13 +64,13 @@ pub(super) async fn run(client: &Client, options: &Options, output: &Output) -> 
     let text = before(options)?;
     let edited = edit::choose(&text, options.server).map_err(|key| {
         let text = format!(
-            "{} sets [export] {key}, which belongs to the server that serves now: take it out, or change the server by hand \
+            "{} sets [export] {key}, which belongs to the server that serves now: remove it, or change the server by hand \
              (\"nbd-server in nbdkit's place\" in /usr/share/doc/attachd/security.md)",
             options.config.display()
         );
         Failure::with(FAILED, Code::SettingInTheWay, text, json!({ "key": key }))
     })?;
-    // Which of nbd-server's ways, as attachd will decide when nothing holds the port for one of them.
+    // The parser chooses nbd-server's mode as attachd will do when systemd holds the port for neither mode.
     let settings = config::parse(&edited, config::HostFacts::of_this_host).map_err(|problems| {
         let problems: Vec<&str> = problems.iter().map(|problem| problem.message.as_str()).collect();
         Failure::new(
@@ -79,8 +79,10 @@ pub(super) async fn run(client: &Client, options: &Options, output: &Output) -> 
         )
     })?;
     if settings.export.server.name() != options.server.to_string() {
-        let text =
-            format!("{} says its server in a way that is not understood: change it by hand", options.config.display());
+        let text = format!(
+            "{} names its server in a way that attachctl does not understand: change it by hand",
+            options.config.display()
+        );
         return Err(Failure::new(Code::EditByHand, text));
     }
     let units = units(&settings.export.server);
@@ -94,12 +96,12 @@ pub(super) async fn run(client: &Client, options: &Options, output: &Output) -> 
         }
         return Ok(ExitCode::SUCCESS);
     }
-    // attachd's own handshakes are no clients. No user has the other number.
+    // attachd's own handshakes are not clients. `u32::MAX` is no user's id.
     let attachd = accounts::id_of("/etc/passwd", "attachd").unwrap_or(u32::MAX);
     let connected = clients::connected_but(settings.export.listen, attachd).map_err(|error| {
         Failure::new(
             Code::ClientsUnknown,
-            format!("who is connected cannot be read ({error}); --force goes on all the same"),
+            format!("who is connected cannot be read ({error}); --force continues anyway"),
         )
     });
     let connected = if options.force { connected.unwrap_or_default() } else { connected? };
@@ -111,11 +113,11 @@ pub(super) async fn run(client: &Client, options: &Options, output: &Output) -> 
         );
         return Err(Failure::with(FAILED, Code::ClientsConnected, text, json!({ "clients": connected })));
     }
-    let mut change = Change { output, told: Vec::new(), back: Vec::new() };
+    let mut change = Change { output, steps: Vec::new(), undo: Vec::new() };
     match change.all(client, &options.config, (&text, &edited), &settings.export.server, units).await {
         Ok(()) => {
             let answer = json!({
-                "backend": settings.export.server.name(), "unit": settings.export.server.unit(), "changed": true, "steps": change.told
+                "backend": settings.export.server.name(), "unit": settings.export.server.unit(), "changed": true, "steps": change.steps
             });
             if output.is_json() {
                 output.json(&answer.to_string())?;
@@ -126,7 +128,7 @@ pub(super) async fn run(client: &Client, options: &Options, output: &Output) -> 
     }
 }
 
-/// The configuration as it is; everything that has to be so before anything is changed.
+/// Reads the configuration, after checking every condition that must hold before a change.
 fn before(options: &Options) -> Result<String, Failure> {
     if !rustix::process::geteuid().is_root() {
         return Err(Failure::new(Code::NotRoot, "changing the NBD server takes root: run it with sudo"));
@@ -150,7 +152,7 @@ fn before(options: &Options) -> Result<String, Failure> {
     }
 }
 
-/// The units that have this server serve.
+/// Returns the units that run this server.
 fn units(server: &ServerSettings) -> &'static [&'static str] {
     match server {
         ServerSettings::Nbdkit => &NBDKIT,
@@ -168,21 +170,21 @@ impl Change<'_> {
         server: &ServerSettings,
         units: &'static [&'static str],
     ) -> Result<(), String> {
-        // Undone last, when everything else is as it was.
-        self.back.push(Back::Systemctl(vec!["restart", "attachd.service"]));
+        // This step is undone last, after everything else is restored.
+        self.undo.push(Undo::Systemctl(vec!["restart", "attachd.service"]));
         self.say(format!("{}: backend = \"{}\"", config.display(), server.name()));
         write(config, new).map_err(|error| format!("{} cannot be written: {error}", config.display()))?;
-        self.back.push(Back::File(config.to_owned(), old.to_owned()));
+        self.undo.push(Undo::File(config.to_owned(), old.to_owned()));
         let others = NBDKIT.iter().chain(&NBD_SERVER).chain([&DEBIANS]).copied().filter(|unit| !units.contains(unit));
         let in_use: Vec<&'static str> =
             others.filter(|unit| Unit::ask(unit).is_some_and(|unit| unit.is_in_use())).collect();
         if !in_use.is_empty() {
-            self.back.push(Back::Systemctl([&["enable", "--now"], &*in_use].concat()));
+            self.undo.push(Undo::Systemctl([&["enable", "--now"], &*in_use].concat()));
             self.systemctl(&[&["disable", "--now"], &*in_use].concat())?;
-            // Each client of the other kind has a process, which outlives the socket.
+            // In socket mode each client has a server process, which outlives the socket.
             let _ = systemctl(&["stop", "attachd-nbd-server@*.service"]);
         }
-        self.back.push(Back::Systemctl([&["disable", "--now"], units].concat()));
+        self.undo.push(Undo::Systemctl([&["disable", "--now"], units].concat()));
         self.systemctl(&[&["enable", "--now"], units].concat())?;
         self.systemctl(&["restart", "attachd.service"])?;
         self.say("waiting until attachd finds it".to_owned());
@@ -200,30 +202,30 @@ impl Change<'_> {
         if !self.output.is_json() {
             let _ = self.output.text(&format!("{step}\n"));
         }
-        self.told.push(step);
+        self.steps.push(step);
     }
 
-    /// Goes all the way back, and says why and how far that went.
+    /// Undoes all steps, and returns a failure that says why and whether everything was undone.
     fn undone(mut self, why: &str) -> Failure {
         let mut left = Vec::new();
-        while let Some(step) = self.back.pop() {
+        while let Some(step) = self.undo.pop() {
             let undone = match &step {
-                Back::File(path, text) => write(path, text).map_err(|error| format!("{}: {error}", path.display())),
-                Back::Systemctl(arguments) => systemctl(arguments),
+                Undo::File(path, text) => write(path, text).map_err(|error| format!("{}: {error}", path.display())),
+                Undo::Systemctl(arguments) => systemctl(arguments),
             };
             left.extend(undone.err());
         }
         let end = if left.is_empty() {
             "everything is as it was before".to_owned()
         } else {
-            format!("going back failed too: {}", left.join("; "))
+            format!("undoing failed too: {}", left.join("; "))
         };
-        let details = json!({ "steps": self.told, "undone": left.is_empty() });
+        let details = json!({ "steps": self.steps, "undone": left.is_empty() });
         Failure::with(FAILED, Code::BackendNotChanged, format!("the NBD server is not changed: {why}; {end}"), details)
     }
 }
 
-/// Waits until attachd has found the server; says how its volumes stand.
+/// Waits until attachd has found the server. Returns the number of volumes in each state.
 async fn until_up(client: &Client, server: &ServerSettings) -> Result<String, String> {
     let begun = Instant::now();
     let mut last = "attachd does not answer".to_owned();
@@ -234,8 +236,8 @@ async fn until_up(client: &Client, server: &ServerSettings) -> Result<String, St
             let count = |state| volumes.get(&state).copied().unwrap_or(0);
             let waits = count(State::Exporting);
             if backend.name == server.name() && backend.state == BackendState::Up && waits == 0 {
-                let told = counted(count);
-                return Ok(if told.is_empty() { "none".to_owned() } else { told });
+                let counts = counted(count);
+                return Ok(if counts.is_empty() { "none".to_owned() } else { counts });
             }
             last = format!("{} is {}, {waits} volume(s) are not served yet", backend.name, backend.state);
             if let Some(why) = backend.why {
@@ -247,7 +249,7 @@ async fn until_up(client: &Client, server: &ServerSettings) -> Result<String, St
     Err(format!("after {} s {last}", LIMIT.as_secs()))
 }
 
-/// Writes a file in one step, with the owner and the mode of the one before.
+/// Replaces a file in one step, with the owner and the mode of the old file.
 fn write(path: &Path, text: &str) -> std::io::Result<()> {
     let path = &fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
     let mut half = path.clone().into_os_string();
