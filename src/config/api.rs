@@ -5,10 +5,10 @@ use std::path::PathBuf;
 use super::changes::Changes;
 use super::text::TomlSection;
 
-/// The API.
+/// The settings of the API.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ApiSettings {
-    /// `socket`: its Unix socket.
+    /// `socket`: the path of the API's Unix socket.
     pub socket: PathBuf,
 }
 

@@ -1,13 +1,13 @@
-//! What a new configuration changes, and when that takes effect. Pure.
+//! Compares two configurations: which keys differ, and when each change takes effect. Pure.
 
 use super::Settings;
 
 /// The keys whose values differ, as `[section] key`.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Changes {
-    /// Those that take effect at a reload.
+    /// The keys that take effect at a reload.
     pub at_once: Vec<&'static str>,
-    /// Those that take effect when attachd is restarted.
+    /// The keys that take effect when attachd is restarted.
     pub at_restart: Vec<&'static str>,
 }
 
@@ -20,7 +20,8 @@ impl Changes {
         self.at_restart.extend(differs.then_some(key));
     }
 
-    /// From the settings in use to new ones. Each section names all its fields, so that none can be forgotten.
+    /// Compares the settings in use with new ones. Each section destructures all its fields, so that no field can be
+    /// forgotten.
     pub fn between(old: &Settings, new: &Settings) -> Self {
         let Settings { api, store, device, export, helper, host, history, limits } = old;
         let mut changes = Self::default();
@@ -37,7 +38,7 @@ impl Changes {
 }
 
 impl Settings {
-    /// These settings with everything of the new ones that takes effect at once.
+    /// Returns these settings with all new values that take effect at a reload.
     #[must_use]
     pub fn reloaded(&self, new: &Self) -> Self {
         let mut reloaded = self.clone();
@@ -56,7 +57,8 @@ mod tests {
     use super::super::{HostFacts, parse};
     use super::*;
 
-    /// Each key of the configuration with another value than it has by default, and what of it is said at a reload.
+    /// Each key of the configuration with a value other than its default: section, line, reported name, and whether
+    /// it takes effect at a reload.
     const OTHERS: [(&str, &str, &str, bool); 22] = [
         ("api", "socket = \"/run/x\"", "[api] socket", false),
         ("store", "path = \"/x/db\"", "[store] path", false),
@@ -83,7 +85,7 @@ mod tests {
     ];
 
     #[test]
-    fn every_key_that_differs_is_named_and_takes_effect_when_it_is_said_to() {
+    fn every_key_that_differs_is_named_and_takes_effect_at_the_reported_time() {
         let old = Settings::default();
         assert_eq!(Changes::between(&old, &parsed("").unwrap()), Changes::default(), "the control: nothing differs");
         for (section, line, key, at_once) in OTHERS {
@@ -98,7 +100,7 @@ mod tests {
     }
 
     #[test]
-    fn another_way_of_nbd_server_is_named_by_its_key() {
+    fn a_change_of_nbd_servers_mode_is_named_by_its_key() {
         let with = |more: &str| {
             let nbd_server = "[export]\nbackend = \"nbd-server\"\nnbd_server_version = \"3.26.1\"";
             parse(&format!("{nbd_server}\n{more}"), HostFacts::default).unwrap()

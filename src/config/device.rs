@@ -9,14 +9,14 @@ use super::changes::Changes;
 use super::text::{Setting, TomlSection};
 use crate::device::scheme::{self, Scheme};
 
-/// The disks.
+/// The settings about disks.
 #[derive(Clone)]
 pub struct DeviceSettings {
-    /// `schemes`: which kinds of disk are matched.
+    /// `schemes`: the kinds of disk that are matched.
     pub schemes: Vec<&'static dyn Scheme>,
     /// `nbd_group`: the group whose members may open claimed disks.
     pub nbd_group: String,
-    /// `host_disks`: a folder of files named after the serials of this host's own disks.
+    /// `host_disks`: the folder of files that are named after the serials of this host's own disks.
     pub host_disks: PathBuf,
 }
 

@@ -1,4 +1,4 @@
-//! The section `[export]`: which NBD server serves, from where, and how it is spoken to.
+//! The section `[export]`: which NBD server serves, what it reads, and how attachd connects to it.
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -14,31 +14,31 @@ use crate::export::nbd_server::mode::{self, ChosenMode, Mode};
 use crate::export::nbd_server::version::Installed;
 use crate::export::tls::{Tls, TlsFiles, TlsKey, TlsSettings};
 
-/// The links; with nbdkit, unless another place is named.
+/// The default folder of links, used with nbdkit.
 pub const LINKS_FOLDER: &str = "/run/attachd/exports";
 
-/// nbd-server's sections, unless another place is named.
+/// The default folder of nbd-server's sections.
 pub const SECTIONS_FOLDER: &str = "/run/attachd/nbd-server.d";
 
-/// There while `attachd-nbd-server.socket` holds the port.
+/// A file that exists while `attachd-nbd-server.socket` holds the port.
 const SOCKET_HELD: &str = "/run/attachd-nbd-server/listening";
 
-/// Which NBD server serves.
+/// Which NBD server serves, with its settings.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ServerSettings {
     /// nbdkit.
     Nbdkit,
     /// nbd-server.
     NbdServer {
-        /// `[export] mode` and what is known of this host have decided this.
+        /// The mode, which follows from `[export] mode` and from what is known of this host.
         chosen: ChosenMode,
-        /// `[export] main_file`: its configuration.
+        /// `[export] main_file`: nbd-server's configuration file.
         main_file: PathBuf,
     },
 }
 
 impl ServerSettings {
-    /// The name in the configuration; also the name of the program.
+    /// Returns the server's name in the configuration, which is also the program's name.
     pub fn name(&self) -> &'static str {
         match self {
             Self::Nbdkit => "nbdkit",
@@ -48,7 +48,7 @@ impl ServerSettings {
 }
 
 impl ServerSettings {
-    /// How nbd-server learns of a change.
+    /// Returns how nbd-server learns of a change; `None` for nbdkit.
     pub fn mode(&self) -> Option<Mode> {
         match self {
             Self::Nbdkit => None,
@@ -56,7 +56,7 @@ impl ServerSettings {
         }
     }
 
-    /// nbd-server's configuration.
+    /// Returns nbd-server's configuration file; `None` for nbdkit.
     pub fn main_file(&self) -> Option<&Path> {
         match self {
             Self::Nbdkit => None,
@@ -64,7 +64,7 @@ impl ServerSettings {
         }
     }
 
-    /// The unit of the package that has the server run.
+    /// Returns the package's unit that runs the server.
     pub fn unit(&self) -> &'static str {
         match self {
             Self::Nbdkit => "attachd-nbdkit.service",
@@ -74,41 +74,42 @@ impl ServerSettings {
     }
 }
 
-/// What the choice of nbd-server's way needs to know of this host.
+/// The facts about this host that decide nbd-server's mode.
 #[derive(Debug, Clone, Default)]
 pub struct HostFacts {
-    /// The Debian package, if there is one.
+    /// The installed Debian package, if any.
     pub nbd_server: Option<Installed>,
-    /// systemd holds the port for the socket-activated way.
+    /// Whether systemd holds the port for socket mode.
     pub held: bool,
 }
 
 impl HostFacts {
-    /// What there is to know of this host now.
+    /// Reads the facts about this host.
     pub fn of_this_host() -> Self {
-        // Unreadable or absent: the version is unknown, and what that means is said. Names in it may be in any encoding.
+        // If the file is unreadable or absent, the version is unknown, and a remark says what that means. Names in
+        // the file may have any encoding.
         let status = std::fs::read("/var/lib/dpkg/status").unwrap_or_default();
         let status = String::from_utf8_lossy(&status);
         Self { nbd_server: Installed::from_dpkg_status(&status), held: Path::new(SOCKET_HELD).exists() }
     }
 }
 
-/// The NBD server.
+/// The settings of the NBD server.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ExportSettings {
-    /// `backend`, and for nbd-server `mode`, `nbd_server_version`, `main_file`: which NBD server serves.
+    /// `backend`, and for nbd-server `mode`, `nbd_server_version` and `main_file`: which NBD server serves.
     pub server: ServerSettings,
-    /// `folder`: what it reads: nbdkit the links, nbd-server its sections.
+    /// `folder`: the folder that the server reads: with nbdkit the links, with nbd-server its sections.
     pub folder: PathBuf,
-    /// `listen`: where it listens.
+    /// `listen`: the address at which the server listens.
     pub listen: SocketAddr,
-    /// `pid_file`: its pid file. For an nbd-server that systemd starts for each connection: a file that is there while it
-    /// would be started.
+    /// `pid_file`: the server's pid file. For an nbd-server that systemd starts for each connection: a file that
+    /// exists while systemd would start it.
     pub pid_file: PathBuf,
-    /// `tls_ca`, `tls_certificate`, `tls_key`, `tls_name`, or `tls_psk_file`, `tls_psk_identity`: TLS towards it; `None`:
-    /// in the clear.
+    /// `tls_ca`, `tls_certificate`, `tls_key`, `tls_name`, or `tls_psk_file`, `tls_psk_identity`: TLS towards the
+    /// server; `None`: no TLS.
     pub tls: Option<TlsSettings>,
-    /// `insecure`: `listen` may be an address other hosts reach, without TLS.
+    /// `insecure`: whether `listen` may be an address that other hosts reach, without TLS.
     pub insecure: bool,
 }
 
@@ -126,7 +127,7 @@ impl Default for ExportSettings {
 }
 
 impl ExportSettings {
-    /// The links that are served, with either server.
+    /// Returns the folder of links, with either server.
     pub fn links_folder(&self) -> &Path {
         match self.server {
             ServerSettings::Nbdkit => &self.folder,
@@ -147,7 +148,7 @@ impl ExportSettings {
         }
     }
 
-    /// The keys that say which NBD server serves, and the places that follow from it.
+    /// Reads the keys that choose the NBD server, and the paths that follow from them.
     fn read_server(&mut self, export: &mut TomlSection<'_, '_>, host: impl FnOnce() -> HostFacts) {
         let (mut program, mut wanted) = (Program::Nbdkit, WantedMode::Auto);
         let (mut version, mut main_file) = (None, PathBuf::new());
@@ -180,11 +181,12 @@ impl ExportSettings {
         self.server = ServerSettings::NbdServer { chosen, main_file };
     }
 
-    /// Why the files of TLS cannot be used, and the key that names the first of them.
+    /// Returns why the TLS files cannot be used, and the key that names the first bad file; `None` if they can.
     pub(super) fn unusable_tls(&self) -> Option<(&'static str, String)> {
         let error = Tls::new(self.tls.clone(), self.listen.ip()).err()?;
         let path = error.path();
-        // What systemd hands over is there while attachd runs, and other users' secrets can be read by them alone.
+        // Credentials from systemd exist only while attachd runs, and other users' secrets can be read only by their
+        // owner. Both are passed over here.
         let unseen = match std::fs::File::open(path).map_err(|error| error.kind()) {
             Err(io::ErrorKind::NotFound) => path.starts_with("/run/credentials"),
             Err(io::ErrorKind::PermissionDenied) => daemons_user() != Some(rustix::process::geteuid().as_raw()),
@@ -217,7 +219,7 @@ impl ExportSettings {
     }
 }
 
-/// The keys about TLS: certificates, or a shared key.
+/// Reads the TLS keys: certificates or a pre-shared key.
 fn tls(export: &mut TomlSection<'_, '_>) -> Option<TlsSettings> {
     let (certificates, by_certificates) = certificates(export);
     let (mut file, mut identity) = (PathBuf::new(), String::new());
@@ -233,7 +235,7 @@ fn tls(export: &mut TomlSection<'_, '_>) -> Option<TlsSettings> {
     certificates.map(TlsSettings::Certificates).or(given_file.map(|_| TlsSettings::Key(TlsKey { file, identity })))
 }
 
-/// The keys about certificates, which only make sense together, and whether there is any.
+/// Reads the keys about certificates, which are only valid together, and returns whether any is set.
 fn certificates(export: &mut TomlSection<'_, '_>) -> (Option<TlsFiles>, bool) {
     let [mut ca, mut certificate, mut key] = [const { PathBuf::new() }; 3];
     let mut name = String::new();
@@ -257,7 +259,7 @@ fn certificates(export: &mut TomlSection<'_, '_>) -> (Option<TlsFiles>, bool) {
     (Some(TlsFiles { ca, identity, name: given[3].map(|_| name) }), true)
 }
 
-/// An NBD server, by the name of its program.
+/// An NBD server, by its program's name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 pub enum Program {
     /// nbdkit.
@@ -301,7 +303,7 @@ impl Setting for WantedMode {
     }
 }
 
-/// A version of nbd-server.
+/// The setting `nbd_server_version`.
 impl Setting for Option<Installed> {
     fn read(value: &Spanned<DeValue<'_>>) -> Result<Self, String> {
         let text = text_of(value)?;
@@ -317,7 +319,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_address_that_others_reach_takes_the_word_insecure() {
+    fn an_address_that_other_hosts_reach_needs_tls_or_insecure() {
         assert!(problems("[export]\nlisten = \"0.0.0.0:10809\"")[0].contains("insecure = true"));
         assert!(parsed("[export]\nlisten = \"[::1]:10809\"").is_ok());
         assert!(parsed("[export]\nlisten = \"10.0.0.1:10809\"\ninsecure = true").unwrap().export.insecure);
@@ -348,7 +350,7 @@ mod tests {
     }
 
     #[test]
-    fn nbd_servers_way_follows_from_its_version_unless_one_is_named() {
+    fn nbd_servers_mode_follows_from_its_version_unless_the_configuration_names_one() {
         let host = |version: &str, held| HostFacts { nbd_server: Installed::from_package(version), held };
         let mode_of = |text: &str, host: HostFacts| {
             let settings = parse(&format!("[export]\nbackend = \"nbd-server\"\n{text}"), || host)?;

@@ -5,10 +5,10 @@ use std::path::PathBuf;
 use super::changes::Changes;
 use super::text::TomlSection;
 
-/// The one privileged program.
+/// The settings about attachd-helper, the privileged program.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct HelperSettings {
-    /// `socket`: where it listens.
+    /// `socket`: the path of the helper's socket.
     pub socket: PathBuf,
 }
 

@@ -3,7 +3,7 @@
 use super::changes::Changes;
 use super::text::TomlSection;
 
-/// What is forgotten.
+/// The settings about deleting old data.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct HistorySettings {
     /// `days`: how long the timeline of a withdrawn volume is kept.

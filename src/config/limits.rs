@@ -3,12 +3,12 @@
 use super::changes::Changes;
 use super::text::TomlSection;
 
-/// How many intents there may be. Each takes about a kilobyte of memory.
+/// The limits on the number of intents. Each intent takes about a kilobyte of memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Limits {
-    /// `intents`: of all users together.
+    /// `intents`: the limit for all users together.
     pub intents: u32,
-    /// `intents_per_user`: of each user but root.
+    /// `intents_per_user`: the limit for each user but root.
     pub intents_per_user: u32,
 }
 

@@ -34,7 +34,7 @@ pub use store::StoreSettings;
 pub use text::Problem;
 use text::{File, Offsets, line_and_column};
 
-/// Where the configuration is unless another place is named.
+/// The default path of the configuration file.
 pub const DEFAULT_PATH: &str = "/etc/attachd/attachd.toml";
 
 /// What the daemon works by. [`Settings::default`] is the configuration of an empty file.
@@ -58,7 +58,7 @@ pub struct Settings {
     pub limits: Limits,
 }
 
-/// The configuration cannot be used.
+/// Why the configuration cannot be used.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub struct Invalid {
     /// The file.
@@ -81,23 +81,23 @@ impl fmt::Display for Invalid {
     }
 }
 
-/// How much a configuration may be.
+/// The size limit of a configuration file, in bytes.
 const SIZE: u64 = 1 << 20;
 
-/// Reads the file, and looks at the places that it names. A file that is not there counts as empty at the default place only.
+/// Reads the file and checks the paths that it names. A missing file counts as empty only at the default path.
 ///
-/// What is wrong with a place where attachd has things unless told otherwise keeps nobody from starting: exports are to be
-/// revoked all the same, and health says it.
+/// A problem with a default path does not stop the daemon from starting: exports must be revoked all the same, and
+/// health reports the problem.
 pub fn load(path: &Path) -> Result<Settings, Invalid> {
-    look(path, false)
+    read_and_check(path, false)
 }
 
-/// The same, and nothing that is wrong is passed over.
+/// As [`load`], but every problem is an error.
 pub fn check(path: &Path) -> Result<Settings, Invalid> {
-    look(path, true)
+    read_and_check(path, true)
 }
 
-fn look(path: &Path, everything: bool) -> Result<Settings, Invalid> {
+fn read_and_check(path: &Path, everything: bool) -> Result<Settings, Invalid> {
     let invalid = |problems| Invalid { path: path.to_owned(), problems };
     let whole = |message| invalid(vec![Problem { place: None, message }]);
     let bytes = match place::small_file_of_root(path, SIZE) {
@@ -123,9 +123,9 @@ fn look(path: &Path, everything: bool) -> Result<Settings, Invalid> {
     if problems.is_empty() { Ok(settings) } else { Err(invalid(problems)) }
 }
 
-/// Checks the file, prints the result and returns the exit status: what `check-config` does in both programs.
+/// Checks the file, prints the result and returns the exit status, for `check-config` in both programs.
 pub fn report(path: &Path) -> ExitCode {
-    // Nobody reading the words changes nothing about the status.
+    // A failed print does not change the exit status.
     match check(path) {
         Ok(_) => {
             let _ = writeln!(std::io::stdout(), "{}: valid", path.display());
@@ -138,7 +138,7 @@ pub fn report(path: &Path) -> ExitCode {
     }
 }
 
-/// Checks a configuration text. The host is only asked about nbd-server when that is to serve.
+/// Parses a configuration text. `host` is called only if nbd-server should serve.
 pub fn parse(text: &str, host: impl FnOnce() -> HostFacts) -> Result<Settings, Vec<Problem>> {
     read(text, host).map(|(settings, _)| settings)
 }
@@ -155,7 +155,7 @@ fn read(text: &str, host: impl FnOnce() -> HostFacts) -> Result<(Settings, Offse
     file.section("history", |history| settings.history.read(history));
     file.section("limits", |limits| settings.limits.read(limits));
     for (keys, message) in places::overlaps(&settings) {
-        // The one that is written down.
+        // The first of these keys that is set in the file.
         let at = keys.iter().find_map(|key| file.offsets.get(key));
         file.problems.push(Problem { place: at.map(|at| line_and_column(text, *at)), message });
     }
@@ -190,7 +190,7 @@ mod tests {
     }
 
     #[test]
-    fn every_mistake_is_told_at_once_with_its_place() {
+    fn every_mistake_is_reported_at_once_with_line_and_column() {
         let told = problems(
             "[api]\nsockett = \"/x\"\n[export]\nlisten = \"localhost\"\n  insecure = \"yes\"\n[hist]\ndays = 1\n[history]\ndays = -1\n",
         );
@@ -203,7 +203,7 @@ mod tests {
     }
 
     #[test]
-    fn a_line_that_is_not_toml_is_told_with_its_place() {
+    fn a_line_that_is_not_toml_is_reported_with_line_and_column() {
         let told = problems("[api]\nsocket = /run/x\n");
         assert!(told[0].starts_with("Some((2, "), "{told:?}");
     }

@@ -1,5 +1,5 @@
-//! The folders and files that settings name: whether they get in each other's way (by their names alone), and whether what
-//! is there is attachd's.
+//! Checks the folders and files that settings name: whether they overlap (by their paths alone), and whether the
+//! files at these paths are attachd's.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -12,9 +12,9 @@ use crate::identity::{Serial, VolumeId};
 use crate::place::{self, Inode, Kind, NotOurs, ROOT};
 use crate::store;
 
-/// A place that a setting names, or that is attachd's in any case.
+/// A path that a setting names, or that attachd always uses.
 struct Place {
-    /// `[section]` and key; none for a place that no key names.
+    /// Section and key; `None` for a path that no key names.
     key: Option<(&'static str, &'static str)>,
     path: PathBuf,
     role: Role,
@@ -22,28 +22,28 @@ struct Place {
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Role {
-    /// The claims; attachd's.
+    /// The folder of claims; attachd's.
     Claims,
-    /// The links that are served; attachd's.
+    /// The folder of links; attachd's.
     Links,
-    /// nbd-server's sections; attachd's, but others may have files in it.
+    /// The folder of nbd-server's sections; attachd's, but others may have files in it.
     Sections,
-    /// Where links are made; attachd's.
+    /// The folder in which new links are made; attachd's.
     Staging,
-    /// The host's own disks; root's.
+    /// The folder of the host's own disks; root's.
     HostDisks,
     /// The database; attachd's.
     Store,
-    /// A socket that attachd makes, if nobody hands it over.
+    /// A socket that attachd makes, unless systemd passes one.
     OwnSocket,
-    /// Somebody else's socket.
+    /// Another program's socket.
     OtherSocket,
-    /// Somebody else's file, which is read.
+    /// Another owner's file, which attachd reads.
     Other,
 }
 
 impl Role {
-    /// A folder whose every file means something.
+    /// Returns whether it is a folder in which every file has a meaning.
     fn is_folder(self) -> bool {
         matches!(self, Self::Claims | Self::Links | Self::Sections | Self::Staging | Self::HostDisks)
     }
@@ -77,7 +77,7 @@ fn places(settings: &Settings) -> Vec<Place> {
     if let ServerSettings::NbdServer { main_file, .. } = &settings.export.server {
         places.push(place("export", "main_file", main_file, Role::Other));
     }
-    // What other settings have served before is looked for here.
+    // attachd looks here for exports that earlier settings made.
     let staging = settings.export.links_folder().with_file_name(STAGING_FOLDER);
     let own = [(LINKS_FOLDER.into(), Role::Links), (SECTIONS_FOLDER.into(), Role::Sections), (staging, Role::Staging)];
     for (path, role) in own {
@@ -88,13 +88,13 @@ fn places(settings: &Settings) -> Vec<Place> {
     places
 }
 
-/// Settings that get in each other's way: each with the keys to complain of.
+/// Returns settings whose paths overlap, each with the keys to report.
 pub(super) fn overlaps(settings: &Settings) -> Vec<(Vec<(&'static str, &'static str)>, String)> {
     let places = places(settings);
     let mut found = Vec::new();
     for (index, one) in places.iter().enumerate() {
         for other in &places[index + 1..] {
-            // Of two, the folder that would hold the other.
+            // The outer path is the folder that would contain the inner one.
             let (outer, inner) = if one.path.starts_with(&other.path) { (other, one) } else { (one, other) };
             let both_default = one.key.is_none() && other.key.is_none();
             if both_default || !inner.path.starts_with(&outer.path) {
@@ -115,14 +115,14 @@ pub(super) fn overlaps(settings: &Settings) -> Vec<(Vec<(&'static str, &'static 
     found
 }
 
-/// Whom the daemon runs as: this process's user, or for root, who only asks, the user of that name.
+/// Returns the user that the daemon runs as: this process's user or, for root (who only checks), the user `attachd`.
 pub(super) fn daemons_user() -> Option<u32> {
     let me = rustix::process::geteuid().as_raw();
     let named = id_of("/etc/passwd", "attachd").ok();
     if me == ROOT { named } else { named.or(Some(me)) }
 }
 
-/// What is at each place and should not be, by the key that names it. `owner`: whom the daemon runs as, if that is known.
+/// Returns what is wrong with each path. `owner` is the user that the daemon runs as, if known.
 pub(super) fn wrong(settings: &Settings, owner: Option<u32>) -> Vec<Wrong> {
     let wrong = |place: Place| {
         let why = judge(&place, owner)?;
@@ -135,14 +135,14 @@ pub(super) fn wrong(settings: &Settings, owner: Option<u32>) -> Vec<Wrong> {
     places(settings).into_iter().filter_map(wrong).collect()
 }
 
-/// A place that is not what it should be.
+/// A path with a problem.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Wrong {
-    /// `[section]` and key.
+    /// Section and key.
     pub(super) key: Option<(&'static str, &'static str)>,
-    /// In words, with the place.
+    /// The problem in words, with the path.
     pub(super) why: String,
-    /// It is where attachd has it unless told otherwise.
+    /// Whether the path is a default.
     pub(super) is_default: bool,
 }
 
@@ -157,12 +157,12 @@ fn is_default(place: &Place, settings: &Settings) -> bool {
         Role::Store => place.path == default.store.path,
         Role::OwnSocket => place.path == default.api.socket,
         Role::OtherSocket => place.path == default.helper.socket,
-        // Its path by default depends on the server, and the server's folder is not attachd's.
+        // This default path depends on the server, and the server's folder is not attachd's.
         Role::Other => true,
     }
 }
 
-/// Why what is there cannot be used; `None` when it can, or when there is nothing.
+/// Returns why the file at the path cannot be used; `None` if it can, or if there is no file.
 fn judge(place: &Place, owner: Option<u32>) -> Option<String> {
     let found = match Inode::at(&place.path) {
         Ok(found) => found,
@@ -183,23 +183,23 @@ fn judge(place: &Place, owner: Option<u32>) -> Option<String> {
         }
         Role::OwnSocket => plain(found.is(Kind::Socket).and_then(|()| root_or(&found, owner))),
         Role::OtherSocket => plain(found.is(Kind::Socket)),
-        // A link may lead to it: it is root's own.
+        // This path may be a symlink, because it is root's own.
         Role::Other => place.path.is_dir().then(|| "it is a folder, not a file".to_owned()),
     }
 }
 
-/// The folder that a database is to be made in.
+/// Checks the folder in which the database will be made.
 fn above(place: &Place, owner: Option<u32>) -> Option<String> {
     if place.role != Role::Store {
         return None;
     }
     let above = place.path.parent()?;
-    // It may be a mount point, or be linked to.
+    // The folder may be a mount point or a symlink's target.
     let found = std::fs::metadata(above).and_then(|_| Inode::at(&above.canonicalize()?));
     let why = match found.map(|found| found.is_folder_of(owner)) {
         Ok(Ok(())) => return None,
         Ok(Err(why)) => why.to_string(),
-        // The package's folder is made when it is installed; a configuration may be checked before.
+        // The package makes its folder when it is installed; a configuration may be checked before that.
         Err(error) if error.kind() == io::ErrorKind::NotFound && place.path == Settings::default().store.path => {
             return None;
         }
@@ -208,12 +208,12 @@ fn above(place: &Place, owner: Option<u32>) -> Option<String> {
     Some(format!("its folder {}: {why}", above.display()))
 }
 
-/// systemd makes sockets for others, and may be told to leave them root's.
+/// Accepts root too: systemd makes sockets for other programs and may leave them to root.
 fn root_or(found: &Inode, owner: Option<u32>) -> Result<(), NotOurs> {
     if found.owner == ROOT { Ok(()) } else { found.belongs_to(owner) }
 }
 
-/// Names what is in a folder that attachd was pointed to and has never used: other things, and nothing of attachd's.
+/// Names the files in a folder that attachd was pointed to and has never used: other files and none of attachd's.
 fn strangers(place: &Place, ours: impl Fn(&str) -> bool) -> Option<String> {
     let entries = match std::fs::read_dir(&place.path) {
         Ok(entries) => entries,
@@ -234,17 +234,17 @@ fn strangers(place: &Place, ours: impl Fn(&str) -> bool) -> Option<String> {
     if others.is_empty() || own { None } else { Some(format!("it holds other things already: {others}")) }
 }
 
-/// Why a file is no database of attachd's.
+/// Returns why a file is not a database of attachd's, if it is not.
 fn no_database(path: &Path) -> Option<String> {
     match store::judge_at_once(path) {
-        // Whoever asks is not attachd: its start tells.
+        // This process is not attachd; the daemon's start will check the file.
         Err(error) if error.kind() == io::ErrorKind::PermissionDenied => None,
         Err(error) => Some(format!("it cannot be read: {error}")),
         Ok(why) => why,
     }
 }
 
-/// Says that a socket of attachd's name is left behind by a dead one, and whose.
+/// Checks that the path is a socket of `owner` on which no process listens any more.
 pub fn is_dead_socket_of(path: &Path, owner: u32) -> io::Result<()> {
     let refuse = |why: String| Err(io::Error::new(io::ErrorKind::AddrInUse, format!("{}: {why}", path.display())));
     let found = Inode::at(path)?;
@@ -263,13 +263,13 @@ mod tests {
     use std::os::unix::fs::{PermissionsExt, symlink};
 
     #[test]
-    fn the_settings_of_an_empty_file_do_not_get_in_each_others_way() {
+    fn the_default_settings_do_not_overlap() {
         assert_eq!(problems(""), Vec::<String>::new());
         assert!(parsed("[export]\nbackend = \"nbd-server\"\nnbd_server_version = \"3.26.1\"").is_ok());
     }
 
     #[test]
-    fn settings_that_name_one_place_or_one_in_the_other_are_refused_where_they_stand() {
+    fn settings_with_overlapping_paths_are_refused_with_line_and_column() {
         for (text, at, words) in [
             (
                 "[store]\nclaims = \"/var/lib/attachd\"",
@@ -293,7 +293,7 @@ mod tests {
         assert!(parsed("[store]\nclaims = \"/var/lib/attachd/other\"").is_ok(), "the control");
     }
 
-    /// Places of one's own in a folder of one's own.
+    /// Paths in a private folder.
     struct Host {
         dir: tempfile::TempDir,
         settings: Settings,
@@ -314,7 +314,7 @@ mod tests {
             Self { dir, settings }
         }
 
-        /// What is wrong with the place of that name.
+        /// Returns the problem with the path of this name.
         fn wrong(&self, name: &str) -> Option<String> {
             let place = self.at(name).display().to_string();
             let owner = Some(rustix::process::geteuid().as_raw());
@@ -328,7 +328,7 @@ mod tests {
     }
 
     #[test]
-    fn a_folder_that_holds_other_things_is_refused_and_they_are_named() {
+    fn a_folder_with_foreign_files_is_refused_and_the_files_are_named() {
         let host = Host::new();
         for (folder, ours) in
             [("claims", "b3bb93101b594f6297e8"), ("exports", "migration-vol-b3bb9310-1b59-4f62-97e8-cefffdfe3804")]
@@ -344,7 +344,7 @@ mod tests {
     }
 
     #[test]
-    fn a_place_is_refused_by_kind_owner_and_mode() {
+    fn a_path_with_another_kind_owner_or_mode_is_refused() {
         let host = Host::new();
         let folder = host.at("folder");
         fs::create_dir(&folder).unwrap();
@@ -373,7 +373,7 @@ mod tests {
     }
 
     #[test]
-    fn only_a_dead_socket_of_ones_own_may_be_taken_away() {
+    fn only_a_dead_socket_of_this_user_may_be_removed() {
         let host = Host::new();
         let (api, me) = (host.at("api"), rustix::process::geteuid().as_raw());
         let listener = std::os::unix::net::UnixListener::bind(&api).unwrap();

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use super::changes::Changes;
 use super::text::TomlSection;
 
-/// What is durable.
+/// The settings about durable data.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct StoreSettings {
     /// `path`: the `SQLite` file.

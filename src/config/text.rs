@@ -1,4 +1,4 @@
-//! The file as text: its sections and keys, what kind of value each takes, and where a mistake is.
+//! The configuration as text: sections, keys, kinds of values, and positions of mistakes.
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
@@ -10,16 +10,16 @@ use toml::de::{DeTable, DeValue};
 /// One mistake.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Problem {
-    /// Line and column, both from 1; `None` for the file as a whole.
+    /// Line and column, both from 1; `None` for the whole file.
     pub place: Option<(usize, usize)>,
-    /// What is wrong and what would be right.
+    /// What is wrong, and what would be right.
     pub message: String,
 }
 
-/// Where in the text each key's value is.
+/// The offset of each key's value in the text.
 pub(super) type Offsets = HashMap<(&'static str, &'static str), usize>;
 
-/// The file being checked; what was understood is taken out of it.
+/// The file while it is checked; each value that was read is removed from it.
 pub(super) struct File<'a> {
     text: &'a str,
     root: DeTable<'a>,
@@ -39,7 +39,7 @@ pub(super) struct TomlSection<'a, 'f> {
 }
 
 impl<'a> File<'a> {
-    /// The file, if it is TOML.
+    /// Parses the file as TOML.
     pub(super) fn parse(text: &'a str) -> Result<Self, Vec<Problem>> {
         let (root, errors) = DeTable::parse_recoverable(text);
         if errors.is_empty() {
@@ -53,7 +53,7 @@ impl<'a> File<'a> {
         Err(errors.iter().map(problem).collect())
     }
 
-    /// Takes a section out of the file, an empty one if it is not there.
+    /// Removes a section from the file and reads it; a missing section is empty.
     pub(super) fn section<T>(&mut self, name: &'static str, read: impl FnOnce(&mut TomlSection<'a, '_>) -> T) {
         self.names.push(name);
         let table = match self.root.remove(name) {
@@ -81,7 +81,7 @@ impl<'a> File<'a> {
         section.finish();
     }
 
-    /// Every mistake, if there is any.
+    /// Returns every mistake, if there are any.
     pub(super) fn finish(mut self) -> Result<(), Vec<Problem>> {
         for (key, _) in &self.root {
             let message = format!("there is no section [{}]; there are {}", key.get_ref(), self.names.join(", "));
@@ -93,7 +93,7 @@ impl<'a> File<'a> {
 }
 
 impl TomlSection<'_, '_> {
-    /// Takes a key's value, if it is there, and returns its offset in the text.
+    /// Removes a key's value, if present, reads it into `target`, and returns its offset in the text.
     pub(super) fn set<T: Setting>(&mut self, key: &'static str, target: &mut T) -> Option<usize> {
         self.known.push(key);
         let value = self.table.remove(key)?;
@@ -120,7 +120,7 @@ impl TomlSection<'_, '_> {
     }
 }
 
-/// Line and column of an offset, both from 1, columns in characters.
+/// Returns line and column of an offset, both from 1, with columns in characters.
 pub(super) fn line_and_column(text: &str, offset: usize) -> (usize, usize) {
     let before = text.get(..offset).unwrap_or(text);
     let line_start = before.rfind('\n').map_or(0, |newline| newline + 1);
@@ -129,7 +129,7 @@ pub(super) fn line_and_column(text: &str, offset: usize) -> (usize, usize) {
 
 /// A kind of value.
 pub(super) trait Setting: Sized {
-    /// Reads it, or says what would be right.
+    /// Reads a value; the error says what would be right.
     fn read(value: &Spanned<DeValue<'_>>) -> Result<Self, String>;
 }
 

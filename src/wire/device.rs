@@ -9,7 +9,7 @@ use super::nullable;
 use crate::device::DevNum;
 use crate::identity::{Serial, VolumeId};
 
-/// One disk.
+/// A disk.
 #[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
 pub(crate) struct DeviceView {
     pub(crate) node: String,
@@ -28,17 +28,17 @@ pub(crate) struct DeviceView {
     /// What the link leads to: a device number, `missing` or `other`.
     #[serde(deserialize_with = "nullable")]
     pub(crate) link_target: Option<String>,
-    /// What this host uses it for.
+    /// How this host uses the disk.
     pub(crate) uses: Vec<String>,
-    /// udevd has reported it.
+    /// Whether udevd has reported the disk.
     pub(crate) settled: bool,
-    /// The volume whose intent it belongs to.
+    /// The volume whose intent has this disk's serial.
     #[serde(deserialize_with = "nullable")]
     pub(crate) volume_id: Option<VolumeId>,
-    /// Why it can be no volume's.
+    /// Why the disk cannot be a volume's.
     #[serde(deserialize_with = "nullable")]
     pub(crate) unusable: Option<String>,
-    /// Why it could not be read the last time. The rest is what was read before.
+    /// Why the last read failed. The other fields are from the read before.
     #[serde(deserialize_with = "nullable")]
     pub(crate) unread: Option<String>,
 }
@@ -50,7 +50,7 @@ pub(crate) struct DeviceList {
     pub(crate) count: usize,
 }
 
-/// A resync was made.
+/// The answer to a resync.
 #[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
 pub(crate) struct Resynced {
     pub(crate) message: String,

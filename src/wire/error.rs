@@ -1,4 +1,4 @@
-//! A refusal, and where a volume stands that was waited for in vain.
+//! Error responses, and the state of a volume after a wait that timed out.
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -10,23 +10,23 @@ use super::volume::{ReasonView, VolumeView};
 use crate::reason::{Code, Named};
 use crate::volume::State;
 
-/// The body of every refusal.
+/// The body of every error response.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 pub(crate) struct ErrorBody {
-    /// A sentence: what happened, to what, what to do.
+    /// A sentence: what happened, to what, and what to do.
     pub(crate) error: String,
     #[schema(value_type = ErrorCode)]
     pub(crate) code: Named<Code>,
-    /// Particulars, by code.
+    /// Details, which depend on the code.
     pub(crate) details: Value,
 }
 
-/// The particulars of `WAIT_TIMEOUT`.
+/// The details of `WAIT_TIMEOUT`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Standing {
-    /// Where the volume is.
+    /// The volume's state.
     pub(crate) state: State,
-    /// Why it is not served.
+    /// Why the volume is not served.
     #[serde(deserialize_with = "nullable")]
     pub(crate) reason: Option<ReasonView>,
 }

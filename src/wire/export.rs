@@ -1,4 +1,4 @@
-//! What NBD clients can ask for, and what the NBD server says of it.
+//! The exports that NBD clients can connect to, and what the NBD server reports about them.
 
 use std::borrow::Cow;
 
@@ -11,7 +11,7 @@ use super::nullable;
 use super::volume::ExportView;
 use crate::identity::VolumeId;
 
-/// One export; the second half repeats it in the predecessor's words.
+/// One export. The fields after `volume_id` have the predecessor's names.
 #[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
 pub(crate) struct ExportEntry {
     #[serde(flatten)]
@@ -46,11 +46,11 @@ pub(crate) enum PredecessorStatus {
 pub(crate) struct ExportList {
     pub(crate) exports: Vec<ExportEntry>,
     pub(crate) count: usize,
-    /// Names in the served folder that attachd did not make, the first ten.
+    /// The first ten names in the served folder that attachd did not make.
     pub(crate) foreign: Vec<String>,
-    /// How many there are.
+    /// The number of such names.
     pub(crate) foreign_count: usize,
-    /// With `check`: what the server itself says about each export that it lists or should serve.
+    /// With `check`: what the server reports about each export that it lists or should serve.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) checked: Option<Vec<CheckedExport>>,
 }
@@ -62,24 +62,24 @@ pub(crate) struct CheckedExport {
     pub(crate) name: String,
     #[serde(deserialize_with = "nullable")]
     pub(crate) volume_id: Option<VolumeId>,
-    /// There is an intent for it.
+    /// Whether there is an intent for it.
     pub(crate) wanted: bool,
-    /// attachd lets clients in.
+    /// Whether attachd lets clients in.
     pub(crate) published: bool,
-    /// Its disk is proven: clients should be served now.
+    /// Whether its disk is proven, so that clients should be served now.
     pub(crate) due: bool,
-    /// The server lists it; `null`: it lists nothing.
+    /// Whether the server lists it; `null`: the server lists nothing.
     #[serde(deserialize_with = "nullable")]
     pub(crate) listed: Option<bool>,
-    /// A new client would be served; `null`: not found out in time.
+    /// Whether a new client would be served; `null`: not checked in time.
     #[serde(deserialize_with = "nullable")]
     pub(crate) openable: Option<bool>,
-    /// Why it would not, in the server's words.
+    /// Why a client would not be served, in the server's words.
     #[serde(deserialize_with = "nullable")]
     pub(crate) why: Option<String>,
-    /// The server remembers it, and nobody wants it.
+    /// Whether the server remembers it although it is not wanted.
     pub(crate) stale: bool,
-    /// What would make the server forget it.
+    /// How to make the server forget it.
     #[schema(value_type = Option<String>)]
     #[serde(deserialize_with = "nullable")]
     pub(crate) clear: Option<Cow<'static, str>>,

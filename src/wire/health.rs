@@ -1,4 +1,4 @@
-//! What is true now about each part.
+//! The present state of each part.
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -25,9 +25,9 @@ pub(crate) struct Health {
     pub(crate) version: Cow<'static, str>,
     #[schema(value_type = String, format = DateTime)]
     pub(crate) started_at: Timestamp,
-    /// Everything that needs a look; empty when healthy.
+    /// Every problem; empty when healthy.
     pub(crate) problems: Vec<HealthProblem>,
-    /// What should be known about this host as it is set up; none of it makes it degraded.
+    /// Facts about this host's setup that an operator should know; none of them makes it degraded.
     pub(crate) remarks: Vec<Remark>,
     pub(crate) monitor: MonitorHealth,
     pub(crate) udevd: UdevdHealth,
@@ -37,11 +37,11 @@ pub(crate) struct Health {
     pub(crate) projection: Vec<ProjectionHealth>,
     pub(crate) backend: BackendHealth,
     pub(crate) helper: HelperHealth,
-    /// How many volumes are in each state.
+    /// The number of volumes in each state.
     #[schema(value_type = BTreeMap<String, usize>)]
     #[serde(serialize_with = "by_name")]
     pub(crate) volumes: BTreeMap<State, usize>,
-    /// In the predecessor's words from here on.
+    /// From here on the fields have the predecessor's names.
     #[schema(value_type = String)]
     pub(crate) service: Cow<'static, str>,
     #[schema(value_type = String)]
@@ -51,13 +51,13 @@ pub(crate) struct Health {
     pub(crate) device_monitor: Cow<'static, str>,
 }
 
-/// In the order of the names, as it always was.
+/// Serialises the counts in the order of the states' names, as earlier versions do.
 fn by_name<S: Serializer>(counts: &BTreeMap<State, usize>, serializer: S) -> Result<S::Ok, S::Error> {
     let named: BTreeMap<&str, &usize> = counts.iter().map(|(state, count)| (state.as_str(), count)).collect();
     named.serialize(serializer)
 }
 
-/// `healthy`, `degraded` (something needs a look) or `unhealthy` (nothing can be accepted; status 503).
+/// `healthy`, `degraded` (there are problems) or `unhealthy` (no intent can be accepted; status 503).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum HealthStatus {
@@ -66,7 +66,7 @@ pub(crate) enum HealthStatus {
     Unhealthy,
 }
 
-/// One thing that needs a look.
+/// One problem.
 #[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
 #[schema(as = Problem)]
 pub(crate) struct HealthProblem {
@@ -77,7 +77,7 @@ pub(crate) struct HealthProblem {
     pub(crate) hint: Cow<'static, str>,
 }
 
-/// Worth knowing, and no trouble by itself.
+/// A fact that is worth knowing and is no problem by itself.
 #[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
 pub(crate) struct Remark {
     #[schema(value_type = RemarkCode)]
@@ -96,7 +96,7 @@ pub(crate) struct MonitorHealth {
 pub(crate) struct SocketHealth {
     pub(crate) events: u64,
     pub(crate) overruns: u64,
-    /// Datagrams the kernel threw away; `null`: unknown.
+    /// Datagrams that the kernel dropped; `null`: unknown.
     #[serde(deserialize_with = "nullable")]
     pub(crate) drops: Option<u64>,
     pub(crate) receive_buffer_bytes: usize,
@@ -111,7 +111,7 @@ pub(crate) struct UdevdHealth {
     pub(crate) since: Option<Timestamp>,
 }
 
-/// `heard`, `silent` (it owes an event for more than 10 s) or `unknown` (nothing happened yet that would tell).
+/// `heard`, `silent` (an event is overdue for more than 10 s) or `unknown` (no event yet that would show it).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum UdevdState {
@@ -128,7 +128,7 @@ pub(crate) struct ResyncHealth {
     #[schema(value_type = Option<String>, format = DateTime)]
     #[serde(deserialize_with = "nullable")]
     pub(crate) last_at: Option<Timestamp>,
-    /// How often events were lost, each followed by a resync.
+    /// How often events were lost; each loss is followed by a resync.
     pub(crate) losses: u64,
 }
 
@@ -143,17 +143,17 @@ pub(crate) struct StoreHealth {
 /// How far the predecessor's tables in one database are behind.
 #[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
 pub(crate) struct ProjectionHealth {
-    /// Which database.
+    /// The database.
     #[schema(value_type = String)]
     pub(crate) target: Cow<'static, str>,
-    /// Volumes whose rows are yet to be written; `null`: unknown.
+    /// Volumes whose rows are still to be written; `null`: unknown.
     #[serde(deserialize_with = "nullable")]
     pub(crate) owed: Option<u64>,
-    /// Since when there have been such volumes all the time.
+    /// Since when there has always been such a volume.
     #[schema(value_type = Option<String>, format = DateTime)]
     #[serde(deserialize_with = "nullable")]
     pub(crate) behind_since: Option<Timestamp>,
-    /// Volumes whose rows the database does not take; `null`: unknown.
+    /// Volumes whose rows the database refuses; `null`: unknown.
     #[serde(deserialize_with = "nullable")]
     pub(crate) refused: Option<u64>,
     /// Why nothing can be written there.
@@ -169,7 +169,7 @@ pub(crate) enum StoreState {
     Failing,
 }
 
-/// The one privileged program.
+/// attachd-helper, the privileged program.
 #[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
 pub(crate) struct HelperHealth {
     #[schema(inline)]
@@ -194,7 +194,7 @@ pub(crate) struct BackendHealth {
     #[schema(inline)]
     #[serde(deserialize_with = "nullable")]
     pub(crate) mode: Option<BackendMode>,
-    /// Why this one.
+    /// Why this mode was chosen.
     #[serde(deserialize_with = "nullable")]
     pub(crate) because: Option<String>,
     #[schema(inline)]
@@ -224,7 +224,7 @@ impl From<Mode> for BackendMode {
     }
 }
 
-/// `up`, `silent` (it runs, and does not answer), `down` or `unknown`.
+/// `up`, `silent` (it runs but does not answer), `down` or `unknown`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum BackendState {

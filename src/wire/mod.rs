@@ -1,9 +1,9 @@
-//! What goes over the API's socket: each JSON shape once. attachd writes these types and attachctl reads the same ones, so a
-//! field that has another name in one of the two is not compiled, or not understood, and never shown as nothing.
+//! The JSON of the API. Each shape is declared once: attachd writes these types and attachctl reads the same types.
+//! So a field that is renamed on one side fails to compile or to parse and is never shown as empty.
 //!
-//! The OpenAPI document is made of these types and of what the handlers in [`crate::api`] say. Who reads passes over fields
-//! that are not known here: a newer attachd may say more. A field that is missed is an error, also one that may be `null`
-//! ([`nullable`]); those that may be left out say so (`default`).
+//! The OpenAPI document is made from these types and from the handlers in [`crate::api`]. A reader ignores unknown
+//! fields, because a newer attachd may send more. A missing field is an error, even if its value may be `null`
+//! ([`nullable`]); a field that may be absent is marked (`default`).
 
 mod device;
 mod error;
@@ -33,12 +33,13 @@ pub(crate) use volume::{
     VolumeView,
 };
 
-/// A field that is always there and may be `null`. Without this, one that is not there would be read as `null`.
+/// Reads a field that is always present and may be `null`. Without this function an absent field would be read as
+/// `null`.
 fn nullable<'de, T: Deserialize<'de>, D: Deserializer<'de>>(deserializer: D) -> Result<Option<T>, D::Error> {
     Option::deserialize(deserializer)
 }
 
-/// Shown as it is written in JSON.
+/// Implements `Display` with the JSON spelling.
 macro_rules! shown_as_written {
     ($($name:ty),+) => { $(
         impl std::fmt::Display for $name {

@@ -1,4 +1,4 @@
-//! Names that the rest of attachd has types for: how they are written, and what the OpenAPI document says of them.
+//! How types of other modules are written in JSON, and how the OpenAPI document describes them.
 
 use serde::de::Error;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
@@ -51,7 +51,7 @@ impl PartialSchema for StoryStep {
     }
 }
 
-/// The codes that one kind of answer can have.
+/// Declares the set of codes that one kind of answer can have.
 macro_rules! codes {
     ($($kind:ident $is_said:expr, $description:literal;)+) => {
         $(

@@ -1,17 +1,18 @@
-//! Whole numbers as callers write them.
+//! Reads whole numbers as callers write them.
 
 use serde::de::Error;
 use serde::{Deserialize, Deserializer};
 use serde_json::value::RawValue;
 
-/// A field that takes a whole number: in JSON `7`, `7.0` and `70e-1` are the same one. Read exactly, to the last digit.
+/// Reads an optional field with a whole number: in JSON `7`, `7.0` and `70e-1` are the same number. Reads exactly, to
+/// the last digit.
 pub(super) fn whole<'de, N: TryFrom<u64>, D: Deserializer<'de>>(deserializer: D) -> Result<Option<N>, D::Error> {
     let text = Option::<&RawValue>::deserialize(deserializer)?.map(RawValue::get);
-    // `null` is as good as nothing.
+    // `null` means the same as an absent field.
     text.filter(|text| *text != "null").map(number).transpose()
 }
 
-/// The same in a query string.
+/// Reads a whole number in a query string.
 pub(crate) fn whole_in_query<'de, N: TryFrom<u64>, D: Deserializer<'de>>(
     deserializer: D,
 ) -> Result<Option<N>, D::Error> {
@@ -26,7 +27,7 @@ fn number<N: TryFrom<u64>, E: Error>(text: &str) -> Result<N, E> {
     number.ok_or_else(|| E::custom(format!("{shown} is not a whole number from 0 to {largest}")))
 }
 
-/// The whole number that this decimal number is.
+/// Returns the whole number that a decimal number equals, if it is one.
 fn exactly(text: &str) -> Option<u64> {
     let (mantissa, exponent) = text.split_once(['e', 'E']).unwrap_or((text, "0"));
     let (whole, fraction) = mantissa.split_once('.').unwrap_or((mantissa, ""));
@@ -62,7 +63,7 @@ mod tests {
     }
 
     #[test]
-    fn a_whole_number_may_be_written_in_every_way_json_has() {
+    fn a_whole_number_is_read_in_every_json_spelling() {
         for (text, number) in [
             ("0", Some(0)),
             ("-0.0", Some(0)),

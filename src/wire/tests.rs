@@ -8,7 +8,7 @@ const VOLUME_ID: &str = "b3bb9310-1b59-4f62-97e8-cefffdfe3804";
 const SERIAL: &str = "b3bb93101b594f6297e8";
 const AT: &str = "2025-01-01T10:00:00.0042Z";
 
-/// One of each shape, with everything in it that there can be.
+/// One sample of each shape, with every possible field.
 fn volume() -> Value {
     json!({
         "volume_id": VOLUME_ID, "serial": SERIAL, "vm_id": "vm", "state": "ready", "since": AT,
@@ -76,7 +76,7 @@ fn health() -> Value {
     })
 }
 
-/// Where the fields are, as pointers; those of an empty object are nobody's.
+/// Collects the JSON pointers of all fields.
 fn fields(value: &Value, at: &str, found: &mut Vec<(String, String)>) {
     match value {
         Value::Object(object) => {
@@ -90,8 +90,8 @@ fn fields(value: &Value, at: &str, found: &mut Vec<(String, String)>) {
     }
 }
 
-/// What is read of it is all of it; with any field named otherwise it is not read at all, but for those in `may_lack`;
-/// and a field more is passed over.
+/// Checks that the sample is read completely; that it is refused if any field is renamed, except those in `may_lack`;
+/// and that an additional field is ignored.
 fn holds<T: Serialize + DeserializeOwned>(whole: &Value, may_lack: &[&str]) {
     let read = |value: &Value| serde_json::from_value::<T>(value.clone());
     assert_eq!(&serde_json::to_value(read(whole).unwrap()).unwrap(), whole, "the control");
@@ -105,14 +105,14 @@ fn holds<T: Serialize + DeserializeOwned>(whole: &Value, may_lack: &[&str]) {
         assert_eq!(read(&renamed).is_ok(), may_lack.contains(&name.as_str()), "{at}/{name}: {renamed}");
         let mut newer = whole.clone();
         newer.pointer_mut(&at).unwrap().as_object_mut().unwrap().insert("more".to_owned(), json!({ "new": 1 }));
-        // The counts are by state, and there are no more states.
+        // The counts are by state, so another name is an unknown state.
         assert_eq!(read(&newer).is_ok(), at != "/volumes" || !whole["volumes"].is_object(), "{at}: {newer}");
     }
 }
 
 #[test]
-fn a_field_that_is_named_otherwise_is_not_understood_and_one_more_is_passed_over() {
-    // Left out when they are empty; who needs them says that they are missed.
+fn a_renamed_field_is_refused_and_an_additional_field_is_ignored() {
+    // These fields are left out when they are empty; a command that needs one reports that it is missing.
     holds::<VolumeView>(&volume(), &["timeline", "detail"]);
     holds::<VolumeList>(&json!({ "volumes": [volume()], "count": 1 }), &["timeline", "detail"]);
     holds::<EventView>(&event(), &["detail"]);
@@ -131,7 +131,7 @@ fn a_field_that_is_named_otherwise_is_not_understood_and_one_more_is_passed_over
 }
 
 #[test]
-fn what_is_unknown_is_written_as_null_and_read_as_such() {
+fn unknown_values_are_written_and_read_as_null() {
     let mut unknown = volume();
     for field in ["device_path", "device_node", "size_bytes", "diskseq", "evidence", "reason", "cloudstack_data"] {
         unknown[field] = Value::Null;
@@ -142,7 +142,7 @@ fn what_is_unknown_is_written_as_null_and_read_as_such() {
 }
 
 #[test]
-fn an_intent_is_asked_for_in_fields_that_are_known() {
+fn a_new_intent_with_an_unknown_field_is_refused() {
     let whole = NewIntent {
         volume_id: VOLUME_ID.to_owned(),
         vm_id: Some("vm".to_owned()),

@@ -1,4 +1,4 @@
-//! A volume: where it stands, its disk, its export and its story; and a step as it happens.
+//! A volume: state, disk, export and story; and a step as an event.
 
 use std::borrow::Cow;
 
@@ -21,7 +21,7 @@ pub(crate) struct VolumeView {
     pub(crate) serial: Serial,
     pub(crate) vm_id: String,
     pub(crate) state: State,
-    /// Since when it is in this state.
+    /// Since when the volume has this state.
     #[schema(value_type = String, format = DateTime)]
     pub(crate) since: Timestamp,
     /// The by-id path, once a device was proven.
@@ -42,11 +42,11 @@ pub(crate) struct VolumeView {
     /// The story, oldest first; left out in lists.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) timeline: Option<Vec<EntryView>>,
-    /// The store does not answer: the story is what is not on record yet, and no more.
+    /// Whether the store does not answer. Then the story has only the entries that are not stored yet.
     pub(crate) timeline_incomplete: bool,
     /// `size_bytes` under the predecessor's name; 0 while unknown.
     pub(crate) size: u64,
-    /// As the predecessor has it.
+    /// For compatibility with the predecessor.
     #[serde(deserialize_with = "nullable")]
     pub(crate) cloudstack_data: Option<String>,
 }
@@ -67,7 +67,7 @@ pub(crate) struct ExportView {
     pub(crate) state: ExportState,
 }
 
-/// `none`, `published` (offered, not proven yet) or `served`.
+/// `none`, `published` (offered but not proven yet) or `served`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum ExportState {
@@ -77,7 +77,7 @@ pub(crate) enum ExportState {
 }
 shown_as_written!(ExportState);
 
-/// What ties the device to the volume.
+/// The facts that tie the device to the volume.
 #[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
 pub(crate) struct EvidenceView {
     pub(crate) serial: Serial,
@@ -113,7 +113,7 @@ impl From<&Evidence> for EvidenceView {
 pub(crate) struct ReasonView {
     #[schema(value_type = ReasonCode)]
     pub(crate) code: Named<Code>,
-    /// What happened, to what.
+    /// What happened, and to what.
     pub(crate) message: String,
     /// What to do next.
     pub(crate) hint: Cow<'static, str>,
@@ -129,12 +129,12 @@ impl From<&Reason> for ReasonView {
 #[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
 #[schema(as = Entry)]
 pub(crate) struct EntryView {
-    /// When, with microseconds.
+    /// The time, with microseconds.
     #[schema(value_type = String, format = DateTime)]
     pub(crate) at: Timestamp,
     #[schema(value_type = StoryStep)]
     pub(crate) event: StepName,
-    /// The particulars, for people.
+    /// Details, for people.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub(crate) detail: String,
 }
@@ -145,40 +145,40 @@ impl From<Entry> for EntryView {
     }
 }
 
-/// The name, in the stream of events, of those that are an [`EventView`].
+/// The name of events that are an [`EventView`].
 pub(crate) const VOLUME: &str = "volume";
 
-/// The name of those that are a [`Missed`].
+/// The name of events that are a [`Missed`].
 pub(crate) const MISSED: &str = "missed";
 
 /// One step in a volume's life, as it happens.
 #[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
 #[schema(as = Event)]
 pub(crate) struct EventView {
-    /// Counts up from 1 since the daemon started; a gap means events were missed.
+    /// A number that counts up from 1 since the daemon started; a gap means that events were missed.
     pub(crate) id: u64,
-    /// When.
+    /// The time.
     #[schema(value_type = String, format = DateTime)]
     pub(crate) at: Timestamp,
-    /// Which volume.
+    /// The volume.
     pub(crate) volume_id: VolumeId,
-    /// Its serial.
+    /// The volume's serial.
     pub(crate) serial: Serial,
     #[schema(value_type = StoryStep)]
     pub(crate) event: StepName,
-    /// Particulars.
+    /// Details, for people.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub(crate) detail: String,
-    /// Where the volume stands after it.
+    /// The volume's state after this step.
     pub(crate) state: State,
-    /// Why it is not served.
+    /// Why the volume is not served.
     #[serde(deserialize_with = "nullable")]
     pub(crate) reason: Option<ReasonView>,
 }
 
-/// A listener was too slow.
+/// Sent to a listener that was too slow.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) struct Missed {
-    /// How many events it has not been told.
+    /// The number of events that were not sent to it.
     pub(crate) missed: u64,
 }
