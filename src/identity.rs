@@ -94,6 +94,12 @@ impl From<Uuid> for JobId {
     }
 }
 
+impl From<Uuid> for OperationId {
+    fn from(chosen: Uuid) -> Self {
+        Self(chosen)
+    }
+}
+
 macro_rules! from_hyphenated {
     ($($id:ident or $error:ident),+) => { $(
         impl FromStr for $id {

@@ -24,6 +24,7 @@ pub mod reason;
 
 pub mod cloud;
 pub mod device;
+pub mod operation;
 pub mod volume;
 
 pub mod store;
@@ -41,6 +42,7 @@ pub mod engine;
 pub mod export;
 pub mod folder_watch;
 pub mod helper_client;
+pub mod operations;
 
 pub mod daemon;
 pub mod helper;

@@ -25,9 +25,11 @@ pub enum SaidAt {
     Http(u16),
     /// An error of attachctl itself.
     Command,
+    /// Why an operation has failed.
+    Operation,
 }
 
-use SaidAt::{Check, Command, Degraded, Http, Remark, Unhealthy, Volume};
+use SaidAt::{Check, Command, Degraded, Http, Operation, Remark, Unhealthy, Volume};
 
 /// A step as the store keeps it.
 pub type StepName = Named<StoryStep>;
@@ -65,7 +67,7 @@ codes! {
     DuplicateSerial "DUPLICATE_SERIAL" [Check]
         "two disks show the serial; both are named"
         "Detach the disk that does not belong here; the volume is served again when one is left."
-    InUseByHost "IN_USE_BY_HOST" [Check, Http(409)]
+    InUseByHost "IN_USE_BY_HOST" [Check, Http(409), Operation]
         "this host uses the disk"
         "If the disk is a customer's, end that use: it is served by itself then (or run `attachctl resync`). If it is this host's own, withdraw the intent."
     SizeTooSmall "SIZE_TOO_SMALL" [Check]
@@ -124,7 +126,7 @@ codes! {
     ExportFolder "EXPORT_FOLDER" [Volume, Degraded]
         "the folder of exports is not what it has to be"
         "Put the folder right (`systemd-tmpfiles --create` makes it): exports are then made and proven again by themselves."
-    ExportStuck "EXPORT_STUCK" [Volume, Degraded, Http(503)]
+    ExportStuck "EXPORT_STUCK" [Volume, Degraded, Http(503), Operation]
         "an export cannot be taken away"
         "It is tried again by itself; or remove it by hand, or stop the NBD server ({}), which may serve a wrong disk."
     ServerFiles "SERVER_FILES" [Volume, Degraded, Remark]
@@ -133,30 +135,30 @@ codes! {
     ServerNotTold "SERVER_NOT_TOLD" [Volume, Degraded]
         "the NBD server cannot be told of new exports"
         "Check `systemctl status attachd-helper.socket {}`; it is tried again by itself."
-    BeingWithdrawn "BEING_WITHDRAWN" [Volume, Http(409)]
+    BeingWithdrawn "BEING_WITHDRAWN" [Volume, Http(409), Operation]
         "the volume is being withdrawn"
         "Wait a moment: it goes, or it is served again, because a client has come in between."
-    Sealed "SEALED" [Volume, Http(409)]
+    Sealed "SEALED" [Volume, Http(409), Operation]
         "an operation has taken the volume's export away, and has not ended"
         "Wait for the operation: it gives the export back, or withdraws the volume."
-    ClientsConnected "CLIENTS_CONNECTED" [Volume, Http(409), Command]
+    ClientsConnected "CLIENTS_CONNECTED" [Volume, Http(409), Command, Operation]
         "NBD clients are connected"
         "They keep what they have opened. To cut them: `ss -K dst <address>` as root, or restart the NBD server ({})."
 
     // The store.
-    StoreBusy "STORE_BUSY" [Volume, Unhealthy, Http(503)]
+    StoreBusy "STORE_BUSY" [Volume, Unhealthy, Http(503), Operation]
         "another program has the store locked"
         "End the program that has the file open for writing (`fuser -v` names it); it goes on by itself then."
-    StoreFull "STORE_FULL" [Volume, Unhealthy, Http(503)]
+    StoreFull "STORE_FULL" [Volume, Unhealthy, Http(503), Operation]
         "the store's disk is full"
         "Make room on its disk; it goes on by itself then. What is served stays served."
-    StoreSilent "STORE_SILENT" [Volume, Unhealthy, Http(503)]
+    StoreSilent "STORE_SILENT" [Volume, Unhealthy, Http(503), Operation]
         "the store does not answer"
         "Check its disk and file system; it goes on by itself when that answers."
-    StoreLost "STORE_LOST" [Volume, Unhealthy, Http(503)]
+    StoreLost "STORE_LOST" [Volume, Unhealthy, Http(503), Operation]
         "the store's file was removed or replaced while attachd ran"
         "Move away what is in its place, if anything is, and restart attachd: it puts the saved file there."
-    StoreFailed "STORE_FAILED" [Volume, Unhealthy, Http(503)]
+    StoreFailed "STORE_FAILED" [Volume, Unhealthy, Http(503), Operation]
         "the store failed"
         "Repair the file or its folder; it goes on by itself then."
     Stopping "STOPPING" [Volume, Unhealthy, Http(503)]
@@ -202,7 +204,7 @@ codes! {
     ForeignClaims "FOREIGN_CLAIMS" [Degraded]
         "the folder of claims holds what is no claim of attachd's"
         "It is left alone. Move it away: a file named like a serial marks that disk."
-    ClaimsFolder "CLAIMS_FOLDER" [Unhealthy, Http(503)]
+    ClaimsFolder "CLAIMS_FOLDER" [Unhealthy, Http(503), Operation]
         "the folder of claims is not what it has to be"
         "Put it right (`systemd-tmpfiles --create` makes it): until then no intent is accepted. It heals by itself."
     UdevdSilent "UDEVD_SILENT" [Degraded]
@@ -231,22 +233,47 @@ codes! {
     NoSuchIntent "NO_SUCH_INTENT" [Http(404)] "there is no intent for this volume" ""
     MethodNotAllowed "METHOD_NOT_ALLOWED" [Http(405)] "the path does not take this method" ""
     BodyTooSlow "BODY_TOO_SLOW" [Http(408)] "the body did not come in time" ""
-    IntentDiffers "INTENT_DIFFERS" [Http(409)] "the volume's intent says something else" ""
-    SerialTaken "SERIAL_TAKEN" [Http(409)] "another volume's intent has this serial" ""
+    IntentDiffers "INTENT_DIFFERS" [Http(409), Operation] "the volume's intent says something else" ""
+    SerialTaken "SERIAL_TAKEN" [Http(409), Operation] "another volume's intent has this serial" ""
     NotSealed "NOT_SEALED" [Http(409)] "the volume is not sealed by this operation" ""
-    ClientsUnknown "CLIENTS_UNKNOWN" [Http(409), Command] "it could not be found out which clients are connected" ""
+    ClientsUnknown "CLIENTS_UNKNOWN" [Http(409), Command, Operation] "it could not be found out which clients are connected" ""
     BodyTooLarge "BODY_TOO_LARGE" [Http(413)] "the body is too long" ""
     UriTooLong "URI_TOO_LONG" [Http(414)] "the path and query are too long" ""
     InvalidBody "INVALID_BODY" [Http(422)] "the body does not say what this request takes" ""
-    TooManyIntents "TOO_MANY_INTENTS" [Http(429)] "no more intents are taken" ""
+    TooManyIntents "TOO_MANY_INTENTS" [Http(429), Operation] "no more intents are taken" ""
     HeadTooLarge "HEAD_TOO_LARGE" [Http(431)] "the request's head is too long" ""
-    Failed "FAILED" [Http(500), Http(503)] "the request failed for a fault of attachd's" ""
+    Failed "FAILED" [Http(500), Http(503), Operation] "the request failed for a fault of attachd's" ""
     TooManyConnections "TOO_MANY_CONNECTIONS" [Http(503)] "the user's connections wait already, as many as may" ""
     TooManyListeners "TOO_MANY_LISTENERS" [Http(503)] "the user's requests wait for events already, as many as may" ""
     TooManyRequests "TOO_MANY_REQUESTS" [Http(503)] "the user's requests are under way already, as many as may" ""
     ResyncFailed "RESYNC_FAILED" [Http(503)] "the disks cannot be read" ""
     MetricsFailed "METRICS_FAILED" [Http(503)] "the figures cannot be written" ""
     WaitTimeout "WAIT_TIMEOUT" [Http(504), Command] "the time limit passed before the state was reached" ""
+
+    // Operations.
+    NoCloud "NO_CLOUD" [Http(503)] "attachd does not work with CloudStack here: there is no [cloudstack] url in attachd.toml" ""
+    NoSuchOperation "NO_SUCH_OPERATION" [Http(404)] "there is no operation of this id" ""
+    NotAnOperationId "NOT_AN_OPERATION_ID" [Http(400)] "the id is no operation's UUID" ""
+    KeyUsed "IDEMPOTENCY_KEY_USED" [Http(409)] "the idempotency key belongs to an operation that asks for something else" ""
+    TooManyOperations "TOO_MANY_OPERATIONS" [Http(429)] "no more operations are taken while so many are open" ""
+    TooLate "TOO_LATE" [Http(409)] "the operation can be called off no more: CloudStack was asked, or it has ended" ""
+    OwnVmUnknown "OWN_VM_UNKNOWN" [Http(409), Operation] "it is not known which VM of CloudStack's this host is" ""
+    OwnVm "OWN_VM" [Http(409), Operation] "the VM is this host itself" ""
+    NoSuchVolume "NO_SUCH_VOLUME" [Operation] "CloudStack knows no such volume" ""
+    NoSuchVm "NO_SUCH_VM" [Operation] "CloudStack knows no such VM" ""
+    VolumeElsewhere "VOLUME_ELSEWHERE" [Operation] "the volume is attached to another VM than the request supposes" ""
+    VolumeBusy "VOLUME_BUSY" [Operation] "something else is being done with the volume in CloudStack" ""
+    RootVolume "ROOT_VOLUME" [Operation] "a VM starts from the volume" ""
+    DeleteProtected "DELETE_PROTECTED" [Operation] "the volume has delete protection in CloudStack" ""
+    IntentHere "INTENT_HERE" [Operation] "the volume is wanted on this host" ""
+    DiskStillHere "DISK_STILL_HERE" [Operation] "CloudStack shows the volume detached, and its disk is still here" ""
+    NotServed "NOT_SERVED" [Operation] "the volume is attached, and was not served in time" ""
+    CloudRefused "CLOUD_REFUSED" [Operation] "CloudStack refuses it" ""
+    CloudNotLetIn "CLOUD_NOT_LET_IN" [Operation] "CloudStack does not let attachd in" ""
+    CloudUnreachable "CLOUD_UNREACHABLE" [Operation] "CloudStack cannot be asked" ""
+    CloudContradicts "CLOUD_CONTRADICTS" [Operation] "CloudStack said that it was done, and shows that it is not" ""
+    JobCancelled "JOB_CANCELLED" [Operation] "CloudStack's job was cancelled" ""
+    TimeIsUp "TIME_IS_UP" [Operation] "the operation's time ended before it was done" ""
 
     // attachctl.
     Refused "REFUSED" [Command] "the time limit passed, and the volume is refused" ""

@@ -21,7 +21,7 @@ const MAGIC: &[u8] = b"SQLite format 3\0";
 const NUMBER: std::ops::Range<usize> = 68..72;
 
 /// What earlier versions have made.
-const TABLES: [&str; 12] = [
+const TABLES: [&str; 14] = [
     MIGRATIONS,
     "intents",
     "mappings",
@@ -34,6 +34,8 @@ const TABLES: [&str; 12] = [
     "device_mappings",
     "nbd_exports",
     "volume_operations",
+    "operations",
+    "placeholders",
 ];
 
 /// sqlx makes it first.

@@ -69,15 +69,17 @@ impl Seen {
         .bind(now.as_micros())
         .execute(&mut *connection)
         .await?;
-        sqlx::query("UPDATE intents SET waits_left = waits_until - ? WHERE waits_boot = ?")
-            .bind(now.as_micros())
-            .bind(boot_id)
-            .execute(connection)
-            .await
-            .map(drop)
+        for kept in [
+            "UPDATE intents SET waits_left = waits_until - ? WHERE waits_boot = ?",
+            "UPDATE operations SET waits_left = waits_until - ? WHERE waits_boot = ? AND NOT settled",
+        ] {
+            sqlx::query(kept).bind(now.as_micros()).bind(boot_id).execute(&mut *connection).await?;
+        }
+        Ok(())
     }
 
-    /// Forgets some of the stories of volumes that were withdrawn long ago; false when nothing is left to forget.
+    /// Forgets some of the stories of volumes that were withdrawn long ago, and of the operations that ended then; false when
+    /// nothing is left to forget.
     pub(super) async fn prune(self, connection: &mut SqliteConnection, days: u32) -> sqlx::Result<bool> {
         let horizon = self.horizon(days, Steady::now(), clock::wall());
         let done = sqlx::query(
@@ -86,9 +88,16 @@ impl Seen {
         )
         .bind(horizon.as_microsecond())
         .bind(AT_ONCE)
+        .execute(&mut *connection)
+        .await?;
+        let ended = sqlx::query(
+            "DELETE FROM operations WHERE number IN (SELECT number FROM operations WHERE settled AND completed_at < ? LIMIT ?)",
+        )
+        .bind(horizon.as_microsecond())
+        .bind(AT_ONCE)
         .execute(connection)
         .await?;
-        Ok(done.rows_affected() == AT_ONCE.unsigned_abs())
+        Ok([done, ended].iter().any(|done| done.rows_affected() == AT_ONCE.unsigned_abs()))
     }
 }
 
@@ -96,12 +105,12 @@ impl Seen {
 /// clock says, but never longer than was asked for.
 pub(super) async fn rebase(connection: &mut SqliteConnection, boot_id: &str) -> sqlx::Result<()> {
     let now = Steady::now().as_micros();
-    sqlx::query("UPDATE intents SET waits_until = ? + waits_left, waits_boot = ? WHERE waits_boot <> ?")
-        .bind(now)
-        .bind(boot_id)
-        .bind(boot_id)
-        .execute(&mut *connection)
-        .await?;
+    for moved in [
+        "UPDATE intents SET waits_until = ? + waits_left, waits_boot = ? WHERE waits_boot <> ?",
+        "UPDATE operations SET waits_until = ? + waits_left, waits_boot = ? WHERE waits_boot <> ? AND NOT settled",
+    ] {
+        sqlx::query(moved).bind(now).bind(boot_id).bind(boot_id).execute(&mut *connection).await?;
+    }
     sqlx::query(
         "UPDATE intents SET waits_boot = ?, waits_left = deadline_seconds * 1000000, waits_until = ? + \
          max(0, min(created_at + deadline_seconds * 1000000 - ?, deadline_seconds * 1000000)) \

@@ -19,6 +19,7 @@ mod holder;
 pub mod lock;
 mod news;
 mod open;
+mod operations;
 mod parts;
 mod read;
 mod reader;
@@ -38,7 +39,8 @@ use std::time::Duration;
 use tokio::sync::{mpsc, oneshot, watch as channel};
 use tokio::task::JoinHandle;
 
-use crate::identity::VolumeId;
+use crate::identity::{OperationId, VolumeId};
+use crate::operation::{IdempotencyKey, Operation, Placeholder};
 use crate::volume::{Entry, Record};
 pub use error::{Saved, StoreError};
 use follow::AllProgress;
@@ -47,6 +49,7 @@ pub use foreign::judge_at_once;
 pub use holder::Holder;
 pub use news::News;
 use news::Posted;
+pub use operations::OperationFilter;
 use reader::ReadConnection;
 use task::{Command, Task};
 use turn::Given;
@@ -228,6 +231,30 @@ impl Store {
             }
             unwritten = now;
         }
+    }
+
+    /// Operations of which something is still to come, in their order; the number that was given last; every placeholder.
+    pub async fn open_operations(&self) -> Result<(Vec<Operation>, u64, Vec<Placeholder>), StoreError> {
+        self.reader.open_operations().await
+    }
+
+    /// An operation, as it is on record.
+    pub async fn operation(&self, id: OperationId) -> Result<Option<Operation>, StoreError> {
+        self.reader.operation(id).await
+    }
+
+    /// The operation to which this user gave this name.
+    pub async fn operation_keyed(
+        &self,
+        uid: Option<u32>,
+        key: &IdempotencyKey,
+    ) -> Result<Option<Operation>, StoreError> {
+        self.reader.operation_keyed(uid, key).await
+    }
+
+    /// The operations that are wanted, the newest first.
+    pub async fn operations(&self, filter: &OperationFilter) -> Result<Vec<Operation>, StoreError> {
+        self.reader.operations(filter).await
     }
 
     /// Why nothing can be written, and when that ends.

@@ -138,6 +138,7 @@ fn migrations() -> Migrator {
         (2, "time", include_str!("../../migrations/0002_time.sql")),
         (3, "seal", include_str!("../../migrations/0003_seal.sql")),
         (4, "changed", include_str!("../../migrations/0004_changed.sql")),
+        (5, "operations", include_str!("../../migrations/0005_operations.sql")),
     ];
     let migration = |(number, name, sql): (i64, &'static str, &'static str)| {
         Migration::new(number, name.into(), MigrationType::Simple, sql.into_sql_str(), false)

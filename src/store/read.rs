@@ -162,19 +162,19 @@ fn mapping(row: &SqliteRow, boots: &mut Boots) -> sqlx::Result<Option<Evidence>>
     }))
 }
 
-fn text<T: std::str::FromStr<Err: std::fmt::Display>>(row: &SqliteRow, column: &str) -> sqlx::Result<T> {
+pub(super) fn text<T: std::str::FromStr<Err: std::fmt::Display>>(row: &SqliteRow, column: &str) -> sqlx::Result<T> {
     row.try_get::<String, _>(column)?.parse().map_err(|error| not_ours(column, error))
 }
 
-fn time(row: &SqliteRow, column: &str) -> sqlx::Result<Timestamp> {
+pub(super) fn time(row: &SqliteRow, column: &str) -> sqlx::Result<Timestamp> {
     moment(column, row.try_get(column)?)
 }
 
-fn moment(column: &str, micros: i64) -> sqlx::Result<Timestamp> {
+pub(super) fn moment(column: &str, micros: i64) -> sqlx::Result<Timestamp> {
     Timestamp::from_microsecond(micros).map_err(|error| not_ours(column, error))
 }
 
 /// A value nothing of ours has written: somebody edited the file.
-fn not_ours(column: &str, why: impl std::fmt::Display) -> sqlx::Error {
+pub(super) fn not_ours(column: &str, why: impl std::fmt::Display) -> sqlx::Error {
     sqlx::Error::ColumnDecode { index: column.to_owned(), source: why.to_string().into() }
 }

@@ -9,8 +9,9 @@ use sqlx::sqlite::SqliteConnection;
 use tokio::sync::Mutex;
 
 use super::watch::Watch;
-use super::{Owed, SILENT_AFTER, StoreError, read};
-use crate::identity::VolumeId;
+use super::{OperationFilter, Owed, SILENT_AFTER, StoreError, operations, read};
+use crate::identity::{OperationId, VolumeId};
+use crate::operation::{IdempotencyKey, Operation, Placeholder};
 use crate::volume::Entry;
 
 /// The reading connection. Cheap to clone.
@@ -32,6 +33,30 @@ impl ReadConnection {
 
     pub(super) async fn owed(&self) -> Result<HashMap<String, Owed>, StoreError> {
         self.ask(async |connection| read::owed(connection).await).await
+    }
+
+    pub(super) async fn open_operations(&self) -> Result<(Vec<Operation>, u64, Vec<Placeholder>), StoreError> {
+        self.ask(async |connection| {
+            let open = operations::open(connection).await?;
+            Ok((open, operations::last_number(connection).await?, operations::placeholders(connection).await?))
+        })
+        .await
+    }
+
+    pub(super) async fn operation(&self, id: OperationId) -> Result<Option<Operation>, StoreError> {
+        self.ask(async |connection| operations::one(connection, id).await).await
+    }
+
+    pub(super) async fn operation_keyed(
+        &self,
+        uid: Option<u32>,
+        key: &IdempotencyKey,
+    ) -> Result<Option<Operation>, StoreError> {
+        self.ask(async |connection| operations::keyed(connection, uid, key).await).await
+    }
+
+    pub(super) async fn operations(&self, filter: &OperationFilter) -> Result<Vec<Operation>, StoreError> {
+        self.ask(async |connection| operations::list(connection, filter).await).await
     }
 
     /// Reads from another file from now on.

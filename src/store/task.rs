@@ -235,7 +235,7 @@ impl Task {
     ///
     /// What is posted comes first: nothing overtakes what waits, for an older state must not come after a newer one.
     async fn write(&mut self, writes: Vec<(Vec<Change>, Answer)>) {
-        let concerned = writes.iter().flat_map(|(changes, _)| changes).map(Change::volume);
+        let concerned = writes.iter().flat_map(|(changes, _)| changes).filter_map(Change::volume);
         let news = self.posted.begin(concerned);
         if writes.is_empty() && news.is_empty() {
             return;

@@ -5,11 +5,13 @@ use sqlx::sqlite::SqliteConnection;
 
 use super::batch::{self, Batch, Values};
 use super::news::News;
+use super::operations;
 use super::read::BY_WITHDRAWAL;
 use crate::clock::Steady;
 use crate::device::evidence::Evidence;
 use crate::effect;
 use crate::identity::VolumeId;
+use crate::operation::{Operation, Placeholder};
 use crate::volume::{By, Intent, IntentOrigin, State};
 
 /// One thing to write. Writing it twice changes nothing, except for [`News::Note`], which is history.
@@ -25,14 +27,24 @@ pub enum Change {
     Map(VolumeId, Evidence),
     /// What nobody waits for.
     News(VolumeId, News),
+    /// How far an operation is.
+    Operation(Box<Operation>),
+    /// Another VM has a volume now.
+    Place(Placeholder),
+    /// No other VM has it any more.
+    Displace(VolumeId),
 }
 
 impl Change {
-    /// Which volume it is about.
-    pub(super) fn volume(&self) -> VolumeId {
+    /// The volume whose record it changes.
+    pub(super) fn volume(&self) -> Option<VolumeId> {
         match self {
-            Self::Intend(intent) => intent.volume,
-            Self::Withdraw(volume) | Self::Seal(volume, _) | Self::Map(volume, _) | Self::News(volume, _) => *volume,
+            Self::Intend(intent) => Some(intent.volume),
+            Self::Withdraw(volume) | Self::Seal(volume, _) | Self::Map(volume, _) | Self::News(volume, _) => {
+                Some(*volume)
+            }
+            // Nothing that is posted is about these.
+            Self::Operation(_) | Self::Place(_) | Self::Displace(_) => None,
         }
     }
 
@@ -44,6 +56,9 @@ impl Change {
             Self::Seal(_, None) => "commit.unseal",
             Self::Map(..) => "commit.mapping",
             Self::News(..) => "commit.state",
+            Self::Operation(operation) => operations::effect(operation),
+            Self::Place(_) => "commit.placeholder",
+            Self::Displace(_) => "commit.no-placeholder",
         }
     }
 }
@@ -151,6 +166,9 @@ fn apply(batch: &mut Batch, change: &Change, boot_id: &str) {
         .bind(&evidence.boot_id)
         .bind(evidence.at.as_microsecond()),
         Change::News(volume, news) => tell(batch, *volume, news),
+        Change::Operation(operation) => operations::put(batch, operation, boot_id),
+        Change::Place(placeholder) => operations::place(batch, placeholder),
+        Change::Displace(volume) => operations::displace(batch, *volume),
     };
 }
 

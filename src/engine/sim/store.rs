@@ -109,7 +109,8 @@ impl Durable {
                     (record.state, record.reason, record.since) = (state, reason, Some(since));
                 }
             }
-            Change::News(..) => {}
+            // The engine writes none of the rest.
+            Change::News(..) | Change::Operation(_) | Change::Place(_) | Change::Displace(_) => {}
         }
     }
 
@@ -126,5 +127,6 @@ pub(super) fn about(change: &Change) -> VolumeId {
     match change {
         Change::Intend(intent) => intent.volume,
         Change::Withdraw(id) | Change::Seal(id, _) | Change::Map(id, _) | Change::News(id, _) => *id,
+        other => panic!("the engine writes {other:?}"),
     }
 }

@@ -1,0 +1,185 @@
+//! What operations work with besides CloudStack, as traits: with one real implementation and one for tests each.
+
+use futures_util::FutureExt;
+use futures_util::future::BoxFuture;
+use jiff::Timestamp;
+use tokio::sync::broadcast;
+use tokio::sync::broadcast::error::RecvError;
+use uuid::Uuid;
+
+use crate::engine::{Handle, Rejection, SharedEvent, Stopping};
+use crate::helper_client::Holders;
+use crate::identity::{OperationId, VolumeId};
+use crate::operation::{IdempotencyKey, Operation};
+use crate::store::{Change, OperationFilter, Store, StoreError};
+use crate::volume::{Intent, IntentOrigin, Reason, State, User};
+
+/// A volume of this host, as the engine has it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Here {
+    /// Where it stands.
+    pub state: State,
+    /// Why it is not served.
+    pub reason: Option<Reason>,
+    /// Whose wish it is.
+    pub origin: IntentOrigin,
+    /// The by-id path of its disk, when that is here and proven.
+    pub device_path: Option<String>,
+}
+
+/// This host's volumes. Each call may be repeated.
+pub trait Host: Send + Sync {
+    /// As it is now; `None`: it is not wanted here.
+    fn look(&self, volume: VolumeId) -> BoxFuture<'_, Result<Option<Here>, Stopping>>;
+
+    /// It is wanted here from now on.
+    fn intend(&self, intent: Intent) -> BoxFuture<'_, Result<Result<(), Rejection>, Stopping>>;
+
+    /// It is wanted here no more.
+    fn withdraw(&self, volume: VolumeId, user: User) -> BoxFuture<'_, Result<Result<(), Rejection>, Stopping>>;
+
+    /// Its export is taken away, and stays away.
+    fn seal(
+        &self,
+        volume: VolumeId,
+        operation: OperationId,
+        force: bool,
+        user: User,
+    ) -> BoxFuture<'_, Result<Result<Holders, Rejection>, Stopping>>;
+
+    /// Its export is given back.
+    fn unseal(
+        &self,
+        volume: VolumeId,
+        operation: OperationId,
+        user: User,
+    ) -> BoxFuture<'_, Result<Result<(), Rejection>, Stopping>>;
+
+    /// It is withdrawn, although clients may be connected: its disk is given away already.
+    fn release(
+        &self,
+        volume: VolumeId,
+        operation: OperationId,
+        user: User,
+    ) -> BoxFuture<'_, Result<Result<(), Rejection>, Stopping>>;
+
+    /// Tells of what happens to volumes from now on.
+    fn listen(&self) -> Result<Listener, Stopping>;
+}
+
+/// Tells of what happens to volumes.
+pub struct Listener(pub broadcast::Receiver<SharedEvent>);
+
+impl Listener {
+    /// Resolves when something has happened to this volume, or may have.
+    pub async fn heard(&mut self, volume: VolumeId) -> Result<(), Stopping> {
+        loop {
+            match self.0.recv().await {
+                Ok(event) if event.volume_id == volume => return Ok(()),
+                Ok(_) => {}
+                Err(RecvError::Lagged(_)) => return Ok(()),
+                Err(RecvError::Closed) => return Err(Stopping),
+            }
+        }
+    }
+}
+
+/// What is on record.
+pub trait Records: Send + Sync {
+    /// Writes all changes or none; they are durable when this answers with success.
+    fn write(&self, changes: Vec<Change>) -> BoxFuture<'_, Result<(), StoreError>>;
+
+    /// The operation of this id.
+    fn operation(&self, id: OperationId) -> BoxFuture<'_, Result<Option<Operation>, StoreError>>;
+
+    /// The operation to which this user gave this name.
+    fn keyed(&self, uid: Option<u32>, key: IdempotencyKey) -> BoxFuture<'_, Result<Option<Operation>, StoreError>>;
+
+    /// Those that are wanted, the newest first.
+    fn list(&self, filter: OperationFilter) -> BoxFuture<'_, Result<Vec<Operation>, StoreError>>;
+}
+
+impl Records for Store {
+    fn write(&self, changes: Vec<Change>) -> BoxFuture<'_, Result<(), StoreError>> {
+        self.write(changes).boxed()
+    }
+
+    fn operation(&self, id: OperationId) -> BoxFuture<'_, Result<Option<Operation>, StoreError>> {
+        self.operation(id).boxed()
+    }
+
+    fn keyed(&self, uid: Option<u32>, key: IdempotencyKey) -> BoxFuture<'_, Result<Option<Operation>, StoreError>> {
+        async move { self.operation_keyed(uid, &key).await }.boxed()
+    }
+
+    fn list(&self, filter: OperationFilter) -> BoxFuture<'_, Result<Vec<Operation>, StoreError>> {
+        async move { self.operations(&filter).await }.boxed()
+    }
+}
+
+impl Host for Handle {
+    fn look(&self, volume: VolumeId) -> BoxFuture<'_, Result<Option<Here>, Stopping>> {
+        let look = self.read(move |world| {
+            world.volume(volume).map(|volume| Here {
+                state: volume.state,
+                reason: volume.reason.clone(),
+                origin: volume.intent.origin,
+                device_path: volume.mapping.as_ref().map(|mapping| mapping.link.clone()),
+            })
+        });
+        look.boxed()
+    }
+
+    fn intend(&self, intent: Intent) -> BoxFuture<'_, Result<Result<(), Rejection>, Stopping>> {
+        async move { Ok(self.intend(intent).await?.map(drop)) }.boxed()
+    }
+
+    fn withdraw(&self, volume: VolumeId, user: User) -> BoxFuture<'_, Result<Result<(), Rejection>, Stopping>> {
+        async move { Ok(self.withdraw(volume, false, user).await?.map(drop)) }.boxed()
+    }
+
+    fn seal(
+        &self,
+        volume: VolumeId,
+        operation: OperationId,
+        force: bool,
+        user: User,
+    ) -> BoxFuture<'_, Result<Result<Holders, Rejection>, Stopping>> {
+        self.seal(volume, operation, force, user).boxed()
+    }
+
+    fn unseal(
+        &self,
+        volume: VolumeId,
+        operation: OperationId,
+        user: User,
+    ) -> BoxFuture<'_, Result<Result<(), Rejection>, Stopping>> {
+        self.unseal(volume, operation, user).boxed()
+    }
+
+    fn release(
+        &self,
+        volume: VolumeId,
+        operation: OperationId,
+        user: User,
+    ) -> BoxFuture<'_, Result<Result<(), Rejection>, Stopping>> {
+        async move { Ok(self.release(volume, operation, true, user).await?.map(drop)) }.boxed()
+    }
+
+    fn listen(&self) -> Result<Listener, Stopping> {
+        self.events().map(Listener)
+    }
+}
+
+/// An id that nothing else has.
+pub(super) fn new_id() -> Uuid {
+    let mut bytes = [0; 16];
+    // The kernel has it at once: only before its first seed it would wait.
+    let filled = rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty());
+    if filled != Ok(bytes.len()) {
+        // Never seen: it takes a kernel without this call. Two different moments are still two different ids.
+        let (now, wall) = (crate::clock::Steady::now().as_micros(), Timestamp::now().as_microsecond());
+        bytes = (u128::from(now.cast_unsigned()) << 64 | u128::from(wall.cast_unsigned())).to_be_bytes();
+    }
+    uuid::Builder::from_random_bytes(bytes).into_uuid()
+}
