@@ -21,6 +21,7 @@ pub mod place;
 mod procfs;
 mod readable;
 pub mod reason;
+mod stamp;
 
 pub mod cloud;
 pub mod device;

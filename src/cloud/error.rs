@@ -38,12 +38,14 @@ pub enum CallError {
 }
 
 impl CallError {
-    /// Whether a call that changes something may have been carried out all the same: only CloudStack itself can tell.
+    /// Whether a call that changes something may have been carried out all the same: only CloudStack itself can tell. That is so
+    /// also when it broke off in the middle for a fault of its own, as it does with a create whose job's id was used before.
     pub fn may_be_done(&self) -> bool {
         match self {
             Self::Unreachable { sent, .. } => *sent == Sent::Unclear,
             Self::NotUnderstood { .. } => true,
-            Self::Refused(_) | Self::Throttled { .. } | Self::NotAble { .. } => false,
+            Self::Refused(refusal) => refusal.kind == RefusalKind::Other,
+            Self::Throttled { .. } | Self::NotAble { .. } => false,
         }
     }
 }
@@ -102,7 +104,7 @@ pub enum RefusalKind {
     Limit,
     /// A parameter is not what it should be.
     Invalid,
-    /// Something else.
+    /// Something else: mostly a fault of CloudStack's own.
     Other,
 }
 
@@ -115,6 +117,10 @@ mod tests {
         let unreachable = |sent| CallError::Unreachable { sent, why: String::new() };
         assert!(unreachable(Sent::Unclear).may_be_done());
         assert!(CallError::NotUnderstood { what: String::new() }.may_be_done());
+        let refused = |kind| {
+            CallError::Refused(Refusal { kind, words: String::new(), http: 530, code: None, hint: None }).may_be_done()
+        };
+        assert!(refused(RefusalKind::Other) && !refused(RefusalKind::Conflict));
         for error in [
             unreachable(Sent::No),
             CallError::Throttled { after: Duration::ZERO },

@@ -5,17 +5,33 @@
 //! have been carried out ([`CallError::may_be_done`]), and asks [`Cloud::volume`] and [`Cloud::job`] what is so. A call that only
 //! reads may be sent again when its connection failed.
 
+mod answer;
+mod client;
 mod error;
+mod http;
 mod job;
+mod json;
+mod keys;
+mod refusal;
+mod resolve;
+mod seen;
+mod settings;
+mod shapes;
+mod sign;
 mod vm;
 mod volume;
+mod words;
 
 use std::pin::Pin;
 
 use crate::identity::VolumeId;
 pub use crate::identity::{JobId, VmId};
+pub use client::Client;
 pub use error::{CallError, Refusal, RefusalKind, Sent};
 pub use job::{JobStatus, Started};
+pub use keys::judge_secret_file;
+pub use seen::{Outcome, Seen, Trouble, TroubleKind};
+pub use settings::{ApiUrl, BadUrl, CloudSettings, ProxyUrl, SecretFile};
 pub use vm::{CloudVm, Mac, VmState};
 pub use volume::{CloudVolume, NewVolume, VolumeKind, VolumeState};
 

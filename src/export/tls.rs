@@ -1,7 +1,6 @@
 //! TLS towards the NBD server, for a server that other hosts can reach: by certificates, or by a pre-shared key.
 
 use std::net::{IpAddr, Ipv4Addr};
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -16,6 +15,7 @@ use tokio_openssl::SslStream;
 
 use crate::blocking::blocking;
 use crate::place::small_file_of_root;
+use crate::stamp::Stamp;
 
 /// The size limit of a file; a bundle of all public authorities fits.
 const SIZE: u64 = 4 << 20;
@@ -84,12 +84,9 @@ struct State {
 struct Wanted {
     settings: TlsSettings,
     /// The stamps of the files just before they were read.
-    stamps: Vec<Stamp>,
+    stamps: Vec<Option<Stamp>>,
     ready: Ready,
 }
-
-/// A stamp of a file, which changes when the file is written or replaced. `None`: the file's metadata cannot be read.
-type Stamp = Option<(u64, u64, u64, i64, i64)>;
 
 impl TlsSettings {
     fn files(&self) -> Vec<&Path> {
@@ -102,18 +99,8 @@ impl TlsSettings {
         }
     }
 
-    fn stamps(&self) -> Vec<Stamp> {
-        let stamp = |path: &Path| {
-            let data = std::fs::metadata(path).ok()?;
-            Some((
-                data.dev(),
-                data.ino(),
-                data.size(),
-                data.mtime_nsec() + data.mtime() * 1_000_000_000,
-                data.ctime_nsec(),
-            ))
-        };
-        self.files().into_iter().map(stamp).collect()
+    fn stamps(&self) -> Vec<Option<Stamp>> {
+        self.files().into_iter().map(Stamp::of).collect()
     }
 }
 

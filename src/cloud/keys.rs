@@ -1,0 +1,215 @@
+//! The key and its secret: read from files, together, and again when these change. What they are is shown nowhere.
+
+use std::fmt;
+use std::fs::File;
+use std::io::Read;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use super::settings::SecretFile;
+use crate::blocking::blocking;
+use crate::stamp::Stamp;
+
+/// How much a file with a key may hold.
+const SIZE: u64 = 4096;
+
+/// What every user but the owner and the group may do with a file.
+const EVERYBODY: u32 = 0o007;
+
+/// How often both files are read until neither changes meanwhile.
+const READINGS: usize = 5;
+
+/// As whom CloudStack is called.
+#[derive(Clone, PartialEq, Eq)]
+pub(super) struct Keys {
+    /// Who; it is sent along.
+    pub(super) key: String,
+    /// The proof; it is never sent.
+    pub(super) secret: String,
+}
+
+impl fmt::Debug for Keys {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Keys(…)")
+    }
+}
+
+/// Both files, and what was read of them last.
+#[derive(Debug)]
+pub(super) struct KeyFiles {
+    files: [SecretFile; 2],
+    last: Mutex<Option<(Stamps, Arc<Keys>)>>,
+}
+
+type Stamps = [Option<Stamp>; 2];
+
+impl KeyFiles {
+    pub(super) fn new(key: SecretFile, secret: SecretFile) -> Self {
+        Self { files: [key, secret], last: Mutex::default() }
+    }
+
+    /// The keys as the files have them now. An error says which file cannot be used, and why.
+    pub(super) async fn current(self: &Arc<Self>) -> Result<Arc<Keys>, String> {
+        let this = Arc::clone(self);
+        blocking(move || this.fresh()).await.map_err(|error| error.to_string())?
+    }
+
+    fn fresh(&self) -> Result<Arc<Keys>, String> {
+        let paths = self.files.each_ref().map(SecretFile::path);
+        let stamps = || paths.each_ref().map(|path| Stamp::of(path));
+        let mut before = stamps();
+        if let Some((read, keys)) = &*self.lock()
+            && *read == before
+        {
+            return Ok(Arc::clone(keys));
+        }
+        // A key goes with its own secret only: both are read at a moment when neither changes.
+        for _ in 0..READINGS {
+            let [key, secret] = paths.each_ref().map(|path| read(path));
+            let after = stamps();
+            if before != after {
+                before = after;
+                continue;
+            }
+            let keys = Arc::new(Keys { key: key?, secret: secret? });
+            *self.lock() = Some((before, Arc::clone(&keys)));
+            return Ok(keys);
+        }
+        Err(format!("{} and {} change all the time", paths[0].display(), paths[1].display()))
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Option<(Stamps, Arc<Keys>)>> {
+        self.last.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Whether a file with a secret can be used; if not, why.
+pub fn judge_secret_file(path: &Path) -> Result<(), String> {
+    read(path).map(drop)
+}
+
+/// What is in the file. No error repeats any of it.
+fn read(path: &Path) -> Result<String, String> {
+    let failed = |why: &dyn fmt::Display| format!("{}: {why}", path.display());
+    // It is the administrator's own file, and may be a link. A fifo would be waited for.
+    let found = std::fs::metadata(path).map_err(|error| failed(&error))?;
+    if !found.is_file() {
+        return Err(failed(&"it is not a file"));
+    }
+    let file = File::open(path).map_err(|error| failed(&error))?;
+    let mode = file.metadata().map_err(|error| failed(&error))?.permissions().mode() & 0o7777;
+    if mode & EVERYBODY != 0 {
+        let right = mode & !EVERYBODY;
+        return Err(failed(&format_args!(
+            "every user may use it (mode {mode:04o}): `chmod {right:04o} {}`, and get a new secret if somebody has read it",
+            path.display()
+        )));
+    }
+    let mut bytes = Vec::new();
+    file.take(SIZE + 1).read_to_end(&mut bytes).map_err(|error| failed(&error))?;
+    if bytes.len() as u64 > SIZE {
+        return Err(failed(&format_args!("it is larger than {SIZE} bytes")));
+    }
+    let text = bytes.trim_ascii();
+    if text.is_empty() {
+        return Err(failed(&"it is empty"));
+    }
+    match std::str::from_utf8(text) {
+        Ok(text) if text.bytes().all(|byte| byte.is_ascii_graphic()) => Ok(text.to_owned()),
+        _ => Err(failed(&"it takes one line of letters and digits, as CloudStack shows the key")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fs;
+    use std::path::PathBuf;
+
+    struct Files(tempfile::TempDir);
+
+    impl Files {
+        fn new() -> Self {
+            let files = Self(tempfile::tempdir().unwrap());
+            files.write("key", "the-key\n", 0o600);
+            files.write("secret", "the-secret\n", 0o640);
+            files
+        }
+
+        fn at(&self, name: &str) -> PathBuf {
+            self.0.path().join(name)
+        }
+
+        fn write(&self, name: &str, text: impl AsRef<[u8]>, mode: u32) {
+            fs::write(self.at("new"), text).unwrap();
+            fs::set_permissions(self.at("new"), fs::Permissions::from_mode(mode)).unwrap();
+            fs::rename(self.at("new"), self.at(name)).unwrap();
+        }
+
+        fn keys(&self) -> Arc<KeyFiles> {
+            let [key, secret] = ["key", "secret"].map(|name| SecretFile::Named(self.at(name)));
+            Arc::new(KeyFiles::new(key, secret))
+        }
+    }
+
+    #[tokio::test]
+    async fn the_keys_are_read_again_when_a_file_has_changed_and_only_then() {
+        let files = Files::new();
+        let keys = files.keys();
+        let first = keys.current().await.unwrap();
+        assert_eq!((&*first.key, &*first.secret), ("the-key", "the-secret"));
+        assert!(Arc::ptr_eq(&first, &keys.current().await.unwrap()), "nothing was read");
+        files.write("secret", "another", 0o600);
+        assert_eq!(keys.current().await.unwrap().secret, "another");
+        fs::remove_file(files.at("key")).unwrap();
+        assert!(keys.current().await.unwrap_err().contains("/key: No such file"));
+        files.write("key", "third", 0o600);
+        assert_eq!(keys.current().await.unwrap().key, "third", "it heals by itself");
+    }
+
+    #[test]
+    fn a_file_that_cannot_hold_a_secret_is_refused_by_name_and_nothing_in_it_is_shown() {
+        let files = Files::new();
+        assert_eq!(read(&files.at("secret")).as_deref(), Ok("the-secret"), "the control");
+        for (text, mode, why) in [
+            ("hunter2", 0o644, "chmod 0640"),
+            ("hunter2", 0o604, "chmod 0600"),
+            ("hunter2", 0o602, "chmod 0600"),
+            ("", 0o600, "empty"),
+            (" \n", 0o600, "empty"),
+            ("hunter2 hunter2", 0o600, "one line"),
+            ("hunter2\nhunter2", 0o600, "one line"),
+            ("hünter2", 0o600, "one line"),
+            (&"hunter2".repeat(1000), 0o600, "larger than"),
+        ] {
+            files.write("bad", text, mode);
+            let told = read(&files.at("bad")).unwrap_err();
+            assert!(told.contains("/bad") && told.contains(why) && !told.contains("unter2"), "{mode:o}: {told}");
+        }
+        files.write("bad", [0xff, 0xfe], 0o600);
+        assert!(read(&files.at("bad")).unwrap_err().contains("one line"));
+        assert!(read(files.0.path()).unwrap_err().contains("not a file"));
+        let shown = format!("{:?} {:?}", Keys { key: "hunter2".into(), secret: "hunter2".into() }, files.keys());
+        assert!(!shown.contains("hunter2"), "{shown}");
+    }
+
+    /// Both files are replaced again and again, one after the other, while they are read: no pair is ever read that goes half
+    /// with the old and half with the new, once a rotation is done.
+    #[tokio::test]
+    async fn a_pair_that_is_read_while_it_changes_is_read_again() {
+        let files = Files::new();
+        let keys = files.keys();
+        for round in 0..50 {
+            files.write("key", format!("k{round}"), 0o600);
+            let reading = {
+                let keys = Arc::clone(&keys);
+                std::thread::spawn(move || keys.fresh())
+            };
+            files.write("secret", format!("s{round}"), 0o600);
+            let _ = reading.join().unwrap();
+            let now = keys.current().await.unwrap();
+            assert_eq!((now.key.clone(), now.secret.clone()), (format!("k{round}"), format!("s{round}")));
+        }
+    }
+}
