@@ -1,6 +1,7 @@
 //! The lab: one private world and what is in it.
 
 use crate::attachd::{Attachd, AttachdOptions, CONFIG, SOCKET, Start};
+use crate::cloud::LabCloud;
 use crate::disk::{Disk, DiskOptions, Shelf};
 use crate::helper::{self, Helper};
 use crate::nbdkit::Nbdkit;
@@ -128,6 +129,12 @@ impl Lab {
     /// A disk with wishes.
     pub fn disk_with(&self, serial: &str, size: u64, options: DiskOptions) -> Result<Disk> {
         Disk::new(&self.shelf, serial, size, options)
+    }
+
+    /// A CloudStack whose host is this lab: the disks that it attaches come here. Start it before attachd, and let it live as
+    /// long.
+    pub fn cloud(&self, setup: stand_in::Setup) -> Result<LabCloud> {
+        LabCloud::start(&self.shelf, setup)
     }
 
     /// A loop device on top of another device; not attached yet.
