@@ -1,4 +1,4 @@
-//! Who knows whom: the table in `docs/architecture.md` against the imports.
+//! Who knows whom: the table in `docs/architecture.md` against the imports; and no circles within the engine.
 #![allow(clippy::unwrap_used, reason = "a test's panic is its failure")]
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -78,5 +78,142 @@ fn each_part_knows_whom_the_table_says_and_nobody_below_it() {
         let idle: Vec<_> = says.iter().filter(|name| !used.contains_key(name)).collect();
         assert!(idle.is_empty(), "{parts:?} know {idle:?} by the table alone");
         above.extend(parts.clone());
+    }
+}
+
+/// The files of one folder of `src`, by name, without their tests.
+fn of_folder(folder: &str) -> BTreeMap<String, String> {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("src").join(folder);
+    let entries = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
+    let files = entries.filter(|path| path.extension().is_some_and(|kind| kind == "rs"));
+    let code = |path: &Path| {
+        let text = fs::read_to_string(path).unwrap();
+        // The engine's simulation is declared in the middle of the file.
+        let code = text.split("#[cfg(test)]\nmod tests").next().unwrap();
+        let lines = code.lines().filter(|line| !line.trim_start().starts_with("//"));
+        lines.fold(String::new(), |all, line| all + line + "\n")
+    };
+    files.map(|path| (path.file_stem().unwrap().to_str().unwrap().to_owned(), code(&path))).collect()
+}
+
+fn word(text: &str) -> &str {
+    let end = text.find(|c: char| !c.is_alphanumeric() && c != '_');
+    &text[..end.unwrap_or(text.len())]
+}
+
+/// The names that follow this prefix: `x` of `super::x::Y`, `x` and `y` of `super::{x, y::Z}`.
+fn named<'a>(code: &'a str, prefix: &str) -> Vec<&'a str> {
+    let mut names = Vec::new();
+    for after in code.split(prefix).skip(1) {
+        match after.strip_prefix('{').and_then(|list| list.split_once('}')) {
+            Some((list, _)) => {
+                names.extend(list.split(',').map(|item| word(item.trim())).filter(|name| !name.is_empty()));
+            }
+            None => names.push(word(after)),
+        }
+    }
+    names
+}
+
+/// The types that have methods of their own in this file, and the names of these.
+fn methods(code: &str) -> BTreeMap<&str, BTreeSet<&str>> {
+    let mut found: BTreeMap<&str, BTreeSet<&str>> = BTreeMap::new();
+    let mut of = None;
+    for line in code.lines() {
+        if let Some(rest) = line.strip_prefix("impl ").filter(|rest| !rest.contains(" for ")) {
+            of = Some(word(rest));
+        } else if line == "}" {
+            of = None;
+        }
+        let function =
+            line.strip_prefix("    ").filter(|rest| !rest.starts_with(' ')).and_then(|rest| rest.split_once("fn "));
+        if let (Some(of), Some((_, function))) = (of, function) {
+            found.entry(of).or_default().insert(word(function));
+        }
+    }
+    found
+}
+
+/// Which file of a folder knows which: by its paths, and by the methods it calls of a type that has some in both.
+fn knows<'a>(folder: &str, files: &'a BTreeMap<String, String>) -> BTreeMap<&'a str, BTreeSet<&'a str>> {
+    let whole = format!("crate::{}::", folder.replace('/', "::"));
+    let methods: BTreeMap<&str, _> = files.iter().map(|(name, code)| (name.as_str(), methods(code))).collect();
+    let mut all = BTreeMap::new();
+    for (name, code) in files {
+        let known: &mut BTreeSet<&str> = all.entry(name.as_str()).or_default();
+        let mut paths = named(code, &whole);
+        paths.extend(named(code, if name == "mod" { "self::" } else { "super::" }));
+        // What is no file of the folder is an item of `mod.rs`.
+        let file = |path: &str| files.get_key_value(path).map_or("mod", |(file, _)| file.as_str());
+        known.extend(paths.into_iter().map(file));
+        for (other, theirs) in &methods {
+            let shared = methods[name.as_str()].keys().filter_map(|of| theirs.get(of)).flatten();
+            let called =
+                |method: &&&str| ["self", "engine"].iter().any(|who| code.contains(&format!("{who}.{method}(")));
+            if other != name && shared.filter(called).count() > 0 {
+                known.insert(*other);
+            }
+        }
+        known.remove(name.as_str());
+    }
+    all
+}
+
+/// The files that are in a circle: each comes back to itself.
+fn circle<'a>(knows: &BTreeMap<&'a str, BTreeSet<&'a str>>) -> BTreeSet<&'a str> {
+    let comes_back = |start: &&&str| {
+        let (mut seen, mut next) = (BTreeSet::new(), vec![**start]);
+        while let Some(file) = next.pop() {
+            next.extend(knows.get(file).into_iter().flatten().filter(|known| seen.insert(**known)));
+        }
+        seen.contains(**start)
+    };
+    knows.keys().filter(comes_back).copied().collect()
+}
+
+#[test]
+fn no_file_of_the_engine_comes_back_to_itself_by_what_it_imports_or_calls() {
+    let mut files = of_folder("engine");
+    let (imports, none) = (knows("engine", &files), BTreeSet::new());
+    assert_eq!(circle(&imports), none, "{imports:?}");
+    assert!(imports["settle"].contains("step") && imports["mod"].contains("core"), "{imports:?}");
+    assert!(imports["results"].contains("settle"), "by a method alone: {imports:?}");
+    // The controls: a part that imports what is built on it; a method that calls one of a file above.
+    let part = files.insert("pause".to_owned(), "use super::{again, settle::AT_ONCE};".to_owned()).unwrap();
+    assert!(circle(&knows("engine", &files)).is_superset(&["pause", "settle"].into()));
+    files.insert("pause".to_owned(), part);
+    assert_eq!(circle(&knows("engine", &files)), none);
+    files
+        .get_mut("story")
+        .unwrap()
+        .push_str("impl Engine {\n    fn tell_and_go_on(&mut self) {\n        self.settle(id);\n    }\n}\n");
+    assert!(circle(&knows("engine", &files)).is_superset(&["settle", "step", "story"].into()));
+}
+
+/// A part is told what it needs, and says what is to be done: only the files that make up the engine name it.
+#[test]
+fn the_parts_of_the_engine_do_not_know_it() {
+    let files = of_folder("engine");
+    let knows = |name: &str| {
+        let code = &files[name];
+        ["Engine", "core", "input"].iter().any(|word| {
+            let parts: Vec<&str> = code.split(|c: char| !c.is_alphanumeric() && c != '_').collect();
+            parts.contains(word)
+        })
+    };
+    let all = files.keys().map(String::as_str);
+    let built: Vec<&str> = all.filter(|name| knows(name)).collect();
+    let engine = [
+        "begin", "core", "exports", "leave", "mod", "outside", "reader", "request", "rest", "results", "settle",
+        "step", "story",
+    ];
+    assert_eq!(built, engine, "the engine and its channel; anything else is a part");
+    for part in
+        ["looks", "admissions", "telling", "errands", "departure", "leaving", "handshakes", "preparation", "upkeep"]
+    {
+        assert!(files.contains_key(part) && !built.contains(&part), "{part}");
+        let text =
+            fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("src/engine/{part}.rs"))).unwrap();
+        assert!(text.contains("#[cfg(test)]\nmod tests"), "{part} has tests of its own");
     }
 }

@@ -17,7 +17,7 @@ use crate::blocking::blocking;
 use crate::clock;
 use crate::config::{ServerSettings, Settings};
 use crate::device::monitor::SocketStats;
-use crate::engine::tell::NotTold;
+use crate::engine::telling::NotTold;
 use crate::engine::udevd::Udevd;
 use crate::engine::world::{Resyncs, World};
 use crate::export::backend::Check;

@@ -3,14 +3,10 @@
 use std::collections::BTreeMap;
 use std::time::Instant;
 
-use super::Engine;
-use super::settle::pause;
+use super::pause::pause;
 use crate::device::DevNum;
 use crate::device::event::Origin;
-use crate::device::facts::Facts;
-use crate::device::found::Found;
 use crate::device::table::Heard;
-use crate::identity::VolumeId;
 
 /// The disks that are to be read again, and when. Empty when every disk could be read.
 #[derive(Debug, Default)]
@@ -60,7 +56,7 @@ struct Try {
 
 impl Again {
     /// A disk could not be read. Says whether that is new.
-    fn failed(&mut self, devnum: DevNum, heard: &[Heard], now: Instant) -> bool {
+    pub(super) fn failed(&mut self, devnum: DevNum, heard: &[Heard], now: Instant) -> bool {
         let known = self.by_devnum.entry(devnum).or_default();
         known.attempts += 1;
         known.heard.extend(heard);
@@ -95,22 +91,6 @@ impl Again {
             *devnum
         })
         .collect()
-    }
-}
-
-impl Engine {
-    /// Takes note of whether a disk could be read. Returns the volumes that are concerned although no serial tells so.
-    pub(super) fn read_or_not(&mut self, devnum: DevNum, found: &Found<Facts>, heard: &[Heard]) -> Vec<VolumeId> {
-        match found.unread() {
-            Some(why) => {
-                if self.world.again.failed(devnum, heard, self.tools.clock.now()) {
-                    tracing::warn!(%devnum, "a disk could not be read; what is known of it holds, and it is read again by itself: {why}");
-                }
-            }
-            None if self.world.again.over(devnum) => tracing::info!(%devnum, "the disk could be read again"),
-            None => return Vec::new(),
-        }
-        self.world.mapped_to(devnum)
     }
 }
 

@@ -9,9 +9,9 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::input::Clients;
-use super::settle;
+use super::answers::Clients;
 use super::tools::{Helper, NbdServer};
+use super::volume::disk;
 use crate::device::DevNum;
 use crate::device::closing::Closing;
 use crate::device::evidence::Evidence;
@@ -49,7 +49,7 @@ pub(super) fn questions(serial: Serial, mapping: Option<&Evidence>, boot_id: &st
         questions.push(Question {
             devnum: mapping.devnum,
             node: there.map(|device| node(&device.facts.name)),
-            shared: there.is_some_and(|device| settle::disk(device) != (mapping.devnum, mapping.diskseq)),
+            shared: there.is_some_and(|device| disk(device) != (mapping.devnum, mapping.diskseq)),
         });
     }
     questions

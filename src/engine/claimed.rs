@@ -1,31 +1,21 @@
-//! Keeping the folder of claims what it has to be, outside.
+//! What is known of the folder of claims.
 
 use std::io;
 use std::time::Instant;
 
-use super::Engine;
-use super::exports::STRANGERS;
-use super::input::{Done, Input};
-use super::settle::pause;
-use super::waiting::Round;
+use super::upkeep::Upkeep;
 use crate::claims::Restored;
 use crate::folder::Names;
 
-/// What is known of the claims.
+/// How far the folder is what it has to be.
 #[derive(Debug, Default)]
 pub struct Claimed {
     /// What is in the folder and not attachd's.
     pub foreign: Names,
     /// Why the folder cannot be put right, if that is so.
     pub failed: Option<String>,
-    under_way: bool,
-    /// Something happened since the one that is under way began.
-    again: bool,
-    /// Who waits for the end of one that begins from now on.
-    waiting: Vec<Done>,
-    attempts: u32,
-    restored_at: Option<Instant>,
-    again_at: Option<Instant>,
+    /// When it is put right.
+    pub(super) upkeep: Upkeep,
 }
 
 impl Claimed {
@@ -36,19 +26,8 @@ impl Claimed {
         claimed
     }
 
-    /// When it is to be tried again.
-    pub(super) fn wake(&self) -> Option<Instant> {
-        self.again_at
-    }
-
-    /// A stranger's file came or went: told in a while, not at once for each.
-    pub(super) fn strangers(&mut self, now: Instant) {
-        let earliest = self.restored_at.map_or(now, |restored| restored + STRANGERS);
-        self.again_at = Some(self.again_at.map_or(earliest, |again| again.min(earliest)));
-    }
-
     /// Takes note, and says what is new.
-    fn learn(&mut self, restored: &io::Result<Restored>, now: Instant) {
+    pub(super) fn learn(&mut self, restored: &io::Result<Restored>, now: Instant) {
         let (foreign, failed) = match restored {
             Ok(restored) => {
                 for (claims, what) in
@@ -71,51 +50,28 @@ impl Claimed {
         if !foreign.is_empty() && foreign != self.foreign {
             tracing::warn!("the folder of claims holds what attachd did not make: {foreign}; it is left alone");
         }
-        self.restored_at = Some(now);
-        self.attempts = if failed.is_some() { self.attempts + 1 } else { 0 };
-        self.again_at = failed.is_some().then(|| now + pause(self.attempts));
+        self.upkeep.learn(failed.is_none(), false, now);
         (self.foreign, self.failed) = (foreign, failed);
     }
 }
 
-impl Engine {
-    /// Puts right what was added to the claims or taken from them by hand, outside. `done` is told of the end.
-    pub(super) fn restore_claims(&mut self, done: Option<Done>) {
-        let claimed = &mut self.world.claimed;
-        claimed.waiting.extend(done);
-        claimed.again_at = None;
-        claimed.again = claimed.under_way;
-        if std::mem::replace(&mut claimed.under_way, true) {
-            return;
-        }
-        let round = self.waiting.begin(std::mem::take(&mut claimed.waiting));
-        // What is left as it is now, is looked at once more should it end the other way.
-        self.admissions.values_mut().for_each(|admission| admission.claim_unsure = true);
-        let (mut wanted, mut under_way) = (Vec::new(), self.admissions.keys().copied().collect::<Vec<_>>());
-        for volume in self.world.volumes_mut() {
-            let going = volume.departure.leaving.may_go();
-            volume.departure.claim_unsure |= going;
-            let to = if going { &mut under_way } else { &mut wanted };
-            to.push(volume.intent.volume);
-        }
-        // From here on: what is accepted or withdrawn while it runs is left as it is.
-        let step = self.tools.claims.restore(wanted, under_way);
-        self.outside("step.claims", step, move |result| {
-            let result = result.map_err(io::Error::from).flatten();
-            Input::Claims { result, round }
-        });
-    }
+#[cfg(test)]
+mod tests {
+    use super::*;
 
-    pub(super) fn claims_restored(&mut self, result: &io::Result<Restored>, round: Round) {
-        self.world.claimed.learn(result, self.tools.clock.now());
-        self.world.claimed.under_way = false;
-        if result.as_ref().is_ok_and(|restored| !restored.removed.is_empty()) {
-            // udev has read these until now.
-            self.unmark_unwanted();
-        }
-        self.waiting.end(round, &Ok(()));
-        if std::mem::take(&mut self.world.claimed.again) {
-            self.restore_claims(None);
-        }
+    #[test]
+    fn a_folder_that_cannot_be_put_right_is_tried_again_and_what_was_known_of_it_stays() {
+        let now = Instant::now();
+        let foreign: Names = std::iter::once("notes.txt".to_owned()).collect();
+        let mut claimed = Claimed::new(&Ok(Restored { foreign: foreign.clone(), ..Restored::default() }), now);
+        assert_eq!((claimed.failed.as_deref(), claimed.upkeep.wake()), (None, None));
+        claimed.learn(&Err(io::Error::other("no room")), now);
+        assert_eq!((&claimed.foreign, claimed.failed.as_deref()), (&foreign, Some("no room")));
+        assert!(claimed.upkeep.wake().is_some());
+        let blocked = std::iter::once("0123456789abcdef0123".to_owned()).collect();
+        claimed.learn(&Ok(Restored { blocked, ..Restored::default() }), now);
+        assert!(claimed.failed.as_ref().is_some_and(|why| why.contains("0123456789abcdef0123")));
+        claimed.learn(&Ok(Restored::default()), now);
+        assert_eq!((claimed.failed, claimed.upkeep.wake()), (None, None), "the control");
     }
 }

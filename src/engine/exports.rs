@@ -5,83 +5,22 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
-use std::time::{Duration, Instant};
 
-use super::Engine;
-use super::input::{Done, Input};
-use super::settle::pause;
+use super::core::Engine;
 use super::waiting::Round;
 use crate::export::backend::{Contents, Which};
 use crate::folder::{Names, is_away};
 use crate::folder_watch::FolderChanges;
 use crate::identity::{Serial, VolumeId};
-use crate::reason::{Case, Code, StoryStep};
-use crate::volume::Reason;
-
-/// How long strangers' files may come and go before the folders are listed again for them.
-pub(super) const STRANGERS: Duration = Duration::from_secs(1);
-
-/// What is known of the folders that the NBD server reads.
-#[derive(Debug, Default)]
-pub struct Exported {
-    /// Names in them that attachd did not make.
-    pub foreign: Names,
-    /// Why nothing can be published, or what is published not be read, if that is so.
-    pub failed: Option<String>,
-    /// What is exported and should not be, one sentence each.
-    pub(super) stuck: Names,
-    under_way: bool,
-    /// Something happened since the listing under way began.
-    again: bool,
-    /// Who waits for the end of one that begins from now on.
-    waiting: Vec<Done>,
-    attempts: u32,
-    listed_at: Option<Instant>,
-    again_at: Option<Instant>,
-}
-
-impl Exported {
-    /// When the folders are to be listed again.
-    pub(super) fn wake(&self) -> Option<Instant> {
-        self.again_at
-    }
-
-    /// Not at once, and not for each.
-    pub(super) fn strangers(&mut self, now: Instant) {
-        let earliest = self.listed_at.map_or(now, |listed| listed + STRANGERS);
-        self.again_at = Some(self.again_at.map_or(earliest, |again| again.min(earliest)));
-    }
-}
+use crate::reason::{Code, StoryStep};
 
 impl Engine {
-    /// Lists the folders outside. `done` is told when they have been compared.
-    pub(super) fn list_exports(&mut self, done: Option<Done>) {
-        let exported = &mut self.world.exported;
-        exported.waiting.extend(done);
-        exported.again_at = None;
-        exported.again = exported.under_way;
-        if std::mem::replace(&mut exported.under_way, true) {
-            return;
-        }
-        let round = self.waiting.begin(std::mem::take(&mut exported.waiting));
-        let (backend, known) = (self.tools.backend.clone(), self.known());
-        let step = self.work(move || backend.list(&known));
-        self.outside("step.exports", step, move |result| {
-            let contents = result.map_err(io::Error::from).flatten().flatten();
-            Input::Exports { contents, round }
-        });
-    }
-
-    fn known(&self) -> BTreeSet<VolumeId> {
-        self.world.volume_ids().collect()
-    }
-
     /// The folders were listed, or could not be.
     pub(super) fn exports_listed(&mut self, contents: io::Result<Contents>, round: Round) {
-        self.world.exported.under_way = false;
+        self.world.exported.upkeep.ended();
         let changed = self.adopt(contents);
         self.settle_some(changed, Some(round));
-        if std::mem::take(&mut self.world.exported.again) {
+        if self.world.exported.upkeep.again() {
             self.list_exports(None);
         }
     }
@@ -98,11 +37,7 @@ impl Engine {
     fn adopt(&mut self, contents: io::Result<Contents>) -> Vec<VolumeId> {
         let (changed, failed, stuck, more) = match contents {
             Ok(contents) => {
-                let foreign = &contents.foreign;
-                if !foreign.is_empty() && *foreign != self.world.exported.foreign {
-                    tracing::warn!("the NBD server's folders hold what attachd did not make, and it offers: {foreign}");
-                }
-                self.world.exported.foreign = contents.foreign;
+                self.world.exported.found_foreign(contents.foreign);
                 let mut changed = self.compare_all(&contents.links);
                 // Some may have become known since they were listed, and be sealed by now.
                 changed.extend(contents.strays.iter().filter(|id| self.compare_anew(**id)));
@@ -121,22 +56,7 @@ impl Engine {
         };
         let mut changed = changed;
         let now = self.tools.clock.now();
-        let exported = &mut self.world.exported;
-        if let Some(why) = failed.as_ref().filter(|why| exported.failed.as_ref() != Some(*why)) {
-            tracing::error!("the folder of exports: {why}; it is tried again by itself");
-        }
-        if !stuck.is_empty() && stuck != exported.stuck {
-            tracing::error!("{stuck}; it is tried again by itself, or remove it by hand");
-        }
-        let healed = exported.failed.is_some() && failed.is_none();
-        let pending = failed.is_some() || !stuck.is_empty();
-        exported.attempts = if pending { exported.attempts + 1 } else { 0 };
-        exported.listed_at = Some(now);
-        exported.again_at = pending.then(|| now + pause(exported.attempts));
-        // The rest of very many that are taken away.
-        exported.again |= more && stuck.is_empty();
-        (exported.failed, exported.stuck) = (failed, stuck);
-        if healed {
+        if self.world.exported.learn(failed, stuck, more, now) {
             changed.extend(self.forgive());
         }
         changed
@@ -267,7 +187,7 @@ impl Engine {
         let Some(id) = id.filter(|id| self.world.volume(*id).is_some()) else {
             // A stray, or a stranger; or what went was attachd's to take.
             if id.is_none() || !went {
-                self.world.exported.strangers(self.tools.clock.now());
+                self.world.exported.upkeep.strangers(self.tools.clock.now());
             }
             return;
         };
@@ -297,35 +217,26 @@ impl Engine {
                 }
                 self.prepare_again(id);
             }
-            None if is_read && !(id.is_some() && went) => self.world.exported.strangers(self.tools.clock.now()),
+            None if is_read && !(id.is_some() && went) => self.world.exported.upkeep.strangers(self.tools.clock.now()),
             None => {}
         }
     }
 
     fn claim_changed(&mut self, serial: Option<Serial>, went: bool) {
-        let of = serial.and_then(|serial| self.wanted(serial));
+        let of = serial.and_then(|serial| self.world.wanted(serial));
         let leaves = of.and_then(|id| self.world.volume_mut(id)).filter(|volume| volume.departure.leaving.may_go());
         let wanted = of.is_some() && leaves.is_none();
         if let Some(volume) = leaves {
             volume.departure.claim_unsure |= went;
         }
-        if let Some(admission) = of.and_then(|id| self.admissions.get_mut(&id)) {
-            admission.claim_unsure |= !went;
+        if let Some(id) = of.filter(|_| !went) {
+            self.world.admissions.claim_came(id);
         }
         match serial {
             Some(_) if went == wanted => self.restore_claims(None),
             Some(_) => {}
             // A stranger's, which is told.
-            None => self.world.claimed.strangers(self.tools.clock.now()),
+            None => self.world.claimed.upkeep.strangers(self.tools.clock.now()),
         }
     }
-}
-
-/// Why nothing can be published.
-pub(super) fn folder_reason(error: &io::Error) -> Reason {
-    let message = format!("the export could not be made: {error}");
-    if error.kind() == io::ErrorKind::AlreadyExists {
-        return Reason::of_case(Case::NameTaken, message);
-    }
-    Reason::new(Code::ExportFolder, message)
 }

@@ -1,11 +1,11 @@
-//! How far a volume is on its way out, and what is next: pure. [`super::withdraw`] does what is decided here.
+//! How far a volume is on its way out, and what is next: pure. [`super::leave`] does what is decided here.
 //!
 //! A volume is sealed first: its export is taken away, so that nobody new can come, and who is connected decides whether
 //! it stays away. An operation's seal is put on record, and the volume stays sealed until that operation unseals or
 //! releases it. A withdrawal is a seal that is released at once. A released volume goes: its rows, then its claim. With
 //! `force` a volume whose clients are known waits (lingers), on record, until they are gone.
 
-use super::input::{Clients, Rejection};
+use super::answers::{Clients, Rejection};
 use crate::helper_client::Holders;
 use crate::identity::{OperationId, VolumeId};
 use crate::volume::By;

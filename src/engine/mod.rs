@@ -1,126 +1,92 @@
 //! The only writer: inputs come in on one channel, each is decided on, and what follows is done.
 //!
-//! Call map: [`Engine::run`] takes an [`input::Input`] and hands it on (`handle`, below): what was read to [`look`] and
-//! [`resync`], what callers want to [`request`] and [`withdraw`]. Each changes the [`world::World`] and then has [`settle`]
-//! bring the volumes concerned as far as they get: ask [`decide::decide`] what is next and take that [`step`]. What is
-//! quick is done at once (a link is made or removed in microseconds); what is slow (reading a disk, a commit, a
-//! handshake, [`helper`]) is started outside and comes back as another input. One slow step per volume at a time keeps
-//! each volume's order; different volumes go side by side. [`story`] tells what happened.
+//! Two floors. Below are the *parts*: [`looks`], [`admissions`], [`telling`], [`errands`], [`leaving`] with [`departure`],
+//! [`handshakes`], [`preparation`], [`upkeep`] with [`claimed`] and [`exported`], [`udevd`], [`waiting`], [`events`], and the
+//! [`volume`]s. Each keeps what belongs to it, is told what has happened and says what is to be done; none knows of the engine.
+//! [`world`] has them all.
+//!
+//! Above is the [`core::Engine`], in files each of which calls only those below it: [`story`] tells what happened, [`begin`]
+//! starts what is slow outside, [`step`] takes a volume's next step, [`leave`] does what [`leaving`] says, [`settle`] brings a
+//! volume as far as it gets by [`decide::decide`], [`results`], [`exports`] and [`request`] take up what comes in, and
+//! [`Engine::run`], here, hands each [`input::Input`] to them. What is quick is done at once (a link is made or removed in
+//! microseconds); what is slow (reading a disk, a commit, a handshake) comes back as another input. One slow step per volume
+//! at a time keeps each volume's order; different volumes go side by side. `tests/layers.rs` holds all of this.
 //!
 //! No turn waits for anything: [`Engine::run`] alone is asynchronous, and what a turn has to write goes to the store after it.
 
+mod admissions;
 mod again;
+mod answers;
 mod asking;
+mod begin;
 mod claimed;
+mod core;
 pub mod decide;
-mod exclusive;
+mod departure;
+mod errands;
+mod events;
+mod exported;
 mod exports;
-mod helper;
+mod handshakes;
 mod input;
+mod leave;
 mod leaving;
-mod look;
+mod looks;
 mod outside;
-mod prepare;
+mod pause;
+mod preparation;
 mod reader;
+pub mod real;
 mod request;
-mod resync;
-pub mod server;
+mod rest;
+mod results;
 mod settle;
 #[cfg(test)]
 mod sim;
 mod step;
 mod story;
-pub mod tell;
+pub mod telling;
 pub mod tools;
 pub mod turns;
 pub mod udevd;
+mod upkeep;
+mod volume;
 mod waiting;
-mod withdraw;
 pub mod world;
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use tokio::sync::{broadcast, mpsc, oneshot, watch};
 
+pub use self::answers::{Accepted, Event, Rejection, SharedEvent, Withdrawal};
+use self::claimed::Claimed;
+pub use self::core::Engine;
+use self::departure::Caller;
+use self::events::Events;
+pub(crate) use self::input::Input;
+pub use self::input::Inputs;
+use self::input::Request;
+use self::leaving::Call;
+pub use self::reader::Reader;
+pub use self::tools::Tools;
+use self::turns::Turns;
+use self::volume::Volume;
+use self::waiting::Waiting;
+use self::world::World;
 use crate::claims::Restored;
 use crate::config::Limits;
-use crate::device::event::Origin;
+use crate::device::event::{DiskEvent, Origin};
 use crate::device::evidence::Ground;
+use crate::device::found::Found;
 use crate::device::host_changes::UseChanged;
-use crate::device::table::{Heard, Reading};
+use crate::device::table::Heard;
 use crate::device::{DevNum, monitor};
+use crate::export::server::Server;
 use crate::helper_client::Holders;
-use crate::identity::{OperationId, Serial, VolumeId};
+use crate::identity::{OperationId, VolumeId};
 use crate::store::StoreError;
 use crate::volume::{By, Intent, Record, User};
-use again::Reasons;
-use claimed::Claimed;
-pub(crate) use input::Input;
-use input::Request;
-pub use input::{Accepted, Event, Rejection, SharedEvent, Withdrawal};
-use leaving::Call;
-pub use reader::Reader;
-use request::Admission;
-pub use tools::Tools;
-use turns::Turns;
-use waiting::Waiting;
-use withdraw::Caller;
-use world::{Volume, World};
-
-/// Inputs that may wait. A full channel makes the monitor ask for a resync, and callers wait.
-const QUEUE: usize = 8192;
-
-/// Events a slow listener may lag behind before it misses some (and is told so).
-const EVENTS: usize = 4096;
-
-/// How long a disk may take to tell its serial: it is a request to the hypervisor.
-const LOOK_LIMIT: Duration = Duration::from_secs(5);
-
-/// The engine; [`Engine::run`] consumes it.
-pub struct Engine {
-    world: World,
-    tools: Tools,
-    inputs: mpsc::Receiver<Input>,
-    /// For results of what runs outside.
-    back: mpsc::Sender<Input>,
-    /// `None` once the daemon is stopping.
-    events: Option<broadcast::Sender<SharedEvent>>,
-    event_id: u64,
-    readings: Reading,
-    epochs: u64,
-    looks: HashMap<DevNum, Look>,
-    turns: Turns,
-    /// Volumes of which something is to be handed to the store after this turn.
-    unposted: Vec<VolumeId>,
-    /// Intents on their way to being durable.
-    admissions: BTreeMap<VolumeId, Admission>,
-    waiting: Waiting,
-    /// Refused intents whose rows are still to be deleted.
-    leftovers: BTreeSet<VolumeId>,
-}
-
-/// A disk being read.
-struct Look {
-    reading: Reading,
-    reasons: Reasons,
-    /// What has happened to it meanwhile: read it again afterwards.
-    again: Reasons,
-}
-
-/// The channel on which everything reaches the engine: made before it, for tools that tell something by themselves.
-pub struct Inputs {
-    sender: mpsc::Sender<Input>,
-    receiver: mpsc::Receiver<Input>,
-}
-
-impl Default for Inputs {
-    fn default() -> Self {
-        let (sender, receiver) = mpsc::channel(QUEUE);
-        Self { sender, receiver }
-    }
-}
 
 /// What others hold of the engine.
 #[derive(Clone)]
@@ -222,6 +188,20 @@ impl Handle {
         answer.await.map_err(|_| Stopping)
     }
 
+    /// Has the server asked whether it answers, unless that was just done or is costly, and waits for the answer.
+    pub async fn ask_server(&self) -> Result<(), Stopping> {
+        let (reply, answer) = oneshot::channel();
+        self.ask(Request::AskServer(reply)).await?;
+        // Whoever is not answered was told enough: the engine knows what it knows.
+        let _ = answer.await;
+        Ok(())
+    }
+
+    /// A client would not have been served: these volumes are to be proven anew, and perhaps it is the server's doing.
+    pub async fn doubt(&self, volumes: Vec<VolumeId>, server: bool) -> Result<(), Stopping> {
+        self.ask(Request::Doubt { volumes, server }).await
+    }
+
     /// How long the engine's turns have taken.
     pub fn turns(&self) -> &Turns {
         &self.turns
@@ -257,9 +237,9 @@ impl Engine {
         records: Vec<Record>,
         claims: &std::io::Result<Restored>,
     ) -> (Self, Handle) {
-        let (events, _) = broadcast::channel(EVENTS);
+        let (events, listen) = Events::new();
         let turns = Turns::default();
-        let handle = Handle { inputs: back.clone(), events: events.downgrade(), turns: turns.clone() };
+        let handle = Handle { inputs: back.clone(), events: listen, turns: turns.clone() };
         let mut world = World::new(ground, tools.helper.clone());
         let now = tools.clock.now();
         world.claimed = Claimed::new(claims, now);
@@ -272,16 +252,11 @@ impl Engine {
             tools,
             inputs,
             back,
-            events: Some(events),
-            event_id: 0,
-            readings: 0,
+            events,
             epochs: 0,
-            looks: HashMap::new(),
             turns,
             unposted: Vec::new(),
-            admissions: BTreeMap::new(),
             waiting: Waiting::default(),
-            leftovers: BTreeSet::new(),
         };
         (engine, handle)
     }
@@ -290,7 +265,7 @@ impl Engine {
     /// handled before: an empty table would read as "every disk is gone".
     pub async fn look_around(&mut self) -> std::io::Result<()> {
         self.adopt_exports().await;
-        let reading = self.next_reading();
+        let reading = self.world.looks.next();
         let all = self.tools.disks.read_all().await?;
         let round = self.waiting.begin(None);
         self.scanned(reading, Ok(all), "start", round);
@@ -329,20 +304,7 @@ impl Engine {
         match input {
             Input::Tick => self.tick(),
             Input::StoreWorks => self.store_is_back(),
-            Input::Monitor(monitor::Notice::Event(event)) => {
-                let now = udevd::Moment { wall: event.at, steady: self.tools.clock.now() };
-                match event.origin {
-                    Origin::Kernel => self.world.ear.kernel(event.seqnum, event.devnum, now),
-                    Origin::Udev if self.world.ear.udevd(event.seqnum, event.devnum, now) => {
-                        tracing::info!("udevd is heard again");
-                        self.udevd_has_missed("udevd is back");
-                    }
-                    Origin::Udev => {}
-                }
-                tracing::debug!(devnum = %event.devnum, action = event.action, origin = ?event.origin, "event");
-                self.drop_exchanged(event.devnum);
-                self.look(event.devnum, Heard::Event(event.origin, event.diskseq, event.at));
-            }
+            Input::Monitor(monitor::Notice::Event(event)) => self.event(&event),
             Input::Monitor(monitor::Notice::Lost(place)) => {
                 tracing::warn!(place, "events were lost; reading all disks again");
                 self.world.resyncs.losses += 1;
@@ -359,10 +321,14 @@ impl Engine {
             Input::Request(Request::Resync(reason, by, done)) => self.resync(reason, by, done),
             Input::Exports { contents, round } => self.exports_listed(contents, round),
             Input::Folders(changes) => self.folders_changed(changes),
-            Input::Prepared { ticket, result } => self.prepared(ticket, result),
+            Input::Prepared { ticket, result } => self.prepared(ticket, &result),
             Input::Claims { result, round } => self.claims_restored(&result, round),
             Input::Request(Request::Intend(intent, reply)) => self.intend(intent, reply),
-            Input::Request(Request::Leave(volume, call, caller)) => self.leave(volume, call, caller),
+            Input::Request(Request::Leave(volume, call, caller)) => {
+                if self.leave(volume, call, caller) {
+                    self.settle(volume);
+                }
+            }
             Input::Clients { ticket, epoch, clients } => self.clients_known(ticket, epoch, clients),
             Input::Leaving { ticket, outcome } => self.gone_on(ticket, outcome),
             Input::Unclaimed { ticket, removed } => self.unclaimed(ticket, &removed),
@@ -372,7 +338,7 @@ impl Engine {
                 (self.tools.vm_id, self.tools.limits) = (vm_id, limits);
                 let _ = done.send(());
             }
-            Input::Request(Request::EndEventStreams) => self.events = None,
+            Input::Request(Request::EndEventStreams) => self.events.end(),
             Input::Settle { ids, round } => self.settle_some(ids, round),
             Input::Examined { volume, disks } => self.examined(volume, disks),
             Input::Admitted { volume, result } => self.admitted(volume, result),
@@ -396,8 +362,66 @@ impl Engine {
         self.scan(reason, None);
     }
 
-    fn settle_serials(&mut self, serials: Vec<Serial>) {
-        let ids: Vec<VolumeId> = serials.into_iter().filter_map(|serial| self.world.volume_of(serial)).collect();
+    /// udevd or the kernel tells of a disk.
+    fn event(&mut self, event: &DiskEvent) {
+        let now = udevd::Moment { wall: event.at, steady: self.tools.clock.now() };
+        match event.origin {
+            Origin::Kernel => self.world.ear.kernel(event.seqnum, event.devnum, now),
+            Origin::Udev if self.world.ear.udevd(event.seqnum, event.devnum, now) => {
+                tracing::info!("udevd is heard again");
+                self.udevd_has_missed("udevd is back");
+            }
+            Origin::Udev => {}
+        }
+        tracing::debug!(devnum = %event.devnum, action = event.action, origin = ?event.origin, "event");
+        self.drop_exchanged(event.devnum);
+        self.look(event.devnum, Heard::Event(event.origin, event.diskseq, event.at));
+    }
+
+    /// This host has begun to use these disks, or has ceased to: what is said of them was true a moment ago.
+    fn use_changed(&mut self, disks: Vec<DevNum>) {
+        for devnum in disks {
+            if self.world.table.of(devnum).is_some() {
+                self.look(devnum, Heard::Asked);
+            }
+        }
+    }
+
+    /// The disk that was known under this number is not there any more: what it served goes at once, whatever the disk
+    /// that may have its number now says of itself, and however long it takes to say it.
+    fn drop_exchanged(&mut self, devnum: DevNum) {
+        let Some(diskseq) = self.world.known_diskseq(devnum) else { return };
+        // What cannot be found out this quickly is found out by the reading that follows.
+        if self.tools.disks.still(devnum, diskseq).is_gone() {
+            let now = self.tools.clock.now();
+            let turned = self.world.looks.learn(devnum, &Found::Gone, &[Heard::Asked], now);
+            let concerned = if turned { self.world.mapped_to(devnum) } else { Vec::new() };
+            let reading = self.world.looks.next();
+            let touched = self.world.table.update(devnum, Found::Gone, reading, Heard::Asked);
+            self.settle_serials(touched);
+            self.settle_some(concerned, None);
+        }
+    }
+
+    /// The watch tells of the server.
+    fn server_changed(&mut self, server: Server) {
+        let Some(waiting) = self.world.handshakes.watched(server) else { return };
+        for reply in waiting {
+            self.server_is_asked_for(reply);
+        }
+        self.judge_server();
+    }
+
+    /// The store can be written again: who waits for that need not wait for his turn.
+    fn store_is_back(&mut self) {
+        let waits = |volume: &&Volume| volume.trouble.as_ref().is_some_and(|trouble| trouble.reason.code.is_of_store());
+        let ids: Vec<VolumeId> = self.world.volumes().filter(waits).map(|volume| volume.intent.volume).collect();
+        for id in &ids {
+            if let Some(volume) = self.world.volume_mut(*id) {
+                volume.trouble = None;
+            }
+            self.distrust(*id);
+        }
         self.settle_some(ids, None);
     }
 
@@ -415,14 +439,14 @@ impl Engine {
             tracing::warn!(silent, disks, "udevd has not answered a kernel event for {waited} s");
             self.settle_some(self.world.ids(), None);
         }
-        for devnum in self.world.again.due(now) {
+        for devnum in self.world.looks.due(now) {
             self.look(devnum, Heard::Asked);
         }
         let due = self.world.due(now);
-        if self.world.exported.wake().is_some_and(|again| again <= now) {
+        if self.world.exported.upkeep.is_due(now) {
             self.list_exports(None);
         }
-        if self.world.claimed.wake().is_some_and(|again| again <= now) {
+        if self.world.claimed.upkeep.is_due(now) {
             self.restore_claims(None);
         }
         for id in &due {

@@ -2,64 +2,16 @@
 //! comes back as a failure, or its volume would wait for it for ever.
 
 use std::panic::AssertUnwindSafe;
-use std::time::Duration;
 
 use futures_util::FutureExt;
-use futures_util::future::BoxFuture;
 use tokio::sync::mpsc;
 
 use super::input::Input;
-use super::{Engine, tools};
+use super::tools::Died;
 use crate::effect;
 
-/// The task of a step has panicked.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("the task panicked, a defect of attachd ({0}); please report it")]
-pub(crate) struct Died(String);
-
-impl From<Died> for std::io::Error {
-    fn from(died: Died) -> Self {
-        Self::other(died)
-    }
-}
-
-impl Engine {
-    /// Begins a step outside. `back` makes the input of its result, and has what is to be answered in any case.
-    pub(super) fn outside<T: Send + 'static>(
-        &self,
-        name: &'static str,
-        step: impl Future<Output = T> + Send + 'static,
-        back: impl FnOnce(Result<T, Died>) -> Input + Send + 'static,
-    ) {
-        self.tools.outside.start(run(name, step, back, self.back.clone()).boxed());
-    }
-
-    /// Does what may block, for a step.
-    pub(super) fn work<T: Send + 'static>(
-        &self,
-        work: impl FnOnce() -> T + Send + 'static,
-    ) -> BoxFuture<'static, std::io::Result<T>> {
-        tools::work(&*self.tools.outside, work)
-    }
-
-    /// Sends an input in a while.
-    pub(super) fn later(&self, wait: Duration, input: Input) {
-        let (back, pause) = (self.back.clone(), self.tools.outside.pause(wait));
-        let step = async move {
-            pause.await;
-            let _ = back.send(input).await;
-        };
-        self.tools.outside.start(step.boxed());
-    }
-
-    /// Sends an input behind those that wait already.
-    pub(super) fn afterwards(&self, input: Input) {
-        let back = self.back.clone();
-        self.tools.outside.start(async move { drop(back.send(input).await) }.boxed());
-    }
-}
-
-async fn run<T>(
+/// Runs a step. `back` makes the input of its result, and has what is to be answered in any case.
+pub(super) async fn run<T>(
     name: &'static str,
     step: impl Future<Output = T>,
     back: impl FnOnce(Result<T, Died>) -> Input,

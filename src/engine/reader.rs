@@ -3,20 +3,24 @@
 use std::collections::HashSet;
 use std::io;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use tokio::sync::{Semaphore, mpsc};
 use tokio::task::JoinSet;
 
-use super::input::Input;
+use super::input::{Input, Inputs};
 use super::tools::{AllDisks, Disks};
-use super::{Inputs, LOOK_LIMIT, udevd};
+use super::udevd;
 use crate::blocking::begin;
 use crate::device::DevNum;
 use crate::device::facts::{Facts, LinkTarget};
 use crate::device::found::Found;
 use crate::device::sysfs::Sysfs;
+
+/// How long a disk may take to tell its serial: it is a request to the hypervisor.
+const LOOK_LIMIT: Duration = Duration::from_secs(5);
 
 /// Disks that may hang: each keeps a thread. More are not asked.
 const MOST_HANGING: usize = 256;

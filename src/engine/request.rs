@@ -1,64 +1,32 @@
-//! Accepting intents. Nothing is answered with success before it is durable.
+//! What callers ask: intents, a resync, whether the server serves. Nothing is answered with success before it is durable.
 
 use std::sync::Arc;
 
-use super::Engine;
-use super::input::{Accepted, Input, NotAdmitted, Rejection, Reply};
-use super::outside::Died;
-use super::settle::pause;
-use super::tools::write;
-use super::world::Volume;
+use futures_util::FutureExt;
+use tokio::sync::oneshot;
+
+use super::admissions::{self, Leftover, NotAdmitted, described};
+use super::answers::{Accepted, Event, Rejection, Reply};
+use super::core::Engine;
+use super::input::Input;
+use super::pause::pause;
+use super::tools::{Died, write};
+use super::volume::Volume;
+use super::waiting::Done;
 use crate::device::facts::Facts;
-use crate::identity::{Serial, VolumeId};
+use crate::identity::VolumeId;
 use crate::reason::StoryStep;
 use crate::store::{Change, News, StoreError};
 use crate::volume::{Entry, Intent, State, User};
 
-/// An intent on its way to being durable.
-pub(super) struct Admission {
-    intent: Intent,
-    /// Who asked for it.
-    first: Reply<Accepted>,
-    /// Who has asked for the same meanwhile.
-    also: Vec<Reply<Accepted>>,
-    /// A claim of its serial may be there, from whomever.
-    pub(super) claim_unsure: bool,
-}
-
 impl Engine {
-    /// Accepts an intent, or says why not.
-    ///
-    /// In this order: is it known already; does its serial belong to another; does the host use its disk (a look
-    /// outside); the row, then the claim with its folder, synced; the answer.
-    pub(super) fn intend(&mut self, mut intent: Intent, reply: Reply<Accepted>) {
-        let volume = intent.volume;
-        if let Some(known) = self.world.volume(volume) {
-            let leaving = &known.departure.leaving;
-            let answer = match leaving.operation().filter(|_| leaving.is_closed()) {
-                Some(operation) => Err(Rejection::Sealed { volume, operation }),
-                None if leaving.is_closed() => Err(Rejection::Leaving(volume)),
-                None => differs(&known.intent, &intent).map_or(Ok(Accepted::Known), Err),
-            };
-            return drop(reply.send(answer));
-        }
-        if let Some(pending) = self.admissions.get_mut(&volume) {
-            match differs(&pending.intent, &intent) {
-                Some(rejection) => drop(reply.send(Err(rejection))),
-                None => pending.also.push(reply),
-            }
+    /// Accepts an intent, or says why not: what is known is asked first, then the host's use of its disk (a look outside); then
+    /// the row, then the claim with its folder, synced; the answer.
+    pub(super) fn intend(&mut self, intent: Intent, reply: Reply<Accepted>) {
+        let (volume, serial) = (intent.volume, intent.serial());
+        if !self.world.ask(intent, reply, self.tools.limits, &self.tools.vm_id) {
             return;
         }
-        let serial = intent.serial();
-        if let Some(have) = self.wanted(serial) {
-            return drop(reply.send(Err(Rejection::SerialTaken { asked: volume, have, serial })));
-        }
-        if let Some(rejection) = self.too_many(intent.uid) {
-            return drop(reply.send(Err(rejection)));
-        }
-        if intent.vm_id.is_empty() {
-            intent.vm_id.clone_from(&self.tools.vm_id);
-        }
-        self.admissions.insert(volume, Admission { intent, first: reply, also: Vec::new(), claim_unsure: false });
         let present: Vec<_> = self.world.table.with_serial(serial).map(|device| device.facts.devnum).collect();
         if present.is_empty() {
             return self.admit(volume);
@@ -75,53 +43,21 @@ impl Engine {
         self.outside("step.examine", step, move |disks| Input::Examined { volume, disks });
     }
 
-    /// Why one more intent of this user is too many.
-    fn too_many(&self, uid: Option<u32>) -> Option<Rejection> {
-        let limits = &self.tools.limits;
-        let all = self.world.volumes().len() + self.admissions.len();
-        if all >= limits.intents as usize {
-            return Some(Rejection::TooMany { whose: "on this host".to_owned(), used: all, limit: limits.intents });
-        }
-        let pending = self.admissions.values().filter(|pending| pending.intent.uid == uid).count();
-        let own = self.world.intents_of(uid) + pending;
-        // Root writes the limits.
-        let over = uid != Some(0) && own >= limits.intents_per_user as usize;
-        over.then(|| Rejection::TooMany {
-            whose: format!("of {}", User(uid)),
-            used: own,
-            limit: limits.intents_per_user,
-        })
-    }
-
-    /// The volume of this serial that is wanted, or on its way to being so.
-    pub(super) fn wanted(&self, serial: Serial) -> Option<VolumeId> {
-        let pending = || self.admissions.keys().find(|pending| pending.serial() == serial).copied();
-        self.world.volume_of(serial).or_else(pending)
-    }
-
     /// The disks that were already present have been read.
     pub(super) fn examined(&mut self, volume: VolumeId, disks: Result<Vec<Facts>, Died>) {
-        let disks = match disks {
-            Ok(disks) => disks,
+        let refused = match disks {
+            Ok(disks) => admissions::uses(volume, &disks).map(|uses| Rejection::InUseByHost { volume, uses }),
             // What uses the disk is not known.
-            Err(died) => {
-                let why = Rejection::NotDurable(format!("the volume's disk could not be looked at: {died}"));
-                return self.answer_admission(volume, &Err(why));
-            }
+            Err(died) => Some(Rejection::NotDurable(format!("the volume's disk could not be looked at: {died}"))),
         };
-        let used = disks.iter().find_map(|disk| {
-            let identity = disk.identity.as_ref().ok().filter(|identity| identity.serial == volume.serial())?;
-            let uses: Vec<String> = identity.uses.iter().map(ToString::to_string).collect();
-            (!uses.is_empty()).then(|| format!("/dev/{} is {}", disk.name, uses.join(", ")))
-        });
-        match used {
+        match refused {
             None => self.admit(volume),
-            Some(uses) => self.answer_admission(volume, &Err(Rejection::InUseByHost { volume, uses })),
+            Some(why) => self.answer_admission(volume, &Err(why)),
         }
     }
 
     fn admit(&mut self, volume: VolumeId) {
-        let Some(Admission { intent, .. }) = self.admissions.get(&volume) else { return };
+        let Some(intent) = self.world.admissions.intent(volume) else { return };
         let (truth, claims) = (Arc::clone(&self.tools.truth), Arc::clone(&self.tools.claims));
         let entry = Entry { at: intent.created_at, event: StoryStep::Intent.into(), detail: described(intent) };
         let row = vec![Change::Intend(intent.clone()), Change::News(volume, News::Note(entry))];
@@ -161,51 +97,46 @@ impl Engine {
     /// A refused intent is on record still: until its row is deleted there is a timer. (An intent for the same volume that is
     /// accepted meanwhile takes the row over.)
     pub(super) fn take_back_again(&mut self, volume: VolumeId, attempts: u32) {
-        if !self.leftovers.contains(&volume) {
-            return;
+        match self.world.admissions.leftover(volume) {
+            Leftover::Nothing => {}
+            Leftover::Wait => self.later(pause(attempts), Input::TakeBackAgain(volume, attempts)),
+            Leftover::Delete => {
+                let truth = Arc::clone(&self.tools.truth);
+                let step = async move { write(&*truth, vec![Change::Withdraw(volume)]).await };
+                self.outside("step.take-back", step, move |result| {
+                    let result = result.unwrap_or(Err(StoreError::Closed));
+                    Input::TakenBack { volume, attempts, result }
+                });
+            }
         }
-        if self.admissions.contains_key(&volume) {
-            return self.later(pause(attempts), Input::TakeBackAgain(volume, attempts));
-        }
-        let truth = Arc::clone(&self.tools.truth);
-        let step = async move { write(&*truth, vec![Change::Withdraw(volume)]).await };
-        self.outside("step.take-back", step, move |result| {
-            let result = result.unwrap_or(Err(StoreError::Closed));
-            Input::TakenBack { volume, attempts, result }
-        });
     }
 
+    /// That was tried.
     pub(super) fn taken_back(&mut self, volume: VolumeId, attempts: u32, done: bool) {
         if done {
-            self.leftovers.remove(&volume);
+            self.world.admissions.not_left(volume);
         } else {
             self.later(pause(attempts), Input::TakeBackAgain(volume, attempts + 1));
         }
     }
 
+    /// The row and the claim are durable, or are not.
     pub(super) fn admitted(&mut self, volume: VolumeId, result: Result<(), NotAdmitted>) {
         let result = match result {
             Ok(()) => Ok(()),
             Err(NotAdmitted::Refused(rejection)) => Err(rejection),
             Err(NotAdmitted::Left(rejection)) => {
-                if self.leftovers.insert(volume) {
+                if self.world.admissions.left(volume) {
                     self.later(pause(1), Input::TakeBackAgain(volume, 1));
                 }
                 Err(rejection)
             }
             Err(NotAdmitted::Unclaimed(why)) => return self.take_back(volume, why),
         };
-        let intent = self.admissions.get(&volume).map(|pending| pending.intent.clone());
+        let intent = self.world.admissions.intent(volume).cloned();
         if let Some(intent) = intent.filter(|_| result.is_ok()) {
-            self.leftovers.remove(&volume);
-            let mut new = Volume::new(intent.clone(), self.tools.clock.wall(), self.tools.clock.now());
-            // A disk that is already here was not yet held against this intent.
-            new.look_after = self.readings;
-            new.epoch = self.next_epoch();
-            new.instance = new.epoch;
-            self.world.insert(new);
-            tracing::info!(EVENT = StoryStep::Intent.name(), VOLUME_ID = %volume, SERIAL = %volume.serial(), EXPORT = volume.export_name(), UID = intent.uid, "intent accepted {}", described(&intent));
-            self.tell_intent(&intent);
+            self.world.admissions.not_left(volume);
+            self.take_up(&intent);
         }
         // Perhaps the whole folder needs a look; and this claim was perhaps not removed.
         let not_claimed = matches!(result, Err(Rejection::NotClaimed(_)));
@@ -216,29 +147,20 @@ impl Engine {
         self.settle(volume);
     }
 
-    fn answer_admission(&mut self, volume: VolumeId, answer: &Result<Accepted, Rejection>) {
-        if let Some(Admission { first, also, claim_unsure, .. }) = self.admissions.remove(&volume) {
-            if claim_unsure && answer.is_err() {
-                // Nobody wants it.
-                self.restore_claims(None);
-            }
-            // Its claim was there for a moment, if it is not wanted after all.
-            let marked = self.world.table.with_serial(volume.serial()).find_map(|disk| self.marked_in_vain(disk));
-            if let Some(serial) = marked {
-                self.unmark(serial);
-            }
-            let _ = first.send(answer.clone());
-            for reply in also {
-                let _ = reply.send(answer.clone().map(|_| Accepted::Known));
-            }
-        }
-    }
-
-    fn tell_intent(&mut self, intent: &Intent) {
-        self.tell(|id| super::Event {
+    /// An intent is durable: from here on its volume is known.
+    fn take_up(&mut self, intent: &Intent) {
+        let volume = intent.volume;
+        let mut new = Volume::new(intent.clone(), self.tools.clock.wall(), self.tools.clock.now());
+        // A disk that is already here was not yet held against this intent.
+        new.look_after = self.world.looks.last();
+        new.epoch = self.next_epoch();
+        new.instance = new.epoch;
+        self.world.insert(new);
+        tracing::info!(EVENT = StoryStep::Intent.name(), VOLUME_ID = %volume, SERIAL = %volume.serial(), EXPORT = volume.export_name(), UID = intent.uid, "intent accepted {}", described(intent));
+        self.events.tell(|id| Event {
             id,
             at: intent.created_at,
-            volume_id: intent.volume,
+            volume_id: volume,
             serial: intent.serial(),
             event: StoryStep::Intent.into(),
             detail: described(intent),
@@ -246,33 +168,62 @@ impl Engine {
             reason: None,
         });
     }
-}
 
-/// The first field in which a repeated request asks for something else. What it leaves out, it does not ask for.
-fn differs(have: &Intent, asked: &Intent) -> Option<Rejection> {
-    let number = |value: Option<u64>| value.map_or_else(|| "unset".to_owned(), |value| value.to_string());
-    let fields = [
-        (!asked.vm_id.is_empty(), "vm_id", have.vm_id.clone(), asked.vm_id.clone()),
-        (asked.size_bytes.is_some(), "size_bytes", number(have.size_bytes), number(asked.size_bytes)),
-        (
-            asked.deadline_seconds.is_some(),
-            "deadline_seconds",
-            number(have.deadline_seconds.map(u64::from)),
-            number(asked.deadline_seconds.map(u64::from)),
-        ),
-    ];
-    fields.into_iter().find(|(named, _, have, asked)| *named && have != asked).map(|(_, field, have, asked_value)| {
-        Rejection::Differs { volume: asked.volume, field, have, asked: asked_value }
-    })
-}
-
-fn described(intent: &Intent) -> String {
-    let mut words = Vec::new();
-    if !intent.vm_id.is_empty() {
-        words.push(format!("VM {}", intent.vm_id));
+    fn answer_admission(&mut self, volume: VolumeId, answer: &Result<Accepted, Rejection>) {
+        let Some(admission) = self.world.admissions.end(volume) else { return };
+        if admission.leaves_claim(answer) {
+            // Nobody wants it.
+            self.restore_claims(None);
+        }
+        // Its claim was there for a moment, if it is not wanted after all.
+        let marked = self.world.table.with_serial(volume.serial()).find_map(|disk| self.world.marked_in_vain(disk));
+        if let Some(serial) = marked {
+            self.unmark(serial);
+        }
+        admission.answer(answer);
     }
-    words.extend(intent.size_bytes.map(|size| format!("at least {size} bytes")));
-    words.extend(intent.deadline_seconds.map(|seconds| format!("within {seconds} s")));
-    words.push(format!("by {}", User(intent.uid)));
-    words.join(", ")
+
+    /// Reads and compares everything. `done` is told when all of it was.
+    pub(super) fn resync(&mut self, reason: &'static str, by: Option<User>, done: Done) {
+        if let Some(by) = by {
+            tracing::info!(EVENT = StoryStep::Resync.name(), UID = by.0, "a resync was asked for by {by}");
+        }
+        let (exports_done, exports) = oneshot::channel();
+        let (claims_done, claims) = oneshot::channel();
+        let (disks_done, disks) = oneshot::channel();
+        self.list_exports(Some(exports_done));
+        self.restore_claims(Some(claims_done));
+        self.ask_for_host_disks();
+        self.world.try_again(self.tools.clock.now());
+        self.tools.truth.tidy();
+        self.scan(reason, Some(disks_done));
+        let all = async move {
+            let _ = exports.await;
+            let _ = claims.await;
+            let _ = done.send(disks.await.unwrap_or(Err("it failed by a defect of attachd: ask again".to_owned())));
+        };
+        self.tools.outside.start(all.boxed());
+    }
+
+    /// Somebody wants to know whether the server answers now.
+    pub(super) fn server_is_asked_for(&mut self, reply: oneshot::Sender<()>) {
+        let (costly, now) = (self.tools.server.is_started_for_each(), self.tools.clock.now());
+        if self.world.handshakes.wish(reply, costly, now) {
+            self.greet_server();
+        }
+    }
+
+    /// A client of these volumes would not have been served.
+    pub(super) fn doubt(&mut self, volumes: Vec<VolumeId>, server: bool) {
+        let epoch = self.next_epoch();
+        for id in &volumes {
+            if let Some(volume) = self.world.volume_mut(*id) {
+                volume.disprove(epoch);
+            }
+        }
+        self.settle_some(volumes, None);
+        if server {
+            self.greet_server();
+        }
+    }
 }

@@ -1,4 +1,4 @@
-//! The steps that [`super::decide`] asks for, and what becomes of each.
+//! The steps that [`super::decide`] asks for: each is begun here. What comes of it is an input, taken up in [`super::results`].
 
 use std::io;
 use std::sync::Arc;
@@ -6,17 +6,16 @@ use std::sync::Arc;
 use futures_util::FutureExt;
 use jiff::Timestamp;
 
-use super::Engine;
+use super::core::Engine;
 use super::decide::unread;
-use super::exports::folder_reason;
-use super::input::{Asked, Input, Ticket};
-use super::outside::Died;
-use super::tools::answered;
-use super::world::Disk;
+use super::errands::{Asked, unless_died};
+use super::input::Input;
+use super::tools::{Died, answered};
+use super::volume::Disk;
 use crate::device::evidence::Evidence;
 use crate::device::facts::LinkTarget;
 use crate::device::found::Found;
-use crate::export::probe::{ProbeError, Served};
+use crate::export::probe::ProbeError;
 use crate::identity::{Serial, VolumeId};
 use crate::reason::{Case, Code, StoryStep};
 use crate::store::Change;
@@ -44,24 +43,18 @@ impl Engine {
         });
     }
 
-    pub(super) fn recorded(&mut self, ticket: Ticket, evidence: Evidence, result: Result<(), Reason>) {
-        let id = ticket.volume;
-        if !self.world.holds(ticket) {
-            return;
+    /// Has the helper try, outside; it comes back as [`Input::Tried`].
+    pub(super) fn try_open(&mut self, id: VolumeId, evidence: Evidence) {
+        let Some(ticket) = self.world.ticket(id) else { return };
+        if let Some(volume) = self.world.volume_mut(id) {
+            volume.busy = true;
         }
-        let Some(volume) = self.world.volume_mut(id) else { return };
-        volume.busy = false;
-        match result {
-            Ok(()) => {
-                volume.mapping = Some(evidence);
-                volume.trouble = None;
-                self.note(id, StoryStep::Recorded, String::new());
-            }
-            Err(error) => {
-                self.trouble(id, error);
-            }
-        }
-        self.settle(id);
+        let step = self.tools.helper.exclusive(evidence.devnum, evidence.serial);
+        self.outside("step.exclusive", step, move |answer| Input::Tried {
+            ticket,
+            evidence,
+            answer: unless_died(answer),
+        });
     }
 
     /// Lets clients in. Says when, if that was done.
@@ -173,67 +166,6 @@ impl Engine {
             Input::Probed { ticket, epoch, evidence, result }
         });
     }
-
-    pub(super) fn probed(
-        &mut self,
-        ticket: Ticket,
-        epoch: u64,
-        evidence: &Evidence,
-        result: Result<Served, ProbeError>,
-    ) {
-        let id = ticket.volume;
-        if result.is_ok() {
-            self.world.handshakes.heard(self.tools.clock.now());
-        }
-        if !self.world.holds(ticket) {
-            return;
-        }
-        let unit = self.tools.server_unit;
-        let Some(volume) = self.world.volume_mut(id) else { return };
-        volume.busy = false;
-        if volume.epoch == epoch && volume.published {
-            match result {
-                Ok(served) if served.size == evidence.size_bytes => {
-                    volume.proven = true;
-                    volume.trouble = None;
-                }
-                Ok(served) => {
-                    let message =
-                        format!("the NBD server serves {} bytes, the disk has {}", served.size, evidence.size_bytes);
-                    self.not_this(id, Reason::about(Code::SizeDiffers, unit, message));
-                }
-                Err(error @ ProbeError::Exchanged(_)) => {
-                    self.not_this(id, Reason::new(Code::DiskExchanged, error.to_string()));
-                }
-                // The handshake is made again when that can be found out.
-                Err(ProbeError::Unread(_, why)) => {
-                    self.trouble(id, unread(&format!("device {}", evidence.devnum), &why));
-                }
-                Err(error) if error.is_server() => {
-                    self.trouble(id, Reason::about(Code::BackendDown, unit, error.to_string()));
-                    self.greet_server();
-                }
-                Err(error) => {
-                    // Perhaps it never took notice: a file that goes while it reads the folder stops it.
-                    self.changed(id);
-                    self.trouble(id, Reason::about(Code::ExportRefused, unit, error.to_string()));
-                }
-            }
-        }
-        self.settle(id);
-    }
-
-    /// What the server serves under this name is not the disk on record: it goes, and is tried again later.
-    fn not_this(&mut self, id: VolumeId, reason: Reason) {
-        if self.revoke(id, Some(&reason)) {
-            self.trouble(id, reason);
-        }
-    }
-
-    pub(super) fn next_epoch(&mut self) -> u64 {
-        self.epochs += 1;
-        self.epochs
-    }
 }
 
 /// Whether it is still the disk, and its link leads to it.
@@ -250,4 +182,13 @@ fn still_leads(still: &Found<()>, target: io::Result<LinkTarget>, leads: impl Fn
             }
         }
     }
+}
+
+/// Why nothing can be published.
+pub(super) fn folder_reason(error: &io::Error) -> Reason {
+    let message = format!("the export could not be made: {error}");
+    if error.kind() == io::ErrorKind::AlreadyExists {
+        return Reason::of_case(Case::NameTaken, message);
+    }
+    Reason::new(Code::ExportFolder, message)
 }

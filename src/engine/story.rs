@@ -2,9 +2,9 @@
 
 use jiff::Timestamp;
 
-use super::Engine;
-use super::input::Event;
-use super::world::Note;
+use super::answers::Event;
+use super::core::Engine;
+use super::volume::Note;
 use crate::clock;
 use crate::device::facts::Facts;
 use crate::identity::VolumeId;
@@ -73,7 +73,16 @@ impl Engine {
         let (state, reason) = (volume.state, volume.reason.clone());
         let (by, asked) = (volume.departure.user(), volume.departure.leaving.is_closed());
         volume.notes.push(Note { entry: Entry { at, event: event.into(), detail: detail.clone() }, by, asked });
-        self.tell(|number| Event { id: number, at, volume_id: id, serial, event: event.into(), detail, state, reason });
+        self.events.tell(|number| Event {
+            id: number,
+            at,
+            volume_id: id,
+            serial,
+            event: event.into(),
+            detail,
+            state,
+            reason,
+        });
     }
 
     /// Tells of a step that is on record already, with what it has changed.
@@ -84,17 +93,7 @@ impl Engine {
         let disk = self.world.table.with_serial(serial).next().map(|device| &device.facts);
         log(id, state, disk, &[note]);
         let Entry { at, event, detail } = entry;
-        self.tell(|number| Event { id: number, at, volume_id: id, serial, event, detail, state, reason });
-    }
-
-    /// Tells everybody who listens; the event gets its number here.
-    pub(super) fn tell(&mut self, event: impl FnOnce(u64) -> Event) {
-        self.event_id += 1;
-        let event = event(self.event_id);
-        // Nobody listening is fine.
-        if let Some(events) = &self.events {
-            let _ = events.send(event.into());
-        }
+        self.events.tell(|number| Event { id: number, at, volume_id: id, serial, event, detail, state, reason });
     }
 
     /// What came to rest in this turn is handed to the store.
@@ -116,21 +115,6 @@ impl Engine {
         if !news.is_empty() {
             self.tools.truth.post(id, news);
         }
-    }
-
-    /// The store can be written again: who waits for that need not wait for his turn.
-    pub(super) fn store_is_back(&mut self) {
-        let waits = |volume: &&super::world::Volume| {
-            volume.trouble.as_ref().is_some_and(|trouble| trouble.reason.code.is_of_store())
-        };
-        let ids: Vec<VolumeId> = self.world.volumes().filter(waits).map(|volume| volume.intent.volume).collect();
-        for id in &ids {
-            if let Some(volume) = self.world.volume_mut(*id) {
-                volume.trouble = None;
-            }
-            self.distrust(*id);
-        }
-        self.settle_some(ids, None);
     }
 }
 

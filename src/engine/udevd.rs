@@ -10,10 +10,8 @@ use std::{fs, io};
 
 use jiff::Timestamp;
 
-use super::world::World;
 use crate::device::DevNum;
 use crate::device::table::{Device, Table};
-use crate::identity::Serial;
 
 /// How long udevd may take for one event before it is overdue.
 pub const OVERDUE_AFTER: Duration = Duration::from_secs(10);
@@ -174,6 +172,19 @@ impl Ear {
         self.silent.is_some() || self.overdue.contains_key(&devnum)
     }
 
+    /// The present disks that udevd is held up at while it is heard about others, and since when: the longest first.
+    /// `at_work`: [`at_work`], asked only when an event is overdue.
+    pub(super) fn held_up(&self, table: &Table, at_work: impl FnOnce() -> bool) -> Vec<(String, Timestamp)> {
+        if self.overdue.is_empty() || self.silent.is_some() || !at_work() {
+            return Vec::new();
+        }
+        let present = |(devnum, since)| Some((table.of(devnum)?, since));
+        let name = |(disk, since): (&Device, _)| (format!("/dev/{} ({})", disk.facts.name, disk.facts.devnum), since);
+        let mut all: Vec<_> = self.overdue().filter_map(present).map(name).collect();
+        all.sort_by_key(|(_, since)| *since);
+        all
+    }
+
     /// The verdict.
     pub fn udevd_is(&self) -> Udevd {
         match (self.silent, self.heard) {
@@ -182,29 +193,6 @@ impl Ear {
             (None, None) => Udevd::Unknown,
         }
     }
-}
-
-impl World {
-    /// Whether udevd owes an event of a disk with this serial for too long, or of any, when it is silent.
-    pub(super) fn udevd_owes(&self, serial: Serial) -> bool {
-        self.table.with_serial(serial).any(|disk| self.ear.owes(disk.facts.devnum))
-    }
-
-    /// The present disks that udevd is held up at while it is heard about others, and since when: the longest first.
-    pub fn held_up(&self) -> Vec<(String, Timestamp)> {
-        if self.ear.overdue.is_empty() || self.ear.silent.is_some() || !at_work() {
-            return Vec::new();
-        }
-        held_up(&self.ear, &self.table)
-    }
-}
-
-fn held_up(ear: &Ear, table: &Table) -> Vec<(String, Timestamp)> {
-    let present = |(devnum, since)| Some((table.of(devnum)?, since));
-    let name = |(disk, since): (&Device, _)| (format!("/dev/{} ({})", disk.facts.name, disk.facts.devnum), since);
-    let mut all: Vec<_> = ear.overdue().filter_map(present).map(name).collect();
-    all.sort_by_key(|(_, since)| *since);
-    all
 }
 
 #[cfg(test)]
@@ -308,12 +296,12 @@ mod tests {
         table.update(DEVNUM, Found::Here(device().facts), 1, Heard::Asked);
         ear.kernel(7, DEVNUM, at(0));
         ear.udevd(8, C, at(2));
-        assert_eq!(held_up(&ear, &table), [], "it is given time");
+        assert_eq!(ear.held_up(&table, || true), [], "it is given time");
         assert_eq!(ear.tick(at(10).steady, || true), Late::Overdue);
         let name = format!("/dev/{} ({DEVNUM})", device().facts.name);
-        assert_eq!(held_up(&ear, &table), [(name, wall(0))]);
+        assert_eq!(ear.held_up(&table, || true), [(name, wall(0))]);
         table.update(DEVNUM, Found::Gone, 2, Heard::Asked);
-        assert_eq!(held_up(&ear, &table), []);
+        assert_eq!(ear.held_up(&table, || true), []);
     }
 
     #[test]

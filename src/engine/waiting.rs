@@ -2,7 +2,10 @@
 
 use std::collections::HashMap;
 
-use super::input::Done;
+use tokio::sync::oneshot;
+
+/// Where the end of a resync is told, or why there was none.
+pub(crate) type Done = oneshot::Sender<Result<(), String>>;
 
 /// Something whose end is waited for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]

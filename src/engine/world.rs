@@ -7,29 +7,27 @@ use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
 
-use super::again::Again;
+use super::admissions::{Admissions, Standing};
+use super::answers::{Accepted, Reply};
 use super::claimed::Claimed;
-use super::exports::Exported;
-use super::helper::Unmarking;
-use super::input::Ticket;
-use super::server::Handshakes;
-use super::tell::{FileChange, Telling};
+use super::errands::Errands;
+use super::exported::Exported;
+use super::handshakes::Handshakes;
+use super::looks::Looks;
+use super::telling::Telling;
 use super::tools::Helper;
-use super::udevd::Ear;
-use super::withdraw::Departure;
-use crate::clock::Steady;
+use super::udevd::{self, Ear};
+use super::volume::Ticket;
+pub use super::volume::Volume;
+use crate::config::Limits;
 use crate::device::DevNum;
-use crate::device::evidence::{Evidence, Ground};
-use crate::device::table::{Device, Reading, Table};
+use crate::device::evidence::Ground;
+use crate::device::table::{Device, Table};
 use crate::export::server::Server;
 use crate::folder::Names;
 use crate::identity::{Serial, VolumeId};
 use crate::reason::Code;
-use crate::store::News;
-use crate::volume::{Entry, Intent, Reason, Record, State, User};
-
-/// Which disk: its number and sequence number. Numbers are used again, sequence numbers are not.
-pub(super) type Disk = (DevNum, u64);
+use crate::volume::{Intent, State};
 
 /// All of it.
 pub struct World {
@@ -53,10 +51,12 @@ pub struct World {
     pub exported: Exported,
     /// How far the folder of claims is what it has to be.
     pub claimed: Claimed,
-    /// Disks that could not be read.
-    pub(super) again: Again,
-    /// Serials whose disks the helper is asked to give back.
-    pub(super) unmarking: HashMap<Serial, Unmarking>,
+    /// The readings of disks.
+    pub(super) looks: Looks,
+    /// Intents on their way to being durable.
+    pub(super) admissions: Admissions,
+    /// What the helper is asked to have udev do.
+    pub(super) errands: Errands,
     /// By id, so that they can be gone through in pieces. Boxed: a node of the tree has eleven places, and half of them are
     /// empty as a rule.
     volumes: BTreeMap<VolumeId, Box<Volume>>,
@@ -82,170 +82,6 @@ pub struct Resyncs {
     pub losses: u64,
 }
 
-/// One volume.
-#[allow(clippy::struct_excessive_bools, reason = "each is a fact of its own; together they are no state machine")]
-pub struct Volume {
-    /// The wish.
-    pub intent: Intent,
-    /// The recorded mapping.
-    pub mapping: Option<Evidence>,
-    /// Where it stands; changed by [`World::set_state`] alone, which counts.
-    pub state: State,
-    /// Why it is not served.
-    pub reason: Option<Reason>,
-    /// Since when it stands there.
-    pub since: Timestamp,
-    /// Where it stood before the start, and since when, until something else happens to it.
-    pub(super) stood: Option<(State, Timestamp)>,
-    /// The export's link exists.
-    pub published: bool,
-    /// A handshake has succeeded for this link and this run of the server.
-    pub proven: bool,
-    /// Steps the store has not been told yet.
-    pub notes: Vec<Note>,
-    /// Where it stands, as far as the store has not been told.
-    pub(super) news: Option<News>,
-    /// How far it is on its way out.
-    pub(super) departure: Departure,
-    /// Which life of this volume it is.
-    pub(super) instance: u64,
-    /// The helper could not have udev look at the disk: when it is asked again, and how often it was.
-    pub(super) helper_again: Option<(Instant, u32)>,
-    pub(super) busy: bool,
-    /// Counts revocations, so that the answer to an older probe is not taken for one about the present link.
-    pub(super) epoch: u64,
-    /// Only a later reading of the disk counts.
-    pub(super) look_after: Reading,
-    /// Whether what needs no disk is done for its export.
-    pub(super) preparation: Preparation,
-    /// The last change to its files that the server has to know of.
-    pub(super) change: Option<FileChange>,
-    pub(super) trouble: Option<Trouble>,
-    /// Just now nobody had this disk open exclusively.
-    pub(super) free: Option<Disk>,
-    /// The moment it was last decided on.
-    pub(super) judged: Instant,
-    /// The same by the clock that deadlines go by.
-    pub(super) judged_steady: Steady,
-    /// The disk that udev was asked to look at again: its number and sequence number.
-    pub(super) retriggered: Option<Disk>,
-    pub(super) unwritten: bool,
-    wake: Option<Instant>,
-}
-
-/// A step that happened to a volume.
-#[derive(Debug, Clone)]
-pub struct Note {
-    /// What.
-    pub entry: Entry,
-    /// By whose wish, if somebody's.
-    pub by: Option<User>,
-    /// On the way to a withdrawal, also where it is not known any more whose.
-    pub asked: bool,
-}
-
-/// How far an export is prepared.
-#[derive(Debug)]
-pub(super) enum Preparation {
-    /// Not begun.
-    No,
-    /// It is being done; `again`: something happened to it since that began. `failed`: why it could not be, before.
-    UnderWay { again: bool, failed: Option<String>, attempts: u32 },
-    /// It could not be, and is tried again.
-    Failed { why: String, kind: std::io::ErrorKind, attempts: u32, again_at: Instant },
-    /// It is.
-    Done,
-}
-
-/// A step failed and is tried again later.
-#[derive(Debug)]
-pub(super) struct Trouble {
-    pub(super) reason: Reason,
-    /// The disk that it is about, if it is about one.
-    pub(super) disk: Option<Disk>,
-    pub(super) attempts: u32,
-    pub(super) again_at: Instant,
-}
-
-impl Volume {
-    /// A new wish.
-    pub(super) fn new(intent: Intent, wall: Timestamp, now: Instant) -> Self {
-        let since = Some(intent.created_at);
-        Self::from_record(
-            Record {
-                state: State::waiting_for(intent.origin),
-                intent,
-                mapping: None,
-                reason: None,
-                since,
-                sealed: None,
-            },
-            wall,
-            now,
-        )
-    }
-
-    /// What was shown by an earlier handshake counts no more: an answer of an epoch before this one comes too late.
-    pub(super) fn disprove(&mut self, epoch: u64) {
-        (self.proven, self.trouble, self.epoch) = (false, None, epoch);
-    }
-
-    /// Since when it stands where it comes to stand now. What was found after a start as it was before it, the proof's own
-    /// steps apart, has been so all the time.
-    pub(super) fn stands_since(&mut self, state: State, reason: Option<&Reason>, now: Timestamp) -> Timestamp {
-        match self.stood {
-            Some((stood, since)) if stood == state => since,
-            Some((State::Ready, _)) if state == State::Exporting && reason.is_none() => now,
-            _ => {
-                self.stood = None;
-                if self.state == state { self.since } else { now }
-            }
-        }
-    }
-
-    /// Where it stands when it has just been given back.
-    pub(super) fn state_when_given_back(&self) -> State {
-        if self.mapping.is_some() { State::Exporting } else { State::waiting_for(self.intent.origin) }
-    }
-
-    /// As the store remembers it. What was `ready` is not so until it is proven again.
-    pub(super) fn from_record(record: Record, wall: Timestamp, now: Instant) -> Self {
-        let state = match record.state {
-            State::Ready | State::Matched => State::Exporting,
-            // It was given back, and that was not written down any more.
-            State::Detaching if record.sealed.is_none() => State::Exporting,
-            other => other,
-        };
-        Self {
-            intent: record.intent,
-            mapping: record.mapping,
-            state,
-            reason: record.reason,
-            since: record.since.unwrap_or(wall),
-            stood: record.since.map(|since| (record.state, since)),
-            published: false,
-            proven: false,
-            notes: Vec::new(),
-            news: None,
-            departure: Departure::remembered(record.sealed),
-            instance: 0,
-            helper_again: None,
-            busy: false,
-            epoch: 0,
-            look_after: 0,
-            preparation: Preparation::No,
-            change: None,
-            trouble: None,
-            free: None,
-            judged: now,
-            judged_steady: Steady::from_micros(i64::MIN),
-            retriggered: None,
-            unwritten: false,
-            wake: None,
-        }
-    }
-}
-
 impl World {
     /// A world without volumes and disks.
     pub(super) fn new(ground: Ground, helper: Arc<dyn Helper>) -> Self {
@@ -260,8 +96,9 @@ impl World {
             resyncs: Resyncs::default(),
             exported: Exported::default(),
             claimed: Claimed::default(),
-            again: Again::default(),
-            unmarking: HashMap::new(),
+            looks: Looks::default(),
+            admissions: Admissions::default(),
+            errands: Errands::default(),
             volumes: BTreeMap::new(),
             by_serial: HashMap::new(),
             by_user: HashMap::new(),
@@ -278,6 +115,51 @@ impl World {
     /// The volume whose disks show this serial: at most one.
     pub fn volume_of(&self, serial: Serial) -> Option<VolumeId> {
         self.by_serial.get(&serial).copied()
+    }
+
+    /// The volume of this serial that is wanted, or on its way to being so.
+    pub(super) fn wanted(&self, serial: Serial) -> Option<VolumeId> {
+        self.volume_of(serial).or_else(|| self.admissions.of(serial))
+    }
+
+    /// Somebody wants a volume. Says whether it is to be admitted now; else the answer is given, or comes with another's.
+    pub(super) fn ask(&mut self, intent: Intent, reply: Reply<Accepted>, limits: Limits, vm_id: &str) -> bool {
+        let known = self.volumes.get(&intent.volume).map(|known| (&known.intent, &known.departure.leaving));
+        let standing = Standing {
+            known,
+            of_serial: self.by_serial.get(&intent.serial()).copied(),
+            all: self.volumes.len(),
+            of_user: self.by_user.get(&intent.uid).copied().unwrap_or(0),
+            limits,
+            vm_id,
+        };
+        self.admissions.ask(intent, reply, &standing)
+    }
+
+    /// The serial of a disk that is marked although nobody wants it.
+    pub(super) fn marked_in_vain(&self, disk: &Device) -> Option<Serial> {
+        let marked = disk.facts.group() == Some(self.ground.nbd_gid);
+        disk.facts.serial().filter(|serial| marked && self.wanted(*serial).is_none())
+    }
+
+    /// Whether udevd owes an event of a disk with this serial for too long, or of any, when it is silent.
+    pub(super) fn udevd_owes(&self, serial: Serial) -> bool {
+        self.table.with_serial(serial).any(|disk| self.ear.owes(disk.facts.devnum))
+    }
+
+    /// The present disks that udevd is held up at while it is heard about others, and since when: the longest first.
+    pub fn held_up(&self) -> Vec<(String, Timestamp)> {
+        self.ear.held_up(&self.table, udevd::at_work)
+    }
+
+    /// Which disk is taken to have this number: the one that was read, or, where none could be, the one on record.
+    pub(super) fn known_diskseq(&self, devnum: DevNum) -> Option<u64> {
+        let read = self.table.of(devnum).map(|device| device.facts.diskseq);
+        let on_record = || {
+            let volumes = self.mapped_to(devnum).into_iter().filter_map(|id| self.volume(id));
+            volumes.filter(|volume| volume.published).find_map(|volume| Some(volume.mapping.as_ref()?.diskseq))
+        };
+        read.or_else(|| self.looks.is_unread(devnum).then(on_record).flatten())
     }
 
     /// Every volume, by id. However many there are: in one turn only what is quick for each.
@@ -313,11 +195,6 @@ impl World {
         self.table.unread(devnum, diskseq)
     }
 
-    /// How many intents a user has.
-    pub(super) fn intents_of(&self, uid: Option<u32>) -> usize {
-        self.by_user.get(&uid).copied().unwrap_or(0)
-    }
-
     /// How many volumes are in each state; states without any are there with 0.
     pub fn counts(&self) -> &BTreeMap<State, usize> {
         &self.counts
@@ -345,9 +222,7 @@ impl World {
                 trouble.again_at = now;
             }
             (volume.retriggered, volume.helper_again) = (None, None);
-            if let Preparation::Failed { again_at, .. } = &mut volume.preparation {
-                *again_at = volume.judged;
-            }
+            volume.preparation.forgive(volume.judged);
         }
     }
 
@@ -400,7 +275,7 @@ impl World {
         Some(volume)
     }
 
-    /// When the clock is to be looked at for this volume; replaces what was set before. For [`super::Engine::wind`] alone:
+    /// When the clock is to be looked at for this volume; replaces what was set before. For [`super::core::Engine::wind`] alone:
     /// a part of a volume that waits keeps its moment in a field of its own.
     pub(super) fn set_wake(&mut self, id: VolumeId, wake: Option<Instant>) {
         let Some(volume) = self.volumes.get_mut(&id) else { return };
@@ -432,8 +307,8 @@ impl World {
     /// The next time anything needs a look at the clock.
     pub(super) fn next_wake(&self) -> Option<Instant> {
         let volumes = self.wakes.first().map(|(at, _)| *at);
-        let folders = [self.exported.wake(), self.claimed.wake()];
-        let others = [volumes, self.ear.wake(), self.again.wake()];
+        let folders = [self.exported.upkeep.wake(), self.claimed.upkeep.wake()];
+        let others = [volumes, self.ear.wake(), self.looks.wake()];
         folders.into_iter().chain(others).flatten().min()
     }
 

@@ -5,9 +5,10 @@ use tokio::sync::oneshot::error::TryRecvError;
 
 use super::play::Play;
 use crate::engine::Input;
-use crate::engine::input::{Accepted, Rejection, Request};
+use crate::engine::answers::{Accepted, Rejection};
+use crate::engine::departure::Caller;
+use crate::engine::input::Request;
 use crate::engine::leaving;
-use crate::engine::withdraw::Caller;
 use crate::helper_client::Holders;
 use crate::identity::{OperationId, VolumeId};
 use crate::volume::{By, Intent, User};
@@ -94,7 +95,7 @@ impl Play {
 
     fn intended(&mut self, id: VolumeId, answer: &Result<Accepted, Rejection>) {
         self.tell(format!("answer: intend {id} {answer:?}"));
-        let left = self.daemon.as_ref().is_some_and(|daemon| daemon.engine.leftovers.contains(&id));
+        let left = self.daemon.as_ref().is_some_and(|daemon| daemon.engine.world.admissions.is_left(id));
         let mut model = self.tool.model();
         let on_record = model.store.records.get(&id).is_some_and(|record| record.sealed != Some(By::Withdrawal));
         let claimed = model.claims.contains(&id.serial()) || model.stolen.contains(&id.serial());

@@ -213,11 +213,7 @@ impl Play {
             return Some("a step never ends".to_owned());
         }
         let engine = &self.daemon.as_ref()?.engine;
-        if !engine.leftovers.is_empty()
-            || !engine.looks.is_empty()
-            || !engine.admissions.is_empty()
-            || !engine.world.unmarking.is_empty()
-        {
+        if !engine.world.admissions.is_idle() || !engine.world.looks.is_idle() || !engine.world.errands.is_empty() {
             return Some("something is under way and never ends".to_owned());
         }
         let model = self.tool.model();

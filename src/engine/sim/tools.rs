@@ -21,8 +21,8 @@ use crate::clock::{Clock, Steady};
 use crate::device::DevNum;
 use crate::device::facts::{Facts, LinkTarget};
 use crate::device::found::Found;
-use crate::engine::server::Greeted;
-use crate::engine::tools::{AllDisks, Claimant, Disks, Goodbye, Helper, NbdServer, Outside, Truth};
+
+use crate::engine::tools::{AllDisks, Claimant, Disks, Goodbye, Greeted, Helper, NbdServer, Outside, Truth};
 use crate::export::backend::{Backend, Check, Contents, Which};
 use crate::export::probe::{ProbeError, Served};
 use crate::folder::Folder;

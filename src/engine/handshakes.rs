@@ -9,13 +9,10 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::oneshot;
 
-use super::Engine;
-use super::input::{Input, Request};
-use super::settle::pause;
-use super::{Handle, Stopping};
+use super::pause::pause;
+use super::tools::Greeted;
 use crate::export::probe::ProbeError;
 use crate::export::server::Server;
-use crate::identity::VolumeId;
 
 /// An answer so old is taken for one of now.
 const FRESH: Duration = Duration::from_secs(1);
@@ -45,9 +42,6 @@ struct Silence {
     attempts: u32,
 }
 
-/// What a handshake without an export has shown; an error with what was found at the port.
-pub type Greeted = Result<(), (ProbeError, String)>;
-
 impl Handshakes {
     /// How long an answer has been waited for.
     pub fn asking_for(&self, now: Instant) -> Option<Duration> {
@@ -55,7 +49,7 @@ impl Handshakes {
     }
 
     /// The server as it is: it has to run, and not to be silent.
-    fn judged(&self) -> Option<Server> {
+    pub(super) fn judged(&self) -> Option<Server> {
         match (&self.watched, &self.silence) {
             (Some(Server::Up { pid }), Some(silence)) => Some(Server::Silent { pid: *pid, why: silence.why.clone() }),
             (watched, _) => watched.clone(),
@@ -91,53 +85,22 @@ impl Handshakes {
             }
         }
     }
-}
 
-impl Handle {
-    /// Has the server asked whether it answers, unless that was just done or is costly, and waits for the answer.
-    pub async fn ask_server(&self) -> Result<(), Stopping> {
-        let (reply, answer) = oneshot::channel();
-        self.ask(Request::AskServer(reply)).await?;
-        // Whoever is not answered was told enough: the engine knows what it knows.
-        let _ = answer.await;
-        Ok(())
-    }
-
-    /// A client would not have been served: these volumes are to be proven anew, and perhaps it is the server's doing.
-    pub async fn doubt(&self, volumes: Vec<VolumeId>, server: bool) -> Result<(), Stopping> {
-        self.ask(Request::Doubt { volumes, server }).await
-    }
-}
-
-impl Engine {
-    /// The watch tells of the server.
-    pub(super) fn server_changed(&mut self, server: Server) {
-        let handshakes = &mut self.world.handshakes;
-        if handshakes.watched.as_ref() == Some(&server) {
-            return;
+    /// The watch tells of the server. If that is new: who asked before it was known that there is one, and still wants to know
+    /// whether it answers.
+    pub(super) fn watched(&mut self, server: Server) -> Option<Vec<oneshot::Sender<()>>> {
+        if self.watched.as_ref() == Some(&server) {
+            return None;
         }
-        let first = handshakes.watched.is_none();
-        handshakes.watched = Some(server);
-        handshakes.life += 1;
-        handshakes.silence = None;
-        handshakes.again = false;
-        handshakes.asking = None;
-        handshakes.answered = None;
-        // Who asked before it was known that there is one still wants to know whether it answers.
-        let waiting = std::mem::take(&mut handshakes.waiting);
-        for reply in waiting.into_iter().filter(|_| first) {
-            self.server_is_asked_for(reply);
-        }
-        self.judge_server();
+        let waiting = if self.watched.is_none() { std::mem::take(&mut self.waiting) } else { Vec::new() };
+        *self = Self { watched: Some(server), life: self.life + 1, ..Self::default() };
+        Some(waiting)
     }
 
-    /// Somebody wants to know whether the server answers now.
-    pub(super) fn server_is_asked_for(&mut self, reply: oneshot::Sender<()>) {
-        let now = self.tools.clock.now();
-        let handshakes = &mut self.world.handshakes;
-        let fresh = handshakes.answered.is_some_and(|at| now.saturating_duration_since(at) < FRESH);
-        let costly = self.tools.server.is_started_for_each();
-        let enough = match handshakes.watched {
+    /// Somebody wants to know whether the server answers now. Says whether it is to be asked for that; else it is answered.
+    pub(super) fn wish(&mut self, reply: oneshot::Sender<()>, costly: bool, now: Instant) -> bool {
+        let fresh = self.answered.is_some_and(|at| now.saturating_duration_since(at) < FRESH);
+        let enough = match self.watched {
             // It is being looked for.
             None => false,
             Some(Server::Up { .. }) => fresh || costly,
@@ -145,100 +108,48 @@ impl Engine {
         };
         if enough {
             let _ = reply.send(());
-            return;
+        } else {
+            self.waiting.push(reply);
         }
-        handshakes.waiting.push(reply);
-        self.greet_server();
+        !enough
     }
 
-    /// A client of these volumes would not have been served.
-    pub(super) fn doubt(&mut self, volumes: Vec<VolumeId>, server: bool) {
-        let epoch = self.next_epoch();
-        for id in &volumes {
-            if let Some(volume) = self.world.volume_mut(*id) {
-                volume.disprove(epoch);
-            }
+    /// The server is to be asked. Returns which life of it, if that begins now: at most one question is under way.
+    pub(super) fn begin(&mut self, now: Instant) -> Option<u64> {
+        if self.asking.is_some() || !matches!(self.watched, Some(Server::Up { .. })) {
+            return None;
         }
-        self.settle_some(volumes, None);
-        if server {
-            self.greet_server();
-        }
+        self.asking = Some(now);
+        Some(self.life)
     }
 
-    /// Asks the server whether it answers at all. At most one question is under way.
-    pub(super) fn greet_server(&mut self) {
-        let handshakes = &mut self.world.handshakes;
-        if handshakes.asking.is_some() || !matches!(handshakes.watched, Some(Server::Up { .. })) {
-            return;
+    /// The server has answered in that life, or has not. False: that is of a past life.
+    pub(super) fn greeted(&mut self, life: u64, greeted: Greeted, now: Instant) -> bool {
+        let current = life == self.life;
+        if current {
+            self.take(greeted, now);
         }
-        handshakes.asking = Some(self.tools.clock.now());
-        let life = handshakes.life;
-        let step = self.tools.server.greet();
-        self.outside("step.greet", step, move |greeted| {
-            let greeted = greeted.unwrap_or_else(|died| Err((ProbeError::Died(died.to_string()), String::new())));
-            Input::Greeted { life, greeted }
-        });
+        current
     }
 
-    /// The server has answered, or has not.
-    pub(super) fn greeted(&mut self, life: u64, greeted: Greeted) {
-        let handshakes = &mut self.world.handshakes;
-        if life != handshakes.life {
-            return;
-        }
-        handshakes.take(greeted, self.tools.clock.now());
-        if let Some(wait) = handshakes.silence.as_ref().map(|silence| pause(silence.attempts))
-            && !std::mem::replace(&mut handshakes.again, true)
-        {
-            self.later(wait, Input::GreetAgain { life });
-        }
-        self.judge_server();
-        self.world.handshakes.waiting.clear();
+    /// In how long a silent server is to be asked again by itself, if there is no timer yet.
+    pub(super) fn postpone(&mut self) -> Option<Duration> {
+        let silence = self.silence.as_ref()?;
+        (!std::mem::replace(&mut self.again, true)).then(|| pause(silence.attempts))
     }
 
-    /// A silent server is asked once more.
-    pub(super) fn greet_again(&mut self, life: u64) {
-        let handshakes = &mut self.world.handshakes;
-        if life != handshakes.life {
-            return;
+    /// Whether a silent server is to be asked once more: that time has come in that life of it.
+    pub(super) fn is_due(&mut self, life: u64) -> bool {
+        if life != self.life {
+            return false;
         }
-        handshakes.again = false;
-        if handshakes.silence.is_some() {
-            self.greet_server();
-        }
+        self.again = false;
+        self.silence.is_some()
     }
 
-    /// Draws the conclusions, if the server is another thing than it was.
-    fn judge_server(&mut self) {
-        let server = self.world.handshakes.judged();
-        if self.world.server == server {
-            return;
-        }
-        match &server {
-            Some(Server::Up { pid }) => tracing::info!(pid, "the NBD server is up"),
-            Some(Server::Silent { pid, why }) => tracing::warn!(pid, why, "the NBD server runs, but does not answer"),
-            Some(Server::Down { why }) => tracing::warn!(why, "the NBD server is down"),
-            None => {}
-        }
-        // At the start everything has just been read.
-        let up_again = self.world.server.is_some() && matches!(server, Some(Server::Up { .. }));
-        self.world.server = server;
-        if self.server_is_up() {
-            self.tell_anew();
-        }
-        // At one stroke, for each of them: what an earlier server has shown is never taken for this one's.
-        let (epoch, readings) = (self.next_epoch(), self.readings);
-        for volume in self.world.volumes_mut() {
-            volume.disprove(epoch);
-            if up_again && volume.published {
-                volume.look_after = readings;
-            }
-        }
-        self.settle_some(self.world.ids(), None);
-    }
-
-    pub(super) fn server_is_up(&self) -> bool {
-        matches!(self.world.server, Some(Server::Up { .. }))
+    /// Whoever waits is told.
+    pub(super) fn tell(&mut self) {
+        self.waiting.clear();
     }
 }
 
@@ -249,6 +160,52 @@ mod tests {
     fn refused() -> Greeted {
         let error = ProbeError::Connect(([127, 0, 0, 1], 1).into(), std::io::ErrorKind::ConnectionRefused.into());
         Err((error, "nobody listens there".to_owned()))
+    }
+
+    #[test]
+    fn who_asks_is_answered_by_what_is_known_or_waits_for_the_one_question() {
+        let (mut handshakes, now) = (Handshakes::default(), Instant::now());
+        let asked = |handshakes: &mut Handshakes, costly| {
+            let (reply, answer) = oneshot::channel();
+            (handshakes.wish(reply, costly, now), answer)
+        };
+        let (ask, mut early) = asked(&mut handshakes, false);
+        assert!(ask && handshakes.begin(now).is_none(), "nobody knows yet whether there is a server");
+        let up = Server::Up { pid: Some(7) };
+        let mut waiting = handshakes.watched(up.clone()).expect("that is new");
+        assert!(waiting.len() == 1 && handshakes.watched(up.clone()).is_none());
+        assert!(handshakes.wish(waiting.remove(0), false, now));
+        let life = handshakes.begin(now).expect("it is asked");
+        assert!(handshakes.begin(now).is_none(), "one question at a time");
+        assert!(early.try_recv().is_err());
+        assert!(!handshakes.greeted(life + 1, Ok(()), now), "of another life");
+        assert!(handshakes.greeted(life, Ok(()), now) && handshakes.postpone().is_none());
+        handshakes.tell();
+        assert_eq!(early.try_recv(), Err(oneshot::error::TryRecvError::Closed), "whoever waited is told");
+        let (ask, mut answer) = asked(&mut handshakes, false);
+        assert!(!ask && answer.try_recv().is_ok(), "it has just answered");
+        // The controls: an answer that is old, a server that is started for each question, one that is down.
+        let late = now + FRESH;
+        let wish = |handshakes: &mut Handshakes, costly| handshakes.wish(oneshot::channel().0, costly, late);
+        assert!(wish(&mut handshakes, false) && !wish(&mut handshakes, true));
+        handshakes.watched(Server::Down { why: "gone".to_owned() });
+        assert!(!wish(&mut handshakes, false));
+    }
+
+    #[test]
+    fn a_silent_server_is_asked_again_by_one_timer_of_its_own_life() {
+        let (mut handshakes, now) = (Handshakes::default(), Instant::now());
+        handshakes.watched(Server::Up { pid: Some(7) });
+        let life = handshakes.begin(now).unwrap();
+        handshakes.greeted(life, refused(), now);
+        assert_eq!((handshakes.postpone(), handshakes.postpone()), (Some(pause(1)), None));
+        assert!(!handshakes.is_due(life + 1) && handshakes.is_due(life));
+        handshakes.begin(now);
+        handshakes.greeted(life, refused(), now);
+        assert_eq!(handshakes.postpone(), Some(pause(2)), "later and later");
+        handshakes.begin(now);
+        handshakes.greeted(life, Ok(()), now);
+        assert!(!handshakes.is_due(life) && handshakes.postpone().is_none(), "it has answered");
     }
 
     #[test]

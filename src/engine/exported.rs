@@ -1,0 +1,67 @@
+//! What is known of the folders that the NBD server reads.
+
+use std::time::Instant;
+
+use super::upkeep::Upkeep;
+use crate::folder::Names;
+
+/// How far these folders are what they have to be.
+#[derive(Debug, Default)]
+pub struct Exported {
+    /// Names in them that attachd did not make.
+    pub foreign: Names,
+    /// Why nothing can be published, or what is published not be read, if that is so.
+    pub failed: Option<String>,
+    /// What is exported and should not be, one sentence each.
+    pub(super) stuck: Names,
+    /// When they are listed.
+    pub(super) upkeep: Upkeep,
+}
+
+impl Exported {
+    /// What attachd did not make, and is there.
+    pub(super) fn found_foreign(&mut self, foreign: Names) {
+        if !foreign.is_empty() && foreign != self.foreign {
+            tracing::warn!("the NBD server's folders hold what attachd did not make, and it offers: {foreign}");
+        }
+        self.foreign = foreign;
+    }
+
+    /// Takes note of what a listing has come to, and says what is new. `more`: there was more than one listing takes away.
+    /// True: the folders can be used again, after they could not.
+    pub(super) fn learn(&mut self, failed: Option<String>, stuck: Names, more: bool, now: Instant) -> bool {
+        if let Some(why) = failed.as_ref().filter(|why| self.failed.as_ref() != Some(*why)) {
+            tracing::error!("the folder of exports: {why}; it is tried again by itself");
+        }
+        if !stuck.is_empty() && stuck != self.stuck {
+            tracing::error!("{stuck}; it is tried again by itself, or remove it by hand");
+        }
+        let healed = self.failed.is_some() && failed.is_none();
+        self.upkeep.learn(failed.is_none() && stuck.is_empty(), more && stuck.is_empty(), now);
+        (self.failed, self.stuck) = (failed, stuck);
+        healed
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn folders_that_can_be_used_again_are_healed_once_and_what_is_stuck_is_tried_again() {
+        let (mut exported, now) = (Exported::default(), Instant::now());
+        assert!(!exported.learn(None, Names::default(), false, now) && exported.upkeep.wake().is_none());
+        assert!(!exported.learn(Some("away".to_owned()), Names::default(), false, now));
+        assert!(exported.upkeep.wake().is_some());
+        assert!(exported.learn(None, Names::default(), false, now));
+        assert!(!exported.learn(None, Names::default(), false, now), "the control");
+        let stuck: Names = std::iter::once("an export".to_owned()).collect();
+        exported.learn(None, stuck.clone(), true, now);
+        assert!(
+            exported.upkeep.wake().is_some() && !exported.upkeep.again(),
+            "not at once, for nothing would come of it"
+        );
+        exported.learn(None, Names::default(), true, now);
+        assert!(exported.upkeep.again(), "the rest of very many");
+    }
+}

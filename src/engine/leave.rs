@@ -1,0 +1,193 @@
+//! Taking a volume out of service, for a while or for good: what [`super::leaving`] decides is done here.
+//!
+//! [`Engine::leave`] takes a caller's wish, [`Engine::go_on`] what has come of the last step; who is connected is found
+//! out in [`super::asking`]. How far a volume is, and who waits for the answer, is in its [`super::departure::Departure`] and
+//! nowhere else.
+
+use std::sync::Arc;
+
+use super::answers::{Clients, Rejection};
+use super::core::Engine;
+use super::departure::{Caller, Removed};
+use super::input::Input;
+use super::leaving::{self, Act, Call, Next, Outcome, Write};
+use super::tools::Died;
+use super::{asking, tools};
+use crate::clock;
+use crate::identity::VolumeId;
+use crate::store::{Change, News};
+use crate::volume::State;
+
+impl Engine {
+    /// A caller wants a volume taken out of service, or back. True: it was given back, and is to be settled.
+    #[must_use]
+    pub(super) fn leave(&mut self, id: VolumeId, call: Call, caller: Caller) -> bool {
+        let Some(volume) = self.world.volume_mut(id) else {
+            drop(caller.reply.send(Err(Rejection::Unknown(id))));
+            return false;
+        };
+        match leaving::called(id, &volume.departure.leaving, call) {
+            Err(answer) => {
+                drop(caller.reply.send(answer));
+                false
+            }
+            Ok((leaving, act)) => {
+                volume.departure.called(&leaving, caller);
+                self.follow(id, Next { leaving, act, answer: None })
+            }
+        }
+    }
+
+    /// Something has come of the last step. True: it was given back, and is to be settled.
+    #[must_use]
+    pub(super) fn go_on(&mut self, id: VolumeId, outcome: Outcome) -> bool {
+        let Some(volume) = self.world.volume_mut(id) else { return false };
+        let next = volume.departure.next(id, outcome);
+        self.follow(id, next)
+    }
+
+    fn follow(&mut self, id: VolumeId, mut next: Next) -> bool {
+        let Some(volume) = self.world.volume_mut(id) else { return false };
+        let published = volume.published;
+        volume.departure.leaving.clone_from(&next.leaving);
+        if published && next.closes() && !self.revoke(id, None) {
+            next = next.stuck(id);
+            if let Some(volume) = self.world.volume_mut(id) {
+                volume.departure.leaving.clone_from(&next.leaving);
+            }
+        }
+        if self.world.volume_mut(id).is_some_and(|volume| volume.departure.wants_claim()) {
+            self.restore_claims(None);
+        }
+        let reply = match (&next.answer, self.world.volume_mut(id)) {
+            (Some(_), Some(volume)) => volume.departure.take_reply(),
+            _ => None,
+        };
+        // Who hears the answer sees where the volume stands after this turn.
+        let given_back = self.act(id, next.act);
+        if let (Some(reply), Some(answer)) = (reply, next.answer) {
+            let _ = reply.send(answer);
+        }
+        given_back
+    }
+
+    /// True: it was given back.
+    fn act(&mut self, id: VolumeId, act: Act) -> bool {
+        match act {
+            Act::Rest => self.wind(id),
+            Act::Ask => self.ask_for_clients(id),
+            Act::Write(write) => self.put_on_record(id, &write),
+            Act::TellSealed => {
+                self.tell_recorded(id);
+                let reason = self.world.volume(id).map(|volume| volume.departure.reason());
+                self.stand(id, State::Detaching, reason);
+                self.rest(id);
+            }
+            Act::TellLingering(clients) => {
+                let unit = self.tools.server_unit;
+                let reason = self.world.volume(id).map(|volume| volume.departure.insisted(&clients, unit));
+                self.stand(id, State::Detaching, reason);
+                self.rest(id);
+                self.look_later(id);
+            }
+            Act::LookLater => self.look_later(id),
+            Act::GiveBack => {
+                self.tell_recorded(id);
+                if let Some(volume) = self.world.volume_mut(id) {
+                    volume.departure.give_back();
+                }
+                self.stand_staying(id);
+                return true;
+            }
+            Act::Unclaim => self.unclaim(id),
+            Act::Forget => self.forget(id),
+        }
+        false
+    }
+
+    fn ask_for_clients(&mut self, id: VolumeId) {
+        let Some(ticket) = self.world.ticket(id) else { return };
+        let Some(volume) = self.world.volume(id) else { return };
+        let (mapping, boot) = (volume.mapping.as_ref(), &self.world.ground.boot_id);
+        let questions = asking::questions(id.serial(), mapping, boot, &self.world.table);
+        let epoch = volume.epoch;
+        let (helper, server) = (Arc::clone(&self.tools.helper), Arc::clone(&self.tools.server));
+        let step = async move { asking::ask(&*helper, &*server, &questions).await };
+        self.outside("step.clients", step, move |found| {
+            let unknown = |died: Died| Clients::Unknown { why: died.to_string(), candidates: Vec::new() };
+            Input::Clients { ticket, epoch, clients: found.unwrap_or_else(unknown) }
+        });
+    }
+
+    /// Writes it, with where the volume stands and what is told of it, in one transaction: whatever is killed, they agree.
+    fn put_on_record(&mut self, id: VolumeId, write: &Write) {
+        let unit = self.tools.server_unit;
+        let at = clock::whole(self.tools.clock.wall());
+        let (Some(ticket), Some(volume)) = (self.world.ticket(id), self.world.volume_mut(id)) else { return };
+        let given_back = volume.state_when_given_back();
+        let record = volume.departure.record(write, at, unit, given_back);
+        let changes = match record.stays {
+            None => vec![Change::Withdraw(id)],
+            Some((sealed, state, reason)) => {
+                vec![Change::News(id, News::Stand(state, reason, at)), Change::Seal(id, sealed)]
+            }
+        };
+        let note = record.entry.map(|entry| Change::News(id, News::Note(entry)));
+        let changes = note.into_iter().chain(changes).collect();
+        // What has led here is told before.
+        self.post(id);
+        let truth = Arc::clone(&self.tools.truth);
+        self.outside("step.leave", async move { tools::write(&*truth, changes).await }, move |written| {
+            let outcome = match written {
+                Ok(Ok(())) => Outcome::Written,
+                Ok(Err(error)) => Outcome::Failed(Rejection::Store(error)),
+                Err(died) => Outcome::Failed(Rejection::NotDurable(died.to_string())),
+            };
+            Input::Leaving { ticket, outcome }
+        });
+    }
+
+    fn look_later(&mut self, id: VolumeId) {
+        let now = self.tools.clock.now();
+        if let Some(volume) = self.world.volume_mut(id) {
+            volume.departure.postpone(now);
+        }
+        self.wind(id);
+    }
+
+    /// The rows are gone: from here on nothing brings the volume back.
+    fn unclaim(&mut self, id: VolumeId) {
+        let Some(ticket) = self.world.ticket(id) else { return };
+        let (claims, backend) = (Arc::clone(&self.tools.claims), Arc::clone(&self.tools.backend));
+        let outside = Arc::clone(&self.tools.outside);
+        let forget = move || backend.forget(id);
+        let prepared = self.tools.backend.prepares();
+        // The volume stays known, and so nobody else's, until its claim is gone: a new intent for it would make one.
+        let step = async move {
+            // A link is removed at once.
+            let forgotten = if prepared { tools::work(&*outside, forget).await.flatten() } else { forget() };
+            Removed { prepared: forgotten, claim: claims.remove(id.serial()).await }
+        };
+        self.outside("step.unclaim", step, move |removed| {
+            let died = |died: Died| Removed { prepared: Err(died.clone().into()), claim: Err(died.into()) };
+            Input::Unclaimed { ticket, removed: removed.unwrap_or_else(died) }
+        });
+    }
+
+    fn forget(&mut self, id: VolumeId) {
+        self.post(id);
+        self.tell_recorded(id);
+        if self.world.remove(id).is_some() && self.world.table.with_serial(id.serial()).next().is_some() {
+            // The claim is gone: the node goes back to its old group.
+            self.unmark(id.serial());
+        }
+    }
+
+    /// What was written with the rest is told.
+    fn tell_recorded(&mut self, id: VolumeId) {
+        let entry = self.world.volume_mut(id).and_then(|volume| volume.departure.take_entry());
+        if let Some(entry) = entry {
+            self.note_recorded(id, entry);
+        }
+    }
+}

@@ -1,0 +1,23 @@
+//! How long to wait before something is tried again.
+
+use std::time::Duration;
+
+/// First and longest wait before a failed step is tried again; it doubles in between.
+const RETRY: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(30));
+
+/// How long to wait after so many failed attempts.
+pub(super) fn pause(attempts: u32) -> Duration {
+    (RETRY.0 * (1 << attempts.min(10) >> 1)).min(RETRY.1)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_pauses_grow_up_to_half_a_minute() {
+        let pauses: Vec<u128> = (1..12).map(|attempts| pause(attempts).as_millis()).collect();
+        assert_eq!(pauses[..3], [200, 400, 800]);
+        assert!(pauses.is_sorted() && pauses.last() == Some(&30_000), "{pauses:?}");
+    }
+}
