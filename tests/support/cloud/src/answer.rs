@@ -1,5 +1,6 @@
 //! What is answered: JSON or XML, results and refusals.
 
+use jiff::Timestamp;
 use serde_json::{Map, Value, json};
 use std::io::{Result, Write};
 
@@ -59,10 +60,12 @@ impl Answer {
         answer
     }
 
-    /// Writes it, or only the first half.
-    pub(crate) fn write(&self, stream: &mut impl Write, whole: bool) -> Result<()> {
+    /// Writes it, or only the first half. `now`: by the server's clock.
+    pub(crate) fn write(&self, stream: &mut impl Write, now: Timestamp, whole: bool) -> Result<()> {
         let length = u64::try_from(self.body.len()).unwrap_or_default() + self.padding;
-        let mut head = format!("HTTP/1.1 {} {}\r\nContent-Length: {length}\r\n", self.status, reason(self.status));
+        let date = now.strftime("%a, %d %b %Y %H:%M:%S GMT");
+        let (status, reason) = (self.status, reason(self.status));
+        let mut head = format!("HTTP/1.1 {status} {reason}\r\nDate: {date}\r\nContent-Length: {length}\r\n");
         for (name, value) in &self.headers {
             head.push_str(&format!("{name}: {value}\r\n"));
         }
@@ -112,6 +115,11 @@ impl Refusal {
     /// A parameter that is wrong, or a thing that is not as it has to be.
     pub fn invalid(text: &str) -> Refusal {
         Refusal::of(431, 4350, text)
+    }
+
+    /// A parameter that is none.
+    pub(crate) fn unreadable(text: &str) -> Refusal {
+        Refusal::of(431, 9999, text)
     }
 
     /// Something went wrong while it was done.

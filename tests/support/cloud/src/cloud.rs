@@ -1,14 +1,15 @@
 //! The stand-in as a test holds it.
 
+use crate::answer::Refusal;
 use crate::door::Key;
-use crate::jobs::Job;
+use crate::jobs::{self, Job};
 use crate::log::Call;
 use crate::plug::Plug;
 use crate::script::{Fault, JobFault, Script};
 use crate::serve::Server;
 use crate::world::{Age, Vm, Volume, World};
 use anyhow::{Context, Result};
-use jiff::SignedDuration;
+use jiff::{SignedDuration, Timestamp};
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -65,6 +66,11 @@ pub(crate) struct State {
 }
 
 impl State {
+    /// By its own clock.
+    pub(crate) fn now(&self) -> Timestamp {
+        Timestamp::now() + self.skew
+    }
+
     pub(crate) fn job(&mut self, id: &str) -> &mut Job {
         self.jobs.iter_mut().find(|job| job.id == id).expect("jobs stay on the list")
     }
@@ -91,6 +97,10 @@ impl Inner {
             state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
         }
         Turn { inner: self, vm: vm.to_owned() }
+    }
+
+    pub(crate) fn now(&self) -> Timestamp {
+        self.state().now()
     }
 
     pub(crate) fn plug(&self) -> Result<Arc<dyn Plug>> {
@@ -217,10 +227,20 @@ impl Cloud {
         self.inner.change(|state| change(state.world.vms.get_mut(id).expect("a VM of the cloud")));
     }
 
+    /// Attaches a volume, as somebody else than the caller under test: no call and no job tells of it.
+    pub fn attach(&self, volume: &str, vm: &str) -> Result<()> {
+        done(jobs::attach_now(&self.inner, volume, vm))
+    }
+
+    /// Detaches a volume as somebody else.
+    pub fn detach(&self, volume: &str) -> Result<()> {
+        done(jobs::detach_now(&self.inner, volume))
+    }
+
     /// Stops a VM or starts it, with its disks, as somebody else than the caller under test.
     pub fn switch_vm(&self, id: &str, on: bool) -> Result<()> {
         let to = if on { "Running" } else { "Stopped" };
-        self.inner.switch(id, to).map(drop).map_err(|refusal| anyhow::anyhow!(refusal.text))
+        done(self.inner.switch(id, to))
     }
 
     /// What happens to the next call of a command (`*`: of any). Said twice: to the one after it.
@@ -328,6 +348,10 @@ impl Cloud {
     fn server(&self) -> MutexGuard<'_, Option<Server>> {
         self.server.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+fn done<T>(result: Result<T, Refusal>) -> Result<()> {
+    result.map(drop).map_err(|refusal| anyhow::anyhow!(refusal.text))
 }
 
 impl Drop for Cloud {

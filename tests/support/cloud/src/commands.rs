@@ -173,7 +173,7 @@ fn begun(job: Result<String, Refusal>) -> Result<Done, Refusal> {
 fn needed<'a>(request: &'a Request, name: &str) -> Result<&'a str, Refusal> {
     let command = request.get("command").unwrap_or_default().to_lowercase();
     let text = format!("Unable to execute API command {command} due to missing parameter {name}");
-    request.get(name).filter(|value| !value.is_empty()).ok_or_else(|| Refusal::invalid(&text))
+    request.get(name).filter(|value| !value.is_empty()).ok_or_else(|| Refusal::unreadable(&text))
 }
 
 fn known(request: &Request, name: &str, is_known: impl Fn(&str) -> bool) -> Result<Option<String>, Refusal> {
@@ -196,7 +196,7 @@ fn number(request: &Request, name: &str) -> Result<Option<u32>, Refusal> {
 
 fn unknown(request: &Request, name: &str, value: &str) -> Refusal {
     let command = request.get("command").unwrap_or_default().to_lowercase();
-    Refusal::invalid(&format!(
+    Refusal::unreadable(&format!(
         "Unable to execute API command {command} due to invalid value. Invalid parameter {name} value={value} due to \
          incorrect long value format, or entity does not exist or due to incorrect parameter annotation for the field in \
          api cmd class."

@@ -154,7 +154,7 @@ impl Work {
                     Some(JobFault::DiskLater(gate)) => Some(gate),
                     _ => None,
                 };
-                attach(inner, id, volume, vm, *device, later)
+                attach(inner, volume, vm, *device, later.map(|gate| (id, gate)))
             }
             Work::Detach { volume, vm, device } => {
                 let volume = named(inner, volume.as_deref(), vm.as_deref(), *device)?;
@@ -203,13 +203,26 @@ fn named(inner: &Inner, volume: Option<&str>, vm: Option<&str>, device: Option<u
     }
 }
 
+/// Without a job.
+pub(crate) fn attach_now(inner: &Inner, volume: &str, vm: &str) -> Result<Value, Refusal> {
+    let _turn = inner.turn(vm);
+    attach(inner, volume, vm, None, None)
+}
+
+/// Without a job.
+pub(crate) fn detach_now(inner: &Inner, volume: &str) -> Result<Value, Refusal> {
+    let vm = inner.state().world.detachable(volume)?;
+    let _turn = inner.turn(&vm);
+    detach(inner, volume, true)
+}
+
+/// `later`: the job says that it is done, and the disk comes when the gate opens.
 fn attach(
     inner: &Inner,
-    id: &str,
     volume: &str,
     vm: &str,
     device: Option<u32>,
-    later: Option<&Gate>,
+    later: Option<(&str, &Gate)>,
 ) -> Result<Value, Refusal> {
     let (place, unit) = inner.change(|state| {
         let place = state.world.attachable(volume, vm, device)?;
@@ -227,7 +240,7 @@ fn attach(
         });
         inner.volume_shown(volume)
     };
-    if let Some(gate) = later {
+    if let Some((id, gate)) = later {
         says(inner, id, Says::Succeeded(recorded(false)));
         gate.pass();
     }

@@ -36,5 +36,4 @@ pub use jobs::Job;
 pub use log::{Call, Outcome};
 pub use plug::{Bus, NoPlug, Plug, Unit};
 pub use script::{Fault, Gate, JobFault};
-pub use sign::{signature, string_to_sign};
 pub use world::{Age, Kind, Vm, Volume};

@@ -8,7 +8,6 @@ use crate::request::Request;
 use crate::script::Fault;
 use crate::world::Age;
 use anyhow::{Context, Result};
-use jiff::Timestamp;
 use rustix::net::sockopt::set_socket_linger;
 use std::collections::BTreeMap;
 use std::io::BufReader;
@@ -99,7 +98,7 @@ fn converse(inner: &Arc<Inner>, stream: TcpStream) {
             inner.change(|state| of(&mut state.log, number).over = true);
             next
         } else {
-            sent(Answer::page(404, "there is no such page").write(&mut stream, true))
+            sent(Answer::page(404, "there is no such page").write(&mut stream, inner.now(), true))
         };
         if next.is_break() {
             return;
@@ -135,7 +134,7 @@ fn answer(inner: &Arc<Inner>, request: &Request, stream: &mut TcpStream, number:
         }
         Some(Fault::Instead(answer)) => {
             outcome(Outcome::NotCarriedOut);
-            return sent(answer.write(stream, true));
+            return sent(answer.write(stream, inner.now(), true));
         }
         _ => {}
     }
@@ -149,14 +148,14 @@ fn answer(inner: &Arc<Inner>, request: &Request, stream: &mut TcpStream, number:
         Some(Fault::AnswerHeld(gate)) => gate.pass(),
         Some(Fault::CutAfter) => return cut(stream),
         Some(Fault::ResetAfter) => return reset(stream),
-        Some(Fault::InsteadAfter(answer)) => return sent(answer.write(stream, true)),
+        Some(Fault::InsteadAfter(answer)) => return sent(answer.write(stream, inner.now(), true)),
         Some(Fault::CutInAnswer) => {
-            let _ = answer.write(stream, false);
+            let _ = answer.write(stream, inner.now(), false);
             return cut(stream);
         }
         _ => {}
     }
-    let written = answer.write(stream, true);
+    let written = answer.write(stream, inner.now(), true);
     inner.change(|state| of(&mut state.log, number).answered = written.is_ok());
     sent(written)
 }
@@ -172,7 +171,7 @@ fn carried_out(inner: &Arc<Inner>, request: &Request, number: u64, refusal: Opti
             Some(wish) if wish.eq_ignore_ascii_case("json") => Shape::Json { script: state.age == Age::Old },
             _ => Shape::Xml,
         };
-        let house = House { enforce: state.enforce, now: Timestamp::now() + state.skew };
+        let house = House { enforce: state.enforce, now: state.now() };
         let command = door::let_in(&state.keys, house, request);
         let result = command.and_then(|command| match refusal {
             Some(refusal) => Err(refusal.clone()),

@@ -23,7 +23,7 @@ fn java_encode(text: &str) -> String {
 /// What is signed of these parameters, in whatever order they came: all but the signature, sorted by their names as they
 /// were sent (capitals first), the values encoded and the names not, all of it in lower case. Of a parameter that is there
 /// twice the first counts.
-pub fn string_to_sign(parameters: &[(String, String)]) -> String {
+pub(crate) fn string_to_sign(parameters: &[(String, String)]) -> String {
     let mut signed: Vec<&(String, String)> = Vec::new();
     for parameter in parameters {
         let known = signed.iter().any(|(name, _)| *name == parameter.0);
@@ -37,7 +37,7 @@ pub fn string_to_sign(parameters: &[(String, String)]) -> String {
 }
 
 /// The signature of it, in base64.
-pub fn signature(secret: &str, text: &str) -> String {
+pub(crate) fn signature(secret: &str, text: &str) -> String {
     let key = PKey::hmac(secret.as_bytes()).expect("any text is a key");
     let mut signer = Signer::new(MessageDigest::sha1(), &key).expect("OpenSSL has SHA-1");
     encode_block(&signer.sign_oneshot_to_vec(text.as_bytes()).expect("a text can be signed"))

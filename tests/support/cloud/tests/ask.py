@@ -1,6 +1,6 @@
 """The PyPI client `cs`, one call a line: {"command": ..., "with": {...}, "client": {...}} in; {"ok": ...} or {"error": ...} out.
 
-`java` in a request has values encoded as Java does it, which differs in `~` alone.
+{"sign": {...}, "secret": ...} in: the signature out. `java` in a request has values encoded as Java does it, which differs in `~` alone.
 """
 
 import json
@@ -16,6 +16,11 @@ for line in sys.stdin:
     request = json.loads(line)
     java = request.get("java", False)
     cs.client.cs_encode = (lambda text: as_it_is(text).replace("~", "%7E")) if java else as_it_is
+    if "sign" in request:
+        signed = dict(request["sign"])
+        cs.client.CloudStack(url, key=signed["apikey"], secret=request["secret"])._sign(signed)
+        print(json.dumps(signed["signature"]), flush=True)
+        continue
     client = cs.client.CloudStack(url, **{**usual, **request.get("client", {})})
     try:
         answer = {"ok": getattr(client, request["command"])(**request.get("with", {}))}
