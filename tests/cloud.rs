@@ -1,5 +1,5 @@
 //! attachd's client of CloudStack against the stand-in, which checks signatures by rules of its own, and against the client `cs`
-//! of PyPI.
+//! of Python's registry.
 #![allow(clippy::unwrap_used, reason = "a test's panic is its failure")]
 
 use std::fs;
