@@ -1,10 +1,11 @@
-//! Users and groups by name. The package makes ours in `/etc/passwd` and `/etc/group`; no other place is asked.
+//! Looks up users and groups by name. attachd's package makes them in `/etc/passwd` and `/etc/group`; no other source
+//! is asked.
 
 use std::io;
 
-/// The id of a user or group, from a file in the shape of `/etc/passwd`.
+/// Returns the id of a user or group, from a file in the format of `/etc/passwd`.
 pub(crate) fn id_of(file: &str, name: &str) -> io::Result<u32> {
-    // Bytes: one odd letter in somebody's full name is no reason to know nobody.
+    // The file is read as bytes, because names in it may not be UTF-8.
     let bytes = std::fs::read(file)?;
     let found = bytes.split(|byte| *byte == b'\n').find_map(|line| {
         let mut fields = line.split(|byte| *byte == b':');
@@ -14,7 +15,7 @@ pub(crate) fn id_of(file: &str, name: &str) -> io::Result<u32> {
     found.ok_or_else(|| io::Error::other(format!("there is no {name} in {file}")))
 }
 
-/// The name of a user; its number, if it has none.
+/// Returns the name of a user; its number, if it has no name.
 pub(crate) fn name_of(uid: u32) -> String {
     let number = uid.to_string();
     let users = std::fs::read("/etc/passwd").unwrap_or_default();
@@ -36,7 +37,7 @@ mod tests {
     }
 
     #[test]
-    fn an_id_is_found_by_the_whole_name_alone() {
+    fn an_id_is_found_only_by_the_whole_name() {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("group");
         std::fs::write(&file, "attachd-nbd-x:x:1:\nattachd-nbd:x:990:\nbroken\nattachd-nbd:x:991:\n").unwrap();
@@ -46,7 +47,7 @@ mod tests {
     }
 
     #[test]
-    fn a_name_that_is_no_utf_8_hides_nobody() {
+    fn a_name_that_is_not_utf_8_does_not_hide_other_names() {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("passwd");
         std::fs::write(&file, b"ren\xe9:x:1000:1000:Ren\xe9:/:/bin/sh\nattachd:x:990:990:\xff:/:/bin/sh\n").unwrap();

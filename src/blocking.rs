@@ -1,5 +1,5 @@
-//! Work that may block, on a thread of its own. When no thread can be started, that is an error, and no
-//! panic as it is with the runtime's own threads.
+//! Runs work that may block on a thread of its own. If no thread can be started, the result is an error. The
+//! runtime's own blocking threads would panic in that case.
 
 use std::io;
 use std::thread;
@@ -10,15 +10,16 @@ use tokio::sync::{Semaphore, oneshot};
 
 use crate::limits;
 
-/// Threads at one time.
+/// The limit of threads at one time.
 const AT_ONCE: usize = 32;
 
-/// How long to wait for one of them: as long as this, each must be stuck in what it does.
+/// How long to wait for a free thread. After this time, each thread must be stuck in its work.
 const LONGEST_WAIT: Duration = Duration::from_secs(5);
 
 static PLACES: Semaphore = Semaphore::const_new(AT_ONCE);
 
-/// Does it. An error: there was no thread, or the work panicked. It is not cut short: who gives up waiting leaves it running.
+/// Runs `work` on a thread and waits for the result. An error means that there was no thread or that the work
+/// panicked. A caller that stops waiting does not stop the work.
 pub(crate) async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> io::Result<T> {
     let stuck = || io::Error::other(format!("{AT_ONCE} threads are busy with what does not come to an end"));
     let place = tokio::time::timeout(LONGEST_WAIT, PLACES.acquire()).await.map_err(|_| stuck())?;
@@ -30,8 +31,8 @@ pub(crate) async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send 
     .await
 }
 
-/// Begins it without a place among those: the caller bounds it. An error: there was no thread. The outcome is the
-/// caller's to wait for.
+/// Starts `work` without the limit of threads, so the caller must limit the number. An error means that there was no
+/// thread. The returned future gives the outcome.
 pub(crate) fn begin<T: Send + 'static>(
     work: impl FnOnce() -> T + Send + 'static,
 ) -> io::Result<impl Future<Output = io::Result<T>> + Send + Unpin + 'static> {
@@ -52,7 +53,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn a_panic_is_an_error_and_keeps_no_thread_from_the_next() {
+    async fn a_panic_is_an_error_and_releases_its_thread() {
         for _ in 0..2 * AT_ONCE {
             let broken = blocking(|| std::panic::resume_unwind(Box::new("on purpose"))).await;
             assert!(broken.is_err_and(|error: io::Error| error.to_string().contains("panicked")));

@@ -1,35 +1,35 @@
-//! Who may have how many of the process's descriptors, so that what attachd does for others never takes those it needs to
-//! read, to revoke and to keep its store.
+//! Divides the process's descriptors, so that API clients never take those that attachd needs to read disks, to
+//! revoke exports and to keep its store.
 
 use std::io;
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
-/// Handshakes with the NBD server for the engine, at one time.
+/// The limit of handshakes with the NBD server at one time, for the engine.
 pub const HANDSHAKES: usize = 32;
 
-/// Handshakes for whoever asks what a client would meet, at one time, whoever and however many ask.
+/// The limit of handshakes at one time for checks of exports, for all callers together.
 pub const CHECKS: usize = 16;
 
-/// Open at one time besides: the runtime's, the event sockets, the watches, the store's files on each of its connections,
-/// questions to the helper with their watches, files that are just being read or written.
+/// Descriptors for everything else: the runtime, the event sockets, the watches, the store's files on each of its
+/// connections, requests to the helper with their watches, and files that are being read or written.
 const OWN: usize = 256;
 
-/// How many descriptors the clients of the API may have, by what for.
+/// How many descriptors the API's clients may have, by purpose.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ClientDescriptors {
     /// Connections that are served.
     pub served: usize,
-    /// Connections that wait for that.
+    /// Connections that wait to be served.
     pub waiting: usize,
-    /// Requests that stay open, whose clients are watched by one descriptor more each.
+    /// Requests that stay open, each with one more descriptor that watches for the client's hang-up.
     pub watched: usize,
 }
 
-/// Where descriptors allow it.
+/// The shares, if there are enough descriptors.
 const CLIENTS: ClientDescriptors = ClientDescriptors { served: 512, waiting: 512, watched: 256 };
 
-/// With fewer, clients would be turned away all the time.
+/// The smallest shares. With fewer, clients would be refused all the time.
 const FEWEST_CLIENTS: ClientDescriptors = ClientDescriptors { served: 16, waiting: 8, watched: 8 };
 
 impl ClientDescriptors {
@@ -38,8 +38,8 @@ impl ClientDescriptors {
     }
 }
 
-/// Takes all descriptors that the service manager allows: its lower limit is for programs that use select(2). Says what is
-/// too little.
+/// Raises the limit of descriptors to the maximum that the service manager allows; the lower limit is for programs
+/// that use select(2). Logs a warning if there are too few.
 pub fn take_all() -> io::Result<()> {
     let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
     if current != maximum {
@@ -57,7 +57,7 @@ pub fn take_all() -> io::Result<()> {
     Ok(())
 }
 
-/// What the API's clients may have.
+/// Returns the shares of the API's clients.
 pub fn clients() -> ClientDescriptors {
     clients_of(getrlimit(Resource::Nofile).current)
 }
@@ -79,7 +79,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn clients_get_what_is_left_and_never_what_attachd_needs() {
+    fn clients_get_only_descriptors_that_attachd_does_not_need() {
         assert_eq!(clients_of(None), CLIENTS);
         assert_eq!(clients_of(Some(524_288)), CLIENTS);
         assert!(clients_of(Some(1024)).served > CLIENTS.served / 2);

@@ -1,4 +1,4 @@
-//! Making and ending claims, on a thread of their own: what waits is done together, and synced once.
+//! Writes and removes claims on a thread of their own. Waiting orders are carried out together and synced once.
 
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -8,15 +8,15 @@ use tokio::sync::{mpsc, oneshot};
 use crate::claims::{Claims, Order};
 use crate::identity::{Serial, VolumeId};
 
-/// Orders that may wait; more than that and who gives one waits.
+/// The limit of waiting orders; when it is reached, the next caller waits.
 const QUEUE: usize = 1024;
 
-/// Orders carried out together.
+/// The limit of orders that are carried out together.
 const AT_ONCE: usize = 256;
 
 type Answer = oneshot::Sender<io::Result<()>>;
 
-/// Gives orders to the thread. Cheap to clone; the thread ends after the last one.
+/// A handle that sends orders to the thread. Cheap to clone. The thread ends after the last handle is dropped.
 #[derive(Clone)]
 pub struct Claiming {
     orders: mpsc::Sender<(Order, Answer)>,
@@ -30,7 +30,7 @@ impl Claiming {
             let mut batch = Vec::new();
             while waiting.blocking_recv_many(&mut batch, AT_ONCE) > 0 {
                 let (orders, answers): (Vec<Order>, Vec<Answer>) = batch.drain(..).unzip();
-                // What panics is told as a failure, and the next is done all the same.
+                // A panic is reported as a failure, and the next orders are carried out all the same.
                 let results = catch_unwind(AssertUnwindSafe(|| claims.carry_out(&orders)));
                 let mut results = results.unwrap_or_default().into_iter();
                 for answer in answers {
@@ -42,12 +42,12 @@ impl Claiming {
         Ok(Self { orders })
     }
 
-    /// Claims a volume's serial; durable when this answers with success.
+    /// Claims a volume's serial. Durable when this succeeds.
     pub async fn add(&self, volume: VolumeId) -> io::Result<()> {
         self.order(Order::Add(volume)).await
     }
 
-    /// Ends a claim, durably. Ending it again changes nothing.
+    /// Removes a claim, durably. A repetition changes nothing.
     pub async fn remove(&self, serial: Serial) -> io::Result<()> {
         self.order(Order::Remove(serial)).await
     }
@@ -68,7 +68,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn many_at_once_are_done_in_their_order_and_a_failure_is_nobody_elses() {
+    async fn many_orders_are_carried_out_in_order_and_one_failure_affects_no_other() {
         let dir = tempfile::tempdir().unwrap();
         let claims = Claims::new(dir.path().join("claims"));
         claims.restoration(Vec::new(), Vec::new()).run().unwrap();

@@ -1,6 +1,8 @@
-//! Claims: one file per wanted serial, which udev's rules test for. Derived from the store; written anew at start.
+//! Claims: one file per wanted serial, which udev's rules test for. They are derived from the store and restored at
+//! each start.
 //!
-//! Only what is a claim by name and by kind (a file of attachd's with no second name) is ever written or removed.
+//! attachd writes or removes a file only if both its name and its kind are a claim's: a file of attachd's without a
+//! second hard link.
 
 use std::collections::{BTreeMap, HashSet};
 use std::io;
@@ -20,16 +22,16 @@ use crate::place::Inode;
 #[derive(Debug, Clone)]
 pub struct Claims {
     folder: Folder,
-    /// Serials that were added or removed since the restoration under way began; `None`: none is.
+    /// The serials that were added or removed since the present restoration began; `None` if there is none.
     touched: Arc<Mutex<Option<HashSet<Serial>>>>,
 }
 
-/// What is to be done about one claim.
+/// A change of one claim.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Order {
     /// Make it.
     Add(VolumeId),
-    /// End it.
+    /// Remove it.
     Remove(Serial),
 }
 
@@ -49,7 +51,8 @@ impl Order {
     }
 }
 
-/// Puts the folder right, by what was wanted when it was begun. What is added or removed meanwhile is left as it is.
+/// Restores the folder to the volumes that were wanted when it began. Claims that are added or removed in the
+/// meantime stay as they are.
 #[derive(Debug)]
 pub struct Restoration {
     claims: Claims,
@@ -57,26 +60,26 @@ pub struct Restoration {
     under_way: Vec<VolumeId>,
 }
 
-/// What putting the claims right came to.
+/// The result of a restoration.
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
 pub struct Restored {
-    /// Serials whose claim was missing and is written.
+    /// Serials whose claim was missing and was written.
     pub written: Names,
-    /// Claims that belonged to no intent and are removed.
+    /// Claims without an intent, which were removed.
     pub removed: Names,
-    /// What is in the folder and no claim of attachd's: left alone.
+    /// Files in the folder that are not claims of attachd's; they were left alone.
     pub foreign: Names,
-    /// Wanted serials that could not be claimed, because something else has the name.
+    /// Wanted serials that could not be claimed, because another file has the name.
     pub blocked: Names,
 }
 
 impl Claims {
-    /// The folder at this path. Nothing is read yet.
+    /// Uses the folder at this path. Reads nothing yet.
     pub fn new(path: PathBuf) -> Self {
         Self { folder: Folder::new(path), touched: Arc::default() }
     }
 
-    /// The folder.
+    /// Returns the folder.
     pub fn folder(&self) -> &Folder {
         &self.folder
     }
@@ -87,14 +90,14 @@ impl Claims {
         self.carry_out(&[Order::Add(volume)]).swap_remove(0)
     }
 
-    /// Ends a claim, durably. Ending it again changes nothing.
+    /// Removes a claim, durably. A repetition changes nothing.
     #[cfg(test)]
     fn remove(&self, serial: Serial) -> io::Result<()> {
         self.carry_out(&[Order::Remove(serial)]).swap_remove(0)
     }
 
-    /// Carries out orders, in their order, and says what became of each. Durable when this returns: the folder is synced,
-    /// once for all: that makes its names durable, and there is nothing in the files.
+    /// Carries out orders in their order and returns the result of each. Durable when this returns: the folder is
+    /// synced once for all orders. That makes the names durable, and the files are empty.
     pub fn carry_out(&self, orders: &[Order]) -> Vec<io::Result<()>> {
         for order in orders {
             self.touch(order.serial());
@@ -108,7 +111,7 @@ impl Claims {
                 .map(|order| {
                     let folder = match (&folder, order) {
                         (Ok(folder), _) => folder,
-                        // Where there is no folder, nothing is claimed.
+                        // Without a folder nothing is claimed.
                         (Err(error), Order::Remove(_)) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
                         (Err(error), _) => return Err(io::Error::new(error.kind(), error.to_string())),
                     };
@@ -127,7 +130,7 @@ impl Claims {
         })
     }
 
-    /// A claim is its name: there is nothing in it that could be half written.
+    /// Makes a claim. A claim is only a name: the file is empty, so it cannot be half written.
     fn write(&self, folder: &Arc<OwnedFd>, volume: VolumeId) -> io::Result<()> {
         let serial = volume.serial();
         let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
@@ -137,16 +140,16 @@ impl Claims {
         }
     }
 
-    /// What has a claim's name is one, and attachd's.
+    /// Checks that a file with a claim's name is a claim of attachd's.
     fn is_claim(&self, found: &Inode, serial: Serial) -> io::Result<()> {
         found.is_file_of(Some(self.folder.owner())).map_err(|why| {
             let place = self.folder.path().join(serial.as_str());
-            let why = format!("{} is no claim of attachd's: {why}; move it away", place.display());
+            let why = format!("{} is not a claim of attachd's: {why}; move it away", place.display());
             io::Error::new(io::ErrorKind::AlreadyExists, why)
         })
     }
 
-    /// Says whether there was one.
+    /// Removes a claim and returns whether there was one.
     fn end(&self, folder: &Arc<OwnedFd>, serial: Serial) -> io::Result<bool> {
         match Inode::below(&**folder, serial.as_str()) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
@@ -169,14 +172,14 @@ impl Claims {
         self.touched.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Begins to make the folder hold the claims of the wanted volumes and no others of attachd's, those apart that are just
-    /// being made or removed. One at a time.
+    /// Starts a restoration. It makes the folder hold exactly the claims of the wanted volumes, except claims that
+    /// are being made or removed. One restoration at a time.
     pub fn restoration(&self, wanted: Vec<VolumeId>, under_way: Vec<VolumeId>) -> Restoration {
         *self.touched() = Some(HashSet::new());
         Restoration { claims: self.clone(), wanted, under_way }
     }
 
-    /// Does `work` unless the serial's claim was touched meanwhile, and keeps it from being so until that is done.
+    /// Runs `work` unless the serial's claim was changed in the meantime, and prevents changes until `work` is done.
     fn unless_touched(&self, serial: Serial, work: impl FnOnce() -> io::Result<()>) -> io::Result<()> {
         let touched = self.touched();
         if touched.as_ref().is_some_and(|touched| touched.contains(&serial)) { Ok(()) } else { work() }
@@ -190,7 +193,7 @@ impl Drop for Restoration {
 }
 
 impl Restoration {
-    /// Does it. Makes the folder itself where it is missing. May take long.
+    /// Restores the folder, and makes it if it is missing. May block for long.
     pub fn run(&self) -> io::Result<Restored> {
         let claims = &self.claims;
         let folder = claims.folder.open_or_make()?;
@@ -207,7 +210,7 @@ impl Restoration {
             }
             let serial = name.to_str().ok().and_then(|name| name.parse::<Serial>().ok());
             let found = match Inode::below(&*folder, name) {
-                // It has gone meanwhile.
+                // The file was removed in the meantime.
                 Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
                 found => found?,
             };
@@ -241,7 +244,7 @@ impl Restoration {
             })?;
         }
         if !(restored.written.is_empty() && restored.removed.is_empty()) {
-            // One sync for all: there may be thousands.
+            // One sync for all claims, because there may be thousands.
             rustix::fs::fsync(&*folder)?;
         }
         Ok(restored)
@@ -278,7 +281,7 @@ mod tests {
     }
 
     #[test]
-    fn restoring_writes_what_is_missing_and_removes_what_nobody_wants() {
+    fn a_restoration_writes_missing_claims_and_removes_unwanted_ones() {
         let (_dir, claims) = claims();
         let [kept, missing, going, unwanted] = volumes();
         for volume in [kept, going, unwanted] {
@@ -300,9 +303,9 @@ mod tests {
         assert_eq!(restore(&claims, &[kept], &[]).unwrap().written.count(), 1, "the folder is made again");
     }
 
-    /// Invariant 12: by name and by kind, or not at all.
+    /// Invariant 12: only files with a claim's name and kind are touched.
     #[test]
-    fn what_is_no_claim_by_name_and_kind_is_left_alone_and_told() {
+    fn a_file_that_is_not_a_claim_by_name_and_kind_is_left_alone_and_named() {
         let (dir, claims) = claims();
         let folder = claims.folder().path().to_owned();
         let [wanted, a_link, a_folder, hard_linked, gone] = volumes();
@@ -326,7 +329,7 @@ mod tests {
         left.sort();
         assert_eq!(names(&folder), left);
 
-        // Wanted, and yet nothing is written through or into them.
+        // These serials are wanted, but attachd writes nothing into or through these files.
         for blocked in [a_link, a_folder, hard_linked] {
             let refused = claims.add(blocked).unwrap_err();
             assert_eq!(refused.kind(), io::ErrorKind::AlreadyExists, "{refused}");
@@ -338,7 +341,7 @@ mod tests {
     }
 
     #[test]
-    fn a_folder_of_somebody_elses_is_neither_read_nor_written() {
+    fn a_folder_of_another_owner_is_neither_read_nor_written() {
         let (dir, claims) = claims();
         let [volume] = volumes();
         let other = dir.path().join("other");
@@ -352,9 +355,10 @@ mod tests {
         assert!(names(&other).is_empty());
     }
 
-    /// The engine goes on while it runs: an intent that is accepted meanwhile has a claim that was not wanted when it began.
+    /// The engine continues during a restoration: an intent that is accepted in the meantime has a claim that was not
+    /// wanted when the restoration began.
     #[test]
-    fn what_is_claimed_or_ended_while_the_folder_is_put_right_stays_so() {
+    fn claims_made_or_removed_during_a_restoration_stay_as_they_are() {
         let (_dir, claims) = claims();
         let [new, ended, unwanted, missing] = volumes();
         claims.add(unwanted).unwrap();

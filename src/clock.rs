@@ -1,25 +1,26 @@
-//! The two clocks: one is shown to people and can be set by anybody; the other measures and nobody can set it.
+//! The two clocks. The wall clock is shown to people, and anybody can set it. The steady clock measures time, and
+//! nobody can set it.
 //!
-//! Nothing waits, expires, is ordered or is forgotten by the first.
+//! No wait, expiry, order or deletion depends on the wall clock.
 
 use std::time::{Duration, Instant};
 
 use jiff::{SignedDuration, Timestamp};
 use rustix::time::{ClockId, clock_gettime};
 
-/// Tells the time. A parameter of what goes by it, so that a history can be played in a time of its own.
+/// A source of time. It is a parameter, so that tests can run a history in virtual time.
 pub trait Clock: Send + Sync {
-    /// The wall clock's, as [`wall`].
+    /// Returns the wall clock's time, as [`wall`].
     fn wall(&self) -> Timestamp;
 
-    /// The steady clock's, as [`Steady::now`].
+    /// Returns the steady clock's time, as [`Steady::now`].
     fn steady(&self) -> Steady;
 
-    /// For timers.
+    /// Returns the time for timers.
     fn now(&self) -> Instant;
 }
 
-/// This host's clocks.
+/// The clocks of this host.
 #[derive(Debug, Clone, Copy)]
 pub struct System;
 
@@ -37,12 +38,13 @@ impl Clock for System {
     }
 }
 
-/// The wall clock, to the microsecond: as it is kept, so that it reads the same after a restart.
+/// Returns the wall clock's time, cut to microseconds: the store keeps microseconds, so the time reads the same after
+/// a restart.
 pub fn wall() -> Timestamp {
     whole(Timestamp::now().checked_add(shift()).unwrap_or(Timestamp::MAX))
 }
 
-/// This time without what is less than a microsecond.
+/// Cuts a time to whole microseconds.
 pub fn whole(time: Timestamp) -> Timestamp {
     Timestamp::from_microsecond(time.as_microsecond()).unwrap_or(time)
 }
@@ -52,7 +54,8 @@ fn shift() -> SignedDuration {
     SignedDuration::ZERO
 }
 
-/// For tests: the seconds in the file that `ATTACHD_WALL_SHIFT` names, read anew each time.
+/// For tests: returns the shift in seconds from the file that `ATTACHD_WALL_SHIFT` names. The file is read at each
+/// call.
 #[cfg(feature = "kill-points")]
 fn shift() -> SignedDuration {
     static FILE: std::sync::OnceLock<Option<std::ffi::OsString>> = std::sync::OnceLock::new();
@@ -61,39 +64,39 @@ fn shift() -> SignedDuration {
     SignedDuration::from_secs(text.trim().parse().unwrap_or(0))
 }
 
-/// A moment of this boot, in microseconds since it began, time asleep included (`CLOCK_BOOTTIME`).
+/// A time of this boot, in microseconds since the boot, with the time asleep (`CLOCK_BOOTTIME`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Steady(i64);
 
 impl Steady {
-    /// Now.
+    /// Returns the present time.
     pub fn now() -> Self {
         let now = clock_gettime(ClockId::Boottime);
         Self(now.tv_sec.saturating_mul(1_000_000).saturating_add(now.tv_nsec / 1000))
     }
 
-    /// That many microseconds after the boot.
+    /// Makes the time that many microseconds after the boot.
     pub const fn from_micros(micros: i64) -> Self {
         Self(micros)
     }
 
-    /// Microseconds since the boot.
+    /// Returns the microseconds since the boot.
     pub fn as_micros(self) -> i64 {
         self.0
     }
 
-    /// So much later.
+    /// Returns the time that is `wait` later.
     #[must_use]
     pub fn after(self, wait: SignedDuration) -> Self {
         Self(self.0.saturating_add(micros(wait)))
     }
 
-    /// How long it is from `earlier` to here; negative the other way round.
+    /// Returns the time from `earlier` to this; negative if `earlier` is later.
     pub fn since(self, earlier: Self) -> SignedDuration {
         SignedDuration::from_micros(self.0.saturating_sub(earlier.0))
     }
 
-    /// How long it is from `now` to here; nothing when it has passed.
+    /// Returns the time from `now` to this; zero if this has passed.
     pub fn left(self, now: Self) -> Duration {
         Duration::try_from(self.since(now)).unwrap_or_default()
     }
@@ -103,8 +106,9 @@ fn micros(duration: SignedDuration) -> i64 {
     i64::try_from(duration.as_micros()).unwrap_or(if duration.is_negative() { i64::MIN } else { i64::MAX })
 }
 
-/// When a moment of the steady clock is by the wall clock, for people: `planned`, as long as nobody has set the clock
-/// since that was reckoned; else as it is now. The same answer each time, although no two clocks are read at one time.
+/// Converts a steady time to the wall clock, for people. Returns `planned` as long as nobody has set the wall clock
+/// since `planned` was computed; else the time by the present wall clock. Repeated calls return the same time,
+/// although the two clocks cannot be read at the same moment.
 pub fn shown(at: Steady, planned: Timestamp, now: Steady, wall: Timestamp) -> Timestamp {
     let by_now = wall.checked_add(at.since(now)).unwrap_or(if at > now { Timestamp::MAX } else { Timestamp::MIN });
     let differs = by_now.duration_since(planned).abs() > SignedDuration::from_secs(1);
@@ -121,9 +125,9 @@ mod tests {
     use proptest::prelude::*;
 
     proptest! {
-        /// Two looks at any distance show the same, until the wall clock is set.
+        /// Two calls at any distance return the same time, until the wall clock is set.
         #[test]
-        fn a_deadline_is_shown_the_same_each_time_and_moves_with_a_clock_that_is_set(
+        fn a_deadline_is_shown_the_same_each_time_and_moves_when_the_wall_clock_is_set(
             created in 0..2_000_000_000_i64, seconds in 0..u32::MAX, look in 0..100_000_000_i64,
             jitter in -1000..1000_i64, jump in prop_oneof![-40_000_000..-2_i64, 2..40_000_000_i64],
         ) {
@@ -141,7 +145,7 @@ mod tests {
     }
 
     #[test]
-    fn a_moment_that_is_out_of_reach_stays_at_the_end_of_time() {
+    fn a_time_beyond_the_range_is_clamped() {
         let now = Steady::now();
         let never = now.after(SignedDuration::MAX);
         assert_eq!(never.left(now), Duration::from_micros((i64::MAX - now.0).unsigned_abs()));

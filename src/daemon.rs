@@ -1,4 +1,4 @@
-//! Start and stop, told from top to bottom.
+//! The daemon's start and stop.
 
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -47,21 +47,21 @@ use crate::store::{self, Store};
 use crate::telemetry;
 use crate::volume::Record;
 
-/// How long running requests may take to end when the daemon stops.
+/// The time limit for running requests when the daemon stops.
 const GRACE: Duration = Duration::from_secs(5);
 
 /// Runs the daemon until SIGTERM or SIGINT. Exports stay served.
 pub fn run(config: &Path) -> anyhow::Result<()> {
     memory::few_heaps();
     let settings = config::load(config)?;
-    // Also when its file was replaced by an upgrade.
+    // This path stays valid even if an upgrade has replaced the program file.
     reader_process::begin("/proc/self/exe".into());
-    // Its own threads for what may block are used by nobody: it panics when one cannot be had (src/blocking.rs).
+    // The runtime's own blocking threads are not used, because it panics if it cannot start one (src/blocking.rs).
     let runtime =
         tokio::runtime::Builder::new_current_thread().enable_all().build().context("cannot start the runtime")?;
     // The monitor's libudev objects stay on this thread.
     let outcome = LocalSet::new().block_on(&runtime, serve(settings, config));
-    // A reader that is stuck in the kernel must not keep the daemon from ending.
+    // A thread that is stuck in the kernel must not keep the daemon from ending.
     runtime.shutdown_background();
     outcome.map_err(limits::explained_end)
 }
@@ -76,7 +76,7 @@ async fn serve(settings: Settings, config: &Path) -> anyhow::Result<()> {
             .context("the NBD server could open no disk ([device] nbd_group)")?,
     };
     let tls = Tls::new(settings.export.tls.clone(), settings.export.listen.ip())?;
-    // Listen first, then read what is there: nothing falls between.
+    // Subscribe first and read the present state after that, so that no change is missed.
     let monitor = Monitor::subscribe()?;
     let host_changes = HostChanges::watch(&sysfs).context("cannot watch what this host mounts and swaps to")?;
     let (store, store_task, records) = Store::open(store::Options {
@@ -121,7 +121,7 @@ async fn serve(settings: Settings, config: &Path) -> anyhow::Result<()> {
     };
     let watched = backend.folders().into_iter().map(|(which, folder)| (which, folder.path().to_owned()));
     let watched: Vec<_> = watched.chain([(Which::Claims, settings.store.claims.clone())]).collect();
-    // Before they are read: nothing falls between.
+    // The watch starts before the folders are read, so that no change is missed.
     let watch_folders = FolderWatch::new(watched).context("cannot watch the folders")?;
     let (mut engine, handle) = Engine::new(ground, tools, inputs, records, &restored);
     engine.look_around().await.context("cannot read the list of disks")?;
@@ -140,7 +140,8 @@ async fn serve(settings: Settings, config: &Path) -> anyhow::Result<()> {
 
     tokio::select! {
         told = until_told_to_stop(&reload) => told?,
-        // Whatever of these ends, ends for a defect: nothing would be revoked any more. A new start puts everything right.
+        // If one of these ends, it is because of a defect, and nothing would be revoked any more. A new start repairs
+        // everything.
         ended = &mut engine => bail!("the engine has ended: {ended:?}"),
         ended = monitor => bail!("the monitor has ended: {ended:?}"),
         ended = host_changes => bail!("the watch on what this host uses has ended: {ended:?}"),
@@ -149,8 +150,8 @@ async fn serve(settings: Settings, config: &Path) -> anyhow::Result<()> {
     }
     telemetry::manager::stopping();
     manager.abort();
-    // No new requests (they wait in the socket's queue for the next start); those under way get their answer. Streams of
-    // events would otherwise never be done.
+    // New requests are not accepted; they wait in the socket's queue for the next start. Running requests get their
+    // answers. Event streams are ended, because they would never end by themselves.
     handle.end_event_streams().await?;
     let _ = stop_serving.send(true);
     if tokio::time::timeout(GRACE, server).await.is_err() {
@@ -167,7 +168,7 @@ async fn serve(settings: Settings, config: &Path) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// The NBD server's side, as configured.
+/// Makes the configured NBD backend.
 fn backend(settings: &Settings, nbd_gid: u32) -> anyhow::Result<Arc<dyn Backend>> {
     let ServerSettings::NbdServer { chosen, main_file } = &settings.export.server else {
         return Ok(Arc::new(Nbdkit(Links::new(settings.export.folder.clone()))));
@@ -186,13 +187,14 @@ fn backend(settings: &Settings, nbd_gid: u32) -> anyhow::Result<Arc<dyn Backend>
     }))
 }
 
-/// Takes away what an earlier configuration had another NBD server serve, or this one from elsewhere: nobody would revoke it
-/// any more. (The other way round, links that have no section are taken away with what is on no record.) May take long.
+/// Removes exports that an earlier configuration made for another NBD server or in another folder, because nobody
+/// would revoke them any more. (In the other direction, links without a section are removed together with all links
+/// that are not on record.) May block for long.
 fn close_others(settings: &Settings) {
     let links = Links::new(config::LINKS_FOLDER.into());
     let sections = Sections::new(config::SECTIONS_FOLDER.into(), links.clone());
     let nobody = BTreeSet::new();
-    // Neither folder need exist.
+    // Neither folder needs to exist.
     if settings.export.folder != Path::new(config::SECTIONS_FOLDER) {
         close(|| sections.list(&nobody), |volume| links.remove(volume).and_then(|()| sections.remove(volume)));
     }
@@ -227,8 +229,8 @@ fn server_file(server: &ServerSettings) -> ServerFile {
     }
 }
 
-/// The claims are derived from the store: what was added or removed by hand is put right. What cannot be is no reason to
-/// stay away: exports are to be revoked all the same.
+/// Restores the claims from the store, in case claims were added or removed by hand. A failure does not stop the
+/// start, because exports must be revoked all the same.
 async fn restored_claims(claims: &Claims, records: &[Record]) -> std::io::Result<Restored> {
     let restoration = claims.restoration(records.iter().map(|record| record.intent.volume).collect(), Vec::new());
     blocking(move || restoration.run()).await?

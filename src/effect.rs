@@ -1,10 +1,10 @@
-//! The one point every effect passes: a commit, a claim, a link, an answer.
+//! The one function that every effect passes: a commit, a claim, a link, an answer.
 //!
-//! In a release this compiles to the call itself. With the feature `kill-points`, used by the tests alone, each passage
-//! is appended to the file named by `ATTACHD_EFFECT_LOG`, and the process kills itself at the passage that
-//! `ATTACHD_KILL_AT` names (`before:link.make:1`, `after:commit.intent:2`), so that a test can enumerate the points
-//! of an undisturbed run and stop the daemon before and after each. At the points that `ATTACHD_PANIC_AT` names (several
-//! with commas between) the task panics, and so do the steps of the engine that it names (`step.record`).
+//! In a release it is only the call itself. With the feature `kill-points`, for tests only, each passage is appended
+//! to the file that `ATTACHD_EFFECT_LOG` names. The process kills itself at the passage that `ATTACHD_KILL_AT` names
+//! (`before:link.make:1`, `after:commit.intent:2`). So a test can list the points of an undisturbed run and then kill
+//! the daemon before and after each of them. At the points that `ATTACHD_PANIC_AT` names (separated by commas) the
+//! task panics; this works for steps of the engine too (`step.record`).
 
 /// Runs an effect at its named point.
 pub fn at<T>(name: &'static str, effect: impl FnOnce() -> T) -> T {
@@ -14,7 +14,7 @@ pub fn at<T>(name: &'static str, effect: impl FnOnce() -> T) -> T {
     result
 }
 
-/// Runs several at their named points: they are one system call for all.
+/// Runs one system call that carries out several effects, at all their named points.
 pub fn all<T>(names: &[&'static str], effect: impl FnOnce() -> T) -> T {
     for name in names {
         passage("before", name);
@@ -26,7 +26,7 @@ pub fn all<T>(names: &[&'static str], effect: impl FnOnce() -> T) -> T {
     result
 }
 
-/// Runs an asynchronous effect at its named points: one commit can carry out several.
+/// Runs an asynchronous effect at its named points; one commit can carry out several.
 pub async fn at_all<T>(names: &[&'static str], effect: impl Future<Output = T>) -> T {
     for name in names {
         passage("before", name);
@@ -38,7 +38,7 @@ pub async fn at_all<T>(names: &[&'static str], effect: impl Future<Output = T>) 
     result
 }
 
-/// A step of the engine begins.
+/// Marks the beginning of a step of the engine.
 pub fn step(name: &str) {
     panic_at(name);
 }
@@ -49,7 +49,7 @@ fn passage(_side: &str, _name: &str) {}
 #[cfg(not(feature = "kill-points"))]
 fn panic_at(_name: &str) {}
 
-/// Panics the first time that it comes by a name in `ATTACHD_PANIC_AT`.
+/// Panics at the first passage of each name in `ATTACHD_PANIC_AT`.
 #[cfg(feature = "kill-points")]
 fn panic_at(name: &str) {
     use std::collections::HashSet;
@@ -83,7 +83,7 @@ fn passage(side: &str, name: &str) {
     let point = format!("{point}:{count}");
     if let Some(path) = std::env::var_os("ATTACHD_EFFECT_LOG") {
         let file = std::fs::OpenOptions::new().create(true).append(true).open(path);
-        // One write for the whole line: other threads pass their points at the same time, and `writeln!` makes two.
+        // The line is one write, because other threads write at the same time; `writeln!` would make two writes.
         let _ = file.and_then(|mut file| file.write_all(format!("{point}\n").as_bytes()));
     }
     if std::env::var("ATTACHD_KILL_AT").is_ok_and(|wanted| wanted == point) {

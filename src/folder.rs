@@ -1,5 +1,5 @@
-//! A folder of attachd's own. It is judged each time before it is trusted, and held open: what is done in it is done in the
-//! very folder that was judged, whatever is put in its place meanwhile.
+//! A folder of attachd's own. Its owner and mode are checked before each use, and it is held open. So work in it
+//! happens in the folder that was checked, even if another folder is put at its path.
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -13,10 +13,10 @@ use rustix::io::Errno;
 
 use crate::place::{Inode, Kind, NotOurs};
 
-/// Names that are told of very many.
-const TOLD: usize = 10;
+/// The number of names that are listed of very many.
+const LISTED: usize = 10;
 
-/// A folder. Cheap to clone; clones hold the same one.
+/// A folder. Cheap to clone; clones share the open folder.
 #[derive(Debug, Clone)]
 pub struct Folder {
     inner: Arc<Inner>,
@@ -36,23 +36,24 @@ struct Held {
 }
 
 impl Folder {
-    /// The folder at this path, to be this process's user's. Nothing is read yet.
+    /// Uses the folder at this path, which must belong to this process's user. Reads nothing yet.
     pub fn new(path: PathBuf) -> Self {
         let owner = rustix::process::geteuid().as_raw();
         Self { inner: Arc::new(Inner { path, owner, held: Mutex::default() }) }
     }
 
-    /// Where it is.
+    /// Returns the path.
     pub fn path(&self) -> &Path {
         &self.inner.path
     }
 
-    /// Whose it is.
+    /// Returns the user that must own the folder.
     pub fn owner(&self) -> u32 {
         self.inner.owner
     }
 
-    /// The folder that is at its place now, if it is ours. An error of the kind `NotFound` when there is none.
+    /// Opens the folder that is at the path now, if it is attachd's. The error has the kind `NotFound` if there is
+    /// none.
     pub fn open(&self) -> io::Result<Arc<OwnedFd>> {
         let path = self.path();
         let found = Inode::at(path).map_err(|error| self.about(&error))?;
@@ -63,7 +64,7 @@ impl Folder {
             return Ok(Arc::clone(&held.descriptor));
         }
         let descriptor = self.open_whatever()?;
-        // What was opened may be another one than what was found.
+        // The opened folder may be another one than the one that was checked.
         let opened = Inode::open(&descriptor)?;
         ours(&opened)?;
         if held.as_ref().is_some_and(|held| held.identity.0 != opened.device) {
@@ -74,7 +75,7 @@ impl Folder {
         Ok(descriptor)
     }
 
-    /// The folder that is at its place now, whosever it is: to look at alone.
+    /// Opens the folder that is at the path now, whoever owns it, only to read it.
     pub fn see(&self) -> io::Result<Arc<OwnedFd>> {
         let found = Inode::at(self.path()).map_err(|error| self.about(&error))?;
         found.is(Kind::Folder).map_err(|why| self.not_ours(why))?;
@@ -91,7 +92,8 @@ impl Folder {
             let flags = access | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
             rustix::fs::openat(CWD, self.path(), flags, Mode::empty())
         };
-        // One that cannot be listed can still be worked in by name: what may be published in it must be taken away.
+        // attachd may still reach files by name in a folder that it cannot list, and it must be able to remove what
+        // is published there.
         let opened = open(OFlags::RDONLY).or_else(|error| match error {
             Errno::ACCESS => open(OFlags::PATH),
             error => Err(error),
@@ -99,13 +101,14 @@ impl Folder {
         opened.map_err(|error| self.about(&error.into()))
     }
 
-    /// The folder that was ours the last time, wherever it is now: what was made in it can be taken away.
+    /// Returns the folder that was last found to be attachd's, wherever it is now, so that files made in it can be
+    /// removed.
     pub fn held(&self) -> Option<Arc<OwnedFd>> {
         let held = self.inner.held.lock().unwrap_or_else(PoisonError::into_inner);
         held.as_ref().map(|held| Arc::clone(&held.descriptor))
     }
 
-    /// The same as [`Folder::open`], and made first where there is none and the folder above is ours too.
+    /// As [`Folder::open`], but makes a missing folder if its parent is attachd's too.
     pub fn open_or_make(&self) -> io::Result<Arc<OwnedFd>> {
         match self.open() {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
@@ -118,12 +121,12 @@ impl Folder {
                 })?;
                 match rustix::fs::mkdirat(CWD, self.path(), Mode::from_raw_mode(0o755)) {
                     Ok(()) => tracing::warn!("{} was missing; it is made again", self.path().display()),
-                    // Somebody else was faster.
+                    // Another process made the folder first.
                     Err(Errno::EXIST) => {}
                     Err(error) => return Err(self.about(&error.into())),
                 }
                 let folder = self.open()?;
-                // Whatever the mask of this process is: others must be able to look something up in it.
+                // The mode must not depend on the umask: other users must be able to look up names in the folder.
                 rustix::fs::fchmod(&folder, Mode::from_raw_mode(0o755))?;
                 Ok(folder)
             }
@@ -144,7 +147,7 @@ impl Folder {
     }
 }
 
-/// What is at a folder's place is not attachd's.
+/// The file at a folder's path is not attachd's.
 #[derive(Debug, thiserror::Error)]
 #[error("{} is not attachd's: {why}", path.display())]
 struct NotAttachds {
@@ -152,14 +155,14 @@ struct NotAttachds {
     why: NotOurs,
 }
 
-/// Whether there is no folder at all: nothing, or something else.
+/// Returns whether there is no folder at all: nothing, or another kind of file.
 pub fn is_away(error: &io::Error) -> bool {
     let inner = error.get_ref().and_then(|inner| inner.downcast_ref::<NotAttachds>());
     let other_kind = inner.is_some_and(|inner| matches!(inner.why, NotOurs::Kind { .. }));
     error.kind() == io::ErrorKind::NotFound || other_kind
 }
 
-/// Names out of perhaps very many: how many there are, and the first in order.
+/// Names, of which there may be very many: their number, and the first ones in order.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Names {
     count: usize,
@@ -167,14 +170,14 @@ pub struct Names {
 }
 
 impl Names {
-    /// One more.
+    /// Adds a name.
     pub fn add(&mut self, name: String) {
         self.count += 1;
         self.first.insert(name);
         self.shorten();
     }
 
-    /// All of another's.
+    /// Adds all names of `other`.
     pub fn extend(&mut self, other: Self) {
         self.count += other.count;
         self.first.extend(other.first);
@@ -182,22 +185,22 @@ impl Names {
     }
 
     fn shorten(&mut self) {
-        while self.first.len() > TOLD {
+        while self.first.len() > LISTED {
             self.first.pop_last();
         }
     }
 
-    /// How many.
+    /// Returns the number of names.
     pub fn count(&self) -> usize {
         self.count
     }
 
-    /// The first of them.
+    /// Returns the first names.
     pub fn first(&self) -> impl Iterator<Item = &str> {
         self.first.iter().map(String::as_str)
     }
 
-    /// There is none.
+    /// Returns whether there is no name.
     pub fn is_empty(&self) -> bool {
         self.count == 0
     }
@@ -228,7 +231,7 @@ mod tests {
     use std::os::unix::fs::symlink;
 
     #[test]
-    fn what_is_put_in_a_folders_place_is_not_trusted_and_the_old_one_is_still_at_hand() {
+    fn another_folder_at_the_path_is_not_trusted_and_the_old_folder_stays_reachable() {
         let dir = tempfile::tempdir().unwrap();
         let (place, away, other) = (dir.path().join("place"), dir.path().join("away"), dir.path().join("other"));
         fs::create_dir(&place).unwrap();
@@ -253,7 +256,7 @@ mod tests {
     }
 
     #[test]
-    fn a_folder_is_made_again_in_one_of_ours_alone() {
+    fn a_missing_folder_is_made_again_only_in_a_parent_of_ours() {
         let dir = tempfile::tempdir().unwrap();
         let folder = Folder::new(dir.path().join("claims"));
         folder.open_or_make().unwrap();
@@ -266,9 +269,9 @@ mod tests {
     }
 
     #[test]
-    fn of_many_names_the_first_are_told_and_the_others_counted() {
+    fn of_many_names_the_first_are_listed_and_the_others_counted() {
         let names: Names = (0..100_000).rev().map(|n| format!("{n:06}")).collect();
-        assert_eq!((names.count(), names.first().count()), (100_000, TOLD));
+        assert_eq!((names.count(), names.first().count()), (100_000, LISTED));
         let told = names.to_string();
         assert!(told.starts_with("000000, 000001, ") && told.ends_with("000009 and 99990 more"), "{told}");
         assert_eq!(Names::from_iter(["a".to_owned()]).to_string(), "a");

@@ -1,7 +1,7 @@
-//! Watches folders: what comes into them and goes out of them, and whether they themselves come and go. No polling.
+//! Watches folders: their entries, and whether the folders themselves come and go. No polling.
 //!
-//! Each folder is watched, and the nearest one above that exists: that one tells when the next on the way is made or moved
-//! there. One inotify instance for all.
+//! For each folder there is a watch on it, and one on its nearest parent that exists, which reports when the next
+//! part of the path is made or moved there. One inotify instance serves all.
 
 use std::collections::{BTreeSet, HashMap};
 use std::ffi::OsString;
@@ -19,38 +19,39 @@ use crate::export::backend::Which;
 use crate::limits;
 use crate::readable::register;
 
-/// Names that are told of one by one; with more, the whole folder is to be looked at.
+/// The limit of names that are reported one by one; with more, the whole folder must be listed.
 const NAMES: usize = 1024;
 
-/// What has happened since it was told the last time.
+/// The changes since the last report.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct FolderChanges {
-    /// Folders to be looked at as a whole: they came, went, have another owner or mode, or too much happened in them.
+    /// Folders that must be listed as a whole: they came, went, have another owner or mode, or too much changed in
+    /// them.
     pub whole: BTreeSet<Which>,
-    /// Names that came into a folder, or are written.
+    /// Names that were made or written.
     pub came: BTreeSet<(Which, OsString)>,
-    /// Names that went.
+    /// Names that were removed.
     pub went: BTreeSet<(Which, OsString)>,
 }
 
-/// The watch.
+/// The watch on all folders.
 pub struct FolderWatch {
     notify: AsyncFd<OwnedFd>,
     folders: Vec<(Which, PathBuf)>,
-    /// What each watch is for.
+    /// The purpose of each inotify watch.
     watches: HashMap<i32, Watched>,
 }
 
 #[derive(Debug, Default)]
 struct Watched {
-    /// It is this folder.
+    /// The folder itself, if the watch is on it.
     is: Option<Which>,
-    /// It is above these, whose way leads by these names.
+    /// If the watch is on a parent: the next names on the paths to folders.
     leads: Vec<(OsString, Which)>,
 }
 
 impl FolderWatch {
-    /// Begins to watch. Needs a tokio runtime.
+    /// Starts to watch. Needs a tokio runtime.
     pub fn new(folders: impl IntoIterator<Item = (Which, PathBuf)>) -> io::Result<Self> {
         let notify = limits::inotify()?;
         let folders = folders.into_iter().collect();
@@ -59,22 +60,22 @@ impl FolderWatch {
         Ok(watch)
     }
 
-    /// Sends what happens, until the receiver is gone.
-    pub async fn follow<Input: From<FolderChanges>>(mut self, changes: mpsc::Sender<Input>) {
+    /// Sends changes until the receiver is dropped.
+    pub async fn follow<Input: From<FolderChanges>>(mut self, receiver: mpsc::Sender<Input>) {
         loop {
             let Ok(mut ready) = self.notify.readable().await else { return std::future::pending().await };
             ready.clear_ready();
-            let (told, again) = self.read();
+            let (changes, again) = self.read();
             if again {
                 self.arm();
             }
-            if told != FolderChanges::default() && changes.send(told.into()).await.is_err() {
+            if changes != FolderChanges::default() && receiver.send(changes.into()).await.is_err() {
                 return;
             }
         }
     }
 
-    /// Watches every folder that is there, and the way to it. The same again changes nothing.
+    /// Watches every folder that exists, and its nearest parent. A repetition changes nothing.
     fn arm(&mut self) {
         let within = WatchFlags::CREATE
             | WatchFlags::MOVED_TO
@@ -92,7 +93,7 @@ impl FolderWatch {
             }
             let mut step = path.as_path();
             while let (Some(above), Some(name)) = (step.parent(), step.file_name()) {
-                // Added to what is watched there already, for another folder.
+                // The flags are added to those of another folder's watch on the same parent.
                 let flags = way | itself | WatchFlags::MASK_ADD;
                 if let Ok(watch) = inotify::add_watch(self.notify.get_ref(), above, flags) {
                     self.watches.entry(watch).or_default().leads.push((name.to_owned(), which));
@@ -103,35 +104,38 @@ impl FolderWatch {
         }
     }
 
-    /// What has happened, and whether something is to be watched anew.
+    /// Reads the changes, and returns whether a watch must be set up again.
     fn read(&mut self) -> (FolderChanges, bool) {
         let mut buffer = [MaybeUninit::uninit(); 8192];
         let mut reader = inotify::Reader::new(self.notify.get_ref(), &mut buffer);
-        let (mut told, mut again) = (FolderChanges::default(), false);
+        let (mut changes, mut again) = (FolderChanges::default(), false);
         while let Ok(event) = reader.next() {
             let kind = event.events();
             if kind.contains(ReadFlags::QUEUE_OVERFLOW) {
-                told.whole.extend(self.folders.iter().map(|(which, _)| *which));
+                changes.whole.extend(self.folders.iter().map(|(which, _)| *which));
                 again = true;
                 continue;
             }
             let name = event.file_name().map(|name| OsString::from_vec(name.to_bytes().to_vec()));
             let Some(watched) = self.watches.get(&event.wd()) else { continue };
             for (_, which) in watched.leads.iter().filter(|(lead, _)| name.as_ref().is_none_or(|name| name == lead)) {
-                told.whole.insert(*which);
+                changes.whole.insert(*which);
                 again = true;
             }
             match (watched.is, name) {
                 (Some(which), Some(name)) => {
                     let went = kind.intersects(ReadFlags::DELETE | ReadFlags::MOVED_FROM);
-                    // Which was last is what counts.
-                    let (of, other) =
-                        if went { (&mut told.went, &mut told.came) } else { (&mut told.came, &mut told.went) };
+                    // The last event of a name decides.
+                    let (of, other) = if went {
+                        (&mut changes.went, &mut changes.came)
+                    } else {
+                        (&mut changes.came, &mut changes.went)
+                    };
                     other.remove(&(which, name.clone()));
                     of.insert((which, name));
                 }
                 (Some(which), None) => {
-                    told.whole.insert(which);
+                    changes.whole.insert(which);
                     again = true;
                 }
                 (None, _) => {}
@@ -139,14 +143,14 @@ impl FolderWatch {
             if kind.contains(ReadFlags::IGNORED) {
                 self.watches.remove(&event.wd());
             }
-            for names in [&mut told.came, &mut told.went] {
+            for names in [&mut changes.came, &mut changes.went] {
                 if names.len() > NAMES {
-                    told.whole.extend(names.iter().map(|(which, _)| *which));
+                    changes.whole.extend(names.iter().map(|(which, _)| *which));
                     names.clear();
                 }
             }
         }
-        (told, again)
+        (changes, again)
     }
 }
 
@@ -157,15 +161,15 @@ mod tests {
     use std::path::Path;
     use std::time::Duration;
 
-    /// A watch on one folder, and what it tells.
+    /// Watches one folder and returns its changes.
     fn watch(path: &Path) -> mpsc::Receiver<FolderChanges> {
-        let (changes, told) = mpsc::channel(8);
-        tokio::spawn(FolderWatch::new([(Which::Claims, path.to_owned())]).unwrap().follow(changes));
-        told
+        let (sender, changes) = mpsc::channel(8);
+        tokio::spawn(FolderWatch::new([(Which::Claims, path.to_owned())]).unwrap().follow(sender));
+        changes
     }
 
-    async fn until(told: &mut mpsc::Receiver<FolderChanges>, wanted: impl Fn(&FolderChanges) -> bool) {
-        let found = async { while !wanted(&told.recv().await.unwrap()) {} };
+    async fn until(changes: &mut mpsc::Receiver<FolderChanges>, wanted: impl Fn(&FolderChanges) -> bool) {
+        let found = async { while !wanted(&changes.recv().await.unwrap()) {} };
         tokio::time::timeout(Duration::from_secs(10), found).await.unwrap();
     }
 
@@ -174,35 +178,35 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_comes_and_what_goes_is_told_by_name() {
+    async fn names_that_come_and_go_are_reported() {
         let dir = tempfile::tempdir().unwrap();
-        let mut told = watch(dir.path());
+        let mut changes = watch(dir.path());
         fs::write(dir.path().join("a"), "").unwrap();
-        until(&mut told, |changes| changes.came.contains(&named("a")) && changes.whole.is_empty()).await;
+        until(&mut changes, |changes| changes.came.contains(&named("a")) && changes.whole.is_empty()).await;
         fs::rename(dir.path().join("a"), dir.path().join("b")).unwrap();
-        until(&mut told, |changes| changes.went.contains(&named("a")) && changes.came.contains(&named("b"))).await;
+        until(&mut changes, |changes| changes.went.contains(&named("a")) && changes.came.contains(&named("b"))).await;
         fs::remove_file(dir.path().join("b")).unwrap();
-        until(&mut told, |changes| changes.went.contains(&named("b"))).await;
+        until(&mut changes, |changes| changes.went.contains(&named("b"))).await;
     }
 
-    /// However much of the way to it goes, and in whatever order it comes back.
+    /// However much of the path is removed, and in whatever order it comes back.
     #[tokio::test]
-    async fn a_folder_that_goes_and_comes_back_is_told_of_and_watched_again() {
+    async fn a_folder_that_goes_and_comes_back_is_reported_and_watched_again() {
         let dir = tempfile::tempdir().unwrap();
         let folder = dir.path().join("a/b/c");
         fs::create_dir_all(&folder).unwrap();
-        let mut told = watch(&folder);
+        let mut changes = watch(&folder);
         let whole = |changes: &FolderChanges| changes.whole.contains(&Which::Claims);
         for gone in ["a/b/c", "a/b", "a"] {
             fs::remove_dir_all(dir.path().join(gone)).unwrap();
-            until(&mut told, whole).await;
+            until(&mut changes, whole).await;
             fs::create_dir_all(&folder).unwrap();
-            // Its parts come one by one: the last of them is there when a name in it is told.
+            // The parts of the path come one by one. The last part is there when a name in it is reported.
             let mut tries = 0;
             loop {
                 tries += 1;
                 fs::write(folder.join(tries.to_string()), "").unwrap();
-                let changes = tokio::time::timeout(Duration::from_secs(10), told.recv()).await.unwrap().unwrap();
+                let changes = tokio::time::timeout(Duration::from_secs(10), changes.recv()).await.unwrap().unwrap();
                 if !changes.came.is_empty() {
                     break;
                 }
@@ -210,21 +214,21 @@ mod tests {
             }
         }
         fs::rename(&folder, dir.path().join("elsewhere")).unwrap();
-        until(&mut told, whole).await;
+        until(&mut changes, whole).await;
         fs::create_dir(&folder).unwrap();
-        until(&mut told, whole).await;
+        until(&mut changes, whole).await;
         fs::set_permissions(&folder, std::os::unix::fs::PermissionsExt::from_mode(0o700)).unwrap();
-        until(&mut told, whole).await;
+        until(&mut changes, whole).await;
     }
 
     #[tokio::test]
-    async fn of_very_many_names_none_is_kept() {
+    async fn of_very_many_names_none_is_reported_and_the_folder_is_listed_as_a_whole() {
         let dir = tempfile::tempdir().unwrap();
-        let mut told = watch(dir.path());
+        let mut changes = watch(dir.path());
         for n in 0..3000 {
             fs::write(dir.path().join(n.to_string()), "").unwrap();
         }
-        until(&mut told, |changes| {
+        until(&mut changes, |changes| {
             assert!(changes.came.len() <= NAMES);
             changes.whole.contains(&Which::Claims)
         })

@@ -1,7 +1,7 @@
-//! Asks attachd-helper, the one privileged program, for what attachd may not do itself.
+//! Sends requests to attachd-helper, the privileged program.
 //!
-//! One line to ask, one line of JSON as the answer. Its silence is an answer too: "unknown". A helper that was silent is
-//! asked again by itself until it answers, so that nothing says it is away when it is back.
+//! A request is one line; the answer is one line of JSON. No answer means "unknown". A silent helper is asked again
+//! with a back-off until it answers, so that health does not report it as silent when it is back.
 
 use std::fmt;
 use std::path::PathBuf;
@@ -20,22 +20,23 @@ use crate::device::DevNum;
 use crate::identity::Serial;
 use crate::reason::HelperCode;
 
-/// The helper answers in milliseconds; systemd may have to start it first. Counts from when a request has its place.
+/// The time limit of a request, from the moment it has a slot. The helper answers in milliseconds, but systemd may
+/// have to start it first.
 const TIME_LIMIT: Duration = Duration::from_secs(5);
 
-/// Requests at one time: as many as the helper serves. More would wait in its socket's queue, which overflows.
+/// The limit of requests at one time: as many as the helper serves. More would overflow its socket's queue.
 const AT_ONCE: usize = 16;
 
-/// Pause before a full queue is tried again: others than attachd may have filled it.
+/// The pause before a full queue is tried again; other programs may have filled it.
 const QUEUE_FULL: Duration = Duration::from_millis(20);
 
-/// First and longest wait before a silent helper is asked again; it doubles in between.
+/// The first and the longest back-off before a silent helper is asked again; it doubles in between.
 const AGAIN: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(30));
 
-/// The question that has the host's own disks written down.
+/// The request that records the host's own disks.
 const HOST_DISKS: &str = "host-disks\n";
 
-/// Asks the helper. All clones share its places and what is known of it.
+/// A client of the helper. All clones share the slots and the known state of the helper.
 #[derive(Debug, Clone)]
 pub struct HelperClient {
     shared: Arc<Shared>,
@@ -43,47 +44,48 @@ pub struct HelperClient {
 
 #[derive(Debug)]
 struct Shared {
-    /// Where it listens.
+    /// The path of the helper's socket.
     socket: PathBuf,
     limit: Duration,
-    places: Semaphore,
+    slots: Semaphore,
     known: Mutex<Known>,
 }
 
-/// What is known of the helper.
+/// The known state of the helper.
 #[derive(Debug, Default)]
 struct Known {
-    /// Whether it answered when it was last asked, or since when it is silent; `None`: not asked yet.
+    /// The outcome of the last request: success, or since when the helper is silent; `None`: not asked yet.
     last: Option<Result<(), (Instant, HelperError)>>,
-    /// It is being asked again until it answers.
+    /// Whether the helper is being asked again until it answers.
     asking_again: bool,
 }
 
-/// No usable answer.
+/// Why there is no usable answer.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum HelperError {
-    /// It does not answer.
+    /// The helper does not answer.
     #[error("attachd-helper does not answer at {0}: {1}")]
     Silent(String, String),
-    /// Nobody waits for its answer any more.
+    /// The request's task has ended without an answer.
     #[error("the question to attachd-helper has no answer: {0}")]
     Died(String),
-    /// It answered that it will not.
+    /// The helper refused the request.
     #[error("attachd-helper refused: {message} ({code})")]
     Refused {
-        /// For programs.
+        /// The code, for programs.
         code: HelperCode,
-        /// For people.
+        /// The message, for people.
         message: String,
     },
 }
 
-/// NBD clients, by their addresses.
+/// The NBD clients of a disk, by their addresses.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Holders {
-    /// The addresses. None, of a disk that is open: somebody who cannot be seen has it open.
+    /// The addresses. If there is none and the disk is open, an unknown client has it open.
     pub clients: Vec<String>,
-    /// All of these use this disk. If not, some may use others: one server's clients cannot always be told apart.
+    /// Whether all of these use this disk. If not, some may use others, because one server's clients cannot always be
+    /// told apart.
     pub exact: bool,
 }
 
@@ -94,15 +96,15 @@ impl fmt::Display for Holders {
     }
 }
 
-/// Whether a disk could be opened by one opener alone.
+/// Whether a disk can be opened exclusively.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Exclusive {
-    /// Just now it could, when the disk of that number had this sequence number.
+    /// It can at the moment, and the disk had this sequence number then.
     Free {
-        /// The sequence number.
+        /// The disk sequence number.
         diskseq: u64,
     },
-    /// No: how it is used.
+    /// It cannot; the text says how the disk is used.
     Used(String),
 }
 
@@ -113,15 +115,15 @@ struct Answer {
     code: String,
     #[serde(default)]
     error: String,
-    /// What was asked for.
+    /// The fields of this answer.
     #[serde(flatten)]
     rest: Map<String, Value>,
 }
 
-/// The answer to `holders`, as attachd-helper writes it.
+/// The answer to `holders`.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct HoldersAnswer {
-    /// How many descriptors the NBD servers have of the disk.
+    /// The number of descriptors that the NBD servers have of the disk.
     pub(crate) open: usize,
     /// See [`Holders`].
     pub(crate) clients: Vec<String>,
@@ -137,17 +139,17 @@ pub(crate) struct ExclusiveAnswer {
 }
 
 impl HelperClient {
-    /// A client of the helper that listens there.
+    /// Makes a client of the helper at this socket.
     pub fn new(socket: PathBuf) -> Self {
         Self::with(socket, TIME_LIMIT)
     }
 
     fn with(socket: PathBuf, limit: Duration) -> Self {
-        let shared = Shared { socket, limit, places: Semaphore::new(AT_ONCE), known: Mutex::default() };
+        let shared = Shared { socket, limit, slots: Semaphore::new(AT_ONCE), known: Mutex::default() };
         Self { shared: Arc::new(shared) }
     }
 
-    /// Whether it answered when it was last asked, or why not; `None`: not asked yet.
+    /// Returns the outcome of the last request; `None`: not asked yet.
     pub fn state(&self) -> Option<Result<(), String>> {
         match &self.known().last {
             None => None,
@@ -156,12 +158,13 @@ impl HelperClient {
         }
     }
 
-    /// Has udev look at the present disk of this serial again: marks a claimed one, un-marks one that is no longer claimed.
+    /// Makes udev process the present disk with this serial again. That marks a claimed disk and un-marks a disk that
+    /// is no longer claimed.
     pub async fn retrigger(&self, serial: Serial) -> Result<(), HelperError> {
         self.ask(&format!("retrigger {serial}\n")).await.map(drop)
     }
 
-    /// The clients that have this device open; `None`: no NBD server has it open.
+    /// Returns the clients that have this device open; `None`: no NBD server has it open.
     pub async fn holders(&self, devnum: DevNum) -> Result<Option<Holders>, HelperError> {
         match self.ask(&format!("holders {devnum}\n")).await {
             Ok(answer) => {
@@ -173,7 +176,7 @@ impl HelperClient {
         }
     }
 
-    /// Whether anybody of this host has the disk open exclusively. Asked of a disk that is claimed and marked.
+    /// Checks whether any process on this host has the disk open exclusively. The disk must be claimed and marked.
     pub async fn exclusive(&self, devnum: DevNum, serial: Serial) -> Result<Exclusive, HelperError> {
         match self.ask(&format!("exclusive {devnum} {serial}\n")).await {
             Ok(answer) => {
@@ -185,17 +188,18 @@ impl HelperClient {
         }
     }
 
-    /// Has the disks this host lives on written down, so that they are never claimed.
+    /// Records the disks of this host, so that they are never claimed.
     pub async fn host_disks(&self) -> Result<(), HelperError> {
         self.ask(HOST_DISKS).await.map(drop)
     }
 
-    /// Has nbd-server's main process told to read its files again.
+    /// Makes nbd-server's main process read its files again.
     pub async fn reload(&self) -> Result<(), HelperError> {
         self.ask("reload\n").await.map(drop)
     }
 
-    /// What was asked for. An answer that lacks a part of it is none: it would read as "no clients".
+    /// Reads the fields of an answer. An answer without a field counts as no answer, because it could be read as "no
+    /// clients".
     fn read<T: DeserializeOwned>(&self, answer: Answer) -> Result<T, HelperError> {
         serde_json::from_value(Value::Object(answer.rest)).map_err(|error| {
             let why =
@@ -212,7 +216,8 @@ impl HelperClient {
         answer
     }
 
-    /// With the question that was perhaps asked in vain at the start, and that is never wrong to ask.
+    /// Asks again with a back-off until the helper answers. It repeats the request that may have failed at the start
+    /// and that is always safe.
     async fn until_it_answers(self) {
         let mut pause = AGAIN.0;
         loop {
@@ -229,9 +234,9 @@ impl HelperClient {
 
     async fn ask_once(&self, line: &str) -> Result<Answer, HelperError> {
         let begun = Instant::now();
-        // It is never closed.
-        let _place = self.shared.places.acquire().await;
-        // Whoever waited for a place while the helper fell silent need not find that out again, one after the other.
+        // The semaphore is never closed.
+        let _slot = self.shared.slots.acquire().await;
+        // If the helper fell silent while this request waited for a slot, it need not find that out again.
         if let Some(Err((since, error))) = &self.known().last
             && *since >= begun
         {
@@ -244,7 +249,7 @@ impl HelperClient {
             Ok(Err(error)) => Err(silent(error.to_string())),
             Err(_) => Err(silent(format!("no answer within {} s", limit.as_secs()))),
         };
-        // A refusal is an answer.
+        // A refusal counts as an answer.
         self.known().last = Some(match &answer {
             Ok(_) => Ok(()),
             Err(error) => Err((Instant::now(), error.clone())),
@@ -271,7 +276,7 @@ impl HelperClient {
     }
 
     fn known(&self) -> MutexGuard<'_, Known> {
-        // Nothing panics while it is held, and each value that is written is whole.
+        // No code panics while it holds the lock, and each written value is complete.
         self.shared.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -295,7 +300,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_helper_that_is_back_is_heard_without_being_asked_for_anything() {
+    async fn a_helper_that_is_back_is_noticed_without_a_request() {
         let (_dir, path) = place();
         let client = HelperClient::new(path.clone());
         assert_eq!(client.state(), None);
@@ -311,7 +316,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn an_answer_that_lacks_what_was_asked_for_is_none() {
+    async fn an_answer_without_a_requested_field_counts_as_no_answer() {
         let (_dir, path) = place();
         let listener = UnixListener::bind(&path).unwrap();
         let client = HelperClient::new(path);
@@ -362,9 +367,9 @@ mod tests {
         helper.abort();
     }
 
-    /// Each in its turn they would wait for minutes.
+    /// One after the other, they would wait for minutes.
     #[tokio::test]
-    async fn those_that_wait_for_a_place_hear_of_the_silence_together() {
+    async fn requests_that_wait_for_a_slot_fail_together_when_the_helper_is_silent() {
         const LIMIT: Duration = Duration::from_secs(1);
         let (_dir, path) = place();
         let _never_accepts = UnixListener::bind(&path).unwrap();
@@ -378,9 +383,9 @@ mod tests {
         assert!(begun.elapsed() >= LIMIT && begun.elapsed() < 5 * LIMIT, "{:?}", begun.elapsed());
     }
 
-    /// The time of a request begins with its place, not with the wait for it.
+    /// The time limit of a request starts when it has its slot, not when it starts to wait.
     #[tokio::test]
-    async fn a_request_that_waited_long_for_its_place_has_its_whole_time() {
+    async fn a_request_that_waited_for_its_slot_has_its_full_time_limit() {
         const LIMIT: Duration = Duration::from_secs(1);
         let (_dir, path) = place();
         let listener = UnixListener::bind(&path).unwrap();

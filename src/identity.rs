@@ -1,8 +1,8 @@
-//! Names: how a CloudStack volume id becomes a serial, a by-id link and an export name. Pure.
+//! Identifiers: the rules from a CloudStack volume id to a serial, a by-id link and an export name. Pure.
 //!
-//! CloudStack's KVM agent gives a disk the volume's UUID without hyphens, cut to 20 characters, as its serial
-//! (`LibvirtComputingResource.diskUuidToSerial`); udev makes the by-id link of it. 80 bits of 128 survive, so two volumes
-//! can share a serial: whoever matches must check for that, the types here only make the rule impossible to get wrong.
+//! CloudStack's KVM agent gives a disk as its serial the volume's UUID without hyphens, cut to 20 characters
+//! (`LibvirtComputingResource.diskUuidToSerial`). udev makes the by-id link from it. Only 80 of 128 bits remain, so
+//! two volumes can have the same serial. The matching code must check for that; the types here only enforce the rule.
 
 use std::fmt;
 use std::str::FromStr;
@@ -10,54 +10,54 @@ use std::str::FromStr;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use uuid::Uuid;
 
-/// Length of a [`Serial`] in characters: virtio-blk has 20 bytes for it (`VIRTIO_BLK_ID_BYTES`).
+/// The length of a [`Serial`] in characters: virtio-blk has 20 bytes for it (`VIRTIO_BLK_ID_BYTES`).
 pub const SERIAL_LEN: usize = 20;
 
-/// What every export name starts with; callers strip it to get the volume id back.
+/// The prefix of every export name; callers remove it to get the volume id.
 pub const EXPORT_PREFIX: &str = "migration-vol-";
 
-/// A CloudStack volume, by its UUID. Shown and compared in lower case with hyphens.
+/// A CloudStack volume's UUID. Shown and compared in lower case with hyphens.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct VolumeId(Uuid);
 
-/// An operation: something a caller asked for and can follow. Shown and compared like a volume's id.
+/// The id of an operation: a request that a caller can follow. Shown and compared like a volume's id.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct OperationId(Uuid);
 
-/// A VM of CloudStack's. Shown and compared like a volume's id.
+/// The id of a CloudStack VM. Shown and compared like a volume's id.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct VmId(Uuid);
 
-/// A job of CloudStack's, whose id attachd chooses before it asks for the job. Shown in lower case with hyphens: CloudStack
-/// takes no other spelling.
+/// The id of a CloudStack job, which attachd chooses before it requests the job. Shown in lower case with hyphens,
+/// because CloudStack accepts no other spelling.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct JobId(Uuid);
 
-/// The identity a disk shows: exactly 20 lower-case hexadecimal characters.
+/// The serial of a disk: exactly 20 lower-case hexadecimal characters.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Serial([u8; SERIAL_LEN]);
 
-/// The text was not a volume id.
+/// The text is not a volume id.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{0:?} is not a volume id: it takes a UUID with hyphens, like b3bb9310-1b59-4f62-97e8-cefffdfe3804")]
 pub struct NotAVolumeId(pub String);
 
-/// The text was not an operation's id.
+/// The text is not an operation's id.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{0:?} is not the id of an operation: it takes a UUID with hyphens")]
 pub struct NotAnOperationId(pub String);
 
-/// The text was not a VM's id.
+/// The text is not a VM's id.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{0:?} is not a VM id: it takes a UUID with hyphens, as CloudStack shows it")]
 pub struct NotAVmId(pub String);
 
-/// The text was not a job's id.
+/// The text is not a job's id.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{0:?} is not the id of a job: it takes a UUID with hyphens")]
 pub struct NotAJobId(pub String);
 
-/// The text was not a serial.
+/// The text is not a serial.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{0:?} is not a serial: it takes exactly {SERIAL_LEN} characters of 0-9 and a-f, like b3bb93101b594f6297e8")]
 pub struct NotASerial(pub String);
@@ -66,7 +66,7 @@ impl VolumeId {
     /// The lowest id in order.
     pub const MIN: Self = Self(Uuid::nil());
 
-    /// The serial the hypervisor gives this volume's disk.
+    /// Returns the serial that the hypervisor gives this volume's disk.
     pub fn serial(&self) -> Serial {
         let mut text = [0; uuid::fmt::Simple::LENGTH];
         self.0.simple().encode_lower(&mut text);
@@ -75,15 +75,15 @@ impl VolumeId {
         Serial(serial)
     }
 
-    /// What an NBD client asks for.
+    /// Returns the name of the volume's export.
     pub fn export_name(&self) -> String {
         format!("{EXPORT_PREFIX}{self}")
     }
 
-    /// The volume an export name belongs to; `None` when the name is not one of ours.
+    /// Returns the volume of an export name; `None` if the name is not attachd's.
     pub fn from_export_name(name: &str) -> Option<Self> {
         let volume: Self = name.strip_prefix(EXPORT_PREFIX)?.parse().ok()?;
-        // Only the one spelling is ours: a name in capitals would be another export to an NBD server.
+        // Only this exact spelling is attachd's: for an NBD server, a name in capitals would be another export.
         (volume.export_name() == name).then_some(volume)
     }
 }
@@ -125,13 +125,13 @@ macro_rules! from_hyphenated {
 }
 from_hyphenated!(VolumeId or NotAVolumeId, OperationId or NotAnOperationId, VmId or NotAVmId, JobId or NotAJobId);
 
-/// `Uuid` also reads braces, URNs and no hyphens at all; CloudStack writes none of these.
+/// Parses a UUID with hyphens. `Uuid` alone also accepts braces, URNs and no hyphens, which CloudStack never writes.
 fn hyphenated(text: &str) -> Option<Uuid> {
     Uuid::try_parse(text).ok().filter(|_| text.len() == uuid::fmt::Hyphenated::LENGTH)
 }
 
 impl Serial {
-    /// The serial as text.
+    /// Returns the serial as text.
     pub fn as_str(&self) -> &str {
         str::from_utf8(&self.0).unwrap_or_default()
     }
@@ -163,7 +163,7 @@ impl fmt::Debug for Serial {
     }
 }
 
-/// Serde goes through the text form, so that a bad value is refused with the sentence of its own error.
+/// Implements serde through the text form, so that a bad value gets the message of its own error type.
 macro_rules! as_text {
     ($($name:ty),+) => { $(
         impl Serialize for $name {
@@ -185,25 +185,25 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    const SEED: &str = "b3bb9310-1b59-4f62-97e8-cefffdfe3804";
+    const VOLUME: &str = "b3bb9310-1b59-4f62-97e8-cefffdfe3804";
 
     #[test]
-    fn the_seeds_example_gives_its_serial_and_export_name() {
-        let volume: VolumeId = SEED.parse().unwrap();
+    fn a_volume_id_gives_its_serial_and_export_name() {
+        let volume: VolumeId = VOLUME.parse().unwrap();
         assert_eq!(volume.serial().as_str(), "b3bb93101b594f6297e8");
-        assert_eq!(volume.export_name(), format!("migration-vol-{SEED}"));
+        assert_eq!(volume.export_name(), format!("migration-vol-{VOLUME}"));
         assert_eq!(VolumeId::from_export_name(&volume.export_name()), Some(volume));
     }
 
     #[test]
-    fn upper_case_is_accepted_and_lowered() {
-        let volume: VolumeId = SEED.to_uppercase().parse().unwrap();
-        assert_eq!(volume.to_string(), SEED);
-        assert_eq!(format!("{volume:?} {:?}", volume.serial()), format!("{SEED} b3bb93101b594f6297e8"));
+    fn upper_case_is_accepted_and_shown_in_lower_case() {
+        let volume: VolumeId = VOLUME.to_uppercase().parse().unwrap();
+        assert_eq!(volume.to_string(), VOLUME);
+        assert_eq!(format!("{volume:?} {:?}", volume.serial()), format!("{VOLUME} b3bb93101b594f6297e8"));
     }
 
     #[test]
-    fn anything_else_is_refused_with_a_sentence_that_shows_what_a_uuid_looks_like() {
+    fn any_other_text_is_refused_with_an_example_of_a_uuid() {
         for text in [
             "",
             "vol-1",
@@ -215,16 +215,16 @@ mod tests {
             "b3bb93101-b59-4f62-97e8-cefffdfe3804",
         ] {
             let error = text.parse::<VolumeId>().unwrap_err().to_string();
-            assert!(error.contains(SEED), "{text}: {error}");
+            assert!(error.contains(VOLUME), "{text}: {error}");
         }
     }
 
     #[test]
     fn an_export_name_in_another_spelling_is_not_ours() {
         for name in [
-            format!("migration-vol-{}", SEED.to_uppercase()),
-            format!("migration-vm-{SEED}"),
-            SEED.to_owned(),
+            format!("migration-vol-{}", VOLUME.to_uppercase()),
+            format!("migration-vm-{VOLUME}"),
+            VOLUME.to_owned(),
             "migration-vol-".to_owned(),
         ] {
             assert_eq!(VolumeId::from_export_name(&name), None, "{name}");

@@ -1,4 +1,4 @@
-//! attachd: from "this cloud volume will be attached here" to "its bytes are served", driven by udev events.
+//! attachd turns "this cloud volume will be attached here" into a served NBD export, driven by udev events.
 //!
 //! ```text
 //!  kernel ─▶ udevd ─▶ monitor ─▶ engine ─▶ evidence ─▶ store ─▶ export ─▶ probe ─▶ ready
@@ -6,7 +6,7 @@
 //!  caller ─▶ socket ─▶ intent ─────┘                                       handshake)  stream)
 //! ```
 //!
-//! The modules below stand in the order of the data; each knows what comes before it, none what comes after.
+//! The modules are in the order of the data. `docs/architecture.md` has the table of which module uses which.
 
 mod accounts;
 mod blocking;

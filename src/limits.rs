@@ -1,5 +1,5 @@
-//! Which limit an error of the system is about, how much of it is used, and how to raise it. "Too many open files" alone
-//! sends people to the wrong one.
+//! Finds the system limit behind an error, how much of it is used, and how to raise it. The text "Too many open
+//! files" alone does not show which limit it is.
 
 use std::fs;
 use std::io;
@@ -10,20 +10,20 @@ use rustix::fs::inotify::{self, CreateFlags, WatchFlags};
 use rustix::io::Errno;
 use rustix::process::{Resource, getrlimit};
 
-/// What was tried.
+/// The operation that failed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Attempt {
-    /// An inotify instance was to be made.
+    /// Making an inotify instance.
     Watch,
-    /// A folder was to be watched by one.
+    /// Adding a folder to an inotify instance.
     WatchFolder,
-    /// A thread was to be started.
+    /// Starting a thread.
     Thread,
-    /// Anything else, which takes a descriptor.
+    /// Any other operation, which needs a descriptor.
     Open,
 }
 
-/// A limit that is met.
+/// A limit that is reached.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Limit {
     Instances,
@@ -33,7 +33,7 @@ enum Limit {
     Tasks,
 }
 
-/// Adds to an error which limit it is about; other errors stay as they are.
+/// Adds to an error which limit it is about; other errors stay unchanged.
 pub fn explained(call: Attempt, error: io::Error) -> io::Error {
     let errno = error.raw_os_error().map(Errno::from_raw_os_error);
     let found = errno.and_then(|errno| of(call, errno, descriptors()));
@@ -43,18 +43,18 @@ pub fn explained(call: Attempt, error: io::Error) -> io::Error {
     }
 }
 
-/// A new inotify instance; an error says which limit it is about.
+/// Makes an inotify instance; an error says which limit it is about.
 pub fn inotify() -> io::Result<OwnedFd> {
     let instance = inotify::init(CreateFlags::CLOEXEC | CreateFlags::NONBLOCK);
     instance.map_err(|error| explained(Attempt::Watch, error.into()))
 }
 
-/// Has a folder watched; an error says which limit it is about.
+/// Watches a folder; an error says which limit it is about.
 pub fn watch(instance: &OwnedFd, folder: &Path, events: WatchFlags) -> io::Result<i32> {
     inotify::add_watch(instance, folder, events).map_err(|error| explained(Attempt::WatchFolder, error.into()))
 }
 
-/// What ends the daemon, with the limit that it is about, if there is one that was not named yet.
+/// Adds to the error that ends the daemon which limit it is about, unless the error says so already.
 pub fn explained_end(error: anyhow::Error) -> anyhow::Error {
     let errors = error.chain().filter_map(|cause| cause.downcast_ref::<io::Error>());
     let errno = errors.filter_map(io::Error::raw_os_error).map(Errno::from_raw_os_error).last();
@@ -64,10 +64,10 @@ pub fn explained_end(error: anyhow::Error) -> anyhow::Error {
     }
 }
 
-/// The limit behind an error. `descriptors`: how many this process has, and how many it may have.
+/// Returns the limit behind an error. `descriptors` is how many this process has and how many it may have.
 fn of(call: Attempt, errno: Errno, (have, may): (u64, u64)) -> Option<Limit> {
     match (call, errno) {
-        // The same error for two limits: it is this process's own if that is used up.
+        // Two limits have the same error. It is the process's own limit if that one is used up.
         (Attempt::Watch, Errno::MFILE) if have < may => Some(Limit::Instances),
         (_, Errno::MFILE) => Some(Limit::Descriptors),
         (_, Errno::NFILE) => Some(Limit::Files),
@@ -120,15 +120,16 @@ fn words(limit: Limit) -> String {
     }
 }
 
-/// Descriptors this process has, and may have.
+/// Returns how many descriptors this process has and how many it may have.
 fn descriptors() -> (u64, u64) {
     let may = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
-    // No descriptor left to list them with: all are used.
+    // If no descriptor is left to list them, all are used.
     let have = fs::read_dir("/proc/self/fd").map_or(may, |list| list.count() as u64);
     (have, may)
 }
 
-/// Inotify instances of the processes that can be seen (in a sandbox, those of the same user), and who has most of them.
+/// Counts the inotify instances of the visible processes (in a sandbox, those of the same user), and finds the
+/// process with the most.
 fn instances() -> (usize, Option<(String, usize)>) {
     let processes = fs::read_dir("/proc").into_iter().flatten().flatten();
     let counted = processes.filter_map(|process| {
@@ -144,7 +145,7 @@ fn instances() -> (usize, Option<(String, usize)>) {
     (sum, counted.into_iter().max_by_key(|(_, count)| *count))
 }
 
-/// Tasks of this process's unit, and how many it may have.
+/// Returns how many tasks this process's unit has, and how many it may have.
 fn tasks() -> (String, String) {
     let group = read("/proc/self/cgroup");
     let path = group.lines().find_map(|line| line.strip_prefix("0::")).unwrap_or("/").to_owned();
@@ -166,14 +167,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn one_error_is_about_the_limit_that_is_used_up() {
+    fn each_error_names_the_limit_that_is_used_up() {
         for (call, errno, used, expected) in [
             (Attempt::Watch, Errno::MFILE, (10, 1024), Some(Limit::Instances)),
             (Attempt::Watch, Errno::MFILE, (1024, 1024), Some(Limit::Descriptors)),
             (Attempt::Open, Errno::MFILE, (10, 1024), Some(Limit::Descriptors)),
             (Attempt::Open, Errno::NFILE, (10, 1024), Some(Limit::Files)),
             (Attempt::WatchFolder, Errno::NOSPC, (10, 1024), Some(Limit::Watches)),
-            // A disk that is full.
+            // This error means a full disk.
             (Attempt::Open, Errno::NOSPC, (10, 1024), None),
             (Attempt::Thread, Errno::AGAIN, (10, 1024), Some(Limit::Tasks)),
             (Attempt::Open, Errno::AGAIN, (10, 1024), None),
@@ -198,14 +199,14 @@ mod tests {
     }
 
     #[test]
-    fn an_instance_of_ones_own_is_counted_and_its_owner_named() {
+    fn an_inotify_instance_of_this_process_is_counted_and_its_process_named() {
         let _watch = rustix::fs::inotify::init(rustix::fs::inotify::CreateFlags::CLOEXEC).unwrap();
         let (seen, most) = instances();
         assert!(seen > 0 && most.is_some_and(|(name, _)| name.contains("process")));
     }
 
     #[test]
-    fn other_errors_stay_as_they_are() {
+    fn other_errors_stay_unchanged() {
         let denied = explained(Attempt::Open, Errno::ACCESS.into());
         assert_eq!(denied.raw_os_error(), Some(Errno::ACCESS.raw_os_error()));
     }

@@ -1,5 +1,5 @@
-//! What is at a path, and whether it is whose it should be: by kind, owner, mode and device. No link is followed in the
-//! last part of a path. Judging is pure; [`Inode`] is what was read.
+//! Examines the file at a path: its kind, owner, mode and device, and whether these are as they must be. A symlink at
+//! the path itself is not followed. The checks are pure; [`Inode`] holds what was read.
 
 use std::fmt;
 use std::fs::File;
@@ -9,13 +9,13 @@ use std::path::Path;
 
 use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, Stat};
 
-/// The superuser.
+/// The user id of root.
 pub const ROOT: u32 = 0;
 
-/// Who but the owner may write.
+/// The mode bits that let other users write.
 const OTHERS_WRITE: u32 = 0o022;
 
-/// What a path leads to, links not followed.
+/// The kind of a file; symlinks are not followed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
     /// A directory.
@@ -42,49 +42,49 @@ impl fmt::Display for Kind {
     }
 }
 
-/// What was found at a path.
+/// What was read about a path.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Inode {
-    /// What it is.
+    /// The kind of file.
     pub kind: Kind,
-    /// Whose it is.
+    /// The owner's user id.
     pub owner: u32,
     /// The permissions.
     pub mode: u32,
-    /// The file system it is on.
+    /// The file system's device number.
     pub device: u64,
-    /// Its number there: with the device, which one it is.
+    /// The inode number; with the device number it identifies the file.
     pub inode: u64,
-    /// How many names it has.
+    /// The number of hard links.
     pub names: u64,
 }
 
-/// It is not what it should be.
+/// Why a file is not attachd's.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum NotOurs {
-    /// Another kind of thing.
+    /// It has another kind.
     #[error("it is {is}, not {wanted}")]
     Kind {
-        /// What it is.
+        /// The kind it has.
         is: Kind,
-        /// What it should be.
+        /// The kind it must have.
         wanted: Kind,
     },
-    /// Another owner.
+    /// It has another owner.
     #[error("it belongs to the user {is}, not to {wanted}")]
     Owner {
-        /// Whose it is.
+        /// The owner it has.
         is: u32,
-        /// Whose it should be.
+        /// The owner it must have.
         wanted: u32,
     },
-    /// Others may change it.
+    /// Other users may write it.
     #[error("others may write it (mode {:04o}): chmod go-w", .0)]
     OpenToOthers(u32),
-    /// It has a second name somewhere.
+    /// It has several hard links.
     #[error("it has {0} names (hard links)")]
     SeveralNames(u64),
-    /// Something is mounted there.
+    /// Another file system is mounted there.
     #[error(
         "it is on another file system than before: something is mounted over it, or is not any more; restart attachd if that is right"
     )]
@@ -92,32 +92,32 @@ pub enum NotOurs {
 }
 
 impl Inode {
-    /// What is at a path; an error of the kind `NotFound` when nothing is.
+    /// Reads the file at a path; the error has the kind `NotFound` if there is none.
     pub fn at(path: &Path) -> io::Result<Self> {
         Self::below(CWD, path)
     }
 
-    /// The same for a name in an open folder.
+    /// Reads a name in an open folder.
     pub fn below(folder: impl AsFd, name: impl rustix::path::Arg) -> io::Result<Self> {
         Ok(Self::from(rustix::fs::statat(folder, name, AtFlags::SYMLINK_NOFOLLOW)?))
     }
 
-    /// What is open.
+    /// Reads an open file.
     pub fn open(descriptor: impl AsFd) -> io::Result<Self> {
         Ok(Self::from(rustix::fs::fstat(descriptor)?))
     }
 
-    /// Which one it is, for as long as it exists.
+    /// Returns what identifies the file as long as it exists.
     pub fn identity(&self) -> (u64, u64) {
         (self.device, self.inode)
     }
 
-    /// It is of this kind.
+    /// Checks the kind.
     pub fn is(&self, wanted: Kind) -> Result<(), NotOurs> {
         if self.kind == wanted { Ok(()) } else { Err(NotOurs::Kind { is: self.kind, wanted }) }
     }
 
-    /// It belongs to this user. `None`: nobody knows whose it should be.
+    /// Checks the owner. `None`: the right owner is unknown, and every owner passes.
     pub fn belongs_to(&self, owner: Option<u32>) -> Result<(), NotOurs> {
         match owner {
             Some(wanted) if wanted != self.owner => Err(NotOurs::Owner { is: self.owner, wanted }),
@@ -125,14 +125,15 @@ impl Inode {
         }
     }
 
-    /// A folder of this user's, which nobody else can change.
+    /// Checks that it is a folder of this user that nobody else can change.
     pub fn is_folder_of(&self, owner: Option<u32>) -> Result<(), NotOurs> {
         self.is(Kind::Folder)?;
         self.belongs_to(owner)?;
         if self.mode & OTHERS_WRITE == 0 { Ok(()) } else { Err(NotOurs::OpenToOthers(self.mode)) }
     }
 
-    /// A regular file of this user's with no second name: what is written to it is written nowhere else.
+    /// Checks that it is a regular file of this user without a second hard link, so that a write changes no other
+    /// path.
     pub fn is_file_of(&self, owner: Option<u32>) -> Result<(), NotOurs> {
         self.is(Kind::File)?;
         self.belongs_to(owner)?;
@@ -160,29 +161,29 @@ impl From<Stat> for Inode {
     }
 }
 
-/// A whole file that is small, which others may have put there: only a regular one, no link, and no more than `limit` bytes.
-/// Anything else is an error. May block, as every file system may.
+/// Reads a small file that other users may have made. It must be a regular file, not a symlink, of at most `limit`
+/// bytes; anything else is an error. May block, as every file system may.
 pub fn small_file(path: &Path, limit: u64) -> io::Result<Vec<u8>> {
     read_small(path, OFlags::NOFOLLOW, limit).map(|(bytes, _)| bytes)
 }
 
-/// The same for a file of root's, which may be kept elsewhere and linked to.
+/// As [`small_file`], but follows symlinks: for a file of root, who may keep it elsewhere.
 pub fn small_file_of_root(path: &Path, limit: u64) -> io::Result<Vec<u8>> {
     read_small(path, OFlags::empty(), limit).map(|(bytes, _)| bytes)
 }
 
-/// The same as [`small_file`], and whose it is.
+/// As [`small_file`], and returns the owner too.
 pub fn small_file_and_owner(path: &Path, limit: u64) -> io::Result<(Vec<u8>, u32)> {
     read_small(path, OFlags::NOFOLLOW, limit)
 }
 
-/// Whether somebody answers at a Unix socket. Never waits.
+/// Returns whether a process listens at a Unix socket. Never blocks.
 pub fn somebody_listens(path: &Path) -> io::Result<bool> {
     use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
     let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
     let socket = rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
     match rustix::net::connect(&socket, &SocketAddrUnix::new(path)?) {
-        // Its queue is full: somebody holds it.
+        // The socket's queue is full, so a process has it open.
         Ok(()) | Err(rustix::io::Errno::AGAIN) => Ok(true),
         Err(rustix::io::Errno::CONNREFUSED) => Ok(false),
         Err(error) => Err(error.into()),
@@ -190,7 +191,7 @@ pub fn somebody_listens(path: &Path) -> io::Result<bool> {
 }
 
 fn read_small(path: &Path, links: OFlags, limit: u64) -> io::Result<(Vec<u8>, u32)> {
-    // Opening a fifo or a device may wait, or do something.
+    // Opening a fifo or a device could block or have an effect.
     let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC | links;
     let file = match rustix::fs::openat(CWD, path, flags, Mode::empty()) {
         Err(rustix::io::Errno::LOOP) => return Err(io::Error::other("it is a link")),
@@ -234,7 +235,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_with_a_second_name_is_not_ours_alone() {
+    fn a_file_with_a_second_hard_link_is_refused() {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("file");
         fs::write(&file, "").unwrap();
@@ -244,9 +245,9 @@ mod tests {
         assert_eq!(judged(), Err(NotOurs::SeveralNames(2)));
     }
 
-    /// Each of these would make `fs::read` wait for ever, follow, or fill the memory.
+    /// With each of these, `fs::read` would block for ever, follow a link, or fill the memory.
     #[test]
-    fn only_a_regular_file_of_bounded_size_is_read() {
+    fn only_a_small_regular_file_is_read() {
         let dir = tempfile::tempdir().unwrap();
         let path = |name: &str| dir.path().join(name);
         fs::write(path("small"), "12\n").unwrap();
@@ -263,7 +264,7 @@ mod tests {
         assert!(small_file_of_root(&path("link"), 64).is_ok());
         assert!(small_file_of_root(&path("device"), 64).unwrap_err().to_string().contains("a device"));
         assert_eq!(small_file(&path("none"), 64).unwrap_err().kind(), io::ErrorKind::NotFound);
-        // Files of the kernel's tell no size.
+        // Files of procfs report the size 0.
         assert!(small_file(Path::new("/proc/self/comm"), 64).is_ok());
     }
 }

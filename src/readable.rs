@@ -1,4 +1,4 @@
-//! Descriptors that the runtime waits on, and a clock that is one.
+//! Descriptors that the runtime waits for, and a timer that is such a descriptor.
 
 use std::io;
 use std::os::fd::OwnedFd;
@@ -8,19 +8,20 @@ use rustix::time::{Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, 
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
-/// Has the runtime wait until this can be read. Needs a tokio runtime.
+/// Registers a descriptor with the runtime, to wait until it is readable. Needs a tokio runtime.
 pub(crate) fn register(fd: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
-    // SAFETY: an `OwnedFd` keeps its one descriptor open until it is dropped, and nothing takes it out of the `AsyncFd`.
+    // SAFETY: an `OwnedFd` keeps its one descriptor open until it is dropped, and nothing takes it out of the
+    // `AsyncFd`.
     unsafe { AsyncFd::register_with_interest(fd, Interest::READABLE) }
         .map_err(|error| io::Error::other(error.to_string()))
 }
 
-/// Ticks at a steady interval, with one wake-up for each tick. tokio's own timers wake up three times on the way to a moment that is
-/// minutes away (they are sorted finer as it comes nearer).
+/// A timer with a fixed period and one wake-up for each tick. tokio's timers wake up three times before a time that
+/// is minutes away, because they are sorted again as it comes nearer.
 pub(crate) struct Interval(AsyncFd<OwnedFd>);
 
 impl Interval {
-    /// Ticks for the first time when one period has passed. Needs a tokio runtime.
+    /// Makes the timer; the first tick is after one period. Needs a tokio runtime.
     pub(crate) fn new(period: Duration) -> io::Result<Self> {
         let timer =
             rustix::time::timerfd_create(TimerfdClockId::Monotonic, TimerfdFlags::CLOEXEC | TimerfdFlags::NONBLOCK)?;
@@ -30,7 +31,7 @@ impl Interval {
         register(timer).map(Self)
     }
 
-    /// The next tick. Ticks that were missed meanwhile count as one. Cancel-safe: it may be given up and waited for again.
+    /// Waits for the next tick. Missed ticks count as one. Cancel-safe.
     pub(crate) async fn tick(&self) {
         loop {
             let Ok(mut ready) = self.0.readable().await else { return std::future::pending().await };
@@ -48,7 +49,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn it_rings_again_and_again_and_no_sooner_than_its_pace() {
+    async fn the_interval_ticks_repeatedly_and_not_before_its_period() {
         let (period, begun) = (Duration::from_millis(20), std::time::Instant::now());
         let interval = Interval::new(period).unwrap();
         for tick in 1..=3 {

@@ -1,23 +1,23 @@
-//! The one table of codes and of story steps. Whatever names one of them (the API, health, the journal, the catalog, the
-//! OpenAPI document, README) takes it from here, or is compared with it by a test.
+//! The table of codes and of story steps. The API, health, the journal, the catalog, the OpenAPI document and README
+//! take them from here, or a test compares them with this table.
 //!
-//! A code says *why* something is not as it should be; a step says *what happened* to a volume.
+//! A code says *why* something is not as it should be. A step says *what happened* to a volume.
 
 mod named;
 
 use named::names;
 pub use named::{Listed, Named};
 
-/// Where a code is said.
+/// Where a code is used.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum SaidAt {
-    /// A volume's reason, when its disk fails a check: the volume is `refused`.
+    /// The reason of a volume whose disk fails a check; the volume is `refused`.
     Check,
-    /// A volume's reason.
+    /// The reason of a volume.
     Volume,
-    /// A problem in health: the daemon is degraded.
+    /// A problem in health; the daemon is degraded.
     Degraded,
-    /// A problem in health: no intent is accepted.
+    /// A problem in health; no intent is accepted.
     Unhealthy,
     /// A remark in health.
     Remark,
@@ -34,8 +34,8 @@ use SaidAt::{Check, Command, Degraded, Http, Operation, Remark, Unhealthy, Volum
 /// A step as the store keeps it.
 pub type StepName = Named<StoryStep>;
 
-/// Declares the codes: name in Rust, name for programs, places, meaning, what to do next. In a hint, `{}` stands for the one
-/// thing that only the place knows: a device, a scheme, the NBD server's unit.
+/// Declares the codes: name in Rust, name for programs, where it is used, meaning, what to do next. In a hint, `{}`
+/// is replaced by a name that only the caller knows: a device, a scheme, or the NBD server's unit.
 macro_rules! codes {
     ($($code:ident $name:literal [$($place:expr),+] $meaning:literal $hint:literal)+) => {
         names! {
@@ -44,17 +44,17 @@ macro_rules! codes {
         }
 
         impl Code {
-            /// Where it is said.
+            /// Returns where the code is used.
             pub const fn places(self) -> &'static [SaidAt] {
                 match self { $(Self::$code => &[$($place),+],)+ }
             }
 
-            /// What it means, for people.
+            /// Returns what the code means, for people.
             pub const fn meaning(self) -> &'static str {
                 match self { $(Self::$code => $meaning,)+ }
             }
 
-            /// What to do next, with `{}` for what only the place knows. Empty: the message says it.
+            /// Returns what to do next, with `{}` for a name that the caller knows. Empty if the message says it.
             pub const fn hint(self) -> &'static str {
                 match self { $(Self::$code => $hint,)+ }
             }
@@ -71,7 +71,7 @@ codes! {
         "this host uses the disk"
         "If the disk is a customer's, end that use: it is served by itself then (or run `attachctl resync`). If it is this host's own, withdraw the intent."
     SizeTooSmall "SIZE_TOO_SMALL" [Check]
-        "the disk is smaller than the intent said"
+        "the disk is smaller than the intent requires"
         "Compare the size in the intent with the volume's in CloudStack; withdraw the intent if it names the wrong volume."
     SizeZero "SIZE_ZERO" [Check]
         "the disk reports no capacity"
@@ -90,7 +90,7 @@ codes! {
         "Attach the volume to the bus it had, or add \"{}\" to [device] schemes in attachd.toml and restart attachd."
     DiskseqMoved "DISKSEQ_MOVED" [Check]
         "the device was exchanged while it was read"
-        "Nothing: the event of the new disk decides."
+        "Nothing to do: the event of the new disk decides."
 
     // A volume is not served.
     DeviceGone "DEVICE_GONE" [Volume]
@@ -106,7 +106,7 @@ codes! {
         "the disk is there, but could not be read"
         "It is read again by itself. If this lasts, check the storage behind the disk, and `attachctl health`."
     UseUnknown "USE_UNKNOWN" [Volume]
-        "it could not be found out whether this host uses the disk"
+        "it is unknown whether this host uses the disk"
         "It is tried again by itself; what attachd-helper did is in `journalctl -u attachd-helper`."
     HelperSilent "HELPER_SILENT" [Volume, Degraded]
         "attachd-helper does not answer"
@@ -124,43 +124,43 @@ codes! {
         "the NBD server refuses the export"
         "Check that the user of the NBD server ({}) may open the disk (its node's group) and that it serves attachd's folder."
     ExportFolder "EXPORT_FOLDER" [Volume, Degraded]
-        "the folder of exports is not what it has to be"
-        "Put the folder right (`systemd-tmpfiles --create` makes it): exports are then made and proven again by themselves."
+        "the folder of exports is not as it must be"
+        "Correct the folder (`systemd-tmpfiles --create` makes it): exports are then made and proven again by themselves."
     ExportStuck "EXPORT_STUCK" [Volume, Degraded, Http(503), Operation]
         "an export cannot be taken away"
         "It is tried again by itself; or remove it by hand, or stop the NBD server ({}), which may serve a wrong disk."
     ServerFiles "SERVER_FILES" [Volume, Degraded, Remark]
         "the NBD server's files are not as it needs them"
-        "Put that file right or move it away; it is tried again by itself. Until then no new export is served, and the NBD server does not start again."
+        "Correct that file or move it away; attachd tries again by itself. Until then no new export is served, and the NBD server does not start again."
     ServerNotTold "SERVER_NOT_TOLD" [Volume, Degraded]
-        "the NBD server cannot be told of new exports"
+        "the NBD server cannot be signalled to read new exports"
         "Check `systemctl status attachd-helper.socket {}`; it is tried again by itself."
     BeingWithdrawn "BEING_WITHDRAWN" [Volume, Http(409), Operation]
         "the volume is being withdrawn"
-        "Wait a moment: it goes, or it is served again, because a client has come in between."
+        "Wait a moment: the volume is withdrawn, or it is served again if a client has connected in the meantime."
     Sealed "SEALED" [Volume, Http(409), Operation]
         "an operation has taken the volume's export away, and has not ended"
         "Wait for the operation: it gives the export back, or withdraws the volume."
     ClientsConnected "CLIENTS_CONNECTED" [Volume, Http(409), Command, Operation]
         "NBD clients are connected"
-        "They keep what they have opened. To cut them: `ss -K dst <address>` as root, or restart the NBD server ({})."
+        "They keep their open exports. To disconnect them: `ss -K dst <address>` as root, or restart the NBD server ({})."
 
     // The store.
     StoreBusy "STORE_BUSY" [Volume, Unhealthy, Http(503), Operation]
         "another program has the store locked"
-        "End the program that has the file open for writing (`fuser -v` names it); it goes on by itself then."
+        "End the program that has the file open for writing (`fuser -v` names it); attachd then continues by itself."
     StoreFull "STORE_FULL" [Volume, Unhealthy, Http(503), Operation]
         "the store's disk is full"
-        "Make room on its disk; it goes on by itself then. What is served stays served."
+        "Make room on its disk; attachd then continues by itself. What is served stays served."
     StoreSilent "STORE_SILENT" [Volume, Unhealthy, Http(503), Operation]
         "the store does not answer"
-        "Check its disk and file system; it goes on by itself when that answers."
+        "Check its disk and file system; attachd continues by itself when that answers."
     StoreLost "STORE_LOST" [Volume, Unhealthy, Http(503), Operation]
         "the store's file was removed or replaced while attachd ran"
-        "Move away what is in its place, if anything is, and restart attachd: it puts the saved file there."
+        "Move away the file at its path, if there is one, and restart attachd: it restores the saved file."
     StoreFailed "STORE_FAILED" [Volume, Unhealthy, Http(503), Operation]
         "the store failed"
-        "Repair the file or its folder; it goes on by itself then."
+        "Repair the file or its folder; attachd then continues by itself."
     Stopping "STOPPING" [Volume, Unhealthy, Http(503)]
         "attachd is stopping"
         "Ask again when attachd has started."
@@ -170,11 +170,11 @@ codes! {
         "a store was lost, and a copy of what was on record is kept"
         "Compare it with `attachctl list`: move the store away and restart attachd, which puts it in its place; or remove it."
     ProjectionBehind "PROJECTION_BEHIND" [Degraded]
-        "the predecessor's tables do not show what is so yet"
-        "Nothing else depends on them, and what is owed is written by itself as soon as they can be written. `attachctl health` says why they cannot: a lock, a full disk, a table that is not what it was."
+        "the predecessor's tables are not up to date yet"
+        "Nothing else depends on them, and the missing rows are written by themselves as soon as possible. `attachctl health` says why they cannot: a lock, a full disk, a changed table."
     ProjectionRefused "PROJECTION_REFUSED" [Degraded]
-        "the predecessor's tables do not take a volume's rows"
-        "Whoever has put the constraint, trigger or other row there that is named has to change it. It is tried again when the volume changes, after a minute to an hour, and at a restart of attachd."
+        "the predecessor's tables refuse a volume's rows"
+        "The owner of the named constraint, trigger or other row must change it. It is tried again when the volume changes, after a minute to an hour, and at a restart of attachd."
     Insecure "INSECURE" [Degraded]
         "exports are served to other hosts without TLS"
         "Listen on 127.0.0.1 and use the tunnel."
@@ -182,13 +182,13 @@ codes! {
         "volumes with a proven disk cannot be served"
         "`attachctl list` and `attachctl show` say why; it is tried again by itself."
     ConfigInvalid "CONFIG_INVALID" [Degraded]
-        "the configuration has a mistake, and the one before is in use"
-        "`attachctl check-config` says every mistake; put them right, then `systemctl reload attachd`."
+        "the configuration has a mistake, so the old one stays in use"
+        "`attachctl check-config` reports every mistake; correct them, then `systemctl reload attachd`."
     RestartNeeded "RESTART_NEEDED" [Remark]
         "the configuration has changes that take effect when attachd is restarted" ""
     TlsFiles "TLS_FILES" [Degraded]
-        "changed files of TLS cannot be used, and those that were read before are"
-        "Put the files right ([export] tls_ and so on): they are read again by themselves."
+        "changed TLS files cannot be used, so the old ones stay in use"
+        "Correct the files ([export] tls_ and so on): they are read again by themselves."
     VolumesRefused "VOLUMES_REFUSED" [Degraded]
         "volumes have a disk that fails a check"
         "`attachctl list` names the check and what to do."
@@ -199,19 +199,19 @@ codes! {
         "volumes waited for a disk past their deadline"
         "Check them in CloudStack: a disk that comes later is still served. Or withdraw them: `attachctl list --state expired`."
     ForeignExports "FOREIGN_EXPORTS" [Degraded]
-        "the NBD server's folders hold what attachd did not make"
+        "the NBD server's folders hold files that attachd did not make"
         "The NBD server ({}) offers these unproven; remove them."
     ForeignClaims "FOREIGN_CLAIMS" [Degraded]
-        "the folder of claims holds what is no claim of attachd's"
+        "the folder of claims holds files that are not claims of attachd's"
         "It is left alone. Move it away: a file named like a serial marks that disk."
     ClaimsFolder "CLAIMS_FOLDER" [Unhealthy, Http(503), Operation]
-        "the folder of claims is not what it has to be"
-        "Put it right (`systemd-tmpfiles --create` makes it): until then no intent is accepted. It heals by itself."
+        "the folder of claims is not as it must be"
+        "Correct it (`systemd-tmpfiles --create` makes it): until then no intent is accepted. attachd then continues by itself."
     UdevdSilent "UDEVD_SILENT" [Degraded]
-        "udevd owes the event of a disk for more than 10 s"
+        "udevd has not sent the event of a disk for more than 10 s"
         "Check `systemctl status systemd-udevd`; removals are still noticed, new disks are not served."
     UdevdHeldUp "UDEVD_HELD_UP" [Degraded]
-        "udevd owes the event of some disks for more than 10 s, while it is heard about others"
+        "udevd has not sent the events of some disks for more than 10 s, but does send those of others"
         "These are not served until udevd has reported them. `systemctl status systemd-udevd` shows the program that a rule waits for, `udevadm monitor` what is reported; a disk that does not answer holds it up as well. udevd gives up after 3 minutes."
     DisksUnread "DISKS_UNREAD" [Degraded]
         "disks cannot be read"
@@ -219,35 +219,35 @@ codes! {
     WriteZeroes "WRITE_ZEROES" [Remark]
         "nbd-server zeroes only the first 64 MiB of a larger request to write zeroes" ""
     ServerVersion "SERVER_VERSION" [Remark]
-        "what this version of nbd-server is known for" ""
+        "a known defect of this version of nbd-server" ""
 
     // The API.
     BadHttp "BAD_HTTP" [Http(400)] "the request is not HTTP/1.1, or a line of its head is wrong" ""
     BadBody "BAD_BODY" [Http(400)] "the body is incomplete or cannot be read" ""
     BadJson "BAD_JSON" [Http(400)] "the body is no JSON" ""
     EmptyBody "EMPTY_BODY" [Http(400)] "the request has no body" ""
-    InvalidQuery "INVALID_QUERY" [Http(400)] "the query is not one that this request takes" ""
+    InvalidQuery "INVALID_QUERY" [Http(400)] "the request does not take this query" ""
     NotAVolumeId "NOT_A_VOLUME_ID" [Http(400)] "the id is no volume's UUID" ""
     ClientGone "CLIENT_GONE" [Http(400)] "the client has hung up" ""
     NoSuchRoute "NO_SUCH_ROUTE" [Http(404)] "there is no such path" ""
     NoSuchIntent "NO_SUCH_INTENT" [Http(404)] "there is no intent for this volume" ""
     MethodNotAllowed "METHOD_NOT_ALLOWED" [Http(405)] "the path does not take this method" ""
-    BodyTooSlow "BODY_TOO_SLOW" [Http(408)] "the body did not come in time" ""
-    IntentDiffers "INTENT_DIFFERS" [Http(409), Operation] "the volume's intent says something else" ""
+    BodyTooSlow "BODY_TOO_SLOW" [Http(408)] "the body did not arrive in time" ""
+    IntentDiffers "INTENT_DIFFERS" [Http(409), Operation] "the volume already has an intent with other values" ""
     SerialTaken "SERIAL_TAKEN" [Http(409), Operation] "another volume's intent has this serial" ""
     NotSealed "NOT_SEALED" [Http(409)] "the volume is not sealed by this operation" ""
-    ClientsUnknown "CLIENTS_UNKNOWN" [Http(409), Command, Operation] "it could not be found out which clients are connected" ""
+    ClientsUnknown "CLIENTS_UNKNOWN" [Http(409), Command, Operation] "it is unknown which clients are connected" ""
     BodyTooLarge "BODY_TOO_LARGE" [Http(413)] "the body is too long" ""
     UriTooLong "URI_TOO_LONG" [Http(414)] "the path and query are too long" ""
-    InvalidBody "INVALID_BODY" [Http(422)] "the body does not say what this request takes" ""
-    TooManyIntents "TOO_MANY_INTENTS" [Http(429), Operation] "no more intents are taken" ""
+    InvalidBody "INVALID_BODY" [Http(422)] "the body does not have the fields that this request takes" ""
+    TooManyIntents "TOO_MANY_INTENTS" [Http(429), Operation] "no more intents are accepted" ""
     HeadTooLarge "HEAD_TOO_LARGE" [Http(431)] "the request's head is too long" ""
-    Failed "FAILED" [Http(500), Http(503), Operation] "the request failed for a fault of attachd's" ""
-    TooManyConnections "TOO_MANY_CONNECTIONS" [Http(503)] "the user's connections wait already, as many as may" ""
-    TooManyListeners "TOO_MANY_LISTENERS" [Http(503)] "the user's requests wait for events already, as many as may" ""
-    TooManyRequests "TOO_MANY_REQUESTS" [Http(503)] "the user's requests are under way already, as many as may" ""
+    Failed "FAILED" [Http(500), Http(503), Operation] "the request failed because of a failure or a defect in attachd" ""
+    TooManyConnections "TOO_MANY_CONNECTIONS" [Http(503)] "the user already has as many waiting connections as allowed" ""
+    TooManyListeners "TOO_MANY_LISTENERS" [Http(503)] "the user already has as many requests waiting for events as allowed" ""
+    TooManyRequests "TOO_MANY_REQUESTS" [Http(503)] "the user already has as many requests in progress as allowed" ""
     ResyncFailed "RESYNC_FAILED" [Http(503)] "the disks cannot be read" ""
-    MetricsFailed "METRICS_FAILED" [Http(503)] "the figures cannot be written" ""
+    MetricsFailed "METRICS_FAILED" [Http(503)] "the metrics cannot be written" ""
     WaitTimeout "WAIT_TIMEOUT" [Http(504), Command] "the time limit passed before the state was reached" ""
 
     // Operations.
@@ -285,7 +285,7 @@ codes! {
     NoRuntime "NO_RUNTIME" [Command] "attachctl cannot start" ""
     NoSignals "NO_SIGNALS" [Command] "attachctl cannot listen for Ctrl-C" ""
     InvalidConfig "INVALID_CONFIG" [Command] "the configuration cannot be used" ""
-    NotRoot "NOT_ROOT" [Command] "the command takes root" ""
+    NotRoot "NOT_ROOT" [Command] "the command needs root" ""
     NotInstalled "NOT_INSTALLED" [Command] "the NBD server is not installed" ""
     SettingInTheWay "SETTING_IN_THE_WAY" [Command] "a setting has to be changed by hand first" ""
     EditByHand "EDIT_BY_HAND" [Command] "the configuration cannot be changed by a program" ""
@@ -293,28 +293,28 @@ codes! {
 }
 
 impl Code {
-    /// What to do next, about this device, scheme or unit.
+    /// Returns what to do next, with this device, scheme or unit.
     pub fn hint_about(self, what: &str) -> String {
         debug_assert!(self.hint().contains("{}"), "{self} is about nothing in particular");
         self.hint().replace("{}", what)
     }
 
-    /// Whether it is said there.
+    /// Returns whether the code is used there.
     pub fn is_said(self, place: SaidAt) -> bool {
         self.places().contains(&place)
     }
 
-    /// Whether it can be a volume's reason.
+    /// Returns whether it can be a volume's reason.
     pub fn is_of_volumes(self) -> bool {
         self.is_said(Volume) || self.is_said(Check)
     }
 
-    /// Whether it can be a problem in health.
+    /// Returns whether it can be a problem in health.
     pub fn is_of_health(self) -> bool {
         self.is_said(Degraded) || self.is_said(Unhealthy)
     }
 
-    /// The status of an API error with this code.
+    /// Returns the HTTP status of an API error with this code.
     pub fn status(self) -> Option<u16> {
         self.places().iter().find_map(|place| match place {
             Http(status) => Some(*status),
@@ -322,31 +322,31 @@ impl Code {
         })
     }
 
-    /// Whether the store is the cause.
+    /// Returns whether the store is the cause.
     pub const fn is_of_store(self) -> bool {
         matches!(self, Self::StoreBusy | Self::StoreFull | Self::StoreSilent | Self::StoreLost | Self::StoreFailed)
     }
 }
 
-/// Declares the cases: name in Rust, their code, what to do next.
+/// Declares the cases: name in Rust, code, what to do next.
 macro_rules! cases {
     ($($(#[$about:meta])* $case:ident $code:ident $hint:literal)+) => {
-        /// A case of a code, where more is known than the code says: its hint takes the place of the code's.
+        /// A case of a code that is more specific than the code. Its hint replaces the code's hint.
         #[derive(Debug, Clone, Copy, PartialEq, Eq)]
         pub enum Case {
             $($(#[$about])* $case,)+
         }
 
         impl Case {
-            /// Every one.
+            /// Every case.
             pub const ALL: &[Self] = &[$(Self::$case,)+];
 
-            /// The code.
+            /// Returns the code.
             pub const fn code(self) -> Code {
                 match self { $(Self::$case => Code::$code,)+ }
             }
 
-            /// What to do next, with `{}` for what only the place knows.
+            /// Returns what to do next, with `{}` for a name that the caller knows.
             pub const fn hint(self) -> &'static str {
                 match self { $(Self::$case => $hint,)+ }
             }
@@ -355,42 +355,42 @@ macro_rules! cases {
 }
 
 cases! {
-    /// The kernel says that somebody has the disk, and no table shows who.
+    /// The kernel reports that the disk is open exclusively, and no table shows the user.
     UsedUnseen InUseByHost
         "It may be mounted in another mount namespace (a container; `grep -l ' {} ' /proc/*/mountinfo` finds it), or be part of a file system of several disks, of LVM, MD or crypt. End that use: it is tried again by itself, and at once by `attachctl resync`."
-    /// Something else has the name of an export.
+    /// A file of another kind has the name of an export.
     NameTaken ExportFolder
         "What is in its place was not made by attachd, and is left alone. It is tried again by itself."
-    /// The step that writes has panicked.
+    /// The step that writes to the store has panicked.
     WriteBrokeOff StoreFailed
         "It is tried again by itself."
-    /// More waits to be written than may.
+    /// Too many writes are waiting.
     StoreCrowded StoreBusy
         "Ask again in a moment."
-    /// It is known which process has the lock.
+    /// The process that holds the lock is known.
     StoreHeld StoreBusy
-        "End process {}, or the transaction that it has left open; attachd goes on by itself then."
+        "End process {}, or the transaction that it has left open; attachd then continues by itself."
 }
 
 impl Case {
-    /// What to do next, about this device or process.
+    /// Returns what to do next, with this device or process.
     pub fn hint_about(self, what: &str) -> String {
         debug_assert!(self.hint().contains("{}"), "{self:?} is about nothing in particular");
         self.hint().replace("{}", what)
     }
 }
 
-/// Declares the steps: name in Rust, name for programs, how much it deserves a look, `MESSAGE_ID`. An id is never given to
-/// another step; programs wait for it, and `packaging/attachd.catalog` explains it (`journalctl -x`).
+/// Declares the steps: name in Rust, name for programs, severity, `MESSAGE_ID`. An id is never reused for another
+/// step: programs wait for it, and `packaging/attachd.catalog` explains it (`journalctl -x`).
 macro_rules! steps {
     ($($step:ident $name:literal $weight:ident $id:literal)+) => {
         names! {
-            /// What happened to a volume, or to attachd itself: a step of a story, and the kind of a journal entry.
+            /// What happened to a volume or to attachd itself: a step of a story, and the kind of a journal entry.
             StoryStep { $($step $name $name)+ }
         }
 
         impl StoryStep {
-            /// Its `MESSAGE_ID`.
+            /// Returns the `MESSAGE_ID`.
             pub const fn message_id(self) -> &'static str {
                 match self { $(Self::$step => $id,)+ }
             }
@@ -428,18 +428,18 @@ steps! {
     LeftOut     "left-out"     Info     "c8834217aae04504bac5b393d6a67d4d"
 }
 
-/// How much a step deserves an operator's look.
+/// How urgent a step is for an operator.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Severity {
-    /// As it should be.
+    /// Normal.
     Info,
-    /// Worth knowing: somebody waits in vain.
+    /// Worth knowing: a caller waits for something that does not happen.
     Notice,
     /// A volume is not served, and nobody asked for that.
     Warning,
 }
 
-/// The same in the table.
+/// The severity in the table.
 enum Weight {
     Info,
     Notice,
@@ -449,7 +449,7 @@ enum Weight {
 }
 
 impl StoryStep {
-    /// How much it deserves a look. `asked`: it was somebody's wish.
+    /// Returns the severity. `asked` is whether somebody asked for the step.
     pub const fn severity(self, asked: bool) -> Severity {
         match self.weight() {
             Weight::Unasked if asked => Severity::Info,
@@ -461,10 +461,10 @@ impl StoryStep {
 }
 
 names! {
-    /// Why attachd-helper has done nothing: its answer to attachd, which callers of the API see in a message at most.
+    /// Why attachd-helper did nothing. attachd gets this code; callers of the API see it at most in a message.
     HelperCode {
-        BadRequest    "BAD_REQUEST"    "the line is no request in its one spelling"
-        NotAllowed    "NOT_ALLOWED"    "another than attachd asks"
+        BadRequest    "BAD_REQUEST"    "the line is not a valid request"
+        NotAllowed    "NOT_ALLOWED"    "the caller is neither attachd nor root"
         Failed        "FAILED"         "a call failed"
         NoAnswer      "NO_ANSWER"      "the disk does not answer"
         NotPresent    "NOT_PRESENT"    "the disk is not there"
@@ -475,8 +475,8 @@ names! {
         NodeElsewhere "NODE_ELSEWHERE" "the node is another device's"
         NotMarked     "NOT_MARKED"     "the node is not the NBD servers'"
         NotOpen       "NOT_OPEN"       "no NBD server has the disk open"
-        NoServer      "NO_SERVER"      "there is no nbd-server to tell"
-        NotListening  "NOT_LISTENING"  "that process takes no signal"
+        NoServer      "NO_SERVER"      "no nbd-server runs"
+        NotListening  "NOT_LISTENING"  "the process does not handle SIGHUP"
         Other         "OTHER"          "a helper of another version says something else"
     }
 }

@@ -1,5 +1,5 @@
-//! A reload: the configuration is read anew, what can take effect at once does, the rest is named. A configuration with a
-//! mistake changes nothing. Whichever it is, journal and health say it.
+//! Reloads the configuration: reads the file again, applies what can take effect at once, and names what needs a
+//! restart. A configuration with a mistake changes nothing. Journal and health report the result.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -12,18 +12,18 @@ use crate::engine::{Handle, Stopping};
 use crate::export::tls::Tls;
 use crate::store::Store;
 
-/// The configuration as it is in use, and how far that is not what the file says.
+/// The configuration in use, and how it differs from the file.
 #[derive(Clone)]
 pub struct InUse {
-    /// What attachd works by.
+    /// The settings in use.
     pub settings: Settings,
-    /// The keys that the file has otherwise, and that take effect when attachd is restarted.
+    /// The keys with another value in the file, which take effect when attachd is restarted.
     pub at_restart: Vec<&'static str>,
-    /// Why the file could not be taken over at the last reload.
+    /// Why the file could not be applied at the last reload, if so.
     pub invalid: Option<Invalid>,
 }
 
-/// What a reload works with.
+/// What a reload needs.
 pub(crate) struct Reload {
     path: PathBuf,
     in_use: watch::Sender<Arc<InUse>>,
@@ -38,7 +38,7 @@ impl Reload {
         Self { path: path.to_owned(), in_use: watch::Sender::new(Arc::new(in_use)), engine, store, tls }
     }
 
-    /// The configuration that is in use, now and later.
+    /// Returns a receiver for the configuration in use, now and after each reload.
     pub(crate) fn in_use(&self) -> watch::Receiver<Arc<InUse>> {
         self.in_use.subscribe()
     }
@@ -58,7 +58,7 @@ impl Reload {
         Ok(())
     }
 
-    /// Judged as `check-config` does it, and the files of TLS are read anew.
+    /// Checks the file as `check-config` does, and reads the TLS files again.
     async fn read(&self) -> Result<Settings, Invalid> {
         let (path, tls) = (self.path.clone(), self.tls.clone());
         let read = blocking(move || {

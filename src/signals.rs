@@ -1,4 +1,4 @@
-//! What asks the daemon to stop or to reload, and who sent it: the journal must be able to say who stopped it.
+//! The signals that stop or reload the daemon, and who sent them, so that the journal can say who stopped it.
 
 use std::io;
 
@@ -8,27 +8,27 @@ use signal_hook::iterator::exfiltrator::WithOrigin;
 use signal_hook::iterator::exfiltrator::origin::Process;
 use signal_hook_tokio::SignalsInfo;
 
-/// What a signal asks for.
+/// The meaning of a signal.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Asks {
-    /// SIGTERM, SIGINT: to end; exports stay served.
+    /// SIGTERM or SIGINT: end; exports stay served.
     Stop,
-    /// SIGHUP: to read the configuration and all disks again.
+    /// SIGHUP: read the configuration and all disks again.
     Reload,
 }
 
-/// The signals the daemon listens for.
+/// The signals that the daemon listens for.
 pub(crate) struct Signals(SignalsInfo<WithOrigin>);
 
 impl Signals {
-    /// Listens from now on. Needs a tokio runtime.
+    /// Starts to listen. Needs a tokio runtime.
     pub(crate) fn listen() -> io::Result<Self> {
         SignalsInfo::with_exfiltrator([SIGTERM, SIGINT, SIGHUP], WithOrigin::default()).map(Self)
     }
 
-    /// Waits for the next signal and writes down who sent it.
+    /// Waits for the next signal and logs who sent it.
     pub(crate) async fn next(&mut self) -> Asks {
-        // The stream ends only when its handle is closed, which nobody does.
+        // The stream ends only when its handle is closed, and nobody closes it.
         let Some(origin) = self.0.next().await else { return std::future::pending().await };
         let (name, asks) = match origin.signal {
             SIGHUP => ("SIGHUP", Asks::Reload),
@@ -51,7 +51,7 @@ impl Signals {
     }
 }
 
-/// Who sent it, for people.
+/// Describes the sender, for people.
 fn sender(process: Option<&Process>) -> String {
     match process {
         Some(Process { pid, uid, .. }) => match name_of(*pid) {
@@ -62,7 +62,7 @@ fn sender(process: Option<&Process>) -> String {
     }
 }
 
-/// The name of a process; `None` when it has ended, or is hidden from the service (`ProtectProc=invisible`).
+/// Returns the name of a process; `None` if it has ended or is hidden from the service (`ProtectProc=invisible`).
 fn name_of(pid: i32) -> Option<String> {
     let name = std::fs::read(format!("/proc/{pid}/comm")).ok()?;
     Some(String::from_utf8_lossy(&name).trim_end().to_owned())
@@ -73,7 +73,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn a_signal_tells_what_it_asks_for_and_who_sent_it() {
+    async fn a_signal_is_reported_with_its_meaning_and_its_sender() {
         let mut signals = Signals::listen().unwrap();
         let me = rustix::process::getpid();
         for (signal, asks) in [

@@ -1,4 +1,4 @@
-//! What is kept about a volume: its intent, its state, and the timeline of how it got there.
+//! What is kept about a volume: its intent, its state, and its timeline.
 
 use std::borrow::Cow;
 
@@ -12,34 +12,34 @@ use crate::reason::{Case, Code, StepName, StoryStep};
 /// A durable wish that a volume be mapped and exported on this host.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Intent {
-    /// Which volume.
+    /// The volume.
     pub volume: VolumeId,
-    /// The VM it belongs to; empty while unknown.
+    /// The volume's VM; empty while unknown.
     pub vm_id: String,
-    /// The least size its disk must have, in bytes.
+    /// The smallest size that the disk may have, in bytes.
     pub size_bytes: Option<u64>,
-    /// How long to wait for the disk, in seconds; a disk that comes later is served all the same.
+    /// How long to wait for the disk, in seconds. A disk that comes later is still served.
     pub deadline_seconds: Option<u32>,
-    /// When that is over, by the clock that nobody can set.
+    /// The end of that time, by the steady clock.
     pub deadline: Option<Steady>,
     /// When it was accepted.
     pub created_at: Timestamp,
-    /// The user who asked, from the socket's peer credentials.
+    /// The user who made the request, from the socket's peer credentials.
     pub uid: Option<u32>,
-    /// Where the wish comes from.
+    /// Who attaches the volume.
     pub origin: IntentOrigin,
 }
 
-/// Where a wish comes from.
+/// Who attaches a volume to this host.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum IntentOrigin {
-    /// Somebody else attaches the volume, and has announced it.
+    /// Another program, which has announced the volume.
     Announced,
-    /// This operation, which has CloudStack attach it.
+    /// This operation, which makes CloudStack attach it.
     Operation(OperationId),
 }
 
-/// The user who asked for something, from the socket's peer credentials.
+/// The user who made a request, from the socket's peer credentials.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct User(pub Option<u32>);
 
@@ -52,27 +52,27 @@ impl std::fmt::Display for User {
     }
 }
 
-/// What a volume is sealed by: its export is taken away, and stays away.
+/// What has sealed a volume: its export is removed and stays removed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum By {
-    /// The volume is withdrawn, and goes.
+    /// A withdrawal of the volume.
     Withdrawal,
-    /// This operation, which unseals or releases it.
+    /// This operation, which will unseal or release the volume.
     Operation(OperationId),
 }
 
 impl Intent {
-    /// The serial its disk will show.
+    /// Returns the serial that the disk will show.
     pub fn serial(&self) -> Serial {
         self.volume.serial()
     }
 
-    /// When waiting is over that begins now.
+    /// Returns the end of a wait that begins at `now`.
     pub fn deadline_from(now: Steady, seconds: Option<u32>) -> Option<Steady> {
         seconds.map(|seconds| now.after(SignedDuration::from_secs(seconds.into())))
     }
 
-    /// When waiting ends, by the wall clock as it goes now: for people.
+    /// Returns the end of the wait by the present wall clock, for people.
     pub fn deadline_at(&self, now: Steady, wall: Timestamp) -> Option<Timestamp> {
         let wait = SignedDuration::from_secs(self.deadline_seconds?.into());
         let planned = self.created_at.checked_add(wait).unwrap_or(Timestamp::MAX);
@@ -80,22 +80,22 @@ impl Intent {
     }
 }
 
-/// Where a volume stands.
+/// The state of a volume.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum State {
-    /// CloudStack was asked to attach it.
+    /// CloudStack was asked to attach the volume.
     Attaching,
     /// No disk with its serial is here yet.
     Waiting,
-    /// A disk is proven to be the volume's; being recorded.
+    /// A disk is proven to be the volume's and is being recorded.
     Matched,
-    /// Recorded; on the way to being served, or the server is down.
+    /// The disk is recorded. The export is not served yet, or the server is down.
     Exporting,
     /// Served: an NBD handshake succeeded.
     Ready,
-    /// Was mapped, and its disk is gone.
+    /// The volume was mapped, and its disk is gone.
     Lost,
-    /// Being taken away.
+    /// The export is removed, for a withdrawal or for an operation.
     Detaching,
     /// A disk with its serial is here and fails a check.
     Refused,
@@ -117,7 +117,7 @@ impl State {
         Self::Expired,
     ];
 
-    /// Where a volume waits whose disk has never been here.
+    /// Returns the state of a volume whose disk has never been here.
     pub fn waiting_for(origin: IntentOrigin) -> Self {
         match origin {
             IntentOrigin::Announced => Self::Waiting,
@@ -125,7 +125,7 @@ impl State {
         }
     }
 
-    /// The step by which a story tells that it was reached.
+    /// Returns the story step for reaching this state.
     pub const fn step(self) -> StoryStep {
         match self {
             Self::Attaching => StoryStep::Attaching,
@@ -140,18 +140,19 @@ impl State {
         }
     }
 
-    /// The name in the API and the store.
+    /// Returns the name in the API and the store.
     pub fn as_str(self) -> &'static str {
         self.step().name()
     }
 
-    /// The state of that name.
+    /// Returns the state with this name.
     pub fn from_name(name: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|state| state.as_str() == name)
     }
 }
 
-/// How many volumes are in which state, in the order of a volume's life: `2 ready, 1 lost`. States without any are left out.
+/// Returns how many volumes are in each state, in the order of a volume's life: `2 ready, 1 lost`. States without
+/// volumes are left out.
 pub fn counted(count: impl Fn(State) -> usize) -> String {
     let counts = State::ALL.map(|state| (count(state), state));
     let words: Vec<_> = counts.iter().filter(|(n, _)| *n > 0).map(|(n, state)| format!("{n} {state}")).collect();
@@ -167,38 +168,38 @@ impl std::fmt::Display for State {
 /// Why a volume is not served.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Reason {
-    /// For programs, like `IN_USE_BY_HOST`.
+    /// The code, for programs, like `IN_USE_BY_HOST`.
     pub code: Code,
-    /// What happened, to what.
+    /// What happened, and to what.
     pub message: String,
-    /// What to do next. Most are the same for every volume.
+    /// What to do next. Most hints are the same for every volume.
     pub hint: Cow<'static, str>,
 }
 
 impl Reason {
-    /// A reason with the hint that its code has.
+    /// Makes a reason with the hint of its code.
     pub fn new(code: Code, message: impl Into<String>) -> Self {
         debug_assert!(!code.hint().contains("{}"), "{code} is about something: Reason::about");
         Self::hinted(code, message, code.hint())
     }
 
-    /// The same for a code whose hint is about something: a device, a scheme, the NBD server's unit.
+    /// Makes a reason with a code whose hint names a device, a scheme or the NBD server's unit.
     pub fn about(code: Code, what: &str, message: impl Into<String>) -> Self {
         Self::hinted(code, message, code.hint_about(what))
     }
 
-    /// A reason in a case of which more is known than the code says.
+    /// Makes a reason for a case, which is more specific than the code.
     pub fn of_case(case: Case, message: impl Into<String>) -> Self {
         debug_assert!(!case.hint().contains("{}"), "{case:?} is about something: Reason::of_case_about");
         Self::hinted(case.code(), message, case.hint())
     }
 
-    /// The same for a case whose hint is about something.
+    /// Makes a reason for a case whose hint names something.
     pub fn of_case_about(case: Case, what: &str, message: impl Into<String>) -> Self {
         Self::hinted(case.code(), message, case.hint_about(what))
     }
 
-    /// A reason with a hint that was taken from the table before.
+    /// Makes a reason with a hint that came from the table earlier.
     pub fn hinted(code: Code, message: impl Into<String>, hint: impl Into<Cow<'static, str>>) -> Self {
         debug_assert!(code.is_of_volumes(), "{code} is no volume's reason");
         Self { code, message: message.into(), hint: hint.into() }
@@ -208,28 +209,29 @@ impl Reason {
 /// One step in a volume's story.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Entry {
-    /// When, with microseconds.
+    /// The time, with microseconds.
     pub at: Timestamp,
-    /// What: the name of the step.
+    /// The name of the step.
     pub event: StepName,
-    /// The particulars, for people.
+    /// Details, for people.
     pub detail: String,
 }
 
-/// What the store keeps of a volume, besides its timeline.
+/// What the store keeps of a volume, without its timeline.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Record {
-    /// The wish.
+    /// The intent.
     pub intent: Intent,
     /// The last recorded mapping; kept while its disk is gone.
     pub mapping: Option<Evidence>,
-    /// Where it stood.
+    /// The last recorded state.
     pub state: State,
-    /// Why.
+    /// Why the volume is not served, if it is not.
     pub reason: Option<Reason>,
-    /// Since when; not kept by earlier versions.
+    /// Since when the volume has this state; earlier versions did not record it.
     pub since: Option<Timestamp>,
-    /// What it is sealed by, if it is. Withdrawn: by force, and it goes when its clients are gone.
+    /// What has sealed the volume, if anything. A withdrawal here is a forced one that waits until the clients are
+    /// gone.
     pub sealed: Option<By>,
 }
 
@@ -237,7 +239,7 @@ pub struct Record {
 pub(crate) mod sample {
     use super::*;
 
-    /// An announced volume, with nothing said but its VM.
+    /// An announced volume; only its VM is given.
     pub(crate) fn intent(volume: VolumeId) -> Intent {
         Intent {
             volume,

@@ -248,7 +248,7 @@ fn problems(seen: &Snapshot, store: &Pulse, files: &Check, settings: &Settings) 
     if let Some(failure) = &store.failure {
         problems.push(Problem::hinted(
             failure.code(),
-            format!("{failure}; until that is over no intent is accepted"),
+            format!("{failure}; until then no intent is accepted"),
             failure.hint(),
         ));
     }
@@ -259,11 +259,11 @@ fn problems(seen: &Snapshot, store: &Pulse, files: &Check, settings: &Settings) 
         problems.push(Problem::new(Code::StoreSaved, message));
     }
     if let Some(why) = &files.refused {
-        let message = format!("the NBD server would not take up its files: {why}");
+        let message = format!("the NBD server would refuse its files: {why}");
         problems.push(Problem::new(Code::ServerFiles, message));
     }
     if let Some(NotTold::Helper(why)) = &seen.not_told {
-        let message = format!("the NBD server could not be told of new exports: {why}");
+        let message = format!("the NBD server could not be signalled to read new exports: {why}");
         problems.push(Problem::about(Code::ServerNotTold, settings, message));
     }
     if let Some(Err(why)) = &seen.helper {
@@ -298,16 +298,16 @@ fn of_folders(seen: &Snapshot, settings: &Settings) -> Vec<Problem> {
     let mut problems = Vec::new();
     if !seen.foreign.is_empty() {
         let names = &seen.foreign;
-        let message = format!("the NBD server's folders hold what attachd did not make: {names}");
+        let message = format!("the NBD server's folders hold files that attachd did not make: {names}");
         problems.push(Problem::about(Code::ForeignExports, settings, message));
     }
     if !seen.foreign_claims.is_empty() {
         let (folder, names) = (settings.store.claims.display(), &seen.foreign_claims);
-        let message = format!("{folder} holds what is no claim of attachd's: {names}");
+        let message = format!("{folder} holds files that are not claims of attachd's: {names}");
         problems.push(Problem::new(Code::ForeignClaims, message));
     }
     if let Some(why) = &seen.claims {
-        let message = format!("the folder of claims is not what it has to be: {why}");
+        let message = format!("the folder of claims is not as it must be: {why}");
         problems.push(Problem::new(Code::ClaimsFolder, message));
     }
     if let Some(why) = &seen.exports {
@@ -325,7 +325,7 @@ fn of_folders(seen: &Snapshot, settings: &Settings) -> Vec<Problem> {
 fn of_disks(seen: &Snapshot) -> Vec<Problem> {
     let mut problems = Vec::new();
     if let Udevd::Silent(since) = seen.udevd {
-        let message = format!("udevd owes the event of a disk since {since}");
+        let message = format!("udevd has not sent the event of a disk since {since}");
         problems.push(Problem::new(Code::UdevdSilent, message));
     } else if let Some((first, since)) = seen.held_up.first() {
         let count = seen.held_up.len();
@@ -353,7 +353,7 @@ fn server_problem(seen: &Snapshot, settings: &Settings) -> Option<Problem> {
     let unanswered = seen.asking_for.filter(|asking| *asking >= ANSWER_LIMIT);
     let message = match (&seen.server, unanswered) {
         (Some(server @ (Server::Down { .. } | Server::Silent { .. })), _) => server.to_string(),
-        (None, Some(_)) => "whether the NBD server runs could not be found out in time".to_owned(),
+        (None, Some(_)) => "it could not be determined in time whether the NBD server runs".to_owned(),
         (Some(Server::Up { .. }), Some(asking)) => {
             format!(
                 "the NBD server has not answered a handshake on {} for {} s",
@@ -375,10 +375,11 @@ fn not_served(world: &World) -> Vec<String> {
 /// Reports a configuration in use that differs from the configuration file.
 fn of_configuration(in_use: &InUse, tls: Option<String>) -> impl Iterator<Item = Problem> {
     let invalid = in_use.invalid.as_ref().map(|invalid| {
-        let message = format!("the configuration has a mistake, and the one before it is in use: {invalid}");
+        let message = format!("the configuration has a mistake, so the old one stays in use: {invalid}");
         (Code::ConfigInvalid, message)
     });
-    let tls = tls.map(|why| (Code::TlsFiles, format!("changed files cannot be used, those read before are: {why}")));
+    let tls = tls
+        .map(|why| (Code::TlsFiles, format!("changed TLS files cannot be used, so the old ones stay in use: {why}")));
     invalid.into_iter().chain(tls).map(|(code, message)| Problem::new(code, message))
 }
 
@@ -388,7 +389,7 @@ fn remarks(files: Check, in_use: &InUse) -> Vec<Remark> {
     if !in_use.at_restart.is_empty() {
         let keys = in_use.at_restart.join(", ");
         let message =
-            format!("the configuration has changes that take a restart of attachd (exports stay served): {keys}");
+            format!("the configuration has changes that need a restart of attachd (exports stay served): {keys}");
         remarks.push(Remark { code: Code::RestartNeeded.into(), message });
     }
     let ServerSettings::NbdServer { chosen, .. } = &in_use.settings.export.server else { return remarks };

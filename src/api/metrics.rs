@@ -47,16 +47,20 @@ async fn encoded(context: &Context) -> Result<String, ApiError> {
     let mut gauge = |name: &str, help: &str, value: u64| registry.register(name, help, ConstGauge::new(value));
     gauge("disks", "Whole disks that are present", disks as u64);
     gauge("backend_up", "1 while the NBD server runs", u64::from(up));
-    gauge("udevd_silent", "1 while udevd owes an event for more than 10 s, and is not heard at all", u64::from(silent));
+    gauge(
+        "udevd_silent",
+        "1 while an event of udevd is overdue for more than 10 s and no other event arrives from it",
+        u64::from(silent),
+    );
     gauge(
         "udevd_held_up",
-        "Disks whose event udevd owes for more than 10 s, while it is heard about others",
+        "Disks whose event of udevd is overdue for more than 10 s while others arrive",
         held_up as u64,
     );
     gauge("store_failing", "1 while nothing can be written to the store", u64::from(pulse.failure.is_some()));
     by_target(&mut registry, &pulse.followers);
     let turns = context.inner.engine.turns().histogram();
-    registry.register("engine_turn_seconds", "How long the engine was at one thing, and heard of no other", turns);
+    registry.register("engine_turn_seconds", "How long each turn of the engine took", turns);
     let mut counter = |name: &str, help: &str, value: u64| registry.register(name, help, ConstCounter::new(value));
     counter("resyncs", "How often all disks were read", resyncs.count);
     counter("losses", "How often events were lost", resyncs.losses);
@@ -81,14 +85,14 @@ fn by_target(registry: &mut Registry, followers: &[Following]) {
             refused.get_or_create(&label).set(number(count.set_aside));
         }
     }
-    let help = "Volumes whose rows in the predecessor's tables are yet to be written";
+    let help = "Volumes whose rows in the predecessor's tables are still to be written";
     registry.register("projection_owed", help, owed);
-    registry.register("projection_refused", "Volumes whose rows the database does not take", refused);
+    registry.register("projection_refused", "Volumes whose rows the database refuses", refused);
 }
 
 fn figures(registry: &mut Registry, stats: &SocketStats) {
     let mut counter = |name: &str, help: &str, value: u64| registry.register(name, help, ConstCounter::new(value));
     counter("events", "Disk events received", stats.events.load(Ordering::Relaxed));
     counter("overruns", "How often the socket's buffer overran", stats.overruns.load(Ordering::Relaxed));
-    counter("drops", "Datagrams the kernel threw away", stats.drops().unwrap_or(0));
+    counter("drops", "Datagrams that the kernel dropped", stats.drops().unwrap_or(0));
 }

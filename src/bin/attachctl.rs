@@ -1,4 +1,4 @@
-//! attachctl, the command-line client. `attachctl --help` lists what it can do.
+//! attachctl, the command-line client. `attachctl --help` lists its commands.
 
 use std::process::ExitCode;
 

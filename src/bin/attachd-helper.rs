@@ -1,4 +1,4 @@
-//! attachd-helper, the one program that runs as root. Started by its socket; `attachd::helper` says what it does.
+//! attachd-helper, the program that runs as root. Its socket starts it; `attachd::helper` describes its commands.
 
 use std::process::ExitCode;
 

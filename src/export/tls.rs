@@ -159,7 +159,7 @@ impl Tls {
         }
         match read {
             Ok(new) => {
-                tracing::info!("the files of TLS towards the NBD server have changed and were read again");
+                tracing::info!("the TLS files for the NBD server have changed and were read again");
                 let ready = new.ready.clone();
                 *state = State { wanted: Some(new), trouble: None };
                 Some(ready)
@@ -168,7 +168,7 @@ impl Tls {
             Err(error) => {
                 let why = error.to_string();
                 if state.trouble.as_ref() != Some(&why) {
-                    tracing::warn!("changed files cannot be used, those that were read before are: {why}");
+                    tracing::warn!("changed TLS files cannot be used, so the old ones stay in use: {why}");
                 }
                 state.trouble = Some(why);
                 Some(wanted.ready)

@@ -1,7 +1,8 @@
-//! What the predecessor's tables show of a volume: a pure function of its record.
+//! What the predecessor's tables show of a volume, as a pure function of its record.
 //!
-//! A volume has its rows from the first disk that was proven to be its until it is withdrawn, whatever becomes of it in
-//! between: others write into them too, and find there what they wrote. Before that there is no path and no size to show.
+//! A volume has its rows from its first proven disk until its withdrawal, whatever happens in between, because other
+//! programs write into the rows too and must find their data again. Before the first disk there is no path and no
+//! size to show.
 
 use jiff::Timestamp;
 
@@ -11,37 +12,38 @@ use crate::volume::{Record, State};
 /// The rows of one volume.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Rows {
-    /// Which volume.
+    /// The volume.
     pub volume: VolumeId,
-    /// What they show; `None`: there are none.
+    /// What the rows show; `None`: there are no rows.
     pub present: Option<Shown>,
 }
 
-/// What the rows of a volume show, as far as attachd owns them.
+/// The columns that attachd owns.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Shown {
     /// The VM; empty while unknown.
     pub vm_id: String,
     /// The by-id path of the last disk that was proven to be the volume's.
     pub device_path: String,
-    /// Its size in bytes.
+    /// The disk's size in bytes.
     pub size_bytes: i64,
-    /// `detected`: the disk is here. Else the state that says what is wrong.
+    /// `detected`: the disk is here. Otherwise the state that says what is wrong.
     pub linux_state: &'static str,
-    /// `active`: it is served; `pending`: it is on the way to that. Else the state that says why it is not.
+    /// `active`: the volume is served; `pending`: it will be served. Otherwise the state that says why it is not
+    /// served.
     pub export_status: &'static str,
-    /// Since when all that is so.
+    /// The time of the last change.
     pub at: Timestamp,
 }
 
-/// The rows of a volume that is wanted.
+/// Returns the rows of a wanted volume.
 pub fn rows(record: &Record) -> Rows {
     let present = record.mapping.as_ref().map(|mapping| {
         let (linux_state, export_status) = words(record.state);
         Shown {
             vm_id: record.intent.vm_id.clone(),
             device_path: mapping.link.clone(),
-            // The column has a sign.
+            // The column is a signed integer.
             size_bytes: mapping.size_bytes.try_into().unwrap_or(i64::MAX),
             linux_state,
             export_status,
@@ -51,7 +53,7 @@ pub fn rows(record: &Record) -> Rows {
     Rows { volume: record.intent.volume, present }
 }
 
-/// `linux_state` and `status`: in the predecessor's words where it had one.
+/// Returns `linux_state` and `status`, with the predecessor's words where it had one.
 fn words(state: State) -> (&'static str, &'static str) {
     match state {
         State::Ready => ("detected", "active"),
@@ -63,7 +65,7 @@ fn words(state: State) -> (&'static str, &'static str) {
 }
 
 impl Rows {
-    /// The rows of a volume that is not wanted.
+    /// Returns the rows of a volume that is not wanted.
     pub fn none(volume: VolumeId) -> Self {
         Self { volume, present: None }
     }
@@ -85,7 +87,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_served_is_shown_in_the_predecessors_words_and_what_is_not_says_why() {
+    fn a_served_volume_has_the_predecessors_status_and_another_one_says_its_state() {
         let shown = State::ALL.map(|state| {
             let present = rows(&record(state)).present.unwrap();
             (state.as_str(), present.linux_state, present.export_status)
@@ -117,8 +119,8 @@ mod tests {
     }
 
     proptest! {
-        /// Whatever is on record: the rows are the volume's own, they fit their columns, only a served volume is called
-        /// active, and what is no part of them changes nothing.
+        /// For every record: the rows are the volume's, they fit their columns, only a served volume is `active`, and
+        /// fields that the rows do not show change nothing.
         #[test]
         fn rows_show_the_record_and_nothing_else(
             state in proptest::sample::select(State::ALL.to_vec()),

@@ -1,8 +1,8 @@
-//! The store's own file as a target: the two tables that migrations have made in it.
+//! The target in the store's own file: two tables that migrations have made.
 //!
-//! Others write into these rows too. So a row that is there is updated, in the columns that are attachd's and in no other,
-//! and one that is not is inserted: two statements, because what is inserted has to meet conditions (of columns that
-//! somebody has added, say) that a row which is there meets already.
+//! Other programs write into these rows too. So an existing row is updated, only in attachd's columns, and a missing
+//! row is inserted. These are two statements, because an insert must meet conditions (of columns that somebody has
+//! added, for instance) that an existing row already meets.
 
 use std::time::Duration;
 
@@ -33,16 +33,17 @@ const DELETE_EXPORT: &str = "DELETE FROM nbd_exports WHERE export_name = ?";
 
 const DELETE_MAPPING: &str = "DELETE FROM device_mappings WHERE volume_uuid = ?";
 
-/// How long the rows of some volumes may take: others can have triggers on these tables, and the truth waits meanwhile.
+/// The time limit for one write. Other programs can have triggers on these tables, and the store waits in the
+/// meantime.
 const LIMIT: Duration = Duration::from_millis(200);
 
-/// The store's own file.
+/// The target in the store's own file.
 pub struct Sqlite {
     port: u16,
 }
 
 impl Sqlite {
-    /// `port`: where the NBD server listens.
+    /// `port` is the NBD server's.
     pub fn new(port: u16) -> Self {
         Self { port }
     }
@@ -67,11 +68,11 @@ impl Sqlite {
     }
 }
 
-/// Whose fault it is: the rows', or that of the tables, which are not what they were.
+/// Decides whether the rows are at fault, or the tables, which may have been changed.
 async fn judged(connection: &mut SqliteConnection, error: &sqlx::Error) -> TargetError {
     let message = error.to_string();
     let sqlx::Error::Database(database) = error else { return TargetError::Away(message) };
-    // The low byte is the kind (https://www.sqlite.org/rescode.html).
+    // The low byte is the kind of error (https://www.sqlite.org/rescode.html).
     match database.code().and_then(|code| code.parse::<u32>().ok()).map(|code| code & 0xff) {
         Some(SQLITE_CONSTRAINT | SQLITE_MISMATCH | SQLITE_TOOBIG | SQLITE_ABORT) => TargetError::Refused(message),
         Some(SQLITE_INTERRUPT) => TargetError::Refused(format!("it takes longer than {} ms", LIMIT.as_millis())),
@@ -80,11 +81,11 @@ async fn judged(connection: &mut SqliteConnection, error: &sqlx::Error) -> Targe
     }
 }
 
-/// Whether the statements could be carried out at all: tables, columns and triggers are there.
+/// Returns whether the statements could be executed at all: the tables, columns and triggers exist.
 async fn tables_fit(connection: &mut SqliteConnection) -> bool {
     let all = [UPDATE_MAPPING, INSERT_MAPPING, UPDATE_EXPORT, INSERT_EXPORT, DELETE_EXPORT, DELETE_MAPPING];
     for statement in all {
-        // Compiled, and not carried out.
+        // The statement is compiled but not executed.
         let explained = sqlx::query(sqlx::AssertSqlSafe(format!("EXPLAIN {statement}"))).persistent(false);
         if explained.execute(&mut *connection).await.is_err() {
             return false;

@@ -1,8 +1,7 @@
-//! Brings one target up to date, and sleeps when nothing is owed.
+//! Keeps one target up to date, and sleeps when there is nothing to write.
 //!
-//! What changes in quick succession is gathered for a moment and written once. What a target refuses is set aside, so that
-//! it keeps no other waiting; a target that takes nothing is tried again at growing intervals, which changes nothing for
-//! anybody else.
+//! Quick changes are collected for a moment and written once. Rows that a target refuses are set aside, so that other
+//! rows need not wait. A target that accepts nothing is tried again with a back-off; nothing else waits for it.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -16,23 +15,23 @@ use crate::identity::VolumeId;
 use crate::reason::Code;
 use crate::store::{Changed, Follower, Progress};
 
-/// Volumes shown in one transaction: while that goes on the truth's own writer waits.
+/// The number of volumes written in one transaction; during the transaction the store's own writer waits.
 const AT_ONCE: i64 = 24;
 
-/// How long is waited for what.
+/// The times that the task waits.
 #[derive(Clone, Copy)]
 pub(super) struct Pace {
-    /// What changes is gathered before it is looked at.
+    /// How long changes are collected before they are read.
     pub(super) gather: Duration,
-    /// First and longest wait before a target that takes nothing is tried again; it doubles in between.
+    /// The first and the longest back-off for a target that accepts nothing; it doubles in between.
     pub(super) away: (Duration, Duration),
-    /// The same for what is set aside: it takes somebody to put that right.
+    /// The same for rows that are set aside, which need a person to correct something.
     pub(super) set_aside: (Duration, Duration),
-    /// Nothing is owed before the connection goes.
+    /// How long nothing must be pending before the connection is closed.
     pub(super) quiet: Duration,
 }
 
-/// The daemon's.
+/// The daemon's times.
 pub(super) const PACE: Pace = Pace {
     gather: Duration::from_millis(20),
     away: (Duration::from_millis(200), Duration::from_secs(30)),
@@ -40,7 +39,7 @@ pub(super) const PACE: Pace = Pace {
     quiet: Duration::from_secs(1),
 };
 
-/// Shows what the follower is told of in the target, until the store closes.
+/// Writes the changes that the follower reports to the target, until the store closes.
 pub(super) async fn run<T: Target>(follower: Follower, target: T, basis: String, pace: Pace) {
     let mut task = Task {
         follower,
@@ -61,16 +60,16 @@ struct Task<T> {
     target: T,
     pace: Pace,
     progress: Progress,
-    /// What the target has refused, and why.
+    /// The volumes whose rows the target has refused, with the reason.
     set_aside: BTreeMap<VolumeId, String>,
-    /// How often in a row the target took nothing.
+    /// How often in a row the target accepted nothing.
     attempts: u32,
-    /// When what is set aside is tried again, and how long that was waited for.
+    /// When the rows that are set aside are tried again, and the back-off before that.
     again: Option<(Instant, Duration)>,
 }
 
 impl<T: Target> Task<T> {
-    /// Goes on where it was, and finds out whether it can.
+    /// Resumes where the last run stopped, and checks whether the target can be written.
     async fn begin(&mut self, basis: &str) {
         loop {
             let last = self.follower.is_last();
@@ -86,9 +85,10 @@ impl<T: Target> Task<T> {
         }
     }
 
-    /// Shows some of what is owed, or waits for more. False: that was all, or all that can be done.
+    /// Writes some pending rows, or waits for more. Returns false when everything is done, or everything that is
+    /// possible.
     async fn turn(&mut self) -> bool {
-        // Asked before the look: what is noted after it is looked at in the next turn.
+        // This is read before the changes. A change that is noted later is handled in the next turn.
         let last = self.follower.is_last();
         match self.show_some().await {
             Ok(true) => true,
@@ -106,7 +106,7 @@ impl<T: Target> Task<T> {
         }
     }
 
-    /// False: nothing is owed.
+    /// Writes some pending rows. Returns false if nothing is pending.
     async fn show_some(&mut self) -> Result<bool, String> {
         let changed = self.follower.next(AT_ONCE).await.map_err(|error| error.to_string())?;
         let Some(last) = changed.last().map(|changed| changed.number) else { return Ok(false) };
@@ -125,7 +125,7 @@ impl<T: Target> Task<T> {
         match self.target.write(&rows, &mut self.follower).await {
             Ok(()) => {}
             Err(TargetError::Away(why)) => return Err(why),
-            // One for each, so that none fails for another's sake.
+            // One write for each volume, so that no volume fails because of another.
             Err(TargetError::Refused(_)) => {
                 for row in rows {
                     match self.target.write(std::slice::from_ref(&row), &mut self.follower).await {
@@ -146,7 +146,7 @@ impl<T: Target> Task<T> {
         Ok(true)
     }
 
-    /// Remembers what was refused, and says so once.
+    /// Remembers what was refused, and logs it once.
     fn set_apart(&mut self, refused: BTreeMap<VolumeId, String>, shown: &[VolumeId]) {
         for volume in shown {
             self.set_aside.remove(volume);
@@ -157,7 +157,7 @@ impl<T: Target> Task<T> {
                 let code = Code::ProjectionRefused;
                 tracing::error!(
                     VOLUME_ID = %volume, CODE = %code, target = self.follower.name(),
-                    "the predecessor's tables do not take the volume: {why}. {}", code.hint()
+                    "the predecessor's tables refuse the volume: {why}. {}", code.hint()
                 );
             }
             self.set_aside.insert(volume, why);
@@ -169,7 +169,7 @@ impl<T: Target> Task<T> {
         }
     }
 
-    /// It takes what it is given.
+    /// Notes that the target accepts rows.
     fn works(&mut self) {
         self.attempts = 0;
         if let Some(before) = self.progress.failure.take() {
@@ -181,9 +181,9 @@ impl<T: Target> Task<T> {
         self.say();
     }
 
-    /// It takes nothing: that is said once, and tried again later.
+    /// Notes that the target accepts nothing; logs this once and tries again later.
     async fn failed(&mut self, why: String) {
-        // A lock that another has for a moment is no news.
+        // A lock that another program holds for a moment is not reported.
         if self.attempts > 0 && self.progress.failure.as_ref() != Some(&why) {
             let code = Code::ProjectionBehind;
             tracing::error!(
@@ -207,7 +207,7 @@ impl<T: Target> Task<T> {
         self.follower.stands(self.progress.clone());
     }
 
-    /// Until something may have changed, or what is set aside is to be tried again.
+    /// Waits until something may have changed, or until rows that were set aside are due again.
     async fn sleep(&mut self) {
         tokio::select! {
             noted = self.follower.noted() => return self.gather(noted).await,
@@ -227,7 +227,7 @@ impl<T: Target> Task<T> {
         }
     }
 
-    /// It is owed again, and says so itself when it is refused once more.
+    /// Makes the rows that were set aside pending again. If one is refused once more, that is noted again.
     async fn try_set_aside_again(&mut self) {
         if let Err(error) = self.follower.try_set_aside_again().await {
             tracing::debug!(%error, "what is set aside could not be tried again");
@@ -237,7 +237,7 @@ impl<T: Target> Task<T> {
     }
 }
 
-/// What is to be shown of it.
+/// Returns the rows to write for a changed volume.
 fn present(changed: &Changed) -> Result<Rows, String> {
     match &changed.record {
         Ok(Some(record)) => Ok(rows(record)),
@@ -246,7 +246,7 @@ fn present(changed: &Changed) -> Result<Rows, String> {
     }
 }
 
-/// Resolves when nothing will change any more.
+/// Waits until nothing will change any more.
 async fn closing(follower: &mut Follower) {
     while follower.noted().await {}
 }

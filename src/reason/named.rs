@@ -1,26 +1,27 @@
-//! Names of a table: an enum for each table, and what was read by a name that this version may not know.
+//! Enums of names, and values whose name this version may not know.
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-/// What a table lists by its name.
+/// A value of a table, identified by its name.
 pub trait Listed: Copy {
-    /// Its name, for programs.
+    /// Returns the name, for programs.
     fn name(self) -> &'static str;
-    /// The one of that name.
+    /// Returns the value with this name.
     fn from_name(name: &str) -> Option<Self>;
 }
 
-/// What was read by its name: the store and the API's other end may be of another version, with names of its own.
+/// A value that was read by its name. The store or the other end of the API may be of another version, with other
+/// names.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Named<T> {
-    /// One of this table.
+    /// A value of this version's table.
     Known(T),
-    /// Another version's.
+    /// A name of another version.
     Other(String),
 }
 
 impl<T: Listed> Named<T> {
-    /// The name.
+    /// Returns the name.
     pub fn name(&self) -> &str {
         match self {
             Self::Known(known) => known.name(),
@@ -28,7 +29,7 @@ impl<T: Listed> Named<T> {
         }
     }
 
-    /// If this version knows it.
+    /// Returns the value, if this version knows it.
     pub fn known(&self) -> Option<T> {
         match self {
             Self::Known(known) => Some(*known),
@@ -77,15 +78,15 @@ macro_rules! names {
         }
 
         impl $type {
-            /// Every one, in the order of the table.
+            /// Every value, in the order of the table.
             pub const ALL: &[Self] = &[$(Self::$variant,)+];
 
-            /// Its name, for programs.
+            /// Returns the name, for programs.
             pub const fn name(self) -> &'static str {
                 match self { $(Self::$variant => $name,)+ }
             }
 
-            /// The one of that name.
+            /// Returns the value with this name.
             pub fn from_name(name: &str) -> Option<Self> {
                 Self::ALL.iter().copied().find(|known| known.name() == name)
             }

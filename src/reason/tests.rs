@@ -1,4 +1,4 @@
-//! The table against itself, and whatever lists its rows against it.
+//! Tests of the table itself, and comparisons with the documents that list its rows.
 
 use super::*;
 use crate::volume::State;
@@ -14,7 +14,7 @@ fn a_name_is_given_once_and_read_back() {
 }
 
 #[test]
-fn whatever_an_operator_reads_says_what_to_do() {
+fn every_code_that_operators_see_has_a_hint() {
     for code in Code::ALL.iter().filter(|code| code.is_of_volumes() || code.is_of_health()) {
         assert!(code.hint().ends_with('.'), "{code}");
     }
@@ -24,7 +24,7 @@ fn whatever_an_operator_reads_says_what_to_do() {
 }
 
 #[test]
-fn a_step_is_read_back_by_its_name_and_another_versions_keeps_its_own() {
+fn a_step_is_read_back_by_its_name_and_an_unknown_name_is_kept() {
     for step in StoryStep::ALL {
         assert_eq!(StepName::from(step.name()), StepName::Known(*step));
     }
@@ -33,7 +33,7 @@ fn a_step_is_read_back_by_its_name_and_another_versions_keeps_its_own() {
 }
 
 #[test]
-fn what_nobody_asked_for_is_loud_and_the_same_asked_for_is_not() {
+fn an_unrequested_step_is_a_warning_and_a_requested_one_is_not() {
     let loud = |asked| {
         let steps = StoryStep::ALL.iter().filter(move |step| step.severity(asked) == Severity::Warning);
         steps.map(|step| step.name()).collect::<Vec<_>>()
@@ -43,7 +43,7 @@ fn what_nobody_asked_for_is_loud_and_the_same_asked_for_is_not() {
     assert_eq!(StoryStep::Expired.severity(false), Severity::Notice);
 }
 
-/// The catalog's entries as journald reads them: id, header fields, text.
+/// Parses the catalog as journald does: id, header fields, text.
 fn catalog(text: &str) -> Vec<(&str, BTreeMap<&str, &str>, &str)> {
     let entries = text.split("\n-- ").skip(1).map(|entry| {
         let (id, rest) = entry.split_once('\n').unwrap();
@@ -66,7 +66,7 @@ fn the_catalog_explains_each_step_by_its_message_id_and_nothing_else() {
     assert_eq!(explained.iter().collect::<BTreeSet<_>>().len(), explained.len(), "no id is used twice");
 }
 
-/// A table's rows in a document: the cells of each, without the marks around them.
+/// Returns a table's rows in a document, as trimmed cells.
 fn rows<'text>(document: &'text str, head: &str) -> Vec<Vec<&'text str>> {
     let (_, table) = document.split_once(head).unwrap_or_else(|| panic!("there is no table {head}"));
     let lines = table.lines().skip(1).take_while(|line| line.starts_with('|'));
@@ -74,12 +74,12 @@ fn rows<'text>(document: &'text str, head: &str) -> Vec<Vec<&'text str>> {
     rows.collect()
 }
 
-/// The names between backticks in a text.
+/// Returns the texts between backticks.
 fn quoted(text: &str) -> impl Iterator<Item = &str> {
     text.split('`').skip(1).step_by(2)
 }
 
-/// The words that look like a code of ours: capitals with a line between them.
+/// Returns the words that look like codes: capitals with an underscore in between.
 fn codes(text: &str) -> impl Iterator<Item = &str> {
     let is_code = |word: &&str| {
         word.split('_').count() > 1
@@ -104,7 +104,7 @@ fn the_readme_has_a_row_for_each_failed_check_and_for_each_state() {
 
 #[test]
 fn every_code_that_a_document_names_is_in_the_table() {
-    // What is written like a code and is none: capabilities and variables.
+    // Words that look like codes and are not: capabilities and variables.
     let others = |word: &str| {
         ["CAP_", "ATTACHD_", "LAB_", "VOLUME_ID", "MESSAGE_ID", "CLOCK_", "NBD_", "SENDER_"]
             .iter()

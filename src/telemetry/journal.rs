@@ -1,6 +1,6 @@
-//! Entries with fields, to journald by its own protocol
-//! (<https://systemd.io/JOURNAL_NATIVE_PROTOCOL/>), from a thread of their own: a journald that hangs makes its callers
-//! wait, and nobody here may wait for it. `tracing-journald` writes where it is called.
+//! Sends journal entries with fields to journald, by journald's own protocol
+//! (<https://systemd.io/JOURNAL_NATIVE_PROTOCOL/>). A thread of its own sends them, because a hanging journald would
+//! block the caller. `tracing-journald` sends in the caller's thread.
 
 use std::fmt::{Debug, Write as _};
 use std::os::unix::net::UnixDatagram;
@@ -19,17 +19,17 @@ use crate::reason::{Severity, StoryStep};
 
 const SOCKET: &str = "/run/systemd/journal/socket";
 
-/// Entries that may wait for journald; further ones are counted and lost.
+/// The limit of entries that wait for journald; further entries are counted and dropped.
 const QUEUE: usize = 4096;
 
-/// Bytes of one value: what is longer is cut, so that an entry always fits into a datagram.
+/// The size limit of a value in bytes. A longer value is cut, so that an entry always fits into a datagram.
 const LONGEST_VALUE: usize = 32 * 1024;
 
-/// How long the last entries may take when the program ends.
+/// The time limit for the last entries when the program ends.
 const GRACE: Duration = Duration::from_secs(1);
 
-/// Whether standard error is the journal, as systemd says it (`JOURNAL_STREAM` in `systemd.exec(5)`): a program that was
-/// started by a service with an output of its own inherits the variable, but not the stream.
+/// Returns whether standard error is the journal, by systemd's `JOURNAL_STREAM` (`systemd.exec(5)`). A service's
+/// child with an output of its own inherits the variable but not the stream, so the stream is compared.
 pub(super) fn is_standard_error() -> bool {
     let stream = std::env::var("JOURNAL_STREAM").unwrap_or_default();
     rustix::fs::fstat(std::io::stderr()).is_ok_and(|stat| names(&stream, &stat))
@@ -39,7 +39,7 @@ fn names(stream: &str, stat: &Stat) -> bool {
     stream == format!("{}:{}", stat.st_dev, stat.st_ino)
 }
 
-/// Takes events and hands them on as entries.
+/// Takes tracing events and queues them as entries.
 pub(super) struct Journal {
     queue: SyncSender<Order>,
     lost: Arc<AtomicU64>,
@@ -47,18 +47,18 @@ pub(super) struct Journal {
 
 enum Order {
     Write(Vec<u8>),
-    /// Everything before this is written.
-    Done(SyncSender<()>),
+    /// Confirm that everything before this is sent.
+    Confirm(SyncSender<()>),
 }
 
-/// Waits for the last entries when dropped, but not for ever.
+/// A guard that waits for the last entries when it is dropped, up to a time limit.
 pub struct Flush(SyncSender<Order>);
 
 impl Drop for Flush {
     fn drop(&mut self) {
         let (done, all_written) = sync_channel(1);
-        // A full queue is a journald that hangs.
-        if self.0.try_send(Order::Done(done)).is_ok() {
+        // If the queue is full, journald hangs.
+        if self.0.try_send(Order::Confirm(done)).is_ok() {
             let _ = all_written.recv_timeout(GRACE);
         }
     }
@@ -80,12 +80,12 @@ impl Journal {
 }
 
 fn write(socket: &UnixDatagram, orders: &Receiver<Order>, lost: &AtomicU64) {
-    // By its path each time: journald's socket may be made anew. There is nobody to tell of a failure.
+    // Each send uses the path, because journald may make its socket again. A failure cannot be reported anywhere.
     let send = |entry: &[u8]| drop(socket.send_to(entry, SOCKET));
     for order in orders {
         match order {
             Order::Write(entry) => send(&entry),
-            Order::Done(done) => drop(done.send(())),
+            Order::Confirm(done) => drop(done.send(())),
         }
         match lost.swap(0, Ordering::Relaxed) {
             0 => {}
@@ -109,7 +109,7 @@ impl<S: Subscriber> Layer<S> for Journal {
     }
 }
 
-/// journald's, for an event of this level that is perhaps a step in a volume's story.
+/// Returns journald's priority for an event of this level, which may be a step in a volume's story.
 fn priority(level: Level, step: Option<StoryStep>) -> u8 {
     match level {
         Level::ERROR => 3,
@@ -120,8 +120,8 @@ fn priority(level: Level, step: Option<StoryStep>) -> u8 {
     }
 }
 
-/// An event on its way to being an entry. Fields in capitals are journald's fields and nothing else; others are told in
-/// the message as well, as on standard error.
+/// An event that becomes an entry. A field in capitals becomes only a field of the entry; other fields are also added
+/// to the message, as on standard error.
 #[derive(Default)]
 struct Entry {
     message: String,
@@ -166,7 +166,7 @@ fn push(bytes: &mut Vec<u8>, name: &str, value: &str) {
     let value = &value[..value.floor_char_boundary(LONGEST_VALUE)];
     bytes.extend(name.as_bytes());
     if value.contains('\n') {
-        // What has line ends is told with its length.
+        // A value with line feeds is sent with its length.
         bytes.push(b'\n');
         bytes.extend((value.len() as u64).to_le_bytes());
     } else {
@@ -191,7 +191,7 @@ mod tests {
     use super::*;
     use tracing_subscriber::layer::SubscriberExt;
 
-    /// What one event becomes.
+    /// Returns the bytes of one event.
     fn rendered(say: impl FnOnce()) -> String {
         let (queue, orders) = sync_channel(1);
         let journal = Journal { queue, lost: Arc::default() };
@@ -201,7 +201,7 @@ mod tests {
     }
 
     #[test]
-    fn a_transition_is_one_entry_with_its_fields_its_id_and_the_volume_in_its_words() {
+    fn a_transition_is_one_entry_with_its_fields_its_id_and_the_volume_in_its_message() {
         let id = StoryStep::Ready.message_id();
         let entry = rendered(|| {
             tracing::info!(EVENT = "ready", VOLUME_ID = %"v", DISKSEQ = Some(7), DEVNAME = None::<&str>, "{} {}", "ready", "");
@@ -213,7 +213,7 @@ mod tests {
     }
 
     #[test]
-    fn an_entry_is_as_loud_as_its_step_deserves() {
+    fn an_entrys_priority_follows_from_its_step() {
         let of = |entry: String| entry.lines().next().unwrap_or_default().to_owned();
         assert_eq!(of(rendered(|| tracing::info!(EVENT = "expired", "x"))), "PRIORITY=5");
         assert_eq!(of(rendered(|| tracing::warn!(EVENT = "lost", "x"))), "PRIORITY=4");
@@ -222,26 +222,26 @@ mod tests {
     }
 
     #[test]
-    fn plain_fields_are_told_to_people_as_well() {
+    fn plain_fields_are_added_to_the_message() {
         let entry = rendered(|| tracing::warn!(reason = "start", disks = 3, "read all disks"));
         assert!(entry.contains("PRIORITY=4\n") && entry.contains("MESSAGE=read all disks reason=start disks=3\n"));
         assert!(entry.contains("\nREASON=start\nDISKS=3\n"), "{entry}");
     }
 
     #[test]
-    fn line_ends_in_a_value_make_no_fields() {
+    fn line_feeds_in_a_value_make_no_fields() {
         let entry = rendered(|| tracing::error!("one\nMESSAGE_ID=forged"));
         assert!(entry.contains("MESSAGE\n\u{15}\0\0\0\0\0\0\0one\nMESSAGE_ID=forged\n"), "{entry:?}");
     }
 
     #[test]
-    fn what_is_too_long_for_a_datagram_is_cut() {
+    fn a_value_too_long_for_a_datagram_is_cut() {
         let entry = rendered(|| tracing::error!("{}", "ä".repeat(LONGEST_VALUE)));
         assert!(entry.len() < 2 * LONGEST_VALUE);
     }
 
     #[test]
-    fn a_full_queue_keeps_nobody_waiting_and_counts() {
+    fn a_full_queue_blocks_no_caller_and_counts_lost_entries() {
         let (queue, _orders) = sync_channel(1);
         let lost = Arc::new(AtomicU64::new(0));
         let journal = Journal { queue, lost: Arc::clone(&lost) };
@@ -251,7 +251,7 @@ mod tests {
     }
 
     #[test]
-    fn only_the_stream_that_systemd_named_is_the_journal() {
+    fn only_the_stream_that_systemd_names_is_the_journal() {
         let stat = rustix::fs::fstat(std::fs::File::open("/dev/null").unwrap()).unwrap();
         assert!(names(&format!("{}:{}", stat.st_dev, stat.st_ino), &stat));
         assert!(!names(&format!("{}:{}", stat.st_dev, stat.st_ino + 1), &stat));

@@ -1,6 +1,7 @@
-//! What the service manager is told: ready, reloading, stopping, a line of status, and that the engine still answers.
+//! Messages to the service manager: ready, reloading, stopping, a status line, and the watchdog's sign that the
+//! engine still answers.
 //!
-//! Without a service manager (no `NOTIFY_SOCKET`) all of it does nothing and wakes nobody.
+//! Without a service manager (no `NOTIFY_SOCKET`) nothing is sent and there are no wake-ups.
 
 use sd_notify::NotifyState;
 use tokio::sync::broadcast::error::RecvError;
@@ -10,30 +11,30 @@ use crate::engine::world::World;
 use crate::readable::Interval;
 use crate::volume::counted;
 
-/// Says that start-up or a reload is done.
+/// Reports that start-up or a reload is done.
 pub fn ready() {
     notify(&[NotifyState::Ready]);
 }
 
-/// Says that the configuration is being read again.
+/// Reports that the configuration is being read again.
 pub fn reloading() {
     // systemd pairs the two messages of a reload by this time.
     let now = NotifyState::monotonic_usec_now();
     notify(&[NotifyState::Reloading, now.unwrap_or(NotifyState::MonotonicUsec(0))]);
 }
 
-/// Says what the start waits for.
+/// Reports what the start is waiting for.
 pub fn waiting(why: &str) {
     tracing::warn!("{why}");
     notify(&[NotifyState::Status(why)]);
 }
 
-/// Says that the daemon ends in good order.
+/// Reports that the daemon ends in order.
 pub fn stopping() {
     notify(&[NotifyState::Stopping]);
 }
 
-/// Says ready, then keeps the line of status true and answers for the engine, until the engine is gone.
+/// Reports "ready", then updates the status line and feeds the watchdog, until the engine ends.
 pub async fn report(handle: Handle) {
     ready();
     if std::env::var_os("NOTIFY_SOCKET").is_none() {
@@ -41,16 +42,16 @@ pub async fn report(handle: Handle) {
     }
     let mut told = String::new();
     let Ok(mut events) = handle.events() else { return };
-    // Half the limit, as systemd recommends; with the shipped five minutes that is one wake-up in 150 s.
+    // Half of the time limit, as systemd recommends. With the shipped five minutes that is one wake-up in 150 s.
     let interval = sd_notify::watchdog_enabled().map(|limit| Interval::new(limit / 2)).transpose();
     let interval = match interval {
         Ok(interval) => interval,
-        // systemd will restart a daemon that never answers for itself.
+        // Without the clock the watchdog is not fed, so systemd will restart the daemon.
         Err(error) => return tracing::error!(%error, "no clock for the watchdog"),
     };
     let mut due = interval.is_some();
     loop {
-        // Asking the engine is the check: a daemon that hangs sends nothing and is restarted.
+        // This request to the engine is the check: a daemon that hangs sends nothing and is restarted.
         let Ok(status) = handle.read(status).await else { return };
         if std::mem::take(&mut due) {
             notify(&[NotifyState::Watchdog]);
@@ -61,7 +62,7 @@ pub async fn report(handle: Handle) {
         }
         tokio::select! {
             event = events.recv() => match event {
-                // A burst is one line: what else came meanwhile is in the status already.
+                // Many events give one status line; it already contains the later ones.
                 Ok(_) => while events.try_recv().is_ok() {},
                 Err(RecvError::Lagged(_)) => {}
                 Err(RecvError::Closed) => return,

@@ -12,11 +12,11 @@ use tracing_subscriber::util::SubscriberInitExt;
 
 use crate::config::Invalid;
 
-/// Exit status for a configuration that cannot be used (`EX_CONFIG` of sysexits.h): restarting would not help.
+/// The exit status for an invalid configuration (`EX_CONFIG` of sysexits.h): a restart would not help.
 const EXIT_CONFIG: u8 = 78;
 
-/// Sends the program's events to the journal if standard error is the journal, else to standard error.
-/// `ATTACHD_LOG` takes `error`, `warn`, `info`, `debug` or `trace`. Keep what it returns until the end.
+/// Sends the program's events to the journal if standard error is the journal, else to standard error. `ATTACHD_LOG`
+/// can be `error`, `warn`, `info`, `debug` or `trace`. Keep the returned guard until the end.
 pub fn init() -> Option<journal::Flush> {
     let level = std::env::var("ATTACHD_LOG").ok().and_then(|level| level.parse().ok()).unwrap_or(LevelFilter::INFO);
     if journal::is_standard_error()
@@ -31,7 +31,7 @@ pub fn init() -> Option<journal::Flush> {
     None
 }
 
-/// Says why the program ends, and with which exit status.
+/// Reports why the program ends, and returns the exit status.
 pub fn failed(error: &anyhow::Error) -> ExitCode {
     tracing::error!("attachd cannot go on: {error:#}");
     if error.is::<Invalid>() { ExitCode::from(EXIT_CONFIG) } else { ExitCode::FAILURE }

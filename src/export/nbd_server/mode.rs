@@ -52,19 +52,25 @@ pub fn choose(wanted: Option<Mode>, installed: Option<&Installed>, held: bool) -
         (Some(Mode::Socket), ..) => chosen(Mode::Socket, "the configuration says so".into(), None),
         (Some(Mode::Signal), Some(_), Some(Signal::Refused)) => Err(advice().unwrap_or_default()),
         (Some(Mode::Signal), None, _) => Err(
-            "which nbd-server this is cannot be told (there is no Debian package of it), and some die of the signal: say \
+            "the version of nbd-server is unknown (there is no Debian package of it), and some die of the signal: say \
              nbd_server_version = \"…\", as `nbd-server -V` tells it, or use mode = \"socket\""
                 .into(),
         ),
         (Some(Mode::Signal), ..) => chosen(Mode::Signal, "the configuration says so".into(), advice()),
-        (None, ..) if held => {
-            chosen(Mode::Socket, "attachd-nbd-server.socket holds the port: systemd starts one for each connection".into(), None)
-        }
+        (None, ..) if held => chosen(
+            Mode::Socket,
+            "attachd-nbd-server.socket holds the port: systemd starts one for each connection".into(),
+            None,
+        ),
         (None, Some(installed), Some(Signal::Allowed)) => {
             chosen(Mode::Signal, format!("nbd-server {installed} takes up new exports at a signal"), None)
         }
         (None, Some(_), _) => chosen(Mode::Socket, advice().unwrap_or_default(), None),
-        (None, None, _) => chosen(Mode::Socket, "which nbd-server this is cannot be told: socket mode is safe with every version".into(), None),
+        (None, None, _) => chosen(
+            Mode::Socket,
+            "the version of nbd-server is unknown: socket mode is safe with every version".into(),
+            None,
+        ),
     }
 }
 
