@@ -24,6 +24,8 @@ mod parts;
 mod read;
 mod reader;
 mod rescue;
+#[cfg(test)]
+pub(crate) mod sample;
 mod task;
 #[cfg(test)]
 mod tests;

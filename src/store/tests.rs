@@ -1,6 +1,6 @@
-use sqlx::Connection;
-use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection};
+use sqlx::sqlite::SqliteConnection;
 
+use super::sample::{StoreFolder, run};
 use super::*;
 use crate::clock::{self, Steady};
 use crate::device::evidence::Evidence;
@@ -8,37 +8,6 @@ use crate::device::facts::sample;
 use crate::identity::OperationId;
 use crate::reason::{Code, StoryStep};
 use crate::volume::{By, Intent, IntentOrigin, State};
-
-/// Every test's own folder, with a store in it.
-struct Place(tempfile::TempDir);
-
-impl Place {
-    fn new() -> Self {
-        Self(tempfile::tempdir().unwrap())
-    }
-
-    fn file(&self) -> std::path::PathBuf {
-        self.0.path().join("attachd.db")
-    }
-
-    async fn open(&self) -> (Store, JoinHandle<()>, Vec<Record>) {
-        self.open_in("this boot").await
-    }
-
-    async fn open_in(&self, boot_id: &str) -> (Store, JoinHandle<()>, Vec<Record>) {
-        let spare = self.0.path();
-        Store::open(Options { path: &self.file(), history_days: 90, boot_id, spare }).await.unwrap()
-    }
-
-    /// Another program's connection.
-    async fn other(&self) -> SqliteConnection {
-        SqliteConnection::connect_with(&SqliteConnectOptions::new().filename(self.file())).await.unwrap()
-    }
-}
-
-async fn run(connection: &mut SqliteConnection, sql: &'static str) {
-    sqlx::query(sql).execute(connection).await.unwrap();
-}
 
 fn proven() -> Evidence {
     sample::evidence()
@@ -59,8 +28,8 @@ fn note(n: i64) -> News {
 
 #[tokio::test]
 async fn an_intent_takes_over_the_row_that_a_refused_one_has_left() {
-    let place = Place::new();
-    let (store, task, _) = place.open().await;
+    let folder = StoreFolder::new();
+    let (store, task, _) = folder.open().await;
     let left =
         Intent { size_bytes: Some(7), deadline_seconds: Some(9), vm_id: "other".into(), uid: Some(4), ..intent() };
     store.write(vec![Change::Intend(left.clone())]).await.unwrap();
@@ -69,7 +38,7 @@ async fn an_intent_takes_over_the_row_that_a_refused_one_has_left() {
     store.write(vec![Change::Intend(accepted.clone())]).await.unwrap();
     drop(store);
     task.await.unwrap();
-    let (_store, _task, records) = place.open().await;
+    let (_store, _task, records) = folder.open().await;
     assert_eq!(records.into_iter().map(|record| record.intent).collect::<Vec<_>>(), [accepted]);
 }
 
@@ -92,11 +61,11 @@ async fn until(connection: &mut SqliteConnection, rows: &'static str) {
 #[tokio::test]
 async fn while_another_program_has_the_lock_writers_are_refused_in_time_and_readers_answered_and_news_are_written_after_it()
  {
-    let place = Place::new();
-    let (store, _task, _) = place.open().await;
+    let folder = StoreFolder::new();
+    let (store, _task, _) = folder.open().await;
     let volume = sample::volume();
     store.write(vec![Change::Intend(intent()), Change::News(volume, note(1))]).await.unwrap();
-    let mut other = place.other().await;
+    let mut other = folder.other().await;
     run(&mut other, "BEGIN IMMEDIATE").await;
 
     let begun = std::time::Instant::now();
@@ -127,17 +96,17 @@ async fn while_another_program_has_the_lock_writers_are_refused_in_time_and_read
 #[tokio::test]
 async fn a_file_that_is_removed_or_replaced_is_noticed_without_a_write_refuses_all_writes_and_is_saved() {
     for replaced in [None, Some("a stranger's")] {
-        let place = Place::new();
-        let (store, task, _) = place.open().await;
+        let folder = StoreFolder::new();
+        let (store, task, _) = folder.open().await;
         let volume = sample::volume();
         store.write(vec![Change::Intend(intent()), Change::News(volume, note(1))]).await.unwrap();
         let mut condition = store.condition();
-        let aside = place.0.path().join("aside");
+        let aside = folder.path().join("aside");
         match replaced {
-            None => std::fs::rename(place.file(), &aside).unwrap(),
+            None => std::fs::rename(folder.file(), &aside).unwrap(),
             Some(content) => {
-                std::fs::write(place.0.path().join("new"), content).unwrap();
-                std::fs::rename(place.0.path().join("new"), place.file()).unwrap();
+                std::fs::write(folder.path().join("new"), content).unwrap();
+                std::fs::rename(folder.path().join("new"), folder.file()).unwrap();
             }
         }
         let saved =
@@ -152,19 +121,19 @@ async fn a_file_that_is_removed_or_replaced_is_noticed_without_a_write_refuses_a
         if replaced.is_some() {
             drop(store);
             task.await.unwrap();
-            assert_eq!(std::fs::read_to_string(place.file()).unwrap(), "a stranger's", "it is left alone");
+            assert_eq!(std::fs::read_to_string(folder.file()).unwrap(), "a stranger's", "it is left alone");
         } else {
-            std::fs::rename(&aside, place.file()).unwrap();
+            std::fs::rename(&aside, folder.file()).unwrap();
             condition.wait_for(Option::is_none).await.unwrap();
             store.write(vec![Change::Map(volume, proven())]).await.expect("it is back in its place");
             drop(store);
             task.await.unwrap();
         }
-        assert_eq!(rescue::saved(&place.file()), std::slice::from_ref(&copy));
+        assert_eq!(rescue::saved(&folder.file()), std::slice::from_ref(&copy));
         // Where nothing has the store's name, the copy is put there, and has everything. A log that is left is not its own.
-        std::fs::remove_file(place.file()).unwrap();
-        std::fs::write(place.0.path().join("attachd.db-wal"), "of the store before").unwrap();
-        let (store, _task, records) = place.open().await;
+        std::fs::remove_file(folder.file()).unwrap();
+        std::fs::write(folder.path().join("attachd.db-wal"), "of the store before").unwrap();
+        let (store, _task, records) = folder.open().await;
         assert_eq!(records.len(), 1);
         assert_eq!(stored(&store, volume).await.len(), 1);
     }
@@ -173,9 +142,9 @@ async fn a_file_that_is_removed_or_replaced_is_noticed_without_a_write_refuses_a
 /// The log alone holds what was written last.
 #[tokio::test]
 async fn a_log_that_is_removed_is_noticed_before_the_next_answer() {
-    let place = Place::new();
-    let (store, _task, _) = place.open().await;
-    std::fs::remove_file(place.0.path().join("attachd.db-wal")).unwrap();
+    let folder = StoreFolder::new();
+    let (store, _task, _) = folder.open().await;
+    std::fs::remove_file(folder.path().join("attachd.db-wal")).unwrap();
     let refused = store.write(vec![Change::Intend(intent())]).await.unwrap_err();
     assert_eq!(refused.code(), Code::StoreLost);
     assert!(refused.to_string().contains("attachd.db-wal was removed"), "{refused}");
@@ -193,9 +162,9 @@ async fn every_number_and_every_time_reads_the_same_after_a_restart_to_the_last_
     let seconds = proptest::option::of(proptest::num::u32::ANY);
     let micros = -377_705_023_201_000_000..253_402_207_200_999_999_i64;
     let all = (proptest::array::uniform4(edges), seconds, proptest::array::uniform3(micros));
-    let place = Place::new();
+    let folder = StoreFolder::new();
     let mut written = Vec::new();
-    let (store, task, _) = place.open().await;
+    let (store, task, _) = folder.open().await;
     for n in 0..200_u32 {
         let ([size, diskseq, bytes, _], deadline_seconds, [created, proven_at, since]) =
             all.new_tree(&mut runner).unwrap().current();
@@ -230,30 +199,30 @@ async fn every_number_and_every_time_reads_the_same_after_a_restart_to_the_last_
     }
     drop(store);
     task.await.unwrap();
-    let (_store, _task, read) = place.open().await;
+    let (_store, _task, read) = folder.open().await;
     assert_eq!(read, written);
 }
 
 #[tokio::test]
 async fn who_waits_has_as_much_left_after_a_reboot_as_was_written_down() {
-    let place = Place::new();
+    let folder = StoreFolder::new();
     let seconds = Some(1000);
     let waits = |records: &[Record]| records[0].intent.deadline.unwrap();
     let asked = Intent::deadline_from(Steady::now(), seconds);
-    let (store, task, _) = place.open_in("first").await;
+    let (store, task, _) = folder.open_in("first").await;
     let waiting = Intent { deadline_seconds: seconds, deadline: asked, ..intent() };
     store.write(vec![Change::Intend(waiting)]).await.unwrap();
     drop(store);
     task.await.unwrap();
-    let (store, task, records) = place.open_in("first").await;
+    let (store, task, records) = folder.open_in("first").await;
     assert_eq!(records[0].intent.deadline, asked, "the same boot: exactly");
     drop(store);
     task.await.unwrap();
 
     // The other boot's clock, as it were: what was left is all that counts.
-    run(&mut place.other().await, "UPDATE intents SET waits_until = 1, waits_left = 42000000, waits_boot = 'second'")
+    run(&mut folder.other().await, "UPDATE intents SET waits_until = 1, waits_left = 42000000, waits_boot = 'second'")
         .await;
-    let (_store, _task, records) = place.open_in("third").await;
+    let (_store, _task, records) = folder.open_in("third").await;
     let left = waits(&records).left(Steady::now());
     assert!(left <= Duration::from_secs(42) && left > Duration::from_secs(30), "{left:?}");
 }
@@ -261,8 +230,8 @@ async fn who_waits_has_as_much_left_after_a_reboot_as_was_written_down() {
 #[tokio::test]
 async fn what_an_earlier_version_has_written_waits_as_long_as_it_was_to_but_never_longer() {
     for (created, expected) in [(-400, 600), (5_000_000, 1000), (-5_000_000, 0)] {
-        let place = Place::new();
-        let (store, task, _) = place.open().await;
+        let folder = StoreFolder::new();
+        let (store, task, _) = folder.open().await;
         let created_at = clock::wall() + jiff::SignedDuration::from_secs(created);
         store
             .write(vec![Change::Intend(Intent { deadline_seconds: Some(1000), created_at, ..intent() })])
@@ -270,8 +239,8 @@ async fn what_an_earlier_version_has_written_waits_as_long_as_it_was_to_but_neve
             .unwrap();
         drop(store);
         task.await.unwrap();
-        run(&mut place.other().await, "UPDATE intents SET waits_boot = NULL, waits_until = NULL, since = NULL").await;
-        let (_store, _task, records) = place.open().await;
+        run(&mut folder.other().await, "UPDATE intents SET waits_boot = NULL, waits_until = NULL, since = NULL").await;
+        let (_store, _task, records) = folder.open().await;
         let left = records[0].intent.deadline.unwrap().left(Steady::now()).as_secs();
         assert!(left <= expected && left + 12 >= expected, "{left} for {created}");
         assert_eq!(records[0].since, None);
@@ -280,8 +249,8 @@ async fn what_an_earlier_version_has_written_waits_as_long_as_it_was_to_but_neve
 
 #[tokio::test]
 async fn a_story_without_end_keeps_its_beginning_and_its_end_and_says_that_it_has_a_gap() {
-    let place = Place::new();
-    let (store, _task, _) = place.open().await;
+    let folder = StoreFolder::new();
+    let (store, _task, _) = folder.open().await;
     let volume = sample::volume();
     for n in (0..5000).step_by(500) {
         store.write((n..n + 500).map(|n| Change::News(volume, note(n))).collect()).await.unwrap();
@@ -296,8 +265,8 @@ async fn a_story_without_end_keeps_its_beginning_and_its_end_and_says_that_it_ha
 
 #[tokio::test]
 async fn what_is_old_is_forgotten_while_the_daemon_runs_and_what_is_wanted_is_not() {
-    let place = Place::new();
-    let (store, _task, _) = place.open().await;
+    let folder = StoreFolder::new();
+    let (store, _task, _) = folder.open().await;
     let (wanted, gone): (VolumeId, VolumeId) =
         (sample::volume(), "00000001-1b59-4f62-97e8-cefffdfe3804".parse().unwrap());
     let days_ago = |days: i64| {
@@ -312,7 +281,7 @@ async fn what_is_old_is_forgotten_while_the_daemon_runs_and_what_is_wanted_is_no
     store.write(changes).await.unwrap();
     assert_eq!(stored(&store, gone).await.len(), 2, "the control");
     store.tidy();
-    until(&mut place.other().await, "SELECT 1 WHERE 2 = (SELECT count(*) FROM timeline)").await;
+    until(&mut folder.other().await, "SELECT 1 WHERE 2 = (SELECT count(*) FROM timeline)").await;
     let kept = stored(&store, gone).await;
     assert_eq!(kept.iter().map(|entry| &*entry.detail).collect::<Vec<_>>(), ["89"]);
     assert_eq!(stored(&store, wanted).await.len(), 1);
@@ -321,33 +290,33 @@ async fn what_is_old_is_forgotten_while_the_daemon_runs_and_what_is_wanted_is_no
 /// Where a volume stands alone decides nothing: what is told late must not withdraw a volume at the next start.
 #[tokio::test]
 async fn a_volume_is_sealed_by_what_is_on_record_of_that_and_by_nothing_else() {
-    let place = Place::new();
-    let (store, task, _) = place.open().await;
+    let folder = StoreFolder::new();
+    let (store, task, _) = folder.open().await;
     let volume = sample::volume();
     let detaching = || Change::News(volume, News::Stand(State::Detaching, None, clock::wall()));
     let by = Some(By::Operation(operation(1)));
     store.write(vec![Change::Intend(intent()), detaching(), Change::Seal(volume, by)]).await.unwrap();
     drop(store);
     task.await.unwrap();
-    let (store, task, records) = place.open().await;
+    let (store, task, records) = folder.open().await;
     assert_eq!(records[0].sealed, by, "the control");
     store.write(vec![Change::Seal(volume, None), detaching()]).await.unwrap();
     drop(store);
     task.await.unwrap();
-    let (.., records) = place.open().await;
+    let (.., records) = folder.open().await;
     assert_eq!((records[0].state, records[0].sealed), (State::Detaching, None));
 }
 
 /// Earlier versions had no other word for it than the state.
 #[tokio::test]
 async fn what_an_earlier_version_has_withdrawn_by_force_still_goes() {
-    let place = Place::new();
-    let (store, task, _) = place.open().await;
+    let folder = StoreFolder::new();
+    let (store, task, _) = folder.open().await;
     let stand = |state| Change::News(sample::volume(), News::Stand(state, None, clock::wall()));
     store.write(vec![Change::Intend(intent()), stand(State::Detaching)]).await.unwrap();
     drop(store);
     task.await.unwrap();
-    let mut other = place.other().await;
+    let mut other = folder.other().await;
     for undo in [
         "ALTER TABLE intents DROP COLUMN sealed_by",
         "ALTER TABLE intents DROP COLUMN operation_id",
@@ -356,21 +325,21 @@ async fn what_an_earlier_version_has_withdrawn_by_force_still_goes() {
         run(&mut other, undo).await;
     }
     drop(other);
-    let (.., records) = place.open().await;
+    let (.., records) = folder.open().await;
     assert_eq!(records[0].sealed, Some(By::Withdrawal));
 }
 
 /// A volume that is announced again while its disk is there: that disk was heard of once.
 #[tokio::test]
 async fn a_step_that_an_earlier_life_has_had_too_is_in_the_story_also_before_it_is_on_record() {
-    let place = Place::new();
-    let (store, task, _) = place.open().await;
+    let folder = StoreFolder::new();
+    let (store, task, _) = folder.open().await;
     let volume = sample::volume();
     let tell = |news| store.write(vec![Change::Intend(intent()), Change::News(volume, news)]);
     tell(note(1)).await.unwrap();
     store.write(vec![Change::Withdraw(volume), Change::News(volume, note(2))]).await.unwrap();
     tell(note(3)).await.unwrap();
-    let mut other = place.other().await;
+    let mut other = folder.other().await;
     run(&mut other, "BEGIN IMMEDIATE").await;
     store.post(volume, vec![note(1), note(4)]);
     let steps = |story: Story| story.entries.iter().map(|entry| entry.detail.parse().unwrap()).collect::<Vec<u32>>();
@@ -391,8 +360,8 @@ async fn a_step_that_an_earlier_life_has_had_too_is_in_the_story_also_before_it_
 /// Whoever writes into the store's file beside the store goes second.
 #[tokio::test]
 async fn a_turn_is_given_when_nothing_waits_to_be_written_and_the_store_waits_until_it_is_given_back() {
-    let place = Place::new();
-    let (store, task, _) = place.open().await;
+    let folder = StoreFolder::new();
+    let (store, task, _) = folder.open().await;
     let turns = store.turns.clone();
     // Queued before: it goes first, though the turn is asked for at the same moment.
     let first = store.begin(vec![Change::Intend(intent())]).unwrap();
@@ -400,7 +369,7 @@ async fn a_turn_is_given_when_nothing_waits_to_be_written_and_the_store_waits_un
     let mut first = first;
     assert_eq!(first.try_recv(), Ok(Ok(())), "the store went first");
     let mut second = store.begin(vec![Change::Map(sample::volume(), proven())]).unwrap();
-    let mut other = place.other().await;
+    let mut other = folder.other().await;
     run(&mut other, "BEGIN IMMEDIATE").await;
     run(&mut other, "ROLLBACK").await;
     tokio::task::yield_now().await;
@@ -413,8 +382,8 @@ async fn a_turn_is_given_when_nothing_waits_to_be_written_and_the_store_waits_un
 
 #[tokio::test]
 async fn a_store_that_is_never_idle_gives_turns_all_the_same() {
-    let place = Place::new();
-    let (store, task, _) = place.open().await;
+    let folder = StoreFolder::new();
+    let (store, task, _) = folder.open().await;
     let turns = store.turns.clone();
     store.write(vec![Change::Intend(intent())]).await.unwrap();
     // There is always one that waits.
@@ -443,29 +412,29 @@ async fn a_store_that_is_never_idle_gives_turns_all_the_same() {
 /// Nothing is given while the store's lock is somebody else's, nor at a file that is not the store's any more.
 #[tokio::test]
 async fn a_store_that_cannot_be_written_gives_no_turn_until_it_can() {
-    let place = Place::new();
-    let (store, _task, _) = place.open().await;
+    let folder = StoreFolder::new();
+    let (store, _task, _) = folder.open().await;
     let turns = store.turns.clone();
     drop(turns.take().await.expect("the control"));
-    let aside = place.0.path().join("aside");
+    let aside = folder.path().join("aside");
     let mut condition = store.condition();
-    std::fs::rename(place.file(), &aside).unwrap();
+    std::fs::rename(folder.file(), &aside).unwrap();
     condition.wait_for(Option::is_some).await.unwrap();
     let mut asked = Box::pin(turns.take());
     assert!(tokio::time::timeout(Duration::ZERO, &mut asked).await.is_err());
     // The store is asked in between, so it has had the chance.
     store.write(vec![Change::Intend(intent())]).await.unwrap_err();
     assert!(tokio::time::timeout(Duration::ZERO, &mut asked).await.is_err());
-    std::fs::rename(&aside, place.file()).unwrap();
+    std::fs::rename(&aside, folder.file()).unwrap();
     drop(asked.await.unwrap());
 }
 
 /// One row for each volume, however often it changed, and none for what shows nothing of it.
 #[tokio::test]
 async fn which_volumes_have_changed_is_noted_once_for_each_with_a_number_that_only_grows() {
-    let place = Place::new();
-    let (store, task, _) = place.open().await;
-    let mut other = place.other().await;
+    let folder = StoreFolder::new();
+    let (store, task, _) = folder.open().await;
+    let mut other = folder.other().await;
     let noted = async |other: &mut SqliteConnection| -> Vec<(i64, String)> {
         sqlx::query_as("SELECT seq, volume_id FROM changed").fetch_all(other).await.unwrap()
     };
