@@ -1,4 +1,4 @@
-//! nbd-server in the place of nbdkit: the whole daemon with the real servers, in both their ways.
+//! nbd-server in place of nbdkit: the whole daemon with the real servers, in both modes.
 #![allow(clippy::unwrap_used, reason = "a test's panic is its failure")]
 
 mod common;
@@ -25,7 +25,7 @@ enum Server {
     PerConnection { _listens: NbdServerPerConnection },
 }
 
-/// A host whose exports nbd-server serves.
+/// A host on which nbd-server serves the exports.
 struct Host {
     api: Api,
     attachd: Attachd,
@@ -34,7 +34,7 @@ struct Host {
     lab: Lab,
 }
 
-/// The three that work: Debian 12's server dies of a signal.
+/// The three combinations that work: Debian 12's server dies of a signal.
 const WAYS: [(Release, &str); 3] =
     [(Release::Trixie, "signal"), (Release::Trixie, "socket"), (Release::Bookworm, "socket")];
 
@@ -48,7 +48,7 @@ fn config(installed: &Installed, mode: &str) -> String {
     )
 }
 
-/// The main files of both modes, as shipped.
+/// Writes the main files of both modes, as shipped.
 fn main_files() {
     fs::write(MAIN, include_str!("../packaging/nbd-server/signal.conf")).unwrap();
     fs::write(MAIN_SOCKET, include_str!("../packaging/nbd-server/socket.conf")).unwrap();
@@ -80,7 +80,7 @@ impl Host {
         Self::new(Release::Trixie, "signal")
     }
 
-    /// The main process of the signalled server.
+    /// Returns the main process in signal mode.
     fn server(&mut self) -> &mut NbdServer {
         match &mut self.server {
             Server::Signalled(server) => server,
@@ -106,7 +106,7 @@ impl Host {
         self.lab.nbdcopy_equals(&volume.export(), disk.file()).unwrap();
     }
 
-    /// What the server says about an export, with attachd's view beside it.
+    /// Returns what the server reports about an export, together with attachd's view.
     fn checked(&self, volume: &Volume) -> Value {
         let list = self.api.get("/api/v1/exports?check=true").unwrap().expect(200).unwrap();
         let all = list["checked"].as_array().unwrap().clone();
@@ -114,7 +114,7 @@ impl Host {
     }
 }
 
-/// A lab is its thread's.
+/// Runs a test with each server and mode. A lab belongs to its thread.
 fn in_each_way(test: fn(Host)) {
     for (release, mode) in WAYS {
         println!("{release:?}, {mode}");
@@ -134,7 +134,7 @@ fn problem(api: &Api, code: &str) -> Option<Value> {
     health(api)["problems"].as_array().unwrap().iter().find(|problem| problem["code"] == code).cloned()
 }
 
-/// Waits until health has a problem, or has it no more. Nothing tells of a change in health.
+/// Waits until health has or no longer has a problem. No event reports a change in health.
 fn wait_problem(api: &Api, code: &str, there: bool) -> Value {
     let begun = Instant::now();
     loop {
@@ -159,12 +159,12 @@ fn a_volume_is_served_byte_for_byte_durably_and_revoked_at_once_in_each_way() {
         let facts = ["wanted", "published", "listed", "openable", "stale"].map(|fact| checked[fact].clone());
         assert_eq!(facts, [json!(true), json!(true), json!(true), json!(true), json!(false)], "{checked}");
 
-        // While its disk is still attached.
+        // The disk is still attached.
         let (neighbour, other) = host.served();
         withdraw(&host.api, &volume);
         assert_ne!(go(&volume), REP_ACK);
         host.bytes_are_right(&neighbour, &other);
-        // And back: what the server remembers of it does no harm.
+        // The volume is announced again: what the server remembers of it does no harm.
         intend(&host.api, &volume);
         wait(&host.api, &volume, "ready");
         host.bytes_are_right(&volume, &disk);
@@ -185,7 +185,8 @@ fn a_pulled_disk_is_refused_and_served_again_when_it_is_back_in_each_way() {
     });
 }
 
-/// The server remembers the export, and the link to a disk of this serial is there: what refuses is that attachd's is not.
+/// The server remembers the export, and the link to a disk of this serial exists. What refuses is the absence of
+/// attachd's link.
 #[test]
 fn an_export_is_revoked_while_its_disk_stays_in_each_way() {
     in_each_way(|host| {
@@ -200,7 +201,7 @@ fn an_export_is_revoked_while_its_disk_stays_in_each_way() {
     });
 }
 
-/// Exports outlive the daemon, and are proven again by the next.
+/// Exports outlive the daemon, and the next daemon proves them again.
 #[test]
 fn a_restart_of_the_daemon_changes_nothing_for_clients_in_each_way() {
     in_each_way(|mut host| {
@@ -229,7 +230,7 @@ fn debian_12s_server_is_not_signalled_and_the_way_out_is_said() {
 
     lab.attachd_config(&config(&installed, "auto")).unwrap();
     let attachd = lab.attachd_start(bin(), &options).unwrap();
-    // Just after the start nothing is known of it yet.
+    // Just after the start the state of the server is unknown.
     let begun = Instant::now();
     let backend = loop {
         let backend = health(&attachd.api())["backend"].clone();
@@ -243,7 +244,7 @@ fn debian_12s_server_is_not_signalled_and_the_way_out_is_said() {
     assert_eq!(backend["state"], "down", "nothing holds the port");
 }
 
-/// nbdkit's is named in `tests/silent.rs`.
+/// nbdkit's unit is tested in `tests/silent.rs`.
 #[test]
 fn hints_name_the_unit_of_the_server_that_is_configured() {
     let ways = [
@@ -255,7 +256,7 @@ fn hints_name_the_unit_of_the_server_that_is_configured() {
         let installed = Installed::new(&lab, release).unwrap();
         main_files();
         lab.attachd_config(&config(&installed, mode)).unwrap();
-        // Nobody has started the server.
+        // The server has not been started.
         let attachd = start(&lab);
         let api = attachd.api();
         let (volume, _disk) = attached(&lab, &api);
@@ -272,7 +273,7 @@ fn hints_name_the_unit_of_the_server_that_is_configured() {
     }
 }
 
-/// What the server remembers of a withdrawn volume is not served on its own: not before the next disk is proven.
+/// What the server remembers of a withdrawn volume is not served before the next disk is proven.
 #[test]
 fn a_volume_announced_again_is_refused_until_its_disk_is_proven_in_each_way() {
     in_each_way(|host| {
@@ -284,7 +285,7 @@ fn a_volume_announced_again_is_refused_until_its_disk_is_proven_in_each_way() {
         let too_large = json!({ "volume_id": volume.id, "size_bytes": 2 * MIB });
         host.api.post("/api/v1/intents", &too_large).unwrap().expect(201).unwrap();
         wait(&host.api, &volume, "refused");
-        // The name is known, and what it leads to is not there, while the disk and its own link are.
+        // The server knows the name, but attachd's link does not exist, although the disk and its by-id link do.
         assert!(volume.link().exists());
         assert_eq!((nbd::info(ADDRESS, &volume.export()).unwrap(), go(&volume)), (REP_ACK, REP_ERR_POLICY));
         withdraw(&host.api, &volume);
@@ -295,7 +296,7 @@ fn a_volume_announced_again_is_refused_until_its_disk_is_proven_in_each_way() {
     });
 }
 
-/// A section says nothing that depends on the kind of disk.
+/// A section contains nothing that depends on the kind of disk.
 #[test]
 fn with_several_kinds_of_disks_too_the_server_is_told_before_the_disk_comes() {
     let mut host = Host::signalled();
@@ -324,7 +325,7 @@ fn health_tells_of_the_write_zeroes_defect() {
     assert!(health["remarks"][0]["message"].as_str().unwrap().contains("64 MiB"));
 }
 
-/// A host that keeps its own folder, with its own files in it, on a disk: what is in it leads to links that are not.
+/// A host has its own folder on a disk, with its own files in it. The sections in it lead to links that do not exist.
 #[test]
 fn sections_that_outlive_a_reboot_serve_nothing_unproven() {
     let lab = Lab::new();
@@ -349,7 +350,7 @@ fn sections_that_outlive_a_reboot_serve_nothing_unproven() {
     withdraw(&host.api, &gone);
     assert_eq!(fs::read_to_string(&foreign).unwrap(), own);
 
-    // A reboot takes the links, and the server is up before attachd.
+    // A reboot removes the links, and the server is up before attachd.
     host.attachd.terminate().unwrap();
     host.server().restart().unwrap();
     assert_eq!(go(&volume), REP_ACK, "the control");
@@ -361,7 +362,7 @@ fn sections_that_outlive_a_reboot_serve_nothing_unproven() {
     host.bytes_are_right(&volume, &disk);
 }
 
-/// One bad file must not cost what is served, and nothing is signalled into it.
+/// One bad file must not affect what is served, and the server is not signalled while it is there.
 #[test]
 fn a_bad_file_of_somebody_else_stops_new_exports_alone_until_it_is_put_right() {
     let host = Host::signalled();
@@ -430,7 +431,7 @@ fn a_section_or_a_link_that_was_taken_away_is_made_again_by_a_resync() {
     }
 }
 
-/// A server that has read it serves what it leads to, whatever stands in its place later.
+/// A server that has read the section serves its path, whatever attachd writes into the file later.
 #[test]
 fn a_section_that_somebody_changed_is_told_and_left_alone_and_its_volume_waits_for_a_restart() {
     let mut host = Host::signalled();
@@ -457,7 +458,7 @@ fn a_section_that_somebody_changed_is_told_and_left_alone_and_its_volume_waits_f
 fn a_server_that_is_killed_is_reported_and_its_exports_are_proven_again_when_it_is_back() {
     let mut host = Host::signalled();
     let (volume, disk) = host.served();
-    // What it remembers, and nobody wants.
+    // An export that the server remembers and that is not wanted.
     let (gone, _its) = host.served();
     withdraw(&host.api, &gone);
     let stale = host.checked(&gone);
@@ -467,7 +468,7 @@ fn a_server_that_is_killed_is_reported_and_its_exports_are_proven_again_when_it_
     host.server().kill().unwrap();
     let shown = host.api.wait_volume(&volume.id, "exporting", SOON).unwrap();
     assert_eq!(shown["reason"]["code"], "BACKEND_DOWN");
-    // A disk that comes meanwhile waits for it.
+    // A disk that comes in the meantime waits for the server.
     let late = host.lab.volume();
     intend(&host.api, &late);
     let mut its = host.lab.disk(&late.serial, MIB).unwrap();
@@ -487,7 +488,7 @@ fn a_pid_file_that_is_stale_or_leads_to_another_process_is_no_server_and_nobody_
     let (volume, _disk) = host.served();
     host.server().kill().unwrap();
     wait(&host.api, &volume, "exporting");
-    // The number of this very test, which SIGHUP would end.
+    // The pid of this very test, which SIGHUP would end.
     fs::write(PID_FILE, format!("{}\n", std::process::id())).unwrap();
     let told = wait_problem(&host.api, "BACKEND_DOWN", true);
     let begun = Instant::now();
@@ -516,7 +517,7 @@ fn a_main_file_that_is_gone_is_told_and_nothing_is_signalled_until_it_is_back() 
     wait(&host.api, &volume, "ready");
 }
 
-/// The server reads everything when it starts, but who wrote while it started cannot know that.
+/// The server reads everything when it starts, but attachd, which wrote during the start, cannot know that.
 #[test]
 fn a_server_that_dies_between_a_file_and_its_signal_serves_it_when_it_is_back() {
     let mut host = Host::signalled();
@@ -581,7 +582,7 @@ fn a_full_disk_stops_new_exports_alone_and_revoking_works_on_it() {
     host.bytes_are_right(&volume, &disk);
 }
 
-/// Set when it is dropped.
+/// A flag that is set when this is dropped.
 #[derive(Default)]
 struct Stop(Arc<AtomicBool>);
 
@@ -591,7 +592,8 @@ impl Drop for Stop {
     }
 }
 
-/// 200 publish and revoke cycles, a thousand signals, and a thousand more changes that the server is told of meanwhile.
+/// 200 cycles of publish and revoke, a thousand signals, and in the meantime a thousand more changes that the server
+/// is signalled for.
 #[test]
 fn a_client_that_copies_from_a_neighbour_is_never_disturbed() {
     let mut host = Host::signalled();
@@ -612,7 +614,7 @@ fn a_client_that_copies_from_a_neighbour_is_never_disturbed() {
             }
             copies
         });
-        // Also when something below fails: the scope waits for the copier.
+        // The flag is set even if something below fails, because the scope waits for the copier.
         let stop = stop;
         for _ in 0..200 {
             withdraw(&host.api, &volume);
@@ -624,7 +626,7 @@ fn a_client_that_copies_from_a_neighbour_is_never_disturbed() {
         for _ in 0..1000 {
             server.reload().unwrap();
         }
-        // A thousand volumes announced: each has the server told, as many as wait at one time at once.
+        // A thousand announced volumes: each needs a signal, and one signal serves all that wait.
         for _ in 0..1000 {
             intend(&host.api, &host.lab.volume());
         }

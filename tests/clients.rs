@@ -1,5 +1,5 @@
-//! What a client of the API may take: one that reads nothing, sends too much, hangs up or comes in great numbers takes
-//! nothing from the others.
+//! The limits of one client of the API. A client that reads nothing, sends too much, hangs up or opens many
+//! connections does not affect other users.
 #![allow(clippy::unwrap_used, reason = "a test's panic is its failure")]
 
 mod common;
@@ -19,7 +19,7 @@ use serde_json::{Value, json};
 const SOMEBODY: u32 = 60_001;
 const SOMEBODY_ELSE: u32 = 60_002;
 
-/// A user's connections, and its requests that wait.
+/// A user's share of connections, and of requests that wait.
 const CONNECTIONS: usize = 128;
 const WAITING: usize = 64;
 
@@ -36,7 +36,7 @@ fn ask(api: &Api, method: &str, path: &str) -> UnixStream {
     stream
 }
 
-/// What comes until the daemon hangs up.
+/// Returns what is received until the daemon closes the connection.
 fn rest_of(mut stream: UnixStream) -> Vec<u8> {
     let mut answer = Vec::new();
     let _ = stream.read_to_end(&mut answer);
@@ -49,7 +49,7 @@ fn hung_up(stream: &UnixStream) -> bool {
     poll[0].revents().contains(PollFlags::RDHUP)
 }
 
-/// Status, and code of the refusal.
+/// Returns the status and the code of an error response.
 fn refusal(answer: &[u8]) -> (String, Value) {
     let text = String::from_utf8_lossy(answer);
     let (head, body) = text.split_once("\r\n\r\n").unwrap_or((&text, ""));
@@ -57,7 +57,7 @@ fn refusal(answer: &[u8]) -> (String, Value) {
     (status, serde_json::from_str::<Value>(body).unwrap_or_default()["code"].clone())
 }
 
-/// Many intents, so that a list of them is long.
+/// Adds many intents, so that a list of them is long.
 fn fill(api: &Api, count: usize) {
     std::thread::scope(|scope| {
         for _ in 0..8 {
@@ -66,7 +66,7 @@ fn fill(api: &Api, count: usize) {
     });
 }
 
-/// Invariant 15: answers that are not taken cost little memory, and time of their own user only.
+/// Invariant 15: answers that are not read cost little memory and delay only their own user.
 #[test]
 fn readers_that_never_read_keep_nobody_else_waiting_and_are_cut() {
     let (_lab, attachd, api) = up();
@@ -75,7 +75,7 @@ fn readers_that_never_read_keep_nobody_else_waiting_and_are_cut() {
     let before = resident_kib(&attachd);
     let deaf: Vec<_> = (0..CONNECTIONS).map(|_| ask(&api.by(SOMEBODY), "GET", "/api/v1/volumes")).collect();
     let begun = Instant::now();
-    // Two answers are offered, which is this user's share; both are longer than what the kernel keeps for a reader.
+    // Two answers are offered, which is this user's share. Both are longer than the kernel's buffer.
     for path in ["/api/v1/health", "/api/v1/volumes", "/api/v1/volumes"] {
         api.get(path).unwrap().expect(200).unwrap();
         api.by(SOMEBODY_ELSE).get(path).unwrap().expect(200).unwrap();
@@ -90,7 +90,7 @@ fn readers_that_never_read_keep_nobody_else_waiting_and_are_cut() {
         "{grown} KiB, and all the answers have {} KiB",
         CONNECTIONS * length / 1024
     );
-    // The third is served when one of the first two is cut, and they cannot be cut if they are read.
+    // The third request is served when one of the first two is disconnected, and these cannot be if they are read.
     let mut deaf = deaf.into_iter();
     let (first, second, mut third) = (deaf.next().unwrap(), deaf.next().unwrap(), deaf.next().unwrap());
     let mut status = [0; 12];
@@ -105,7 +105,8 @@ fn readers_that_never_read_keep_nobody_else_waiting_and_are_cut() {
 fn a_user_with_its_share_of_connections_waits_or_is_told_so_and_others_are_served() {
     let (_lab, _attachd, api) = up();
     let somebody = api.by(SOMEBODY);
-    // Connections are taken in order. The first half is idle, which is allowed for ten seconds: this is done in fewer.
+    // Connections are accepted in order. The first half is idle, which is allowed for ten seconds; this test takes
+    // less.
     let mut idle = somebody.connections(2 * CONNECTIONS, SOON).unwrap();
     let mut waiting = idle.split_off(CONNECTIONS);
     waiting[0].write_all(b"GET /api/v1/health HTTP/1.1\r\nHost: x\r\n\r\n").unwrap();
@@ -117,7 +118,7 @@ fn a_user_with_its_share_of_connections_waits_or_is_told_so_and_others_are_serve
     }
     let nothing_yet = lab::watch::readable(&[waiting[0].as_fd()], Duration::ZERO).unwrap();
     assert!(!nothing_yet, "the control: it has no place yet");
-    // Who waits is served as soon as one of its user's places is free, in order.
+    // A waiting connection is served as soon as one of its user's slots is free, in order.
     drop(idle.pop());
     let mut status = [0; 12];
     waiting[0].read_exact(&mut status).unwrap();
@@ -136,7 +137,7 @@ fn a_user_with_its_share_of_waiting_requests_leaves_places_for_others() {
     let _root = api.events().unwrap();
 }
 
-/// hyper sees the end of a connection only behind everything that was sent before it.
+/// hyper notices the end of a connection only after it has read everything that was sent before.
 #[test]
 fn a_client_that_waits_and_hangs_up_gives_its_place_back_whatever_it_has_sent() {
     let (lab, _attachd, api) = up();
@@ -151,7 +152,7 @@ fn a_client_that_waits_and_hangs_up_gives_its_place_back_whatever_it_has_sent() 
                 stream
             })
             .collect();
-        // Connections are taken in order: those before this one are inside.
+        // Connections are accepted in order, so all earlier ones have their slots.
         assert_eq!(somebody.get("/api/v1/events").unwrap().status, 503, "the control: its share is used up");
         drop(waiting);
         let begun = Instant::now();
@@ -161,7 +162,7 @@ fn a_client_that_waits_and_hangs_up_gives_its_place_back_whatever_it_has_sent() 
     }
 }
 
-/// Sends a request with a body, whole, and only then reads. None of it may fail.
+/// Sends a whole request with a body, and reads only after that. No write may fail.
 fn sent_whole(api: &Api, request: &str, body: &[u8]) -> (String, Value) {
     let mut stream = api.connect(SOON).unwrap();
     write!(stream, "{request} HTTP/1.1\r\nHost: x\r\nContent-Length: {}\r\nConnection: close\r\n\r\n", body.len())
@@ -184,7 +185,7 @@ fn who_sends_a_long_body_hears_the_refusal_and_not_a_broken_pipe() {
         assert_eq!(sent_whole(&api, request, &long), (status.to_owned(), json!(code)), "{request}");
     }
     assert!(resident_kib(&attachd) - before < 5 * 1024, "none of it is kept");
-    // The longest body that is taken at all; nobody here wants it.
+    // This is the longest body that is read at all, and these requests need none.
     for (request, status, code) in [
         ("POST /api/v1/nothing", "404", "NO_SUCH_ROUTE"),
         ("PUT /api/v1/intents", "405", "METHOD_NOT_ALLOWED"),
@@ -193,7 +194,7 @@ fn who_sends_a_long_body_hears_the_refusal_and_not_a_broken_pipe() {
     ] {
         assert_eq!(sent_whole(&api, request, &long[..64 * 1024]), (status.to_owned(), json!(code)), "{request}");
     }
-    // A client that says first how much it has is told before it sends anything.
+    // A client that announces its size first is refused before it sends the body.
     let mut stream = api.connect(SOON).unwrap();
     write!(
         stream,
@@ -227,7 +228,7 @@ fn what_the_parser_of_http_refuses_has_a_code_and_a_sentence_as_everything_else(
         (format!("{ok}X : a\r\n\r\n"), "400", "BAD_HTTP"),
         (format!("{ok}X: {}\r\n\r\n", "x".repeat(100_000)), "431", "HEAD_TOO_LARGE"),
         (format!("{ok}{}\r\n", "X-A: b\r\n".repeat(200)), "431", "HEAD_TOO_LARGE"),
-        // After an answer on the same connection, too.
+        // The same after an answer on the same connection.
         (format!("{ok}\r\n{ok}X : a\r\n\r\n"), "200", ""),
     ] {
         let answers = api.raw(request.as_bytes(), SOON).unwrap();
@@ -240,7 +241,7 @@ fn what_the_parser_of_http_refuses_has_a_code_and_a_sentence_as_everything_else(
             assert_eq!(refusal(last), (status.to_owned(), json!(code)), "{shown}");
         }
     }
-    // Two requests that are right: what is written is left as it is.
+    // For two correct requests the response is unchanged.
     let mut stream = BufReader::new(ask(&api, "GET", "/api/v1/health"));
     let mut line = String::new();
     stream.read_line(&mut line).unwrap();
@@ -270,11 +271,11 @@ fn nobody_has_more_intents_than_may_be_and_a_withdrawn_one_makes_room() {
     intend(&api, &lab.volume());
     too_many(&api, 4);
     withdraw(&api, &other);
-    // Asked for again, and known: that is no new one.
+    // The same intent again is known, so it does not count as a new one.
     let again = somebody.post("/api/v1/intents", &json!({ "volume_id": first.id })).unwrap();
     assert_eq!(again.status, 200, "{}", again.text);
     too_many(&somebody, 2);
-    // What is on record counts after a restart.
+    // Intents on record count after a restart too.
     attachd.terminate().unwrap();
     let _attachd = start(&lab);
     too_many(&somebody, 2);
@@ -284,11 +285,11 @@ fn nobody_has_more_intents_than_may_be_and_a_withdrawn_one_makes_room() {
     too_many(&api, 4);
 }
 
-/// However many pages it has, none is left out, none comes twice, and all are in order.
+/// In a list of any number of pages, each volume appears exactly once and in order.
 #[test]
 fn a_long_list_has_every_volume_once_in_order_also_while_others_come_and_go() {
     let (lab, _attachd, api) = up();
-    // One page is 64: this is one more than two of them.
+    // A page has 64 volumes: this is one more than two pages.
     let mut ids: Vec<String> = (0..129).map(|_| lab.volume().id).collect();
     let intend = |id: &str| api.post("/api/v1/intents", &json!({ "volume_id": id })).unwrap().expect(201).unwrap();
     let listed = |what: &str| -> Vec<String> {

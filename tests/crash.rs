@@ -1,4 +1,4 @@
-//! Killed at every step, restarted, and the end is the same (invariant 2; DESIGN: doing is idempotent).
+//! Kills the daemon at every step and restarts it: the end is the same (invariant 2).
 #![allow(clippy::unwrap_used, reason = "a test's panic is its failure")]
 
 mod common;
@@ -21,24 +21,24 @@ const EFFECTS: &str = "/run/attachd/effects";
 const CLAIMS: &str = "/var/lib/attachd/claims";
 const EXPORTS: &str = "/run/attachd/exports";
 
-/// Who serves.
+/// The NBD server.
 #[derive(Clone, Copy, PartialEq)]
 enum Kind {
     Nbdkit,
-    /// nbd-server, told by a signal.
+    /// nbd-server in signal mode.
     NbdServer,
 }
 
-/// A lab with a daemon that may die at any moment; every step is repeated after a restart until it is through, as a
-/// caller who got no answer would repeat it.
+/// A lab with a daemon that may die at any moment. Each step is repeated after a restart until it succeeds, as a
+/// caller without an answer would repeat it.
 struct Story {
     attachd: Attachd,
     deaths: u32,
-    /// What was answered with success must be there after a restart.
+    /// Volumes that were accepted and must be there after a restart.
     answered: Vec<Volume>,
-    /// What is sealed must not be served, whatever happens.
+    /// Volumes that are sealed and must never be served.
     sealed: Vec<Volume>,
-    /// Points passed before the part of the story that is looked at.
+    /// The number of points passed before the part of the story that is examined.
     before: usize,
     _nbd_server: Option<(NbdServer, Helper)>,
     lab: Lab,
@@ -60,7 +60,7 @@ impl Story {
         let mut options = AttachdOptions::default();
         options.env.push(("ATTACHD_EFFECT_LOG".into(), EFFECTS.into()));
         options.env.extend(kill_at.map(|point| ("ATTACHD_KILL_AT".into(), point.into())));
-        // It may be killed before it answers for the first time.
+        // The daemon may be killed before its first answer.
         let (attachd, deaths) = match lab.attachd_start(bin(), &options) {
             Err(error) if kill_at.is_some() && error.to_string().contains("SIGKILL") => (start(&lab), 1),
             started => (started.unwrap(), 0),
@@ -76,7 +76,7 @@ impl Story {
                 Ok(value) => return value,
                 Err(error) => error,
             };
-            // Either it is dead, or it has answered something it should not have.
+            // Either the daemon is dead, or its answer is wrong.
             self.attachd
                 .wait_exit(SOON)
                 .unwrap_or_else(|_| panic!("{what}: {error:#}\n{}", self.attachd.stderr_text()));
@@ -110,13 +110,13 @@ impl Story {
         self.answered.retain(|answered| answered != volume);
         self.step("withdraw", |api| {
             let reply = api.delete(&format!("/api/v1/intents/{}", volume.id))?;
-            // 404: the answer to the first try was lost with the daemon.
+            // 404: the answer to the first attempt was lost with the daemon.
             anyhow::ensure!(matches!(reply.status, 200 | 404), "{}", reply.text);
             Ok(())
         });
     }
 
-    /// `call`: seal, unseal or release, by an operation of the volume's own.
+    /// Calls seal, unseal or release, with an operation of the volume's own.
     fn operate(&mut self, call: &'static str, volume: &Volume) {
         let operation = &volume.id;
         if call == "unseal" {
@@ -157,7 +157,7 @@ impl Story {
         self.wait(volume, "lost");
     }
 
-    /// One served and withdrawn, one whose disk was pulled and is back.
+    /// Serves and withdraws one volume, and serves one whose disk is pulled and comes back.
     fn come_and_go(&mut self) -> [(Volume, Disk); 2] {
         let gone = self.serve();
         self.withdraw(&gone.0);
@@ -168,14 +168,14 @@ impl Story {
         [gone, (back, disk)]
     }
 
-    /// Comes to rest and is stopped. What nobody waits for (where a volume stands, the projection) is written after it was
-    /// told, so the daemon may die of that also while it is asked to stop: then it has to finish in another life.
+    /// Waits until these volumes rest, and stops the daemon. Writes that nobody waits for (state, projection) follow
+    /// an answer, so the daemon may die at such a write even while it stops. Then it must finish in another run.
     fn stop(&mut self, rests: &[(&Volume, &str)]) {
         for _ in 0..5 {
             for (volume, state) in rests {
                 self.wait(volume, state);
             }
-            // When it is dead already, there is nobody to be told.
+            // If the daemon is dead already, the signal fails.
             let _ = self.attachd.signal(Signal::TERM);
             let status = self.attachd.wait_exit(SOON).unwrap();
             if status.success() {
@@ -188,7 +188,8 @@ impl Story {
         panic!("the daemon dies again and again\n{}", self.attachd.stderr_text());
     }
 
-    /// Everything durable and visible once these rest, with the volumes under their names in the story.
+    /// Returns everything durable and visible once these volumes rest, with their names in the story instead of their
+    /// ids.
     fn end(mut self, rests: &[(&Volume, &str)], names: &[(&Volume, &str)]) -> (String, u32) {
         self.stop(rests);
         let mut end = String::new();
@@ -214,7 +215,7 @@ impl Story {
         for (volume, name) in names {
             end = end.replace(&volume.id, name).replace(&volume.serial, &format!("{name}-serial"));
         }
-        // Ids are random, so rows come in any order.
+        // Ids are random, so the order of rows is too.
         let mut lines: Vec<&str> = end.lines().collect();
         lines.sort_unstable();
         (lines.join("\n"), self.deaths)
@@ -229,7 +230,8 @@ fn listing(folder: &str) -> BTreeMap<String, String> {
     entries.map(|path| (path.file_name().unwrap().to_str().unwrap().to_owned(), read(&path))).collect()
 }
 
-/// A little of everything: an intent served, one withdrawn, a disk pulled, one pulled and back, one still waited for.
+/// A story with some of everything: one volume served, one withdrawn, one whose disk is pulled, one whose disk is
+/// pulled and comes back, and one that waits.
 fn tell(kill_at: Option<&str>) -> (String, u32, Vec<String>) {
     let mut story = Story::begin(Kind::Nbdkit, kill_at);
     story.step("start", |api| api.get("/api/v1/health").map(drop));
@@ -243,7 +245,8 @@ fn tell(kill_at: Option<&str>) -> (String, u32, Vec<String>) {
     told_of(story, &rests, &names)
 }
 
-/// What is special with nbd-server: an intent waited for, one served and withdrawn, a disk pulled and back.
+/// The special cases of nbd-server: one volume waits, one is served and withdrawn, and one disk is pulled and comes
+/// back.
 fn tell_of_nbd_server(kill_at: Option<&str>) -> (String, u32, Vec<String>) {
     let mut story = Story::begin(Kind::NbdServer, kill_at);
     story.step("start", |api| api.get("/api/v1/health").map(drop));
@@ -253,7 +256,7 @@ fn tell_of_nbd_server(kill_at: Option<&str>) -> (String, u32, Vec<String>) {
     told_of(story, &rests, &[(&waiting, "waiting"), (&gone, "gone"), (&back, "back")])
 }
 
-/// Sealed by operations: one that stays so, one that is given back, one that is released.
+/// Three sealed volumes: one stays sealed, one is unsealed, one is released.
 fn tell_of_seals(kill_at: Option<&str>) -> (String, u32, Vec<String>) {
     let mut story = Story::begin(Kind::Nbdkit, kill_at);
     story.step("start", |api| api.get("/api/v1/health").map(drop));
@@ -269,7 +272,7 @@ fn tell_of_seals(kill_at: Option<&str>) -> (String, u32, Vec<String>) {
     told_of(story, &rests, &[(&kept, "kept"), (&given, "given"), (&gone, "gone")])
 }
 
-/// The end of a story, how often the daemon was killed, and the points it has passed.
+/// Returns the end of a story, how often the daemon was killed, and the points it passed.
 fn told_of(story: Story, rests: &[(&Volume, &str)], names: &[(&Volume, &str)]) -> (String, u32, Vec<String>) {
     let before = story.before;
     let (end, deaths) = story.end(rests, names);
@@ -279,14 +282,14 @@ fn told_of(story: Story, rests: &[(&Volume, &str)], names: &[(&Volume, &str)]) -
 
 type Tell = fn(Option<&str>) -> (String, u32, Vec<String>);
 
-/// Each lab wants a thread of its own.
+/// Tells a story in a thread of its own, because each lab needs one.
 fn told(tell: Tell, kill_at: Option<String>) -> (String, u32, Vec<String>) {
     let point = kill_at.clone();
     let story = std::thread::spawn(move || tell(kill_at.as_deref()));
     story.join().unwrap_or_else(|_| panic!("the story above, killed at {point:?}, did not come to its end"))
 }
 
-/// Kills at every point of the story that concerns, and compares the ends.
+/// Kills at every point of the story that `concerns` selects, and compares the ends.
 fn killed_at_each_point(tell: Tell, concerns: impl Fn(&str) -> bool, names: &[&str]) {
     let (end, deaths, passed) = told(tell, None);
     println!("the undisturbed end:\n{end}\n");
@@ -328,7 +331,7 @@ fn killed_before_and_after_every_effect_the_end_is_the_same() {
     killed_at_each_point(tell, |_| true, &names);
 }
 
-/// Invariant 16. Their steps are in the end that is compared, too.
+/// Invariant 16. The compared end contains the story steps too.
 #[test]
 fn killed_before_and_after_every_effect_what_is_sealed_is_not_served_and_no_step_of_it_is_lost() {
     let names = [
@@ -354,7 +357,7 @@ fn killed_before_and_after_every_change_to_nbd_servers_files_the_end_is_the_same
     killed_at_each_point(tell_of_nbd_server, concerns, &names);
 }
 
-/// As after an upgrade to an attachd that writes its files in other words.
+/// As after an upgrade to an attachd that writes its sections in another way.
 #[test]
 fn a_served_export_whose_section_is_written_in_other_words_is_written_anew_and_served() {
     let lab = Lab::new();
@@ -371,7 +374,7 @@ fn a_served_export_whose_section_is_written_in_other_words_is_written_anew_and_s
     assert_eq!(fs::read_to_string(&section).unwrap(), ours);
 }
 
-/// Nobody knows what is published then; what may be is taken away by its name.
+/// At that start attachd does not know what is published. The possible export is removed by its name.
 #[test]
 fn an_export_that_cannot_be_listed_at_the_start_is_taken_away_when_its_disk_is_gone() {
     let (lab, mut attachd, api) = up();
@@ -385,7 +388,7 @@ fn an_export_that_cannot_be_listed_at_the_start_is_taken_away_when_its_disk_is_g
     assert!(fs::symlink_metadata(link).is_err(), "it is still offered");
 }
 
-/// Invariant 2: what was answered survives a death the moment the answer is out.
+/// Invariant 2: an accepted intent survives a death right after the answer.
 #[test]
 fn an_answered_intent_survives_the_death_right_after_its_answer() {
     let (lab, mut attachd, api) = up();
@@ -420,7 +423,7 @@ fn the_row_and_the_claim_are_synced_before_the_answer() {
         let mut at = from + found.unwrap_or_else(|| panic!("no {what} after line {from} of\n{text}"));
         let begun = text.lines().nth(at).unwrap();
         if begun.contains("<unfinished") {
-            // Another thread's call was printed in between: what counts is the line that says it is done.
+            // Another thread's call was printed in between, so the line that reports the end of this call counts.
             let thread = begun.split_whitespace().next().unwrap();
             let resumed = |line: &str| line.starts_with(thread) && line.contains("resumed>");
             at += text.lines().skip(at).position(resumed).unwrap();
@@ -429,14 +432,14 @@ fn the_row_and_the_claim_are_synced_before_the_answer() {
         at
     };
     let row = after(0, "row in the log", &|line| line.contains("pwrite64") && line.contains("attachd.db-wal"));
-    // The intent's own: an earlier one belongs to the migration.
+    // This is the claim of the intent; an earlier sync belongs to the migration.
     let claim = after(row, "claim made", &|line| line.contains("openat") && line.contains(&volume.serial));
     let synced_row = text.lines().take(claim).collect::<Vec<_>>();
     let last_write =
         synced_row.iter().rposition(|line| line.contains("pwrite64") && line.contains("attachd.db-wal")).unwrap();
     let synced = after(last_write, "row synced", &|line| line.contains("sync(") && line.contains("attachd.db-wal"));
     assert!(synced < claim, "the row is synced before the claim is made");
-    // Its name is what udev's rules test for: names are the folder's.
+    // udev's rules test for the name, and the folder's sync makes names durable.
     let folder = after(claim, "folder synced", &|line| line.contains("fsync(") && line.contains("/claims>"));
     let answer = after(0, "answer", &|line| line.contains("HTTP/1.1 201"));
     assert!(folder < answer, "the claim's folder is synced before the answer");

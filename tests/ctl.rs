@@ -18,7 +18,7 @@ fn program() -> &'static Path {
     Path::new(env!("CARGO_BIN_EXE_attachctl"))
 }
 
-/// What attachctl did.
+/// The result of a run of attachctl.
 struct Ran {
     status: Option<i32>,
     out: String,
@@ -31,21 +31,21 @@ impl Ran {
         Self { status: output.status.code(), out: text(&output.stdout), err: text(&output.stderr) }
     }
 
-    /// The output, when the exit status is the expected one.
+    /// Returns the result if the exit status is the expected one.
     fn expect(self, status: i32) -> Self {
         assert_eq!(self.status, Some(status), "stdout:\n{}stderr:\n{}", self.out, self.err);
         assert!(!self.err.contains("panicked"), "{}", self.err);
         self
     }
 
-    /// The result as JSON.
+    /// Returns the output as JSON.
     fn json(self) -> Value {
         let Ran { out, err, .. } = self.expect(0);
         assert_eq!((out.lines().count(), err.as_str()), (1, ""), "{out}");
         serde_json::from_str(&out).unwrap()
     }
 
-    /// The error as JSON; standard output stays empty.
+    /// Returns the error as JSON; standard output must be empty.
     fn json_error(self, status: i32) -> Value {
         let Ran { out, err, .. } = self.expect(status);
         assert_eq!((out.as_str(), err.lines().count()), ("", 1), "{err}");
@@ -57,7 +57,7 @@ fn ctl(arguments: &[&str]) -> Ran {
     Ran::of(&Command::new(program()).args(arguments).stdin(Stdio::null()).output().unwrap())
 }
 
-/// attachctl in the background, with its first lines still to be read.
+/// attachctl in the background, with its first lines not read yet.
 struct Running {
     child: Child,
     out: BufReader<std::process::ChildStdout>,
@@ -90,7 +90,7 @@ impl Running {
     }
 }
 
-/// The words of a progress line after its time.
+/// Returns the words of a progress line after the time.
 fn step(line: &str) -> Vec<&str> {
     line.split_whitespace().skip(2).collect()
 }
@@ -114,7 +114,7 @@ fn add_with_wait_shows_every_step_as_it_happens_and_ends_when_the_volume_is_read
     }
     assert_eq!(step(steps.last().unwrap())[..2], ["ready", "ready"]);
 
-    // The same again: nothing to wait for.
+    // The same again has nothing to wait for.
     let again = ctl(&["intent", "add", &volume.id, "--wait"]).expect(0);
     assert!(again.out.contains("accepted before: ready") && again.out.contains("is ready: nbd://"), "{}", again.out);
     let json = ctl(&["--json", "intent", "add", &volume.id, "--wait"]).json();
@@ -306,7 +306,7 @@ fn events_are_followed_until_ctrl_c_or_the_end_of_attachd() {
     assert!(ended.err.contains("STREAM_ENDED"), "{}", ended.err);
 }
 
-/// Nothing says when a listener has begun to listen, so something is made to happen until both have heard of it.
+/// No event reports that a listener has subscribed, so `happen` is repeated until both have a line.
 fn first_lines(one: &mut Running, other: &mut Running, happen: impl Fn()) -> (String, String) {
     std::thread::scope(|scope| {
         let (one, other) = (scope.spawn(|| one.line()), scope.spawn(|| other.line()));
@@ -358,7 +358,7 @@ fn a_configuration_is_checked_as_the_daemon_does_it() {
     std::fs::write(path, CONFIG).unwrap();
     assert_eq!(ctl(&["check-config", "--config", path]).expect(0).out, format!("{path}: valid\n"));
     assert_eq!(ctl(&["--json", "check-config", "--config", path]).json()["valid"], true);
-    // Without --config: the usual place, where a missing file counts as empty.
+    // Without --config it reads the default path, where a missing file counts as empty.
     ctl(&["check-config"]).expect(0);
 }
 
@@ -394,7 +394,7 @@ fn a_forced_withdrawal_names_the_clients_and_says_whether_these_are_only_candida
     assert_eq!(forced.lines().filter(|line| line.starts_with("  127.0.0.1:")).count(), 2, "{forced}");
 }
 
-/// Answers each request with what this makes of attachd's own answer.
+/// Serves a socket that answers with attachd's own answers, changed by `alter`.
 fn altered(lab: &lab::Lab, attachd: &lab::Api, alter: impl Fn(&mut Value) + Send + 'static) -> String {
     let (socket, attachd) = (lab.dir().join("altered.sock"), attachd.clone());
     let listener = UnixListener::bind(&socket).unwrap();
@@ -433,7 +433,7 @@ fn a_field_that_attachd_names_otherwise_is_never_shown_as_nothing_and_one_more_i
         let told = ran(if listed { &list } else { &show }).expect(1);
         assert_eq!(told.out, "");
         assert!(told.err.contains(&format!("`{name}`")) && told.err.ends_with("code: BAD_ANSWER\n"), "{}", told.err);
-        // For programs it is as attachd said it.
+        // With --json the output is attachd's own text.
         if listed {
             let json = ran(&["--json", "list"]).expect(0).out;
             assert!(json.contains(&format!("new_{name}")), "{json}");

@@ -1,5 +1,5 @@
-//! The folders and files that attachd is pointed to: what is somebody else's is left alone, what is its own is watched, and
-//! what others put there keeps it from nothing.
+//! The folders and files that attachd is pointed to. Foreign files are left alone, attachd's own are watched, and
+//! nothing that others put there stops attachd.
 #![allow(clippy::unwrap_used, reason = "a test's panic is its failure")]
 
 mod common;
@@ -27,7 +27,7 @@ fn names(folder: &str) -> Vec<String> {
     names
 }
 
-/// A folder of attachd's, as the package makes them.
+/// Makes a folder as the package makes attachd's folders.
 fn folder(path: &str) {
     fs::create_dir(path).unwrap();
     fs::set_permissions(path, fs::Permissions::from_mode(0o755)).unwrap();
@@ -42,7 +42,7 @@ fn problem(api: &Api, code: &str) -> Option<Value> {
     health(api)["problems"].as_array().unwrap().iter().find(|problem| problem["code"] == code).cloned()
 }
 
-/// Waits until health has a problem, or has it no more. Nothing tells of a change in health.
+/// Waits until health has or no longer has a problem. No event reports a change in health.
 fn wait_problem(api: &Api, code: &str, there: bool) -> Value {
     let begun = Instant::now();
     loop {
@@ -55,19 +55,19 @@ fn wait_problem(api: &Api, code: &str, there: bool) -> Value {
     }
 }
 
-/// Whether `attachctl exports` is content.
+/// Returns whether `attachctl exports` succeeds.
 fn ctl_exports() -> bool {
     let output = Command::new(env!("CARGO_BIN_EXE_attachctl")).arg("exports").output().unwrap();
     output.status.success()
 }
 
-/// What `check-config` says, and whether it is content.
+/// Returns whether `check-config` succeeds, and its messages.
 fn check_config() -> (bool, String) {
     let output = Command::new(bin()).arg("check-config").output().unwrap();
     (output.status.success(), String::from_utf8_lossy(&output.stderr).into_owned())
 }
 
-/// Invariant 12. Everything in a folder that a setting names was deleted at the start.
+/// Invariant 12. At the start attachd must not delete the files in a folder that a setting names.
 #[test]
 fn a_setting_that_names_a_folder_of_other_things_is_refused_and_they_stay() {
     let (lab, mut attachd, api) = up();
@@ -118,7 +118,7 @@ fn a_setting_that_names_a_folder_of_other_things_is_refused_and_they_stay() {
     assert_eq!(before, after);
     assert_eq!(fs::read_to_string(file).unwrap(), "to somebody");
 
-    // The controls: an empty folder of its own is taken, and the store was not touched.
+    // The controls: an empty folder of attachd's is accepted, and the store is unchanged.
     folder("/var/lib/attachd/mine");
     lab.attachd_config(&format!("{CONFIG}[store]\nclaims = \"/var/lib/attachd/mine\"\n")).unwrap();
     assert_eq!(check_config(), (true, String::new()));
@@ -127,7 +127,7 @@ fn a_setting_that_names_a_folder_of_other_things_is_refused_and_they_stay() {
     assert_eq!(show(&attachd.api(), &volume)["state"], "waiting");
 }
 
-/// Invariant 12: by name and by kind.
+/// Invariant 12: only files with a claim's name and kind are touched.
 #[test]
 fn a_strangers_file_among_the_claims_is_told_and_left_alone_and_a_claim_nobody_wants_goes() {
     let (lab, mut attachd, api) = up();
@@ -154,7 +154,7 @@ fn a_strangers_file_among_the_claims_is_told_and_left_alone_and_a_claim_nobody_w
         lab.claim(&unwanted).unwrap();
         attachd = start(&lab);
     }
-    // A claim is not written through a link.
+    // A claim is not written through a symlink.
     let reply = api.post("/api/v1/intents", &json!({ "volume_id": link.id })).unwrap().expect(503).unwrap();
     assert_eq!(reply["code"], "CLAIMS_FOLDER");
     assert!(reply["error"].as_str().unwrap().contains("it is a link"), "{reply:#}");
@@ -163,7 +163,8 @@ fn a_strangers_file_among_the_claims_is_told_and_left_alone_and_a_claim_nobody_w
     intend(&api, &link);
 }
 
-/// A socket of somebody else's was removed, and its program was never asked again.
+/// attachd must not remove a socket at which another program listens, because nothing would reach that program any
+/// more.
 #[test]
 fn a_socket_that_somebody_else_answers_at_is_left_alone_and_a_dead_one_of_attachds_own_is_replaced() {
     let (lab, mut attachd, _api) = up();
@@ -181,7 +182,7 @@ fn a_socket_that_somebody_else_answers_at_is_left_alone_and_a_dead_one_of_attach
     start(&lab);
 }
 
-/// A volume, or a request, that waits for a step is not to wait for ever when the step's task panics.
+/// A volume or a request that waits for a step must not wait for ever if the step's task panics.
 #[test]
 fn a_step_whose_task_panics_comes_back_as_a_failure() {
     let lab = with_nbdkit();
@@ -211,7 +212,7 @@ fn a_step_whose_task_panics_comes_back_as_a_failure() {
     wait(&api, &volume, "ready");
     api.delete(&path).unwrap().expect(200).unwrap();
     assert_eq!(api.get(&path).unwrap().status, 404);
-    // Its claim was left, for that step panicked too.
+    // The claim was left, because that step panicked too.
     resync(&api);
     assert_eq!(names(CLAIMS), Vec::<String>::new());
     let said = attachd.stderr_text();
@@ -223,7 +224,7 @@ fn a_step_whose_task_panics_comes_back_as_a_failure() {
     }
 }
 
-/// D3 and A2: nobody asks for a resync, and nothing is made in what is not attachd's.
+/// Without a resync; and nothing is made in a folder that is not attachd's.
 #[test]
 fn a_folder_of_exports_that_is_gone_or_somebody_elses_is_said_at_once_and_heals_by_itself() {
     let (lab, _attachd, api) = up();
@@ -235,7 +236,7 @@ fn a_folder_of_exports_that_is_gone_or_somebody_elses_is_said_at_once_and_heals_
     let away = "/run/exports.away";
     let ways: [(&str, fn()); 4] = [
         ("is missing", || fs::rename(EXPORTS, "/run/exports.away").unwrap()),
-        // At one stroke: else it is missing in between, and that may be what is seen.
+        // The exchange is one step. Otherwise the folder would be missing in between, and the test could see that.
         ("it is a link, not a folder", || {
             symlink("/run/other", "/run/exports.away").unwrap();
             exchange("/run/exports.away", EXPORTS);
@@ -275,7 +276,7 @@ fn a_folder_of_exports_that_is_gone_or_somebody_elses_is_said_at_once_and_heals_
     }
 }
 
-/// A2, by device: a mount makes no event, so it takes the next look.
+/// A mount causes no event, so the next check notices it.
 #[test]
 fn nothing_is_made_in_what_is_mounted_over_the_folder_of_exports() {
     let (lab, _attachd, api) = up();
@@ -292,7 +293,7 @@ fn nothing_is_made_in_what_is_mounted_over_the_folder_of_exports() {
     assert_eq!(names(EXPORTS), [volume.export()]);
 }
 
-/// D4: nobody asks for a resync.
+/// Without a resync.
 #[test]
 fn a_link_that_is_removed_or_changed_by_hand_is_made_again_and_one_that_is_added_goes() {
     let (lab, _attachd, api) = up();
@@ -313,7 +314,7 @@ fn a_link_that_is_removed_or_changed_by_hand_is_made_again_and_one_that_is_added
         events.wait_for(|event| event["state"] == "ready", SOON).unwrap();
         lab.nbdcopy_equals(&volume.export(), disk.file()).unwrap();
     }
-    // One that attachd did not make, of no volume and of one that is not to be served.
+    // Links that attachd did not make: of an unknown volume, and of one that must not be served.
     let waiting = lab.volume();
     intend(&api, &waiting);
     for stray in [&lab.volume(), &waiting] {
@@ -325,14 +326,14 @@ fn a_link_that_is_removed_or_changed_by_hand_is_made_again_and_one_that_is_added
         }
     }
     assert_eq!(show(&api, &volume)["state"], "ready", "the control");
-    // What attachd does itself is no surprise to it.
+    // attachd's own changes are not reported as foreign.
     let before = show(&api, &volume);
     withdraw(&api, &waiting);
     assert_eq!(story(&before), story(&show(&api, &volume)));
     assert_eq!(story(&before).iter().filter(|step| *step == "vanished").count(), 3);
 }
 
-/// D3: nobody asks for a resync.
+/// Without a resync.
 #[test]
 fn claims_that_go_come_back_and_a_folder_of_claims_that_cannot_be_used_is_said_and_heals_by_itself() {
     let (lab, _attachd, api) = up();
@@ -348,11 +349,11 @@ fn claims_that_go_come_back_and_a_folder_of_claims_that_cannot_be_used_is_said_a
     };
     fs::remove_file(&claim).unwrap();
     back();
-    // Its folder above is attachd's: it makes it again.
+    // The parent folder is attachd's, so attachd makes the folder again.
     fs::rename(CLAIMS, "/var/lib/attachd/away").unwrap();
     back();
     assert!(problem(&api, "CLAIMS_FOLDER").is_none());
-    // In one step: where there is nothing for a moment, attachd makes a folder.
+    // The exchange is one step. While nothing is there, attachd would make a folder.
     let ways: [(&str, fn()); 3] = [
         ("it is a file, not a folder", || {
             fs::write("/var/lib/attachd/file", "").unwrap();
@@ -393,7 +394,7 @@ fn claims_that_go_come_back_and_a_folder_of_claims_that_cannot_be_used_is_said_a
     wait(&api, &volume, "ready");
 }
 
-/// D4, for the files that nbd-server reads.
+/// The same for the files that nbd-server reads.
 #[test]
 fn a_section_that_is_removed_by_hand_is_written_again() {
     let lab = lab::Lab::new();
@@ -420,7 +421,7 @@ fn a_section_that_is_removed_by_hand_is_written_again() {
     lab.nbdcopy_equals(&volume.export(), disk.file()).unwrap();
 }
 
-/// E. The daemon read all of it, on the one thread that must not wait, and waited for a fifo's writer for ever.
+/// The daemon must not block on a fifo in place of the pid file, nor read a file without an end.
 #[test]
 fn what_the_nbd_servers_user_puts_in_its_pid_files_place_keeps_the_daemon_from_nothing() {
     let (lab, attachd, api) = up();
@@ -454,7 +455,7 @@ fn what_the_nbd_servers_user_puts_in_its_pid_files_place_keeps_the_daemon_from_n
     assert!(memory() < before + 20_000, "{} KiB, before {before} KiB", memory());
 }
 
-/// E. Each listing compared each name with all others, on the one thread.
+/// A listing must not compare each name with all others on the runtime's thread.
 #[test]
 fn a_hundred_thousand_foreign_files_keep_nobody_waiting_and_are_counted() {
     let (lab, _attachd, api) = up();
@@ -474,7 +475,7 @@ fn a_hundred_thousand_foreign_files_keep_nobody_waiting_and_are_counted() {
             slowest = slowest.max(begun.elapsed());
         }
         asked.join().unwrap();
-        // On a machine with much else to do everything is slow; that is not waiting for the resync.
+        // On a busy machine everything is slow, which must not be taken for a wait for the resync.
         let all = begun.elapsed();
         assert!(slowest < Duration::from_millis(500).max(all / 2), "round {round}: {slowest:?} of {all:?}");
     }

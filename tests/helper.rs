@@ -1,4 +1,4 @@
-//! attachd-helper: what it does for attachd, and everything it refuses.
+//! attachd-helper: what it does for attachd, and every request that it refuses.
 #![allow(clippy::unwrap_used, reason = "a test's panic is its failure")]
 
 mod common;
@@ -25,7 +25,7 @@ const SOCKET: &str = "/run/attachd/helper.sock";
 const PID_FILE: &str = "/run/attachd-nbd-server/nbd-server.pid";
 const HOST_DISKS: &str = "/etc/attachd/host-disks";
 
-/// The helper as its units run it; its socket is held here, as systemd holds it.
+/// The helper as its units run it. The test holds its socket, as systemd does.
 struct Helper {
     socket: UnixListener,
     process: Proc,
@@ -35,7 +35,7 @@ struct Helper {
 impl Helper {
     fn start(lab: &Lab) -> Self {
         let socket = UnixListener::bind(SOCKET).unwrap();
-        // Open to all, so that what refuses a stranger is the helper.
+        // Every user may connect, so the helper itself must refuse other users.
         fs::set_permissions(SOCKET, fs::Permissions::from_mode(0o666)).unwrap();
         let log = lab.dir().join("helper.log");
         let process = activate(&socket, &log);
@@ -49,7 +49,7 @@ impl Helper {
 
 fn activate(socket: &UnixListener, log: &Path) -> Proc {
     let log = fs::File::options().create(true).append(true).open(log).unwrap();
-    // LISTEN_PID is the service's own pid: only something that becomes it can say it.
+    // LISTEN_PID must be the service's own pid, so the shell sets it and then becomes the service.
     let script = "LISTEN_PID=$$ LISTEN_FDS=1 exec setpriv --no-new-privs --inh-caps=-all \
         --bounding-set=-all,+sys_ptrace,+dac_read_search,+kill -- \"$0\" 3<&0 0</dev/null";
     let mut command = Command::new("sh");
@@ -58,7 +58,7 @@ fn activate(socket: &UnixListener, log: &Path) -> Proc {
     Proc::spawn("attachd-helper", &mut command).unwrap()
 }
 
-/// A request as attachd makes it.
+/// Sends a request as attachd does.
 fn ask(line: &str) -> Value {
     ask_as(ATTACHD.id, format!("{line}\n").as_bytes())
 }
@@ -67,7 +67,7 @@ fn ask_as(uid: u32, bytes: &[u8]) -> Value {
     as_user(uid, || exchange(bytes))
 }
 
-/// Runs this in a thread of another user: on Linux each thread has its own.
+/// Runs this in a thread of another user: on Linux each thread has its own user id.
 fn as_user<T: Send>(uid: u32, what: impl FnOnce() -> T + Send) -> T {
     let become_user = move || {
         let uid = rustix::process::Uid::from_raw(uid);
@@ -86,16 +86,16 @@ fn as_user<T: Send>(uid: u32, what: impl FnOnce() -> T + Send) -> T {
 
 fn exchange(bytes: &[u8]) -> Value {
     let mut stream = UnixStream::connect(SOCKET).unwrap();
-    // Longer than the helper reads: it may close before all is written.
+    // The request may be longer than the helper reads; then it closes the connection early.
     let _ = stream.write_all(bytes);
     receive(&mut stream)
 }
 
-/// The one line of the answer, and nothing after it.
+/// Returns the answer, which must be one line and nothing more.
 fn receive(stream: &mut UnixStream) -> Value {
     stream.set_read_timeout(Some(SOON)).unwrap();
     let mut answer = Vec::new();
-    // What the helper did not read of the request resets the connection, after the answer.
+    // Unread bytes of the request reset the connection after the answer.
     let _ = stream.read_to_end(&mut answer);
     let text = String::from_utf8(answer).unwrap();
     serde_json::from_str(text.strip_suffix('\n').unwrap_or_else(|| panic!("not a line: {text:?}"))).unwrap()
@@ -110,7 +110,7 @@ fn number(disk: &Disk) -> String {
     format!("{major}:{minor}")
 }
 
-/// Asks for a retrigger and returns when udevd is done with the disks.
+/// Asks for a retrigger and returns when udevd has finished with the disks.
 fn retriggered(lab: &Lab, disks: &[&Disk]) {
     let ear = lab.bare_listener().unwrap();
     let answer = ask(&format!("retrigger {}", disks[0].serial()));
@@ -143,7 +143,7 @@ fn a_disk_claimed_late_is_marked_and_gets_its_old_group_back_when_the_claim_is_g
     lab.unclaim(disk.serial()).unwrap();
     retriggered(&lab, &[&disk]);
     assert_eq!(group(&disk), old);
-    // It is nobody's business any more.
+    // The claim is gone, so a retrigger is refused.
     assert_eq!(ask(&format!("retrigger {}", disk.serial()))["code"], "NOT_CLAIMED");
     let story = helper.log_text();
     let done = format!("uid {} pid {} asked \"retrigger {}\"", ATTACHD.id, std::process::id(), disk.serial());
@@ -260,8 +260,8 @@ fn the_client_of_an_export_is_named_and_candidates_are_told_from_certainty() {
     assert_eq!(ask("holders 1:3")["code"], "NOT_OPEN", "a number no disk has");
 }
 
-/// Every NBD server's process counts: one that outlived its main process has no pid file, and still has its client.
-/// attachd proves exports by connecting as any client does.
+/// Every process of an NBD server counts: one that outlived its main process has no pid file and still has its
+/// client. attachd proves exports by connecting as any client does.
 #[test]
 fn the_handshakes_of_attachd_are_nobodys_clients() {
     let mut lab = Lab::new();
@@ -293,12 +293,12 @@ fn an_nbd_server_without_a_pid_file_is_seen_holding_a_disk() {
     assert_eq!(ask(&format!("holders {}", number(&disk)))["code"], "NOT_OPEN");
 }
 
-/// What `exclusive` says of a disk.
+/// Returns the helper's answer to `exclusive` for a disk.
 fn exclusive(disk: &Disk) -> Value {
     ask(&format!("exclusive {} {}", number(disk), disk.serial()))
 }
 
-/// A disk that is claimed and marked.
+/// Makes a disk that is claimed and marked.
 fn marked(lab: &Lab, size: u64) -> Disk {
     let volume = lab.volume();
     lab.claim(&volume.serial).unwrap();
@@ -308,7 +308,7 @@ fn marked(lab: &Lab, size: u64) -> Disk {
     disk
 }
 
-/// Somebody who has a device open exclusively, in no way that a table shows.
+/// Opens a device exclusively, in a way that no table shows.
 fn opened_alone(node: &Path) -> fs::File {
     let exclusively = rustix::fs::OFlags::EXCL.bits().cast_signed();
     fs::File::options().read(true).custom_flags(exclusively).open(node).unwrap()
@@ -335,7 +335,7 @@ fn a_marked_disk_is_free_unless_somebody_has_it_or_a_partition_of_it_open_exclus
     drop(plainly);
 }
 
-/// Where it is mounted is in no table that anybody outside can read.
+/// No table that can be read from outside shows the mount.
 #[test]
 fn a_disk_that_is_mounted_in_another_namespace_is_not_free() {
     let lab = Lab::new();
@@ -350,7 +350,8 @@ fn a_disk_that_is_mounted_in_another_namespace_is_not_free() {
     eventually(|| exclusive(&disk)["ok"] == true);
 }
 
-/// What a hostile attachd could ask for: it learns of claimed and marked disks alone, and holds no others, not for a moment.
+/// A compromised attachd can ask only about claimed and marked disks, and the helper opens no other disk, even for a
+/// moment.
 #[test]
 fn a_disk_is_opened_only_if_it_is_claimed_marked_and_not_the_hosts() {
     let lab = Lab::new();
@@ -368,7 +369,8 @@ fn a_disk_is_opened_only_if_it_is_claimed_marked_and_not_the_hosts() {
     let part = format!("{}:{}", rustix::fs::major(part), rustix::fs::minor(part));
     assert_eq!(code(&part, disk.serial()), "NOT_PRESENT", "a partition");
 
-    // Something else at its node's place: never opened, whatever it is. A pipe would hold up who opens it.
+    // Another file at the node's path is never opened, whatever its kind. A pipe would block the program that opens
+    // it.
     let aside = disk.node().with_extension("aside");
     fs::rename(disk.node(), &aside).unwrap();
     run("mknod", &[disk.node().to_str().unwrap(), "p"]);
@@ -397,14 +399,14 @@ fn a_disk_is_opened_only_if_it_is_claimed_marked_and_not_the_hosts() {
     assert_eq!(code(&here, disk.serial()), "NOT_MARKED");
 }
 
-/// Whatever it has open, and however much: nobody looks.
+/// The descriptors of such a process are not read, whatever it has open and however much.
 #[test]
 fn a_strangers_process_of_a_servers_name_and_program_is_not_looked_into() {
     let lab = Lab::new();
     let _helper = Helper::start(&lab);
     let disk = attached(&lab);
     let ask_with = |user: u32, group: u32| {
-        // Given to it by somebody who may open the disk.
+        // A process that may open the disk passed it this descriptor.
         let open = File::options().read(true).write(true).open(disk.node()).unwrap();
         let _server = stopped_server(&lab, &[&format!("--reuid={user}"), &format!("--regid={group}")], open.into());
         ask(&format!("holders {}", number(&disk)))
@@ -416,7 +418,7 @@ fn a_strangers_process_of_a_servers_name_and_program_is_not_looked_into() {
     assert_eq!(ask_with(0, 0), held, "and root");
 }
 
-/// A file system that a process serves can keep each answer back, for ever.
+/// A FUSE file system can delay each answer for ever.
 #[test]
 fn a_servers_descriptor_in_a_file_system_that_does_not_answer_holds_nobody_up() {
     let lab = Lab::new();
@@ -449,7 +451,7 @@ fn a_servers_descriptor_in_a_file_system_that_does_not_answer_holds_nobody_up() 
     assert!(ended.recv_timeout(SOON).unwrap().is_err());
 }
 
-/// The helper may look everywhere, attachd may not: it must not learn what is where.
+/// The helper may read every folder and attachd may not, so attachd must not learn from it which files exist.
 #[test]
 fn a_claim_that_is_a_link_or_somebody_elses_is_none_and_tells_nothing() {
     let lab = Lab::new();
@@ -499,7 +501,7 @@ fn only_an_nbd_server_that_catches_sighup_is_told_to_reload() {
     assert_eq!(code(), "NO_SERVER", "a stale pid file");
 }
 
-/// The server owns the folder: what it puts there must neither hold the helper up nor show it another file.
+/// The server owns the folder. What it puts there must neither block the helper nor make it read another file.
 #[test]
 fn a_pid_file_that_is_a_pipe_a_link_or_holds_no_number_of_a_process_is_refused_at_once() {
     let lab = Lab::new();
@@ -568,7 +570,7 @@ fn callers_who_send_half_a_line_are_answered_in_time_and_hold_nobody_up() {
     let mut few = halves(15);
     assert_eq!(ask("holders 1:1")["code"], "NOT_OPEN");
     assert!(begun.elapsed() < Duration::from_secs(3), "one place is left, and is used at once");
-    // All places taken: the next one waits until a half line's time is over, and nobody looks at the clock for it.
+    // When all slots are taken, the next caller waits until the time limit of a half line passes, without polling.
     let waits = sleeps(helper.process.pid());
     let mut many = halves(10);
     assert_eq!(ask("holders 1:1")["code"], "NOT_OPEN");
@@ -578,7 +580,7 @@ fn callers_who_send_half_a_line_are_answered_in_time_and_hold_nobody_up() {
     for stream in few.iter_mut().chain(&mut many) {
         assert_eq!(receive(stream)["code"], "BAD_REQUEST");
     }
-    // Dripping does not lengthen the time.
+    // Sending slowly does not extend the time limit.
     let begun = Instant::now();
     let mut dripping = UnixStream::connect(SOCKET).unwrap();
     while dripping.write_all(b"r").is_ok() && begun.elapsed() < SOON {
@@ -622,7 +624,7 @@ fn the_disks_a_host_lives_on_are_written_down_and_kept() {
     let partition = disk.add_partition(1, MIB, 12 * MIB).unwrap();
     run("mkfs.ext4", &["-q", "-F", partition.to_str().unwrap()]);
     run("mount", &[partition.to_str().unwrap(), "/boot"]);
-    // Emptied by hand, folder and all.
+    // The list was removed by hand, with its folder.
     fs::remove_dir(HOST_DISKS).unwrap();
     let answer = ask("host-disks");
     let has = |list: &Value, name: &str| list.as_array().unwrap().iter().any(|entry| entry == name);
@@ -640,7 +642,7 @@ fn the_disks_a_host_lives_on_are_written_down_and_kept() {
     assert_eq!(ask(&format!("retrigger {}", disk.serial()))["code"], "IN_USE_BY_HOST");
 }
 
-/// Nothing runs while nothing is to do; the socket stays, and starts it again.
+/// No process runs while there is no work; systemd keeps the socket and starts the program again.
 #[test]
 fn without_work_it_ends_and_the_socket_starts_it_again() {
     let lab = Lab::new();
@@ -668,9 +670,9 @@ fn without_a_socket_from_systemd_it_says_so_or_takes_the_one_it_is_told() {
     drop(lab);
 }
 
-/// A process that goes by nbd-server's name; returns when it has said its first line.
+/// Starts a process with nbd-server's name; returns when it has written its first line.
 fn nbd_server(lab: &Lab, script: &str) -> (Proc, std::process::ChildStdout) {
-    // A shell cannot trap what it was started with ignored, as under nohup.
+    // A shell cannot trap a signal that was ignored when it started, as under nohup.
     let mut command = Command::new("env");
     command.arg("--default-signal=HUP").arg(server_program(lab)).args(["-c", script]).stdin(Stdio::piped());
     started(command)
@@ -684,7 +686,7 @@ fn server_program(lab: &Lab) -> PathBuf {
     program
 }
 
-/// One of another user (options of setpriv) with this as its input, which it does not read: it stands still.
+/// Starts one as another user (options of setpriv) with this as standard input, which it does not read, and stops it.
 fn stopped_server(lab: &Lab, user: &[&str], input: OwnedFd) -> Proc {
     stopped_server_that(lab, "", user, input)
 }
@@ -707,7 +709,7 @@ fn started(mut command: Command) -> (Proc, std::process::ChildStdout) {
     (server, said)
 }
 
-/// The clients' ends of this box's connections to the NBD server.
+/// Returns the client ends of this lab's connections to the NBD server.
 fn connected() -> Vec<String> {
     let table = fs::read_to_string("/proc/thread-self/net/tcp").unwrap();
     let port = |end: &str| u16::from_str_radix(end.rsplit(':').next().unwrap(), 16).unwrap();
@@ -720,7 +722,7 @@ fn connected() -> Vec<String> {
         .collect()
 }
 
-/// How often the thread that takes connections has waited for something.
+/// Returns how often the thread that accepts connections has waited.
 fn sleeps(pid: u32) -> u64 {
     let status = fs::read_to_string(format!("/proc/{pid}/task/{pid}/status")).unwrap();
     let count = status.lines().find_map(|line| line.strip_prefix("voluntary_ctxt_switches:"));

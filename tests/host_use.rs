@@ -1,4 +1,4 @@
-//! Disks that this host uses in ways that its own tables do not show, or begins to use later: invariant 7.
+//! Disks that this host uses without a table that shows it, or starts to use later (invariant 7).
 #![allow(clippy::unwrap_used, reason = "a test's panic is its failure")]
 
 mod common;
@@ -15,7 +15,7 @@ use common::*;
 use lab::{Api, Disk, Lab, Volume};
 use serde_json::json;
 
-/// A disk of a volume that nobody wants yet.
+/// Makes a disk of a volume that is not announced yet.
 fn present(lab: &Lab, api: &Api, size: u64) -> (Volume, Disk) {
     let volume = lab.volume();
     let disk = lab.settled_disk(&volume.serial, size).unwrap();
@@ -32,7 +32,7 @@ fn path(node: &Path) -> &str {
     node.to_str().unwrap()
 }
 
-/// Whether attachd sees any use of the disk.
+/// Returns whether attachd sees any use of the disk.
 fn is_seen_used(api: &Api, volume: &Volume) -> bool {
     let devices = api.get("/api/v1/devices").unwrap().expect(200).unwrap();
     let devices = devices["devices"].as_array().unwrap().clone();
@@ -66,7 +66,7 @@ fn a_disk_that_is_mounted_in_another_namespace_is_refused_and_served_when_that_e
     }
 }
 
-/// The table of mounts names the disk of the data, and not that of the journal.
+/// The table of mounts names the data disk, and not the journal's disk.
 #[test]
 fn a_disk_that_holds_another_file_systems_journal_is_refused() {
     let (lab, _attachd, api) = up();
@@ -81,7 +81,7 @@ fn a_disk_that_holds_another_file_systems_journal_is_refused() {
     wait(&api, &volume, "ready");
 }
 
-/// A served volume whose disk has a file system.
+/// Serves a volume whose disk has a file system.
 fn served_with_files(lab: &Lab, api: &Api) -> (Volume, Disk) {
     let (volume, disk) = present(lab, api, 16 * MIB);
     run("mkfs.ext4", &["-q", "-F", path(&disk.node())]);
@@ -90,7 +90,7 @@ fn served_with_files(lab: &Lab, api: &Api) -> (Volume, Disk) {
     (volume, disk)
 }
 
-/// Nobody asks for a resync, and no event of the disk's comes.
+/// Without a resync and without an event of the disk.
 #[test]
 fn a_served_disk_that_is_mounted_is_revoked_at_once_and_served_again_when_that_ends() {
     let (lab, _attachd, api) = up();
@@ -109,7 +109,7 @@ fn a_served_disk_that_is_mounted_is_revoked_at_once_and_served_again_when_that_e
     assert!(!told.iter().any(|step| step == "revoked"), "the control: {told:?}");
 }
 
-/// The driver claims nothing: for the kernel the disk below is free.
+/// The loop driver claims nothing, so for the kernel the disk below is free.
 #[test]
 fn a_disk_under_a_loop_device_is_refused_before_and_after() {
     let (lab, _attachd, api) = up();
@@ -132,7 +132,7 @@ fn a_disk_under_a_loop_device_is_refused_before_and_after() {
     assert!(refused["error"].as_str().unwrap().contains("under the loop device"), "{refused:#}");
 }
 
-/// Every change of the table wakes the daemon up; what it does about them has a bound.
+/// Every change of the table wakes the daemon; its work for these changes is limited.
 #[test]
 fn a_host_that_mounts_a_thousand_things_keeps_nobody_waiting() {
     let (lab, attachd, api) = up();
@@ -161,7 +161,7 @@ fn a_host_that_mounts_a_thousand_things_keeps_nobody_waiting() {
     wait(&api, &volume, "ready");
 }
 
-/// How long a process has used processors.
+/// Returns the processor time of a process.
 fn ticks(pid: u32) -> Duration {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
     let fields: Vec<&str> = stat.rsplit(')').next().unwrap().split_whitespace().collect();
@@ -179,7 +179,8 @@ fn without_the_helper_nothing_new_is_served_and_what_is_served_stays_so() {
     assert_eq!((&shown["state"], &shown["export"]["state"]), (&json!("exporting"), &json!("none")), "{shown:#}");
     let sick = health(&api);
     assert_eq!((&sick["status"], &sick["helper"]["state"]), (&json!("degraded"), &json!("silent")), "{sick:#}");
-    // It was shown to be free in this boot, and is served already: nobody is asked, by a start neither.
+    // The disk was shown to be free in this boot and is served already, so the helper is not asked, not even by a
+    // start.
     attachd.kill9().unwrap();
     let attachd = start(&lab);
     let api = attachd.api();
@@ -191,7 +192,7 @@ fn without_the_helper_nothing_new_is_served_and_what_is_served_stays_so() {
     lab.nbdcopy_equals(&volume.export(), disk.file()).unwrap();
 }
 
-/// Has the test answer what is asked of the helper about exclusive use; everything else is granted.
+/// Lets the test answer requests about exclusive use; every other request succeeds.
 fn helper_of_the_test() -> mpsc::Receiver<(String, UnixStream)> {
     let listener = UnixListener::bind(HELPER_SOCKET).unwrap();
     chown(HELPER_SOCKET, Some(lab::people::ATTACHD.id), None).unwrap();
@@ -216,7 +217,7 @@ fn free(diskseq: u64) -> String {
     json!({ "ok": true, "diskseq": diskseq }).to_string() + "\n"
 }
 
-/// The answer is about one disk at one moment.
+/// An answer is about one disk at one moment.
 #[test]
 fn an_answer_about_another_disk_or_none_publishes_nothing() {
     let lab = with_nbdkit();
@@ -231,7 +232,7 @@ fn an_answer_about_another_disk_or_none_publishes_nothing() {
     let seq = disk.diskseq().unwrap();
     for (answer, code) in [
         (free(seq + 1), "USE_UNKNOWN"),
-        // What lacks what was asked for is no answer.
+        // An answer without a requested field counts as no answer.
         ("{\"ok\":true}\n".to_owned(), "HELPER_SILENT"),
         ("{\"ok\":false,\"code\":\"NOT_PRESENT\",\"error\":\"x\"}\n".to_owned(), "USE_UNKNOWN"),
         ("no answer\n".to_owned(), "HELPER_SILENT"),
@@ -250,7 +251,7 @@ fn an_answer_about_another_disk_or_none_publishes_nothing() {
     drop((disk, attachd));
 }
 
-/// However far the pauses have grown.
+/// However long the back-off is by now.
 #[test]
 fn a_refused_disk_is_tried_again_at_once_by_a_resync_and_when_another_disk_comes() {
     let lab = with_nbdkit();
@@ -259,7 +260,7 @@ fn a_refused_disk_is_tried_again_at_once_by_a_resync_and_when_another_disk_comes
     let api = attachd.api();
     let (volume, mut disk) = attached(&lab, &api);
     let used = || asking.recv_timeout(SOON).unwrap().1.write_all(USED).unwrap();
-    // The pause after this many is 6.4 s.
+    // The back-off after this many attempts is 6.4 s.
     (0..6).for_each(|_| used());
     wait_refused(&api, &volume);
     let soon = Duration::from_secs(4);

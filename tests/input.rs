@@ -1,4 +1,4 @@
-//! Bad input and failing parts: a clear error with its code, and nothing is lost or half done.
+//! Bad input and failing parts: each gives a clear error with a code, and nothing is lost or half done.
 #![allow(clippy::unwrap_used, reason = "a test's panic is its failure")]
 
 mod common;
@@ -12,7 +12,7 @@ use common::*;
 use lab::{Api, Lab};
 use serde_json::json;
 
-/// Sends a body as it is and returns status and code.
+/// Sends a body unchanged and returns status and code.
 fn post(api: &Api, body: &str) -> (u16, String) {
     let reply = api.request("POST", "/api/v1/intents", Some(body), SOON).unwrap();
     assert!(reply.json["error"].as_str().is_some_and(|text| text.len() > 10), "{body}: {}", reply.text);
@@ -93,7 +93,7 @@ fn a_whole_number_may_be_written_with_a_point() {
     api.post("/api/v1/intents", &asked).unwrap().expect(200).unwrap();
 }
 
-/// No client can hold the daemon up: neither by sending half a request, nor by many at once.
+/// No client can block the daemon: neither with half a request nor with many of them.
 #[test]
 fn half_sent_requests_hold_nobody_up_and_are_ended() {
     let (lab, mut attachd, api) = up();
@@ -110,7 +110,7 @@ fn half_sent_requests_hold_nobody_up_and_are_ended() {
             .collect();
     let (volume, _disk) = served(&lab, &api);
     assert_eq!(show(&api, &volume)["state"], "ready", "with 150 half-sent requests open");
-    // The daemon ends each by itself, with a word where there is somebody to say it to.
+    // The daemon ends each of them by itself, with an error response if there is a request to answer.
     for mut stream in half {
         let mut answer = Vec::new();
         stream.read_to_end(&mut answer).unwrap();
@@ -161,7 +161,8 @@ fn a_second_daemon_on_the_same_store_is_refused_and_the_first_goes_on() {
     api.get("/api/v1/health").unwrap().expect(200).unwrap();
 }
 
-/// Full from the start: the intent is refused and leaves nothing; full at the match: it waits, and goes on by itself.
+/// If the disk is full from the start, the intent is refused and leaves nothing behind. If it is full at the match,
+/// the volume waits and continues by itself.
 #[test]
 fn a_full_disk_refuses_intents_and_delays_mappings_and_loses_neither() {
     let mut lab = Lab::new();
@@ -169,7 +170,7 @@ fn a_full_disk_refuses_intents_and_delays_mappings_and_loses_neither() {
     fs::create_dir(small).unwrap();
     let owner = format!("size=2m,mode=0755,uid={},gid={}", lab::people::ATTACHD.id, lab::people::ATTACHD.id);
     run("mount", &["-t", "tmpfs", "-o", &owner, "tmpfs", small]);
-    // The rules test for claims in their usual place.
+    // The rules test for claims at the default path.
     lab.attachd_config(&format!("{CONFIG}[store]\npath = \"{small}/attachd.db\"\n")).unwrap();
     lab.nbdkit_start().unwrap();
     let mut attachd = start(&lab);
@@ -202,7 +203,7 @@ fn a_full_disk_refuses_intents_and_delays_mappings_and_loses_neither() {
     let attachd = start(&lab);
     assert_eq!(attachd.api().get("/api/v1/intents").unwrap().expect(200).unwrap()["count"], 2);
     assert_eq!(health(&attachd.api())["store"]["state"], "ok");
-    // Mounted in this lab's own namespace; still, nothing is left busy.
+    // It is mounted in this lab's namespace only, but the file system must not stay busy.
     drop(attachd);
     run("umount", &[small]);
 }
@@ -227,10 +228,10 @@ fn who_waits_for_what_is_so_already_is_answered_while_the_daemon_stops() {
     let mut events = api.events().unwrap();
     let mut caller = api.connect(SOON).unwrap();
     write!(caller, "GET /api/v1/volumes/{}?wait=ready HTTP/1.1\r\nHost: x\r\n", volume.id).unwrap();
-    // Both connections are taken in order: when the later one is answered, the earlier one is inside.
+    // Connections are accepted in order: when the later one is answered, the daemon has the earlier one.
     health(&api);
     attachd.signal(rustix::process::Signal::TERM).unwrap();
-    // Its end is told as an error.
+    // The end of the stream is reported as an error.
     while let Ok(event) = events.next(SOON) {
         assert!(event.is_some(), "the daemon does not stop");
     }
@@ -273,7 +274,7 @@ fn a_volume_is_not_ready_once_the_folder_of_exports_is_found_gone_and_is_served_
     lab.nbdcopy_equals(&volume.export(), disk.file()).unwrap();
 }
 
-/// Invariant 1: what may serve any disk under a volume's name is not left until somebody asks for a resync.
+/// Invariant 1: an export that may serve any disk under a volume's name is removed without a resync.
 #[test]
 fn an_export_on_no_record_that_cannot_be_taken_away_is_said_and_goes_by_itself_when_it_can() {
     let (lab, mut attachd, api) = up();
@@ -292,11 +293,12 @@ fn an_export_on_no_record_that_cannot_be_taken_away_is_said_and_goes_by_itself_w
     };
     leave_stray();
     (0..3).for_each(|_| resync(&api));
-    // At a resync, and at a start.
+    // The same at a resync and at a start.
     for (round, restart) in [(1, true), (2, false)] {
         let api = attachd.api();
         let said = stuck(&api).expect("health says it");
-        // In the folder that it holds it tries; one that it has never seen as its own it does not touch.
+        // In a folder that it holds open it tries to remove the link; a folder that it never found to be its own is
+        // not touched.
         let why = if restart { "Permission denied" } else { "is not attachd's: it belongs to the user 0" };
         assert!(said.contains(&stray.export()) && said.contains(why), "{said}");
         assert!(lab.nbd_connects(&stray.export()), "the control: it is served as long as that lasts");
@@ -318,7 +320,7 @@ fn an_export_on_no_record_that_cannot_be_taken_away_is_said_and_goes_by_itself_w
     }
 }
 
-/// What may serve another disk is not to be, whatever state the volume of its name is in.
+/// An export that may serve another disk must not exist, whatever the state of its volume.
 #[test]
 fn an_export_of_a_lost_volume_that_cannot_be_taken_away_is_a_problem_of_health() {
     let (lab, _attachd, api) = up();
@@ -337,7 +339,7 @@ fn an_export_of_a_lost_volume_that_cannot_be_taken_away_is_a_problem_of_health()
     assert!(!told(&api), "{:#}", health(&api));
 }
 
-/// It is tried again whenever something happens to the volume: the journal is not to be filled with it.
+/// attachd tries again whenever something happens to the volume, and the journal must not fill up with it.
 #[test]
 fn a_foreign_file_of_an_exports_name_is_said_once_and_again_when_it_is_something_else() {
     let lab = Lab::new();
@@ -354,13 +356,13 @@ fn a_foreign_file_of_an_exports_name_is_said_once_and_again_when_it_is_something
         assert_eq!(count(), times, "{}", attachd.stderr_text());
     };
     said(1);
-    // In one step: where there is nothing for a moment, attachd writes its own.
+    // The exchange is one step. While nothing is there, attachd would write its own section.
     let aside = "/run/attachd/aside";
     fs::create_dir(aside).unwrap();
     let here = rustix::fs::CWD;
     rustix::fs::renameat_with(here, aside, here, &foreign, rustix::fs::RenameFlags::EXCHANGE).unwrap();
     said(2);
-    // The control: it is tried again, and by itself.
+    // The control: attachd tries again by itself.
     fs::remove_dir(&foreign).unwrap();
     until(|| fs::read_to_string(&foreign).is_ok_and(|text| text.contains(&volume.export())));
 }
@@ -406,7 +408,7 @@ fn every_route_is_in_the_openapi_document_and_metrics_are_readable() {
     assert!(metrics.text.contains("attachd_backend_up 1"), "{}", metrics.text);
 }
 
-/// For what nothing tells of.
+/// Waits for something that causes no event.
 fn until(is_so: impl Fn() -> bool) {
     let begun = std::time::Instant::now();
     while !is_so() {

@@ -1,14 +1,14 @@
-//! Who knows whom: the table in `docs/architecture.md` against the imports; and no circles within the engine.
+//! Compares the imports of each part with the table of dependencies in `docs/architecture.md`.
 #![allow(clippy::unwrap_used, reason = "a test's panic is its failure")]
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// A part of the library: a file or folder of `src`.
+/// Parts of the library: files or folders of `src`.
 type Parts = BTreeSet<String>;
 
-/// The parts of each row, and those that it says it knows, in the table's order.
+/// Returns the parts of each row and the parts that they may import, in the table's order.
 fn table() -> Vec<(Parts, Parts)> {
     let text = include_str!("../docs/architecture.md");
     let (_, rest) =
@@ -34,7 +34,7 @@ fn files(folder: &Path) -> Vec<PathBuf> {
     entries.flat_map(below).filter(|path| path.extension().is_some_and(|kind| kind == "rs")).collect()
 }
 
-/// Which parts each part imports, and one file that does. Tests may know anybody.
+/// Returns which parts each part imports, with one file for each import. Tests may import everything.
 fn imports() -> BTreeMap<String, BTreeMap<String, String>> {
     let src = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
     let mut found: BTreeMap<String, BTreeMap<String, String>> = BTreeMap::new();
@@ -65,7 +65,7 @@ fn each_part_knows_whom_the_table_says_and_nobody_below_it() {
     let all: Parts = table.iter().flat_map(|(parts, _)| parts.clone()).collect();
     let imports = imports();
     assert_eq!(all, imports.keys().cloned().collect(), "each part is in one row");
-    // The first row is for everybody.
+    // The parts of the first row may be imported by all.
     let (tools, _) = &table[0];
     let mut above = tools.clone();
     for (parts, says) in &table {

@@ -1,4 +1,5 @@
-//! No volume goes from under a client: in whatever state it is, and by whatever way the client has come.
+//! No volume is withdrawn while a client is connected, whatever the volume's state and whatever port or socket the
+//! client uses.
 #![allow(clippy::unwrap_used, reason = "a test's panic is its failure")]
 
 mod common;
@@ -27,7 +28,7 @@ fn by_force(volume: &Volume) -> String {
     format!("{}?force=true", path(volume))
 }
 
-/// The refusal of an unforced withdrawal.
+/// Returns the refusal of an unforced withdrawal.
 fn refused(api: &Api, volume: &Volume) -> Value {
     api.delete(&path(volume)).unwrap().expect(409).unwrap()
 }
@@ -37,7 +38,7 @@ fn run(program: &str, arguments: &[&Path]) {
     assert!(status.success(), "{program} {arguments:?}");
 }
 
-/// A client that is connected and writes while its volume is in this state.
+/// A client that is connected and writes while its volume is in some state.
 struct Busy {
     volume: Volume,
     client: NbdClient,
@@ -49,7 +50,7 @@ impl Busy {
         Self { volume, client }
     }
 
-    /// Invariant 16, and that it is not said in vain: the client writes on.
+    /// Checks invariant 16, and that the check has an effect: the client can still write.
     fn keeps_its_volume(mut self, api: &Api, state: &str) {
         wait(api, &self.volume, state);
         let why = refused(api, &self.volume);
@@ -72,7 +73,7 @@ impl Busy {
     }
 }
 
-/// Two volumes that are served: one with a client, and one nobody uses.
+/// Makes two served volumes: one with a client, one without.
 fn busy_and_idle(lab: &Lab, api: &Api) -> ((Busy, Disk), (Volume, Disk)) {
     let (volume, disk) = served(lab, api);
     ((Busy::new(lab, volume), disk), served(lab, api))
@@ -121,13 +122,13 @@ fn a_volume_that_the_host_has_mounted_is_not_withdrawn_from_under_its_client() {
     }
 }
 
-/// The server keeps the descriptor of a disk that is not the volume's any more.
+/// The server still has the descriptor of a disk that is not the volume's any more.
 #[test]
 fn a_volume_that_is_lost_is_not_withdrawn_from_under_its_client() {
     let (lab, _attachd, api) = up();
     let ((busy, disk), (idle, other)) = busy_and_idle(&lab, &api);
     for disk in [&disk, &other] {
-        // The kernel tells the name that the file has now, and so the serial of another disk.
+        // The kernel shows the file's present name, and so the serial of another disk.
         let renamed = disk.file().with_file_name(format!("{}.img", lab.volume().serial));
         fs::rename(disk.file(), renamed).unwrap();
     }
@@ -137,7 +138,7 @@ fn a_volume_that_is_lost_is_not_withdrawn_from_under_its_client() {
     busy.keeps_its_volume(&api, "lost");
 }
 
-/// One more nbdkit over the same exports, of the same user.
+/// Starts another nbdkit over the same exports, as the same user.
 fn another_nbdkit(listen: &[&str]) -> Proc {
     let pid_file = "/run/attachd-nbdkit/another.pid";
     let setpriv = people::run_as(people::NBD);
@@ -190,7 +191,8 @@ fn a_client_on_a_unix_socket_is_connected() {
     withdrawn_in_the_end(&api, &volume);
 }
 
-/// As `attachd-nbdkit.socket` holds it, with a keep-alive of a second (the unit's is longer), or without any.
+/// Makes a listening socket as `attachd-nbdkit.socket` does, with a keep-alive of a second (the unit's is longer) or
+/// without one.
 fn held_port(port: u16, keep_alive: bool) -> OwnedFd {
     let socket = TcpListener::bind((NEAR, port)).unwrap();
     if keep_alive {
@@ -202,7 +204,7 @@ fn held_port(port: u16, keep_alive: bool) -> OwnedFd {
     socket.into()
 }
 
-/// An nbdkit to which a port was handed over, as systemd does it.
+/// Starts an nbdkit with a listening socket, as systemd does.
 fn nbdkit_on(held: OwnedFd, pid_file: &str) -> Proc {
     let script = "LISTEN_PID=$$ LISTEN_FDS=1 exec \"$@\" 3<&0 0</dev/null";
     let mut command = Command::new("sh");
@@ -213,7 +215,7 @@ fn nbdkit_on(held: OwnedFd, pid_file: &str) -> Proc {
     nbdkit
 }
 
-/// Such a client says nothing, ever.
+/// Such a client never sends anything.
 #[test]
 fn a_client_whose_host_has_vanished_is_gone_after_the_keep_alive_time() {
     let (lab, _attachd, api) = up();
@@ -238,7 +240,8 @@ fn a_client_whose_host_has_vanished_is_gone_after_the_keep_alive_time() {
     assert_eq!(still["state"], "detaching", "the control: without it the client stays connected");
 }
 
-/// The shipped ports have it: systemd sets it on what listens, and each connection inherits it.
+/// The shipped socket units have a keep-alive: systemd sets it on the listening socket, and each connection inherits
+/// it.
 #[test]
 fn each_shipped_port_has_a_keep_alive_of_a_minute_at_most() {
     for unit in [include_str!("../systemd/attachd-nbdkit.socket"), include_str!("../systemd/attachd-nbd-server.socket")]
@@ -251,7 +254,7 @@ fn each_shipped_port_has_a_keep_alive_of_a_minute_at_most() {
     }
 }
 
-/// A server may need a moment to close what its last client had open.
+/// Repeats the withdrawal, because a server may need a moment to close its last client's files.
 fn withdrawn_in_the_end(api: &Api, volume: &Volume) {
     let begun = Instant::now();
     while api.delete(&path(volume)).unwrap().status != 200 {
@@ -259,7 +262,7 @@ fn withdrawn_in_the_end(api: &Api, volume: &Volume) {
     }
 }
 
-/// Invariant 11: what was silent once is not said to be silent for good.
+/// Invariant 11: a helper that was silent once is not reported as silent for ever.
 #[test]
 fn a_helper_that_is_back_is_said_to_be_back_without_anybody_asking_it_for_anything() {
     let (lab, _attachd, api, helper) = up_with_helper();
@@ -277,7 +280,7 @@ fn a_helper_that_is_back_is_said_to_be_back_without_anybody_asking_it_for_anythi
     withdraw(&api, &volume);
 }
 
-/// In the message and as a field, for each request that changes something.
+/// The user is in the message and in a field, for each request that changes something.
 #[test]
 fn who_asked_is_in_the_journal_and_in_the_story() {
     let (lab, attachd, api) = up();

@@ -1,4 +1,4 @@
-//! Events are hints: lost, forged, late or missing ones change nothing but the latency (invariant 3).
+//! Events are hints: lost, forged, late or missing events change only the latency (invariant 3).
 #![allow(clippy::unwrap_used, reason = "a test's panic is its failure")]
 
 mod common;
@@ -9,7 +9,8 @@ use common::*;
 use lab::{Lab, RmemMax};
 use rustix::process::Signal;
 
-/// Invariant 3. The daemon is unprivileged, so its buffers are what `rmem_max` allows: they overrun for real.
+/// Invariant 3. The daemon is unprivileged, so its buffers have the size that `rmem_max` allows, and they really
+/// overrun.
 #[test]
 fn an_overrun_misses_nothing() {
     let mut lab = Lab::new();
@@ -25,7 +26,7 @@ fn an_overrun_misses_nothing() {
     attachd.sigstop().unwrap();
     let mut disk = lab.disk(&volume.serial, MIB).unwrap();
     let forger = lab.forger().unwrap();
-    // Full first, so that the real events are among the lost.
+    // The buffer is filled first, so that the real events are among the lost ones.
     flood(&forger, 4000);
     lab.attach_settled(&mut disk).unwrap();
     lab.detach_settled(&mut pulled_disk).unwrap();
@@ -49,7 +50,7 @@ fn an_overrun_misses_nothing() {
 fn flood(forger: &lab::Forger, events: u32) {
     for number in 0..events {
         let seqnum = (5_000_000 + number).to_string();
-        // A disk that does not exist: nothing to read, nothing to publish.
+        // These events are about a disk that does not exist, so there is nothing to read or publish.
         forger
             .send(&[
                 ("ACTION", "change"),
@@ -64,7 +65,7 @@ fn flood(forger: &lab::Forger, events: u32) {
     }
 }
 
-/// Invariant 3. A forged event can only make the daemon look.
+/// Invariant 3. A forged event can only make the daemon read the disk.
 #[test]
 fn forged_events_publish_nothing_and_revoke_nothing() {
     let (lab, _attachd, api) = up();
@@ -98,7 +99,7 @@ fn forged_events_publish_nothing_and_revoke_nothing() {
     lie("add", &other_disk, &wanted.serial);
     lie("remove", &kept_disk, &kept.serial);
     lie("add", &other_disk, &kept.serial);
-    // A real event behind the lies: when it is served, they have been dealt with.
+    // A real event comes after the forged ones: when its disk is served, the forged ones have been handled.
     let (_marker, _disk) = served(&lab, &api);
     let heard = health(&api)["monitor"]["udev"]["events"].as_u64().unwrap() - before;
     assert!(heard >= 4, "the control: the lies were heard ({heard})");
@@ -108,7 +109,8 @@ fn forged_events_publish_nothing_and_revoke_nothing() {
     assert!(!story(&shown).contains(&"revoked".to_owned()), "{shown:#}");
 }
 
-/// Invariants 1 and 5. A swap while udevd is dead: the link and udev's database still tell of the old disk.
+/// Invariants 1 and 5. The disks are swapped while udevd is dead, so the link and udev's database still show the old
+/// disk.
 #[test]
 fn a_swap_while_udevd_is_dead_revokes_the_old_and_serves_the_new_once_udevd_is_back() {
     let (mut lab, _attachd, api) = up();
@@ -120,7 +122,7 @@ fn a_swap_while_udevd_is_dead_revokes_the_old_and_serves_the_new_once_udevd_is_b
     old_disk.detach().unwrap();
     let mut new_disk = lab.disk(&new.serial, MIB).unwrap();
     new_disk.attach_as(number).unwrap();
-    // By the kernel's event alone.
+    // This follows from the kernel's event alone.
     wait(&api, &old, "lost");
     assert!(!lab.nbd_connects(&old.export()));
     assert_eq!(
@@ -137,7 +139,7 @@ fn a_swap_while_udevd_is_dead_revokes_the_old_and_serves_the_new_once_udevd_is_b
     assert_eq!(show(&api, &old)["state"], "lost");
 }
 
-/// Invariant 11: a kernel event that udevd does not answer within 10 s is said.
+/// Invariant 11: health reports a kernel event that udevd does not answer within 10 s.
 #[test]
 fn a_dead_udevd_is_silent_in_health_and_heard_again_when_it_is_back() {
     let (mut lab, _attachd, api) = up();
@@ -160,7 +162,7 @@ fn a_dead_udevd_is_silent_in_health_and_heard_again_when_it_is_back() {
     assert_eq!(health(&api)["udevd"]["state"], "heard");
 }
 
-/// Invariant 11: a udevd that is held up at one disk is not silent, and serves the others.
+/// Invariant 11: a udevd that is held up at one disk is not silent, and the other disks are served.
 #[test]
 fn a_disk_that_udevd_is_held_up_at_is_named_and_others_are_served_meanwhile() {
     let (mut lab, _attachd, api) = up();
@@ -191,7 +193,7 @@ fn a_disk_that_udevd_is_held_up_at_is_named_and_others_are_served_meanwhile() {
     let metrics = api.get("/metrics").unwrap().text;
     assert!(!metrics.contains("attachd_udevd_held_up 0") && metrics.contains("attachd_udevd_silent 0"), "{metrics}");
 
-    // The control: a udevd that says nothing of any disk is silent.
+    // The control: a udevd that sends no event of any disk is silent.
     lab.udevd().pause().unwrap();
     let mut later_disk = lab.disk(&later.serial, MIB).unwrap();
     later_disk.attach().unwrap();
@@ -202,7 +204,7 @@ fn a_disk_that_udevd_is_held_up_at_is_named_and_others_are_served_meanwhile() {
     wait(&api, &later, "ready");
     named();
 
-    // Whoever waits at the gate goes on, and nobody comes to it any more.
+    // The waiting rule continues, and no later rule waits here.
     let gate = fs::File::options().write(true).open(GATE).unwrap();
     fs::remove_file(GATE).unwrap();
     drop(gate);
@@ -214,10 +216,11 @@ fn a_disk_that_udevd_is_held_up_at_is_named_and_others_are_served_meanwhile() {
     assert!(!after.contains("UDEVD_"), "{after}");
 }
 
-/// A rule waits here until somebody writes.
+/// A udev rule waits here until somebody writes.
 const GATE: &str = "/run/lab/gate";
 
-/// The daemon refuses to run deaf: without a udevd libudev joins no group, and says nothing.
+/// The daemon refuses to start if it would receive no events: without a udevd, libudev joins no group and reports no
+/// error.
 #[test]
 fn a_daemon_that_would_hear_nothing_refuses_to_start() {
     let mut lab = Lab::builder().without_udevd().build().unwrap();

@@ -1,4 +1,4 @@
-//! nbd-server as it really is, in both ways and in both of Debian's versions: what the backend rests on.
+//! The real nbd-server in both modes and in both of Debian's versions: the facts that the backend relies on.
 #![allow(clippy::unwrap_used, reason = "a test's panic is its failure")]
 
 use std::cell::Cell;
@@ -22,23 +22,23 @@ use proptest::test_runner::{Config, TestRunner};
 
 const MIB: u64 = 1 << 20;
 const ADDRESS: &str = "127.0.0.1:10809";
-/// Longer than anything takes that works.
+/// Longer than anything that works takes.
 const SOON: Duration = Duration::from_secs(20);
 
-/// A lab with this server's program and attachd's main files, as shipped.
+/// Makes a lab with this server's program and attachd's main files, as shipped.
 fn lab_with(release: Release) -> (Lab, Installed) {
     let lab = Lab::new();
     let installed = Installed::new(&lab, release).unwrap();
     fs::write(MAIN, include_str!("../packaging/nbd-server/signal.conf")).unwrap();
     fs::write(MAIN_SOCKET, include_str!("../packaging/nbd-server/socket.conf")).unwrap();
-    // Here the test itself is in attachd's place.
+    // In these tests the test itself takes attachd's place.
     for folder in [FOLDER, "/run/attachd", "/run/attachd/exports"] {
         std::os::unix::fs::chown(folder, Some(0), Some(0)).unwrap();
     }
     (lab, installed)
 }
 
-/// The same, started in the signalled way.
+/// The same, started in signal mode.
 fn signalled(release: Release) -> (Lab, NbdServer) {
     let (lab, installed) = lab_with(release);
     let mut server = NbdServer::new(installed);
@@ -46,7 +46,7 @@ fn signalled(release: Release) -> (Lab, NbdServer) {
     (lab, server)
 }
 
-/// Runs a test for both versions. A lab is its thread's.
+/// Runs a test for both versions. A lab belongs to its thread.
 fn with_both(test: fn(Release)) {
     for release in RELEASES {
         println!("{release:?}");
@@ -66,7 +66,7 @@ fn id(volume: &Volume) -> VolumeId {
     volume.id.parse().unwrap()
 }
 
-/// A volume and its disk, attached and given to the NBD server's group by udev.
+/// Attaches a volume's disk; udev gives the node to the NBD server's group.
 fn attached(lab: &Lab) -> (Volume, Disk) {
     attached_with(lab, MIB, DiskOptions::default())
 }
@@ -104,7 +104,7 @@ fn go(volume: &Volume) -> u32 {
     nbd::go(ADDRESS, &volume.export()).unwrap()
 }
 
-/// Signals and returns when the server knows the volume: nothing but a new connection tells.
+/// Signals the server and waits until it knows the volume. Only a new connection can show that.
 fn reload_until_known(server: &NbdServer, volume: &Volume) {
     server.reload().unwrap();
     let begun = Instant::now();
@@ -149,7 +149,8 @@ fn a_signalled_server_takes_up_an_export_and_serves_it_byte_for_byte_and_durably
     assert!(lab.nbd_list().unwrap().contains(&volume.export()));
 }
 
-/// The server never forgets a section, and opens what it leads to for each new client: what revokes is the link.
+/// The server never forgets a section and opens its path for each new client, so removing the link revokes the
+/// export.
 #[test]
 fn an_export_is_revoked_and_published_at_once_without_a_signal_while_its_disk_stays() {
     with_both(|release| {
@@ -173,7 +174,7 @@ fn an_export_is_revoked_and_published_at_once_without_a_signal_while_its_disk_st
         forget(&volume);
         assert_eq!((info(&volume), go(&volume)), (REP_ACK, REP_ERR_POLICY), "known, although its section is gone");
         assert!(disk.is_attached() && server.is_alive());
-        // A later wish for the same volume: refused until the link is made.
+        // The volume is announced again: refused until the link is made.
         assert!(prepare(&volume));
         assert_eq!(go(&volume), REP_ERR_POLICY);
         publish(&volume);
@@ -187,7 +188,7 @@ fn an_export_is_revoked_and_published_at_once_without_a_signal_while_its_disk_st
     });
 }
 
-/// Why attachd leaves a section alone that leads elsewhere, and asks for a restart.
+/// This is why attachd leaves a section alone that leads elsewhere, and asks for a restart.
 #[test]
 fn what_a_changed_section_leads_to_is_served_until_a_restart_whatever_is_written_in_its_place() {
     let (lab, mut server) = signalled(Release::Trixie);
@@ -225,7 +226,7 @@ fn a_server_for_each_connection_adds_changes_and_removes_exports_without_a_signa
         let durable = nbd::FLAG_SEND_FLUSH | nbd::FLAG_SEND_FUA;
         assert_eq!((client.size(), client.flags() & durable), (MIB, durable));
 
-        // The link leads to another disk: whoever comes from now on gets that.
+        // The link leads to another disk, so every new client gets that one.
         let (other, _other_disk) = attached_with(&lab, 2 * MIB, DiskOptions::default());
         links().make(id(&volume), other.link().to_str().unwrap()).unwrap();
         assert_eq!(lab.nbd_client(&volume.export()).unwrap().size(), 2 * MIB);
@@ -239,7 +240,7 @@ fn a_server_for_each_connection_adds_changes_and_removes_exports_without_a_signa
     });
 }
 
-/// The placeholder lets a server start that has no exports, and serves nothing.
+/// With the placeholder a server can start without exports; the placeholder itself serves nothing.
 #[test]
 fn the_placeholder_of_the_shipped_main_files_is_known_and_never_served() {
     with_both(|release| {
@@ -262,8 +263,8 @@ fn the_placeholder_of_the_shipped_main_files_is_known_and_never_served() {
     });
 }
 
-/// Why it is refused: the control for `version`. Its memory is damaged by every signal, so what happens differs: mostly
-/// it dies, sometimes it hangs.
+/// Why signals are refused: the control for `version`. Each signal damages the server's memory, so the results
+/// differ: mostly it dies, sometimes it hangs.
 #[test]
 fn debian_12s_server_dies_of_being_signalled_and_debian_13s_does_not() {
     const SIGNALS: usize = 60;
@@ -295,8 +296,8 @@ fn debian_12s_server_dies_of_being_signalled_and_debian_13s_does_not() {
     assert_eq!(trixie, None);
 }
 
-/// A defect of every version, and what `attachctl health` warns of: the rest keeps its old bytes, and the client is told
-/// that all went well.
+/// A defect of every version, of which `attachctl health` warns: the rest keeps its old bytes, and the client gets a
+/// success.
 #[test]
 fn a_request_for_more_than_64_mib_of_zeroes_is_half_done_by_nbd_server_and_done_by_nbdkit() {
     const SIZE: u64 = 80 * MIB;
@@ -334,7 +335,7 @@ fn a_request_for_more_than_64_mib_of_zeroes_is_half_done_by_nbd_server_and_done_
 const GOOD: &str =
     "[good]\nexportname = /dev/null\nreadonly = true\nfilesize = 4096\nmaxconnections = 3\nauthfile = /dev/null\n";
 
-/// A server whose start is the judge of one file.
+/// A server whose start decides whether one file is good.
 struct Judge {
     installed: Installed,
     _lab: Lab,
@@ -343,20 +344,21 @@ struct Judge {
 impl Judge {
     fn new() -> Self {
         let (lab, installed) = lab_with(Release::Trixie);
-        // Nobody can listen there, so a server that takes its files ends all the same.
+        // Listening at this address is impossible, so a server that accepts its files ends all the same.
         let main = include_str!("../packaging/nbd-server/signal.conf").replace("127.0.0.1", "192.0.2.1");
         fs::write(MAIN, main).unwrap();
         Self { installed, _lab: lab }
     }
 
-    /// What nbd-server says about a folder with this one file in it.
+    /// Returns what nbd-server reports about a folder with this one file in it.
     fn says(&self, bytes: &[u8]) -> Result<(), String> {
         fs::write(Path::new(FOLDER).join("judged.conf"), bytes).unwrap();
         self.installed.accepts(Path::new(MAIN)).unwrap()
     }
 }
 
-/// Where the check is stricter than the server, and why that is right: nobody writes these on purpose.
+/// Errors for which the check is stricter than the server, which is right because nobody writes such files on
+/// purpose.
 const STRICTER: [&str; 5] = [
     "there is a NUL byte in it",
     "the [section] is not UTF-8",
@@ -365,7 +367,7 @@ const STRICTER: [&str; 5] = [
     "[generic] belongs into the main file",
 ];
 
-/// Compares the check with the server; says what is wrong.
+/// Compares the check with the server, and reports a difference.
 fn compare(judge: &Judge, bytes: &[u8]) -> Result<bool, String> {
     let shown = String::from_utf8_lossy(bytes);
     match (check::sections(bytes), judge.says(bytes)) {
@@ -480,7 +482,7 @@ fn the_check_and_the_real_server_agree_on_damaged_files() {
         .prop_map(|text| text.as_bytes().to_vec()),
         any::<u8>().prop_map(|byte| vec![byte]),
     ];
-    // Cut a part out, put a piece in its place; once to three times.
+    // Cuts a part out and puts a piece in its place, one to three times.
     let length = whole.len();
     let damage = prop::collection::vec((0..=length, prop_oneof![Just(0), 0..4_usize, 0..60_usize], piece), 1..4);
     let taken = Cell::new(0);
@@ -503,7 +505,7 @@ fn the_check_and_the_real_server_agree_on_damaged_files() {
     assert!((CASES / 10..CASES * 9 / 10).contains(&taken.get()), "the control: there are many of both kinds");
 }
 
-/// What one server remembers, another reads in another order: which of two is served nobody can say.
+/// Two servers may read the files in different orders, so it is undefined which of two exports of one name is served.
 #[test]
 fn a_folder_is_refused_for_its_one_bad_or_unreadable_file_and_two_of_one_name_are_told() {
     let dir = tempfile::tempdir().unwrap();

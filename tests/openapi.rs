@@ -1,5 +1,5 @@
-//! The OpenAPI document and what the daemon does are one: schemathesis sends what the document allows, and what it does not
-//! allow, and holds every answer against it.
+//! The OpenAPI document and the daemon agree: schemathesis sends valid and invalid requests of the document and
+//! checks every answer against it.
 #![allow(clippy::unwrap_used, reason = "a test's panic is its failure")]
 
 mod common;
@@ -22,19 +22,20 @@ use serde_json::{Value, json};
 /// schemathesis, as `make setup-test` installs it.
 const SCHEMATHESIS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/target/schemathesis/bin/schemathesis");
 
-/// What it must know that the document does not say.
+/// The configuration of schemathesis: facts that the document does not contain.
 const CONFIG_FILE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/openapi/schemathesis.toml");
 
-/// Keeps its requests from waiting for what does not come.
+/// Hooks that keep requests from waiting for events that do not come.
 const HOOKS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/openapi/hooks.py");
 
-/// How many requests it makes of each kind, at most.
+/// The limit of requests of each kind.
 const EXAMPLES: &str = "100";
 
-/// For one run, on a busy machine: it is bounded by its number of examples.
+/// The time limit of one run, on a busy machine; the number of examples limits it too.
 const LIMIT: Duration = Duration::from_mins(4);
 
-/// schemathesis speaks TCP only. Each connection is passed on to attachd's socket; returns the address.
+/// Starts a proxy, because schemathesis supports only TCP. It passes each connection on to attachd's socket. Returns
+/// the address.
 fn bridge(api: &Api) -> String {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = format!("http://{}", listener.local_addr().unwrap());
@@ -56,7 +57,7 @@ fn bridge(api: &Api) -> String {
     address
 }
 
-/// Until either side is done with it.
+/// Copies until either side closes.
 fn pass(mut from: impl Read, mut to: impl Write) {
     let mut piece = [0; 16 * 1024];
     while let Ok(n @ 1..) = from.read(&mut piece) {
@@ -66,7 +67,7 @@ fn pass(mut from: impl Read, mut to: impl Write) {
     }
 }
 
-/// Holds the daemon against this document. Returns what was found; `None`: nothing.
+/// Tests the daemon against this document. Returns what was found; `None` if nothing was.
 fn findings(lab: &Lab, document: &Path, address: &str, more: &[&str]) -> Option<String> {
     assert!(Path::new(SCHEMATHESIS).exists(), "schemathesis is not installed: run `make setup-test`");
     let said = lab.dir().join("schemathesis.txt");
@@ -84,8 +85,8 @@ fn findings(lab: &Lab, document: &Path, address: &str, more: &[&str]) -> Option<
             "all",
             "--seed",
             "20",
-            // One: Debian 12's Python counts the depth of its syntax trees for all threads together (cpython#106905), and
-            // two threads that build one at a time break off now and then.
+            // One worker: Debian 12's Python counts the depth of its syntax trees for all threads together
+            // (cpython#106905), so two threads that build a tree at the same time sometimes fail.
             "--workers",
             "1",
         ])
@@ -120,11 +121,11 @@ fn the_openapi_document_is_what_the_daemon_does() {
     let (_volume, _disk) = served(&lab, &api);
     (0..3).for_each(|_| drop(intend(&api, &lab.volume())));
     let mut document = api.get("/api/v1/openapi.json").unwrap().expect(200).unwrap();
-    // It never ends, and schemathesis reads answers whole.
+    // The event stream never ends, and schemathesis reads whole answers.
     document["paths"].as_object_mut().unwrap().remove("/api/v1/events").unwrap();
     let address = bridge(&api);
 
-    // The control: documents that are wrong in one place each.
+    // The control: documents with one mistake each.
     let only_intents = ["--include-path", "/api/v1/intents", "--phases", "coverage,fuzzing", "--max-examples", "10"];
     let mut wrong = document.clone();
     wrong["components"]["schemas"]["IntentView"]["properties"]["serial"] = json!({ "type": "integer" });
@@ -136,7 +137,8 @@ fn the_openapi_document_is_what_the_daemon_does() {
 
     let found = findings(&lab, &written(&lab, "openapi.json", &document), &address, &["--max-examples", EXAMPLES]);
     assert!(found.is_none(), "{}", found.unwrap_or_default());
-    // It lives until it is told to stop, and a restart keeps what schemathesis has left of volumes: the lab sees to both.
+    // The daemon runs until it is stopped, and a restart must keep the volumes that schemathesis has left; the lab
+    // checks both.
     drop(attachd);
 }
 
@@ -158,7 +160,7 @@ fn the_openapi_document_names_each_code_and_each_step_of_the_table_and_no_other(
     assert_eq!(named("ErrorCode"), codes(|code| code.status().is_some()));
     assert_eq!(named("StoryStep"), StoryStep::ALL.iter().map(ToString::to_string).collect());
 
-    // What each answer says of itself: the status of every code that it names is the table's.
+    // The status of every code that an answer's description names must be the table's.
     let mut told = BTreeSet::new();
     for path in document["paths"].as_object().unwrap().values() {
         for operation in path.as_object().into_iter().flatten().map(|(_, operation)| operation) {

@@ -1,4 +1,4 @@
-//! With attachd-helper at hand: late intents, clients by name, nodes given back.
+//! Tests with attachd-helper: late intents, clients by name, and nodes that are given back.
 #![allow(clippy::unwrap_used, reason = "a test's panic is its failure")]
 
 mod common;
@@ -20,7 +20,7 @@ fn group(disk: &Disk) -> u32 {
     std::fs::metadata(disk.node()).unwrap().gid()
 }
 
-/// A path unit with systemd's start limit would die here.
+/// A path unit with systemd's start limit would fail here.
 #[test]
 fn eleven_late_intents_at_once_are_all_marked_and_served() {
     let (lab, _attachd, api, _helper) = up_with_helper();
@@ -40,7 +40,7 @@ fn eleven_late_intents_at_once_are_all_marked_and_served() {
         assert_eq!(group(disk), lab::people::NBD.id);
     }
     assert_eq!(health(&api)["helper"]["state"], "answers");
-    // Un-claiming gives the node back its old group.
+    // Removing the claim gives the node its old group back.
     let listener = lab.bare_listener().unwrap();
     let (volume, disk) = &disks[0];
     withdraw(&api, volume);
@@ -49,7 +49,8 @@ fn eleven_late_intents_at_once_are_all_marked_and_served() {
     assert_eq!(group(&disks[1].1), lab::people::NBD.id, "the control: a neighbour stays marked");
 }
 
-/// udevd never makes up for what it missed while its socket was closed: it is told again, and nobody has to ask for that.
+/// udevd does not process what it missed while its socket was closed. The helper retriggers the disk, without a
+/// request from anybody.
 #[test]
 fn a_disk_that_came_while_udevd_was_away_is_served_when_udevd_is_back() {
     let (mut lab, _attachd, api, _helper) = up_with_helper();
@@ -65,12 +66,12 @@ fn a_disk_that_came_while_udevd_was_away_is_served_when_udevd_is_back() {
     assert_eq!(health(&api)["udevd"]["state"], "heard");
 }
 
-/// Nothing is to be made up: with everything in place, health has nothing to say.
+/// With everything in place there is nothing to retry, and health has no problem.
 #[test]
 fn with_everything_in_place_the_daemon_is_healthy_and_has_host_disks_written_down() {
     let (lab, _attachd, api, _helper) = up_with_helper();
     let (_volume, _disk) = served(&lab, &api);
-    // The answer about the host's disks comes by itself, soon after the start.
+    // The answer about the host's disks comes by itself soon after the start.
     let mut health = health(&api);
     let begun = std::time::Instant::now();
     while health["helper"]["state"] == "unknown" && begun.elapsed() < SOON {
@@ -112,13 +113,14 @@ fn a_missing_link_is_put_right_by_one_retrigger() {
     let mut disk = lab.disk(&volume.serial, MIB).unwrap();
     disk.attach().unwrap();
     lab.udevd().start().unwrap();
-    // udevd started anew replays nothing: a resync finds the disk, its link is missing, the helper has udev look.
+    // A restarted udevd replays nothing. A resync finds the disk and its missing link, and the helper makes udev
+    // process the disk.
     resync(&api);
     wait(&api, &volume, "ready");
     lab.nbdcopy_equals(&volume.export(), disk.file()).unwrap();
 }
 
-/// Invariant 6, with names.
+/// Invariant 6, with client names.
 #[test]
 fn a_connected_client_is_named_and_a_forced_withdrawal_waits_until_it_is_gone() {
     let (lab, mut attachd, api, _helper) = up_with_helper();
@@ -131,7 +133,7 @@ fn a_connected_client_is_named_and_a_forced_withdrawal_waits_until_it_is_gone() 
     assert_eq!(refused["code"], "CLIENTS_CONNECTED");
     assert_eq!(refused["details"]["clients"].as_array().unwrap().len(), 1, "{refused:#}");
     assert_eq!(refused["details"]["clients_exact"], true);
-    // Whose export it is shows: the neighbour's can go.
+    // It is known which export the client uses, so the neighbour can be withdrawn.
     api.delete(&path(&neighbour)).unwrap().expect(200).unwrap();
 
     let forced = api.delete(&format!("{}?force=true", path(&volume))).unwrap().expect(200).unwrap();
@@ -144,7 +146,7 @@ fn a_connected_client_is_named_and_a_forced_withdrawal_waits_until_it_is_gone() 
     let again = api.post("/api/v1/intents", &json!({ "volume_id": volume.id })).unwrap().expect(409).unwrap();
     assert_eq!(again["code"], "BEING_WITHDRAWN");
 
-    // The wish survives the daemon.
+    // The withdrawal survives the daemon.
     attachd.kill9().unwrap();
     let attachd = start(&lab);
     let api = attachd.api();
@@ -170,7 +172,7 @@ fn with_the_helper_dead_the_answer_is_that_the_clients_are_unknown() {
     assert_eq!((&sick["status"], &sick["helper"]["state"]), (&json!("degraded"), &json!("silent")), "{sick:#}");
 }
 
-/// An export that cannot be taken away is no reason to serve a volume again that was withdrawn by force.
+/// If an export cannot be removed, a volume that was withdrawn by force must not be served again.
 #[test]
 fn a_volume_withdrawn_by_force_stays_so_while_its_export_cannot_be_removed() {
     let (lab, _attachd, api, _helper) = up_with_helper();
@@ -183,10 +185,11 @@ fn a_volume_withdrawn_by_force_stays_so_while_its_export_cannot_be_removed() {
     let forced = api.delete(&format!("{path}?force=true")).unwrap();
     assert_ne!(forced.status, 200, "the export is still there: {}", forced.text);
     assert_eq!(show(&api, &volume)["state"], "detaching");
-    // It is there whatever a resync makes of it.
+    // A resync does not change that.
     resync(&api);
     client.abandon();
-    // Asked again: nobody is connected, and it cannot be removed. (A look of the daemon's own may be under way.)
+    // The next request finds no client, and the export cannot be removed. (A check by the daemon itself may be in
+    // progress.)
     let begun = std::time::Instant::now();
     while api.delete(&path).unwrap().json["code"] != "EXPORT_STUCK" {
         assert!(begun.elapsed() < SOON);
@@ -197,8 +200,8 @@ fn a_volume_withdrawn_by_force_stays_so_while_its_export_cannot_be_removed() {
     events.wait_for(|event| event["event"] == "withdrawn", SOON).unwrap();
 }
 
-/// In the helper's place: has every question answered by `answer`, which gets its line. Only whether somebody has a disk open
-/// exclusively is still for the helper itself to say.
+/// Takes the helper's place: `answer` answers each request, and gets its line. Requests about exclusive opens are
+/// passed to the real helper.
 fn helper_that(answer: impl Fn(String, UnixStream) + Send + 'static) {
     let itself = format!("{HELPER_SOCKET}.itself");
     std::fs::rename(HELPER_SOCKET, &itself).unwrap();
@@ -219,7 +222,7 @@ fn helper_that(answer: impl Fn(String, UnixStream) + Send + 'static) {
     });
 }
 
-/// A helper whose answers to `holders` the test gives, at its own pace.
+/// A helper for which the test answers `holders`, at its own pace.
 fn helper_of_the_tests() -> mpsc::Receiver<UnixStream> {
     let (asked, asking) = mpsc::channel();
     helper_that(move |line, mut stream| {
@@ -234,12 +237,12 @@ fn helper_of_the_tests() -> mpsc::Receiver<UnixStream> {
 
 const YES: &[u8] = b"{\"ok\":true}\n";
 
-/// Somebody who is not to be seen.
+/// The answer for a client that cannot be seen.
 const INVISIBLE: &[u8] = b"{\"ok\":true,\"open\":1,\"clients\":[],\"exact\":false}\n";
 
 const NOBODY: &[u8] = b"{\"ok\":false,\"code\":\"NOT_OPEN\",\"error\":\"x\"}\n";
 
-/// Invariant 2: an answer that belongs to a life before must not touch the volume that was announced anew.
+/// Invariant 2: an answer for an earlier intent must not affect the volume's new intent.
 #[test]
 fn a_late_answer_about_clients_does_not_withdraw_a_new_intent() {
     let (lab, attachd, api) = up();
@@ -253,7 +256,7 @@ fn a_late_answer_about_clients_does_not_withdraw_a_new_intent() {
     first.write_all(b"{\"ok\":true,\"open\":1,\"clients\":[\"127.0.0.1:1\"],\"exact\":true}\n").unwrap();
     assert_eq!(forced.join().unwrap(), 200);
     assert_eq!(show(&api, &volume)["state"], "detaching");
-    // However often it is settled, one look at a time.
+    // However often the volume is settled, there is one request at a time.
     resync(&api);
     let mut look = asking.recv_timeout(SOON).unwrap();
     resync(&api);
@@ -269,7 +272,7 @@ fn a_late_answer_about_clients_does_not_withdraw_a_new_intent() {
     assert!(asking.try_recv().is_err());
 }
 
-/// Invariant 6: between the question who is connected and the end of the export nobody slips in.
+/// Invariant 6: no client can connect unnoticed between the check for clients and the end of the export.
 #[test]
 fn a_client_that_comes_during_a_withdrawal_is_noticed_and_the_export_is_given_back() {
     let (lab, attachd, api) = up();
@@ -289,7 +292,7 @@ fn a_client_that_comes_during_a_withdrawal_is_noticed_and_the_export_is_given_ba
     lab.nbdcopy_equals(&volume.export(), disk.file()).unwrap();
 }
 
-/// nbdkit serves all of its clients by one process: which of them has which disk open does not always show.
+/// nbdkit serves all of its clients in one process, so it does not always show which client has which disk open.
 #[test]
 fn clients_that_cannot_be_told_apart_are_said_to_be_candidates() {
     let (lab, _attachd, api, _helper) = up_with_helper();
@@ -312,7 +315,7 @@ fn clients_that_cannot_be_told_apart_are_said_to_be_candidates() {
     );
 }
 
-/// Invariant 4: `ready` means served, also while it is open whether the volume goes; nor does a crash decide that.
+/// Invariant 4: `ready` means served, even while a withdrawal is undecided; and a crash does not decide it.
 #[test]
 fn a_volume_whose_export_was_taken_away_for_a_withdrawal_is_not_ready_until_it_is_proven_again() {
     let (lab, mut attachd, api) = up();
@@ -322,7 +325,7 @@ fn a_volume_whose_export_was_taken_away_for_a_withdrawal_is_not_ready_until_it_i
     let _bystander = lab.nbd_client(&neighbour.export()).unwrap();
     let path = format!("/api/v1/intents/{}", volume.id);
     let mut events = api.events().unwrap();
-    // Asks for the withdrawal, and says when the export is gone and it is asked again who is connected.
+    // Requests the withdrawal, and returns when the export is removed and the check for clients is repeated.
     let sealed = |attachd: &lab::Attachd| {
         let (api, path) = (attachd.api(), path.clone());
         let answer = std::thread::spawn(move || api.delete(&path));
@@ -360,7 +363,7 @@ fn a_volume_whose_export_was_taken_away_for_a_withdrawal_is_not_ready_until_it_i
     assert_eq!(withdrawn["state"], "detaching");
 }
 
-/// What one part of a volume hears must not make it forget what another part waits for.
+/// An answer for one part of a volume must not end the wait of another part.
 #[test]
 fn a_late_answer_about_a_mark_leaves_a_volume_that_waits_for_its_clients_to_go_its_clock() {
     let (lab, attachd, api) = up();
@@ -375,7 +378,7 @@ fn a_late_answer_about_a_mark_leaves_a_volume_that_waits_for_its_clients_to_go_i
     };
     let (volume, disk) = announced_late(&lab, &api);
     let mut mark = next("retrigger");
-    // udev looks at it for another reason; the answer is still to come.
+    // udev processes the disk for another reason; the helper's answer has not come yet.
     lab.retrigger(&disk).unwrap();
     wait(&api, &volume, "ready");
     let client = lab.nbd_client(&volume.export()).unwrap();
@@ -393,12 +396,12 @@ fn a_late_answer_about_a_mark_leaves_a_volume_that_waits_for_its_clients_to_go_i
     events.wait_for(|event| event["event"] == "withdrawn", SOON).unwrap();
 }
 
-/// Without the helper nobody can say that nobody is connected.
+/// Without the helper it is unknown whether a client is connected.
 fn withdraw_by_force(api: &Api, volume: &Volume) {
     api.delete(&format!("/api/v1/intents/{}?force=true", volume.id)).unwrap().expect(200).unwrap();
 }
 
-/// A disk must not stay the NBD servers' because the helper was away for a moment.
+/// A disk must not stay with the NBD servers because the helper was away for a moment.
 #[test]
 fn a_node_is_given_back_as_soon_as_the_helper_answers_again() {
     let (lab, attachd, api, helper) = up_with_helper();
@@ -414,8 +417,8 @@ fn a_node_is_given_back_as_soon_as_the_helper_answers_again() {
     drop(attachd);
 }
 
-/// Has udev stop at each claimed disk, when the claim was read and the node is not marked yet. Returns where it says that it
-/// stands there, and where it is let go on.
+/// Makes udev stop at each claimed disk, after it has read the claim and before it marks the node. Returns two pipes:
+/// one reports that udev has stopped, the other lets it continue.
 fn udev_stops_half_way(lab: &Lab) -> (File, File) {
     let pipe = |name| {
         let path = lab.dir().join(name);
@@ -428,7 +431,7 @@ fn udev_stops_half_way(lab: &Lab) -> (File, File) {
     (there, go_on)
 }
 
-/// The mark that comes after the withdrawal has found nothing to take off: a door left open.
+/// The mark comes after the withdrawal has found nothing to remove, so the node would stay open to the NBD servers.
 #[test]
 fn a_disk_that_is_withdrawn_while_udev_marks_it_is_given_back() {
     let (lab, _attachd, api) = up();
@@ -440,7 +443,7 @@ fn a_disk_that_is_withdrawn_while_udev_marks_it_is_given_back() {
         let (volume, disk) = if late { announced_late(&lab, &api) } else { attached(&lab, &api) };
         assert!(readable(&[there.as_fd()], SOON).unwrap(), "udev is not there");
         (&there).read_exact(&mut [0]).unwrap();
-        // A disk that attachd has not seen yet is not given back by it either.
+        // attachd gives back only a disk that it has seen.
         let seen = || api.get("/api/v1/devices").unwrap().text.contains(&volume.serial);
         let begun = std::time::Instant::now();
         while !seen() {
@@ -458,7 +461,7 @@ fn a_disk_that_is_withdrawn_while_udev_marks_it_is_given_back() {
     }
 }
 
-/// The same when attachd itself was killed before it could ask.
+/// The same if attachd was killed before it could ask.
 #[test]
 fn a_node_that_was_left_marked_is_given_back_by_a_resync() {
     let (lab, attachd, api, helper) = up_with_helper();
@@ -483,7 +486,7 @@ fn a_disk_that_is_open_by_nobody_who_can_be_seen_is_not_taken_for_free() {
     let _client = lab.nbd_client(&volume.export()).unwrap();
     let (other, path) = (attachd.api(), format!("/api/v1/intents/{}", volume.id));
     let asked = std::thread::spawn(move || other.delete(&path).unwrap().expect(409).unwrap());
-    // Asked again a few times: it may be just closing it.
+    // attachd asks again a few times, because the server may be closing the disk.
     while !asked.is_finished() {
         if let Ok(mut look) = asking.recv_timeout(std::time::Duration::from_millis(50)) {
             look.write_all(INVISIBLE).unwrap();
@@ -492,7 +495,7 @@ fn a_disk_that_is_open_by_nobody_who_can_be_seen_is_not_taken_for_free() {
     assert_eq!(asked.join().unwrap()["code"], "CLIENTS_UNKNOWN");
 }
 
-/// udevd may have looked with rules from before the package was installed.
+/// udevd may have processed the disk with rules from before the package was installed.
 #[test]
 fn a_disk_that_stays_unmarked_although_the_helper_said_yes_is_looked_at_again() {
     let (lab, _attachd, api) = up();
@@ -507,7 +510,7 @@ fn a_disk_that_stays_unmarked_although_the_helper_said_yes_is_looked_at_again() 
         while asking.recv_timeout(SOON).unwrap() != retrigger {}
     }
     assert_eq!(show(&api, &volume)["reason"]["code"], "NOT_MARKED");
-    // When it has an effect, the matter is closed.
+    // When the mark is there, nothing more is asked.
     lab.retrigger(&disk).unwrap();
     wait(&api, &volume, "ready");
 }
@@ -523,7 +526,7 @@ fn a_disk_to_be_given_back_is_asked_for_once_at_a_time_however_often_everything_
         }
     });
     let volume = lab.volume();
-    // attachd ends a claim that nobody wants as soon as it sees it.
+    // attachd removes an unwanted claim as soon as it sees the claim.
     lab.claim(&volume.serial).unwrap();
     let _disk = lab.settled_disk(&volume.serial, MIB).unwrap();
     let attachd = start(&lab);
@@ -543,7 +546,7 @@ fn a_disk_to_be_given_back_is_asked_for_once_at_a_time_however_often_everything_
     assert!(asking.try_recv().is_err());
 }
 
-/// So it is for a moment after every handshake, and after every client that hangs up.
+/// The disk is open for a moment after every handshake, and after every client that hangs up.
 #[test]
 fn a_disk_that_a_server_is_just_closing_is_asked_for_again_when_it_is_closed_and_is_free() {
     let (lab, attachd, api) = up();
@@ -568,7 +571,7 @@ fn a_disk_that_a_server_is_just_closing_is_asked_for_again_when_it_is_closed_and
     }
     assert_eq!(asked.join().unwrap(), 200);
 
-    // It is the closing that has it asked again, and not the end of the time for it: so it is, unless this host is held up.
+    // The close causes the next request, and not the end of the back-off, unless this host is very slow.
     intend(&api, &volume);
     let at_once = (0..9).any(|_| {
         wait(&api, &volume, "ready");

@@ -1,4 +1,4 @@
-//! The predecessor's tables: what others find there, and that nothing else depends on them.
+//! The predecessor's tables: what other programs find there, and that nothing else depends on the tables.
 #![allow(clippy::unwrap_used, reason = "a test's panic is its failure")]
 
 mod common;
@@ -13,7 +13,7 @@ use serde_json::Value;
 
 const STORE: &str = "/var/lib/attachd/attachd.db";
 
-/// Another program at the store's file.
+/// Runs a statement as another program at the store's file.
 fn sql(text: &str) -> String {
     let mut command = Command::new("sqlite3");
     let output = command.args(["-cmd", ".timeout 10000", STORE, text]).output().unwrap();
@@ -21,7 +21,7 @@ fn sql(text: &str) -> String {
     String::from_utf8(output.stdout).unwrap().trim_end().to_owned()
 }
 
-/// Waits until they show that: nothing tells when rows are written.
+/// Waits until the tables show this. No event reports when rows are written.
 fn until_shown(query: &str, expected: &str) {
     let begun = Instant::now();
     while sql(query) != expected {
@@ -41,7 +41,7 @@ fn until_healthy(api: &Api, what: impl Fn(&Value) -> bool) -> Value {
     }
 }
 
-/// Health's message of this problem.
+/// Returns health's message of this problem.
 fn problem(health: &Value, code: &str) -> Option<String> {
     let mut problems = health["problems"].as_array().unwrap().iter();
     problems.find(|problem| problem["code"] == code).map(|problem| problem["message"].as_str().unwrap().to_owned())
@@ -101,7 +101,7 @@ fn a_volume_whose_rows_are_refused_is_named_and_changes_nothing_for_itself_or_fo
     assert!(metric(&api, "attachd_projection_owed{target=\"sqlite\"} 0.0"));
     assert!(attachd.stderr_text().contains("PROJECTION_REFUSED"), "{}", attachd.stderr_text());
 
-    // A restart tries it again.
+    // A restart tries the rows again.
     attachd.terminate().unwrap();
     sql("DROP TRIGGER refuse");
     let attachd = start(&lab);
@@ -153,12 +153,12 @@ fn away(killed: bool) {
     assert!(attachd.terminate().unwrap().success());
 }
 
-/// An idle daemon pays nothing for it.
+/// An idle daemon has no cost for it.
 #[test]
 fn the_connection_goes_when_nothing_is_owed_for_a_while_and_comes_back() {
     let (lab, attachd, api) = up();
     let tasks = format!("/proc/{}/task", attachd.pid().unwrap());
-    // SQLite's threads, one for each connection: to write, to read, and this one.
+    // SQLite has one thread for each connection: to write, to read, and for the projection.
     let connections = || {
         let names = fs::read_dir(&tasks).unwrap().flatten().map(|task| fs::read_to_string(task.path().join("comm")));
         names.filter(|name| name.as_ref().is_ok_and(|name| name.starts_with("sqlx-sqlite"))).count()

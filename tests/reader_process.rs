@@ -1,4 +1,5 @@
-//! The process that reads what may never answer: a question that hangs keeps nobody else from an answer, and nothing from ending.
+//! The process that reads slow attributes: a read that hangs delays no other read and does not keep any process from
+//! ending.
 #![allow(clippy::unwrap_used, reason = "a test's panic is its failure")]
 
 use std::fs::{self, File};
@@ -14,15 +15,15 @@ use attachd::device::reader_process;
 
 const SOON: Duration = Duration::from_secs(20);
 
-/// A folder with an attribute that answers, and one that does not until something is written to it.
+/// Makes a folder with an attribute that answers, and one that blocks until something is written to it.
 fn folder(at: &Path) -> File {
     fs::write(at.join("serial"), "0123456789abcdef0123").unwrap();
     assert!(Command::new("mkfifo").arg(at.join("stalled")).status().unwrap().success());
-    // Reading and writing, so that opening it for reading does not wait either.
+    // Opened for reading and writing, so that opening it for reading does not block.
     File::options().read(true).write(true).open(at.join("stalled")).unwrap()
 }
 
-/// The processes that read for this one.
+/// Returns the reader processes of this process.
 fn readers() -> Vec<u32> {
     let me = std::process::id();
     let children = fs::read_to_string(format!("/proc/{me}/task/{me}/children")).unwrap();
@@ -39,7 +40,7 @@ fn readers() -> Vec<u32> {
     all
 }
 
-/// One test, because what reads is one for the whole process.
+/// This is one test, because a process has only one reader.
 #[test]
 fn a_question_that_hangs_keeps_nobody_from_an_answer_and_a_reader_that_is_gone_is_replaced() {
     let dir = tempfile::tempdir().unwrap();
@@ -61,7 +62,7 @@ fn a_question_that_hangs_keeps_nobody_from_an_answer_and_a_reader_that_is_gone_i
     }
     assert!(hangs.try_recv().is_err(), "the control: it has no answer");
     assert_eq!(readers().len(), 1, "one process for all");
-    // It hangs in another process: no thread of this one is in its read.
+    // The read hangs in another process; no thread of this one blocks.
     stalled.write_all(b"late").unwrap();
     assert_eq!(hangs.recv_timeout(SOON).unwrap().unwrap(), "late");
 

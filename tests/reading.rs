@@ -1,4 +1,4 @@
-//! Invariant 13: "could not be read" is never "is not there", and not "is not used" either. What others write is bytes.
+//! Invariant 13: "could not be read" never means "is not there" or "is not used". Text from other programs is bytes.
 #![allow(clippy::unwrap_used, reason = "a test's panic is its failure")]
 
 mod common;
@@ -16,14 +16,14 @@ use common::*;
 use lab::{Api, Disk};
 use serde_json::{Value, json};
 
-/// A file or a folder with something else in its place, for everybody in this lab. Gone with this value.
+/// Puts another file or folder in place of one, for all processes in this lab, until this is dropped.
 struct InPlace {
     path: PathBuf,
     instead: PathBuf,
 }
 
 impl InPlace {
-    /// The same, but only root can read it (udevd does): the daemon cannot.
+    /// Puts a copy there that only root can read (udevd does); the daemon cannot.
     fn closed(path: &Path) -> Self {
         let instead = Self::aside(path);
         if path.is_dir() {
@@ -35,7 +35,7 @@ impl InPlace {
         Self::lay(path, instead)
     }
 
-    /// Other bytes.
+    /// Puts other bytes there.
     fn bytes(path: &Path, bytes: &[u8]) -> Self {
         let instead = Self::aside(path);
         fs::write(&instead, bytes).unwrap();
@@ -67,7 +67,7 @@ fn attribute(disk: &Disk, name: &str) -> PathBuf {
     fs::canonicalize(disk.sysfs()).unwrap().join(name)
 }
 
-/// What health says of disks that cannot be read.
+/// Returns what health reports about disks that cannot be read.
 fn unread(api: &Api) -> Option<String> {
     let health = health(api);
     let problems = health["problems"].as_array().unwrap().iter();
@@ -75,7 +75,7 @@ fn unread(api: &Api) -> Option<String> {
     told.map(|message| message.as_str().unwrap().to_owned()).next()
 }
 
-/// Why this disk could not be read the last time.
+/// Returns why the last read of this disk failed.
 fn why_unread(api: &Api, disk: &Disk) -> Option<String> {
     api.disk(disk).unwrap()?["unread"].as_str().map(str::to_owned)
 }
@@ -103,7 +103,7 @@ fn was_revoked(volume: &Value) -> bool {
     story(volume).contains(&"revoked".to_owned())
 }
 
-/// Whatever it is that cannot be read of a served disk: it stays served, that is said, and it is over by itself.
+/// Whatever cannot be read of a served disk: it stays served, health reports it, and it ends by itself.
 #[test]
 fn a_served_disk_that_cannot_be_read_stays_served_is_told_and_is_read_again_by_itself() {
     let (lab, _attachd, api) = up();
@@ -111,7 +111,8 @@ fn a_served_disk_that_cannot_be_read_stays_served_is_told_and_is_read_again_by_i
     for name in ["diskseq", "size", "ro", "holders", "loop/backing_file"] {
         let closed = InPlace::closed(&attribute(&disk, name));
         lab.retrigger(&disk).unwrap();
-        // Health names one of them, and with this attribute closed no other disk that has an event meanwhile can be judged.
+        // Health names one of these disks. With this attribute unreadable, no other disk with an event in the
+        // meantime can be judged.
         is_unread(&api);
         eventually("the disk is not said to be unread", || {
             why_unread(&api, &disk)?.contains("Permission denied").then_some(())
@@ -126,7 +127,7 @@ fn a_served_disk_that_cannot_be_read_stays_served_is_told_and_is_read_again_by_i
     lab.nbdcopy_equals(&volume.export(), disk.file()).unwrap();
 }
 
-/// The control of the rule above: what is gone is revoked at once, also while it could not be read.
+/// The control of the rule above: a disk that is gone is revoked at once, even if its last read failed.
 #[test]
 fn a_pulled_disk_is_revoked_also_when_it_could_not_be_read_before() {
     let (lab, _attachd, api) = up();
@@ -136,7 +137,7 @@ fn a_pulled_disk_is_revoked_also_when_it_could_not_be_read_before() {
         lab.retrigger(&disk).unwrap();
         is_unread(&api);
         assert_eq!(show(&api, &volume)["state"], "ready");
-        // What lies in the place of an attribute of a disk that is gone lies nowhere.
+        // The replaced attribute belongs to a disk that is gone, so there is nothing to restore.
         std::mem::forget(closed);
         disk.detach().unwrap();
         assert_eq!(wait(&api, &volume, "lost")["reason"]["code"], "DEVICE_GONE", "{name}");
@@ -145,11 +146,11 @@ fn a_pulled_disk_is_revoked_also_when_it_could_not_be_read_before() {
     }
 }
 
-/// Nothing is remembered but what is on record, and in this boot that is the very disk.
+/// The daemon knows only what is on record, which in this boot is this very disk.
 #[test]
 fn a_start_during_which_disks_cannot_be_read_leaves_them_served() {
     let (lab, mut attachd, _api) = up();
-    // Without the sequence number it cannot be proven anew that the server serves this very disk.
+    // Without the sequence number it cannot be proven again that the server serves this very disk.
     for (name, stands) in [("loop/backing_file", "ready"), ("diskseq", "exporting")] {
         let api = attachd.api();
         let (volume, disk) = served(&lab, &api);
@@ -182,13 +183,13 @@ fn nothing_is_published_while_what_the_host_uses_cannot_be_read_and_all_is_serve
     assert_eq!(show(&api, &volume)["state"], "waiting");
     assert!(!lab.nbd_connects(&volume.export()) && lab.nbd_connects(&kept.export()));
     drop(closed);
-    // No event, and nobody asks.
+    // There is no event, and nobody asks for a resync.
     wait(&api, &volume, "ready");
     is_read(&api);
     assert!(!was_revoked(&show(&api, &kept)));
 }
 
-/// A name is bytes: one that is no UTF-8 hides no table, and no disk in it.
+/// A name is bytes: one that is not UTF-8 makes no table unreadable and hides no disk in it.
 #[test]
 fn a_mount_point_of_any_bytes_takes_nothing_from_anybody_and_is_found() {
     let (lab, _attachd, api) = up();
@@ -213,7 +214,7 @@ fn a_mount_point_of_any_bytes_takes_nothing_from_anybody_and_is_found() {
     intend(&api, &mine);
 }
 
-/// The kernel's table is forged: swap would be the whole machine's.
+/// The kernel's table is forged, because real swap would affect the whole machine.
 #[test]
 fn a_disk_the_host_swaps_to_is_refused_also_beside_a_swap_file_of_any_bytes() {
     let (lab, _attachd, api) = up();
@@ -250,18 +251,18 @@ fn accounts_of_any_bytes_keep_neither_the_daemon_nor_the_helper_from_knowing_its
     assert_eq!(health(&api)["helper"]["state"], "answers");
 }
 
-/// Invariant 15: what attachd does for those who ask has its bounds, however many ask.
+/// Invariant 15: the checks that attachd makes for callers are limited, however many callers there are.
 #[test]
 fn checks_that_many_ask_for_at_once_are_one_and_take_few_descriptors() {
     const VOLUMES: usize = 24;
     const CALLERS: usize = 4;
-    /// What attachd may open for all checks together, the server's list apart.
+    /// The limit of descriptors for all checks together, without the server's list.
     const BOUND: usize = 16;
     let (lab, attachd, api) = up();
     let served: Vec<_> = (0..VOLUMES).map(|_| served(&lab, &api)).collect();
     let open = || fs::read_dir(format!("/proc/{}/fd", attachd.pid().unwrap())).unwrap().count();
     let before = open();
-    // A server that does not answer: all that is asked at one time can be counted.
+    // The server does not answer, so that all simultaneous handshakes can be counted.
     let server = rustix::process::Pid::from_raw(lab.nbdkit_pid().unwrap().cast_signed()).unwrap();
     let signal = |signal| rustix::process::kill_process(server, signal).unwrap();
     signal(rustix::process::Signal::STOP);
@@ -271,7 +272,7 @@ fn checks_that_many_ask_for_at_once_are_one_and_take_few_descriptors() {
         let (mut peak, mut stopped) = (0, true);
         while asked.iter().any(|caller| !caller.is_finished()) {
             peak = peak.max(open());
-            // Not by the number of descriptors: `before` may count one that was just being closed.
+            // The number of descriptors would not do: `before` may count one that was just being closed.
             if stopped && connections_to_the_server() >= BOUND {
                 signal(rustix::process::Signal::CONT);
                 stopped = false;
@@ -290,11 +291,11 @@ fn checks_that_many_ask_for_at_once_are_one_and_take_few_descriptors() {
     drop(served);
 }
 
-/// Connections that are open at attachd's end, by the kernel's table.
+/// Counts the connections that are open at attachd's end, in the kernel's table.
 fn connections_to_the_server() -> usize {
-    /// 10809.
+    /// Port 10809.
     const PORT: &str = ":2A39";
-    /// `TCP_ESTABLISHED`.
+    /// The state `TCP_ESTABLISHED`.
     const ESTABLISHED: &str = "01";
     let table = fs::read_to_string("/proc/thread-self/net/tcp").unwrap();
     let is_one = |line: &&str| {

@@ -1,4 +1,4 @@
-//! Events and disks as a real guest showed them: the recording, and sysfs trees built after it.
+//! Events and disks recorded in a real guest, and sysfs trees built from the recording.
 #![allow(clippy::unwrap_used, reason = "a test's panic is its failure")]
 
 use std::collections::HashMap;
@@ -22,7 +22,7 @@ const VDA: DevNum = DevNum { major: 254, minor: 0 };
 const VDB: DevNum = DevNum { major: 254, minor: 16 };
 const NBD_GID: u32 = 4242;
 
-/// The property blocks of `udevadm monitor`.
+/// Returns the property blocks of `udevadm monitor`.
 fn blocks() -> Vec<HashMap<&'static str, &'static str>> {
     let starts = RECORDING.split("\nUDEV  [").skip(1);
     starts
@@ -53,7 +53,7 @@ fn whole_disks_are_heard_and_partitions_are_not() {
     assert_eq!(heard, expected, "`blockdev --rereadpt` and the partitions' events are no attach and no detach");
 }
 
-/// A sysfs tree with virtio disks, real device nodes in its `dev`.
+/// A sysfs tree with virtio disks, and real device nodes in its `dev`.
 struct Tree {
     root: tempfile::TempDir,
 }
@@ -133,7 +133,7 @@ fn a_virtio_disk_is_read_with_its_serial_size_and_link() {
     assert!(still(VDA, 1).is_here() && still(VDA, 2).is_gone() && still(VDB, 1).is_gone());
 }
 
-/// The recording's worst moment: udevd was dead while cccc's disk was pulled and 5555's took its name.
+/// The worst moment of the recording: udevd was dead while cccc's disk was pulled and 5555's disk got its name.
 #[test]
 fn the_stale_link_of_the_recording_makes_neither_volume_the_disks() {
     let tree = Tree::new();
@@ -197,12 +197,12 @@ fn what_the_host_uses_being_unreadable_makes_every_disk_unusable() {
     assert!(matches!(tree.read(VDB).identity, Err(NoIdentity::Unreadable(_))));
 }
 
-/// Every disk of the tree.
+/// Reads every disk of the tree.
 fn all(sysfs: &Sysfs) -> Vec<(DevNum, Found<Facts>)> {
     sysfs.list().unwrap().into_iter().map(|devnum| (devnum, sysfs.read(devnum))).collect()
 }
 
-/// The disk events of the whole recording in their order: who, which disk, which sequence numbers.
+/// Returns the disk events of the whole recording in order: sender, disk, sequence number.
 fn stream() -> Vec<(Origin, DevNum, u64)> {
     let devnum = |name: &str| match name {
         "/dev/vda" => Some(VDA),
@@ -218,7 +218,8 @@ fn stream() -> Vec<(Origin, DevNum, u64)> {
     RECORDING.lines().filter(|text| text.starts_with("K ") || text.starts_with("U ")).filter_map(line).collect()
 }
 
-/// How things stood when the recording ended, with a usable serial: one disk, and the stale link of one that is gone.
+/// Builds the state at the end of the recording, with a usable serial: one disk, and the stale link of one that is
+/// gone.
 fn truth(tree: &Tree) {
     tree.disk("vda", VDA, 4, Some("aaaaaaaaaaaaaaaaaaaa"));
     tree.link("aaaaaaaaaaaaaaaaaaaa", "vda");
@@ -236,8 +237,8 @@ fn the_recording_holds_a_stream_worth_replaying() {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
 
-    /// Invariant 3: in whatever order, with whatever missing or repeated, events only make the daemon look: what it sees is
-    /// what is there, and after one resync all of what is there.
+    /// Invariant 3: in any order, with any event missing or repeated, events only make the daemon read. It sees what
+    /// is there, and after one resync it has seen everything.
     #[test]
     fn any_replay_of_the_recording_ends_with_the_truth(
         order in proptest::collection::vec(any::<prop::sample::Index>(), 0..80)

@@ -1,4 +1,4 @@
-//! The configuration read again: what takes effect at once, what is only named, and mistakes that change nothing.
+//! A reload of the configuration: what takes effect at once, what is only named, and mistakes that change nothing.
 #![allow(clippy::unwrap_used, reason = "a test's panic is its failure")]
 
 mod common;
@@ -11,12 +11,12 @@ use common::*;
 use lab::{Api, Attachd, Lab};
 use serde_json::{Value, json};
 
-/// How many reloads are done, by the resyncs they end with.
+/// Returns the number of resyncs, one of which ends each reload.
 fn resyncs(api: &Api) -> u64 {
     health(api)["resync"]["count"].as_u64().unwrap()
 }
 
-/// Asks attachd until its answer is the one that is waited for.
+/// Repeats a request until its answer is the expected one.
 fn asked_until<T>(what: &str, mut ask: impl FnMut() -> Option<T>) -> T {
     let deadline = Instant::now() + SOON;
     loop {
@@ -27,7 +27,7 @@ fn asked_until<T>(what: &str, mut ask: impl FnMut() -> Option<T>) -> T {
     }
 }
 
-/// Has attachd read this configuration. A reload ends with a resync, and nothing else makes one here.
+/// Reloads attachd with this configuration. A reload ends with a resync, and nothing else causes one here.
 fn reload(lab: &Lab, attachd: &Attachd, config: &str) {
     lab.attachd_config(config).unwrap();
     let api = attachd.api();
@@ -85,7 +85,7 @@ fn what_takes_a_restart_is_named_and_stays_as_it_is_until_then() {
     assert_eq!((&now["status"], &now["backend"]["listen"]), (&json!("healthy"), &json!("127.0.0.1:10809")));
     assert!(message(&now, "remarks", "RESTART_NEEDED").contains("[export] listen"));
     assert_eq!(show(&api, &volume)["export"]["state"], "served");
-    // Once more: it is still not what the file says.
+    // The same again: the settings in use still differ from the file.
     reload(&lab, &attachd, &new);
     assert_eq!(codes(&health(&api), "remarks"), ["RESTART_NEEDED"]);
 
@@ -100,7 +100,7 @@ fn what_takes_a_restart_is_named_and_stays_as_it_is_until_then() {
     assert_eq!(health(&attachd.api())["remarks"], json!([]), "taken back before the restart");
 }
 
-/// What `check-config` says of a configuration.
+/// Returns the output of `check-config` for a configuration.
 fn check_config(path: &Path) -> String {
     let output = Command::new(bin()).args(["--config", path.to_str().unwrap(), "check-config"]).output().unwrap();
     assert!(!output.status.success());
@@ -126,7 +126,7 @@ fn a_reload_with_a_mistake_changes_nothing_and_says_what_check_config_says() {
         assert!(checked.starts_with("/etc/attachd/attachd.toml:"), "with its place: {checked}");
         assert!(told.ends_with(&checked), "{told}\n{checked}");
         assert!(said(&attachd).contains(&format!("the one in use stays:\n{checked}")), "{}", said(&attachd));
-        // The limit of the bad file would let no second one in.
+        // With the limit of the bad file, the second intent would be refused.
         for _ in 0..2 {
             let volume = lab.volume();
             assert_eq!(intend(&api, &volume)["vm_id"], "");
@@ -140,7 +140,7 @@ fn a_reload_with_a_mistake_changes_nothing_and_says_what_check_config_says() {
 
 const CLIENTS: [&str; 3] = ["ca-cert.pem", "client-cert.pem", "client-key.pem"];
 
-/// Puts a file in the place of another in one step.
+/// Replaces a file in one step.
 fn replace(old: &str, new: &str) {
     std::fs::rename(new, old).unwrap();
 }
@@ -157,7 +157,7 @@ fn certificates_that_are_replaced_are_read_again_without_a_word() {
     let refused = wait_reason(&api, &volume, "BACKEND_DOWN");
     assert!(refused["reason"]["message"].as_str().unwrap().contains("not believed"), "the control: {refused:#}");
 
-    // One of the three: they do not fit, and those that were read before are still used.
+    // Only one of the three files is replaced, so they do not fit together, and the old ones stay in use.
     replace(&mine.file(CLIENTS[2]), &renewed.file(CLIENTS[2]));
     let now = asked_until("health tells of the files", || {
         Some(health(&api)).filter(|now| codes(now, "problems").contains(&"TLS_FILES".to_owned()))
@@ -169,7 +169,7 @@ fn certificates_that_are_replaced_are_read_again_without_a_word() {
     assert!(!codes(&health(&api), "problems").contains(&"TLS_FILES".to_owned()));
 }
 
-/// What docs/security.md says of nbdkit.
+/// The behaviour of nbdkit that docs/security.md describes.
 #[test]
 fn nbdkit_reads_its_certificates_only_when_it_starts() {
     let mut lab = Lab::new();

@@ -1,4 +1,4 @@
-//! The proof that every test ends with (`lab::Attachd`): that it is carried out, and that it sees what it is to see.
+//! The proof of a restart at every test's end (`lab::Attachd`): that it runs, and that it finds differences.
 #![allow(clippy::unwrap_used, reason = "a test's panic is its failure")]
 
 mod common;
@@ -15,7 +15,7 @@ use serde_json::json;
 
 const STORE: &str = "/var/lib/attachd/attachd.db";
 
-/// Long enough to read the disks; what is different by then stays so.
+/// Long enough to read the disks; a difference that is still there then stays.
 const LATE: Duration = Duration::from_secs(1);
 
 fn sql(statement: &str) {
@@ -23,12 +23,13 @@ fn sql(statement: &str) {
     assert!(status.success(), "{statement}");
 }
 
-/// Each lab wants a thread of its own.
+/// Runs a test in a thread of its own, because each lab needs one.
 fn in_a_lab<T: Send + 'static>(test: impl FnOnce() -> T + Send + 'static) -> T {
     std::thread::spawn(test).join().unwrap()
 }
 
-/// What the proof says of a world with a served volume in which something happens between the two lives.
+/// Returns the error of the proof for a world with a served volume in which `meanwhile` changes something between the
+/// two daemons.
 fn said_of(limit: Duration, meanwhile: impl FnOnce(&Lab, &Volume, Disk) + Send + 'static) -> String {
     in_a_lab(move || {
         let (lab, attachd, api) = up();
@@ -100,7 +101,7 @@ fn a_daemon_that_ends_by_itself_is_no_end_of_a_test() {
     assert!(said.to_string().contains("attachd has ended by itself"), "{said:#}");
 }
 
-/// What may differ is what time does: a wait that has ended meanwhile.
+/// Only time may cause a difference: a deadline that passed in the meantime.
 #[test]
 fn a_wait_that_ends_during_the_restart_is_no_difference() {
     let (lab, attachd, api) = up();
@@ -109,7 +110,7 @@ fn a_wait_that_ends_during_the_restart_is_no_difference() {
         let body = json!({ "volume_id": volume.id, "deadline_seconds": seconds });
         api.post("/api/v1/intents", &body).unwrap().expect(201).unwrap();
     }
-    // As if the hour had passed while nobody ran.
+    // As if the hour had passed while no daemon ran.
     let passed = || sql(&format!("UPDATE intents SET waits_until = 1 WHERE volume_id = '{}'", short.id));
     attachd.shows_the_same_after_a_restart(passed, SOON).unwrap();
 }

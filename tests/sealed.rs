@@ -1,4 +1,4 @@
-//! Volumes that an operation has sealed: served to nobody until that very operation ends it (invariant 16).
+//! Volumes that an operation has sealed are not served until that operation unseals or releases them (invariant 16).
 #![allow(clippy::unwrap_used, reason = "a test's panic is its failure")]
 
 mod common;
@@ -31,7 +31,7 @@ fn a_sealed_volume_is_served_to_nobody_until_its_operation_unseals_it() {
     assert_eq!((&shown["state"], &shown["reason"]["code"]), (&json!("detaching"), &json!("SEALED")));
     assert!(!is_served(&lab, &volume));
 
-    // Whatever happens to it: it is read again, made by hand, its disk comes back, the daemon starts again.
+    // Nothing unseals it: not a resync, not a link made by hand, not its disk's return, not a restart.
     resync(&api);
     let link = format!("{EXPORTS}/{}", volume.export());
     let leads_to = fs::read_link(format!("{EXPORTS}/{}", open.export())).unwrap();
@@ -86,7 +86,7 @@ fn a_sealed_volume_is_nobody_elses_to_withdraw_and_keeps_its_claim_until_it_is_r
         assert_eq!(why["code"], "SEALED", "{why:#}");
         assert!(why["details"]["operation"].as_str().unwrap().starts_with("00000001-"), "{why:#}");
     }
-    // It is wanted: what is removed by hand is made again.
+    // The claim is wanted, so it is made again if it was removed by hand.
     fs::remove_file(&claim).unwrap();
     resync(&api);
     assert!(claim.exists());

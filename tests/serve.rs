@@ -50,7 +50,7 @@ fn a_disk_that_comes_after_the_deadline_is_served_and_reported_as_late() {
     assert!(story(&ready).contains(&"late".to_owned()), "{ready:#}");
 }
 
-/// Invariant 5: a mapping is never left pointing at a device that is gone, and `lost` heals.
+/// Invariant 5: a mapping never leads to a device that is gone, and `lost` heals.
 #[test]
 fn a_pulled_disk_revokes_its_export_and_its_return_heals_it() {
     let (lab, _attachd, api) = up();
@@ -84,7 +84,7 @@ fn a_withdrawal_takes_export_claim_and_rows_away_and_leaves_the_disk_alone() {
     wait(&api, &volume, "ready");
 }
 
-/// Invariant 6: the export is not taken from under a client, unless forced.
+/// Invariant 6: the export is not taken from a connected client, unless forced.
 #[test]
 fn a_withdrawal_is_refused_while_a_client_is_connected_unless_forced() {
     let (lab, _attachd, api) = up();
@@ -101,7 +101,7 @@ fn a_withdrawal_is_refused_while_a_client_is_connected_unless_forced() {
     drop((client, disk));
 }
 
-/// Invariant 7: refuse rather than guess, and name both parties.
+/// Invariant 7: refuse rather than guess, and name both disks.
 #[test]
 fn a_second_disk_with_the_serial_of_a_served_volume_revokes_it_until_one_is_left() {
     let (lab, _attachd, api) = up();
@@ -135,7 +135,7 @@ fn a_disk_that_is_too_small_is_refused_with_both_sizes() {
     assert!(!lab.nbd_connects(&volume.export()));
 }
 
-/// Invariant 7, a disk the host itself uses: when the intent comes, and when the disk comes.
+/// Invariant 7, for a disk that the host itself uses: when the intent comes, and when the disk comes.
 #[test]
 fn a_disk_the_host_uses_is_refused_by_name_before_and_after() {
     let (lab, _attachd, api) = up();
@@ -177,7 +177,7 @@ fn a_disk_with_a_partition_table_is_served_whole_and_its_partitions_are_nobodys(
     lab.nbdcopy_equals(&volume.export(), disk.file()).unwrap();
 }
 
-/// Invariant 8: the same again is the same; something else names the field.
+/// Invariant 8: the same request has the same answer, and a different request gets an error that names the field.
 #[test]
 fn asking_twice_is_the_same_as_once_and_asking_otherwise_names_the_field() {
     let (lab, _attachd, api) = up();
@@ -209,7 +209,7 @@ fn two_volumes_with_one_prefix_are_refused_and_both_named() {
     assert!(text.contains(&volume.id) && text.contains(&twin), "{text}");
 }
 
-/// Invariant 10: exports outlive the daemon; a start proves each again and takes away what fails.
+/// Invariant 10: exports outlive the daemon. A start proves each again and removes those that fail.
 #[test]
 fn a_restart_finds_its_exports_and_proves_each_again() {
     let (lab, mut attachd, api) = up();
@@ -218,7 +218,7 @@ fn a_restart_finds_its_exports_and_proves_each_again() {
     attachd.kill9().unwrap();
     lab.nbdcopy_equals(&kept.export(), kept_disk.file()).unwrap();
     pulled_disk.detach().unwrap();
-    // Nobody has asked for this one.
+    // An export without an intent.
     let stray = lab.volume();
     lab.publish(&stray.export(), &kept_disk.link()).unwrap();
     assert!(lab.nbd_connects(&stray.export()), "the control: it is served until somebody takes it away");
@@ -232,7 +232,7 @@ fn a_restart_finds_its_exports_and_proves_each_again() {
     assert_eq!(lab.nbd_list().unwrap(), [kept.export()]);
 }
 
-/// Invariant 10: an orderly stop leaves the exports served, too.
+/// Invariant 10: an orderly stop also leaves the exports served.
 #[test]
 fn an_orderly_stop_ends_in_time_with_a_listener_connected_and_leaves_exports_served() {
     let (lab, mut attachd, api) = up();
@@ -268,8 +268,8 @@ fn the_servers_death_is_said_and_its_return_proves_the_exports_again() {
     lab.nbdcopy_equals(&late.export(), late_disk.file()).unwrap();
 }
 
-/// Nothing that attachd does to an export wakes attachd up again: the handshake opens the disk on the server's side, and
-/// udev's watch would make a `change` of the close.
+/// attachd's own work on an export does not wake it again: the handshake opens the disk on the server's side, and
+/// udev's watch would turn the close into a `change` event.
 #[test]
 fn a_handshake_causes_no_event() {
     let (mut lab, _attachd, api) = up();
@@ -281,7 +281,7 @@ fn a_handshake_causes_no_event() {
     lab.udevd().settle().unwrap();
     let ours = |heard: &lab::Heard| heard.get("DEVNAME") == name;
     assert_eq!(listener.drain().unwrap().iter().filter(|heard| ours(heard)).count(), 0);
-    // The control: the trap is live, an unclaimed disk's closing is heard.
+    // The control: the close of an unclaimed disk causes an event.
     let other = lab.volume();
     let unclaimed = lab.settled_disk(&other.serial, MIB).unwrap();
     let unclaimed_name = unclaimed.node().to_str().unwrap().to_owned();
@@ -296,7 +296,7 @@ fn the_predecessors_tables_show_what_is_served_and_nothing_else() {
     let (kept, _disk) = served(&lab, &api);
     let (gone, _other) = served(&lab, &api);
     withdraw(&api, &gone);
-    // An orderly stop writes what waits.
+    // An orderly stop writes the missing rows.
     attachd.terminate().unwrap();
     let sql = |text: &str| {
         let output =
@@ -311,7 +311,8 @@ fn the_predecessors_tables_show_what_is_served_and_nothing_else() {
     assert_eq!(export, format!("{}|{}|10809|active\n", kept.id, kept.export()));
 }
 
-/// Invariant 1: the link is the twin's until udev says otherwise, and may lead anywhere once the twin is gone.
+/// Invariant 1: the by-id link is the duplicate's until udev changes it, and may lead anywhere once the duplicate is
+/// gone.
 #[test]
 fn after_a_duplicate_the_survivor_is_published_only_when_the_link_leads_to_it() {
     let (mut lab, _attachd, api) = up();
@@ -327,7 +328,7 @@ fn after_a_duplicate_the_survivor_is_published_only_when_the_link_leads_to_it() 
     let stranger = lab.volume();
     let mut other = lab.disk(&stranger.serial, 2 * MIB).unwrap();
     other.attach_as(number).unwrap();
-    // So that nothing but the link stands between the server and the stranger's disk.
+    // Now only the link keeps the server from the other disk.
     std::os::unix::fs::chown(other.node(), None, Some(lab::people::NBD.id)).unwrap();
     std::fs::set_permissions(other.node(), std::os::unix::fs::PermissionsExt::from_mode(0o660)).unwrap();
     let mut events = api.events().unwrap();
@@ -343,7 +344,7 @@ fn after_a_duplicate_the_survivor_is_published_only_when_the_link_leads_to_it() 
     lab.nbdcopy_equals(&volume.export(), disk.file()).unwrap();
 }
 
-/// Invariant 8: what a request leaves out it does not ask for, whatever the default is by now.
+/// Invariant 8: a field that a request leaves out is not compared, whatever the default is by now.
 #[test]
 fn the_hosts_own_vm_is_not_asked_for_by_leaving_the_vm_out() {
     let mut lab = lab::Lab::new();
@@ -359,7 +360,7 @@ fn the_hosts_own_vm_is_not_asked_for_by_leaving_the_vm_out() {
     assert_eq!(intend(&api, &unnamed)["vm_id"], "vm-host");
 }
 
-/// What fails again and again is told once.
+/// A failure that repeats is reported once.
 #[test]
 fn retries_do_not_fill_the_timeline() {
     let (mut lab, _attachd, api) = up();
@@ -371,7 +372,7 @@ fn retries_do_not_fill_the_timeline() {
     lab.nbdkit_start().unwrap();
     events.wait_for(|event| event["reason"]["code"] == "EXPORT_REFUSED", SOON).unwrap();
     let before = show(&api, &volume)["timeline"].as_array().unwrap().len();
-    // Each resync has it tried again.
+    // Each resync causes a retry.
     for _ in 0..5 {
         resync(&api);
     }
@@ -380,12 +381,12 @@ fn retries_do_not_fill_the_timeline() {
     assert!(shown["timeline"].as_array().unwrap().len() <= before + 2, "{shown:#}");
 }
 
-/// Invariant 4: `ready` means served with the device's own size, whoever listens on the port.
+/// Invariant 4: `ready` means served with the device's own size, whatever program listens on the port.
 #[test]
 fn a_server_that_serves_another_size_never_makes_a_volume_ready() {
     let lab = lab::Lab::new();
     lab.attachd_config(CONFIG).unwrap();
-    // A process that goes by nbdkit's name, and a liar on its port.
+    // A process with nbdkit's name, and a server on its port that reports a wrong size.
     let name = lab.dir().join("nbdkit");
     std::fs::copy("/bin/sleep", &name).unwrap();
     let server = lab::child::Proc::spawn("nbdkit", std::process::Command::new(&name).arg("1000")).unwrap();
@@ -402,12 +403,12 @@ fn a_server_that_serves_another_size_never_makes_a_volume_ready() {
     let differs = events.wait_for(|event| event["reason"]["code"] == "SIZE_DIFFERS", SOON).unwrap();
     assert_eq!(differs["state"], "exporting");
     assert!(differs["reason"]["message"].as_str().unwrap().contains("2097152"), "{differs:#}");
-    // The control: the same liar, telling the truth.
+    // The control: the same server with the right size.
     size.store(MIB, Ordering::SeqCst);
     wait(&api, &volume, "ready");
 }
 
-/// An NBD server of a few lines, which acknowledges any export with this size.
+/// Runs a small NBD server that accepts any export and reports this size.
 fn lie(mut client: TcpStream, size: u64) {
     client.write_all(b"NBDMAGICIHAVEOPT\0\x03").unwrap();
     let mut asked = [0; 4 + 16];
@@ -425,7 +426,7 @@ fn lie(mut client: TcpStream, size: u64) {
     let _ = client.read_to_end(&mut Vec::new());
 }
 
-/// Invariant 9: nothing is created or removed under `/dev`, no node is opened, no program is run.
+/// Invariant 9: nothing is created or removed under `/dev`, no node is opened, and no program is run.
 #[test]
 fn a_whole_life_touches_nothing_under_dev_and_runs_no_program_but_the_daemons_own() {
     let lab = with_nbdkit();
@@ -450,12 +451,13 @@ fn a_whole_life_touches_nothing_under_dev_and_runs_no_program_but_the_daemons_ow
         text.lines().skip_while(|line| !(line.contains("open") && line.contains("attachd.toml"))).collect();
     assert!(lines.iter().any(|line| line.contains("/dev/disk/by-id/loop-")), "the control: the log shows the link");
     for line in lines {
-        // Other threads' calls can be printed in the middle of one: its rest is on a line of its own then.
+        // Another thread's call can be printed in the middle of a call; the rest of that call is then on a line of
+        // its own.
         let is = |call: &str| line.contains(&format!("{call}(")) || line.contains(&format!("<... {call} resumed>"));
         let harmless = ["stat", "statx", "newfstatat", "readlink", "readlinkat"].into_iter().any(is);
-        // SQLite takes its random numbers from there.
+        // SQLite reads its random numbers from there.
         let under_dev = line.replace("\"/dev/urandom", "").contains("\"/dev/") && !harmless;
-        // An export points below /dev, and is made below /run.
+        // An export leads to a path below /dev, and is made below /run.
         let export = line.contains("symlinkat(") && line.contains("</run/attachd/exports>, \"migration-vol-");
         assert!(!under_dev || export, "{line}");
         let reader = r#"execve("/proc/self/exe", ["/proc/self/exe", "read-attributes"], "#;
@@ -468,7 +470,7 @@ fn run(program: &str, arguments: &[&str]) {
     assert!(status.success(), "{program} {arguments:?}");
 }
 
-/// Invariant 11: a volume that is not served any more, or waits in vain, is a problem, and is none when that is over.
+/// Invariant 11: health reports a volume that is not served any more or has passed its deadline, until that is over.
 #[test]
 fn health_tells_of_volumes_that_are_lost_or_waited_in_vain_until_they_are_not() {
     let (lab, _attachd, api) = up();

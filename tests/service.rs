@@ -1,4 +1,4 @@
-//! attachd as a service: the package, its units and rules under a real systemd.
+//! attachd as a service: the package, its units and its rules under a real systemd.
 #![allow(clippy::unwrap_used, reason = "a test's panic is its failure")]
 
 #[path = "service/backend.rs"]
@@ -76,7 +76,7 @@ fn three_commands_lead_from_an_empty_host_to_a_served_volume() {
 #[test]
 fn systemd_has_nothing_to_say_against_any_unit() {
     let host = Host::installed();
-    // The package only suggests nbd-server; a unit's program must be there to be verified.
+    // The package only suggests nbd-server, but a unit's program must be there to be verified.
     nbd_server::install(&host, Release::Trixie);
     for unit in UNITS {
         let path = format!("/usr/lib/systemd/system/{unit}");

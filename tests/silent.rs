@@ -1,4 +1,5 @@
-//! An NBD server that runs and does not serve: nothing is `ready` meanwhile, health says why, and it heals by itself.
+//! An NBD server that runs and does not serve: nothing is `ready` in the meantime, health says why, and attachd
+//! recovers by itself.
 #![allow(clippy::unwrap_used, reason = "a test's panic is its failure")]
 
 mod common;
@@ -12,7 +13,7 @@ use lab::{Api, Lab};
 use rustix::process::{Pid, Resource, Rlimit, Signal, getrlimit, kill_process, setrlimit};
 use serde_json::Value;
 
-/// What the lab's nbdkit allows, as its unit does.
+/// The connection limit of the lab's nbdkit, which is its unit's limit.
 const CLIENTS: usize = 256;
 
 fn server_problem(api: &Api) -> Option<String> {
@@ -37,7 +38,7 @@ fn many_descriptors() {
     setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum }).unwrap();
 }
 
-/// An answer that was under way may yet come, and is then taken back.
+/// Waits for a healthy server. An answer that was under way may still come, and is then corrected.
 fn healed(api: &Api, volume: &lab::Volume) {
     let begun = Instant::now();
     while let Some(why) = server_problem(api) {
@@ -77,7 +78,7 @@ fn a_full_port_is_told_and_nothing_is_ready_until_there_is_a_place_again() {
     assert!(lab.nbd_client(&volume.export()).is_err(), "the control: the next client is turned away");
     let begun = Instant::now();
     let why = loop {
-        // What was answered a moment ago is taken for an answer of now.
+        // A very recent answer counts as present.
         if let Some(why) = server_problem(&api) {
             break why;
         }
@@ -98,7 +99,7 @@ fn a_proof_that_meets_a_full_port_is_told_of_every_volume() {
     let (volume, _disk) = served(&lab, &api);
     let mut clients: Vec<NbdClient> = (0..CLIENTS).map(|_| lab.nbd_client(&volume.export()).unwrap()).collect();
     let (next, _its) = attached(&lab, &api);
-    // Nobody asks for health.
+    // Nobody asks for health here.
     assert_eq!(wait_reason(&api, &next, "BACKEND_DOWN")["state"], "exporting");
     assert_eq!(wait_reason(&api, &volume, "BACKEND_DOWN")["state"], "exporting", "it is not ready either");
     clients.clear();
@@ -124,7 +125,7 @@ fn a_check_of_the_exports_that_fails_changes_what_is_said_of_them() {
 fn a_stopped_server_is_told_after_a_second_and_by_its_volumes_soon_after() {
     let (lab, _attachd, api) = up();
     let (volume, _disk) = served(&lab, &api);
-    // What was answered a moment ago is taken for an answer of now: it has to be older.
+    // A very recent answer counts as present, so the last answer must be older than that.
     api.get(&format!("/api/v1/volumes/{}?wait=lost&timeout_seconds=1", volume.id)).unwrap();
     signal(&lab, Signal::STOP);
     let begun = Instant::now();

@@ -1,5 +1,5 @@
-//! The store under trouble: locked, hanging, removed, full; what is on record stays as it was, to the last digit, and no
-//! clock that is set changes anything.
+//! The store in trouble: locked, hanging, removed, full. The records stay exactly the same, and a change of the wall
+//! clock changes nothing.
 #![allow(clippy::unwrap_used, reason = "a test's panic is its failure")]
 
 mod common;
@@ -17,7 +17,7 @@ use serde_json::{Value, json};
 
 const STORE: &str = "/var/lib/attachd/attachd.db";
 
-/// What nobody waits longer for than this, on a machine that has other things to do. It is 1 s on one that has not.
+/// The time limit of an answer on a busy machine. On an idle one it takes 1 s.
 const ANSWER: Duration = Duration::from_secs(4);
 
 fn run(program: &str, arguments: &[&str]) {
@@ -32,7 +32,7 @@ fn fill(path: &Path) {
     }
 }
 
-/// The answer, which must come in time.
+/// Sends a request whose answer must come in time.
 fn in_time(api: &Api, method: &str, path: &str, body: Option<&Value>) -> lab::Reply {
     let begun = Instant::now();
     let reply = api.request(method, path, body.map(ToString::to_string).as_deref(), SOON).unwrap();
@@ -44,13 +44,13 @@ fn post(api: &Api, volume: &Volume) -> lab::Reply {
     in_time(api, "POST", "/api/v1/intents", Some(&json!({ "volume_id": volume.id })))
 }
 
-/// What health has to say about the store.
+/// Returns health's problems about the store.
 fn problems(health: &Value) -> Vec<&str> {
     let codes = health["problems"].as_array().unwrap().iter().map(|problem| problem["code"].as_str().unwrap());
     codes.filter(|code| code.starts_with("STORE_")).collect()
 }
 
-/// The export is gone as soon as the disk is: whatever the store does.
+/// Pulls a disk: its export must be removed at once, whatever the store does.
 fn pulled(lab: &Lab, volume: &Volume, disk: &mut Disk) {
     let folder = lab::watch::FolderWatch::new(Path::new("/run/attachd/exports")).unwrap();
     let link = format!("/run/attachd/exports/{}", volume.export());
@@ -65,7 +65,7 @@ fn pulled(lab: &Lab, volume: &Volume, disk: &mut Disk) {
     assert!(!lab.nbd_connects(&volume.export()));
 }
 
-/// Another program that has SQLite's lock until it is dropped.
+/// Another program that holds SQLite's lock until this is dropped.
 struct Locked(Child);
 
 impl Locked {
@@ -162,7 +162,7 @@ fn while_the_store_hangs_health_metrics_and_volumes_are_answered_and_disks_are_r
     in_time(&api, "GET", "/api/v1/volumes", None).expect(200).unwrap();
     let shown = in_time(&api, "GET", &format!("/api/v1/volumes/{}", stays.id), None).expect(200).unwrap();
     assert_eq!(shown["state"], "ready");
-    // More than any queue of ours holds, if each were kept.
+    // More changes than any queue could hold if each were kept.
     pulled(&lab, &gone, &mut gone_disk);
     for _ in 0..20 {
         flapping_disk.attach().unwrap();
@@ -177,13 +177,13 @@ fn while_the_store_hangs_health_metrics_and_volumes_are_answered_and_disks_are_r
     wait(&api, &waiting, "ready");
     lab.nbdcopy_equals(&stays.export(), stays_disk.file()).unwrap();
     assert_eq!(api.get("/api/v1/health").unwrap().json["store"]["state"], "ok");
-    // What was undecided was carried out, and asking again says so.
+    // The undecided request was carried out, and the same request again says so.
     let again = api.post("/api/v1/intents", &json!({ "volume_id": undecided.id })).unwrap();
     assert!(matches!(again.status, 200 | 201), "{}", again.text);
     assert!(attachd.terminate().unwrap().success());
 }
 
-/// What a killed test leaves behind is no burden for the next: the file system is thawed, and the next slot is free.
+/// What a killed test leaves behind does not affect the next: the file system is thawed, and the next slot is free.
 #[test]
 fn a_test_that_is_killed_while_the_store_hangs_leaves_nothing_that_hangs() {
     let mut command = Command::new(std::env::current_exe().unwrap());
@@ -196,7 +196,7 @@ fn a_test_that_is_killed_while_the_store_hangs_leaves_nothing_that_hangs() {
     assert!(loop_device_of(file).is_some() && Path::new(file).exists(), "the control: the frozen disk is there");
     test.kill().unwrap();
     daemon.wait_gone(SOON).unwrap();
-    // The kernel lets go of the file system a moment after its last process; each new lab sweeps what it can.
+    // The kernel releases the file system a moment after its last process; each new lab sweeps what it can.
     let begun = Instant::now();
     while loop_device_of(file).is_some() || Path::new(file).exists() {
         assert!(begun.elapsed() < SOON, "{file} hangs as {:?}", loop_device_of(file));
@@ -204,7 +204,7 @@ fn a_test_that_is_killed_while_the_store_hangs_leaves_nothing_that_hangs() {
     }
 }
 
-/// The loop device that has this file, also when the file is deleted.
+/// Returns the loop device of this file, even if the file is deleted.
 fn loop_device_of(file: &str) -> Option<String> {
     let devices = fs::read_dir("/sys/block").unwrap().map(|entry| entry.unwrap().path());
     let backing = |device: &Path| fs::read_to_string(device.join("loop/backing_file")).unwrap_or_default();
@@ -275,7 +275,7 @@ fn removed_or_replaced(replaced: bool) {
     assert_eq!(api.get("/api/v1/health").unwrap().json["store"]["state"], "ok");
 }
 
-/// With the log of a daemon that was killed, and without any log.
+/// With the log of a daemon that was killed, and without a log.
 #[test]
 fn a_start_on_a_full_disk_serves_what_is_on_record_and_goes_on_when_there_is_room() {
     for orderly in [true, false] {
@@ -297,12 +297,12 @@ fn started_on_a_full_disk(orderly: bool) {
     intend(&attachd.api(), &waiting);
     if orderly {
         attachd.terminate().unwrap();
-        // Room that the log has would be found again when it is written into the database.
+        // Free space inside the log would be found again when the log is written into the database.
         run("sqlite3", &[&format!("{small}/attachd.db"), "PRAGMA wal_checkpoint(TRUNCATE)"]);
         assert!(!fs::exists(format!("{small}/attachd.db-wal")).unwrap());
     } else {
         attachd.kill9().unwrap();
-        // Made again by whoever opens the store next, and there is no room for it.
+        // The next program that opens the store makes this file again, and there is no room for it.
         fs::remove_file(format!("{small}/attachd.db-shm")).unwrap();
     }
     let filler = Path::new(small).join("filler");
@@ -369,7 +369,7 @@ fn what_was_accepted_reads_the_same_after_a_restart_and_may_be_asked_for_again_i
         for field in ["since", "state", "size_bytes", "evidence", "vm_id", "diskseq"] {
             assert_eq!(after[field], before[field], "{field}");
         }
-        // What happened since comes after what had happened.
+        // The entries of this run follow those of the last.
         let told = before["timeline"].as_array().unwrap().len();
         after["timeline"].as_array_mut().unwrap().truncate(told);
         assert_eq!(after["timeline"], before["timeline"]);
@@ -380,7 +380,7 @@ fn what_was_accepted_reads_the_same_after_a_restart_and_may_be_asked_for_again_i
     }
 }
 
-/// The wall clock of a daemon, which the test sets.
+/// The wall clock of a daemon, set by the test.
 struct Clock(String);
 
 impl Clock {
@@ -429,13 +429,13 @@ fn jumped(jump: i64) {
     let begun = Instant::now();
     with_deadline(&short, 3);
     clock.set(jump);
-    // The control: it is another time for the daemon.
+    // The control: the daemon has another time.
     let time = |value: &Value| value.as_str().unwrap().parse::<jiff::Timestamp>().unwrap();
     let now = time(&api.get("/api/v1/health").unwrap().json["timestamp"]);
     let shift = now.duration_since(jiff::Timestamp::now()).as_secs();
     assert!((shift - jump).abs() < 60, "{shift}");
 
-    // Something happens meanwhile: everything is decided anew.
+    // A resync makes every decision again.
     resync(&api);
     assert_eq!(show(&api, &long)["state"], "waiting");
     wait(&api, &short, "expired");
@@ -455,7 +455,7 @@ fn jumped(jump: i64) {
     assert_eq!(steps.first().map(String::as_str), Some("intent"), "{steps:?}");
     assert_eq!(steps.last().map(String::as_str), Some("ready"), "{steps:?}");
     assert!(!steps.contains(&"late".to_owned()), "{steps:?}");
-    // The stories of volumes that are gone, of a minute ago: kept under either clock.
+    // The stories of withdrawn volumes, a minute old: both clocks must keep them.
     let count = || {
         let query = format!("SELECT count(*) > 0 FROM timeline WHERE volume_id = '{}'", gone.id);
         let output = Command::new("sqlite3").args([STORE, &query]).output().unwrap();

@@ -1,4 +1,4 @@
-//! A store that another process or another program has: named, waited for if that helps, and left as it is.
+//! A store that another process or another program has: it is named, waited for if that helps, and left unchanged.
 #![allow(clippy::unwrap_used, reason = "a test's panic is its failure")]
 
 mod common;
@@ -14,8 +14,8 @@ use lab::{AttachdOptions, Lab, people};
 
 const STORE: &str = "/var/lib/attachd/attachd.db";
 
-/// A process that has ended but for one thread, which has the store's lock until its standard input is closed: what is left
-/// of a killed daemon while one of its threads hangs in the kernel.
+/// Starts a process that has ended except for one thread, which holds the store's lock until its standard input is
+/// closed. A killed daemon with a thread that hangs in the kernel looks like this.
 fn dying_holder() -> Proc {
     let script = r#"
 import ctypes, fcntl, os, sys, threading
@@ -43,9 +43,9 @@ fn begin(lab: &Lab, env: Vec<(String, String)>) -> lab::Attachd {
     lab.attachd_start(bin(), &options).unwrap()
 }
 
-/// Another program's database: made by `sqlite3`, and given to attachd's user.
+/// Makes another program's database with `sqlite3`, and gives it to attachd's user.
 fn foreign(path: &str, sql: &str) {
-    // Killed, not ended: its log stays as it is.
+    // The program is killed, so that its log stays.
     let script = format!(".output /dev/null\n{sql}\n.system kill -9 $PPID\n");
     let mut sqlite = Command::new("sqlite3").arg(path).stdin(Stdio::piped()).spawn().unwrap();
     sqlite.stdin.take().unwrap().write_all(script.as_bytes()).unwrap();
@@ -55,7 +55,7 @@ fn foreign(path: &str, sql: &str) {
     }
 }
 
-/// Every file of that name, and what is in it.
+/// Returns every file of that name, with its content.
 fn contents(path: &str) -> Vec<(PathBuf, Vec<u8>)> {
     let path = Path::new(path);
     let name = path.file_name().unwrap().to_str().unwrap();
@@ -137,7 +137,7 @@ fn a_thread_that_is_left_of_the_last_daemon_is_named_and_waited_for() {
     attachd.api().get("/api/v1/health").unwrap().expect(200).unwrap();
     assert!(attachd.terminate().unwrap().success());
 
-    // The control: one that stays keeps the daemon from starting.
+    // The control: a holder that stays keeps the daemon from starting.
     let _stays = dying_holder();
     let text = start_fails(&lab);
     assert!(text.contains("was killed, and a thread of it hangs") && text.contains("/task/*/stack"), "{text}");

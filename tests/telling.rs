@@ -1,4 +1,4 @@
-//! An nbd-server that is told by a signal: what becomes of a telling, or of a file, that fails.
+//! An nbd-server in signal mode: what happens when a signal or a file operation fails.
 #![allow(clippy::unwrap_used, reason = "a test's panic is its failure")]
 
 mod common;
@@ -23,7 +23,7 @@ fn not_told(api: &Api) -> bool {
     health(api)["problems"].as_array().unwrap().iter().any(|problem| problem["code"] == "SERVER_NOT_TOLD")
 }
 
-/// Waits until health says so, or no more. Nothing tells of a change in health.
+/// Waits until health reports the failure, or no longer does. No event reports a change in health.
 fn wait_not_told(api: &Api, wanted: bool) {
     let begun = Instant::now();
     while not_told(api) != wanted {
@@ -32,7 +32,7 @@ fn wait_not_told(api: &Api, wanted: bool) {
     }
 }
 
-/// As after a start in which the server did not listen to signals yet, or the helper's socket was not there.
+/// As after a start in which the server did not handle signals yet, or the helper's socket was not there.
 #[test]
 fn a_server_that_could_not_be_told_is_told_by_itself_also_when_no_volume_waits() {
     let lab = Lab::new();
@@ -77,7 +77,7 @@ fn an_export_whose_link_cannot_be_removed_stays_known_and_goes_when_it_can() {
     assert!(fs::symlink_metadata(Path::new(LINKS).join(volume.export())).is_err());
 }
 
-/// Nobody gets in by it, and the next start removes it.
+/// The section lets no client in, and the next start removes it.
 #[test]
 fn a_section_that_cannot_be_removed_does_not_keep_a_volume_from_being_withdrawn() {
     let lab = Lab::new();
@@ -96,7 +96,7 @@ fn a_section_that_cannot_be_removed_does_not_keep_a_volume_from_being_withdrawn(
     assert!(!section.exists());
 }
 
-/// Invariants 5 and 6: nobody would take them away when their disks go.
+/// Invariants 5 and 6: nobody would revoke these exports when their disks go.
 #[test]
 fn after_a_change_of_servers_only_what_is_proven_anew_is_served() {
     let count = |folder| fs::read_dir(folder).unwrap().count();

@@ -1,5 +1,5 @@
-//! A daemon that gets no more threads (`RLIMIT_NPROC`; a unit's `TasksMax=` is the same error): nothing breaks, and all goes on
-//! when there are threads again.
+//! A daemon that cannot start more threads (`RLIMIT_NPROC`; a unit's `TasksMax=` gives the same error): nothing
+//! breaks, and attachd recovers when threads are available again.
 #![allow(clippy::unwrap_used, reason = "a test's panic is its failure")]
 
 mod common;
@@ -13,8 +13,8 @@ use lab::child::children_of;
 use lab::{Api, Attachd, Disk, people};
 use serde_json::json;
 
-/// How many threads the daemon's user may have, for the daemon and its reader of serials. Set as that user: root needs a
-/// capability for it that not every machine gives.
+/// Limits the threads of the daemon's user, for the daemon and its reader process. The limit is set as that user,
+/// because root needs a capability for it that not every machine gives.
 fn may_have(attachd: &Attachd, threads: &str) {
     let pid = attachd.pid().unwrap();
     for pid in children_of(pid).into_iter().chain([pid]) {
@@ -36,14 +36,14 @@ fn eventually<T>(api: &Api, what: &str, mut look: impl FnMut() -> Option<T>) -> 
     }
 }
 
-/// Health's message of this problem.
+/// Returns health's message of this problem.
 fn problem(api: &Api, code: &str) -> Option<String> {
     let health = health(api);
     let mut problems = health["problems"].as_array().unwrap().iter();
     problems.find(|problem| problem["code"] == code).map(|problem| problem["message"].as_str().unwrap().to_owned())
 }
 
-/// Why this disk could not be read the last time. (Health names one of all, which may be another lab's.)
+/// Returns why the last read of this disk failed. (Health names one of all disks, which may be another lab's.)
 fn why_unread(api: &Api, disk: &Disk) -> Option<String> {
     api.disk(disk).unwrap()?["unread"].as_str().map(str::to_owned)
 }
@@ -64,11 +64,11 @@ fn without_threads_nothing_breaks_or_is_stuck_health_names_it_and_all_goes_on_wh
     let said = eventually(&api, "the disk is not said to be unread", || why_unread(&api, &stays_disk));
     assert!(said.contains("no thread can be had") && said.contains("TasksMax="), "the control, and its words: {said}");
     eventually(&api, "health does not say it", || problem(&api, "DISKS_UNREAD"));
-    // A disk that is gone is gone all the same.
+    // A disk that is gone is noticed all the same.
     pulled_disk.detach().unwrap();
     wait(&api, &pulled, "lost");
     assert!(!lab.nbd_connects(&pulled.export()));
-    // Every request is answered, whatever the answer.
+    // Every request gets an answer, whatever it is.
     let added = api.post("/api/v1/intents", &json!({ "volume_id": new.id })).unwrap();
     assert!(matches!(added.status, 201 | 503), "{}", added.text);
     let withdrawn = api.delete(&format!("/api/v1/intents/{}", leaves.id)).unwrap();
@@ -104,7 +104,7 @@ fn without_threads_nothing_breaks_or_is_stuck_health_names_it_and_all_goes_on_wh
     assert!(fs::read_dir("/var/lib/attachd/claims").unwrap().next().is_none());
 }
 
-/// An NBD server that cannot be looked for is looked for again.
+/// The check for an NBD server is retried.
 #[test]
 fn a_server_that_comes_back_while_there_are_no_threads_is_found_when_there_are() {
     let (mut lab, attachd, api) = up();

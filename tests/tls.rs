@@ -1,4 +1,4 @@
-//! TLS towards the NBD server: proven only over it, refused without.
+//! TLS towards the NBD server: exports are proven only over TLS, and refused without it.
 #![allow(clippy::unwrap_used, reason = "a test's panic is its failure")]
 
 mod common;
@@ -10,7 +10,7 @@ use common::*;
 use lab::{Lab, people};
 use serde_json::Value;
 
-/// Starts attachd with this configuration, and returns what it says of the server when it does not believe it.
+/// Starts attachd with this configuration, and returns the reason why it does not trust the server.
 fn not_believed(lab: &Lab, config: &str) -> Value {
     lab.attachd_config(config).unwrap();
     let attachd = start(lab);
@@ -75,7 +75,7 @@ fn a_certificate_file_that_is_missing_is_named_at_the_start() {
     assert!(said.contains("/nowhere/ca.pem"), "{said}");
 }
 
-/// A file of keys as nbdkit and attachd have it.
+/// Writes a key file in the format of nbdkit and attachd.
 fn keys(lab: &Lab, name: &str, lines: &[(&str, &str)], owner: people::Person) -> PathBuf {
     let file = lab.dir().join(name);
     let text: Vec<String> = lines.iter().map(|(name, key)| format!("{name}:{key}\n")).collect();
@@ -107,7 +107,7 @@ fn an_export_under_tls_is_proven_with_a_shared_key_and_the_key_is_told_nobody() 
     let attachd = lab.attachd_start(bin(), &talkative).unwrap();
     let (volume, disk) = served(&lab, &attachd.api());
     assert!(!lab.nbd_connects(&volume.export()), "the control: in the clear the server gives nothing");
-    // As another client with a key.
+    // Connects as another client that has a key.
     let others = keys(&lab, "others.psk", &[("tunnel", WRONG)], people::ATTACHD);
     let uri = format!("nbds://tunnel@127.0.0.1/{}?tls-psk-file={}", volume.export(), others.display());
     lab.nbdcopy_uri_equals(&uri, disk.file()).unwrap();
@@ -124,7 +124,7 @@ fn a_server_that_has_another_key_is_not_believed() {
     assert!(!reason.to_string().contains(&WRONG[..16]), "{reason:#}");
 }
 
-/// Whoever has no key may not get by with a certificate, whoever has signed it.
+/// A server without the key must not be accepted because of a certificate, whoever has signed it.
 #[test]
 fn a_server_that_shows_a_certificate_in_place_of_the_key_is_not_believed() {
     let mut lab = Lab::new();
@@ -144,7 +144,7 @@ fn a_file_of_keys_that_cannot_be_used_is_named_at_the_start() {
     lab.attachd_config(&config_with_key(&several)).unwrap();
     let said = start_fails(&lab);
     assert!(said.contains("attachd.psk: it has several keys: tls_psk_identity says which"), "{said}");
-    // Told which, it starts.
+    // With the name given, it starts.
     lab.attachd_config(&format!("{}tls_psk_identity = \"attachd\"\n", config_with_key(&several))).unwrap();
     let attachd = start(&lab);
     served(&lab, &attachd.api());

@@ -1,4 +1,4 @@
-//! What the system tests share: a lab with nbdkit and the daemon in it, and the words they use.
+//! What the system tests share: a lab with nbdkit and the daemon in it, and common helpers.
 #![allow(dead_code, reason = "each test binary uses a part")]
 #![allow(clippy::unwrap_used, reason = "a test's panic is its failure")]
 
@@ -14,7 +14,7 @@ use lab::{Api, Attachd, AttachdOptions, Certificates, Disk, Lab, Volume, people}
 use rustix::process::Signal;
 use serde_json::{Value, json};
 
-/// Longer than anything takes that works; a test that waits as long has failed.
+/// Longer than anything that works takes; a test that waits this long has failed.
 pub(crate) const SOON: Duration = Duration::from_secs(20);
 
 pub(crate) const MIB: u64 = 1 << 20;
@@ -27,7 +27,7 @@ pub(crate) fn bin() -> &'static Path {
 /// The configuration of every lab: loop devices in place of virtio disks.
 pub(crate) const CONFIG: &str = "[device]\nschemes = [\"loop\"]\n";
 
-/// A lab whose NBD server runs.
+/// Makes a lab whose NBD server runs.
 pub(crate) fn with_nbdkit() -> Lab {
     let mut lab = Lab::new();
     lab.attachd_config(CONFIG).unwrap();
@@ -35,7 +35,7 @@ pub(crate) fn with_nbdkit() -> Lab {
     lab
 }
 
-/// A lab whose NBD server and daemon run.
+/// Makes a lab whose NBD server and daemon run.
 pub(crate) fn up() -> (Lab, Attachd, Api) {
     let lab = with_nbdkit();
     let attachd = start(&lab);
@@ -43,7 +43,7 @@ pub(crate) fn up() -> (Lab, Attachd, Api) {
     (lab, attachd, api)
 }
 
-/// An nbd-server that is told by a signal, in nbdkit's place, and the configuration for it.
+/// Starts an nbd-server in signal mode in place of nbdkit, with the configuration for it.
 pub(crate) fn signalled(lab: &Lab) -> NbdServer {
     let installed = Installed::new(lab, Release::Trixie).unwrap();
     std::fs::write(MAIN, include_str!("../../packaging/nbd-server/signal.conf")).unwrap();
@@ -60,7 +60,7 @@ pub(crate) fn start(lab: &Lab) -> Attachd {
     lab.attachd_start(bin(), &AttachdOptions::default()).unwrap()
 }
 
-/// A start that cannot succeed: what the daemon says.
+/// Starts a daemon that must fail, and returns its messages.
 pub(crate) fn start_fails(lab: &Lab) -> String {
     let options = AttachdOptions { wait_ready: false, ..Default::default() };
     let mut attachd = lab.attachd_start(bin(), &options).unwrap();
@@ -79,7 +79,7 @@ pub(crate) fn wait(api: &Api, volume: &Volume, state: &str) -> Value {
     api.wait_volume(&volume.id, state, SOON).unwrap()
 }
 
-/// Waits until a volume has this reason for not being served, and returns it.
+/// Waits until a volume has this reason for not being served, and returns the volume.
 pub(crate) fn wait_reason(api: &Api, volume: &Volume, code: &str) -> Value {
     let mut events = api.events().unwrap();
     let shown = show(api, volume);
@@ -107,7 +107,7 @@ pub(crate) fn resync(api: &Api) {
     api.post("/api/v1/resync", &json!({})).unwrap().expect(200).unwrap();
 }
 
-/// A volume that is announced and attached.
+/// Makes a volume that is announced and then attached.
 pub(crate) fn attached(lab: &Lab, api: &Api) -> (Volume, Disk) {
     let volume = lab.volume();
     intend(api, &volume);
@@ -116,7 +116,7 @@ pub(crate) fn attached(lab: &Lab, api: &Api) -> (Volume, Disk) {
     (volume, disk)
 }
 
-/// A volume that is announced when its disk is there already.
+/// Makes a volume that is announced after its disk is attached.
 pub(crate) fn announced_late(lab: &Lab, api: &Api) -> (Volume, Disk) {
     let volume = lab.volume();
     let disk = lab.settled_disk(&volume.serial, MIB).unwrap();
@@ -124,20 +124,20 @@ pub(crate) fn announced_late(lab: &Lab, api: &Api) -> (Volume, Disk) {
     (volume, disk)
 }
 
-/// A volume that is announced, attached and served.
+/// Makes a volume that is announced, attached and served.
 pub(crate) fn served(lab: &Lab, api: &Api) -> (Volume, Disk) {
     let (volume, disk) = attached(lab, api);
     wait(api, &volume, "ready");
     (volume, disk)
 }
 
-/// The names of the steps in a volume's story.
+/// Returns the names of the steps in a volume's story.
 pub(crate) fn story(volume: &Value) -> Vec<String> {
     let timeline = volume["timeline"].as_array().unwrap();
     timeline.iter().map(|entry| entry["event"].as_str().unwrap().to_owned()).collect()
 }
 
-/// Mounts it in a mount namespace of its own; ends with what is returned.
+/// Mounts a disk in a mount namespace of its own, until the returned process ends.
 pub(crate) fn mounted_elsewhere(node: &Path) -> Proc {
     let script = format!("mount {} /mnt && echo mounted && exec cat", node.display());
     let mut command = Command::new("unshare");
@@ -149,7 +149,7 @@ pub(crate) fn mounted_elsewhere(node: &Path) -> Proc {
 
 pub(crate) const HELPER_SOCKET: &str = lab::helper::SOCKET;
 
-/// A helper that the test holds in its hand: it ends when this is dropped.
+/// A helper that ends when this is dropped.
 pub(crate) struct Helper(lab::Helper);
 
 impl Helper {
@@ -157,7 +157,7 @@ impl Helper {
         Self(lab::Helper::start(helper_bin()).unwrap())
     }
 
-    /// The same with another place for what it says.
+    /// As [`Helper::start`], with another standard error.
     pub(crate) fn start_with(stderr: Stdio) -> Self {
         Self(lab::Helper::start_with(helper_bin(), stderr).unwrap())
     }
@@ -171,7 +171,7 @@ fn helper_bin() -> &'static Path {
     Path::new(env!("CARGO_BIN_EXE_attachd-helper"))
 }
 
-/// A lab whose NBD server and daemon run, and no helper.
+/// Makes a lab whose NBD server and daemon run, without a helper.
 pub(crate) fn up_without_helper() -> (Lab, Attachd, Api) {
     let lab = with_nbdkit();
     lab.without_helper();
@@ -180,7 +180,7 @@ pub(crate) fn up_without_helper() -> (Lab, Attachd, Api) {
     (lab, attachd, api)
 }
 
-/// The same with a helper that the test holds in its hand.
+/// The same, with a helper that the test controls.
 pub(crate) fn up_with_helper() -> (Lab, Attachd, Api, Helper) {
     let lab = with_nbdkit();
     let helper = Helper::start();
@@ -189,7 +189,7 @@ pub(crate) fn up_with_helper() -> (Lab, Attachd, Api, Helper) {
     (lab, attachd, api, helper)
 }
 
-/// Certificates of one authority, for the NBD server and for attachd.
+/// Makes certificates of one authority, for the NBD server and for attachd.
 pub(crate) fn certificates(lab: &Lab, name: &str) -> Certificates {
     let all = Certificates::make(&lab.dir().join(name), "127.0.0.1").unwrap();
     chown(all.file("server-key.pem"), Some(people::NBD.id), None).unwrap();
@@ -197,13 +197,13 @@ pub(crate) fn certificates(lab: &Lab, name: &str) -> Certificates {
     all
 }
 
-/// Starts nbdkit with them, for clients that have some.
+/// Starts nbdkit with these certificates, for clients that have one.
 pub(crate) fn serve_with(lab: &mut Lab, certificates: &Certificates) {
     let folder = format!("--tls-certificates={}", certificates.folder().display());
     lab.nbdkit_start_with(&["--tls=require", "--tls-verify-peer", &folder]).unwrap();
 }
 
-/// A configuration with them.
+/// Returns a configuration with these certificates.
 pub(crate) fn config_with(certificates: &Certificates) -> String {
     let [ca, certificate, key] =
         ["ca-cert.pem", "client-cert.pem", "client-key.pem"].map(|name| certificates.file(name));

@@ -1,4 +1,4 @@
-//! What systemd gives a service: a listening socket that outlives it, and a place to say READY=1.
+//! What systemd gives a service: a listening socket that outlives the service, and a socket for `READY=1`.
 
 use anyhow::{Context, Result};
 use rustix::fs::{AtFlags, CWD, Mode, chmodat, chownat};
@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use crate::people;
 use crate::watch::readable;
 
-/// The API socket as attachd.socket would hold it: over restarts, with connections waiting in its queue meanwhile.
+/// The API socket as attachd.socket holds it: it stays over restarts, and connections wait in its queue in between.
 #[derive(Debug)]
 pub struct HeldSocket(pub(crate) OwnedFd);
 
@@ -26,7 +26,7 @@ impl HeldSocket {
         Ok(HeldSocket(held))
     }
 
-    /// The same socket, held once more.
+    /// Returns a second handle of the same socket.
     pub(crate) fn try_clone(&self) -> Result<HeldSocket> {
         Ok(HeldSocket(self.0.try_clone()?))
     }
@@ -49,12 +49,13 @@ impl NotifySocket {
         Ok(NotifySocket { socket, path: path.to_owned() })
     }
 
-    /// For the environment of the service.
+    /// Returns the variable for the service's environment.
     pub fn env(&self) -> (String, String) {
         ("NOTIFY_SOCKET".into(), self.path.to_string_lossy().into_owned())
     }
 
-    /// The next message (`READY=1`, `STATUS=…`, `WATCHDOG=1`, several lines possible), or `None` within the limit.
+    /// Returns the next message (`READY=1`, `STATUS=…`, `WATCHDOG=1`, several lines possible), or `None` within the
+    /// limit.
     pub fn next(&self, limit: Duration) -> Result<Option<String>> {
         if !readable(&[self.socket.as_fd()], limit)? {
             return Ok(None);
@@ -78,7 +79,7 @@ impl NotifySocket {
     }
 }
 
-/// Root's, and open to attachd's group, as a socket unit makes it.
+/// Gives the socket root as owner and attachd's group, as a socket unit does.
 fn own(path: &Path) -> Result<()> {
     let group = rustix::fs::Gid::from_raw(people::ATTACHD.id);
     chownat(CWD, path, None, Some(group), AtFlags::empty())?;

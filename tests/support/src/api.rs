@@ -1,4 +1,4 @@
-//! A small blocking HTTP/1.1 client over attachd's Unix socket: one connection per request, nothing hidden.
+//! A small blocking HTTP/1.1 client over attachd's Unix socket, with one connection per request.
 
 use crate::disk::Disk;
 use crate::restart::Lives;
@@ -11,7 +11,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// Longer than any answer may take, the long-polling ones (which say how long) excepted.
+/// The time limit of a request. It is longer than any answer may take, except long-polling ones, which have their
+/// own.
 const LIMIT: Duration = Duration::from_secs(30);
 
 /// An answer.
@@ -23,12 +24,12 @@ pub struct Reply {
     pub headers: Vec<(String, String)>,
     /// The body as text.
     pub text: String,
-    /// The body as JSON (`Null` when it is none).
+    /// The body as JSON (`Null` if it is not JSON).
     pub json: Value,
 }
 
 impl Reply {
-    /// The JSON when the status is the expected one; otherwise an error that shows the answer.
+    /// Returns the JSON if the status is the expected one; otherwise an error that shows the answer.
     pub fn expect(self, status: u16) -> Result<Value> {
         ensure!(self.status == status, "status {} instead of {status}: {}", self.status, self.text);
         Ok(self.json)
@@ -54,12 +55,12 @@ impl Api {
         Api { socket: socket.into(), user: None, lives: Arc::default() }
     }
 
-    /// The same; what is answered has to be true after a restart.
+    /// Makes this client record accepted volumes, which must still be there after a restart.
     pub(crate) fn remembering(self, lives: &Arc<Lives>) -> Api {
         Api { lives: Arc::clone(lives), ..self }
     }
 
-    /// The same, used by another user, who is in attachd's group.
+    /// Returns a client that connects as another user, who is in attachd's group.
     #[must_use]
     pub fn by(&self, uid: u32) -> Api {
         Api { user: Some(uid), ..self.clone() }
@@ -75,7 +76,7 @@ impl Api {
         self.request("GET", path, None, LIMIT)
     }
 
-    /// POST with a JSON body, without Content-Type (as `curl -d` in today's scripts: the daemon must not care).
+    /// POST with a JSON body and without Content-Type, as `curl -d` in existing scripts; the daemon must accept it.
     pub fn post(&self, path: &str, body: &Value) -> Result<Reply> {
         self.request("POST", path, Some(&body.to_string()), LIMIT)
     }
@@ -85,7 +86,7 @@ impl Api {
         self.request("DELETE", path, None, LIMIT)
     }
 
-    /// Any method, any body, any limit.
+    /// Sends a request with any method, body and time limit.
     pub fn request(&self, method: &str, path: &str, body: Option<&str>, limit: Duration) -> Result<Reply> {
         let mut request = format!("{method} {path} HTTP/1.1\r\nHost: attachd\r\nConnection: close\r\n");
         if let Some(body) = body {
@@ -100,7 +101,7 @@ impl Api {
         Ok(reply)
     }
 
-    /// Sends bytes as they are (malformed requests) and returns what comes back until the server closes or the limit
+    /// Sends these bytes (malformed requests) and returns what is received until the server closes or the time limit
     /// passes.
     pub fn raw(&self, bytes: &[u8], limit: Duration) -> Result<Vec<u8>> {
         let mut stream = self.send(bytes, limit)?;
@@ -111,7 +112,7 @@ impl Api {
         }
     }
 
-    /// A connection that stays, for many requests one after the other.
+    /// Opens a connection for many requests, one after the other.
     pub fn keep(&self, limit: Duration) -> Result<Kept> {
         self.connect(limit).map(|stream| Kept(BufReader::new(stream)))
     }
@@ -121,7 +122,7 @@ impl Api {
         self.connections(1, limit)?.pop().context("one connection")
     }
 
-    /// So many open connections, within a moment.
+    /// Opens this many connections, one right after the other.
     pub fn connections(&self, count: usize, limit: Duration) -> Result<Vec<UnixStream>> {
         let connect = || -> Result<UnixStream> {
             let at = || format!("connecting to {}", self.socket.display());
@@ -133,7 +134,7 @@ impl Api {
         let all = || (0..count).map(|_| connect()).collect();
         match self.user {
             None => all(),
-            // The socket remembers who has connected it; a thread of its own can be somebody else.
+            // The socket's peer credentials are those of the connecting thread, and one thread can change its user.
             Some(uid) => std::thread::scope(|scope| {
                 let connected = scope.spawn(|| crate::people::become_user(uid).and_then(|()| all())).join();
                 connected.map_err(|_| anyhow::anyhow!("the thread that connects has panicked"))?
@@ -141,13 +142,13 @@ impl Api {
         }
     }
 
-    /// Follows `/api/v1/events`. Returns when the server has answered, so nothing that happens later is missed.
+    /// Subscribes to `/api/v1/events`. Returns when the server has answered, so no later event is missed.
     pub fn events(&self) -> Result<Events> {
         let request = "GET /api/v1/events HTTP/1.1\r\nHost: attachd\r\nAccept: text/event-stream\r\n\r\n";
         Events::open(self.send(request.as_bytes(), LIMIT)?)
     }
 
-    /// What attachd shows of this disk, if it knows it.
+    /// Returns what attachd shows of this disk, if it knows the disk.
     pub fn disk(&self, disk: &Disk) -> Result<Option<Value>> {
         let mut shown = self.get("/api/v1/devices")?.expect(200)?;
         let shown = shown["devices"].as_array_mut().context("no devices")?;
@@ -155,7 +156,7 @@ impl Api {
         Ok(shown.iter_mut().find(|shown| shown["node"].as_str() == node.to_str()).map(Value::take))
     }
 
-    /// Waits until attachd knows this disk: udevd may be done with it before attachd has heard of it.
+    /// Waits until attachd knows this disk: udevd may finish with it before attachd receives the event.
     pub fn wait_disk(&self, disk: &Disk, limit: Duration) -> Result<()> {
         let deadline = Instant::now() + limit;
         while self.disk(disk)?.is_none_or(|shown| shown["serial"] != *disk.serial()) {
@@ -165,7 +166,7 @@ impl Api {
         Ok(())
     }
 
-    /// Waits for a volume's state: the daemon answers when it is reached. An error shows the volume as it is instead.
+    /// Waits for a volume's state: the daemon answers when it is reached. An error shows the volume's present state.
     pub fn wait_volume(&self, volume_id: &str, state: &str, limit: Duration) -> Result<Value> {
         let seconds = limit.as_secs().max(1);
         let path = format!("/api/v1/volumes/{volume_id}?wait={state}&timeout_seconds={seconds}");
@@ -176,7 +177,7 @@ impl Api {
 
     fn send(&self, bytes: &[u8], limit: Duration) -> Result<UnixStream> {
         let mut stream = self.connect(limit)?;
-        // A server may answer and close before it has read everything (oversized requests): the answer still counts.
+        // A server may answer and close before it has read everything (oversized requests); its answer still counts.
         match stream.write_all(bytes) {
             Err(e) if e.kind() != std::io::ErrorKind::BrokenPipe => Err(e).context("sending a request"),
             _ => Ok(stream),
@@ -184,12 +185,12 @@ impl Api {
     }
 }
 
-/// A connection that stays.
+/// A connection for several requests.
 #[derive(Debug)]
 pub struct Kept(BufReader<UnixStream>);
 
 impl Kept {
-    /// One request and its answer.
+    /// Sends one request and reads its answer.
     pub fn request(&mut self, method: &str, path: &str, body: Option<&str>) -> Result<Reply> {
         let body = body.unwrap_or_default();
         let length = body.len();
@@ -199,7 +200,7 @@ impl Kept {
     }
 }
 
-/// Status and header lines.
+/// Reads status and header lines.
 pub(crate) fn read_head(reader: &mut impl BufRead) -> Result<(u16, Vec<(String, String)>)> {
     let status_line = read_line(reader)?;
     let status = status_line.split(' ').nth(1).and_then(|s| s.parse().ok());
@@ -237,7 +238,7 @@ pub(crate) fn is_chunked(headers: &[(String, String)]) -> bool {
     headers.iter().any(|(name, value)| name == "transfer-encoding" && value.eq_ignore_ascii_case("chunked"))
 }
 
-/// One chunk; `None` at the last one.
+/// Reads one chunk; `None` at the last one.
 pub(crate) fn read_chunk(reader: &mut impl BufRead) -> Result<Option<Vec<u8>>> {
     let size = read_line(reader)?;
     let size = size.split(';').next().unwrap_or_default();

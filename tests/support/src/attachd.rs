@@ -1,4 +1,4 @@
-//! The daemon under test, started as its unit starts it: own user, own group, no capabilities.
+//! The daemon under test, started as its unit starts it: with its own user and group, and no capabilities.
 
 use crate::activation::HeldSocket;
 use crate::api::Api;
@@ -19,9 +19,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-/// Where attachd listens.
+/// The path of attachd's socket.
 pub const SOCKET: &str = "/run/attachd/attachd.sock";
-/// Where [`crate::Lab::attachd_config`] writes.
+/// The file that [`crate::Lab::attachd_config`] writes.
 pub const CONFIG: &str = "/etc/attachd/attachd.toml";
 
 /// How a start differs from the usual one.
@@ -31,12 +31,12 @@ pub struct AttachdOptions {
     pub args: Vec<String>,
     /// Added to the environment.
     pub env: Vec<(String, String)>,
-    /// In front of everything, as root: `["strace", "-f", "-o", …]`.
+    /// A command line in front of the program, as root: `["strace", "-f", "-o", …]`.
     pub wrapper: Vec<String>,
-    /// Wait until the API answers; false returns as soon as the process runs (a start that is meant to fail, or to be
-    /// killed half-way).
+    /// Wait until the API answers. With false, start returns as soon as the process runs (for a start that should
+    /// fail or be killed).
     pub wait_ready: bool,
-    /// How long to wait for that.
+    /// The time limit of that wait.
     pub limit: Duration,
 }
 
@@ -52,31 +52,32 @@ impl Default for AttachdOptions {
     }
 }
 
-/// What makes a daemon die or panic on purpose, or tells of what it does: nothing for the restart that is to be proven.
+/// Variables that make a daemon die or panic on purpose, or log its effects. They are left out in the restart at the
+/// test's end.
 const ONCE: [&str; 3] = ["ATTACHD_KILL_AT", "ATTACHD_PANIC_AT", "ATTACHD_EFFECT_LOG"];
 
 /// How a daemon is started, so that it can be started again.
 #[derive(Debug)]
 pub(crate) struct Start {
     pub(crate) program: PathBuf,
-    /// Appended to, so that one file tells the story over restarts.
+    /// Opened for appending, so that one file has the messages of all starts.
     pub(crate) stderr: PathBuf,
     pub(crate) options: AttachdOptions,
     pub(crate) socket: Option<HeldSocket>,
     pub(crate) lives: Arc<Lives>,
 }
 
-/// A running attachd. When it is dropped, it is stopped, and proven to show the same after one more start
+/// A running attachd. When it is dropped, it is stopped and started once more, and must show the same world
 /// ([`crate::Lab::not_restarted`]).
 #[derive(Debug)]
 pub struct Attachd {
     process: Proc,
     start: Start,
-    /// Which of the lab's starts.
+    /// The number of this start in the lab.
     number: u32,
-    /// It has answered.
+    /// Whether it has answered.
     up: bool,
-    /// The test has ended it, or has told it to end.
+    /// Whether the test has ended it or told it to end.
     ended: AtomicBool,
 }
 
@@ -88,7 +89,7 @@ impl Attachd {
         let mut line: Vec<String> = options.wrapper.clone();
         line.extend(people::run_as(people::ATTACHD));
         if activation.is_some() {
-            // LISTEN_PID is the service's own pid: only something that becomes it can say it.
+            // LISTEN_PID must be the service's own pid, so the shell sets it and then becomes the service.
             line.extend(["sh", "-c", "LISTEN_PID=$$ LISTEN_FDS=1 exec \"$@\"", "sh"].map(str::to_owned));
         }
         line.push(program.to_string_lossy().into_owned());
@@ -98,8 +99,8 @@ impl Attachd {
         command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
         if let Some(HeldSocket(held)) = activation {
             let held = held.as_raw_fd();
-            // SAFETY: only dup2 between fork and exec, on a descriptor that is open for the whole call; descriptor 3 of
-            // the child is given up on purpose, and must not be closed when the Rust value is dropped.
+            // SAFETY: between fork and exec there is only dup2, on a descriptor that is open for the whole call.
+            // Descriptor 3 of the child is passed on and must not be closed when the Rust value is dropped.
             unsafe {
                 command.pre_exec(move || {
                     let mut third = ManuallyDrop::new(OwnedFd::from_raw_fd(3));
@@ -121,7 +122,8 @@ impl Attachd {
         Ok(attachd)
     }
 
-    /// The same daemon once more, without what has made this one die or panic. Nothing is proven of that one.
+    /// Starts the same daemon once more, without the variables that made this one die or panic. No restart is proven
+    /// for the old handle.
     pub(crate) fn again(&self) -> Result<Attachd> {
         let Start { program, stderr, options, socket, lives } = &self.start;
         let env = options.env.iter().filter(|(name, _)| !ONCE.contains(&name.as_str())).cloned().collect();
@@ -134,8 +136,8 @@ impl Attachd {
         Ok(again)
     }
 
-    /// Stops the daemon, lets something happen, starts it once more, and says what it shows now that it did not show before.
-    /// Dropping the handle does the same with nothing in between, and panics with what this returns.
+    /// Stops the daemon, runs `meanwhile`, starts it once more, and returns an error that describes any difference in
+    /// what it shows. Dropping the handle does the same without `meanwhile`, and panics with the error.
     pub fn shows_the_same_after_a_restart(mut self, meanwhile: impl FnOnce(), limit: Duration) -> Result<()> {
         let result = restart::proven(&mut self, meanwhile, limit);
         self.number = 0;
@@ -150,7 +152,7 @@ impl Attachd {
         Ok(self.process.try_wait()?.is_some())
     }
 
-    /// Whether that was the test's doing.
+    /// Returns whether the test has ended the daemon.
     pub(crate) fn was_ended(&self) -> bool {
         self.ended.load(Ordering::SeqCst)
     }
@@ -171,18 +173,20 @@ impl Attachd {
                 "no answer after {limit:?} ({last:#}); it said:\n{}",
                 self.stderr_text()
             );
-            // The file appears at bind(2) and works from listen(2): between the two only asking again helps.
+            // The socket's file appears at bind(2) and works from listen(2) on. There is no event for that, so the
+            // request is repeated.
             let _ = readable(&[watch.fd(), self.process.exited_fd()], Duration::from_millis(10))?;
             let _ = watch.take();
         }
     }
 
-    /// Its API.
+    /// Returns a client of its API.
     pub fn api(&self) -> Api {
         Api::new(SOCKET).remembering(&self.start.lives)
     }
 
-    /// The daemon's own process id, also under a wrapper (setpriv becomes attachd; strace's is its child).
+    /// Returns the daemon's own process id, even with a wrapper (setpriv becomes attachd; attachd is a child of
+    /// strace).
     pub fn pid(&self) -> Result<u32> {
         if self.start.options.wrapper.is_empty() {
             return Ok(self.process.pid());
@@ -200,7 +204,7 @@ impl Attachd {
         bail!("no attachd below pid {}; it said:\n{}", self.process.pid(), self.stderr_text())
     }
 
-    /// SIGKILL, and waits for the end.
+    /// Sends SIGKILL and waits for the end.
     pub fn kill9(&mut self) -> Result<()> {
         self.ended.store(true, Ordering::SeqCst);
         let daemon = Held::open(self.pid()?);
@@ -226,13 +230,13 @@ impl Attachd {
         self.signal(Signal::HUP)
     }
 
-    /// SIGTERM, and waits for the end.
+    /// Sends SIGTERM and waits for the end.
     pub fn terminate(&mut self) -> Result<ExitStatus> {
         self.signal(Signal::TERM)?;
         self.wait_exit(Duration::from_secs(30))
     }
 
-    /// Any signal, to the daemon itself.
+    /// Sends a signal to the daemon itself.
     pub fn signal(&self, signal: Signal) -> Result<()> {
         if matches!(signal, Signal::KILL | Signal::TERM | Signal::INT) {
             self.ended.store(true, Ordering::SeqCst);
@@ -241,14 +245,14 @@ impl Attachd {
         Ok(())
     }
 
-    /// Waits for the end; the status is the wrapper's when there is one.
+    /// Waits for the end; with a wrapper, the status is the wrapper's.
     pub fn wait_exit(&mut self, limit: Duration) -> Result<ExitStatus> {
         let status = self.process.wait(limit).with_context(|| format!("attachd said:\n{}", self.stderr_text()))?;
         self.ended.store(true, Ordering::SeqCst);
         Ok(status)
     }
 
-    /// What it wrote, earlier starts in this lab included.
+    /// Returns what it wrote to standard error, with earlier starts in this lab.
     pub fn stderr_text(&self) -> String {
         fs::read_to_string(&self.start.stderr).unwrap_or_default()
     }
@@ -256,7 +260,7 @@ impl Attachd {
 
 impl Drop for Attachd {
     fn drop(&mut self) {
-        // Of a test that has failed nothing more is to be proven.
+        // After a failed test nothing is proven.
         if std::thread::panicking() || !self.up || !self.start.lives.to_prove(self.number) {
             return;
         }

@@ -1,4 +1,4 @@
-//! A cable to another host, which can be cut: nobody hears of it.
+//! A cable to another host, which can be cut without either side noticing.
 
 use crate::child::Proc;
 use anyhow::{Context, Result, ensure};
@@ -8,10 +8,10 @@ use std::io::{BufRead, BufReader};
 use std::os::fd::AsFd;
 use std::process::{Command, Stdio};
 
-/// This host's end of it.
+/// The address of this host's end.
 pub const NEAR: &str = "10.77.0.1";
 
-/// The other host: a network of its own at the other end of the cable.
+/// The other host: a network namespace at the other end of the cable.
 #[derive(Debug)]
 pub struct Cable {
     far: Proc,
@@ -19,7 +19,7 @@ pub struct Cable {
 }
 
 impl Cable {
-    /// Plugs it in.
+    /// Makes the other host and connects it.
     pub fn new() -> Result<Cable> {
         let mut command = Command::new("unshare");
         command.args(["--net", "sh", "-c", "echo up; exec sleep infinity"]).stdin(Stdio::null()).stdout(Stdio::piped());
@@ -36,10 +36,10 @@ impl Cable {
         Ok(cable)
     }
 
-    /// Does something on the other host, such as opening a connection, which stays its own.
+    /// Runs `what` on the other host, for instance to open a connection, which then belongs to that host.
     ///
     /// # Panics
-    /// When that panics.
+    /// If `what` panics.
     pub fn from_there<T: Send>(&self, what: impl FnOnce() -> Result<T> + Send) -> Result<T> {
         let there = || {
             move_into_link_name_space(self.network.as_fd(), Some(LinkNameSpaceType::Network))?;
@@ -48,7 +48,7 @@ impl Cable {
         std::thread::scope(|scope| scope.spawn(there).join().expect("what is done there"))
     }
 
-    /// Cuts it: from now on nothing goes through, neither data nor a goodbye.
+    /// Cuts the cable: from now on no packet passes, not even the end of a connection.
     pub fn cut(&self) -> Result<()> {
         self.far_ip(&["link", "set", "far0", "down"])
     }

@@ -1,16 +1,17 @@
-//! An authority, and certificates of it for a server and a client: what TLS is tested with. Made by `openssl`.
+//! A certificate authority with certificates for a server and a client, to test TLS. Made by `openssl`.
 
 use anyhow::{Context, Result, ensure};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-/// A folder with `ca-cert.pem`, and `server-` and `client-` `cert.pem` and `key.pem`: the names nbdkit and libnbd look for.
+/// A folder with `ca-cert.pem`, and `server-` and `client-` `cert.pem` and `key.pem`, the names that nbdkit and
+/// libnbd use.
 #[derive(Debug)]
 pub struct Certificates(PathBuf);
 
 impl Certificates {
-    /// Makes the folder and everything in it, for a server of this address.
+    /// Makes the folder and its files, for a server with this address.
     pub fn make(folder: &Path, address: &str) -> Result<Certificates> {
         fs::create_dir_all(folder)?;
         let all = Certificates(folder.to_owned());
@@ -27,7 +28,7 @@ impl Certificates {
         &self.0
     }
 
-    /// A file of the folder.
+    /// Returns the path of a file in the folder.
     pub fn file(&self, name: &str) -> String {
         self.0.join(name).display().to_string()
     }

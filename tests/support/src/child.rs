@@ -8,7 +8,7 @@ use std::os::unix::process::CommandExt;
 use std::process::{Child, ChildStdin, ChildStdout, Command, ExitStatus};
 use std::time::Duration;
 
-/// A running child, held by a pidfd: signals cannot hit a recycled pid. Killed and reaped on drop.
+/// A running child, held by a pidfd, so that a signal cannot hit a recycled pid. Killed and reaped on drop.
 #[derive(Debug)]
 pub struct Proc {
     name: String,
@@ -33,17 +33,17 @@ impl Proc {
         Ok(Proc { name: name.to_owned(), child, pidfd })
     }
 
-    /// The spawned process (a wrapper, when there is one).
+    /// Returns the process id of the spawned process (of the wrapper, if there is one).
     pub fn pid(&self) -> u32 {
         self.child.id()
     }
 
-    /// The piped standard output, once.
+    /// Takes the piped standard output.
     pub fn take_stdout(&mut self) -> Option<ChildStdout> {
         self.child.stdout.take()
     }
 
-    /// The piped standard input, once.
+    /// Takes the piped standard input.
     pub fn take_stdin(&mut self) -> Option<ChildStdin> {
         self.child.stdin.take()
     }
@@ -53,12 +53,12 @@ impl Proc {
         pidfd_send_signal(&self.pidfd, signal).with_context(|| format!("signalling {}", self.name))
     }
 
-    /// Readable when the process has ended.
+    /// Returns a descriptor that is readable when the process has ended.
     pub fn exited_fd(&self) -> BorrowedFd<'_> {
         self.pidfd.as_fd()
     }
 
-    /// The exit status if it has ended.
+    /// Returns the exit status if the process has ended.
     pub fn try_wait(&mut self) -> Result<Option<ExitStatus>> {
         Ok(self.child.try_wait()?)
     }
@@ -69,9 +69,9 @@ impl Proc {
         self.try_wait()?.ok_or_else(|| anyhow!("{} (pid {}) still runs after {limit:?}", self.name, self.pid()))
     }
 
-    /// SIGKILL, then reap. Harmless when it has ended already.
+    /// Sends SIGKILL and reaps the process. Does nothing if it has ended already.
     pub fn kill(&mut self) -> Result<()> {
-        // std refuses to signal a child it has reaped already, so this cannot hit a stranger either.
+        // std refuses to signal a child that it has reaped, so this cannot hit another process.
         self.child.kill().with_context(|| format!("killing {}", self.name))?;
         self.child.wait()?;
         Ok(())
@@ -84,17 +84,17 @@ impl Drop for Proc {
     }
 }
 
-/// Holds on other people's children (udevd's workers, strace's tracee) by pidfd.
+/// A pidfd of a process that is not our child (udevd's worker, strace's tracee).
 #[derive(Debug)]
 pub struct Held(OwnedFd);
 
 impl Held {
-    /// Holds `pid`, or `None` when it is gone.
+    /// Opens the process, or returns `None` if it is gone.
     pub fn open(pid: u32) -> Option<Held> {
         pidfd_open(pid_of(pid), PidfdFlags::empty()).ok().map(Held)
     }
 
-    /// Sends a signal; a process that has ended is no error.
+    /// Sends a signal; a process that has ended is not an error.
     pub fn signal(&self, signal: Signal) {
         let _ = pidfd_send_signal(&self.0, signal);
     }

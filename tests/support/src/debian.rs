@@ -1,4 +1,4 @@
-//! Programs of one of Debian's releases, unpacked into a folder of the build: made once, by whoever needs it first.
+//! Programs of a Debian release, unpacked into a folder of the build. The first test that needs them unpacks them.
 
 use crate::world::outside;
 use anyhow::{Context, Result, ensure};
@@ -7,18 +7,18 @@ use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-/// A folder with `package` of `suite`, what it needs, a shell and the basic programs, none of it configured: a root to
-/// change into. `/proc`, `/dev`, `/run` `/etc/attachd` and others are there, empty: for what is laid in.
+/// Returns a folder with `package` of `suite`, its dependencies, a shell and the basic programs, all unconfigured, to
+/// be used as a root folder. Empty folders for mounts are there: `/proc`, `/dev`, `/run`, `/etc/attachd` and others.
 pub fn unpacked(suite: &str, package: &str) -> Result<PathBuf> {
     let base = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../../target/lab"));
     fs::create_dir_all(base).with_context(|| format!("creating {}", base.display()))?;
     let base = base.canonicalize()?;
     let root = base.join(format!("{package}-{suite}"));
-    // One makes it, the others wait: also those of other processes.
+    // One test unpacks and the others wait, even in other processes.
     let lock = File::create(base.join(format!("{package}-{suite}.lock")))?;
     lock.lock().context("waiting for another test that unpacks Debian's packages")?;
     if !root.exists() {
-        // Renamed when it is whole: a test that was killed half-way leaves nothing that looks like it.
+        // The folder is renamed when it is complete, so that a killed test leaves no incomplete one.
         let growing = base.join(format!("{package}-{suite}.new"));
         let _ = fs::remove_dir_all(&growing);
         unpack(suite, package, &growing)?;
@@ -28,7 +28,7 @@ pub fn unpacked(suite: &str, package: &str) -> Result<PathBuf> {
 }
 
 fn unpack(suite: &str, package: &str, into: &Path) -> Result<()> {
-    // A lab's own network leads nowhere.
+    // The lab's network namespace has no connection to the outside.
     let mut command = Command::new("nsenter");
     if let Some(outside) = outside() {
         command.arg(format!("--net=/proc/{}/fd/{}", std::process::id(), outside.as_raw_fd()));

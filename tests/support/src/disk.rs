@@ -1,4 +1,4 @@
-//! A disk of the box: a file of pseudo-random bytes that can be attached as a loop device and taken away again.
+//! A disk of the lab: a file of pseudo-random bytes that can be attached as a loop device and detached again.
 
 use crate::loops;
 use crate::slot::{NUMBERS, Slot};
@@ -16,8 +16,7 @@ const LOOP_MAJOR: u32 = 7;
 /// How a disk differs from the usual one.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct DiskOptions {
-    /// What the bytes are derived from; by default the serial. Two disks with one serial need different seeds to be
-    /// told apart.
+    /// The seed of the bytes; by default the serial. Two disks with one serial need different seeds to be told apart.
     pub seed: Option<u64>,
     /// Attach read-only.
     pub read_only: bool,
@@ -25,7 +24,7 @@ pub struct DiskOptions {
     pub blank: bool,
 }
 
-/// What disks of one lab share.
+/// What the disks of one lab share.
 #[derive(Debug)]
 pub(crate) struct Shelf {
     slot: Arc<Slot>,
@@ -35,7 +34,7 @@ pub(crate) struct Shelf {
     left: Mutex<Vec<Left>>,
 }
 
-/// A disk that its test needs no more; it stays as it is until the lab ends.
+/// A disk that its test does not need any more; it stays unchanged until the lab ends.
 #[derive(Debug)]
 struct Left {
     state: State,
@@ -47,7 +46,7 @@ impl Shelf {
         Shelf { slot, next_number: AtomicU32::new(0), next_folder: AtomicU32::new(0), left: Mutex::default() }
     }
 
-    /// The number that was not used for the longest time: using one again is to be asked for, with `attach_as`.
+    /// Returns the least recently used number. To reuse a specific number, call `attach_as`.
     fn free_number(&self) -> Result<u32> {
         let range = self.slot.numbers();
         for _ in range.clone() {
@@ -59,7 +58,7 @@ impl Shelf {
         bail!("this lab has {NUMBERS} disks: it cannot have more")
     }
 
-    /// The folder of all backing files.
+    /// Returns the folder of all backing files.
     pub(crate) fn dir(slot: &Slot) -> PathBuf {
         slot.dir().join("disks")
     }
@@ -77,15 +76,15 @@ impl Left {
         if let Err(e) = detach(self.state) {
             eprintln!("lab: leaving {} to the next lab's sweep: {e:#}", self.file.display());
         }
-        // What another disk's node is to a loop device on top of it is not its own.
+        // For a loop device on another disk, the file is that disk's node and is not removed here.
         if fs::symlink_metadata(&self.file).is_ok_and(|file| file.is_file()) {
             let _ = fs::remove_file(&self.file);
         }
     }
 }
 
-/// A disk. When its handle is dropped it stays attached until the lab ends, as a hypervisor's disk does not go with a test:
-/// a daemon that is started at the test's end finds it.
+/// A disk. When its handle is dropped it stays attached until the lab ends, as a hypervisor's disk does not disappear
+/// with a test. So a daemon that is started at the test's end finds it.
 #[derive(Debug)]
 pub struct Disk {
     shelf: Arc<Shelf>,
@@ -95,7 +94,7 @@ pub struct Disk {
     state: State,
 }
 
-/// Where the disk is. The held descriptor keeps AUTOCLEAR from freeing the device, and pins an unbound number.
+/// The state of the disk. The held descriptor keeps AUTOCLEAR from freeing the device, and pins an unbound number.
 #[derive(Debug)]
 enum State {
     Detached,
@@ -103,7 +102,7 @@ enum State {
         number: u32,
         held: File,
     },
-    /// Only the number is left, unbound.
+    /// The number is kept, without a backing file.
     Kept {
         number: u32,
         _pin: File,
@@ -112,7 +111,7 @@ enum State {
 
 impl Disk {
     pub(crate) fn new(shelf: &Arc<Shelf>, serial: &str, size: u64, options: DiskOptions) -> Result<Disk> {
-        // A folder per disk, so that two files may have the same name, which is the serial.
+        // Each disk has a folder, so that two files may have the same name, which is the serial.
         let folder = shelf.next_folder.fetch_add(1, Ordering::Relaxed);
         let folder = Shelf::dir(&shelf.slot).join(folder.to_string());
         fs::create_dir_all(&folder)?;
@@ -126,7 +125,7 @@ impl Disk {
         Ok(Disk { shelf: Arc::clone(shelf), serial: serial.to_owned(), file, options, state: State::Detached })
     }
 
-    /// A loop device on top of another device, as `losetup` makes one; not attached yet. It has no serial.
+    /// Makes a loop device on top of another device, as `losetup` does; not attached yet. It has no serial.
     pub(crate) fn over(shelf: &Arc<Shelf>, below: &Path) -> Disk {
         let options = DiskOptions::default();
         Disk {
@@ -138,8 +137,8 @@ impl Disk {
         }
     }
 
-    /// Attaches it under a number this lab has not used before: kernel `add`, then `change` with the serial.
-    /// On a number kept by [`Disk::detach_keep`]: only `change`.
+    /// Attaches it under a number that this lab has not used before: kernel `add`, then `change` with the serial. On
+    /// a number kept by [`Disk::detach_keep`] there is only a `change`.
     pub fn attach(&mut self) -> Result<()> {
         match std::mem::replace(&mut self.state, State::Detached) {
             State::Detached => {
@@ -154,8 +153,8 @@ impl Disk {
         }
     }
 
-    /// Attaches it under a given number, usually that of a disk just detached: the same name and device number, another
-    /// disk.
+    /// Attaches it under a given number, usually that of a disk just detached, so that another disk gets the same
+    /// name and device number.
     pub fn attach_as(&mut self, number: u32) -> Result<()> {
         ensure!(matches!(self.state, State::Detached), "{} has a number already", self.serial);
         ensure!(self.shelf.slot.numbers().contains(&number), "loop{number} does not belong to this lab");
@@ -164,7 +163,7 @@ impl Disk {
 
     fn add_and_bind(&mut self, number: u32) -> Result<()> {
         let minor = loops::minor(number);
-        // Both nodes before the kernel's `add`, as devtmpfs does it: udevd gives owners to nodes it finds.
+        // Both nodes are made before the kernel's `add`, as devtmpfs does: udevd sets the owner of nodes that exist.
         node(&backstage(number), FileType::BlockDevice, LOOP_MAJOR, minor, 0o600)?;
         node(&front(number), FileType::BlockDevice, LOOP_MAJOR, minor, 0o600)?;
         if let Err(e) = loops::add(number) {
@@ -187,9 +186,9 @@ impl Disk {
         Ok(())
     }
 
-    /// Gives the attached disk a partition (kernel `add` of it) without a partition table, and returns its node.
-    /// Nobody can know a partition's device number beforehand, so the node comes a moment after udevd's first look;
-    /// a trigger makes it look again.
+    /// Gives the attached disk a partition without a partition table (kernel `add`), and returns its node. A
+    /// partition's device number is not known beforehand, so the node is made a moment after udevd first processed
+    /// it; a trigger makes udevd process it again.
     pub fn add_partition(&self, number: u32, start: u64, length: u64) -> Result<PathBuf> {
         let State::Attached { number: disk, held } = &self.state else { bail!("{} is not attached", self.serial) };
         loops::add_partition(held, number, start, length)?;
@@ -204,8 +203,8 @@ impl Disk {
         Ok(path)
     }
 
-    /// Takes it away altogether: kernel `change` (no backing file), then `remove`. Fails, naming the culprit, when
-    /// something keeps the device open: a loop device cannot vanish under a client as a virtio disk can.
+    /// Detaches it completely: kernel `change` (no backing file), then `remove`. Fails and names the process if the
+    /// device is still open: a loop device cannot vanish under a client as a virtio disk can.
     pub fn detach(&mut self) -> Result<()> {
         match std::mem::replace(&mut self.state, State::Detached) {
             State::Detached => bail!("{} is not attached", self.serial),
@@ -213,7 +212,8 @@ impl Disk {
         }
     }
 
-    /// Takes the backing file away and keeps the number: only `change`. The next [`Disk::attach`] uses it again.
+    /// Removes the backing file and keeps the number: only a `change`. The next [`Disk::attach`] uses the number
+    /// again.
     pub fn detach_keep(&mut self) -> Result<()> {
         let State::Attached { number, held } = std::mem::replace(&mut self.state, State::Detached) else {
             bail!("{} is not attached", self.serial)
@@ -226,8 +226,8 @@ impl Disk {
         Ok(())
     }
 
-    /// Makes the disk (and its file) larger or smaller, while attached or not: kernel `change` with RESIZE=1. Size 0
-    /// is what a dying disk looks like.
+    /// Changes the size of the disk and its file, attached or not: kernel `change` with RESIZE=1. Size 0 is how a
+    /// dying disk appears.
     pub fn resize(&mut self, size: u64) -> Result<()> {
         File::options().write(true).open(&self.file)?.set_len(size)?;
         match &self.state {
@@ -265,7 +265,7 @@ impl Disk {
         PathBuf::from(format!("/sys/block/loop{}", self.number()))
     }
 
-    /// The kernel's diskseq now. (A loop device gets a new one at bind and at unbind.)
+    /// Returns the kernel's diskseq now. (A loop device gets a new one at bind and at unbind.)
     pub fn diskseq(&self) -> Result<u64> {
         Ok(fs::read_to_string(self.sysfs().join("diskseq"))?.trim().parse()?)
     }
@@ -275,7 +275,7 @@ impl Disk {
         PathBuf::from(format!("/dev/disk/by-id/loop-{}", self.serial))
     }
 
-    /// The backing file, to compare what was read.
+    /// Returns the backing file, to compare with what was read.
     pub fn file(&self) -> &Path {
         &self.file
     }
@@ -313,7 +313,7 @@ fn detach(state: State) -> Result<()> {
         }
     };
     loops::wait_unbound(number)?;
-    // The kernel takes the node away before it announces the removal.
+    // The kernel removes the node before it announces the removal.
     remove_nodes(number);
     loops::remove(number, loops::BUSY)
 }
@@ -350,12 +350,12 @@ fn remove_partition_nodes(number: u32) {
     }
 }
 
-/// FNV-1a: any stable function of the serial will do.
+/// FNV-1a; any stable function of the serial would do.
 fn seed_of(serial: &str) -> u64 {
     serial.bytes().fold(0xcbf2_9ce4_8422_2325, |hash, b| (hash ^ u64::from(b)).wrapping_mul(0x0100_0000_01b3))
 }
 
-/// Writes `size` bytes of splitmix64: data without zero runs, so that no reader can pass by skipping holes.
+/// Writes `size` bytes of splitmix64. The data has no runs of zeroes, so a reader cannot pass by skipping holes.
 fn fill(image: &File, size: u64, seed: u64) -> Result<()> {
     let mut out = BufWriter::with_capacity(1 << 20, image);
     let mut state = seed;

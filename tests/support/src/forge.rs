@@ -1,4 +1,4 @@
-//! A forger of udev events: anyone with CAP_NET_ADMIN can send them, so attachd must survive them.
+//! Sends forged udev events. Any process with CAP_NET_ADMIN can send them, so attachd must survive them.
 
 use crate::wire::{self, UDEV_GROUP};
 use anyhow::{Context, Result};
@@ -15,15 +15,16 @@ impl Forger {
         Ok(Forger(socket()?))
     }
 
-    /// Sends one event. `ACTION`, `DEVPATH`, `SUBSYSTEM` and `SEQNUM` are what a listener insists on.
+    /// Sends one event. A listener requires `ACTION`, `DEVPATH`, `SUBSYSTEM` and `SEQNUM`.
     pub fn send(&self, properties: &[(&str, &str)]) -> Result<()> {
         self.send_raw(&wire::encode(properties))
     }
 
-    /// Sends an event made beforehand by [`wire::encode`] (floods), or junk.
+    /// Sends an event that [`wire::encode`] made (for floods), or arbitrary bytes.
     pub fn send_raw(&self, message: &[u8]) -> Result<()> {
         match sendto(&self.0, message, SendFlags::empty(), &SocketAddrNetlink::new(0, UDEV_GROUP)) {
-            // "Nobody listens" and "a listener's buffer is full" are what a flood is about, not failures of sending.
+            // "No listener" and "a listener's buffer is full" are expected in a flood and are not failures of
+            // sending.
             Ok(_) | Err(rustix::io::Errno::CONNREFUSED | rustix::io::Errno::NOBUFS) => Ok(()),
             Err(e) => Err(e).context("sending a forged event"),
         }

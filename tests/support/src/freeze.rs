@@ -1,7 +1,7 @@
-//! A file system of its own, whose writers can be made to hang.
+//! A separate file system that can be frozen, so that its writers hang.
 //!
-//! Whoever writes to a frozen file system hangs where no signal reaches it, and so do its loop device and its slot. So a
-//! process that outlives the test thaws it, however the test ends.
+//! A process that writes to a frozen file system hangs and cannot be killed, and so do the file system's loop device
+//! and the lab's slot. So a guardian process that outlives the test thaws it, however the test ends.
 
 use crate::{Disk, Lab};
 use anyhow::{Context, Result, ensure};
@@ -16,21 +16,21 @@ pub struct Freezable {
     disk: Disk,
 }
 
-/// It is frozen until this is dropped, or the test's process has ended.
+/// A guard: the file system is frozen until this is dropped or the test's process has ended.
 #[derive(Debug)]
 pub struct Frozen {
     guardian: Child,
 }
 
-/// What the guardian does: it says that it is there, waits for the end of its input, which only the test holds, and thaws.
-/// Signals for the test's terminal are not for it.
+/// The guardian's script: it reports that it runs, waits for the end of its input, which only the test holds open,
+/// and thaws the file system. It ignores signals for the test's terminal.
 const GUARDIAN: &str = "trap '' HUP INT TERM; echo; cat >/dev/null; exec fsfreeze --unfreeze \"$0\"";
 
 impl Freezable {
-    /// Where it is mounted.
+    /// The mount point.
     pub const PLACE: &'static str = "/run/own";
 
-    /// Makes and mounts it.
+    /// Makes and mounts the file system.
     pub fn mount(lab: &Lab) -> Result<Freezable> {
         let disk = lab.settled_disk(&lab.volume().serial, 64 << 20)?;
         let node = disk.node();
@@ -42,7 +42,7 @@ impl Freezable {
         Ok(Freezable { disk })
     }
 
-    /// The disk that it is on.
+    /// Returns the disk below it.
     pub fn disk(&self) -> &Disk {
         &self.disk
     }
@@ -51,7 +51,7 @@ impl Freezable {
     pub fn freeze(&self) -> Result<Frozen> {
         let mut command = Command::new("sh");
         command.args(["-c", GUARDIAN, Self::PLACE]).stdin(Stdio::piped()).stdout(Stdio::piped());
-        // A group of its own: what kills the test's group does not reach it.
+        // It has its own process group, so that a kill of the test's group does not reach it.
         let mut guardian = command.process_group(0).spawn().context("starting the guardian")?;
         let mut there = guardian.stdout.take().context("its output is a pipe")?;
         there.read_exact(&mut [0]).context("the guardian has not begun")?;

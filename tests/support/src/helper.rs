@@ -1,4 +1,4 @@
-//! The box's attachd-helper, as root and behind its socket, as its units run it.
+//! The lab's attachd-helper, as root and behind its socket, as its units run it.
 
 use crate::child::Proc;
 use crate::people;
@@ -13,24 +13,24 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-/// Where it listens.
+/// The path of the helper's socket.
 pub const SOCKET: &str = "/run/attachd/helper.sock";
 
-/// Where what it says is kept, without a name.
+/// The file for its standard error; it is unlinked after it is opened.
 const SAID: &str = "/run/lab/helper.said";
 
 const START: Duration = Duration::from_secs(20);
 
-/// A running helper. Ends with the thread that has started it, also when that is killed.
+/// A running helper. It ends with the thread that started it, even if that thread is killed.
 #[derive(Debug)]
 pub struct Helper {
     process: Proc,
-    /// What it said is shown with a test that fails, not between the lines of the others.
+    /// Its messages, shown only with a failed test, so that they are not mixed with those of other tests.
     said: Option<File>,
 }
 
 impl Helper {
-    /// Starts it; returns when it answers.
+    /// Starts it and returns when it answers.
     pub fn start(program: &Path) -> Result<Helper> {
         let said = File::options().read(true).write(true).create_new(true).open(SAID)?;
         fs::remove_file(SAID)?;
@@ -39,7 +39,7 @@ impl Helper {
         Ok(helper)
     }
 
-    /// The same with another place for what it says.
+    /// As [`Helper::start`], with another standard error.
     pub fn start_with(program: &Path, stderr: Stdio) -> Result<Helper> {
         let _ = fs::remove_file(SOCKET);
         let folder = FolderWatch::new(Path::new("/run/attachd"))?;
@@ -50,9 +50,9 @@ impl Helper {
             ensure!(readable(&[folder.fd()], START)?, "the helper has made no socket");
             folder.take();
         }
-        // As attachd-helper.socket has it.
+        // The same owner as in attachd-helper.socket.
         chown(SOCKET, Some(people::ATTACHD.id), None).context("the helper's socket")?;
-        // The file is there a moment before it can be connected to, and nothing tells when.
+        // The socket's file exists a moment before it can be connected to, and no event reports when.
         let begun = Instant::now();
         while UnixStream::connect(SOCKET).is_err() {
             ensure!(begun.elapsed() < START, "the helper does not listen");

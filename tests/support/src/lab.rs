@@ -1,4 +1,4 @@
-//! The lab: one private world and what is in it.
+//! The lab: one private world and its contents.
 
 use crate::attachd::{Attachd, AttachdOptions, CONFIG, SOCKET, Start};
 use crate::cloud::LabCloud;
@@ -16,10 +16,10 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-/// How long an event of udev may take on a loaded machine.
+/// The time limit for a udev event on a loaded machine.
 const EVENT: Duration = Duration::from_secs(20);
 
-/// The box. Fields are dropped in order: programs first, then what they use.
+/// The lab. Fields are dropped in order: programs first, then what they use.
 #[derive(Debug)]
 pub struct Lab {
     helper: OnceLock<Option<Helper>>,
@@ -30,7 +30,7 @@ pub struct Lab {
     lives: Arc<Lives>,
 }
 
-/// A lab that differs from the usual one.
+/// Options for a lab.
 #[derive(Debug, Clone)]
 pub struct LabBuilder {
     udevd: bool,
@@ -60,7 +60,7 @@ impl LabBuilder {
         self
     }
 
-    /// Builds it, for the calling thread.
+    /// Builds the lab for the calling thread.
     pub fn build(self) -> Result<Lab> {
         let slot = Arc::new(Slot::take()?);
         slot.sweep_abandoned();
@@ -91,42 +91,42 @@ fn write_rules(name: &str, text: &str) -> Result<()> {
 impl Drop for Lab {
     fn drop(&mut self) {
         self.lives.end();
-        // So that also the last test of a run leaves nothing of those that were killed.
+        // This also removes what killed tests of this run have left, after the last test too.
         self.slot.sweep_abandoned();
     }
 }
 
 impl Lab {
-    /// A box for the calling thread, with udevd running.
+    /// Makes a lab for the calling thread, with udevd running.
     ///
     /// # Panics
-    /// With what to do about it, when the box cannot be built.
+    /// If the lab cannot be built; the message says what to do.
     #[expect(clippy::new_without_default, reason = "it moves the thread into namespaces: nothing to happen by default")]
     pub fn new() -> Lab {
         Lab::builder().build().unwrap_or_else(|e| panic!("cannot build the lab: {e:#}"))
     }
 
-    /// A box with wishes.
+    /// Returns the options for another lab.
     pub fn builder() -> LabBuilder {
         LabBuilder { udevd: true, lab_claim_rules: true, rules: Vec::new() }
     }
 
-    /// The lab's folder on a real disk, world-traversable, gone with the lab.
+    /// Returns the lab's folder on a real disk. Every user can enter it, and it is removed with the lab.
     pub fn dir(&self) -> &Path {
         self.slot.dir()
     }
 
-    /// A fresh volume whose serial no other test has.
+    /// Returns a new volume with a serial that no other test has.
     pub fn volume(&self) -> Volume {
         Volume::random()
     }
 
-    /// A disk with this serial; not attached yet.
+    /// Makes a disk with this serial; not attached yet.
     pub fn disk(&self, serial: &str, size: u64) -> Result<Disk> {
         self.disk_with(serial, size, DiskOptions::default())
     }
 
-    /// A disk with wishes.
+    /// Makes a disk with options.
     pub fn disk_with(&self, serial: &str, size: u64, options: DiskOptions) -> Result<Disk> {
         Disk::new(&self.shelf, serial, size, options)
     }
@@ -142,14 +142,14 @@ impl Lab {
         Disk::over(&self.shelf, below)
     }
 
-    /// A disk that is attached, and that udev has finished with.
+    /// Makes a disk and attaches it; returns when udev has finished with it.
     pub fn settled_disk(&self, serial: &str, size: u64) -> Result<Disk> {
         let mut disk = self.disk(serial, size)?;
         self.attach_settled(&mut disk)?;
         Ok(disk)
     }
 
-    /// Attaches the disk and returns when udevd has said so (link made, owner set), with what it said.
+    /// Attaches the disk and waits for udevd's event (link made, owner set), which is returned.
     pub fn attach_settled(&self, disk: &mut Disk) -> Result<Heard> {
         let ear = self.bare_listener()?;
         disk.attach()?;
@@ -158,7 +158,7 @@ impl Lab {
         ear.wait_for(EVENT, |h| is_it(h) && h.get("ID_SERIAL") == disk.serial())
     }
 
-    /// Detaches the disk and returns when udevd has said `remove`, with what it said.
+    /// Detaches the disk and waits for udevd's `remove`, which is returned.
     pub fn detach_settled(&self, disk: &mut Disk) -> Result<Heard> {
         let ear = self.bare_listener()?;
         let node = disk.node();
@@ -166,7 +166,7 @@ impl Lab {
         ear.wait_for(EVENT, |h| h.get("ACTION") == "remove" && Path::new(h.get("DEVNAME")) == node)
     }
 
-    /// What the root helper does for one disk: an `add` trigger, and wait until udevd is done with it.
+    /// Does what the root helper does for one disk: an `add` trigger, and a wait until udevd has finished.
     pub fn retrigger(&self, disk: &Disk) -> Result<()> {
         ensure!(self.udevd.is_running(), "udevd does not run: a trigger would wait for ever");
         udevadm(&["trigger", "--action=add", "--settle", &disk.sysfs().to_string_lossy()])
@@ -180,7 +180,7 @@ impl Lab {
         chown(&path, owner, owner).with_context(|| format!("chown {}", path.display()))
     }
 
-    /// Takes the mark away. Needs [`Lab::retrigger`] to give the old group back.
+    /// Removes the claim. The node gets its old group back with [`Lab::retrigger`].
     pub fn unclaim(&self, serial: &str) -> Result<()> {
         fs::remove_file(claim_path(serial)).with_context(|| format!("{serial} is not claimed"))
     }
@@ -206,12 +206,12 @@ impl Lab {
         self.nbdkit.start(&[])
     }
 
-    /// The same with more options (filters, `-r`, …).
+    /// As [`Lab::nbdkit_start`], with more options (filters, `-r`, …).
     pub fn nbdkit_start_with(&mut self, extra: &[&str]) -> Result<()> {
         self.nbdkit.start(extra)
     }
 
-    /// SIGKILL to nbdkit; its pid file stays behind.
+    /// Sends SIGKILL to nbdkit; its pid file stays.
     pub fn nbdkit_kill(&mut self) -> Result<()> {
         self.nbdkit.kill()
     }
@@ -221,7 +221,7 @@ impl Lab {
         self.nbdkit.pid()
     }
 
-    /// Publishes a link in the exports folder by hand, for tests without attachd.
+    /// Publishes a link in the exports folder directly, for tests without attachd.
     pub fn publish(&self, export: &str, target: &Path) -> Result<()> {
         Ok(std::os::unix::fs::symlink(target, Path::new("/run/attachd/exports").join(export))?)
     }
@@ -231,13 +231,13 @@ impl Lab {
         fs::write(CONFIG, text).context("writing attachd.toml")
     }
 
-    /// Starts attachd, usually with `env!("CARGO_BIN_EXE_attachd")`. The helper beside it is started first, once: where the
-    /// package is installed, its socket is always there.
+    /// Starts attachd, usually with `env!("CARGO_BIN_EXE_attachd")`. The helper beside it is started first, once,
+    /// because on a host with the package its socket always exists.
     pub fn attachd_start(&self, program: &Path, options: &AttachdOptions) -> Result<Attachd> {
         self.start(program, options, None)
     }
 
-    /// The same, started as systemd starts it when attachd.socket is active: the socket is passed as descriptor 3.
+    /// As [`Lab::attachd_start`], with socket activation: systemd passes attachd.socket as descriptor 3.
     pub fn attachd_start_activated(
         &self,
         program: &Path,
@@ -254,21 +254,21 @@ impl Lab {
         Attachd::start(Start { program, stderr, options: options.clone(), socket, lives })
     }
 
-    /// For a test at whose end another start cannot show the same world: no restart is proven in this lab. `why` is for the
-    /// reader of the test.
+    /// Turns off the proof of a restart, for a test after which another start cannot show the same world. `why` is
+    /// for readers of the test.
     pub fn not_restarted(&self, why: &str) {
         self.lives.exempt(why);
     }
 
-    /// For tests of a helper that is away, and of a host without one: none is started with attachd. What the test itself
-    /// lets listen at [`helper::SOCKET`] before that is left alone anyway.
+    /// Starts no helper with attachd, for tests of a helper that is away or of a host without one. A test that
+    /// listens at [`helper::SOCKET`] itself does not need this.
     pub fn without_helper(&self) {
         self.helper.get_or_init(|| None);
     }
 
     fn helper_beside(&self, attachd: &Path) -> Result<()> {
         let program = attachd.with_file_name("attachd-helper");
-        // A stand-in for attachd has no helper.
+        // A stand-in for attachd has no helper beside it.
         if self.helper.get().is_none() && fs::exists(&program)? && !fs::exists(helper::SOCKET)? {
             let helper = Helper::start(&program)?;
             self.helper.get_or_init(|| Some(helper));
@@ -276,17 +276,18 @@ impl Lab {
         Ok(())
     }
 
-    /// The API socket, held as attachd.socket would.
+    /// Returns the API socket as attachd.socket would hold it.
     pub fn held_socket(&self) -> Result<HeldSocket> {
         HeldSocket::listen(Path::new(SOCKET))
     }
 
-    /// A stand-in for systemd's notification socket; give its `env()` to the daemon.
+    /// Makes a stand-in for systemd's notification socket; pass its `env()` to the daemon.
     pub fn notify_socket(&self) -> Result<NotifySocket> {
         NotifySocket::new(Path::new("/run/lab/notify"))
     }
 
-    /// The program at a place an unprivileged user can reach: a build folder may be below a closed home.
+    /// Returns the program at a path that an unprivileged user can reach, because a build folder may be below a
+    /// private home.
     pub fn reachable(&self, program: &Path) -> Result<PathBuf> {
         let name = program.file_name().context("a program has a name")?;
         let place = Path::new("/run/lab/bin").join(name);
@@ -303,14 +304,14 @@ impl Lab {
         Forger::new()
     }
 
-    /// Sends one forged event; returns the sender for more.
+    /// Sends one forged event, and returns the sender for more.
     pub fn forge(&self, properties: &[(&str, &str)]) -> Result<Forger> {
         let forger = self.forger()?;
         forger.send(properties)?;
         Ok(forger)
     }
 
-    /// A witness of udev's events from now on.
+    /// Returns a listener for udev's events from now on.
     pub fn bare_listener(&self) -> Result<BareListener> {
         BareListener::new()
     }

@@ -1,4 +1,4 @@
-//! A bare listener on udev's group: an independent witness of what udevd said, and when.
+//! A plain listener on udev's group: an independent witness of what udevd sent, and when.
 
 use crate::forge::socket;
 use crate::watch::readable;
@@ -10,13 +10,13 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-/// As large as libudev's own, so that the witness hears what a flood drowns elsewhere.
+/// As large as libudev's own buffer, so that the witness receives all events of a flood.
 const BUFFER: usize = 128 << 20;
 
 /// One event.
 #[derive(Debug, Clone)]
 pub struct Heard {
-    /// CLOCK_MONOTONIC in nanoseconds when it was taken from the socket.
+    /// CLOCK_MONOTONIC in nanoseconds when it was received.
     pub monotonic_ns: u64,
     /// Its properties.
     pub properties: Properties,
@@ -28,7 +28,7 @@ impl Heard {
         self.properties.get(key).map_or("", String::as_str)
     }
 
-    /// Whether udev has looked at a disk from the beginning and found no claim.
+    /// Returns whether udev has processed a disk from the beginning and found no claim.
     pub fn unclaims(&self) -> bool {
         self.get("ACTION") == "add" && self.get("ATTACHD_CLAIMED").is_empty()
     }
@@ -46,7 +46,7 @@ impl BareListener {
         Ok(BareListener(socket))
     }
 
-    /// The next event, or `None` when there was none within the limit.
+    /// Returns the next event, or `None` if there was none within the limit.
     pub fn next(&self, limit: Duration) -> Result<Option<Heard>> {
         let deadline = Instant::now() + limit;
         loop {
@@ -62,7 +62,7 @@ impl BareListener {
         }
     }
 
-    /// The first event that `wanted` accepts; an error that lists what came instead when none did.
+    /// Returns the first event that `wanted` accepts; the error lists the events that came instead.
     pub fn wait_for(&self, limit: Duration, wanted: impl Fn(&Heard) -> bool) -> Result<Heard> {
         let deadline = Instant::now() + limit;
         let mut others = Vec::new();
@@ -75,15 +75,15 @@ impl BareListener {
         bail!("the awaited udev event did not come within {limit:?}; these did: {others:#?}")
     }
 
-    /// Returns when udev has looked at this node's disk and found no claim: the node has its old group again.
+    /// Waits until udev has processed this node's disk and found no claim, so that the node has its old group again.
     ///
-    /// A marking can be told of late. The daemon reads the disk at the kernel's event, too, and serves what udev has marked
-    /// before udev has told of it.
+    /// The event for a marked disk may come late: the daemon also reads the disk at the kernel's event, and serves a
+    /// disk that udev has marked before udev's event arrives.
     pub fn given_back(&self, limit: Duration, node: &Path) -> Result<()> {
         self.wait_for(limit, |heard| Path::new(heard.get("DEVNAME")) == node && heard.unclaims()).map(drop)
     }
 
-    /// Everything that has arrived and was not taken yet.
+    /// Returns everything that has arrived and was not taken yet.
     pub fn drain(&self) -> Result<Vec<Heard>> {
         let mut all = Vec::new();
         while let Some(heard) = self.next(Duration::ZERO)? {

@@ -17,8 +17,8 @@ const LOOP_CTL_REMOVE: u32 = 0x4C81;
 const LO_FLAGS_READ_ONLY: u32 = 1;
 const LO_FLAGS_AUTOCLEAR: u32 = 4;
 
-/// How long a device may stay busy after its last user was told to let go. Long, because a loaded machine's udevd may
-/// be probing it; it only costs time when something is wrong.
+/// How long a device may stay busy after its last user was told to close it. The limit is long, because udevd on a
+/// loaded machine may be probing the device; it costs time only if something is wrong.
 pub(crate) const BUSY: Duration = Duration::from_secs(10);
 
 /// `struct loop_info64` of `<linux/loop.h>`.
@@ -54,7 +54,7 @@ fn control() -> Result<File> {
     File::options().read(true).write(true).open("/dev/loop-control").context("opening /dev/loop-control (loop driver?)")
 }
 
-/// The loop numbers the kernel has now, whoever made them.
+/// Returns the loop numbers that the kernel has now, of all processes.
 pub(crate) fn existing() -> Result<Vec<u32>> {
     let mut numbers = Vec::new();
     for entry in fs::read_dir("/sys/block").context("reading /sys/block")? {
@@ -66,8 +66,8 @@ pub(crate) fn existing() -> Result<Vec<u32>> {
     Ok(numbers)
 }
 
-/// The minor number the kernel will give this loop number: known beforehand, so that the node can exist before the
-/// kernel's `add`, as it does with devtmpfs.
+/// Returns the minor number that the kernel will give this loop number. It is known beforehand, so the node can exist
+/// before the kernel's `add`, as with devtmpfs.
 pub(crate) fn minor(number: u32) -> u32 {
     let max_part = fs::read_to_string("/sys/module/loop/parameters/max_part").unwrap_or_default();
     let max_part: u32 = max_part.trim().parse().unwrap_or(0);
@@ -89,7 +89,8 @@ pub(crate) fn remove(number: u32, limit: Duration) -> Result<()> {
         // SAFETY: LOOP_CTL_REMOVE takes an integer and touches no memory of ours.
         match unsafe { ioctl(&control, IntegerSetter::<LOOP_CTL_REMOVE>::new_usize(number as usize)) } {
             Ok(()) | Err(rustix::io::Errno::NODEV) => return Ok(()),
-            // The kernel has no event for "the last opener has gone" (often udevd's probe): asking again is the way.
+            // The kernel has no event for the close by the last opener (often udevd's probe), so the request is
+            // repeated.
             Err(rustix::io::Errno::BUSY) if Instant::now() < deadline => std::thread::sleep(Duration::from_millis(2)),
             Err(rustix::io::Errno::BUSY) => bail!("loop{number} is still open after {limit:?}: {}", openers(number)),
             Err(e) => return Err(e).with_context(|| format!("LOOP_CTL_REMOVE {number}")),
@@ -122,13 +123,13 @@ pub(crate) fn configure(device: &File, backing: &File, read_only: bool) -> Resul
     unsafe { ioctl(device, Setter::<LOOP_CONFIGURE, _>::new(config)) }.context("LOOP_CONFIGURE")
 }
 
-/// Asks for the backing file to be let go; the kernel does it when the last descriptor is closed.
+/// Asks the kernel to release the backing file; it does so when the last descriptor is closed.
 pub(crate) fn clear(device: &File) -> Result<()> {
     // SAFETY: LOOP_CLR_FD has no argument.
     unsafe { ioctl(device, NoArg::<LOOP_CLR_FD>::new()) }.context("LOOP_CLR_FD")
 }
 
-/// Makes the device take over the backing file's size (kernel event `change` with RESIZE=1).
+/// Makes the device adopt the backing file's size (kernel event `change` with RESIZE=1).
 pub(crate) fn refresh_size(device: &File) -> Result<()> {
     // SAFETY: LOOP_SET_CAPACITY has no argument.
     unsafe { ioctl(device, NoArg::<LOOP_SET_CAPACITY>::new()) }.context("LOOP_SET_CAPACITY")
@@ -152,7 +153,8 @@ struct BlkpgArg {
     data: *const BlkpgPartition,
 }
 
-/// Tells the kernel of a partition, as `addpart` does: works also where the kernel reads no partition tables.
+/// Announces a partition to the kernel, as `addpart` does. This works even where the kernel reads no partition
+/// tables.
 pub(crate) fn add_partition(device: &File, number: u32, start: u64, length: u64) -> Result<()> {
     let partition = BlkpgPartition {
         start: start.cast_signed(),
@@ -166,7 +168,7 @@ pub(crate) fn add_partition(device: &File, number: u32, start: u64, length: u64)
     unsafe { ioctl(device, Setter::<BLKPG, _>::new(arg)) }.context("BLKPG_ADD_PARTITION")
 }
 
-/// Waits until the device has no backing file any more, i.e. its last opener has gone.
+/// Waits until the device has no backing file any more, which is when its last opener has closed it.
 pub(crate) fn wait_unbound(number: u32) -> Result<()> {
     let deadline = Instant::now() + BUSY;
     let path = format!("/sys/block/loop{number}/loop/backing_file");
@@ -179,7 +181,8 @@ pub(crate) fn wait_unbound(number: u32) -> Result<()> {
     Ok(())
 }
 
-/// Who has the device open, for error messages: a detach that hangs is nearly always a client that was forgotten.
+/// Lists the processes that have the device open, for error messages: a detach that hangs usually has a forgotten
+/// client.
 fn openers(number: u32) -> String {
     let rdev = rustix::fs::makedev(7, minor(number));
     let mut found = Vec::new();

@@ -1,4 +1,4 @@
-//! A client that stays connected: what "refuses while a client is connected" is tested with.
+//! An NBD client that stays connected, to test refusals while a client is connected.
 
 use anyhow::{Context, Result, bail, ensure};
 use std::io::{Read, Write};
@@ -13,11 +13,11 @@ const REPLY_MAGIC: u64 = 0x0003_e889_0455_65a9;
 const OPT_LIST: u32 = 3;
 const OPT_INFO: u32 = 6;
 const OPT_GO: u32 = 7;
-/// The server's answer to [`info`] and [`go`]: yes.
+/// Reply to [`info`] and [`go`]: success.
 pub const REP_ACK: u32 = 1;
-/// Not allowed, or (nbd-server) cannot be opened.
+/// Reply: not allowed, or (nbd-server) the device cannot be opened.
 pub const REP_ERR_POLICY: u32 = (1 << 31) + 2;
-/// No such export.
+/// Reply: no such export.
 pub const REP_ERR_UNKNOWN: u32 = (1 << 31) + 6;
 const REP_SERVER: u32 = 2;
 const REP_INFO: u32 = 3;
@@ -27,15 +27,15 @@ const CMD_WRITE: u16 = 1;
 const CMD_DISC: u16 = 2;
 const CMD_FLUSH: u16 = 3;
 const CMD_WRITE_ZEROES: u16 = 6;
-/// `flags`: the client can flush.
+/// In `flags`: the client can flush.
 pub const FLAG_SEND_FLUSH: u16 = 1 << 2;
-/// `flags`: a write can be made durable by itself.
+/// In `flags`: a single write can be made durable.
 pub const FLAG_SEND_FUA: u16 = 1 << 3;
-/// `flags`: WRITE_ZEROES is known.
+/// In `flags`: the server supports WRITE_ZEROES.
 pub const FLAG_SEND_WRITE_ZEROES: u16 = 1 << 6;
 
-/// The names a server lists. Not `nbdinfo --list`: that opens every export too, and fails as a whole when one cannot
-/// be opened.
+/// Returns the names that a server lists. `nbdinfo --list` is not used, because it opens every export too, and fails
+/// as a whole if one cannot be opened.
 pub fn list(address: &str) -> Result<Vec<String>> {
     let mut stream = greet(address)?;
     stream.write_all(&option(OPT_LIST, &[]))?;
@@ -50,7 +50,7 @@ pub fn list(address: &str) -> Result<Vec<String>> {
     }
 }
 
-/// Connects and says hello: fixed newstyle, no zeroes.
+/// Connects and exchanges greetings: fixed newstyle, no zeroes.
 fn greet(address: &str) -> Result<TcpStream> {
     let stream = TcpStream::connect(address).with_context(|| format!("connecting to {address}"))?;
     stream.set_read_timeout(Some(LIMIT))?;
@@ -83,12 +83,12 @@ fn option_reply(stream: &mut impl Read) -> Result<(u32, Vec<u8>)> {
     Ok((u32::from_be_bytes(header[12..16].try_into()?), body))
 }
 
-/// Whether the server knows the export (`NBD_OPT_INFO`): its final answer. nbd-server does not open the device for it.
+/// Returns the server's final reply to `NBD_OPT_INFO` for the export. nbd-server does not open the device for it.
 pub fn info(address: &str, export: &str) -> Result<u32> {
     ask(address, OPT_INFO, export)
 }
 
-/// Whether the server serves the export (`NBD_OPT_GO`): its final answer.
+/// Returns the server's final reply to `NBD_OPT_GO` for the export.
 pub fn go(address: &str, export: &str) -> Result<u32> {
     ask(address, OPT_GO, export)
 }
@@ -111,7 +111,7 @@ fn name_without_requests(export: &str) -> Result<Vec<u8>> {
     Ok(data)
 }
 
-/// A connected NBD client. Dropping it disconnects orderly; [`NbdClient::abandon`] just closes.
+/// A connected NBD client. Dropping it disconnects in order; [`NbdClient::abandon`] just closes the connection.
 #[derive(Debug)]
 pub struct NbdClient<S: Read + Write = TcpStream> {
     stream: S,
@@ -120,7 +120,7 @@ pub struct NbdClient<S: Read + Write = TcpStream> {
 }
 
 impl NbdClient<UnixStream> {
-    /// The same on a Unix socket.
+    /// Connects on a Unix socket.
     pub fn connect_unix(socket: &Path, export: &str) -> Result<NbdClient<UnixStream>> {
         let stream = UnixStream::connect(socket).with_context(|| format!("connecting to {}", socket.display()))?;
         stream.set_read_timeout(Some(LIMIT))?;
@@ -134,12 +134,12 @@ impl NbdClient {
         NbdClient::open(greet(address)?, export)
     }
 
-    /// Its own address, as the server sees it.
+    /// Returns its own address, as the server sees it.
     pub fn address(&self) -> Result<String> {
         Ok(self.stream.local_addr()?.to_string())
     }
 
-    /// Closes without a word, like a client whose machine lost power.
+    /// Closes without a disconnect request, like a client whose machine lost power.
     pub fn abandon(self) {
         let _ = self.stream.shutdown(std::net::Shutdown::Both);
     }
@@ -165,17 +165,17 @@ impl<S: Read + Write> NbdClient<S> {
         Ok(NbdClient { stream, size, flags })
     }
 
-    /// The size the server announced.
+    /// Returns the size that the server announced.
     pub fn size(&self) -> u64 {
         self.size
     }
 
-    /// What the server says it can do (`FLAG_…`).
+    /// Returns the server's transmission flags (`FLAG_…`).
     pub fn flags(&self) -> u16 {
         self.flags
     }
 
-    /// Reads; an NBD error is an error with its number.
+    /// Reads; the error contains the NBD error number.
     pub fn read(&mut self, offset: u64, length: u32) -> Result<Vec<u8>> {
         self.request(CMD_READ, offset, length)?;
         self.answered("read")?;
@@ -191,13 +191,13 @@ impl<S: Read + Write> NbdClient<S> {
         self.answered("write")
     }
 
-    /// Makes what was written durable.
+    /// Flushes earlier writes.
     pub fn flush(&mut self) -> Result<()> {
         self.request(CMD_FLUSH, 0, 0)?;
         self.answered("flush")
     }
 
-    /// Writes zeroes, in one request however many.
+    /// Writes zeroes in one request of any length.
     pub fn write_zeroes(&mut self, offset: u64, length: u32) -> Result<()> {
         self.request(CMD_WRITE_ZEROES, offset, length)?;
         self.answered("write of zeroes")

@@ -1,7 +1,8 @@
-//! The box's nbd-servers: Debian 12's and Debian 13's, in both of their ways, each in the root of its own release.
+//! The lab's nbd-servers: those of Debian 12 and Debian 13, in both of their modes, each in the root folder of its
+//! own release.
 //!
-//! Every server runs as attachd-nbd without a capability, sees the lab's `/dev` and `/run`, and dies with the test:
-//! a daemon and its children are kept in a process id space of their own, whose end is the test's end.
+//! Every server runs as attachd-nbd without a capability, sees the lab's `/dev` and `/run`, and dies with the test: a
+//! daemon and its children are in a pid namespace that ends with the test.
 
 use crate::child::{Held, Proc, children_of};
 use crate::{Lab, debian, people};
@@ -19,35 +20,36 @@ use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-/// Where the signalled server's own pid is written, as its unit does it.
+/// The pid file of the signalled server, as its unit writes it.
 pub const PID_FILE: &str = "/run/attachd-nbd-server/nbd-server.pid";
-/// There while the port of the socket-activated way is held, as its unit does it.
+/// The file that exists while the port of socket mode is held, as its unit writes it.
 pub const HELD: &str = "/run/attachd-nbd-server/listening";
-/// The folder of export files.
+/// The folder of sections.
 pub const FOLDER: &str = "/run/attachd/nbd-server.d";
-/// The main file of the signalled way.
+/// The main file of signal mode.
 pub const MAIN: &str = "/run/lab/nbd-server/signal.conf";
-/// The main file of the socket-activated way.
+/// The main file of socket mode.
 pub const MAIN_SOCKET: &str = "/run/lab/nbd-server/socket.conf";
 
 const ADDRESS: &str = "127.0.0.1:10809";
-/// The pid file the daemon writes itself: its number inside of its process id space.
+/// The pid file that the daemon writes itself, with its number inside the pid namespace.
 const INNER_PID_FILE: &str = "/run/attachd-nbd-server/inner.pid";
-/// Debian 13's needs up to three seconds to make its Diffie-Hellman parameters, more when the machine is busy.
+/// The time limit of a start. Debian 13's server needs up to three seconds for its Diffie-Hellman parameters, and
+/// more on a busy machine.
 const START: Duration = Duration::from_secs(30);
-/// Between two looks at what nothing tells of.
+/// The pause between two checks of something that causes no event.
 const PAUSE: Duration = Duration::from_millis(5);
 
-/// Which server.
+/// The release of a server.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Release {
     /// Debian 12: nbd-server 3.24, which dies of SIGHUP.
     Bookworm,
-    /// Debian 13: nbd-server 3.26.1 with Debian's repairs.
+    /// Debian 13: nbd-server 3.26.1 with Debian's patches.
     Trixie,
 }
 
-/// Both.
+/// Both releases.
 pub const RELEASES: [Release; 2] = [Release::Bookworm, Release::Trixie];
 
 impl Release {
@@ -59,7 +61,7 @@ impl Release {
     }
 }
 
-/// An nbd-server's program, its root laid into the lab's world.
+/// An installed nbd-server, whose root folder has the lab's mounts.
 #[derive(Debug, Clone)]
 pub struct Installed {
     root: PathBuf,
@@ -67,7 +69,7 @@ pub struct Installed {
 }
 
 impl Installed {
-    /// Unpacks it if nobody has, and gives it the lab's `/dev`, `/run` and `/proc`.
+    /// Unpacks it if necessary, and mounts the lab's `/dev`, `/run` and `/proc` into it.
     pub fn new(lab: &Lab, release: Release) -> Result<Installed> {
         let root = debian::unpacked(release.suite(), "nbd-server")?;
         for dir in ["dev", "run", "proc"] {
@@ -78,7 +80,7 @@ impl Installed {
         Ok(Installed { root, log: lab.dir().join(format!("nbd-server-{}.log", release.suite())) })
     }
 
-    /// Puts a folder of the disk in this place, for the server and for the lab.
+    /// Mounts a folder of the disk at this path, for the server and for the lab.
     pub fn lay_in(&self, folder: &Path, place: &Path) -> Result<()> {
         fs::create_dir_all(place)?;
         let inside = self.root.join(place.strip_prefix("/")?);
@@ -88,7 +90,7 @@ impl Installed {
         Ok(())
     }
 
-    /// What `nbd-server -V` says.
+    /// Returns the output of `nbd-server -V`.
     pub fn version(&self) -> Result<String> {
         let output = self.command(&[], &["-V"]).output()?;
         Ok(String::from_utf8(output.stdout)?)
@@ -103,10 +105,11 @@ impl Installed {
         Ok(version.with_context(|| format!("no version in {}", changes.display()))?.to_owned())
     }
 
-    /// Whether the server, started cold with this main file, accepts its configuration; what it says when it does not.
-    /// The main file must name an address that nobody can listen on, so that a server that starts ends at once.
+    /// Starts the server with this main file and returns whether it accepts its configuration; the error is its
+    /// message. The main file must name an address on which listening is impossible, so that a started server ends at
+    /// once.
     pub fn accepts(&self, main: &Path) -> Result<std::result::Result<(), String>> {
-        // In a process id space, so that what was started has ended when the command has.
+        // It runs in a pid namespace, so that every process of it has ended with the command.
         let space = ["unshare", "--pid", "--fork", "--kill-child=KILL"];
         let pid_file = "/run/attachd-nbd-server/never.pid";
         let output = self.command(&space, &["-C", text(main)?, "-p", pid_file]).output()?;
@@ -117,7 +120,7 @@ impl Installed {
         }
     }
 
-    /// nbd-server as user attachd-nbd in its own root; the wrapper goes in front.
+    /// Returns the command for nbd-server as user attachd-nbd in its own root folder, behind the wrapper.
     fn command(&self, wrapper: &[&str], args: &[&str]) -> Command {
         let person = people::NBD.id;
         let line = wrapper.iter().map(ToString::to_string).chain([
@@ -156,12 +159,12 @@ fn text(path: &Path) -> Result<&str> {
     path.to_str().context("a path of the lab is text")
 }
 
-/// The server in its signalled way: one main process, SIGHUP makes it read the files again.
+/// The server in signal mode: one main process, which reads its files again at SIGHUP.
 #[derive(Debug)]
 pub struct NbdServer {
     installed: Installed,
     main: Option<Main>,
-    /// The process id spaces of all starts: a main process that was killed leaves its clients' children running.
+    /// The pid namespaces of all starts: a main process that was killed leaves its clients' children running.
     spaces: Vec<Proc>,
 }
 
@@ -172,15 +175,16 @@ struct Main {
 }
 
 impl NbdServer {
-    /// Not started yet.
+    /// Makes the server; not started yet.
     pub fn new(installed: Installed) -> NbdServer {
         NbdServer { installed, main: None, spaces: Vec::new() }
     }
 
-    /// Starts it with the main file [`MAIN`], returns when it greets clients. Its pid is in [`PID_FILE`] then.
+    /// Starts it with the main file [`MAIN`] and returns when it greets clients. Then its pid is in [`PID_FILE`].
     pub fn start(&mut self) -> Result<()> {
         ensure!(!self.is_alive(), "nbd-server runs already: kill it first");
-        // The shell stays as the space's first process, and the daemon's parent; it says when the daemon runs.
+        // The shell stays as the first process of the namespace and the daemon's parent; it reports when the daemon
+        // runs.
         let stay = r#""$@" || exit; echo runs; exec sleep infinity"#;
         let space = ["unshare", "--pid", "--fork", "--kill-child=KILL", "sh", "-c", stay, "sh"];
         let mut command = self.installed.command(&space, &["-C", MAIN, "-p", INNER_PID_FILE]);
@@ -196,11 +200,11 @@ impl NbdServer {
         self.spaces.push(unshare);
         self.main = Some(Main { pid, held });
         self.greets()?;
-        // As the unit does it: written when it serves.
+        // As the unit does, the file is written when the server serves.
         Ok(fs::write(PID_FILE, format!("{pid}\n"))?)
     }
 
-    /// Returns when a new client is greeted. Nothing tells when the server listens: only connecting does.
+    /// Waits until a new client is greeted. No event reports that the server listens, so this tries to connect.
     fn greets(&self) -> Result<()> {
         let deadline = Instant::now() + START;
         loop {
@@ -211,19 +215,20 @@ impl NbdServer {
             }
             ensure!(self.is_alive(), "nbd-server has ended: {}", self.installed.log_text());
             ensure!(Instant::now() < deadline, "nbd-server does not listen after {START:?}");
-            // Ends early when the server does.
+            // This returns early if the server ends.
             let _ = self.wait_death(PAUSE);
         }
     }
 
-    /// SIGHUP to the main process.
+    /// Sends SIGHUP to the main process.
     pub fn reload(&self) -> Result<()> {
         self.main.as_ref().context("nbd-server was not started")?.held.signal(Signal::HUP);
         Ok(())
     }
 
-    /// SIGKILL to the main process; its clients' children live on, and its pid file stays behind. Returns when the port
-    /// is free: a child whose client has not chosen an export yet holds it, too, until it sees that the client is gone.
+    /// Sends SIGKILL to the main process. Its clients' children and its pid file stay. Returns when the port is free:
+    /// a child whose client has not chosen an export yet also holds the port, until the child sees that the client is
+    /// gone.
     pub fn kill(&mut self) -> Result<()> {
         let main = self.main.take().context("nbd-server was not started")?;
         main.held.signal(Signal::KILL);
@@ -247,12 +252,12 @@ impl NbdServer {
         self.main.as_ref().is_some_and(|main| main.held.wait_gone(Duration::ZERO).is_err())
     }
 
-    /// Waits for the main process to end; false when it lives on.
+    /// Waits for the main process to end; false if it still runs after the limit.
     pub fn wait_death(&self, limit: Duration) -> bool {
         self.main.as_ref().is_none_or(|main| main.held.wait_gone(limit).is_ok())
     }
 
-    /// The main process.
+    /// Returns the main process.
     pub fn pid(&self) -> Option<u32> {
         self.main.as_ref().map(|main| main.pid)
     }
@@ -262,8 +267,8 @@ fn is_nbd_server(pid: u32) -> bool {
     fs::read_link(format!("/proc/{pid}/exe")).is_ok_and(|exe| exe.ends_with("usr/bin/nbd-server"))
 }
 
-/// The server in its socket-activated way, as systemd's `Accept=yes` runs it: one process for each connection, with the
-/// main file [`MAIN_SOCKET`], which it reads anew.
+/// The server in socket mode, as systemd's `Accept=yes` runs it: one process for each connection, which reads the
+/// main file [`MAIN_SOCKET`] again.
 #[derive(Debug)]
 pub struct NbdServerPerConnection {
     stop: Arc<AtomicBool>,
@@ -286,7 +291,7 @@ impl NbdServerPerConnection {
                     break;
                 }
                 let server = stream.map_err(Into::into).and_then(|stream| serve(&installed, stream));
-                // A test sees a client that is not greeted, and this in its output.
+                // The test sees only a client that is not greeted, and this message in its output.
                 match server {
                     Ok(server) => {
                         pids.lock().expect("no panic holds it").push(server.pid());
@@ -300,7 +305,7 @@ impl NbdServerPerConnection {
         Ok(NbdServerPerConnection { stop, started, accepting: Some(accepting) })
     }
 
-    /// The processes started so far, one for each connection.
+    /// Returns the processes started so far, one for each connection.
     pub fn pids(&self) -> Vec<u32> {
         self.started.lock().expect("no panic holds it").clone()
     }
@@ -317,7 +322,7 @@ impl Drop for NbdServerPerConnection {
     fn drop(&mut self) {
         let _ = fs::remove_file(HELD);
         self.stop.store(true, Ordering::Release);
-        // Wakes it.
+        // This connection wakes the thread.
         if let Ok(stream) = TcpStream::connect(ADDRESS) {
             let _ = stream.shutdown(Shutdown::Both);
         }

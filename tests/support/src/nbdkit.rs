@@ -1,4 +1,4 @@
-//! The box's nbdkit: the default backend, as its unit runs it.
+//! The lab's nbdkit: the default backend, as its unit runs it.
 
 use crate::child::Proc;
 use crate::people;
@@ -26,8 +26,8 @@ impl Nbdkit {
 
     pub(crate) fn start(&mut self, extra: &[&str]) -> Result<()> {
         ensure!(self.running.is_none(), "nbdkit runs already: kill it first");
-        // A pid file of a killed nbdkit may be there (that is part of the test), so only a fresh close-after-write
-        // counts: nbdkit writes it when it listens.
+        // The pid file of a killed nbdkit may still be there (as part of the test). So only a new close-after-write
+        // counts: nbdkit writes the file when it listens.
         let watch = FolderWatch::new(Path::new(RUN))?;
         let log = File::options().create(true).append(true).open(&self.log).context("opening nbdkit's log")?;
         let setpriv = people::run_as(people::NBD);

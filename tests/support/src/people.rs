@@ -1,5 +1,5 @@
-//! The users and groups of the box. Fixed numbers that no distribution hands out, so that a file's owner reads the same
-//! in every lab and on the host.
+//! The users and groups of the lab. Their numbers are fixed and used by no distribution, so that a file's owner reads
+//! the same in every lab and on the host.
 
 use anyhow::{Context, Result};
 use rustix::thread::{Gid, Uid, set_thread_groups, set_thread_res_gid, set_thread_res_uid};
@@ -8,18 +8,18 @@ use std::fs;
 /// A user with a group of the same name and number.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Person {
-    /// Name of the user and of the group.
+    /// The name of the user and of the group.
     pub name: &'static str,
-    /// Number of the user and of the group.
+    /// The number of the user and of the group.
     pub id: u32,
 }
 
-/// attachd itself; its group is the group of the API socket.
+/// attachd itself. Its group is the group of the API socket.
 pub const ATTACHD: Person = Person { name: "attachd", id: 61801 };
 /// The NBD servers; claimed disks belong to this group.
 pub const NBD: Person = Person { name: "attachd-nbd", id: 61802 };
 
-/// Adds both to the box's own `/etc/passwd` and `/etc/group`, replacing what the host may have under these names.
+/// Adds both to the lab's own `/etc/passwd` and `/etc/group`, and replaces the host's entries with these names.
 pub(crate) fn add_to_etc() -> Result<()> {
     rewrite("/etc/passwd", |p| format!("{0}:x:{1}:{1}::/nonexistent:/usr/sbin/nologin\n", p.name, p.id))?;
     rewrite("/etc/group", |p| format!("{}:x:{}:\n", p.name, p.id))
@@ -41,7 +41,7 @@ fn is_named(line: &str, person: Person) -> bool {
     line.split(':').next() == Some(person.name)
 }
 
-/// Makes the calling thread another user, for good, with attachd's group and no other.
+/// Permanently changes the calling thread's user; it gets attachd's group and no other.
 pub(crate) fn become_user(uid: u32) -> Result<()> {
     let (uid, gid) = (Uid::from_raw(uid), Gid::from_raw(ATTACHD.id));
     set_thread_groups(&[])?;
@@ -49,9 +49,10 @@ pub(crate) fn become_user(uid: u32) -> Result<()> {
     Ok(set_thread_res_uid(uid, uid, uid)?)
 }
 
-/// The command line that runs a program as `person`: that group only, no capabilities, no way to get any back.
+/// Returns the command line that runs a program as `person`: only with that group, without capabilities, and with no
+/// way to get any.
 ///
-/// `--pdeathsig` is set by setpriv itself because the kernel clears it when the user changes.
+/// setpriv sets `--pdeathsig` itself, because the kernel clears it when the user changes.
 pub fn run_as(person: Person) -> Vec<String> {
     [
         "setpriv",

@@ -6,7 +6,7 @@ use std::io::{BufReader, Read};
 use std::path::Path;
 use std::process::{Command, Output};
 
-/// Where the box's NBD server listens.
+/// The address of the lab's NBD server.
 pub const ADDRESS: &str = "127.0.0.1:10809";
 
 impl Lab {
@@ -15,7 +15,7 @@ impl Lab {
         self.nbdcopy_uri_equals(&uri(export), file)
     }
 
-    /// The same with a URI of its own: another address, TLS.
+    /// As [`Lab::nbdcopy_equals`], with a URI: for another address, or TLS.
     pub fn nbdcopy_uri_equals(&self, uri: &str, file: &Path) -> Result<()> {
         let copy = tempfile::NamedTempFile::new_in(self.dir())?;
         run("nbdcopy", &[uri, &copy.path().to_string_lossy()])?;
@@ -27,8 +27,8 @@ impl Lab {
         crate::nbd::list(ADDRESS)
     }
 
-    /// Whether a new client can open the export. For nbdkit: of what nbd-server remembers, `nbdinfo` hears also when nobody
-    /// is let in.
+    /// Returns whether a new client can open the export. For nbdkit only: `nbdinfo` gets an answer about an export
+    /// that nbd-server remembers, even if no client is let in.
     pub fn nbd_connects(&self, export: &str) -> bool {
         run("nbdinfo", &["--size", &uri(export)]).is_ok()
     }

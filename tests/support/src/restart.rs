@@ -1,5 +1,6 @@
-//! Every test proves a restart: when its daemon's handle is dropped, the daemon is stopped in order, started once more on
-//! what is left, and has to show the same world. One that was killed has to come up, and to hold whatever it had answered.
+//! Every test proves a restart. When its daemon's handle is dropped, the daemon is stopped in order and started once
+//! more on what is left, and must show the same world. A daemon that was killed must start and must still have every
+//! volume that it accepted.
 //!
 //! A test for which this makes no sense says why: [`crate::Lab::not_restarted`].
 
@@ -14,10 +15,10 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
-/// How long a world may take to come to rest, or to be the same again. It costs time only when something is wrong.
+/// The time limit for a world to come to rest, or to be the same again. It costs time only if something is wrong.
 pub(crate) const REST: Duration = Duration::from_secs(10);
 
-/// What the daemons of one lab have in common.
+/// What the daemons of one lab share.
 #[derive(Debug, Default)]
 pub(crate) struct Lives {
     starts: AtomicU32,
@@ -27,17 +28,17 @@ pub(crate) struct Lives {
 }
 
 impl Lives {
-    /// One more start; returns its number.
+    /// Counts one more start and returns its number.
     pub(crate) fn begin(&self) -> u32 {
         self.starts.fetch_add(1, Ordering::SeqCst) + 1
     }
 
-    /// No restart is proven in this lab.
+    /// Turns off the proof of a restart in this lab.
     pub(crate) fn exempt(&self, why: &str) {
         self.exempt.get_or_init(|| why.to_owned());
     }
 
-    /// The lab ends.
+    /// Notes that the lab ends.
     pub(crate) fn end(&self) {
         self.lab_is_over.store(true, Ordering::SeqCst);
     }
@@ -46,18 +47,18 @@ impl Lives {
         &self.answered
     }
 
-    /// Whether this start is to be followed by one more: the last one of the lab is.
+    /// Returns whether this start must be followed by one more: only the last one of the lab.
     pub(crate) fn to_prove(&self, number: u32) -> bool {
         self.exempt.get().is_none() && self.starts.load(Ordering::SeqCst) == number
     }
 }
 
-/// The volumes for which somebody was told that attachd keeps them.
+/// The volumes that attachd has accepted.
 #[derive(Debug, Default)]
 pub(crate) struct Answered(Mutex<BTreeSet<String>>);
 
 impl Answered {
-    /// What a request may change before it is answered: a volume that somebody asks to take away may be gone from then on.
+    /// Notes a request before its answer: a volume that is being withdrawn may be gone from then on.
     pub(crate) fn asked(&self, method: &str, path: &str) {
         let path = path.split('?').next().unwrap_or_default();
         let mut parts = path.trim_start_matches('/').split('/');
@@ -71,7 +72,7 @@ impl Answered {
         }
     }
 
-    /// What an answer promises.
+    /// Notes an answer: an accepted volume must be kept.
     pub(crate) fn told(&self, method: &str, path: &str, status: u16, body: &Value) {
         let accepted = (method, path) == ("POST", "/api/v1/intents") && matches!(status, 200 | 201);
         if let Some(volume) = body["volume_id"].as_str().filter(|_| accepted) {
@@ -84,8 +85,8 @@ impl Answered {
     }
 }
 
-/// Proves that a restart changes nothing: `limit` after it at the latest everything is as before. `meanwhile` happens between
-/// the two lives.
+/// Proves that a restart changes nothing: within `limit` after it everything is as before. `meanwhile` runs between
+/// the two daemons.
 pub(crate) fn proven(attachd: &mut Attachd, meanwhile: impl FnOnce(), limit: Duration) -> Result<()> {
     let lives = Arc::clone(attachd.lives());
     ensure!(
@@ -112,7 +113,7 @@ pub(crate) fn proven(attachd: &mut Attachd, meanwhile: impl FnOnce(), limit: Dur
     Ok(())
 }
 
-/// Of a daemon that has ended nobody can ask what it showed.
+/// A daemon that has ended cannot be asked what it showed, so only the accepted volumes are compared.
 fn holds_what_was_answered(attachd: &mut Attachd, lives: &Lives, meanwhile: impl FnOnce()) -> Result<()> {
     meanwhile();
     let mut again = attachd.again().context("the daemon does not start on what its test has left")?;
@@ -125,14 +126,14 @@ fn holds_what_was_answered(attachd: &mut Attachd, lives: &Lives, meanwhile: impl
     Ok(())
 }
 
-/// What is shown once everything was read anew, no volume is on its way to somewhere, and nothing happens.
+/// Returns what is shown after everything was read again, when no volume changes any more and no events come.
 fn at_rest(api: &Api) -> Result<Shown> {
     let mut events = api.events()?;
     resync(api)?;
     let deadline = Instant::now() + REST;
     loop {
         let shown = Shown::by(api)?;
-        // It takes several requests: of one moment is what nothing has happened in between.
+        // Reading takes several requests. They show one moment if no event came in between.
         let moving = shown.moving();
         let left = if moving.is_some() { deadline.saturating_duration_since(Instant::now()) } else { Duration::ZERO };
         match (events.next(left)?, moving) {
@@ -147,7 +148,7 @@ fn resync(api: &Api) -> Result<()> {
     api.post("/api/v1/resync", &json!({}))?.expect(200).context("a resync").map(drop)
 }
 
-/// The same is shown as before, and still when everything is read once more.
+/// Checks that the same is shown as before, also after everything is read once more.
 fn same(api: &Api, before: &Shown, problems: &BTreeSet<String>, limit: Duration) -> Result<()> {
     same_again(api, before, limit)?;
     resync(api)?;

@@ -1,8 +1,8 @@
-//! A small receive buffer limit for a while.
+//! Lowers the kernel's receive buffer limit for a while.
 //!
-//! `rmem_max` exists once per kernel (a new network namespace shows the same file, read-only), so only one test at a
-//! time may set it, and it must come back even if that test is killed. A little shell outside the box's network
-//! namespace does both: it holds a lock, sets the value, and puts the old one back when its input ends.
+//! `rmem_max` exists once per kernel (a new network namespace shows the same file, read-only). So only one test at a
+//! time may set it, and it must be restored even if that test is killed. A small shell outside the lab's network
+//! namespace does both: it holds a lock, sets the value, and restores the old one when its input ends.
 
 use crate::world;
 use anyhow::{Context, Result, ensure};
@@ -16,13 +16,13 @@ const LOCK: &str = "/var/tmp/attachd-lab.rmem.lock";
 const SCRIPT: &str = r#"f=/proc/sys/net/core/rmem_max
 old=$(cat $f) && trap '' INT TERM HUP && echo "$1" >$f && echo set && cat >/dev/null; echo "$old" >$f"#;
 
-/// While it lives, `/proc/sys/net/core/rmem_max` has the value asked for.
+/// A guard: while it exists, `/proc/sys/net/core/rmem_max` has the value asked for.
 #[derive(Debug)]
 pub struct RmemMax(Child);
 
 impl RmemMax {
-    /// Sets it, waiting for other tests that want it too. Deliberately not killed with the test: it has to outlive it
-    /// by the moment it takes to put the value back.
+    /// Sets the value, after waiting for other tests that use it. The shell is not killed with the test, because it
+    /// must outlive it until the value is restored.
     pub fn set(bytes: u32) -> Result<RmemMax> {
         let mut command = Command::new("flock");
         command.args([LOCK, "sh", "-c", SCRIPT, "sh", &bytes.to_string()]);

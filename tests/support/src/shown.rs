@@ -1,4 +1,4 @@
-//! The world as attachd shows it: everything that has to survive a restart, and nothing else.
+//! The world as attachd shows it: everything that must survive a restart, and nothing else.
 
 use crate::api::Api;
 use anyhow::{Context, Result};
@@ -8,16 +8,16 @@ use std::fmt::{self, Write as _};
 use std::fs;
 use std::path::Path;
 
-/// Stories are compared of so many volumes at most: each costs a request.
+/// The limit of volumes whose stories are compared; each costs a request.
 const STORIES: usize = 16;
 
-/// What a volume is, and since when. The reason's message is left out: it may say how often, or for how long.
+/// The fields of a volume's state. The reason's message is left out, because it may contain a count or a duration.
 const STATE: [&str; 8] = ["state", "since", "vm_id", "device_path", "device_node", "size_bytes", "diskseq", "evidence"];
 
-/// What a volume was announced with.
+/// The fields of a volume's announcement.
 const WISH: [&str; 5] = ["vm_id", "asked size", "deadline", "user", "created"];
 
-/// What a field shows that has no value.
+/// The text for a field without a value.
 const NONE: &str = "null";
 
 /// A volume's fields, by name.
@@ -27,14 +27,14 @@ type Fields = BTreeMap<&'static str, String>;
 #[derive(Debug)]
 pub(crate) struct Shown {
     pub(crate) volumes: BTreeMap<String, Fields>,
-    /// What the API says can be asked for, and is not attachd's.
+    /// What the API lists as offered but not attachd's.
     others: BTreeMap<String, String>,
     pub(crate) folders: BTreeMap<String, String>,
     stories: BTreeMap<String, Vec<Value>>,
 }
 
 impl Shown {
-    /// Reads it.
+    /// Reads everything.
     pub(crate) fn by(api: &Api) -> Result<Shown> {
         let get = |path: &str| api.get(path)?.expect(200).with_context(|| path.to_owned());
         let (volumes, intents, exports) = (get("/api/v1/volumes")?, get("/api/v1/intents")?, get("/api/v1/exports")?);
@@ -64,7 +64,7 @@ impl Shown {
         shown.others.insert("foreign exports".into(), text(&exports["foreign"]));
         for id in shown.volumes.keys().take(STORIES) {
             let volume = api.get(&format!("/api/v1/volumes/{id}"))?;
-            // It may have gone since it was listed.
+            // The volume may have gone since it was listed.
             if volume.status != 404 {
                 shown.stories.insert(id.clone(), list(&volume.expect(200)?, "timeline").to_vec());
             }
@@ -72,7 +72,7 @@ impl Shown {
         Ok(shown)
     }
 
-    /// A volume for which something is being done: its next state comes by itself.
+    /// Returns a volume that is being worked on: its next state comes by itself.
     pub(crate) fn moving(&self) -> Option<&str> {
         let moves = |fields: &Fields| match fields["state"].as_str() {
             "matched" => true,
@@ -82,7 +82,7 @@ impl Shown {
         self.volumes.iter().find(|(_, fields)| moves(fields)).map(|(id, _)| id.as_str())
     }
 
-    /// Both worlds side by side, if `after` differs from this one in more than may have come about meanwhile.
+    /// Returns both worlds side by side, if `after` differs in more than may have changed in between.
     pub(crate) fn difference(&self, after: &Shown) -> Option<String> {
         let differ = |id: &String| self.volumes.get(id) != after.volumes.get(id);
         let differing: BTreeSet<_> = self.volumes.keys().chain(after.volumes.keys()).filter(|id| differ(id)).collect();
@@ -97,13 +97,13 @@ impl Shown {
         (!well).then(|| format!("{}{}", side_by_side(&self.lines(), &after.lines()), interrupted.unwrap_or_default()))
     }
 
-    /// What nothing under way may change, of what is told by volume: links, claims, rows.
+    /// Returns the links, claims and rows of volumes that no work in progress may change.
     pub(crate) fn resting(&self, folders: &BTreeMap<String, String>) -> BTreeMap<String, String> {
         without(folders, self.volumes.iter().filter(|(_, fields)| is_in_other_hands(fields)).map(|(id, _)| id))
     }
 
-    /// What others have to find in the predecessor's tables: path, size, `linux_state` and `status` of each volume that has had
-    /// a disk.
+    /// Returns the expected rows in the predecessor's tables: path, size, `linux_state` and `status` of each volume
+    /// that has had a disk.
     pub(crate) fn rows(&self) -> BTreeMap<String, String> {
         let mapped = self.volumes.iter().filter(|(_, fields)| fields["device_path"] != NONE);
         let row = |fields: &Fields| {
@@ -117,7 +117,7 @@ impl Shown {
         mapped.map(|(id, fields)| (id.clone(), row(fields))).collect()
     }
 
-    /// A story that has lost a step, or tells that clients were turned away for the restart.
+    /// Returns a story that has lost a step, or that says that clients were refused because of the restart.
     fn interrupted(&self, after: &Shown) -> Option<String> {
         self.stories.iter().find_map(|(id, before)| {
             let later = after.stories.get(id)?;
@@ -143,8 +143,8 @@ impl fmt::Display for Shown {
     }
 }
 
-/// Somebody else's next step decides: udev's, which was asked to look at the disk again, or the clients', after a withdrawal
-/// by force. What an operation has sealed stays.
+/// Returns whether another program decides the next step: udev, which was asked to process the disk again, or the
+/// clients, after a forced withdrawal. A volume that an operation has sealed stays sealed.
 fn is_in_other_hands(fields: &Fields) -> bool {
     match (fields["state"].as_str(), fields["reason"].as_str()) {
         ("refused", "NOT_MARKED" | "LINK_MISSING" | "LINK_ELSEWHERE") => true,
@@ -153,24 +153,24 @@ fn is_in_other_hands(fields: &Fields) -> bool {
     }
 }
 
-/// All that a volume may be after a restart besides what it was.
+/// Returns whether a volume may have changed in this way over a restart.
 fn may_become(before: &Fields, after: Option<&Fields>) -> bool {
     let Some(after) = after else { return before["state"] == "detaching" && is_in_other_hands(before) };
     let kept = WISH.iter().all(|field| before.get(field) == after.get(field));
-    // Nobody stops the clock meanwhile.
+    // A deadline may pass in the meantime.
     let expired = before["state"] == "waiting" && before["deadline"] != NONE && after["reason"] == "DEADLINE_PASSED";
     kept && (expired || is_in_other_hands(before))
 }
 
-/// Without what is about these volumes.
+/// Removes the lines about these volumes.
 fn without<'a>(all: &BTreeMap<String, String>, volumes: impl Iterator<Item = &'a String>) -> BTreeMap<String, String> {
     let names: Vec<_> = volumes.flat_map(|id| [id.clone(), id.replace('-', "")[..20].to_owned()]).collect();
     let about = |line: &str| names.iter().any(|name| line.contains(name.as_str()));
     all.iter().filter(|(line, _)| !about(line)).map(|(line, value)| (line.clone(), value.clone())).collect()
 }
 
-/// The problems that health tells of, once everything was read anew. Without those that a daemon learns of only when it asks
-/// another program, or is told by one, and without what the volumes themselves say.
+/// Returns the problems in health after everything was read again. Problems that a daemon learns only from another
+/// program are left out, and so are the volumes' own problems.
 pub(crate) fn problems(api: &Api) -> Result<BTreeSet<String>> {
     // With a problem the status may be 503.
     let health = api.get("/api/v1/health")?.json;
@@ -180,7 +180,7 @@ pub(crate) fn problems(api: &Api) -> Result<BTreeSet<String>> {
     Ok(codes.filter(|code| !learned(code)).collect())
 }
 
-/// The links that are served and the claims, seen by another than attachd.
+/// Reads the served links and the claims directly, without attachd.
 pub(crate) fn folders() -> Result<BTreeMap<String, String>> {
     let mut found = BTreeMap::new();
     for (what, folder) in [("link", "/run/attachd/exports"), ("claim", "/var/lib/attachd/claims")] {
@@ -194,7 +194,7 @@ pub(crate) fn folders() -> Result<BTreeMap<String, String>> {
     Ok(found)
 }
 
-/// A string as it is, anything else as JSON.
+/// Returns a string unchanged, and anything else as JSON.
 fn text(value: &Value) -> String {
     value.as_str().map_or_else(|| value.to_string(), str::to_owned)
 }

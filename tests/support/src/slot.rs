@@ -1,8 +1,8 @@
 //! A slot: the folder on a real disk and the range of loop numbers that belong to one lab.
 //!
-//! A slot is held by a lock on its file, which the kernel drops when the process dies. Whoever takes it next first
-//! removes what the last owner left, so nothing has to be cleaned up by someone who no longer lives. Because a range
-//! has one owner, adding a loop number and configuring it needs no lock against other tests.
+//! A slot is held by a lock on its file, which the kernel releases when the process dies. The next owner first
+//! removes what the last one left, so no dead process has to clean up. A range has one owner, so adding and
+//! configuring a loop number needs no lock against other tests.
 
 use crate::loops;
 use anyhow::{Context, Result, bail};
@@ -12,18 +12,18 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-/// Where slots live: a real disk, because the cost of fsync must be real. `ATTACHD_LAB_DIR` overrides it.
+/// The folder of slots, on a real disk, because fsync must have its real cost. `ATTACHD_LAB_DIR` overrides it.
 const BASE: &str = "/var/tmp/attachd-lab";
-/// Loop numbers per slot.
+/// The number of loop numbers per slot.
 pub(crate) const NUMBERS: u32 = 1000;
-/// More labs at once than this is a mistake (and minors end at 2^20).
+/// The limit of slots; more labs at once would be a mistake (and minors end at 2^20).
 const SLOTS: u32 = 256;
 
-/// One lab's exclusive share of what is global. Dropping it empties it.
+/// One lab's exclusive share of global resources. Dropping it empties it.
 #[derive(Debug)]
 pub struct Slot(Share);
 
-/// A share that is locked, whatever is in it.
+/// A locked share, with whatever is in it.
 #[derive(Debug)]
 struct Share {
     index: u32,
@@ -38,7 +38,8 @@ impl Slot {
         make_dir(&base)?;
         for index in 0..SLOTS {
             let Some(share) = Share::lock(&base, index)? else { continue };
-            // A loop number can stay busy when something outside the lab holds it, or hangs: then there is the next slot.
+            // A loop number can stay busy if something outside the lab holds it or hangs; then the next slot is
+            // taken.
             if share.sweep_loops(Duration::ZERO).is_err() {
                 continue;
             }
@@ -49,13 +50,13 @@ impl Slot {
         bail!("all {SLOTS} lab slots in {} are taken: run fewer tests at once", base.display())
     }
 
-    /// Empties slots whose owners were killed and which nobody has taken since.
+    /// Empties slots whose owners were killed and that nobody has taken since.
     pub(crate) fn sweep_abandoned(&self) {
         let Some(base) = self.dir().parent() else { return };
         let leftovers = fs::read_dir(base).into_iter().flatten().flatten();
         let folders = leftovers.filter_map(|e| e.file_name().to_str()?.parse::<u32>().ok());
         for index in folders.filter(|index| *index != self.0.index) {
-            // What hangs is left to a later one.
+            // A slot that hangs is left to a later sweep.
             if let Ok(Some(share)) = Share::lock(base, index) {
                 let _ = share.sweep_loops(Duration::ZERO);
                 let _ = share.sweep_dir();
@@ -63,7 +64,7 @@ impl Slot {
         }
     }
 
-    /// The folder on the real disk, world-traversable.
+    /// Returns the folder on the real disk, which every user can enter.
     pub fn dir(&self) -> &Path {
         &self.0.dir
     }
@@ -75,7 +76,7 @@ impl Slot {
 }
 
 impl Share {
-    /// This one, or `None` when it has an owner.
+    /// Locks this share; `None` if it has an owner.
     fn lock(base: &Path, index: u32) -> Result<Option<Share>> {
         let path = base.join(format!("{index}.lock"));
         let lock = File::options().create(true).truncate(false).write(true).open(&path);
@@ -92,7 +93,7 @@ impl Share {
         first..first + NUMBERS
     }
 
-    /// Removes all that can be, each within the limit. An error: something is left.
+    /// Removes as many loop devices as possible, each within the limit. An error means that some are left.
     fn sweep_loops(&self, limit: Duration) -> Result<()> {
         let range = self.numbers();
         let mut swept = Ok(());

@@ -9,7 +9,7 @@ use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
-/// One event: its name (`event:`), its id and its data as JSON (text that is none becomes a JSON string).
+/// One event: its name (`event:`), its id and its data as JSON (text that is not JSON becomes a JSON string).
 #[derive(Debug, Clone, PartialEq)]
 pub struct Event {
     /// `event:`, "message" when absent.
@@ -36,7 +36,7 @@ impl Events {
         Ok(Events { chunked: is_chunked(&headers), reader, text: String::new() })
     }
 
-    /// The next event, or `None` when none came within the limit. Comments (keep-alives) are skipped.
+    /// Returns the next event, or `None` if none came within the limit. Comments (keep-alives) are skipped.
     pub fn next(&mut self, limit: Duration) -> Result<Option<Event>> {
         let deadline = Instant::now() + limit;
         loop {
@@ -55,7 +55,7 @@ impl Events {
         }
     }
 
-    /// The first event whose data `wanted` accepts; an error that lists what came instead.
+    /// Returns the first event whose data `wanted` accepts; the error lists the events that came instead.
     pub fn wait_for(&mut self, wanted: impl Fn(&Value) -> bool, limit: Duration) -> Result<Value> {
         let deadline = Instant::now() + limit;
         let mut others = Vec::new();

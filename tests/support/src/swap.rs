@@ -1,4 +1,4 @@
-//! A disk of the lab that the kernel swaps to. Swap is the whole machine's: it is always taken off again.
+//! A disk of the lab to which the kernel swaps. Swap belongs to the whole machine, so it is always turned off again.
 
 use crate::{Disk, loops};
 use anyhow::{Context, Result, ensure};
@@ -6,26 +6,26 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-/// The kernel swaps to this disk until this is dropped.
+/// A guard: the kernel swaps to this disk until it is dropped.
 #[derive(Debug)]
 pub struct Swap<'disk> {
     disk: &'disk Disk,
 }
 
 impl<'disk> Swap<'disk> {
-    /// Makes a swap area of the attached disk and has the kernel use it, last of all there are. `run` runs a program
-    /// with arguments: where the path is to mean something.
+    /// Makes a swap area on the attached disk and turns it on, with the lowest priority. `run` runs a program with
+    /// arguments where the path is valid.
     pub fn on(disk: &'disk Disk, run: impl Fn(&str, &[&str])) -> Swap<'disk> {
         let node = disk.node();
         let node = node.to_str().expect("a node's path is plain");
         run("mkswap", &[node]);
-        // From here on there is something to take off, also when `run` panics.
+        // From here on the swap must be turned off, even if `run` panics.
         let swap = Swap { disk };
         run("swapon", &["--priority", "0", node]);
         swap
     }
 
-    /// Whether the kernel still swaps to it.
+    /// Returns whether the kernel still swaps to it.
     pub fn is_on(&self) -> bool {
         is_on(self.disk.number())
     }
@@ -41,7 +41,7 @@ impl Drop for Swap<'_> {
     }
 }
 
-/// Takes off what a killed test has left on this loop number. `aside` is a path for a node of it.
+/// Turns off swap that a killed test has left on this loop number. `aside` is a path for a node of it.
 pub(crate) fn sweep(number: u32, aside: &Path) -> Result<()> {
     if !is_on(number) {
         return Ok(());
@@ -56,7 +56,7 @@ pub(crate) fn sweep(number: u32, aside: &Path) -> Result<()> {
 fn is_on(number: u32) -> bool {
     let name = format!("loop{number}");
     let swaps = fs::read_to_string("/proc/swaps").unwrap_or_default();
-    // Seen from another mount namespace the path is another, but not its last part.
+    // In another mount namespace the path differs, but not its last part.
     let paths = swaps.lines().filter_map(|line| line.split_whitespace().next()).map(PathBuf::from);
     paths.into_iter().any(|path| path.file_name().is_some_and(|last| *last == *name))
 }

@@ -1,12 +1,13 @@
 //! systemd in a box: a lab whose programs are started by a real systemd as process 1, with a real udevd, journald and
-//! `dpkg -i` inside. Host needs: packages `systemd`, `udev`, `dpkg`, `util-linux`, `iproute2`; a kernel with cgroup v2.
+//! `dpkg -i` inside. The host needs the packages `systemd`, `udev`, `dpkg`, `util-linux` and `iproute2`, and a kernel
+//! with cgroup v2.
 //!
-//! The box stands in the lab's own world (network, `/dev`, `/run`, `/etc`, `/var/lib`), so the lab's disks, listeners,
-//! NBD clients and the API reach it as they reach a daemon without systemd. On top come a process id space, a cgroup and
-//! an overlay on `/usr`, `/var/log` and `/var/cache`. Nothing of what the host would start is started: the box wants
-//! journald and udevd and nothing else. State is on tmpfs, so a sync costs nothing here.
+//! The box uses the lab's own world (network, `/dev`, `/run`, `/etc`, `/var/lib`), so the lab's disks, listeners, NBD
+//! clients and API client work as with a daemon without systemd. In addition it has a pid namespace, a cgroup and an
+//! overlay on `/usr`, `/var/log` and `/var/cache`. None of the host's services is started, only journald and udevd.
+//! State is on tmpfs, so a sync costs nothing here.
 //!
-//! When the test dies, the kernel kills process 1 and with it everything inside.
+//! When the test dies, the kernel kills process 1 and every process inside.
 
 use crate::child::{Proc, children_of};
 use crate::{Disk, DiskOptions, Lab, LabBuilder, NotifySocket, Volume, people};
@@ -19,10 +20,10 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
-/// How long process 1 may take to come up, and to go.
+/// The time limit for process 1 to start, and to end.
 const BOOT: Duration = Duration::from_secs(60);
 
-/// The cgroup tree, mounted for the test's own use.
+/// The cgroup tree, mounted for the test.
 const CGROUPS: &str = "/run/lab/cgroup";
 
 /// A lab with systemd in it.
@@ -31,32 +32,32 @@ pub struct SystemdBox {
     pid1: Proc,
     cgroup: PathBuf,
     inside: u32,
-    /// The world: disks, listeners, NBD clients.
+    /// The lab: disks, listeners, NBD clients.
     pub lab: Lab,
 }
 
 impl SystemdBox {
-    /// Starts one, for the calling thread.
+    /// Starts a box for the calling thread.
     ///
     /// # Panics
-    /// With what to do about it, when it cannot be built.
+    /// If it cannot be built; the message says what to do.
     #[expect(clippy::new_without_default, reason = "it moves the thread into namespaces: nothing to happen by default")]
     pub fn new() -> SystemdBox {
         SystemdBox::build(Lab::builder()).unwrap_or_else(|e| panic!("cannot build the box: {e:#}"))
     }
 
-    /// The same with this volume's disk as the box's root file system: what is mounted at `/` is on it. (What is below
-    /// stands on mounts of its own, as in every box.) The disk is to outlive the box.
+    /// As [`SystemdBox::new`], with this volume's disk as the root file system. (The folders below it have mounts of
+    /// their own, as in every box.) The disk must outlive the box.
     ///
     /// # Panics
-    /// With what to do about it, when it cannot be built.
+    /// If it cannot be built; the message says what to do.
     pub fn on_root_volume(volume: &Volume) -> (Disk, SystemdBox) {
         let built = SystemdBox::build_on(Lab::builder(), Some(volume));
         let (systemd, root) = built.unwrap_or_else(|e| panic!("cannot build the box: {e:#}"));
         (root.expect("it was asked for"), systemd)
     }
 
-    /// The same in a lab with wishes. udevd and the claim rules come from the box and the package.
+    /// Builds a box in a lab with options. udevd and the claim rules come from the box and the package.
     pub fn build(lab: LabBuilder) -> Result<SystemdBox> {
         Ok(SystemdBox::build_on(lab, None)?.0)
     }
@@ -93,7 +94,7 @@ impl SystemdBox {
         Ok((SystemdBox { pid1, cgroup, inside, lab }, root))
     }
 
-    /// A command inside, as root, to be run with the usual means.
+    /// Returns a command that runs inside, as root.
     pub fn command(&self, program: &str, args: &[&str]) -> Command {
         let mut command = Command::new("nsenter");
         command.arg(format!("--target={}", self.inside));
@@ -103,7 +104,7 @@ impl SystemdBox {
         command
     }
 
-    /// Runs a command inside and returns what it wrote to standard output. An error shows what it said.
+    /// Runs a command inside and returns its standard output. The error contains its messages.
     pub fn run(&self, program: &str, args: &[&str]) -> Result<String> {
         let output = self.output(program, args)?;
         let said = String::from_utf8_lossy(&output.stdout).into_owned();
@@ -117,17 +118,17 @@ impl SystemdBox {
         Ok(said)
     }
 
-    /// Runs a command inside, whatever comes of it.
+    /// Runs a command inside and returns its output, whatever its exit status.
     pub fn output(&self, program: &str, args: &[&str]) -> Result<Output> {
         self.command(program, args).output().with_context(|| format!("running {program}"))
     }
 
-    /// One property of a unit.
+    /// Returns one property of a unit.
     pub fn property(&self, unit: &str, property: &str) -> Result<String> {
         Ok(self.run("systemctl", &["show", "--property", property, "--value", unit])?.trim().to_owned())
     }
 
-    /// The main process of a service, as the test sees it (outside of the box's process id space).
+    /// Returns the main process of a service, by its pid outside the box.
     pub fn main_pid(&self, unit: &str) -> Result<u32> {
         let inner = self.property(unit, "MainPID")?;
         ensure!(inner != "0", "{unit} has no process: {}", self.status(unit));
@@ -141,26 +142,26 @@ impl SystemdBox {
         bail!("{unit}'s process {inner} is not in the box's cgroup")
     }
 
-    /// What systemd and the journal say of a unit, for messages.
+    /// Returns `systemctl status` of a unit, for messages.
     pub fn status(&self, unit: &str) -> String {
         self.output("systemctl", &["status", "--full", "--lines=40", unit])
             .map(|out| String::from_utf8_lossy(&out.stdout).into_owned())
             .unwrap_or_default()
     }
 
-    /// What `journalctl` shows with these arguments, everything that was said before included.
+    /// Returns the output of `journalctl` with these arguments, after everything earlier was written.
     pub fn journalctl(&self, args: &[&str]) -> Result<String> {
-        // journald takes in what is waiting first.
+        // journald first writes everything that is waiting.
         self.run("journalctl", &["--sync"])?;
         self.run("journalctl", &[&["--no-pager"], args].concat())
     }
 
-    /// The journal, process 1's own words included.
+    /// Returns the journal, with the messages of process 1.
     pub fn journal(&self) -> String {
         self.run("journalctl", &["--no-pager", "--output=short-monotonic"]).unwrap_or_default()
     }
 
-    /// A drop-in for a unit.
+    /// Writes a drop-in for a unit.
     pub fn drop_in(&self, unit: &str, text: &str) -> Result<()> {
         let dir = PathBuf::from(format!("/etc/systemd/system/{unit}.d"));
         fs::create_dir_all(&dir)?;
@@ -178,11 +179,11 @@ impl Drop for SystemdBox {
     }
 }
 
-/// The rules of the package, for loop devices: the kernel's name and where the serial comes from are exchanged, the rest
-/// is tested as shipped.
+/// Returns the package's rules for loop devices. Only the kernel's name and the source of the serial are replaced, so
+/// the rest is tested as shipped.
 ///
 /// # Panics
-/// When the shipped rules no longer have these lines.
+/// If the shipped rules no longer have these lines.
 pub fn rules_for_loops(shipped: &str) -> String {
     let mut changed = 0;
     let mut text = String::new();
@@ -203,7 +204,7 @@ pub fn rules_for_loops(shipped: &str) -> String {
     text
 }
 
-/// Takes away what the lab lays out in the package's place: users, folders.
+/// Removes what the lab made in place of the package: users and folders.
 fn as_before_the_package() -> Result<()> {
     unmount("/var/lib/attachd", UnmountFlags::DETACH).context("unmounting the lab's /var/lib/attachd")?;
     for dir in ["/var/lib/attachd", "/etc/attachd", "/run/attachd", "/run/attachd-nbdkit", "/run/attachd-nbd-server"] {
@@ -229,7 +230,8 @@ fn overlay(at: &str) -> Result<()> {
     mount("overlay", at, "overlay", MountFlags::empty(), options.as_c_str()).with_context(|| format!("overlay on {at}"))
 }
 
-/// Of all that the host's units want, only this: nothing that sets the clock, triggers devices or mounts.
+/// Of all units that the host's targets want, keeps only these: no unit that sets the clock, triggers devices or
+/// mounts.
 fn want_only(wanted: &[(&str, &[&str])]) -> Result<()> {
     const UNITS: &str = "/usr/lib/systemd/system";
     for dir in [UNITS, "/etc/systemd/system"] {
@@ -243,7 +245,7 @@ fn want_only(wanted: &[(&str, &[&str])]) -> Result<()> {
     for generator in fs::read_dir("/usr/lib/systemd/system-generators")? {
         fs::remove_file(generator?.path())?;
     }
-    // The host's may be on its disk, and its swap area.
+    // The host's file may name its disk and its swap area.
     let _ = fs::remove_file("/etc/fstab");
     for (target, units) in wanted {
         let dir = Path::new(UNITS).join(format!("{target}.wants"));
@@ -252,13 +254,13 @@ fn want_only(wanted: &[(&str, &[&str])]) -> Result<()> {
             std::os::unix::fs::symlink(format!("../{unit}"), dir.join(unit))?;
         }
     }
-    // An image of a container may forbid packages to start services.
+    // A container image may forbid packages to start services.
     let _ = fs::remove_file("/usr/sbin/policy-rc.d");
-    // A machine id of its own keeps its journal apart from the host's.
+    // A separate machine id keeps its journal apart from the host's.
     Ok(fs::write("/etc/machine-id", "0123456789abcdef0123456789abcdef\n")?)
 }
 
-/// A cgroup of the box's own. What a killed test has left there is removed first.
+/// Makes the box's own cgroup, after removing what a killed test has left there.
 fn own_cgroup(lab: &Lab) -> Result<PathBuf> {
     fs::create_dir_all(CGROUPS)?;
     mount("cgroup2", CGROUPS, "cgroup2", MountFlags::empty(), None).context("mounting cgroup2 (kernel support?)")?;
@@ -269,7 +271,7 @@ fn own_cgroup(lab: &Lab) -> Result<PathBuf> {
     Ok(cgroup)
 }
 
-/// A disk with a file system that has a place for everything a root file system has.
+/// Makes a disk with a file system that has the folders of a root file system.
 fn root_disk(lab: &Lab, volume: &Volume) -> Result<Disk> {
     let options = DiskOptions { blank: true, ..DiskOptions::default() };
     let mut disk = lab.disk_with(&volume.serial, 16 << 20, options)?;
@@ -279,8 +281,8 @@ fn root_disk(lab: &Lab, volume: &Volume) -> Result<Disk> {
     Ok(disk)
 }
 
-/// Moves the calling shell's mount namespace to the root file system on the device `$ROOT`, with everything of the old
-/// root mounted on it.
+/// Moves the calling shell's mount namespace to the root file system on the device `$ROOT`, and mounts the folders of
+/// the old root on it.
 const ONTO_ROOT: &str = r#"
     mkdir -p /run/lab/root && mount -t ext4 "$ROOT" /run/lab/root && cd /run/lab/root || exit
     for there in /*; do
@@ -293,9 +295,9 @@ const ONTO_ROOT: &str = r#"
 
 fn start(cgroup: &Path, log: &Path, notify: &NotifySocket, root: Option<&Path>) -> Result<Proc> {
     let out = fs::File::create(log)?;
-    // The cgroup is entered before its namespace is made, so that it is the root of what systemd sees.
+    // The cgroup is entered before its namespace is made, so that it is the root that systemd sees.
     let into_cgroup = r#"echo $$ > "$0/cgroup.procs" && exec "$@""#;
-    // As on a host, mounts made later reach the services. Their private /tmp folders are not made on the host's disk.
+    // As on a host, later mounts reach the services. Their private /tmp folders are not made on the host's disk.
     let in_own_world = r#"mount --make-rshared / && mount -t cgroup2 cgroup2 /sys/fs/cgroup &&
         mount -t tmpfs tmpfs /tmp && mount -t tmpfs tmpfs /var/tmp && exec "$@""#;
     let in_own_world = root.map_or_else(String::new, |_| ONTO_ROOT.to_owned()) + in_own_world;
@@ -305,18 +307,18 @@ fn start(cgroup: &Path, log: &Path, notify: &NotifySocket, root: Option<&Path>) 
     command.args(["--cgroup", "--propagation", "private", "sh", "-c", &in_own_world, "sh"]);
     command.args(["/lib/systemd/systemd", "--system", "--unit=multi-user.target"]);
     command.args(["--log-target=journal", "--show-status=no"]);
-    // A clean environment: systemd hands its own to every service.
+    // The environment is clean, because systemd passes it on to every service.
     command.env_clear().envs([notify.env()]).envs(root.map(|root| ("ROOT", root)));
     command.envs([("container", "lab"), ("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin")]);
     command.current_dir("/").stdin(Stdio::null()).stdout(out.try_clone()?).stderr(out);
     Proc::spawn("systemd", &mut command)
 }
 
-/// systemd tells its container's manager when it is up.
+/// Waits until systemd reports to its container manager that it is up.
 fn booted(pid1: &mut Proc, notify: &NotifySocket) -> Result<()> {
     let deadline = Instant::now() + BOOT;
     loop {
-        // Once a second, whether it still lives.
+        // Once a second, check that it still runs.
         if let Some(message) = notify.next(Duration::from_secs(1))?
             && message.lines().any(|line| line == "READY=1")
         {
@@ -341,7 +343,7 @@ fn pids_of(cgroup: &Path) -> Result<Vec<u32>> {
     Ok(pids)
 }
 
-/// Kills what is in it and removes it with all below.
+/// Kills the processes in a cgroup and removes it with all cgroups below.
 fn remove_cgroup(cgroup: &Path) -> Result<()> {
     match fs::write(cgroup.join("cgroup.kill"), "1") {
         Err(e) if e.kind() == ErrorKind::NotFound => return Ok(()),

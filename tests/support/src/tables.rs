@@ -1,4 +1,4 @@
-//! The predecessor's tables, as others read them.
+//! The predecessor's tables, as other programs read them.
 
 use crate::shown::Shown;
 use anyhow::{Context, Result, ensure};
@@ -6,18 +6,18 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::process::Command;
 
-/// Where the daemon keeps its truth and these tables, unless a test says otherwise.
+/// The daemon's store with these tables, unless a test uses another path.
 const STORE: &str = "/var/lib/attachd/attachd.db";
 
-/// The volumes in both tables, and what these show.
+/// The query for the volumes in both tables, with what these show.
 const ROWS: &str = "SELECT volume_uuid || '|' || device_mappings.device_path || ' ' || size || ' ' || linux_state || ' ' || status \
     FROM device_mappings LEFT JOIN nbd_exports ON export_name = 'migration-vol-' || volume_uuid";
 
-/// What is not shown yet.
+/// The query for volumes whose rows are not written yet.
 const OWED: &str = "SELECT volume_id || '|' FROM changed";
 
-/// After an orderly end they show each volume that has had a disk as the API has shown it, and no other. Not where health tells
-/// of problems with them, or with the store.
+/// Checks, after an orderly end, that the tables show each volume that has had a disk as the API has shown it, and no
+/// other volume. Does nothing if health reports problems with the tables or with the store.
 pub(crate) fn show(world: &Shown, problems: &BTreeSet<String>) -> Result<()> {
     let ours = fs::read(STORE).is_ok_and(|file| file.starts_with(b"SQLite format 3\0"));
     let failing = |code: &String| code.starts_with("PROJECTION_") || code.starts_with("STORE_");

@@ -1,4 +1,4 @@
-//! The box's systemd-udevd.
+//! The lab's systemd-udevd.
 
 use crate::child::{Held, Proc, children_of};
 use crate::watch::{FolderWatch, readable};
@@ -13,7 +13,7 @@ const PROGRAM: &str = "/lib/systemd/systemd-udevd";
 const CONTROL: &str = "/run/udev/control";
 const START: Duration = Duration::from_secs(20);
 
-/// Starts, stops, pauses the box's udevd. Runs in the foreground, so that it is our child and dies with us.
+/// Starts, stops and pauses the lab's udevd. It runs in the foreground, so that it is our child and dies with us.
 #[derive(Debug)]
 pub struct Udevd {
     log: PathBuf,
@@ -25,12 +25,12 @@ impl Udevd {
         Udevd { log, running: None }
     }
 
-    /// Starts udevd and returns when it answers. What happened while it was away is not replayed: only a trigger
-    /// repairs that, as on a host where the kernel socket was not held by systemd.
+    /// Starts udevd and returns when it answers. Events that happened while it was away are not replayed: only a
+    /// trigger repairs that, as on a host where systemd did not hold the kernel's socket.
     pub fn start(&mut self) -> Result<()> {
         ensure!(self.running.is_none(), "udevd runs already: stop() it first");
         fs::create_dir_all("/run/udev")?;
-        // A dead udevd leaves its socket file; the new one's must be told from it.
+        // A dead udevd leaves its socket file, which must not be taken for the new one's.
         let _ = fs::remove_file(CONTROL);
         let watch = FolderWatch::new(Path::new("/run/udev"))?;
         let log = File::options().create(true).append(true).open(&self.log).context("opening udevd's log")?;
@@ -50,8 +50,8 @@ impl Udevd {
             }
             ensure!(happened, "no {CONTROL} after {START:?}; udevd said: {}", self.log_text());
         }
-        // The answer to a ping says that the rules are read. The socket exists at bind(2) and works from listen(2);
-        // between the two only asking again helps.
+        // The answer to a ping shows that the rules are read. The socket exists at bind(2) and works from listen(2)
+        // on; there is no event in between, so the ping is repeated.
         while let Err(e) = self.ping() {
             if udevd.try_wait()?.is_some() || Instant::now() > deadline {
                 return Err(e.context(format!("udevd does not answer; it said: {}", self.log_text())));
@@ -62,7 +62,7 @@ impl Udevd {
         Ok(())
     }
 
-    /// SIGKILL to udevd and its workers, and waits for their end. `/run/udev/control` stays behind, as in real life.
+    /// Sends SIGKILL to udevd and its workers, and waits for their end. `/run/udev/control` stays, as on a real host.
     pub fn stop(&mut self) -> Result<()> {
         let Some(mut udevd) = self.running.take() else { return Ok(()) };
         let workers = workers(&udevd);
@@ -84,7 +84,7 @@ impl Udevd {
         self.signal_all(Signal::CONT)
     }
 
-    /// Whether it runs (paused counts).
+    /// Returns whether it runs (a paused one counts).
     pub fn is_running(&self) -> bool {
         self.running.is_some()
     }
@@ -94,7 +94,7 @@ impl Udevd {
         self.running.as_ref().map(Proc::pid)
     }
 
-    /// Returns when udevd's main loop has answered.
+    /// Waits until udevd's main loop has answered.
     pub fn ping(&self) -> Result<()> {
         udevadm(&["control", "--ping", "--timeout=20"])
     }
@@ -104,13 +104,13 @@ impl Udevd {
         udevadm(&["control", "--reload", "--timeout=20"])
     }
 
-    /// Waits for udevd's queue to be empty. Says nothing about a particular disk.
+    /// Waits until udevd's queue is empty. That says nothing about a particular disk.
     pub fn settle(&self) -> Result<()> {
         ensure!(self.is_running(), "udevd does not run: settle would return at once and mean nothing");
         udevadm(&["settle", "--timeout=30"])
     }
 
-    /// What udevd wrote (everything, with `LAB_UDEV_DEBUG=1` in the environment).
+    /// Returns what udevd wrote (everything, with `LAB_UDEV_DEBUG=1` in the environment).
     pub fn log_text(&self) -> String {
         fs::read_to_string(&self.log).unwrap_or_default()
     }

@@ -1,8 +1,8 @@
-//! Names of a volume: the UUID, the serial the hypervisor gives its disk, the export and the by-id link.
+//! The names of a volume: the UUID, the serial that the hypervisor gives its disk, the export and the by-id link.
 
 use std::path::PathBuf;
 
-/// A volume's names. The lab does not depend on attachd, so the rule is written a second time here, on purpose.
+/// A volume's names. The lab does not depend on attachd, so the rule is written a second time here on purpose.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Volume {
     /// The UUID, with hyphens.
@@ -12,13 +12,13 @@ pub struct Volume {
 }
 
 impl Volume {
-    /// The names of a given UUID.
+    /// Returns the names of a given UUID.
     pub fn of(uuid: &str) -> Volume {
         let serial = uuid.replace('-', "").to_lowercase().chars().take(20).collect();
         Volume { id: uuid.to_owned(), serial }
     }
 
-    /// A volume nobody else has: other labs' disks are in the same `/sys/block`.
+    /// Returns a volume that no other test has, because other labs' disks are in the same `/sys/block`.
     pub fn random() -> Volume {
         let uuid = std::fs::read_to_string("/proc/sys/kernel/random/uuid").expect("/proc is mounted");
         Volume::of(uuid.trim())
@@ -29,7 +29,7 @@ impl Volume {
         format!("migration-vol-{}", self.id)
     }
 
-    /// The loop scheme's link.
+    /// Returns the loop scheme's link.
     pub fn link(&self) -> PathBuf {
         PathBuf::from(format!("/dev/disk/by-id/loop-{}", self.serial))
     }

@@ -1,4 +1,4 @@
-//! Waiting for something to happen, without asking again and again.
+//! Waits for events without polling.
 
 use anyhow::{Context, Result};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -22,7 +22,7 @@ pub fn readable(fds: &[BorrowedFd<'_>], limit: Duration) -> Result<bool> {
     }
 }
 
-/// An inotify watch on one folder, set **before** the thing is started that will change it.
+/// An inotify watch on one folder. Set it **before** starting the program that will change the folder.
 #[derive(Debug)]
 pub struct FolderWatch(OwnedFd);
 
@@ -35,12 +35,12 @@ impl FolderWatch {
         Ok(FolderWatch(fd))
     }
 
-    /// Readable when something happened.
+    /// Returns a descriptor that is readable when there are events.
     pub fn fd(&self) -> BorrowedFd<'_> {
         self.0.as_fd()
     }
 
-    /// Takes the events that have happened: for each, the name and whether it was closed after writing.
+    /// Takes the events: for each, the name and whether the file was closed after writing.
     pub fn take(&self) -> Vec<(String, bool)> {
         let mut buffer = [MaybeUninit::uninit(); 4096];
         let mut reader = inotify::Reader::new(&self.0, &mut buffer);

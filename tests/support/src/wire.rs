@@ -12,8 +12,8 @@ const PREFIX: &[u8; 8] = b"libudev\0";
 const MAGIC: u32 = 0xfeed_cafe;
 const HEADER: u32 = 40;
 
-/// Encodes properties as udevd would send them. The hashes feed the listeners' in-kernel filters: without the right
-/// ones a filtering listener never sees the message.
+/// Encodes properties as udevd would send them. The hashes are for the listeners' in-kernel filters: without the
+/// right hashes a filtering listener never receives the message.
 pub fn encode(properties: &[(&str, &str)]) -> Vec<u8> {
     let mut body = Vec::with_capacity(512);
     for (key, value) in properties {
@@ -42,7 +42,7 @@ pub fn encode(properties: &[(&str, &str)]) -> Vec<u8> {
     message
 }
 
-/// The properties of a message, or `None` when it is not one of udev's.
+/// Decodes the properties of a message; `None` if it is not one of udev's.
 pub fn decode(message: &[u8]) -> Option<Properties> {
     let word = |at: usize| message.get(at..at + 4).and_then(|b| b.try_into().ok());
     if !message.starts_with(PREFIX) || u32::from_be_bytes(word(8)?) != MAGIC {

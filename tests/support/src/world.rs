@@ -11,19 +11,19 @@ use std::os::unix::fs::{PermissionsExt, chown, symlink};
 use std::path::Path;
 use std::sync::OnceLock;
 
-/// A second set of loop nodes, for the lab's own use. udev watches inodes: what the lab does through these makes no
-/// `change` event, as a hypervisor's doings make none.
+/// A second set of loop nodes, for the lab's own use. udev watches inodes, so writes through these nodes make no
+/// `change` event, as a hypervisor's writes make none.
 pub(crate) const BACKSTAGE: &str = "/run/lab/nodes";
 
-/// The network namespace the first lab of this process came from.
+/// The network namespace of the first lab's process before it entered the lab.
 static OUTSIDE: OnceLock<File> = OnceLock::new();
 
-/// The host's network namespace, or `None` while the process has not left it.
+/// Returns the host's network namespace, or `None` while the process has not left it.
 pub(crate) fn outside() -> Option<&'static File> {
     OUTSIDE.get()
 }
 
-/// Moves the calling thread into its own world, with `real_disk` (a folder) as the box's `/var/lib/attachd`.
+/// Moves the calling thread into its own world, with `real_disk` (a folder) as the lab's `/var/lib/attachd`.
 pub(crate) fn enter(real_disk: &Path) -> Result<()> {
     if !rustix::process::geteuid().is_root() {
         bail!("the lab needs root (namespaces, mounts, loop devices): run the tests as root");
@@ -51,8 +51,8 @@ fn tmpfs(at: &str, options: &str) -> Result<()> {
     mount("tmpfs", at, "tmpfs", MountFlags::empty(), options.as_c_str()).with_context(|| format!("tmpfs on {at}"))
 }
 
-/// A tmpfs with the few character devices programs need, and no disk: a rule that changes a node's owner can only
-/// reach nodes of this lab.
+/// Mounts a tmpfs with the few character devices that programs need, and no disk. So a rule that changes a node's
+/// owner can only reach nodes of this lab.
 fn dev() -> Result<()> {
     tmpfs("/dev", "mode=0755")?;
     for (name, major, minor, mode) in [
@@ -89,7 +89,7 @@ pub(crate) fn node(path: &Path, kind: FileType, major: u32, minor: u32, mode: u3
     Ok(fs::set_permissions(path, fs::Permissions::from_mode(mode))?)
 }
 
-/// Lets the box write below `at` without the host seeing it: changes go to the box's `/run`.
+/// Lets the lab write below `at` without changing the host: changes go to the lab's `/run`.
 fn overlay(at: &str) -> Result<()> {
     let name = at.trim_matches('/').replace('/', "-");
     let (upper, work) = (format!("/run/lab/{name}.upper"), format!("/run/lab/{name}.work"));
@@ -100,7 +100,7 @@ fn overlay(at: &str) -> Result<()> {
         .with_context(|| format!("overlay on {at} (the kernel needs overlayfs; one lab per thread)"))
 }
 
-/// The folders the package would create, with their owners.
+/// Makes the folders that the package would make, with their owners.
 fn folders(real_disk: &Path) -> Result<()> {
     let attachd = people::ATTACHD;
     let state = real_disk.join("state");
@@ -109,7 +109,7 @@ fn folders(real_disk: &Path) -> Result<()> {
     mount_bind(&state, "/var/lib/attachd").context("binding /var/lib/attachd")?;
     folder(Path::new("/var/lib/attachd/claims"), attachd, 0o755)?;
     for dir in ["/etc/attachd", "/etc/attachd/host-disks"] {
-        // The host may have them: the box starts empty.
+        // The host may have these folders; the lab starts with empty ones.
         let _ = fs::remove_dir_all(dir);
         fs::create_dir_all(dir)?;
     }
@@ -128,7 +128,7 @@ fn folder(path: &Path, owner: people::Person, mode: u32) -> Result<()> {
     Ok(fs::set_permissions(path, fs::Permissions::from_mode(mode))?)
 }
 
-/// A new network namespace has `lo`, but down.
+/// Turns on `lo`, which is down in a new network namespace.
 fn loopback_up() -> Result<()> {
     let status = std::process::Command::new("ip").args(["link", "set", "lo", "up"]).status();
     match status.context("running ip (package iproute2)")?.success() {

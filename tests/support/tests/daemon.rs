@@ -1,5 +1,5 @@
-//! How the lab starts, follows and kills a daemon, shown with a stand-in: this test binary again, which serves the few
-//! answers the checks need.
+//! Tests how the lab starts, follows and kills a daemon, with a stand-in: this test binary itself, which gives the
+//! few answers that the tests need.
 
 use anyhow::Result;
 use lab::{Api, Attachd, AttachdOptions, Lab};
@@ -108,7 +108,7 @@ fn a_socket_is_held_over_a_restart_and_ready_is_heard() -> Result<()> {
     Ok(())
 }
 
-/// The stand-in; an empty test when not asked for.
+/// The stand-in; an empty test when it is not started as one.
 #[test]
 fn stand_in() -> Result<()> {
     match std::env::var(STAND_IN).as_deref() {
@@ -120,7 +120,7 @@ fn stand_in() -> Result<()> {
         Err(_) => return Ok(()),
     }
     let listener = if std::env::var("LISTEN_PID").is_ok_and(|pid| pid == std::process::id().to_string()) {
-        // SAFETY: whoever sets LISTEN_PID to our pid gives us descriptor 3.
+        // SAFETY: the process that sets LISTEN_PID to our pid passes descriptor 3 to us.
         unsafe { UnixListener::from_raw_fd(3) }
     } else {
         let _ = fs::remove_file(lab::attachd::SOCKET);
@@ -170,7 +170,7 @@ fn serve(stream: UnixStream) -> Result<()> {
     Ok(out.write_all(&body)?)
 }
 
-/// Three events in chunks whose borders are not the events' borders, then silence.
+/// Sends three events in chunks that end within events, and then nothing.
 fn events(mut out: UnixStream) -> Result<()> {
     write!(out, "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n")?;
     for chunk in
@@ -182,7 +182,7 @@ fn events(mut out: UnixStream) -> Result<()> {
     Ok(())
 }
 
-/// A client without a daemon says so.
+/// A client without a daemon gets a clear error.
 #[test]
 fn no_daemon_is_a_clear_error() {
     let failed = Api::new("/nowhere.sock").get("/").expect_err("nobody is there");

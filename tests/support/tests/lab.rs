@@ -1,4 +1,4 @@
-//! The lab tested by itself: what the system tests rely on is true.
+//! Tests of the lab itself: what the system tests rely on is true.
 
 use anyhow::Result;
 use lab::{Disk, DiskOptions, Heard, Lab, people};
@@ -137,12 +137,13 @@ fn an_unclaimed_disk_is_probed_and_a_claimed_one_is_not() -> Result<()> {
     Ok(())
 }
 
-/// The udev events of an open-for-writing and close, up to a trigger's `add` that is certainly later.
+/// Counts the udev events of an open-for-writing and close, up to a trigger's `add` that is certainly later.
 fn events_of_a_write(lab: &mut Lab, disk: &Disk) -> Result<usize> {
     lab.udevd().settle()?;
     let ear = lab.bare_listener()?;
     drop(fs::File::options().write(true).open(disk.node())?);
-    // udevd reads its inotify queue in the same loop that answers a ping; what it makes of it is queued before this.
+    // udevd reads its inotify queue in the same loop that answers a ping, so its events for this write are queued
+    // before the answer.
     lab.udevd().ping()?;
     lab.udevd().settle()?;
     lab.retrigger(disk)?;
@@ -298,7 +299,7 @@ fn the_box_is_private() -> Result<()> {
     Ok(())
 }
 
-/// A second lab in another process, busy until it is told to stop; it is this test binary again.
+/// A second lab in another process, busy until it is told to stop. The process runs this test binary again.
 #[test]
 fn a_neighbour_does_not_disturb() -> Result<()> {
     const TASK: &str = "LAB_NEIGHBOUR";
@@ -325,7 +326,7 @@ fn a_neighbour_does_not_disturb() -> Result<()> {
         assert_eq!(fs::read_dir("/dev/disk/by-id")?.count(), 2, "my links only");
         lab.detach_settled(&mut disk)?;
     }
-    // Killed in the middle of its work: what it leaves must not outlive the next lab that takes its slot.
+    // It is killed while it works: what it leaves must be removed by the next lab that takes its slot.
     other.kill()
 }
 
