@@ -148,7 +148,7 @@ fn wait_problem(api: &Api, code: &str, there: bool) -> Value {
 }
 
 #[test]
-fn a_volume_is_served_byte_for_byte_durably_and_revoked_at_once_in_each_way() {
+fn a_volume_is_served_byte_for_byte_durably_and_revoked_at_once_in_each_mode() {
     in_each_way(|host| {
         let (volume, disk) = host.served();
         host.bytes_are_right(&volume, &disk);
@@ -173,7 +173,7 @@ fn a_volume_is_served_byte_for_byte_durably_and_revoked_at_once_in_each_way() {
 }
 
 #[test]
-fn a_pulled_disk_is_refused_and_served_again_when_it_is_back_in_each_way() {
+fn a_pulled_disk_is_refused_and_served_again_when_it_is_back_in_each_mode() {
     in_each_way(|host| {
         let (volume, mut disk) = host.served();
         disk.detach().unwrap();
@@ -188,7 +188,7 @@ fn a_pulled_disk_is_refused_and_served_again_when_it_is_back_in_each_way() {
 /// The server remembers the export, and the link to a disk of this serial exists. What refuses is the absence of
 /// attachd's link.
 #[test]
-fn an_export_is_revoked_while_its_disk_stays_in_each_way() {
+fn an_export_is_revoked_while_its_disk_stays_in_each_mode() {
     in_each_way(|host| {
         let (volume, disk) = host.served();
         let mut twin = host.lab.disk(&volume.serial, MIB).unwrap();
@@ -203,7 +203,7 @@ fn an_export_is_revoked_while_its_disk_stays_in_each_way() {
 
 /// Exports outlive the daemon, and the next daemon proves them again.
 #[test]
-fn a_restart_of_the_daemon_changes_nothing_for_clients_in_each_way() {
+fn a_restart_of_the_daemon_changes_nothing_for_clients_in_each_mode() {
     in_each_way(|mut host| {
         let (volume, disk) = host.served();
         let mut client = host.lab.nbd_client(&volume.export()).unwrap();
@@ -218,7 +218,7 @@ fn a_restart_of_the_daemon_changes_nothing_for_clients_in_each_way() {
 }
 
 #[test]
-fn debian_12s_server_is_not_signalled_and_the_way_out_is_said() {
+fn debian_12s_server_is_not_signalled_and_the_alternative_is_named() {
     let lab = Lab::new();
     let installed = Installed::new(&lab, Release::Bookworm).unwrap();
     lab.attachd_config(&config(&installed, "signal")).unwrap();
@@ -275,7 +275,7 @@ fn hints_name_the_unit_of_the_server_that_is_configured() {
 
 /// What the server remembers of a withdrawn volume is not served before the next disk is proven.
 #[test]
-fn a_volume_announced_again_is_refused_until_its_disk_is_proven_in_each_way() {
+fn a_volume_announced_again_is_refused_until_its_disk_is_proven_in_each_mode() {
     in_each_way(|host| {
         let (volume, disk) = host.served();
         withdraw(&host.api, &volume);
@@ -298,7 +298,7 @@ fn a_volume_announced_again_is_refused_until_its_disk_is_proven_in_each_way() {
 
 /// A section contains nothing that depends on the kind of disk.
 #[test]
-fn with_several_kinds_of_disks_too_the_server_is_told_before_the_disk_comes() {
+fn with_several_schemes_too_the_server_is_signalled_before_the_disk_comes() {
     let mut host = Host::signalled();
     let config = fs::read_to_string("/etc/attachd/attachd.toml").unwrap();
     host.lab.attachd_config(&config.replace("[\"loop\"]", "[\"loop\", \"virtio\", \"scsi\"]")).unwrap();
@@ -318,7 +318,7 @@ fn with_several_kinds_of_disks_too_the_server_is_told_before_the_disk_comes() {
 }
 
 #[test]
-fn health_tells_of_the_write_zeroes_defect() {
+fn health_reports_the_write_zeroes_defect() {
     let health = health(&Host::signalled().api);
     assert_eq!(health["remarks"].as_array().unwrap().len(), 1, "{health:#}");
     assert_eq!(health["remarks"][0]["code"], "WRITE_ZEROES");
@@ -327,7 +327,7 @@ fn health_tells_of_the_write_zeroes_defect() {
 
 /// A host has its own folder on a disk, with its own files in it. The sections in it lead to links that do not exist.
 #[test]
-fn sections_that_outlive_a_reboot_serve_nothing_unproven() {
+fn sections_that_outlive_a_reboot_serve_no_unproven_disk() {
     let lab = Lab::new();
     let installed = Installed::new(&lab, Release::Trixie).unwrap();
     let (folder, on_disk) = ("/run/lab/conf.d", lab.dir().join("conf.d"));
@@ -364,7 +364,7 @@ fn sections_that_outlive_a_reboot_serve_nothing_unproven() {
 
 /// One bad file must not affect what is served, and the server is not signalled while it is there.
 #[test]
-fn a_bad_file_of_somebody_else_stops_new_exports_alone_until_it_is_put_right() {
+fn a_foreign_bad_file_stops_only_new_exports_until_it_is_corrected() {
     let host = Host::signalled();
     let (neighbour, other) = host.served();
     let files: [(&str, &[u8]); 5] = [
@@ -403,7 +403,7 @@ fn a_bad_file_of_somebody_else_stops_new_exports_alone_until_it_is_put_right() {
 }
 
 #[test]
-fn foreign_files_and_two_of_one_name_are_told_and_left_alone() {
+fn foreign_files_and_duplicate_names_are_reported_and_left_alone() {
     let host = Host::signalled();
     let (volume, disk) = host.served();
     let foreign = "[somebody-elses]\nexportname = /dev/null\n";
@@ -419,7 +419,7 @@ fn foreign_files_and_two_of_one_name_are_told_and_left_alone() {
 }
 
 #[test]
-fn a_section_or_a_link_that_was_taken_away_is_made_again_by_a_resync() {
+fn a_removed_section_or_link_is_made_again_by_a_resync() {
     let host = Host::signalled();
     let (volume, disk) = host.served();
     for file in [section(&volume), Path::new(LINKS).join(volume.export())] {
@@ -433,7 +433,7 @@ fn a_section_or_a_link_that_was_taken_away_is_made_again_by_a_resync() {
 
 /// A server that has read the section serves its path, whatever attachd writes into the file later.
 #[test]
-fn a_section_that_somebody_changed_is_told_and_left_alone_and_its_volume_waits_for_a_restart() {
+fn a_changed_section_is_reported_and_left_alone_and_its_volume_waits_for_a_restart() {
     let mut host = Host::signalled();
     let (volume, disk) = host.served();
     let ours = fs::read_to_string(section(&volume)).unwrap();
@@ -483,7 +483,7 @@ fn a_server_that_is_killed_is_reported_and_its_exports_are_proven_again_when_it_
 }
 
 #[test]
-fn a_pid_file_that_is_stale_or_leads_to_another_process_is_no_server_and_nobody_is_signalled() {
+fn a_stale_or_wrong_pid_file_is_no_server_and_no_process_is_signalled() {
     let mut host = Host::signalled();
     let (volume, _disk) = host.served();
     host.server().kill().unwrap();
@@ -501,7 +501,7 @@ fn a_pid_file_that_is_stale_or_leads_to_another_process_is_no_server_and_nobody_
 }
 
 #[test]
-fn a_main_file_that_is_gone_is_told_and_nothing_is_signalled_until_it_is_back() {
+fn a_missing_main_file_is_reported_and_no_signal_is_sent_until_it_is_back() {
     let host = Host::signalled();
     let (neighbour, other) = host.served();
     let main = fs::read(MAIN).unwrap();

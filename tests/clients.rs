@@ -68,7 +68,7 @@ fn fill(api: &Api, count: usize) {
 
 /// Invariant 15: answers that are not read cost little memory and delay only their own user.
 #[test]
-fn readers_that_never_read_keep_nobody_else_waiting_and_are_cut() {
+fn clients_that_never_read_delay_no_other_user_and_are_disconnected() {
     let (_lab, attachd, api) = up();
     fill(&api, 2000);
     let length = api.get("/api/v1/volumes").unwrap().text.len();
@@ -102,7 +102,7 @@ fn readers_that_never_read_keep_nobody_else_waiting_and_are_cut() {
 }
 
 #[test]
-fn a_user_with_its_share_of_connections_waits_or_is_told_so_and_others_are_served() {
+fn a_user_at_its_share_of_connections_waits_or_is_refused_and_others_are_served() {
     let (_lab, _attachd, api) = up();
     let somebody = api.by(SOMEBODY);
     // Connections are accepted in order. The first half is idle, which is allowed for ten seconds; this test takes
@@ -126,7 +126,7 @@ fn a_user_with_its_share_of_connections_waits_or_is_told_so_and_others_are_serve
 }
 
 #[test]
-fn a_user_with_its_share_of_waiting_requests_leaves_places_for_others() {
+fn a_user_at_its_share_of_waiting_requests_leaves_slots_for_others() {
     let (_lab, _attachd, api) = up();
     let somebody = api.by(SOMEBODY);
     let _listening: Vec<_> = (0..WAITING).map(|_| somebody.events().unwrap()).collect();
@@ -139,7 +139,7 @@ fn a_user_with_its_share_of_waiting_requests_leaves_places_for_others() {
 
 /// hyper notices the end of a connection only after it has read everything that was sent before.
 #[test]
-fn a_client_that_waits_and_hangs_up_gives_its_place_back_whatever_it_has_sent() {
+fn a_waiting_client_that_hangs_up_releases_its_slot_whatever_it_has_sent() {
     let (lab, _attachd, api) = up();
     let volume = lab.volume();
     intend(&api, &volume);
@@ -172,7 +172,7 @@ fn sent_whole(api: &Api, request: &str, body: &[u8]) -> (String, Value) {
 }
 
 #[test]
-fn who_sends_a_long_body_hears_the_refusal_and_not_a_broken_pipe() {
+fn a_client_with_a_long_body_gets_the_refusal_and_not_a_broken_pipe() {
     let (lab, attachd, api) = up();
     let id = lab.volume().id;
     let before = resident_kib(&attachd);
@@ -206,7 +206,7 @@ fn who_sends_a_long_body_hears_the_refusal_and_not_a_broken_pipe() {
 }
 
 #[test]
-fn a_body_that_nobody_wants_is_not_taken_for_the_next_request() {
+fn an_unused_body_is_not_read_as_the_next_request() {
     let (_lab, _attachd, api) = up();
     let mut stream = api.connect(SOON).unwrap();
     let inner = "GET /api/v1/intents HTTP/1.1\r\nHost: x\r\n\r\n";
@@ -220,7 +220,7 @@ fn a_body_that_nobody_wants_is_not_taken_for_the_next_request() {
 }
 
 #[test]
-fn what_the_parser_of_http_refuses_has_a_code_and_a_sentence_as_everything_else() {
+fn requests_refused_by_the_http_parser_get_a_code_and_a_message_too() {
     let (_lab, _attachd, api) = up();
     let ok = "GET /api/v1/health HTTP/1.1\r\nHost: x\r\n";
     for (request, status, code) in [
@@ -250,7 +250,7 @@ fn what_the_parser_of_http_refuses_has_a_code_and_a_sentence_as_everything_else(
 
 /// Invariant 15.
 #[test]
-fn nobody_has_more_intents_than_may_be_and_a_withdrawn_one_makes_room() {
+fn no_user_has_more_intents_than_allowed_and_a_withdrawn_one_makes_room() {
     let lab = with_nbdkit();
     lab.attachd_config(&format!("{CONFIG}[limits]\nintents = 4\nintents_per_user = 2\n")).unwrap();
     let mut attachd = start(&lab);
@@ -287,7 +287,7 @@ fn nobody_has_more_intents_than_may_be_and_a_withdrawn_one_makes_room() {
 
 /// In a list of any number of pages, each volume appears exactly once and in order.
 #[test]
-fn a_long_list_has_every_volume_once_in_order_also_while_others_come_and_go() {
+fn a_long_list_has_every_volume_once_in_order_while_others_come_and_go() {
     let (lab, _attachd, api) = up();
     // A page has 64 volumes: this is one more than two pages.
     let mut ids: Vec<String> = (0..129).map(|_| lab.volume().id).collect();

@@ -333,7 +333,7 @@ fn killed_before_and_after_every_effect_the_end_is_the_same() {
 
 /// Invariant 16. The compared end contains the story steps too.
 #[test]
-fn killed_before_and_after_every_effect_what_is_sealed_is_not_served_and_no_step_of_it_is_lost() {
+fn killed_before_and_after_every_effect_a_sealed_volume_is_not_served_and_no_step_is_lost() {
     let names = [
         "answer",
         "claim.remove",
@@ -359,7 +359,7 @@ fn killed_before_and_after_every_change_to_nbd_servers_files_the_end_is_the_same
 
 /// As after an upgrade to an attachd that writes its sections in another way.
 #[test]
-fn a_served_export_whose_section_is_written_in_other_words_is_written_anew_and_served() {
+fn a_served_export_with_a_section_of_another_version_gets_a_new_section_and_is_served() {
     let lab = Lab::new();
     let _server = signalled(&lab);
     let _helper = Helper::start();
@@ -376,7 +376,7 @@ fn a_served_export_whose_section_is_written_in_other_words_is_written_anew_and_s
 
 /// At that start attachd does not know what is published. The possible export is removed by its name.
 #[test]
-fn an_export_that_cannot_be_listed_at_the_start_is_taken_away_when_its_disk_is_gone() {
+fn an_export_that_a_start_cannot_list_is_removed_when_its_disk_is_gone() {
     let (lab, mut attachd, api) = up();
     let (volume, mut disk) = served(&lab, &api);
     attachd.kill9().unwrap();

@@ -122,7 +122,7 @@ fn add_with_wait_shows_every_step_as_it_happens_and_ends_when_the_volume_is_read
 }
 
 #[test]
-fn every_view_is_there_for_people_and_for_programs() {
+fn every_view_has_output_for_people_and_json() {
     let (lab, _attachd, api, _helper) = up_with_helper();
     let (volume, disk) = served(&lab, &api);
     let other = lab.volume();
@@ -197,7 +197,7 @@ fn every_view_is_there_for_people_and_for_programs() {
 }
 
 #[test]
-fn a_withdrawal_is_told_and_the_volume_is_gone() {
+fn a_withdrawal_is_reported_and_the_volume_is_gone() {
     let (lab, _attachd, api, _helper) = up_with_helper();
     let (volume, _disk) = served(&lab, &api);
     assert_eq!(ctl(&["intent", "withdraw", &volume.id]).expect(0).out, "Withdrawn: the export is gone\n");
@@ -221,7 +221,7 @@ fn an_intent_that_differs_is_refused_with_the_field() {
 }
 
 #[test]
-fn what_is_no_uuid_is_refused_before_anything_is_asked() {
+fn a_malformed_uuid_is_refused_before_any_request() {
     for command in [&["intent", "add"][..], &["intent", "withdraw"], &["show"], &["watch"]] {
         let refused = ctl(&[command, &["vol-1"]].concat()).expect(2);
         assert!(refused.err.contains("is not a volume id: it takes a UUID with hyphens, like "), "{}", refused.err);
@@ -229,7 +229,7 @@ fn what_is_no_uuid_is_refused_before_anything_is_asked() {
 }
 
 #[test]
-fn waiting_in_vain_says_where_the_volume_stands() {
+fn a_wait_that_times_out_reports_the_volumes_state() {
     let (lab, _attachd, _api) = up();
     let volume = lab.volume();
     let ended = ctl(&["intent", "add", &volume.id, "--wait=1"]).expect(3);
@@ -267,7 +267,7 @@ fn a_refused_disk_has_its_own_exit_status_and_may_heal_while_waited_for() {
 }
 
 #[test]
-fn waiting_outlives_a_restart_of_attachd() {
+fn a_wait_continues_over_a_restart_of_attachd() {
     let (lab, mut attachd, _api) = up();
     let volume = lab.volume();
     let mut add = Running::start(&["intent", "add", &volume.id, "--wait=20"]);
@@ -318,7 +318,7 @@ fn first_lines(one: &mut Running, other: &mut Running, happen: impl Fn()) -> (St
 }
 
 #[test]
-fn when_attachd_cannot_be_reached_it_says_why() {
+fn an_unreachable_attachd_is_reported_with_the_reason() {
     let mut lab = lab::Lab::new();
     let missing = ctl(&["list"]).expect(5);
     let sentence = "there is no socket /run/attachd/attachd.sock: attachd does not run";
@@ -363,7 +363,7 @@ fn a_configuration_is_checked_as_the_daemon_does_it() {
 }
 
 #[test]
-fn a_reader_that_has_seen_enough_is_no_error_and_a_full_disk_is() {
+fn a_closed_pipe_is_no_error_and_a_full_disk_is() {
     let (lab, _attachd, api) = up();
     intend(&api, &lab.volume());
     for arguments in [&["list"][..], &["--json", "list"], &["health"], &["devices"]] {
@@ -418,7 +418,7 @@ fn altered(lab: &lab::Lab, attachd: &lab::Api, alter: impl Fn(&mut Value) + Send
 }
 
 #[test]
-fn a_field_that_attachd_names_otherwise_is_never_shown_as_nothing_and_one_more_is_passed_over() {
+fn a_renamed_field_is_an_error_and_an_additional_field_is_ignored() {
     let (lab, _attachd, api) = up();
     let (volume, _disk) = served(&lab, &api);
     let renamed = |path: &'static str, name: &'static str| {

@@ -69,7 +69,7 @@ fn check_config() -> (bool, String) {
 
 /// Invariant 12. At the start attachd must not delete the files in a folder that a setting names.
 #[test]
-fn a_setting_that_names_a_folder_of_other_things_is_refused_and_they_stay() {
+fn a_setting_that_names_a_folder_with_foreign_files_is_refused_and_they_stay() {
     let (lab, mut attachd, api) = up();
     let volume = lab.volume();
     intend(&api, &volume);
@@ -129,7 +129,7 @@ fn a_setting_that_names_a_folder_of_other_things_is_refused_and_they_stay() {
 
 /// Invariant 12: only files with a claim's name and kind are touched.
 #[test]
-fn a_strangers_file_among_the_claims_is_told_and_left_alone_and_a_claim_nobody_wants_goes() {
+fn a_foreign_file_among_the_claims_is_reported_and_left_alone_and_an_unwanted_claim_is_removed() {
     let (lab, mut attachd, api) = up();
     let volume = lab.volume();
     intend(&api, &volume);
@@ -166,7 +166,7 @@ fn a_strangers_file_among_the_claims_is_told_and_left_alone_and_a_claim_nobody_w
 /// attachd must not remove a socket at which another program listens, because nothing would reach that program any
 /// more.
 #[test]
-fn a_socket_that_somebody_else_answers_at_is_left_alone_and_a_dead_one_of_attachds_own_is_replaced() {
+fn a_socket_of_another_program_is_left_alone_and_a_dead_one_of_attachd_is_replaced() {
     let (lab, mut attachd, _api) = up();
     attachd.kill9().unwrap();
     assert!(Path::new(lab::attachd::SOCKET).exists(), "the control: a dead one is there");
@@ -184,7 +184,7 @@ fn a_socket_that_somebody_else_answers_at_is_left_alone_and_a_dead_one_of_attach
 
 /// A volume or a request that waits for a step must not wait for ever if the step's task panics.
 #[test]
-fn a_step_whose_task_panics_comes_back_as_a_failure() {
+fn a_step_whose_task_panics_counts_as_failed() {
     let lab = with_nbdkit();
     let points = "step.look,step.scan,step.admit,step.claims,step.record,step.exclusive,step.probe,step.clients,step.leave,step.unclaim,\
                   claim.write";
@@ -226,7 +226,7 @@ fn a_step_whose_task_panics_comes_back_as_a_failure() {
 
 /// Without a resync; and nothing is made in a folder that is not attachd's.
 #[test]
-fn a_folder_of_exports_that_is_gone_or_somebody_elses_is_said_at_once_and_heals_by_itself() {
+fn a_missing_or_foreign_folder_of_exports_is_reported_at_once_and_recovers_by_itself() {
     let (lab, _attachd, api) = up();
     let (volume, disk) = served(&lab, &api);
     assert!(ctl_exports(), "the control");
@@ -278,7 +278,7 @@ fn a_folder_of_exports_that_is_gone_or_somebody_elses_is_said_at_once_and_heals_
 
 /// A mount causes no event, so the next check notices it.
 #[test]
-fn nothing_is_made_in_what_is_mounted_over_the_folder_of_exports() {
+fn nothing_is_made_in_a_file_system_mounted_over_the_folder_of_exports() {
     let (lab, _attachd, api) = up();
     let owner = format!("mode=0755,uid={0},gid={0}", people::ATTACHD.id);
     let (volume, _disk) = served(&lab, &api);
@@ -295,7 +295,7 @@ fn nothing_is_made_in_what_is_mounted_over_the_folder_of_exports() {
 
 /// Without a resync.
 #[test]
-fn a_link_that_is_removed_or_changed_by_hand_is_made_again_and_one_that_is_added_goes() {
+fn a_link_removed_or_changed_by_hand_is_made_again_and_an_added_one_is_removed() {
     let (lab, _attachd, api) = up();
     let (volume, disk) = served(&lab, &api);
     let link = Path::new(EXPORTS).join(volume.export());
@@ -335,7 +335,7 @@ fn a_link_that_is_removed_or_changed_by_hand_is_made_again_and_one_that_is_added
 
 /// Without a resync.
 #[test]
-fn claims_that_go_come_back_and_a_folder_of_claims_that_cannot_be_used_is_said_and_heals_by_itself() {
+fn removed_claims_come_back_and_an_unusable_folder_of_claims_is_reported_and_recovers() {
     let (lab, _attachd, api) = up();
     let volume = lab.volume();
     intend(&api, &volume);
@@ -423,7 +423,7 @@ fn a_section_that_is_removed_by_hand_is_written_again() {
 
 /// The daemon must not block on a fifo in place of the pid file, nor read a file without an end.
 #[test]
-fn what_the_nbd_servers_user_puts_in_its_pid_files_place_keeps_the_daemon_from_nothing() {
+fn any_file_in_place_of_the_pid_file_blocks_the_daemon_from_nothing() {
     let (lab, attachd, api) = up();
     let (volume, mut disk) = served(&lab, &api);
     let pid = fs::read(PID_FILE).unwrap();
@@ -457,7 +457,7 @@ fn what_the_nbd_servers_user_puts_in_its_pid_files_place_keeps_the_daemon_from_n
 
 /// A listing must not compare each name with all others on the runtime's thread.
 #[test]
-fn a_hundred_thousand_foreign_files_keep_nobody_waiting_and_are_counted() {
+fn a_hundred_thousand_foreign_files_delay_no_request_and_are_counted() {
     let (lab, _attachd, api) = up();
     let (volume, mut disk) = served(&lab, &api);
     for n in 0..100_000 {

@@ -211,7 +211,7 @@ fn two_disks_with_one_serial_are_not_marked_but_both_are_unmarked() {
 }
 
 #[test]
-fn nobody_but_attachd_and_root_is_answered() {
+fn the_helper_answers_only_attachd_and_root() {
     let lab = Lab::new();
     let helper = Helper::start(&lab);
     let disk = attached(&lab);
@@ -227,7 +227,7 @@ fn nobody_but_attachd_and_root_is_answered() {
 }
 
 #[test]
-fn the_client_of_an_export_is_named_and_candidates_are_told_from_certainty() {
+fn the_client_of_an_export_is_named_and_mere_candidates_are_marked() {
     let mut lab = Lab::new();
     lab.nbdkit_start().unwrap();
     let _helper = Helper::start(&lab);
@@ -263,7 +263,7 @@ fn the_client_of_an_export_is_named_and_candidates_are_told_from_certainty() {
 /// Every process of an NBD server counts: one that outlived its main process has no pid file and still has its
 /// client. attachd proves exports by connecting as any client does.
 #[test]
-fn the_handshakes_of_attachd_are_nobodys_clients() {
+fn attachds_own_handshakes_do_not_count_as_clients() {
     let mut lab = Lab::new();
     let _helper = Helper::start(&lab);
     lab.nbdkit_start().unwrap();
@@ -315,7 +315,7 @@ fn opened_alone(node: &Path) -> fs::File {
 }
 
 #[test]
-fn a_marked_disk_is_free_unless_somebody_has_it_or_a_partition_of_it_open_exclusively() {
+fn a_marked_disk_is_free_unless_it_or_a_partition_is_open_exclusively() {
     let lab = Lab::new();
     let _helper = Helper::start(&lab);
     let disk = marked(&lab, 16 * MIB);
@@ -401,7 +401,7 @@ fn a_disk_is_opened_only_if_it_is_claimed_marked_and_not_the_hosts() {
 
 /// The descriptors of such a process are not read, whatever it has open and however much.
 #[test]
-fn a_strangers_process_of_a_servers_name_and_program_is_not_looked_into() {
+fn another_users_process_with_a_servers_name_and_program_is_not_examined() {
     let lab = Lab::new();
     let _helper = Helper::start(&lab);
     let disk = attached(&lab);
@@ -420,7 +420,7 @@ fn a_strangers_process_of_a_servers_name_and_program_is_not_looked_into() {
 
 /// A FUSE file system can delay each answer for ever.
 #[test]
-fn a_servers_descriptor_in_a_file_system_that_does_not_answer_holds_nobody_up() {
+fn a_servers_descriptor_in_a_hanging_file_system_delays_no_answer() {
     let lab = Lab::new();
     let _helper = Helper::start(&lab);
     let disk = attached(&lab);
@@ -453,7 +453,7 @@ fn a_servers_descriptor_in_a_file_system_that_does_not_answer_holds_nobody_up() 
 
 /// The helper may read every folder and attachd may not, so attachd must not learn from it which files exist.
 #[test]
-fn a_claim_that_is_a_link_or_somebody_elses_is_none_and_tells_nothing() {
+fn a_symlink_or_a_foreign_file_is_no_claim_and_reveals_nothing() {
     let lab = Lab::new();
     let _helper = Helper::start(&lab);
     let serial = lab.volume().serial;
@@ -475,7 +475,7 @@ fn a_claim_that_is_a_link_or_somebody_elses_is_none_and_tells_nothing() {
 }
 
 #[test]
-fn only_an_nbd_server_that_catches_sighup_is_told_to_reload() {
+fn only_an_nbd_server_that_catches_sighup_is_signalled() {
     let lab = Lab::new();
     let _helper = Helper::start(&lab);
     let code = || ask("reload")["code"].clone();
@@ -521,7 +521,7 @@ fn a_pid_file_that_is_a_pipe_a_link_or_holds_no_number_of_a_process_is_refused_a
 }
 
 #[test]
-fn garbage_is_answered_and_changes_nothing() {
+fn malformed_requests_are_answered_and_change_nothing() {
     let lab = Lab::new();
     let _helper = Helper::start(&lab);
     let disk = attached(&lab);
@@ -554,7 +554,7 @@ fn garbage_is_answered_and_changes_nothing() {
 }
 
 #[test]
-fn callers_who_send_half_a_line_are_answered_in_time_and_hold_nobody_up() {
+fn callers_that_send_half_a_line_are_answered_in_time_and_delay_no_other() {
     let lab = Lab::new();
     let helper = Helper::start(&lab);
     let halves = |count: usize| -> Vec<UnixStream> {
@@ -616,7 +616,7 @@ fn ten_thousand_requests_at_once_are_all_answered() {
 }
 
 #[test]
-fn the_disks_a_host_lives_on_are_written_down_and_kept() {
+fn the_hosts_own_disks_are_recorded_and_kept() {
     let lab = Lab::new();
     let _helper = Helper::start(&lab);
     let mut disk = lab.disk(&lab.volume().serial, 16 * MIB).unwrap();
@@ -656,7 +656,7 @@ fn without_work_it_ends_and_the_socket_starts_it_again() {
 }
 
 #[test]
-fn without_a_socket_from_systemd_it_says_so_or_takes_the_one_it_is_told() {
+fn without_a_socket_from_systemd_the_helper_fails_or_uses_the_given_path() {
     let lab = Lab::new();
     let program = env!("CARGO_BIN_EXE_attachd-helper");
     for arguments in [&[][..], &["--socket"], &["--socket", "a", "b"], &["reload"]] {

@@ -134,7 +134,7 @@ fn a_disk_under_a_loop_device_is_refused_before_and_after() {
 
 /// Every change of the table wakes the daemon; its work for these changes is limited.
 #[test]
-fn a_host_that_mounts_a_thousand_things_keeps_nobody_waiting() {
+fn a_host_that_mounts_a_thousand_file_systems_delays_no_request() {
     let (lab, attachd, api) = up();
     let (volume, disk) = served_with_files(&lab, &api);
     let processor = || ticks(attachd.pid().unwrap());

@@ -95,7 +95,7 @@ fn a_whole_number_may_be_written_with_a_point() {
 
 /// No client can block the daemon: neither with half a request nor with many of them.
 #[test]
-fn half_sent_requests_hold_nobody_up_and_are_ended() {
+fn half_sent_requests_delay_no_other_and_are_ended() {
     let (lab, mut attachd, api) = up();
     let half: Vec<_> =
         ["GET /api/v1/hea", "POST /api/v1/intents HTTP/1.1\r\nHost: x\r\nContent-Length: 99\r\n\r\n{", ""]
@@ -121,7 +121,7 @@ fn half_sent_requests_hold_nobody_up_and_are_ended() {
 }
 
 #[test]
-fn listeners_are_limited_and_told_so() {
+fn event_listeners_are_limited_and_get_an_error_above_the_limit() {
     let (_lab, _attachd, api) = up();
     let listeners: Vec<_> = (0..128).map(|_| api.events().unwrap()).collect();
     let refused = api.get("/api/v1/events").unwrap();
@@ -131,7 +131,7 @@ fn listeners_are_limited_and_told_so() {
 }
 
 #[test]
-fn a_typo_in_the_configuration_is_told_with_line_and_column_and_so_is_every_other() {
+fn every_mistake_in_the_configuration_is_reported_with_line_and_column() {
     let mut lab = Lab::new();
     lab.nbdkit_start().unwrap();
     lab.attachd_config("[device]\nscheme = [\"loop\"]\n[export]\nlisten = \"0.0.0.0:10809\"\n").unwrap();
@@ -222,7 +222,7 @@ fn a_claim_that_cannot_be_written_takes_the_intent_back() {
 }
 
 #[test]
-fn who_waits_for_what_is_so_already_is_answered_while_the_daemon_stops() {
+fn a_wait_for_a_state_that_is_reached_already_is_answered_while_the_daemon_stops() {
     let (lab, mut attachd, api) = up();
     let (volume, _disk) = served(&lab, &api);
     let mut events = api.events().unwrap();
@@ -243,7 +243,7 @@ fn who_waits_for_what_is_so_already_is_answered_while_the_daemon_stops() {
 }
 
 #[test]
-fn a_folder_of_exports_that_cannot_be_written_is_said_and_heals() {
+fn an_unwritable_folder_of_exports_is_reported_and_recovers() {
     let (lab, _attachd, api) = up();
     let exports = "/run/attachd/exports";
     run("chown", &["root", exports]);
@@ -276,7 +276,7 @@ fn a_volume_is_not_ready_once_the_folder_of_exports_is_found_gone_and_is_served_
 
 /// Invariant 1: an export that may serve any disk under a volume's name is removed without a resync.
 #[test]
-fn an_export_on_no_record_that_cannot_be_taken_away_is_said_and_goes_by_itself_when_it_can() {
+fn an_unrecorded_export_that_cannot_be_removed_is_reported_and_removed_later() {
     let (lab, mut attachd, api) = up();
     let (kept, disk) = served(&lab, &api);
     let exports = "/run/attachd/exports";
@@ -322,7 +322,7 @@ fn an_export_on_no_record_that_cannot_be_taken_away_is_said_and_goes_by_itself_w
 
 /// An export that may serve another disk must not exist, whatever the state of its volume.
 #[test]
-fn an_export_of_a_lost_volume_that_cannot_be_taken_away_is_a_problem_of_health() {
+fn an_export_of_a_lost_volume_that_cannot_be_removed_is_a_problem_in_health() {
     let (lab, _attachd, api) = up();
     let (volume, mut disk) = served(&lab, &api);
     let exports = "/run/attachd/exports";
@@ -341,7 +341,7 @@ fn an_export_of_a_lost_volume_that_cannot_be_taken_away_is_a_problem_of_health()
 
 /// attachd tries again whenever something happens to the volume, and the journal must not fill up with it.
 #[test]
-fn a_foreign_file_of_an_exports_name_is_said_once_and_again_when_it_is_something_else() {
+fn a_foreign_file_with_an_exports_name_is_reported_once_and_again_after_a_change() {
     let lab = Lab::new();
     let _server = signalled(&lab);
     let attachd = start(&lab);
@@ -368,7 +368,7 @@ fn a_foreign_file_of_an_exports_name_is_said_once_and_again_when_it_is_something
 }
 
 #[test]
-fn what_attachd_did_not_make_in_the_served_folder_is_named() {
+fn foreign_files_in_the_served_folder_are_named() {
     let (_lab, _attachd, api) = up();
     fs::write("/run/attachd/exports/by-hand", "").unwrap();
     resync(&api);

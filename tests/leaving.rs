@@ -264,7 +264,7 @@ fn withdrawn_in_the_end(api: &Api, volume: &Volume) {
 
 /// Invariant 11: a helper that was silent once is not reported as silent for ever.
 #[test]
-fn a_helper_that_is_back_is_said_to_be_back_without_anybody_asking_it_for_anything() {
+fn a_helper_that_is_back_is_reported_without_a_request_to_it() {
     let (lab, _attachd, api, helper) = up_with_helper();
     let (volume, _disk) = served(&lab, &api);
     drop(helper);
@@ -282,7 +282,7 @@ fn a_helper_that_is_back_is_said_to_be_back_without_anybody_asking_it_for_anythi
 
 /// The user is in the message and in a field, for each request that changes something.
 #[test]
-fn who_asked_is_in_the_journal_and_in_the_story() {
+fn the_requesting_user_is_in_the_journal_and_in_the_story() {
     let (lab, attachd, api) = up();
     let somebody = api.by(ATTACHD.id);
     let (volume, _disk) = served(&lab, &api);

@@ -12,7 +12,7 @@ use rustix::process::Signal;
 /// Invariant 3. The daemon is unprivileged, so its buffers have the size that `rmem_max` allows, and they really
 /// overrun.
 #[test]
-fn an_overrun_misses_nothing() {
+fn after_an_overrun_no_disk_is_missed() {
     let mut lab = Lab::new();
     let _rmem = RmemMax::set(212_992).unwrap();
     lab.attachd_config(CONFIG).unwrap();
@@ -164,7 +164,7 @@ fn a_dead_udevd_is_silent_in_health_and_heard_again_when_it_is_back() {
 
 /// Invariant 11: a udevd that is held up at one disk is not silent, and the other disks are served.
 #[test]
-fn a_disk_that_udevd_is_held_up_at_is_named_and_others_are_served_meanwhile() {
+fn a_disk_at_which_udevd_is_held_up_is_named_and_others_are_served() {
     let (mut lab, _attachd, api) = up();
     let (held, later) = (lab.volume(), lab.volume());
     intend(&api, &held);
@@ -222,7 +222,7 @@ const GATE: &str = "/run/lab/gate";
 /// The daemon refuses to start if it would receive no events: without a udevd, libudev joins no group and reports no
 /// error.
 #[test]
-fn a_daemon_that_would_hear_nothing_refuses_to_start() {
+fn a_daemon_that_would_receive_no_events_refuses_to_start() {
     let mut lab = Lab::builder().without_udevd().build().unwrap();
     lab.attachd_config(CONFIG).unwrap();
     lab.nbdkit_start().unwrap();
@@ -232,7 +232,7 @@ fn a_daemon_that_would_hear_nothing_refuses_to_start() {
 
 /// Repeated and reordered events of a real disk change nothing.
 #[test]
-fn a_replay_of_everything_changes_nothing() {
+fn a_replay_of_all_events_changes_nothing() {
     let (mut lab, attachd, api) = up();
     let (volume, disk) = served(&lab, &api);
     let before = show(&api, &volume)["timeline"].as_array().unwrap().len();

@@ -190,7 +190,7 @@ fn an_export_is_revoked_and_published_at_once_without_a_signal_while_its_disk_st
 
 /// This is why attachd leaves a section alone that leads elsewhere, and asks for a restart.
 #[test]
-fn what_a_changed_section_leads_to_is_served_until_a_restart_whatever_is_written_in_its_place() {
+fn a_changed_sections_path_is_served_until_a_restart_even_after_the_section_is_rewritten() {
     let (lab, mut server) = signalled(Release::Trixie);
     let (volume, _disk) = attached(&lab);
     let (other, _other_disk) = attached_with(&lab, 2 * MIB, DiskOptions::default());
@@ -507,7 +507,7 @@ fn the_check_and_the_real_server_agree_on_damaged_files() {
 
 /// Two servers may read the files in different orders, so it is undefined which of two exports of one name is served.
 #[test]
-fn a_folder_is_refused_for_its_one_bad_or_unreadable_file_and_two_of_one_name_are_told() {
+fn a_folder_with_one_bad_or_unreadable_file_is_refused_and_duplicate_names_are_reported() {
     let dir = tempfile::tempdir().unwrap();
     let server = check::ServerUser { uid: NBD.id, gid: NBD.id };
     fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o755)).unwrap();

@@ -116,7 +116,7 @@ fn written(lab: &Lab, name: &str, document: &Value) -> PathBuf {
 }
 
 #[test]
-fn the_openapi_document_is_what_the_daemon_does() {
+fn the_openapi_document_matches_the_daemon() {
     let (lab, attachd, api) = up();
     let (_volume, _disk) = served(&lab, &api);
     (0..3).for_each(|_| drop(intend(&api, &lab.volume())));

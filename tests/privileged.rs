@@ -83,7 +83,7 @@ fn with_everything_in_place_the_daemon_is_healthy_and_has_host_disks_written_dow
 }
 
 #[test]
-fn claims_changed_by_hand_and_host_disks_emptied_by_hand_are_put_right_by_a_resync_and_said() {
+fn claims_and_host_disks_changed_by_hand_are_repaired_by_a_resync_and_logged() {
     let (lab, attachd, api, _helper) = up_with_helper();
     let volume = lab.volume();
     intend(&api, &volume);
@@ -365,7 +365,7 @@ fn a_volume_whose_export_was_taken_away_for_a_withdrawal_is_not_ready_until_it_i
 
 /// An answer for one part of a volume must not end the wait of another part.
 #[test]
-fn a_late_answer_about_a_mark_leaves_a_volume_that_waits_for_its_clients_to_go_its_clock() {
+fn a_late_answer_about_a_mark_does_not_stop_the_wait_for_clients_to_go() {
     let (lab, attachd, api) = up();
     let (asked, asking) = mpsc::channel();
     helper_that(move |line, stream| drop(asked.send((line, stream))));
@@ -479,7 +479,7 @@ fn a_node_that_was_left_marked_is_given_back_by_a_resync() {
 }
 
 #[test]
-fn a_disk_that_is_open_by_nobody_who_can_be_seen_is_not_taken_for_free() {
+fn a_disk_opened_by_an_invisible_client_is_not_taken_for_free() {
     let (lab, attachd, api) = up();
     let asking = helper_of_the_tests();
     let (volume, _disk) = served(&lab, &api);
@@ -497,7 +497,7 @@ fn a_disk_that_is_open_by_nobody_who_can_be_seen_is_not_taken_for_free() {
 
 /// udevd may have processed the disk with rules from before the package was installed.
 #[test]
-fn a_disk_that_stays_unmarked_although_the_helper_said_yes_is_looked_at_again() {
+fn a_disk_that_stays_unmarked_after_a_retrigger_is_retriggered_again() {
     let (lab, _attachd, api) = up();
     let (asked, asking) = mpsc::channel();
     helper_that(move |line, mut stream| {

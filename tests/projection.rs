@@ -60,7 +60,7 @@ fn states(volume: &Volume) -> String {
 }
 
 #[test]
-fn a_lost_volume_keeps_its_rows_and_what_others_wrote_into_them_until_it_is_withdrawn() {
+fn a_lost_volume_keeps_its_rows_and_foreign_columns_until_it_is_withdrawn() {
     let (lab, _attachd, api) = up();
     let (volume, mut disk) = served(&lab, &api);
     let states = states(&volume);
@@ -77,7 +77,7 @@ fn a_lost_volume_keeps_its_rows_and_what_others_wrote_into_them_until_it_is_with
 }
 
 #[test]
-fn a_volume_whose_rows_are_refused_is_named_and_changes_nothing_for_itself_or_for_others() {
+fn a_volume_whose_rows_are_refused_is_named_and_stays_served_like_the_others() {
     let (lab, mut attachd, api) = up();
     let refused = lab.volume();
     sql(&format!(
@@ -110,7 +110,7 @@ fn a_volume_whose_rows_are_refused_is_named_and_changes_nothing_for_itself_or_fo
 }
 
 #[test]
-fn tables_that_cannot_be_written_change_nothing_else_and_are_caught_up_with_also_after_a_death() {
+fn tables_that_cannot_be_written_affect_nothing_else_and_are_written_later_even_after_a_kill() {
     for killed in [false, true] {
         std::thread::spawn(move || away(killed)).join().unwrap();
     }
@@ -155,7 +155,7 @@ fn away(killed: bool) {
 
 /// An idle daemon has no cost for it.
 #[test]
-fn the_connection_goes_when_nothing_is_owed_for_a_while_and_comes_back() {
+fn the_connection_is_closed_when_nothing_is_pending_for_a_while_and_opened_again() {
     let (lab, attachd, api) = up();
     let tasks = format!("/proc/{}/task", attachd.pid().unwrap());
     // SQLite has one thread for each connection: to write, to read, and for the projection.

@@ -42,7 +42,7 @@ fn readers() -> Vec<u32> {
 
 /// This is one test, because a process has only one reader.
 #[test]
-fn a_question_that_hangs_keeps_nobody_from_an_answer_and_a_reader_that_is_gone_is_replaced() {
+fn a_read_that_hangs_delays_no_other_read_and_a_dead_reader_is_replaced() {
     let dir = tempfile::tempdir().unwrap();
     let mut stalled = folder(dir.path());
     let ask = |name: &'static str| {

@@ -105,7 +105,7 @@ fn was_revoked(volume: &Value) -> bool {
 
 /// Whatever cannot be read of a served disk: it stays served, health reports it, and it ends by itself.
 #[test]
-fn a_served_disk_that_cannot_be_read_stays_served_is_told_and_is_read_again_by_itself() {
+fn a_served_disk_that_cannot_be_read_stays_served_is_reported_and_is_read_again() {
     let (lab, _attachd, api) = up();
     let (volume, disk) = served(&lab, &api);
     for name in ["diskseq", "size", "ro", "holders", "loop/backing_file"] {
@@ -172,7 +172,7 @@ fn a_start_during_which_disks_cannot_be_read_leaves_them_served() {
 }
 
 #[test]
-fn nothing_is_published_while_what_the_host_uses_cannot_be_read_and_all_is_served_when_it_can() {
+fn nothing_is_published_while_the_hosts_uses_cannot_be_read_and_everything_later() {
     let (lab, _attachd, api) = up();
     let (kept, _kept_disk) = served(&lab, &api);
     let closed = InPlace::closed(Path::new("/proc/swaps"));
@@ -191,7 +191,7 @@ fn nothing_is_published_while_what_the_host_uses_cannot_be_read_and_all_is_serve
 
 /// A name is bytes: one that is not UTF-8 makes no table unreadable and hides no disk in it.
 #[test]
-fn a_mount_point_of_any_bytes_takes_nothing_from_anybody_and_is_found() {
+fn a_mount_point_with_any_bytes_in_its_name_is_found_and_hides_no_other() {
     let (lab, _attachd, api) = up();
     let (volume, disk) = served(&lab, &api);
     let mine = lab.volume();
@@ -234,7 +234,7 @@ fn a_disk_the_host_swaps_to_is_refused_also_beside_a_swap_file_of_any_bytes() {
 }
 
 #[test]
-fn accounts_of_any_bytes_keep_neither_the_daemon_nor_the_helper_from_knowing_its_own() {
+fn account_names_with_any_bytes_do_not_hide_attachds_own_accounts() {
     let lab = with_nbdkit();
     for (path, line) in
         [("/etc/group", &b"ren\xe9:x:4711:\n"[..]), ("/etc/passwd", b"rene:x:4711:4711:Ren\xe9:/:/bin/sh\n")]
@@ -253,7 +253,7 @@ fn accounts_of_any_bytes_keep_neither_the_daemon_nor_the_helper_from_knowing_its
 
 /// Invariant 15: the checks that attachd makes for callers are limited, however many callers there are.
 #[test]
-fn checks_that_many_ask_for_at_once_are_one_and_take_few_descriptors() {
+fn simultaneous_checks_are_combined_and_take_few_descriptors() {
     const VOLUMES: usize = 24;
     const CALLERS: usize = 4;
     /// The limit of descriptors for all checks together, without the server's list.

@@ -37,7 +37,7 @@ fn event(origin: Origin, properties: &HashMap<&str, &str>) -> Option<DiskEvent> 
 }
 
 #[test]
-fn whole_disks_are_heard_and_partitions_are_not() {
+fn events_of_whole_disks_are_read_and_those_of_partitions_are_not() {
     let all = blocks();
     assert_eq!(all.len(), 14);
     let disks: Vec<_> = all.iter().filter_map(|block| event(Origin::Udev, block)).collect();
@@ -135,7 +135,7 @@ fn a_virtio_disk_is_read_with_its_serial_size_and_link() {
 
 /// The worst moment of the recording: udevd was dead while cccc's disk was pulled and 5555's disk got its name.
 #[test]
-fn the_stale_link_of_the_recording_makes_neither_volume_the_disks() {
+fn the_stale_link_of_the_recording_matches_the_disk_to_neither_volume() {
     let tree = Tree::new();
     tree.disk("vdb", VDB, 5, Some(FIVE));
     tree.link(C, "vdb");
@@ -190,7 +190,7 @@ fn every_use_by_the_host_is_found_on_the_disk_and_on_its_partitions() {
 }
 
 #[test]
-fn what_the_host_uses_being_unreadable_makes_every_disk_unusable() {
+fn unreadable_host_tables_make_every_disk_unusable() {
     let tree = Tree::new();
     tree.disk("vdb", VDB, 2, Some(C));
     fs::remove_file(tree.root.path().join("proc/self/mountinfo")).unwrap();
@@ -227,7 +227,7 @@ fn truth(tree: &Tree) {
 }
 
 #[test]
-fn the_recording_holds_a_stream_worth_replaying() {
+fn the_recording_has_enough_events_to_replay() {
     let events = stream();
     let count = |origin| events.iter().filter(|(who, ..)| *who == origin).count();
     println!("{} disk events of the kernel, {} of udev", count(Origin::Kernel), count(Origin::Udev));
@@ -240,7 +240,7 @@ proptest! {
     /// Invariant 3: in any order, with any event missing or repeated, events only make the daemon read. It sees what
     /// is there, and after one resync it has seen everything.
     #[test]
-    fn any_replay_of_the_recording_ends_with_the_truth(
+    fn any_replay_of_the_recording_ends_with_the_real_disks(
         order in proptest::collection::vec(any::<prop::sample::Index>(), 0..80)
     ) {
         let tree = Tree::new();
@@ -264,7 +264,7 @@ proptest! {
 }
 
 #[test]
-fn a_link_to_something_that_is_no_block_device_is_told_apart() {
+fn a_link_to_something_other_than_a_block_device_is_recognised() {
     let tree = Tree::new();
     assert_eq!(tree.sysfs().resolve("/dev/disk/by-id/virtio-none").unwrap(), LinkTarget::Missing);
     fs::write(tree.root.path().join("dev/disk/by-id/virtio-file"), "").unwrap();

@@ -72,7 +72,7 @@ fn limits_and_the_hosts_own_vm_take_effect_at_a_reload() {
 }
 
 #[test]
-fn what_takes_a_restart_is_named_and_stays_as_it_is_until_then() {
+fn settings_that_need_a_restart_are_named_and_stay_unchanged_until_then() {
     let (lab, mut attachd, api) = up();
     let (volume, _disk) = served(&lab, &api);
     let elsewhere = "listen = \"127.0.0.1:10999\"";
@@ -146,7 +146,7 @@ fn replace(old: &str, new: &str) {
 }
 
 #[test]
-fn certificates_that_are_replaced_are_read_again_without_a_word() {
+fn replaced_certificates_are_read_again_without_a_reload() {
     let mut lab = Lab::new();
     let (mine, renewed) = (certificates(&lab, "mine"), certificates(&lab, "renewed"));
     serve_with(&mut lab, &renewed);

@@ -56,7 +56,7 @@ fn every_daemon_is_started_once_more_when_its_handle_is_dropped_unless_the_test_
 }
 
 #[test]
-fn whatever_does_not_come_back_as_it_was_is_found() {
+fn every_difference_after_a_restart_is_found() {
     let lost = said_of(LATE, |_, volume, _| sql(&format!("DELETE FROM intents WHERE volume_id = '{}'", volume.id)));
     assert!(lost.contains("DIFFERS volume") && lost.contains("state\n  before ready\n  after  -"), "{lost}");
     let changed = said_of(LATE, |_, _, _| sql("UPDATE intents SET vm_id = 'another'"));
@@ -73,7 +73,7 @@ fn whatever_does_not_come_back_as_it_was_is_found() {
 }
 
 #[test]
-fn a_killed_daemon_has_to_hold_what_it_had_answered() {
+fn a_killed_daemon_must_still_have_every_accepted_volume() {
     let lost = |meanwhile: fn()| {
         in_a_lab(move || {
             let (lab, mut attachd, api) = up();
@@ -92,7 +92,7 @@ fn a_killed_daemon_has_to_hold_what_it_had_answered() {
 }
 
 #[test]
-fn a_daemon_that_ends_by_itself_is_no_end_of_a_test() {
+fn a_daemon_that_ends_by_itself_fails_the_test() {
     let (_lab, attachd, _api) = up();
     let daemon = Held::open(attachd.pid().unwrap()).unwrap();
     daemon.signal(Signal::KILL);

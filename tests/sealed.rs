@@ -22,7 +22,7 @@ fn is_served(lab: &Lab, volume: &Volume) -> bool {
 }
 
 #[test]
-fn a_sealed_volume_is_served_to_nobody_until_its_operation_unseals_it() {
+fn a_sealed_volume_is_not_served_until_its_operation_unseals_it() {
     let (lab, mut attachd, api) = up();
     let (volume, mut disk) = served(&lab, &api);
     let (open, _other) = served(&lab, &api);
@@ -67,7 +67,7 @@ fn a_sealed_volume_is_served_to_nobody_until_its_operation_unseals_it() {
 }
 
 #[test]
-fn a_sealed_volume_is_nobody_elses_to_withdraw_and_keeps_its_claim_until_it_is_released() {
+fn a_sealed_volume_cannot_be_withdrawn_and_keeps_its_claim_until_its_operation_releases_it() {
     let (lab, _attachd, api) = up();
     let (volume, _disk) = served(&lab, &api);
     let claim = std::path::Path::new("/var/lib/attachd/claims").join(&volume.serial);

@@ -164,7 +164,7 @@ fn a_disk_the_host_uses_is_refused_by_name_before_and_after() {
 }
 
 #[test]
-fn a_disk_with_a_partition_table_is_served_whole_and_its_partitions_are_nobodys() {
+fn a_disk_with_a_partition_table_is_served_whole_and_its_partitions_are_ignored() {
     let (lab, _attachd, api) = up();
     let volume = lab.volume();
     intend(&api, &volume);
@@ -179,7 +179,7 @@ fn a_disk_with_a_partition_table_is_served_whole_and_its_partitions_are_nobodys(
 
 /// Invariant 8: the same request has the same answer, and a different request gets an error that names the field.
 #[test]
-fn asking_twice_is_the_same_as_once_and_asking_otherwise_names_the_field() {
+fn a_repeated_intent_has_the_same_answer_and_a_different_one_names_the_field() {
     let (lab, _attachd, api) = up();
     let volume = lab.volume();
     let first = json!({ "volume_id": volume.id, "vm_id": "vm-1", "size_bytes": 4096 });
@@ -249,7 +249,7 @@ fn an_orderly_stop_ends_in_time_with_a_listener_connected_and_leaves_exports_ser
 }
 
 #[test]
-fn the_servers_death_is_said_and_its_return_proves_the_exports_again() {
+fn the_servers_death_is_reported_and_its_return_proves_the_exports_again() {
     let (mut lab, _attachd, api) = up();
     let (volume, disk) = served(&lab, &api);
     lab.nbdkit_kill().unwrap();
@@ -346,7 +346,7 @@ fn after_a_duplicate_the_survivor_is_published_only_when_the_link_leads_to_it() 
 
 /// Invariant 8: a field that a request leaves out is not compared, whatever the default is by now.
 #[test]
-fn the_hosts_own_vm_is_not_asked_for_by_leaving_the_vm_out() {
+fn a_request_without_a_vm_does_not_ask_for_the_hosts_own_vm() {
     let mut lab = lab::Lab::new();
     lab.attachd_config(&format!("{CONFIG}[host]\nvm_id = \"vm-host\"\n")).unwrap();
     lab.nbdkit_start().unwrap();
@@ -383,7 +383,7 @@ fn retries_do_not_fill_the_timeline() {
 
 /// Invariant 4: `ready` means served with the device's own size, whatever program listens on the port.
 #[test]
-fn a_server_that_serves_another_size_never_makes_a_volume_ready() {
+fn a_server_that_reports_another_size_never_makes_a_volume_ready() {
     let lab = lab::Lab::new();
     lab.attachd_config(CONFIG).unwrap();
     // A process with nbdkit's name, and a server on its port that reports a wrong size.
@@ -428,7 +428,7 @@ fn lie(mut client: TcpStream, size: u64) {
 
 /// Invariant 9: nothing is created or removed under `/dev`, no node is opened, and no program is run.
 #[test]
-fn a_whole_life_touches_nothing_under_dev_and_runs_no_program_but_the_daemons_own() {
+fn a_volumes_whole_life_changes_nothing_under_dev_and_runs_no_other_program() {
     let lab = with_nbdkit();
     let log = lab.dir().join("strace");
     let options = lab::AttachdOptions {
@@ -472,7 +472,7 @@ fn run(program: &str, arguments: &[&str]) {
 
 /// Invariant 11: health reports a volume that is not served any more or has passed its deadline, until that is over.
 #[test]
-fn health_tells_of_volumes_that_are_lost_or_waited_in_vain_until_they_are_not() {
+fn health_reports_lost_and_expired_volumes_until_they_recover() {
     let (lab, _attachd, api) = up();
     let problems = || {
         let health = health(&api);

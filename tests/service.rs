@@ -1,12 +1,12 @@
 //! attachd as a service: the package, its units and its rules under a real systemd.
 #![allow(clippy::unwrap_used, reason = "a test's panic is its failure")]
 
+#[path = "service/access.rs"]
+mod access;
 #[path = "service/backend.rs"]
 mod backend;
 #[path = "service/bad_input.rs"]
 mod bad_input;
-#[path = "service/doors.rs"]
-mod doors;
 #[path = "service/host.rs"]
 mod host;
 #[path = "service/initramfs.rs"]
@@ -74,7 +74,7 @@ fn three_commands_lead_from_an_empty_host_to_a_served_volume() {
 }
 
 #[test]
-fn systemd_has_nothing_to_say_against_any_unit() {
+fn systemd_analyze_verify_accepts_every_unit() {
     let host = Host::installed();
     // The package only suggests nbd-server, but a unit's program must be there to be verified.
     nbd_server::install(&host, Release::Trixie);

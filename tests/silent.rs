@@ -50,7 +50,7 @@ fn healed(api: &Api, volume: &lab::Volume) {
 }
 
 #[test]
-fn a_server_at_another_port_than_configured_is_told_before_there_is_a_volume() {
+fn a_server_at_another_port_is_reported_before_there_is_a_volume() {
     let lab = with_nbdkit();
     lab.attachd_config(&format!("{CONFIG}[export]\nlisten = \"127.0.0.1:10810\"\n")).unwrap();
     let attachd = start(&lab);
@@ -69,7 +69,7 @@ fn a_server_at_another_port_than_configured_is_told_before_there_is_a_volume() {
 }
 
 #[test]
-fn a_full_port_is_told_and_nothing_is_ready_until_there_is_a_place_again() {
+fn a_full_port_is_reported_and_nothing_is_ready_until_a_connection_is_free() {
     many_descriptors();
     let (lab, _attachd, api) = up();
     let (volume, _disk) = served(&lab, &api);
@@ -93,7 +93,7 @@ fn a_full_port_is_told_and_nothing_is_ready_until_there_is_a_place_again() {
 }
 
 #[test]
-fn a_proof_that_meets_a_full_port_is_told_of_every_volume() {
+fn a_handshake_that_meets_a_full_port_changes_every_volumes_state() {
     many_descriptors();
     let (lab, _attachd, api) = up();
     let (volume, _disk) = served(&lab, &api);
@@ -108,7 +108,7 @@ fn a_proof_that_meets_a_full_port_is_told_of_every_volume() {
 }
 
 #[test]
-fn a_check_of_the_exports_that_fails_changes_what_is_said_of_them() {
+fn a_failed_check_of_the_exports_changes_their_volumes_state() {
     many_descriptors();
     let (lab, _attachd, api) = up();
     let (volume, _disk) = served(&lab, &api);
@@ -122,7 +122,7 @@ fn a_check_of_the_exports_that_fails_changes_what_is_said_of_them() {
 }
 
 #[test]
-fn a_stopped_server_is_told_after_a_second_and_by_its_volumes_soon_after() {
+fn a_stopped_server_is_reported_after_a_second_and_soon_by_its_volumes() {
     let (lab, _attachd, api) = up();
     let (volume, _disk) = served(&lab, &api);
     // A very recent answer counts as present, so the last answer must be older than that.

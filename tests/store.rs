@@ -277,7 +277,7 @@ fn removed_or_replaced(replaced: bool) {
 
 /// With the log of a daemon that was killed, and without a log.
 #[test]
-fn a_start_on_a_full_disk_serves_what_is_on_record_and_goes_on_when_there_is_room() {
+fn a_start_on_a_full_disk_serves_recorded_volumes_and_recovers_when_there_is_room() {
     for orderly in [true, false] {
         std::thread::spawn(move || started_on_a_full_disk(orderly)).join().unwrap();
     }
@@ -342,7 +342,7 @@ fn started_on_a_full_disk(orderly: bool) {
 
 /// Invariant 14.
 #[test]
-fn what_was_accepted_reads_the_same_after_a_restart_and_may_be_asked_for_again_in_the_same_words() {
+fn an_accepted_intent_reads_the_same_after_a_restart_and_can_be_repeated() {
     let (lab, mut attachd, api) = up();
     let (ready, _disk) = served(&lab, &api);
     let mut asked = Vec::new();
@@ -406,7 +406,7 @@ impl Clock {
 const YEAR: i64 = 365 * 86_400;
 
 #[test]
-fn a_wall_clock_that_jumps_by_a_year_ends_no_waiting_keeps_none_and_forgets_nothing() {
+fn a_wall_clock_that_jumps_by_a_year_changes_no_deadline_and_deletes_nothing() {
     for jump in [YEAR, -YEAR] {
         std::thread::spawn(move || jumped(jump)).join().unwrap();
     }

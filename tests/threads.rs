@@ -49,7 +49,7 @@ fn why_unread(api: &Api, disk: &Disk) -> Option<String> {
 }
 
 #[test]
-fn without_threads_nothing_breaks_or_is_stuck_health_names_it_and_all_goes_on_when_there_are_some_again() {
+fn without_threads_nothing_breaks_health_reports_it_and_everything_continues_later() {
     let (lab, mut attachd, api) = up();
     let (stays, stays_disk) = served(&lab, &api);
     let (pulled, mut pulled_disk) = served(&lab, &api);

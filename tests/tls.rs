@@ -44,7 +44,7 @@ fn an_export_under_tls_is_proven_with_certificates_and_refused_in_the_clear() {
 }
 
 #[test]
-fn a_server_with_a_strangers_certificate_is_not_believed() {
+fn a_server_with_a_certificate_of_another_authority_is_not_trusted() {
     let mut lab = Lab::new();
     let certificates = certificates(&lab, "certificates");
     let strangers = common::certificates(&lab, "strangers");
@@ -56,7 +56,7 @@ fn a_server_with_a_strangers_certificate_is_not_believed() {
 }
 
 #[test]
-fn a_server_whose_certificate_names_another_is_not_believed() {
+fn a_server_whose_certificate_has_another_name_is_not_trusted() {
     let mut lab = Lab::new();
     let certificates = certificates(&lab, "certificates");
     serve_with(&mut lab, &certificates);
@@ -98,7 +98,7 @@ fn config_with_key(keys: &Path) -> String {
 }
 
 #[test]
-fn an_export_under_tls_is_proven_with_a_shared_key_and_the_key_is_told_nobody() {
+fn an_export_under_tls_is_proven_with_a_shared_key_that_never_shows_anywhere() {
     let mut lab = Lab::new();
     serve_with_keys(&mut lab);
     let own = keys(&lab, "attachd.psk", &[("attachd", RIGHT)], people::ATTACHD);
@@ -115,7 +115,7 @@ fn an_export_under_tls_is_proven_with_a_shared_key_and_the_key_is_told_nobody() 
 }
 
 #[test]
-fn a_server_that_has_another_key_is_not_believed() {
+fn a_server_with_another_key_is_not_trusted() {
     let mut lab = Lab::new();
     serve_with_keys(&mut lab);
     let wrong = keys(&lab, "attachd.psk", &[("attachd", WRONG)], people::ATTACHD);
@@ -126,7 +126,7 @@ fn a_server_that_has_another_key_is_not_believed() {
 
 /// A server without the key must not be accepted because of a certificate, whoever has signed it.
 #[test]
-fn a_server_that_shows_a_certificate_in_place_of_the_key_is_not_believed() {
+fn a_server_that_shows_a_certificate_in_place_of_the_key_is_not_trusted() {
     let mut lab = Lab::new();
     let certificates = certificates(&lab, "certificates");
     let folder = format!("--tls-certificates={}", certificates.folder().display());

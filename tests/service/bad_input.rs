@@ -24,7 +24,7 @@ fn journal_says(host: &Host, unit: &str, words: &[&str]) {
 }
 
 #[test]
-fn a_garbled_request_to_the_helper_is_refused_and_said() {
+fn a_malformed_request_to_the_helper_is_refused_and_logged() {
     let host = Host::installed();
     for (line, shown) in [
         ("retrigger /dev/vda\n", "retrigger /dev/vda"),
@@ -43,7 +43,7 @@ fn a_garbled_request_to_the_helper_is_refused_and_said() {
 /// As whoever has taken over the daemon could: it marks nothing while the daemon looks. What attachd did not make is left
 /// alone, and said.
 #[test]
-fn a_claim_written_by_hand_and_one_taken_away_are_put_right_and_said() {
+fn claims_added_or_removed_by_hand_are_repaired_and_logged() {
     let host = Host::installed();
     let (volume, _disk) = host.served();
     let stranger = host.lab().volume();
@@ -68,7 +68,7 @@ fn a_claim_written_by_hand_and_one_taken_away_are_put_right_and_said() {
 }
 
 #[test]
-fn a_list_of_host_disks_that_was_emptied_by_hand_is_filled_again_and_said() {
+fn a_list_of_host_disks_emptied_by_hand_is_filled_again_and_logged() {
     let volume = Volume::random();
     let (_root, host) = Host::installed_on(&volume);
     let folder = Path::new("/etc/attachd/host-disks");

@@ -30,7 +30,7 @@ fn with_file_system(host: &Host) -> Disk {
 }
 
 #[test]
-fn in_the_initramfs_only_the_hosts_own_disks_are_looked_into_unless_it_would_not_boot() {
+fn in_the_initramfs_only_the_hosts_own_disks_are_probed_unless_it_would_not_boot() {
     let host = Host::installed();
     let (own, volume) = (with_file_system(&host), with_file_system(&host));
     assert_eq!((found_on(&host, &own).as_str(), found_on(&host, &volume).as_str()), ("ext4", "ext4"), "the control");

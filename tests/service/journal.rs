@@ -86,7 +86,7 @@ fn the_journal_tells_the_whole_story_of_a_volume_and_explains_it() {
 
 /// What an operator who looks for trouble finds, and what `systemctl status` says.
 #[test]
-fn each_state_is_told_by_its_name_and_as_loud_as_it_deserves() {
+fn each_state_has_its_journal_entry_with_the_right_priority() {
     let host = Host::installed();
     let (lost, mut disk) = host.served();
     disk.detach().unwrap();
@@ -172,7 +172,7 @@ impl Drop for Stopped {
 }
 
 #[test]
-fn a_journald_that_hangs_keeps_nobody_waiting_and_what_it_missed_is_counted() {
+fn a_hanging_journald_delays_nothing_and_lost_entries_are_counted() {
     // More than may wait for it.
     const INTENTS: usize = 4800;
     let host = Host::installed();

@@ -85,7 +85,7 @@ fn exports_are_served_and_intents_accepted_while_the_daemon_restarts() {
 }
 
 #[test]
-fn a_killed_daemon_comes_back_by_itself_and_its_exports_never_left() {
+fn a_killed_daemon_comes_back_by_itself_and_its_exports_stay_served() {
     let host = Host::installed();
     let (volume, _disk) = host.served();
     let clients = while_clients_connect(&host, &volume, || {

@@ -105,7 +105,7 @@ fn the_socket_activated_unit_serves_each_connection_on_both_versions() {
 
 /// Left to itself, attachd goes the way whose unit is started; and what was served by one is served by the next.
 #[test]
-fn attachd_serves_by_nbd_server_in_the_way_whose_unit_runs() {
+fn attachd_uses_nbd_server_in_the_mode_whose_unit_runs() {
     let host = Host::installed();
     install(&host, Release::Trixie);
     let (volume, disk) = host.served();

@@ -93,7 +93,7 @@ fn come_and_go(times: usize, at_once: usize) {
 }
 
 #[test]
-fn the_next_client_of_a_full_port_is_turned_away_and_those_before_are_served_on() {
+fn the_next_client_of_a_full_port_is_refused_and_earlier_ones_stay_served() {
     many_descriptors();
     let host = Host::installed();
     let (volume, _disk) = host.served();
@@ -119,7 +119,7 @@ fn the_next_client_of_a_full_port_is_turned_away_and_those_before_are_served_on(
 }
 
 #[test]
-fn clients_that_say_nothing_do_not_take_the_port_from_others() {
+fn silent_clients_do_not_take_the_port_from_others() {
     many_descriptors();
     let host = Host::installed();
     let (volume, _disk) = host.served();
@@ -150,7 +150,7 @@ fn the_port_is_served_after_a_hundred_thousand_connections_have_come_and_gone() 
 
 /// The control of the tests above: nbdkit with no limit but its descriptors loses those that it could not serve.
 #[test]
-fn nbdkit_whose_descriptors_end_first_loses_some_for_good() {
+fn nbdkit_that_runs_out_of_descriptors_leaks_some_for_ever() {
     many_descriptors();
     let host = Host::installed();
     let unlimited = "[Service]\nDeviceAllow=block-loop rw\nLimitNOFILE=128\nExecStart=\n\

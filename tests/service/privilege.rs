@@ -14,7 +14,7 @@ use crate::package;
 const GROUP_DISK: u32 = 6;
 
 #[test]
-fn daemon_and_nbd_server_are_nobody_special() {
+fn daemon_and_nbd_server_have_no_special_privileges() {
     let host = Host::installed();
     for (unit, user) in [("attachd.service", "attachd"), ("attachd-nbdkit.service", "attachd-nbd")] {
         let id = id_of("/etc/passwd", user);
@@ -169,7 +169,7 @@ fn a_disk_mounted_anywhere_on_the_host_is_refused_before_and_after_the_start() {
 }
 
 #[test]
-fn the_folder_of_host_disks_is_made_again_when_somebody_took_it_away() {
+fn a_removed_folder_of_host_disks_is_made_again() {
     let host = Host::installed();
     host.run("systemctl", &["stop", "attachd-helper.service"]);
     fs::remove_dir_all("/etc/attachd/host-disks").unwrap();

@@ -37,7 +37,7 @@ fn told(host: &Host, volume: &Volume) -> String {
 }
 
 #[test]
-fn what_keeps_the_nbd_server_down_is_named_with_what_helps() {
+fn the_cause_of_a_server_that_is_down_is_named_with_its_cure() {
     let host = Host::installed();
     let (volume, _disk) = host.served();
     let up = || {

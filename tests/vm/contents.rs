@@ -142,8 +142,8 @@ fn the_nbd_server_opens(guest: &Guest, carrier: &Carrier) -> bool {
 }
 
 #[test]
-fn nobody_looks_into_a_claimed_disk_whatever_it_carries_neither_live_nor_at_boot() {
-    let name = "nobody_looks_into_a_claimed_disk_whatever_it_carries_neither_live_nor_at_boot";
+fn no_program_probes_a_claimed_disk_whatever_it_contains_neither_live_nor_at_boot() {
+    let name = "no_program_probes_a_claimed_disk_whatever_it_contains_neither_live_nor_at_boot";
     let guest = Guest::up(name, Machine::Q35);
     let (mut claimed, twins) = (set(&guest, "claimed"), set(&guest, "twin"));
     fill(&guest, &claimed);

@@ -11,8 +11,9 @@ const FILL: &str = "mkdir /fill; n=0; for size in 1G 256M 64M 16M 4M 1M 256K 64K
     while fallocate -l $size /fill/$n 2>/dev/null; do n=$((n+1)); done; rm -f /fill/$n; done; ! dd if=/dev/zero of=/fill/x bs=4k count=1 2>/dev/null; test ! -s /fill/x";
 
 #[test]
-fn a_start_on_a_full_disk_serves_what_is_on_record_and_heals_when_there_is_room() {
-    let guest = Guest::up("a_start_on_a_full_disk_serves_what_is_on_record_and_heals_when_there_is_room", Machine::Q35);
+fn a_start_on_a_full_disk_serves_recorded_volumes_and_the_rest_when_there_is_room() {
+    let guest =
+        Guest::up("a_start_on_a_full_disk_serves_recorded_volumes_and_the_rest_when_there_is_room", Machine::Q35);
     let volume = Volume::random();
     let disk = guest.disk(&volume, 4 * MIB);
     guest.intend(&volume);

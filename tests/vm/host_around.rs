@@ -38,8 +38,8 @@ fn close_connections(guest: &Guest) -> String {
 }
 
 #[test]
-fn a_guest_of_1_gb_serves_the_200th_client_and_turns_away_what_is_too_much() {
-    let guest = Guest::up("a_guest_of_1_gb_serves_the_200th_client_and_turns_away_what_is_too_much", Machine::Q35);
+fn a_guest_of_1_gb_serves_the_200th_client_and_refuses_clients_above_the_limit() {
+    let guest = Guest::up("a_guest_of_1_gb_serves_the_200th_client_and_refuses_clients_above_the_limit", Machine::Q35);
     let (volume, disk) = served(&guest);
     let process = property(&guest, NBDKIT, "MainPID");
     open_connections(&guest, &volume, 200, 0);
@@ -78,8 +78,9 @@ fn a_host_that_forbids_namespaces_to_users_is_served() {
 
 /// The limit is the user's, whichever program has used it up.
 #[test]
-fn a_start_without_inotify_instances_names_the_limit_and_who_has_used_it_up() {
-    let guest = Guest::up("a_start_without_inotify_instances_names_the_limit_and_who_has_used_it_up", Machine::Q35);
+fn a_start_without_inotify_instances_names_the_limit_and_the_program_that_uses_them() {
+    let guest =
+        Guest::up("a_start_without_inotify_instances_names_the_limit_and_the_program_that_uses_them", Machine::Q35);
     let (volume, disk) = served(&guest);
     // inotify_init1, until there are no more.
     let hog = "$| = 1; for (1..1000) { last if syscall(294, 0) < 0 } open my $done, '>', '/tmp/done'; sleep 1000";

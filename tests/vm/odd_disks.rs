@@ -22,8 +22,8 @@ fn steps(guest: &Guest, volume: &Volume) -> Vec<String> {
 }
 
 #[test]
-fn partitions_and_their_table_read_anew_do_not_disturb_an_export() {
-    let guest = Guest::up("partitions_and_their_table_read_anew_do_not_disturb_an_export", Machine::Q35);
+fn partitions_and_a_reread_partition_table_do_not_disturb_an_export() {
+    let guest = Guest::up("partitions_and_a_reread_partition_table_do_not_disturb_an_export", Machine::Q35);
     let volume = Volume::random();
     let disk = guest.disk(&volume, 8 * MIB);
     let table = std::process::Command::new("sfdisk")
@@ -73,8 +73,8 @@ fn a_disk_that_grows_is_proven_and_served_with_its_new_size() {
 }
 
 #[test]
-fn a_disk_without_a_proper_serial_is_nobodys() {
-    let guest = Guest::up("a_disk_without_a_proper_serial_is_nobodys", Machine::Q35);
+fn a_disk_without_a_usable_serial_matches_no_volume() {
+    let guest = Guest::up("a_disk_without_a_usable_serial_matches_no_volume", Machine::Q35);
     let volume = Volume::of("abcdefab-cdef-abcd-efab-000000000000");
     guest.intend(&volume);
     let odd = [

@@ -7,8 +7,8 @@ use crate::guest::Guest;
 use crate::machine::Machine;
 
 #[test]
-fn what_was_answered_survives_a_power_cut_amid_eleven_attaches_and_the_rest_is_finished() {
-    let name = "what_was_answered_survives_a_power_cut_amid_eleven_attaches_and_the_rest_is_finished";
+fn accepted_intents_survive_a_power_cut_during_eleven_attaches_and_the_rest_is_finished() {
+    let name = "accepted_intents_survive_a_power_cut_during_eleven_attaches_and_the_rest_is_finished";
     let guest = Guest::up(name, Machine::Q35);
     let volumes: Vec<_> = (0..11).map(|_| Volume::random()).collect();
     let disks: Vec<_> = volumes.iter().map(|volume| guest.disk(volume, 4 * MIB)).collect();

@@ -8,8 +8,8 @@ use crate::guest::Guest;
 use crate::machine::Machine;
 
 #[test]
-fn after_a_boot_with_other_device_names_every_export_is_proven_anew_before_it_is_served() {
-    let name = "after_a_boot_with_other_device_names_every_export_is_proven_anew_before_it_is_served";
+fn after_a_boot_with_other_device_names_every_export_is_proven_before_it_is_served() {
+    let name = "after_a_boot_with_other_device_names_every_export_is_proven_before_it_is_served";
     let guest = Guest::off(name, Machine::Q35);
     let volumes: Vec<_> = (0..5).map(|_| Volume::random()).collect();
     let disks: Vec<_> = volumes.iter().map(|volume| guest.disk(volume, 4 * MIB)).collect();

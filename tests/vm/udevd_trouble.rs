@@ -9,8 +9,8 @@ use crate::machine::Machine;
 const UDEVD: &str = "systemd-udevd-kernel.socket systemd-udevd-control.socket systemd-udevd.service";
 
 #[test]
-fn whatever_happens_to_udevd_the_end_is_the_same() {
-    let guest = Guest::up("whatever_happens_to_udevd_the_end_is_the_same", Machine::Q35);
+fn any_trouble_of_udevd_ends_with_the_same_served_volumes() {
+    let guest = Guest::up("any_trouble_of_udevd_ends_with_the_same_served_volumes", Machine::Q35);
     let volumes: Vec<_> = (0..10).map(|_| Volume::random()).collect();
     let disks: Vec<_> = volumes.iter().map(|volume| guest.disk(volume, 2 * MIB)).collect();
     guest.intend_all(&volumes);

@@ -1,4 +1,4 @@
-//! Every door: listeners, sockets, files.
+//! Everything through which attachd can be reached: listeners, sockets, files.
 
 use std::os::unix::fs::PermissionsExt;
 
@@ -7,7 +7,7 @@ use lab::Certificates;
 use crate::host::Host;
 
 #[test]
-fn every_listener_is_one_of_these() {
+fn no_other_listener_exists() {
     let host = Host::installed();
     let (_volume, _disk) = host.served();
     let tcp = host.run("ss", &["-Hltn"]);
@@ -24,7 +24,7 @@ fn every_listener_is_one_of_these() {
 }
 
 #[test]
-fn every_file_has_the_owner_and_mode_that_the_documentation_says() {
+fn every_file_has_the_documented_owner_and_mode() {
     let host = Host::installed();
     let (volume, _disk) = host.served();
     let claim = format!("/var/lib/attachd/claims/{}", volume.serial);

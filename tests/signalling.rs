@@ -34,7 +34,7 @@ fn wait_not_told(api: &Api, wanted: bool) {
 
 /// As after a start in which the server did not handle signals yet, or the helper's socket was not there.
 #[test]
-fn a_server_that_could_not_be_told_is_told_by_itself_also_when_no_volume_waits() {
+fn a_server_that_could_not_be_signalled_is_signalled_later_even_if_no_volume_waits() {
     let lab = Lab::new();
     let _server = signalled(&lab);
     lab.without_helper();
@@ -45,7 +45,7 @@ fn a_server_that_could_not_be_told_is_told_by_itself_also_when_no_volume_waits()
 }
 
 #[test]
-fn an_export_whose_link_cannot_be_made_lets_nobody_in_until_it_can() {
+fn an_export_whose_link_cannot_be_made_lets_no_client_in_until_it_can() {
     let lab = Lab::new();
     let _server = signalled(&lab);
     let _helper = Helper::start();
@@ -98,7 +98,7 @@ fn a_section_that_cannot_be_removed_does_not_keep_a_volume_from_being_withdrawn(
 
 /// Invariants 5 and 6: nobody would revoke these exports when their disks go.
 #[test]
-fn after_a_change_of_servers_only_what_is_proven_anew_is_served() {
+fn after_a_change_of_servers_only_exports_proven_again_are_served() {
     let count = |folder| fs::read_dir(folder).unwrap().count();
     let mut lab = Lab::new();
     lab.attachd_config(CONFIG).unwrap();
