@@ -221,6 +221,29 @@ codes! {
     ServerVersion "SERVER_VERSION" [Remark]
         "a known defect of this version of nbd-server" ""
 
+    // CloudStack.
+    CloudUnreachable "CLOUD_UNREACHABLE" [Degraded, Operation]
+        "CloudStack cannot be reached, or gives no answer"
+        "Check the network, the proxy and CloudStack itself. The next call tries again."
+    CloudKeptIn "CLOUD_KEPT_IN" [Degraded]
+        "the sandbox of attachd.service does not let it connect to CloudStack"
+        "Copy /usr/share/attachd/cloudstack.conf to /etc/systemd/system/attachd.service.d/, name CloudStack's addresses in it, then `systemctl daemon-reload` and `systemctl restart attachd`. Exports stay served."
+    CloudFiles "CLOUD_FILES" [Degraded]
+        "the files with the key, its secret or the authority cannot be used, so CloudStack is not called"
+        "Correct the file that is named: it is read again at the next call. A credential from systemd is read again when attachd is restarted."
+    CloudNotLetIn "CLOUD_NOT_LET_IN" [Degraded, Operation]
+        "CloudStack does not accept the key and its signature"
+        "Check the key and its secret in CloudStack, their dates, and the clocks of both hosts: CloudStack does not say which of these is wrong."
+    CloudNotUnderstood "CLOUD_NOT_UNDERSTOOD" [Degraded]
+        "what answers is not CloudStack's API as attachd knows it"
+        "Check [cloudstack] url: it is the address of the API, like https://cloud.example.com/client/api."
+    CloudInsecure "CLOUD_INSECURE" [Degraded]
+        "CloudStack is called on another host without TLS"
+        "Use https:// in [cloudstack] url, with ca for an authority of your own, and take insecure = true out."
+    OwnVmUnknown "OWN_VM_UNKNOWN" [Degraded, Http(409), Operation]
+        "which VM of CloudStack's this host is is not known, so nothing can be attached to it"
+        "Set [host] vm_id to the id that CloudStack shows for this VM, then `systemctl reload attachd`."
+
     // The API.
     BadHttp "BAD_HTTP" [Http(400)] "the request is not HTTP/1.1, or a line of its head is wrong" ""
     BadBody "BAD_BODY" [Http(400)] "the body is incomplete or cannot be read" ""
@@ -257,7 +280,6 @@ codes! {
     KeyUsed "IDEMPOTENCY_KEY_USED" [Http(409)] "the idempotency key belongs to an operation that asks for something else" ""
     TooManyOperations "TOO_MANY_OPERATIONS" [Http(429)] "no more operations are taken while so many are open" ""
     TooLate "TOO_LATE" [Http(409)] "the operation can be called off no more: CloudStack was asked, or it has ended" ""
-    OwnVmUnknown "OWN_VM_UNKNOWN" [Http(409), Operation] "it is not known which VM of CloudStack's this host is" ""
     OwnVm "OWN_VM" [Http(409), Operation] "the VM is this host itself" ""
     NoSuchVolume "NO_SUCH_VOLUME" [Operation] "CloudStack knows no such volume" ""
     NoSuchVm "NO_SUCH_VM" [Operation] "CloudStack knows no such VM" ""
@@ -269,8 +291,6 @@ codes! {
     DiskStillHere "DISK_STILL_HERE" [Operation] "CloudStack shows the volume detached, and its disk is still here" ""
     NotServed "NOT_SERVED" [Operation] "the volume is attached, and was not served in time" ""
     CloudRefused "CLOUD_REFUSED" [Operation] "CloudStack refuses it" ""
-    CloudNotLetIn "CLOUD_NOT_LET_IN" [Operation] "CloudStack does not let attachd in" ""
-    CloudUnreachable "CLOUD_UNREACHABLE" [Operation] "CloudStack cannot be asked" ""
     CloudContradicts "CLOUD_CONTRADICTS" [Operation] "CloudStack said that it was done, and shows that it is not" ""
     JobCancelled "JOB_CANCELLED" [Operation] "CloudStack's job was cancelled" ""
     TimeIsUp "TIME_IS_UP" [Operation] "the operation's time ended before it was done" ""

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use tokio::sync::watch;
 
 use crate::blocking::blocking;
+use crate::cloud::Access;
 use crate::config::{self, Changes, Invalid, Problem, Settings};
 use crate::engine::{Handle, Stopping};
 use crate::export::tls::Tls;
@@ -30,12 +31,20 @@ pub(crate) struct Reload {
     engine: Handle,
     store: Store,
     tls: Tls,
+    cloud: Option<Access>,
 }
 
 impl Reload {
-    pub(crate) fn new(path: &Path, settings: Settings, engine: Handle, store: Store, tls: Tls) -> Self {
+    pub(crate) fn new(
+        path: &Path,
+        settings: Settings,
+        engine: Handle,
+        store: Store,
+        tls: Tls,
+        cloud: Option<Access>,
+    ) -> Self {
         let in_use = InUse { settings, at_restart: Vec::new(), invalid: None };
-        Self { path: path.to_owned(), in_use: watch::Sender::new(Arc::new(in_use)), engine, store, tls }
+        Self { path: path.to_owned(), in_use: watch::Sender::new(Arc::new(in_use)), engine, store, tls, cloud }
     }
 
     /// Returns a receiver for the configuration in use, now and after each reload.
@@ -79,6 +88,11 @@ impl Reload {
         let Changes { at_once, at_restart } = Changes::between(&old.settings, &new);
         let settings = old.settings.reloaded(&new);
         self.engine.take_over(settings.host.vm_id.clone(), settings.limits).await?;
+        if let (Some(access), Some(cloudstack)) = (&self.cloud, &settings.cloudstack)
+            && (settings.cloudstack != old.settings.cloudstack || settings.host != old.settings.host)
+        {
+            access.change(cloudstack.clone(), &settings.host.vm_id);
+        }
         self.store.keep_history_for(settings.history.days);
         if !at_once.is_empty() {
             tracing::info!("the configuration is read again; changed: {}", at_once.join(", "));

@@ -153,6 +153,10 @@ async fn health(context: &Context) -> Health {
     });
     let mut problems = problems(&seen, &pulse, &files, settings);
     problems.extend(of_configuration(&in_use, context.inner.checks.tls_trouble()));
+    let access = context.inner.cloud.as_ref().zip(settings.cloudstack.as_ref());
+    let cloud = access.map(|(access, settings)| super::cloud::health(access, settings));
+    let of_cloud = access.map(|(access, settings)| super::cloud::problems(access, settings)).unwrap_or_default();
+    problems.extend(of_cloud.into_iter().map(|(code, message)| Problem::new(code, message)));
     if stopping {
         let message = "the engine does not run: attachd is stopping".to_owned();
         problems.push(Problem::new(Code::Stopping, message));
@@ -197,9 +201,10 @@ async fn health(context: &Context) -> Health {
             Some(Ok(())) => HelperHealth { state: HelperState::Answers, why: None },
             Some(Err(why)) => HelperHealth { state: HelperState::Silent, why: Some(why) },
         },
+        cloudstack_health: super::cloud::in_short(cloud.as_ref()),
+        cloud,
         volumes: seen.volumes,
         service: "volume-management-daemon".into(),
-        cloudstack_health: "unknown".into(),
         device_monitor: match udevd_state {
             UdevdState::Silent => "unhealthy: udevd is silent".into(),
             UdevdState::Heard | UdevdState::Unknown => "healthy".into(),

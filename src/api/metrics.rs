@@ -59,6 +59,9 @@ async fn encoded(context: &Context) -> Result<String, ApiError> {
     );
     gauge("store_failing", "1 while nothing can be written to the store", u64::from(pulse.failure.is_some()));
     by_target(&mut registry, &pulse.followers);
+    if let Some(access) = &context.inner.cloud {
+        super::cloud::figures(&mut registry, access);
+    }
     let turns = context.inner.engine.turns().histogram();
     registry.register("engine_turn_seconds", "How long each turn of the engine took", turns);
     let mut counter = |name: &str, help: &str, value: u64| registry.register(name, help, ConstCounter::new(value));

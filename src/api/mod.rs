@@ -5,6 +5,7 @@
 
 mod body;
 mod checked;
+mod cloud;
 mod connection;
 mod devices;
 mod document;
@@ -36,6 +37,7 @@ use utoipa_axum::routes;
 
 use crate::budget;
 use crate::clock;
+use crate::cloud::Access;
 use crate::device::monitor;
 use crate::engine::Handle;
 use crate::export::backend::Backend;
@@ -61,6 +63,7 @@ pub struct Context {
 struct Inner {
     engine: Handle,
     store: Store,
+    cloud: Option<Access>,
     in_use: watch::Receiver<Arc<InUse>>,
     monitor: Arc<monitor::Stats>,
     backend: Arc<dyn Backend>,
@@ -76,6 +79,7 @@ impl Context {
     pub fn new(
         engine: Handle,
         store: Store,
+        cloud: Option<Access>,
         in_use: watch::Receiver<Arc<InUse>>,
         monitor: Arc<monitor::Stats>,
         backend: Arc<dyn Backend>,
@@ -84,6 +88,7 @@ impl Context {
         let inner = Inner {
             engine,
             store,
+            cloud,
             in_use,
             monitor,
             backend,

@@ -4,6 +4,7 @@ use std::error::Error;
 use std::io;
 use std::iter;
 use std::net::SocketAddr;
+use std::path::Path;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
@@ -124,6 +125,12 @@ impl Http {
                  (/usr/share/attachd/cloudstack.conf is an example)"
             ));
         }
+        if error.is_dns() {
+            return Failed::NotSent(format!(
+                "the name of {to}{by} is not found ({last}); attachd.service may ask only name servers on this host unless a \
+                 drop-in allows others (/usr/share/attachd/cloudstack.conf)"
+            ));
+        }
         let why = if error.is_timeout() { "no connection within the time".to_owned() } else { last };
         Failed::NotSent(format!("{to}{by}: {why}"))
     }
@@ -188,8 +195,15 @@ fn make(settings: &CloudSettings, resolver: Resolver) -> Result<reqwest::Client,
     })
 }
 
-/// The certificates of a PEM file; one at least.
-pub(super) fn authorities(pem: &[u8]) -> Result<Vec<Certificate>, String> {
+/// Returns whether the file has certificates of authorities; if not, why.
+pub fn judge_authorities(path: &Path) -> Result<(), String> {
+    let failed = |why: &dyn std::fmt::Display| format!("{}: {why}", path.display());
+    let pem = small_file_of_root(path, CA_SIZE).map_err(|error| failed(&error))?;
+    authorities(&pem).map(drop).map_err(|why| failed(&why))
+}
+
+/// Reads the certificates of a PEM file; one at least.
+fn authorities(pem: &[u8]) -> Result<Vec<Certificate>, String> {
     let all = Certificate::from_pem_bundle(pem).map_err(|error| error.to_string())?;
     if all.is_empty() { Err("there is no certificate in it".to_owned()) } else { Ok(all) }
 }

@@ -72,11 +72,25 @@ impl KeyFiles {
                 before = after;
                 continue;
             }
+            let [key, secret] = [key, secret].map(|read| read.map_err(|why| self.explained(&why)));
             let keys = Arc::new(Keys { key: key?, secret: secret? });
             *self.lock() = Some((before, Arc::clone(&keys)));
             return Ok(keys);
         }
         Err(format!("{} and {} change all the time", paths[0].display(), paths[1].display()))
+    }
+
+    /// Adds what to do to the message about a credential that systemd has not got.
+    fn explained(&self, why: &str) -> String {
+        let missing = self.files.iter().find_map(|file| match file {
+            SecretFile::Credential(name) if why.contains(name) => Some(name),
+            _ => None,
+        });
+        missing.map_or(why.to_owned(), |name| {
+            format!(
+                "{why}: put it into /etc/attachd/{name} (root's, mode 0400) and restart attachd, or name a file in [cloudstack]"
+            )
+        })
     }
 
     fn lock(&self) -> MutexGuard<'_, Option<(Stamps, Arc<Keys>)>> {

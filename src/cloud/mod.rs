@@ -5,6 +5,7 @@
 //! have been carried out ([`CallError::may_be_done`]), and asks [`Cloud::volume`] and [`Cloud::job`] what is so. A call that only
 //! reads may be sent again when its connection failed.
 
+mod access;
 mod answer;
 mod client;
 mod error;
@@ -12,6 +13,7 @@ mod http;
 mod job;
 mod json;
 mod keys;
+mod own_vm;
 mod refusal;
 mod resolve;
 mod seen;
@@ -26,10 +28,13 @@ use std::pin::Pin;
 
 use crate::identity::VolumeId;
 pub use crate::identity::{JobId, VmId};
+pub use access::Access;
 pub use client::Client;
 pub use error::{CallError, Refusal, RefusalKind, Sent};
+pub use http::judge_authorities;
 pub use job::{JobStatus, Started};
 pub use keys::judge_secret_file;
+pub use own_vm::{OwnVm, OwnVmFinder, VmSource};
 pub use seen::{Outcome, Seen, Trouble, TroubleKind};
 pub use settings::{ApiUrl, BadUrl, CloudSettings, ProxyUrl, SecretFile};
 pub use vm::{CloudVm, Mac, VmState};

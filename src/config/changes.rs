@@ -1,6 +1,6 @@
 //! Compares two configurations: which keys differ, and when each change takes effect. Pure.
 
-use super::Settings;
+use super::{Settings, cloudstack};
 
 /// The keys whose values differ, as `[section] key`.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -23,7 +23,7 @@ impl Changes {
     /// Compares the settings in use with new ones. Each section destructures all its fields, so that no field can be
     /// forgotten.
     pub fn between(old: &Settings, new: &Settings) -> Self {
-        let Settings { api, store, device, export, helper, host, history, limits } = old;
+        let Settings { api, store, device, export, helper, host, cloudstack, history, limits } = old;
         let mut changes = Self::default();
         api.compare(&new.api, &mut changes);
         store.compare(&new.store, &mut changes);
@@ -31,6 +31,7 @@ impl Changes {
         export.compare(&new.export, &mut changes);
         helper.compare(&new.helper, &mut changes);
         host.compare(&new.host, &mut changes);
+        cloudstack::compare(cloudstack.as_ref(), new.cloudstack.as_ref(), &mut changes);
         history.compare(&new.history, &mut changes);
         limits.compare(new.limits, &mut changes);
         changes
@@ -43,6 +44,9 @@ impl Settings {
     pub fn reloaded(&self, new: &Self) -> Self {
         let mut reloaded = self.clone();
         reloaded.host = new.host.clone();
+        if self.cloudstack.is_some() && new.cloudstack.is_some() {
+            reloaded.cloudstack.clone_from(&new.cloudstack);
+        }
         reloaded.history = new.history.clone();
         reloaded.limits = new.limits;
         reloaded.export.tls.clone_from(&new.export.tls);
@@ -59,7 +63,7 @@ mod tests {
 
     /// Each key of the configuration with a value other than its default: section, line, reported name, and whether
     /// it takes effect at a reload.
-    const OTHERS: [(&str, &str, &str, bool); 22] = [
+    const OTHERS: [(&str, &str, &str, bool); 23] = [
         ("api", "socket = \"/run/x\"", "[api] socket", false),
         ("store", "path = \"/x/db\"", "[store] path", false),
         ("store", "claims = \"/x/claims\"", "[store] claims", false),
@@ -78,6 +82,7 @@ mod tests {
         ("export", "backend = \"nbd-server\"\nnbd_server_version = \"3.26.1\"", "[export] backend", false),
         ("helper", "socket = \"/run/x\"", "[helper] socket", false),
         ("host", "vm_id = \"x\"", "[host] vm_id", true),
+        ("cloudstack", "url = \"https://x\"", "[cloudstack] url", false),
         ("history", "days = 7", "[history] days", true),
         ("limits", "intents = 7", "[limits] intents", true),
         ("limits", "intents_per_user = 7", "[limits] intents_per_user", true),
@@ -97,6 +102,31 @@ mod tests {
             let left = Changes::between(&old.reloaded(&new), &new);
             assert_eq!((left.at_once.len(), left.at_restart), (0, changes.at_restart), "{line}");
         }
+    }
+
+    #[test]
+    fn another_cloudstack_takes_effect_at_once_and_a_first_or_no_cloudstack_at_a_restart() {
+        let with = |more: &str| parsed(&format!("[cloudstack]\n{more}")).unwrap();
+        let between = |old: &Settings, new: &Settings| {
+            let left = Changes::between(&old.reloaded(new), new);
+            let changes = Changes::between(old, new);
+            assert_eq!((left.at_once.len(), left.at_restart), (0, changes.at_restart.clone()));
+            (changes.at_once, changes.at_restart)
+        };
+        let old = with("url = \"https://x\"");
+        for (more, key) in [
+            ("key_file = \"/k\"", "key_file"),
+            ("secret_file = \"/s\"", "secret_file"),
+            ("ca = \"/ca\"", "ca"),
+            ("proxy = \"http://p\"", "proxy"),
+            ("timeout_seconds = 7", "timeout_seconds"),
+        ] {
+            let (at_once, at_restart) = between(&old, &with(&format!("url = \"https://x\"\n{more}")));
+            assert_eq!((at_once, at_restart.len()), (vec![&*format!("[cloudstack] {key}")], 0));
+        }
+        let plain = with("url = \"http://x\"\ninsecure = true");
+        assert_eq!(between(&old, &plain).0, ["[cloudstack] url", "[cloudstack] insecure"]);
+        assert_eq!(between(&old, &Settings::default()), (vec![], vec!["[cloudstack] url"]));
     }
 
     #[test]

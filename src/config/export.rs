@@ -304,11 +304,11 @@ impl Setting for WantedMode {
 }
 
 /// The setting `nbd_server_version`.
-impl Setting for Option<Installed> {
+impl Setting for Installed {
     fn read(value: &Spanned<DeValue<'_>>) -> Result<Self, String> {
         let text = text_of(value)?;
         let version = Installed::from_package(text).or_else(|| Installed::from_output(&format!("version {text}")));
-        version.map(Some).ok_or_else(|| "takes a version, like \"3.26.1\" or \"3.26.1-6\"".to_owned())
+        version.ok_or_else(|| "takes a version, like \"3.26.1\" or \"3.26.1-6\"".to_owned())
     }
 }
 

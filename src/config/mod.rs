@@ -5,6 +5,7 @@
 
 mod api;
 mod changes;
+mod cloudstack;
 mod device;
 mod export;
 mod helper;
@@ -20,6 +21,7 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
+use crate::cloud::{CloudSettings, VmId};
 use crate::place;
 pub use api::ApiSettings;
 pub use changes::Changes;
@@ -52,6 +54,8 @@ pub struct Settings {
     pub helper: HelperSettings,
     /// `[host]`.
     pub host: HostSettings,
+    /// `[cloudstack]`; `None`: CloudStack is not called.
+    pub cloudstack: Option<CloudSettings>,
     /// `[history]`.
     pub history: HistorySettings,
     /// `[limits]`.
@@ -119,6 +123,12 @@ fn read_and_check(path: &Path, everything: bool) -> Result<Settings, Invalid> {
         let at = offsets.get(&("export", key));
         problems.push(Problem { place: at.map(|at| line_and_column(&text, *at)), message });
     }
+    if everything && let Some(cloudstack) = &settings.cloudstack {
+        for (key, message) in cloudstack::unusable_files(cloudstack) {
+            let at = offsets.get(&("cloudstack", key));
+            problems.push(Problem { place: at.map(|at| line_and_column(&text, *at)), message });
+        }
+    }
     problems.sort_by_key(|problem| problem.place);
     if problems.is_empty() { Ok(settings) } else { Err(invalid(problems)) }
 }
@@ -152,12 +162,21 @@ fn read(text: &str, host: impl FnOnce() -> HostFacts) -> Result<(Settings, Offse
     file.section("export", |export| settings.export.read(export, host));
     file.section("helper", |helper| settings.helper.read(helper));
     file.section("host", |host| settings.host.read(host));
+    file.section("cloudstack", |cloudstack| settings.cloudstack = cloudstack::read(cloudstack));
     file.section("history", |history| settings.history.read(history));
     file.section("limits", |limits| settings.limits.read(limits));
     for (keys, message) in places::overlaps(&settings) {
         // The first of these keys that is set in the file.
         let at = keys.iter().find_map(|key| file.offsets.get(key));
         file.problems.push(Problem { place: at.map(|at| line_and_column(text, *at)), message });
+    }
+    // Without CloudStack the id is only a text that intents carry.
+    if settings.cloudstack.is_some()
+        && !settings.host.vm_id.is_empty()
+        && let Err(error) = settings.host.vm_id.parse::<VmId>()
+    {
+        let place = file.offsets.get(&("host", "vm_id")).map(|at| line_and_column(text, *at));
+        file.problems.push(Problem { place, message: format!("[host] vm_id: {error}") });
     }
     let offsets = std::mem::take(&mut file.offsets);
     file.finish()?;

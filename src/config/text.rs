@@ -133,6 +133,13 @@ pub(super) trait Setting: Sized {
     fn read(value: &Spanned<DeValue<'_>>) -> Result<Self, String>;
 }
 
+/// A key that may be missing.
+impl<T: Setting> Setting for Option<T> {
+    fn read(value: &Spanned<DeValue<'_>>) -> Result<Self, String> {
+        T::read(value).map(Some)
+    }
+}
+
 pub(super) fn text_of<'v>(value: &'v Spanned<DeValue<'_>>) -> Result<&'v str, String> {
     let value = value.get_ref();
     value.as_str().ok_or_else(|| format!("takes text in quotes, not a {}", value.type_str()))

@@ -13,8 +13,8 @@ use super::output::Output;
 use super::systemd::{self, Unit};
 use crate::volume::{State, counted};
 use crate::wire::{
-    BackendMode, BackendState, ErrorBody, Health, HealthProblem, HealthStatus, ProjectionHealth, Remark, ResyncHealth,
-    SocketHealth,
+    BackendMode, BackendState, CloudHealth, ErrorBody, Health, HealthProblem, HealthStatus, OwnVmHealth,
+    ProjectionHealth, Remark, ResyncHealth, SocketHealth,
 };
 
 const DEGRADED: u8 = 1;
@@ -76,7 +76,7 @@ fn in_words(health: &Health) -> String {
     for Remark { code, message } in &health.remarks {
         let _ = writeln!(text, "  to know, {code}: {message}");
     }
-    let Health { monitor, udevd, store, projection, backend, .. } = health;
+    let Health { monitor, udevd, store, projection, backend, cloud, .. } = health;
     let ResyncHealth { count, last_reason, last_at, losses } = &health.resync;
     let pid = backend.pid.map_or(String::new(), |pid| format!(" (pid {pid})"));
     let way = backend.mode.as_ref().zip(backend.because.as_ref());
@@ -86,6 +86,7 @@ fn in_words(health: &Health) -> String {
         ("backend", format!("{} {}{pid}, {}{way}", backend.name, backend.state, backend.listen)),
         ("store", store.state.to_string()),
         ("tables", projection.iter().map(shown_in).collect::<Vec<_>>().join("; ")),
+        ("cloud", cloud.as_ref().map_or("not configured".to_owned(), of_cloud)),
         ("udevd", udevd.since.map_or(udevd.state.to_string(), |since| format!("{}, since {since:.3}", udevd.state))),
         ("udev", socket(&monitor.udev)),
         ("kernel", socket(&monitor.kernel)),
@@ -95,6 +96,14 @@ fn in_words(health: &Health) -> String {
         let _ = writeln!(text, "{name:<9}{line}");
     }
     text
+}
+
+/// Describes what is known of CloudStack and of this host's own VM.
+fn of_cloud(cloud: &CloudHealth) -> String {
+    let OwnVmHealth { id, from, .. } = &cloud.own_vm;
+    let vm = id.as_ref().zip(from.as_ref());
+    let vm = vm.map_or(String::new(), |(id, from)| format!("; this host is the VM {id} ({from})"));
+    format!("{} {}, last answer {}{vm}", cloud.url, cloud.state, moment(cloud.last_answer))
 }
 
 /// Describes how far the predecessor's tables are behind.

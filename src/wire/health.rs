@@ -7,6 +7,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize, Serializer};
 use utoipa::ToSchema;
 
+use super::cloud::CloudHealth;
 use super::names::{ProblemCode, RemarkCode};
 use super::{nullable, shown_as_written};
 use crate::export::nbd_server::mode::Mode;
@@ -37,6 +38,9 @@ pub(crate) struct Health {
     pub(crate) projection: Vec<ProjectionHealth>,
     pub(crate) backend: BackendHealth,
     pub(crate) helper: HelperHealth,
+    /// `null`: attachd is not told of any CloudStack.
+    #[serde(deserialize_with = "nullable")]
+    pub(crate) cloud: Option<CloudHealth>,
     /// The number of volumes in each state.
     #[schema(value_type = BTreeMap<String, usize>)]
     #[serde(serialize_with = "by_name")]
@@ -44,8 +48,7 @@ pub(crate) struct Health {
     /// From here on the fields have the predecessor's names.
     #[schema(value_type = String)]
     pub(crate) service: Cow<'static, str>,
-    #[schema(value_type = String)]
-    pub(crate) cloudstack_health: Cow<'static, str>,
+    pub(crate) cloudstack_health: String,
     pub(crate) database_health: String,
     #[schema(value_type = String)]
     pub(crate) device_monitor: Cow<'static, str>,

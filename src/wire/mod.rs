@@ -5,6 +5,7 @@
 //! fields, because a newer attachd may send more. A missing field is an error, even if its value may be `null`
 //! ([`nullable`]); a field that may be absent is marked (`default`).
 
+mod cloud;
 mod device;
 mod error;
 mod export;
@@ -18,6 +19,7 @@ mod volume;
 
 use serde::{Deserialize, Deserializer};
 
+pub(crate) use cloud::{CloudHealth, CloudState, LastRefusal, OwnVmHealth};
 pub(crate) use device::{DeviceList, DeviceView, Resynced};
 pub(crate) use error::{ErrorBody, Standing};
 pub(crate) use export::{CheckedExport, ExportEntry, ExportList, PredecessorStatus};

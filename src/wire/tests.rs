@@ -72,6 +72,10 @@ fn health() -> Value {
             "insecure": false
         },
         "helper": { "state": "silent", "why": "w" }, "volumes": { "lost": 1, "ready": 2 },
+        "cloud": {
+            "url": "u", "state": "failing", "why": "w", "since": AT, "last_answer": AT,
+            "last_refusal": { "at": AT, "command": "c", "message": "m" }, "own_vm": { "id": "i", "from": "f", "why": "w" }
+        },
         "service": "s", "cloudstack_health": "c", "database_health": "d", "device_monitor": "m"
     })
 }
