@@ -446,6 +446,10 @@ steps! {
     Vanished    "vanished"     Info     "d1f7a64be5c04a0b9a1f0a7c5be3f2d8"
     EntriesLost "entries-lost" Warning  "2eb737282fea475eb5365e1458294a90"
     LeftOut     "left-out"     Info     "c8834217aae04504bac5b393d6a67d4d"
+    OperationStep      "operation-step"      Info   "1a6d3694ef404b86b2c6224a7d946be1"
+    OperationDone      "operation-completed" Info   "2682b37768954a5894a9b39a5b69d382"
+    OperationFailed    "operation-failed"    Notice "9230b2a44d164d468a78d9ed44816dc8"
+    OperationCancelled "operation-cancelled" Info   "fb024337b05b4a6a83afcd16743ff294"
 }
 
 /// How urgent a step is for an operator.

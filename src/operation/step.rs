@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::Fault;
-use crate::identity::JobId;
+use crate::identity::{JobId, VmId};
 use crate::reason::Code;
 
 /// How far an operation is, for itself.
@@ -17,6 +17,9 @@ pub struct Progress {
     /// It was so already.
     #[serde(default)]
     pub adopted: bool,
+    /// The VM that had the volume when this began: another one that has it later is none of its business.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub vm: Option<VmId>,
     /// Whether what clients had written was flushed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub flush: Option<Flush>,
@@ -28,7 +31,7 @@ pub struct Progress {
 impl Progress {
     /// The beginning.
     pub const fn begin() -> Self {
-        Self { step: Step::Accepted, given_up: None, adopted: false, flush: None, unsettled: false }
+        Self { step: Step::Accepted, given_up: None, adopted: false, vm: None, flush: None, unsettled: false }
     }
 
     /// The same, in another step.

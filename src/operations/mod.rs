@@ -10,13 +10,18 @@
 //! and asks again with what came of it. It is a client of the engine's handle and of [`Cloud`], as the API is of the former.
 //! There is no task while nothing is open.
 
-#[allow(dead_code, reason = "the task that carries operations out comes next")]
+mod drive;
+mod facts;
+mod faults;
+mod next;
 mod registry;
+#[cfg(test)]
+mod tests;
 pub mod tools;
 
 use std::sync::{Arc, PoisonError};
 
-use tokio::sync::{Mutex, broadcast};
+use tokio::sync::{Mutex, Semaphore, broadcast};
 
 use crate::clock::Clock;
 use crate::cloud::Cloud;
@@ -30,6 +35,9 @@ use tools::{Host, Records};
 /// Operations that may be open at one time, and those of one user but root.
 const MOST_OPEN: usize = 1024;
 const MOST_OPEN_OF_ONE: usize = 256;
+
+/// Calls of CloudStack at one time: more would only wait there.
+const CALLS_AT_ONCE: usize = 16;
 
 /// States that who listens may be behind.
 const NEWS: usize = 256;
@@ -63,6 +71,8 @@ struct Inner {
     /// One request is accepted at a time: two that ask for the same are one.
     accepting: Arc<Mutex<()>>,
     news: broadcast::Sender<Arc<Operation>>,
+    /// Turns to ask CloudStack.
+    calls: Arc<Semaphore>,
 }
 
 /// An operation was accepted.
@@ -165,9 +175,16 @@ impl Operations {
     pub fn start(tools: Tools, open: Vec<Operation>, last_number: u64, placeholders: Vec<Placeholder>) -> Self {
         let (news, _) = broadcast::channel(NEWS);
         let registry = std::sync::Mutex::new(Registry::new(last_number, placeholders));
-        let inner = Arc::new(Inner { tools, registry, accepting: Arc::default(), news });
-        for operation in open {
-            inner.begin(Arc::new(operation));
+        let inner = Arc::new(Inner {
+            tools,
+            registry,
+            accepting: Arc::default(),
+            news,
+            calls: Arc::new(Semaphore::new(CALLS_AT_ONCE)),
+        });
+        // Without CloudStack they stay as they are until it is back.
+        for operation in open.into_iter().filter(|_| inner.tools.cloud.is_some()) {
+            inner.begin(Arc::new(operation), true);
         }
         Self { inner }
     }
@@ -224,7 +241,7 @@ impl Operations {
             let change = vec![Change::Operation(Box::new(operation.clone()))];
             inner.tools.records.write(change).await?;
             let operation = Arc::new(operation);
-            inner.begin(Arc::clone(&operation));
+            inner.begin(Arc::clone(&operation), false);
             drop(accepting);
             Ok(operation)
         });
@@ -293,6 +310,11 @@ impl Operations {
         self.registry().placeholders()
     }
 
+    /// Ends all tasks where they are: the next start goes on.
+    pub fn stop(&self) {
+        self.registry().stop();
+    }
+
     /// Whether attachd works with CloudStack here.
     pub fn has_cloud(&self) -> bool {
         self.inner.tools.cloud.is_some()
@@ -333,9 +355,12 @@ impl Inner {
     }
 
     /// It has a task from now on.
-    fn begin(self: &Arc<Self>, operation: Arc<Operation>) {
+    fn begin(self: &Arc<Self>, operation: Arc<Operation>, resumed: bool) {
+        let id = operation.id;
         let entry = self.registry().insert(operation);
         self.tell(&entry);
+        let task = tokio::spawn(drive::run(Arc::clone(self), id, resumed));
+        self.registry().carried_out_by(id, task.abort_handle());
     }
 
     /// Says how far an operation is.

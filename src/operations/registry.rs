@@ -1,10 +1,11 @@
 //! The operations of which something is still to come, in memory: who waits for whom, and who follows which.
 
 use std::collections::{BTreeMap, HashMap};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use tokio::sync::{Notify, watch};
+use tokio::task::AbortHandle;
 
 use crate::identity::{OperationId, VolumeId};
 use crate::operation::{IdempotencyKey, Operation, Placeholder, Request};
@@ -22,6 +23,7 @@ pub(super) struct Registry {
 pub(super) struct Entry {
     current: watch::Sender<Arc<Operation>>,
     called_off: AtomicBool,
+    task: Mutex<Option<AbortHandle>>,
     /// Something has happened that its task may wait for.
     pub(super) wake: Notify,
 }
@@ -67,7 +69,12 @@ impl Registry {
     pub(super) fn insert(&mut self, operation: Arc<Operation>) -> Arc<Entry> {
         let (id, number, volume) = (operation.id, operation.number, operation.volume);
         let current = watch::Sender::new(operation);
-        let entry = Arc::new(Entry { current, called_off: AtomicBool::new(false), wake: Notify::new() });
+        let entry = Arc::new(Entry {
+            current,
+            called_off: AtomicBool::new(false),
+            task: Mutex::default(),
+            wake: Notify::new(),
+        });
         self.entries.insert(id, Arc::clone(&entry));
         if let Some(volume) = volume {
             self.queues.entry(volume).or_default().insert(number, id);
@@ -90,10 +97,34 @@ impl Registry {
         }
     }
 
+    /// Its volume has become known.
+    pub(super) fn volume_known(&mut self, operation: &Operation) {
+        if let Some(volume) = operation.volume {
+            self.queues.entry(volume).or_default().insert(operation.number, operation.id);
+        }
+    }
+
     /// The operation of the same volume that this one waits for.
     pub(super) fn before(&self, operation: &Operation) -> Option<OperationId> {
         let queue = self.queues.get(&operation.volume?)?;
         queue.first_key_value().filter(|(number, _)| **number < operation.number).map(|(_, id)| *id)
+    }
+
+    /// Its task, to be ended with the rest.
+    pub(super) fn carried_out_by(&mut self, id: OperationId, task: AbortHandle) {
+        // Perhaps it has ended already.
+        if let Some(entry) = self.entries.get(&id) {
+            *entry.task.lock().unwrap_or_else(PoisonError::into_inner) = Some(task);
+        }
+    }
+
+    /// All tasks end where they are.
+    pub(super) fn stop(&mut self) {
+        for (_, entry) in self.entries.drain() {
+            if let Some(task) = entry.task.lock().unwrap_or_else(PoisonError::into_inner).take() {
+                task.abort();
+            }
+        }
     }
 
     pub(super) fn entry(&self, id: OperationId) -> Option<Arc<Entry>> {

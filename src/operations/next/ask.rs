@@ -1,0 +1,201 @@
+//! What has to be asked before something can be decided: each function gives the answer, or what is to be done to get it.
+
+use std::time::Duration;
+
+use jiff::SignedDuration;
+
+use super::{Act, Call, Code, Facts, Fault, Look, Next, Operation, Seen, Steady, fail};
+use crate::cloud::{CallError, CloudVm, CloudVolume, JobStatus, Refusal, RefusalKind};
+use crate::identity::{JobId, VmId, VolumeId};
+
+/// How old an answer may be that something is decided by.
+const FRESH: SignedDuration = SignedDuration::from_secs(5);
+
+/// How long is waited before something that CloudStack itself is about to change is looked at again.
+const LOOK_AGAIN: SignedDuration = SignedDuration::from_secs(1);
+
+/// First and longest wait between two looks at a job.
+const POLL: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(5));
+
+/// How a job has ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum JobEnd {
+    /// It is done. The volume that it has made.
+    Done(Option<VolumeId>),
+    /// It was refused, in the call or in the job.
+    Refused(Refusal),
+    /// Somebody has cancelled it.
+    Cancelled,
+    /// CloudStack took it, and knows nothing of it any more.
+    Lost,
+    /// CloudStack has never had it, as far as it says.
+    NotThere,
+}
+
+impl JobEnd {
+    /// Why what it was to do is not done.
+    pub(super) fn fault(&self, what: &str) -> Fault {
+        match self {
+            Self::Done(_) => Fault::new(
+                Code::CloudContradicts,
+                format!(
+                    "CloudStack said that {what} was done, and shows that it is not; look at its events and ask again"
+                ),
+            ),
+            Self::Refused(refusal) => {
+                let code = match refusal.kind {
+                    RefusalKind::NotLetIn => Code::CloudNotLetIn,
+                    _ => Code::CloudRefused,
+                };
+                Fault::new(code, format!("CloudStack refuses {what}: {refusal}"))
+            }
+            Self::Cancelled => Fault::new(
+                Code::JobCancelled,
+                format!(
+                    "CloudStack's job for {what} was cancelled (by an administrator, by a restart, or after an hour); ask again"
+                ),
+            ),
+            Self::Lost | Self::NotThere => Fault::new(
+                Code::CloudContradicts,
+                format!(
+                    "CloudStack took the call for {what}, and knows nothing of its job; look at its events and ask again"
+                ),
+            ),
+        }
+    }
+}
+
+/// A question whose answer may be as old as [`FRESH`].
+fn seen<'f, T>(facts: &Facts, seen: &'f Seen<T>, look: Look) -> Result<&'f T, Next> {
+    match seen {
+        Seen::At(at, answer) if facts.now.since(*at) <= FRESH => Ok(answer),
+        Seen::Failed { again, .. } if facts.now < *again => Err(Next::Wait(Some(*again))),
+        Seen::At(..) | Seen::NotAsked | Seen::Failed { .. } => Err(Next::Look(look)),
+    }
+}
+
+/// The volume, as CloudStack shows it; one that is deleted is none.
+pub(super) fn volume(facts: &Facts, id: VolumeId) -> Result<Option<&CloudVolume>, Next> {
+    let volume = seen(facts, &facts.volume, Look::Volume(id))?;
+    Ok(volume.as_ref().filter(|volume| !volume.state.is_gone()))
+}
+
+/// The same before anything has begun: what will not pass by itself ends it at once.
+pub(super) fn volume_first<'f>(
+    operation: &Operation,
+    facts: &'f Facts,
+    id: VolumeId,
+) -> Result<Option<&'f CloudVolume>, Next> {
+    match &facts.volume {
+        Seen::Failed { why, .. } if is_final(why) => Err(fail(operation, facts, code_of(why), why.to_string())),
+        _ => volume(facts, id),
+    }
+}
+
+/// The volume of a name.
+pub(super) fn named<'f>(facts: &'f Facts, name: &str) -> Result<Option<&'f CloudVolume>, Next> {
+    let look = || Look::Named(name.to_owned());
+    match seen(facts, &facts.named, look())? {
+        named if named.name == name => Ok(named.volume.as_ref().filter(|volume| !volume.state.is_gone())),
+        _ => Err(Next::Look(look())),
+    }
+}
+
+/// A VM, as CloudStack shows it; one that is deleted is none.
+pub(super) fn vm(facts: &Facts, id: VmId) -> Result<Option<&CloudVm>, Next> {
+    let vm = seen(facts, &facts.vm, Look::Vm(id))?;
+    let is_gone = |vm: &&CloudVm| matches!(&vm.state, crate::cloud::VmState::Other(state) if ["Destroyed", "Expunging"].contains(&state.as_str()));
+    Ok(vm.as_ref().filter(|vm| !is_gone(vm)))
+}
+
+/// What is waited for before something is looked at again that changes by itself.
+pub(super) fn again<T>(facts: &Facts, seen: &Seen<T>, look: Look) -> Next {
+    match seen {
+        Seen::At(at, _) if facts.now < at.after(LOOK_AGAIN) => Next::Wait(Some(at.after(LOOK_AGAIN))),
+        _ => Next::Look(look),
+    }
+}
+
+/// How the step's job has ended. `call`: makes it, if it was not made; without one it is not made any more.
+pub(super) fn job(facts: &Facts, job: JobId, call: Option<Act>) -> Result<JobEnd, Next> {
+    let not_there = match &facts.call {
+        Call::NotMade => return call.map_or(Ok(JobEnd::NotThere), |call| Err(Next::Act(call))),
+        Call::NotTaken { again, .. } => {
+            let Some(call) = call else { return Ok(JobEnd::NotThere) };
+            return Err(if facts.now < *again { Next::Wait(Some(*again)) } else { Next::Act(call) });
+        }
+        Call::Unclear { again, .. } if facts.now < *again => return Err(Next::Wait(Some(*again))),
+        Call::Unclear { .. } | Call::Unknown => JobEnd::NotThere,
+        // Also one that was refused may have been made before: its id was used then.
+        Call::Refused(refusal) => JobEnd::Refused(refusal.clone()),
+        Call::Taken(_) => JobEnd::Lost,
+    };
+    let poll = |at: Steady| {
+        let again = at.after(pause(facts.polls));
+        if facts.now < again { Next::Wait(Some(again)) } else { Next::Look(Look::Job(job)) }
+    };
+    match &facts.job {
+        Seen::NotAsked if matches!(facts.call, Call::Taken(_)) => Err(poll(facts.call_at)),
+        Seen::At(at, Some(JobStatus::Running)) => Err(poll(*at)),
+        Seen::Failed { again, .. } if facts.now < *again => Err(Next::Wait(Some(*again))),
+        Seen::NotAsked | Seen::Failed { .. } => Err(Next::Look(Look::Job(job))),
+        Seen::At(_, Some(JobStatus::Succeeded { volume })) => Ok(JobEnd::Done(*volume)),
+        Seen::At(_, Some(JobStatus::Failed(refusal))) => Ok(JobEnd::Refused(refusal.clone())),
+        Seen::At(_, Some(JobStatus::Cancelled)) => Ok(JobEnd::Cancelled),
+        Seen::At(_, None) => Ok(not_there),
+    }
+}
+
+fn pause(polls: u32) -> SignedDuration {
+    let pause = (POLL.0 * (1 << polls.min(10))).min(POLL.1);
+    SignedDuration::try_from(pause).unwrap_or(LOOK_AGAIN)
+}
+
+/// What was said last, however long ago.
+pub(super) fn last<T>(seen: &Seen<T>) -> Option<&T> {
+    match seen {
+        Seen::At(_, answer) => Some(answer),
+        Seen::NotAsked | Seen::Failed { .. } => None,
+    }
+}
+
+/// What keeps it from going on, for people.
+pub(super) fn trouble(facts: &Facts) -> Option<String> {
+    let call = match &facts.call {
+        Call::NotTaken { why, .. } | Call::Unclear { why, .. } => Some(why),
+        _ => None,
+    };
+    let seen = [failure(&facts.volume), failure(&facts.job), failure(&facts.vm), failure(&facts.named), call];
+    let done = facts.done.as_ref().and_then(|done| done.as_ref().err());
+    let seen = seen.into_iter().flatten().next();
+    seen.map(ToString::to_string).or_else(|| done.map(ToString::to_string))
+}
+
+fn failure<T>(seen: &Seen<T>) -> Option<&CallError> {
+    match seen {
+        Seen::Failed { why, .. } => Some(why),
+        Seen::NotAsked | Seen::At(..) => None,
+    }
+}
+
+/// It would be the same a moment later.
+fn is_final(why: &CallError) -> bool {
+    matches!(why, CallError::Refused(_) | CallError::NotUnderstood { .. } | CallError::NotAble { .. })
+}
+
+pub(super) fn code_of(why: &CallError) -> Code {
+    match why {
+        CallError::Refused(refusal) if refusal.kind == RefusalKind::NotLetIn => Code::CloudNotLetIn,
+        CallError::Refused(_) => Code::CloudRefused,
+        _ => Code::CloudUnreachable,
+    }
+}
+
+/// What came of what was done to this host's volume; `act` does it.
+pub(super) fn done(facts: &Facts, act: Act) -> Result<&Result<(), Fault>, Next> {
+    match (&facts.done, facts.again) {
+        (_, Some(again)) if facts.now < again => Err(Next::Wait(Some(again))),
+        (None, _) | (_, Some(_)) => Err(Next::Act(act)),
+        (Some(done), None) => Ok(done),
+    }
+}
