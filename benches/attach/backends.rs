@@ -12,23 +12,23 @@ use lab::{Api, Attachd, Events, Lab, nbd};
 use crate::Plan;
 use crate::common::{self, Helper};
 use crate::report::{Samples, Section, Table, ms};
-use crate::servers::{ADDRESS, WAYS, Way};
+use crate::servers::{ADDRESS, SERVER_KINDS, ServerKind};
 use crate::setup::{self, CONFIG, EXPORTS, LIMIT, Witness, absent_volume, on_timeline, step_ns, wait_count};
 
 const SIZE: u64 = 1 << 20;
 
 pub(crate) fn bench(plan: Plan) -> Result<Section> {
     let counts: &[usize] = if plan.quick { &[1, 100] } else { &[1, 100, 1000, 5000] };
-    let mut rows: [Vec<Cell>; WAYS.len()] = Default::default();
-    // Those that are compared come one after the other: a machine that changes its pace meets them alike.
+    let mut rows: [Vec<Cell>; SERVER_KINDS.len()] = Default::default();
+    // The compared servers run one after the other, so that a change of the machine's speed affects all alike.
     for count in counts {
-        for (way, row) in WAYS.into_iter().zip(&mut rows) {
-            // A lab is its thread's.
-            let cell = std::thread::spawn(move || cell(way, *count, plan)).join();
+        for (kind, row) in SERVER_KINDS.into_iter().zip(&mut rows) {
+            // A lab belongs to its thread.
+            let cell = std::thread::spawn(move || cell(kind, *count, plan)).join();
             let cell = cell.map_err(|_| anyhow::anyhow!("it panicked")).flatten();
-            let cell = cell.with_context(|| format!("{}, {count} exports", way.name()))?;
+            let cell = cell.with_context(|| format!("{}, {count} exports", kind.name()))?;
             let [before, at_once] = [&cell.before, &cell.at_once].map(|samples| ms(samples.p50()));
-            println!("{count} exports, {}: p50 {before} ms, announced at the last moment {at_once} ms", way.name());
+            println!("{count} exports, {}: p50 {before} ms, announced at the last moment {at_once} ms", kind.name());
             row.push(cell);
         }
     }
@@ -36,8 +36,8 @@ pub(crate) fn bench(plan: Plan) -> Result<Section> {
         let head = counts.iter().map(|count| if *count == 1 { "1 export".into() } else { format!("{count} exports") });
         let head: Vec<String> = [title.to_owned()].into_iter().chain(head).collect();
         let mut table = Table::new(&head.iter().map(String::as_str).collect::<Vec<_>>());
-        for (way, row) in WAYS.iter().zip(&rows) {
-            table.row([way.name().to_owned()].into_iter().chain(row.iter().map(shown)));
+        for (kind, row) in SERVER_KINDS.iter().zip(&rows) {
+            table.row([kind.name().to_owned()].into_iter().chain(row.iter().map(shown)));
         }
         table
     };
@@ -46,7 +46,7 @@ pub(crate) fn bench(plan: Plan) -> Result<Section> {
         table("of it, making the link / the handshake: p50 ms", |cell| two(cell.link.p50(), cell.handshake.p50())),
         table("announced at the last moment: p50 / p99 ms", |cell| two(cell.at_once.p50(), cell.at_once.p99())),
     ];
-    let (quick, slow) = (samples(WAYS[0], plan), samples(WAYS[WAYS.len() - 1], plan));
+    let (quick, slow) = (samples(SERVER_KINDS[0], plan), samples(SERVER_KINDS[SERVER_KINDS.len() - 1], plan));
     let about = format!(
         "From udev's broadcast to the `ready` event on an open event stream, as above, attachd doing all of the work, \
          with each server in a lab of its own. Exports: so many are there, the attached disk's own included. With \
@@ -63,10 +63,10 @@ pub(crate) fn bench(plan: Plan) -> Result<Section> {
         quick.0, quick.1, slow.0, slow.1,
     );
     let mut raw = Vec::new();
-    for (way, row) in WAYS.iter().zip(rows) {
+    for (kind, row) in SERVER_KINDS.iter().zip(rows) {
         for (count, Cell { before, link, handshake, at_once }) in counts.iter().zip(row) {
             let of = [("before", before), ("link", link), ("handshake", handshake), ("at the last moment", at_once)];
-            let name = |what| format!("{}; {count} exports; {what}", way.name()).replace(',', "");
+            let name = |what| format!("{}; {count} exports; {what}", kind.name()).replace(',', "");
             raw.extend(of.map(|(what, samples)| (name(what), samples)));
         }
     }
@@ -77,13 +77,13 @@ fn two(first: f64, second: f64) -> String {
     format!("{first:.2} / {second:.2}")
 }
 
-/// How many disks are attached, announced before and at the last moment.
-fn samples(way: Way, plan: Plan) -> (usize, usize) {
-    let (before, at_once) = if way.is_slow() { (8, 4) } else { (20, 8) };
+/// Returns how many disks are attached, announced early and at the last moment.
+fn samples(kind: ServerKind, plan: Plan) -> (usize, usize) {
+    let (before, at_once) = if kind.is_slow() { (8, 4) } else { (20, 8) };
     (plan.count(before, 3), plan.count(at_once, 2))
 }
 
-/// What was measured of one server with so many exports.
+/// The measurements of one server with a number of exports.
 #[derive(Default)]
 struct Cell {
     before: Samples,
@@ -94,17 +94,17 @@ struct Cell {
     handshake: Samples,
 }
 
-fn cell(way: Way, count: usize, plan: Plan) -> Result<Cell> {
-    let (before, at_once) = samples(way, plan);
-    let mut stage = Stage::new(way, count)?;
+fn cell(kind: ServerKind, count: usize, plan: Plan) -> Result<Cell> {
+    let (before, at_once) = samples(kind, plan);
+    let mut stage = Stage::new(kind, count)?;
     let mut cell = Cell::default();
     for _ in 0..before {
-        stage.turn(way, When::Before, &mut cell)?;
+        stage.turn(kind, When::Before, &mut cell)?;
     }
     for _ in 0..at_once {
-        stage.turn(way, When::AtOnce, &mut cell)?;
+        stage.turn(kind, When::AtOnce, &mut cell)?;
     }
-    // Nobody has taken the others away meanwhile.
+    // The other exports are still there.
     stage.wait_listed(count - 1)?;
     Ok(cell)
 }
@@ -115,8 +115,7 @@ enum When {
     AtOnce,
 }
 
-/// A lab with a server, the daemon, and everything that is there besides the disk that is attached. What is dropped
-/// first is first.
+/// A lab with a server, the daemon, and everything besides the disk that is attached. Fields are dropped in order.
 struct Stage {
     events: Events,
     api: Api,
@@ -129,9 +128,9 @@ struct Stage {
 }
 
 impl Stage {
-    fn new(way: Way, count: usize) -> Result<Self> {
+    fn new(kind: ServerKind, count: usize) -> Result<Self> {
         let mut lab = Lab::builder().build()?;
-        let mut server = way.install(&lab)?;
+        let mut server = kind.install(&lab)?;
         lab.attachd_config(&format!("{CONFIG}{}", server.config()?))?;
         server.start(&mut lab)?;
         let others = (1..count).map(absent_volume).collect::<Result<Vec<_>>>()?;
@@ -144,9 +143,9 @@ impl Stage {
         let api = attachd.api();
         wait_count(&api, "waiting", others.len())?;
         let mut neighbour = None;
-        if way == Way::Nbdkit && !others.is_empty() {
+        if kind == ServerKind::Nbdkit && !others.is_empty() {
             let (volume, disk) = common::served(&lab, &api);
-            // What attachd did not make, it lets be: under a volume's own name it would take it away at once.
+            // attachd leaves foreign links alone; under a volume's own name it would remove the link at once.
             for other in &others {
                 symlink(volume.link(), Path::new(EXPORTS).join(format!("other-{other}")))?;
             }
@@ -163,12 +162,12 @@ impl Stage {
             lab,
         };
         stage.wait_listed(others.len())?;
-        // A reload may still be under way for nothing.
+        // A reload that is not needed may still be running.
         std::thread::sleep(Duration::from_millis(500));
         Ok(stage)
     }
 
-    /// Waits until the server offers as many exports.
+    /// Waits until the server offers this many exports.
     fn wait_listed(&self, count: usize) -> Result<()> {
         let begun = Instant::now();
         while nbd::list(ADDRESS)?.len() < count {
@@ -182,7 +181,7 @@ impl Stage {
         Ok(())
     }
 
-    /// Waits until the server knows the export: only nbd-server can before it is published.
+    /// Waits until the server knows the export; only nbd-server can know it before it is published.
     fn wait_known(&self, export: &str) -> Result<()> {
         let begun = Instant::now();
         while nbd::info(ADDRESS, export)? != nbd::REP_ACK {
@@ -192,12 +191,12 @@ impl Stage {
         Ok(())
     }
 
-    fn turn(&mut self, way: Way, when: When, cell: &mut Cell) -> Result<()> {
+    fn turn(&mut self, kind: ServerKind, when: When, cell: &mut Cell) -> Result<()> {
         let volume = self.lab.volume();
         let mut disk = setup::disk(&self.lab, &volume.serial, SIZE)?;
         setup::intend(&self.api, &volume.id)?;
         if when == When::Before {
-            if way != Way::Nbdkit {
+            if kind != ServerKind::Nbdkit {
                 self.wait_known(&volume.export())?;
             }
             std::thread::sleep(Duration::from_millis(50));
@@ -209,7 +208,7 @@ impl Stage {
         let to = on_timeline(monotonic_ns());
 
         let shown = self.api.get(&format!("/api/v1/volumes/{}", volume.id))?.expect(200)?;
-        // On a busy machine the witness may be woken after the daemon: the earlier of the two has seen the broadcast.
+        // On a busy machine the witness may be woken after the daemon, so the earlier of the two counts.
         let from = on_timeline(from).min(step_ns(&shown, "heard")?);
         if when == When::Before {
             let [recorded, published, ready] = ["recorded", "published", "ready"].map(|step| step_ns(&shown, step));

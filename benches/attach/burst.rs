@@ -1,4 +1,4 @@
-//! A thousand disks at once: none lost, all served soon after the last event.
+//! A thousand disks at once: none is lost, and all are served soon after the last event.
 
 use std::collections::{HashMap, HashSet};
 use std::time::Duration;
@@ -13,11 +13,11 @@ use crate::flood::{RMEM_MAX, Yardstick};
 use crate::report::{Goal, Samples, Section, Table, ms};
 use crate::setup::{self, Witness, now_ns, on_timeline, step_ns, time_ns, wait_count};
 
-/// Per disk.
+/// The size of a disk in bytes.
 const SIZE: u64 = 64 << 10;
 
 pub(crate) fn bench(plan: Plan) -> Result<Section> {
-    // A lab has as many loop numbers.
+    // A lab has this many loop numbers.
     let count = plan.count(1000, 50);
     let mut lab = setup::lab()?;
     println!("preparing {count} disks");
@@ -25,7 +25,7 @@ pub(crate) fn bench(plan: Plan) -> Result<Section> {
     let volumes =
         disks.iter().map(|(volume, _)| Ok((volume.id.parse::<VolumeId>()?, None))).collect::<Result<Vec<_>>>()?;
     setup::seed(&lab, &volumes)?;
-    // The same everywhere, whatever this machine allows.
+    // The same limit everywhere, whatever this machine allows.
     let _rmem = RmemMax::set(RMEM_MAX)?;
     let attachd = setup::start(&lab)?;
     let api = attachd.api();
@@ -42,7 +42,7 @@ pub(crate) fn bench(plan: Plan) -> Result<Section> {
     println!("taking them away, and attaching them while nobody reads");
     disks.iter_mut().try_for_each(|(_, disk)| disk.detach_keep())?;
     wait_count(&api, "lost", count)?;
-    // Both sockets are to be empty before the burst, and to hold all of it when reading begins.
+    // Both sockets must be empty before the burst, and must hold all of it when reading begins.
     std::thread::sleep(Duration::from_millis(500));
     attachd.sigstop()?;
     yardstick.pause();
@@ -88,7 +88,7 @@ pub(crate) fn bench(plan: Plan) -> Result<Section> {
     Ok(Section { title: "A burst of disks", about, tables: vec![table], goals, raw })
 }
 
-/// Disks whose loop numbers exist already: attaching one is then a single system call.
+/// Prepares disks whose loop numbers exist already, so that an attach is a single system call.
 fn prepare(lab: &mut Lab, count: usize) -> Result<Vec<(Volume, Disk)>> {
     let mut disks = Vec::new();
     for _ in 0..count {
@@ -98,12 +98,12 @@ fn prepare(lab: &mut Lab, count: usize) -> Result<Vec<(Volume, Disk)>> {
         disk.detach_keep()?;
         disks.push((volume, disk));
     }
-    // Their events are to be over before anybody listens.
+    // Their events must be over before anybody listens.
     lab.udevd().settle()?;
     Ok(disks)
 }
 
-/// Attaches all and returns when udev announced which volume's disk, on the timeline's clock.
+/// Attaches all disks. Returns when udev announced each volume's disk, on the timeline's clock.
 fn attach_all(disks: &mut [(Volume, Disk)], witness: &Witness) -> Result<HashMap<String, i128>> {
     let mut awaited = HashMap::new();
     for (volume, disk) in disks {
@@ -132,7 +132,7 @@ struct Burst {
 }
 
 impl Burst {
-    /// Waits for all to be served. Events before `begun_ns` (nobody read them then) count as told at that moment.
+    /// Waits until all are served. Events before `begun_ns` (when nobody read them) count from that moment.
     fn finish(api: &Api, begun_ns: i128, told: &HashMap<String, i128>, yardstick: &Yardstick) -> Result<Self> {
         let counted = wait_count(api, "ready", told.len());
         let list = api.get("/api/v1/volumes?state=ready")?.expect(200)?;

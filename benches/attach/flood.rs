@@ -1,4 +1,4 @@
-//! A forged flood that overruns every socket, with one real disk in it.
+//! A flood of forged events that overruns every socket, with one real disk in it.
 
 use std::os::fd::AsFd as _;
 use std::sync::mpsc as sync;
@@ -14,7 +14,8 @@ use crate::Plan;
 use crate::report::{Goal, Samples, Section, Table, ms};
 use crate::setup::{self, Witness, now_ns, runtime, time_ns};
 
-/// What most distributions set: the buffer of an unprivileged listener is then 425,984 bytes, some 300 events.
+/// The default of most distributions: then an unprivileged listener has a buffer of 425,984 bytes, for about 300
+/// events.
 pub(crate) const RMEM_MAX: u32 = 212_992;
 
 /// A disk that is not served by then never will be.
@@ -23,7 +24,7 @@ const SOON: Duration = Duration::from_secs(10);
 pub(crate) fn bench(plan: Plan) -> Result<Section> {
     let rounds = plan.count(10, 2);
     let flood = plan.count(20_000, 5000);
-    // Before anything asks for a buffer.
+    // The limit is set before anybody asks for a buffer.
     let lab = setup::lab()?;
     let _rmem = RmemMax::set(RMEM_MAX)?;
     let attachd = setup::start(&lab)?;
@@ -67,7 +68,7 @@ pub(crate) fn bench(plan: Plan) -> Result<Section> {
             ready.extend(&this);
             ms(this.max())
         };
-        // It has had its time: whatever its socket held it has read.
+        // By now it has read everything that its socket held.
         thread::sleep(Duration::from_millis(500));
         let heard = yardstick.take();
         let (real, errors) = (heard.iter().filter(|serial| **serial == volume.serial).count(), yardstick.errors());
@@ -105,7 +106,7 @@ pub(crate) fn bench(plan: Plan) -> Result<Section> {
     Ok(Section { title: "A forged flood", about, tables: vec![rows, counts], goals, raw })
 }
 
-/// An event about a disk that does not exist.
+/// Returns an event about a disk that does not exist.
 fn forged() -> Vec<u8> {
     wire::encode(&[
         ("ACTION", "change"),
@@ -128,7 +129,7 @@ const PADDING: &str = match std::str::from_utf8(&[b'x'; 600]) {
     Err(_) => "",
 };
 
-/// The yardstick: a stream built on the crate tokio-udev, in the lab of the thread that starts it.
+/// The yardstick: a stream of the crate tokio-udev, in the lab of the thread that starts it.
 pub(crate) struct Yardstick {
     tell: mpsc::UnboundedSender<Tell>,
     heard: sync::Receiver<Result<String, String>>,
@@ -141,7 +142,7 @@ enum Tell {
 }
 
 impl Yardstick {
-    /// Starts it with this receive buffer (as the kernel counts it, bookkeeping included).
+    /// Starts it with this receive buffer (as the kernel counts it, overhead included).
     pub(crate) fn start(_lab: &Lab, buffer: usize) -> Result<Self> {
         let (tell, told) = mpsc::unbounded_channel();
         let (sender, heard) = sync::channel();
@@ -157,19 +158,19 @@ impl Yardstick {
         Ok(Self { tell, heard, errors: std::cell::Cell::new(0) })
     }
 
-    /// From now on it reads nothing.
+    /// Stops reading.
     pub(crate) fn pause(&self) {
         let _ = self.tell.send(Tell::Pause);
-        // It has obeyed: an idle runtime needs microseconds for it.
+        // By then it has stopped: an idle runtime needs microseconds.
         thread::sleep(Duration::from_millis(50));
     }
 
-    /// Reads on.
+    /// Continues reading.
     pub(crate) fn resume(&self) {
         let _ = self.tell.send(Tell::Resume);
     }
 
-    /// The serials of the events it has shown since the last time (empty for those without).
+    /// Returns the serials of the events since the last call (empty for events without one).
     pub(crate) fn take(&self) -> Vec<String> {
         let items: Vec<_> = self.heard.try_iter().collect();
         let errors = items.iter().filter(|item| item.is_err()).count();
@@ -177,7 +178,7 @@ impl Yardstick {
         items.into_iter().flatten().collect()
     }
 
-    /// Errors the stream has shown so far.
+    /// Returns the number of errors so far.
     pub(crate) fn errors(&self) -> usize {
         self.errors.get()
     }
@@ -190,7 +191,7 @@ async fn follow(
     up: &sync::Sender<()>,
 ) -> Result<()> {
     let socket = tokio_udev::MonitorBuilder::new()?.match_subsystem_devtype("block", "disk")?.listen()?;
-    // The kernel doubles what it is asked for.
+    // The kernel doubles the requested size.
     rustix::net::sockopt::set_socket_recv_buffer_size(socket.as_fd(), buffer / 2)?;
     let mut stream = tokio_udev::AsyncMonitorSocket::new(socket)?;
     up.send(())?;

@@ -1,4 +1,4 @@
-//! What an idle daemon costs: context switches, memory.
+//! The cost of an idle daemon: context switches and memory.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -11,16 +11,18 @@ use crate::Plan;
 use crate::report::{Goal, Section, Table};
 use crate::setup::{self, LIMIT, absent_evidence, absent_volume, wait_count};
 
-/// Longer than the runtime keeps a thread of its blocking pool (10 s) and udevd may owe an event (10 s).
+/// Longer than the idle time of a thread for blocking work (10 s) and than the limit for an overdue event of udevd
+/// (10 s).
 const QUIET: Duration = Duration::from_secs(15);
 
-/// Another program's disks may wake the daemon at any time: that is not its own doing.
+/// Events of other programs' disks may wake the daemon at any time, which is not its own doing. So the measurement is
+/// repeated.
 const ATTEMPTS: usize = 5;
 
 const SERVED: usize = 5;
 const WAITING: usize = 1000;
 
-/// Context switches of a daemon that has nothing to do.
+/// Measures the context switches of a daemon that has nothing to do.
 pub(crate) fn switches(plan: Plan) -> Result<Section> {
     let window = if plan.quick { Duration::from_secs(5) } else { Duration::from_mins(1) };
     let lab = setup::lab()?;
@@ -28,7 +30,7 @@ pub(crate) fn switches(plan: Plan) -> Result<Section> {
     setup::seed(&lab, &waiting)?;
     let attachd = setup::start(&lab)?;
     let api = attachd.api();
-    // Somebody listens all the time: that must not wake the daemon either.
+    // A connected listener must not wake the daemon either.
     let _events = api.events()?;
     let mut disks = Vec::new();
     for _ in 0..SERVED {
@@ -82,7 +84,7 @@ pub(crate) fn switches(plan: Plan) -> Result<Section> {
     Ok(Section { title: "Idle: context switches", about, tables: vec![table], goals, raw: Vec::new() })
 }
 
-/// Resident memory: idle, and with many mappings.
+/// Measures resident memory: idle, and with many mappings.
 pub(crate) fn memory(plan: Plan) -> Result<Section> {
     let mappings = plan.count(10_000, 1000);
     let lab = setup::lab()?;
@@ -133,7 +135,7 @@ pub(crate) fn memory(plan: Plan) -> Result<Section> {
     Ok(Section { title: "Memory", about, tables: vec![table], goals, raw: Vec::new() })
 }
 
-/// Waits until the daemon's threads have been the same for a while, without touching the daemon.
+/// Waits until the daemon's threads have been the same for a while, without a request to the daemon.
 fn quiet(attachd: &Attachd) -> Result<()> {
     let ids = || anyhow::Ok(threads(attachd.pid()?)?.into_keys().collect::<Vec<u32>>());
     let begun = Instant::now();
@@ -162,7 +164,7 @@ fn threads(pid: u32) -> Result<BTreeMap<u32, Thread>> {
     let mut threads = BTreeMap::new();
     for task in fs::read_dir(format!("/proc/{pid}/task"))? {
         let task = task?.path();
-        // A thread may end between the two.
+        // A thread may end between the two reads.
         let Ok(status) = fs::read_to_string(task.join("status")) else { continue };
         let number =
             |name| setup::field(&status, name).and_then(|value| value.parse().ok()).context("the kernel's own format");

@@ -1,4 +1,4 @@
-//! 20,000 intents that come and go: how fast, and what is left behind.
+//! 20,000 intents that come and go: how fast, and what remains.
 
 use std::time::{Duration, Instant};
 
@@ -10,10 +10,10 @@ use crate::Plan;
 use crate::report::{Goal, Samples, Section, Table};
 use crate::setup::{self, STORE, absent_volume};
 
-/// Clients at one time, each of which asks the next thing when it is answered, on a connection that stays.
+/// The number of clients. Each sends its next request after an answer, on one connection.
 const CLIENTS: usize = 50;
 
-/// How long the daemon is left alone before its memory and its files are looked at.
+/// How long the daemon is left alone before its memory and files are measured.
 const REST: Duration = Duration::from_secs(10);
 
 pub(crate) fn bench(plan: Plan) -> Result<Section> {
@@ -69,7 +69,7 @@ pub(crate) fn bench(plan: Plan) -> Result<Section> {
 
 type Request = (&'static str, String, Option<String>, u16);
 
-/// Every request, by clients side by side; how long each took, and all.
+/// Sends every request, with several clients. Returns how long each took, and all together.
 fn by_many(
     api: &Api,
     count: usize,

@@ -1,4 +1,4 @@
-//! From event to ready while others list everything, again and again.
+//! From event to ready while other clients list everything, again and again.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -11,13 +11,13 @@ use crate::Plan;
 use crate::report::{Goal, Samples, Section, Table, ms};
 use crate::setup::{self, LIMIT, Witness, absent_evidence, absent_volume, on_timeline, step_ns};
 
-/// Clients that list everything in a loop.
+/// The number of clients that list everything in a loop.
 const CLIENTS: usize = 4;
 
-/// Attaches in one go, quiet or listed; they take turns.
+/// The number of attaches in a row; quiet and listed blocks alternate.
 const BLOCK: usize = 10;
 
-/// What no turn of the engine may take.
+/// The limit of a turn of the engine.
 const LONGEST: Duration = Duration::from_millis(5);
 
 const LIST: &[u8] = b"GET /api/v1/volumes HTTP/1.1\r\nHost: attachd\r\nConnection: close\r\n\r\n";
@@ -26,7 +26,7 @@ pub(crate) fn bench(plan: Plan) -> Result<Section> {
     let volumes = plan.count(20_000, 1000);
     let blocks = plan.count(6, 1);
     let lab = setup::lab()?;
-    // Half of them have a mapping of an earlier boot, the others wait for their disk.
+    // Half of the volumes have a mapping of an earlier boot, the others wait for their disk.
     let known = (1..=volumes).map(|n| {
         let volume = absent_volume(n)?;
         Ok((volume, (n % 2 == 0).then(|| absent_evidence(volume, n)).transpose()?))
@@ -82,14 +82,14 @@ pub(crate) struct Counts {
 }
 
 impl Counts {
-    /// In MB.
+    /// Returns the average size of a list in MB.
     fn average(&self) -> f64 {
         let kilobytes = self.bytes.load(Ordering::Relaxed) / self.lists.load(Ordering::Relaxed).max(1) / 1000;
         f64::from(u32::try_from(kilobytes).unwrap_or(u32::MAX)) / 1000.0
     }
 }
 
-/// Does something while clients list everything.
+/// Runs `work` while clients list everything.
 pub(crate) fn while_listing(api: &Api, counts: &Counts, work: impl FnOnce() -> Result<()>) -> Result<()> {
     let going = std::sync::atomic::AtomicBool::new(true);
     std::thread::scope(|scope| {
@@ -128,7 +128,7 @@ fn block(lab: &Lab, attachd: &Attachd, witness: &Witness, events: &mut Events, s
         served.with_context(|| attachd.stderr_text())?;
         let to = on_timeline(monotonic_ns());
         let shown = api.get(&format!("/api/v1/volumes/{}", volume.id))?.expect(200)?;
-        // On a busy machine the witness may be woken after the daemon: the earlier of the two has seen the broadcast.
+        // On a busy machine the witness may be woken after the daemon, so the earlier of the two counts.
         samples.add_between(on_timeline(from).min(step_ns(&shown, "heard")?), to);
         setup::withdraw(&api, &volume.id)?;
         disk.detach()?;
@@ -136,7 +136,7 @@ fn block(lab: &Lab, attachd: &Attachd, witness: &Witness, events: &mut Events, s
     Ok(())
 }
 
-/// How many turns the engine has taken, and how many of them were too long.
+/// Returns how many turns the engine has taken, and how many of them were too long.
 fn turns(api: &Api) -> Result<(u64, u64)> {
     let metrics = api.get("/metrics")?.text;
     let figure = |name: &str| {

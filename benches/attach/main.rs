@@ -7,7 +7,7 @@
 //! ```
 //!
 //! Everything is real (udevd, loop devices, nbdkit, the daemon as its own user) in the tests' lab; see
-//! `tests/support`. Needs root. Nothing is asserted by time: goals are printed beside what was measured.
+//! `tests/support`. Needs root. No time is asserted: goals are printed beside the measurements.
 
 mod backends;
 mod burst;
@@ -24,7 +24,7 @@ mod startup;
 mod throughput;
 mod turns;
 
-/// The tests' own words: the helper, a volume that is served.
+/// Helpers of the tests: the helper, a served volume.
 #[path = "../../tests/common/mod.rs"]
 mod common;
 
@@ -34,14 +34,14 @@ use std::process::ExitCode;
 use anyhow::{Context as _, Result, bail};
 use report::Section;
 
-/// How much of everything.
+/// The size of a run.
 #[derive(Debug, Clone, Copy)]
 struct Plan {
     quick: bool,
 }
 
 impl Plan {
-    /// The count of a real run, or the one that only shows that the bench works.
+    /// Returns the count of a real run, or one that only shows that the benchmark works.
     fn count(self, full: usize, quick: usize) -> usize {
         if self.quick { quick } else { full }
     }
@@ -49,7 +49,7 @@ impl Plan {
 
 type Bench = fn(Plan) -> Result<Section>;
 
-/// In this order: the quiet ones first, so that no leftover of a flood disturbs them.
+/// The quiet ones come first, so that no leftover of a flood disturbs them.
 const BENCHES: [(&str, Bench); 12] = [
     ("idle", idle::switches),
     ("memory", idle::memory),
@@ -80,7 +80,7 @@ fn run() -> Result<()> {
     let mut wanted: Vec<String> = Vec::new();
     for argument in std::env::args().skip(1) {
         match argument.as_str() {
-            // Cargo's own.
+            // Cargo's own argument.
             "--bench" => {}
             "--quick" => plan.quick = true,
             name if BENCHES.iter().any(|(known, _)| *known == name) => wanted.push(name.to_owned()),
@@ -93,14 +93,14 @@ fn run() -> Result<()> {
     for (name, bench) in BENCHES {
         if wanted.is_empty() || wanted.iter().any(|asked| asked == name) {
             println!("\n== {name}");
-            // A thread of its own: a lab's namespaces belong to the thread that made it.
+            // Each runs in its own thread: a lab's namespaces belong to the thread that made it.
             let done = std::thread::spawn(move || bench(plan)).join();
             let section = done.map_err(|_| anyhow::anyhow!("it panicked")).flatten().with_context(|| name)?;
             println!("\n{}", section.markdown(name));
             sections.push((name, section));
         }
     }
-    // A partial or a quick run must not pass for the real figures.
+    // A partial or quick run must not be taken for the real figures.
     let whole = wanted.is_empty() && !plan.quick;
     let place = if whole { concat!(env!("CARGO_MANIFEST_DIR"), "/docs") } else { env!("CARGO_TARGET_TMPDIR") };
     report::write(Path::new(place), &machine, &sections)?;

@@ -1,4 +1,4 @@
-//! Figures into tables: what is printed and what is written is the same text.
+//! Writes figures as tables; the printed and the written text are the same.
 
 use std::fmt::Write as _;
 use std::fs;
@@ -7,17 +7,17 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 
-/// What one bench found.
+/// The result of one benchmark.
 pub(crate) struct Section {
-    /// Its heading.
+    /// The heading.
     pub(crate) title: &'static str,
-    /// What was measured and how, for readers who want to know what the figures mean.
+    /// What was measured and how, to explain the figures.
     pub(crate) about: String,
     /// The figures.
     pub(crate) tables: Vec<Table>,
-    /// What they are held against.
+    /// The goals.
     pub(crate) goals: Vec<Goal>,
-    /// Every single sample: a name and its values in milliseconds, in the order they were taken.
+    /// Every single sample: a name and its values in milliseconds, in the order of measurement.
     pub(crate) raw: Vec<(String, Samples)>,
 }
 
@@ -27,14 +27,14 @@ pub(crate) struct Table {
     rows: Vec<Vec<String>>,
 }
 
-/// A goal and whether it is met.
+/// A goal, and whether it is met.
 pub(crate) struct Goal {
     pub(crate) wanted: String,
     pub(crate) measured: String,
     pub(crate) met: bool,
 }
 
-/// Measured times in milliseconds. A time can be negative: a poll may see a link before udev's event is out.
+/// Measured times in milliseconds. A time can be negative: a poll may see a link before udev's event is sent.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Samples(Vec<f64>);
 
@@ -43,7 +43,7 @@ impl Samples {
         self.0.push(time.as_secs_f64() * 1e3);
     }
 
-    /// From one moment to another, both in nanoseconds of one clock.
+    /// Adds the time between two moments, both in nanoseconds of one clock.
     pub(crate) fn add_between(&mut self, from_ns: i128, to_ns: i128) {
         #[expect(clippy::cast_precision_loss, reason = "a difference of seconds at most")]
         self.0.push((to_ns - from_ns) as f64 / 1e6);
@@ -57,7 +57,7 @@ impl Samples {
         self.0.len()
     }
 
-    /// The smallest sample that at least this percentage of all samples do not exceed; NaN without samples.
+    /// Returns the smallest sample that at least this percentage of samples do not exceed; NaN without samples.
     pub(crate) fn percentile(&self, percent: usize) -> f64 {
         let mut sorted = self.0.clone();
         sorted.sort_by(f64::total_cmp);
@@ -77,7 +77,7 @@ impl Samples {
         self.percentile(100)
     }
 
-    /// Their p50, p99, minimum, maximum and number, as cells.
+    /// Returns p50, p99, minimum, maximum and number, as cells.
     pub(crate) fn cells(&self) -> [String; 5] {
         let times = [self.p50(), self.p99(), self.percentile(0), self.max()].map(ms);
         let [p50, p99, min, max] = times;
@@ -85,10 +85,10 @@ impl Samples {
     }
 }
 
-/// The heading that goes with [`Samples::cells`].
+/// The headings of [`Samples::cells`].
 pub(crate) const SAMPLE_HEAD: [&str; 5] = ["p50 ms", "p99 ms", "min ms", "max ms", "samples"];
 
-/// Milliseconds as text.
+/// Formats milliseconds.
 pub(crate) fn ms(value: f64) -> String {
     format!("{value:.3}")
 }
@@ -98,7 +98,7 @@ impl Table {
         Self { head: head.iter().map(ToString::to_string).collect(), rows: Vec::new() }
     }
 
-    /// A table whose rows are a name and samples, and whatever more.
+    /// Makes a table whose rows are a name, samples, and further columns.
     pub(crate) fn of_samples(name: &str, more: &[&str]) -> Self {
         Self::new(&[&[name], &SAMPLE_HEAD[..], more].concat())
     }
@@ -107,7 +107,7 @@ impl Table {
         self.rows.push(cells.into_iter().collect());
     }
 
-    /// A row of [`Table::of_samples`].
+    /// Adds a row to a table of [`Table::of_samples`].
     pub(crate) fn samples(&mut self, name: &str, samples: &Samples, more: impl IntoIterator<Item = String>) {
         self.row([name.to_owned()].into_iter().chain(samples.cells()).chain(more));
     }
@@ -119,7 +119,7 @@ impl Table {
         let widths: Vec<usize> = columns.map(|column| width(column).unwrap_or(0).max(3)).collect();
         let line = |row: &Vec<String>| {
             let cells = row.iter().zip(&widths).enumerate();
-            // Names to the left, figures to the right.
+            // Names are aligned left, figures right.
             let cells = cells
                 .map(|(n, (cell, width))| if n == 0 { format!("{cell:<width$}") } else { format!("{cell:>width$}") });
             format!("| {} |\n", cells.collect::<Vec<_>>().join(" | "))
@@ -135,7 +135,7 @@ impl Table {
 }
 
 impl Section {
-    /// The section as it is printed and written. `name` is the bench's, and that of its raw figures.
+    /// Returns the section as it is printed and written. `name` is the benchmark's, and that of its raw figures.
     pub(crate) fn markdown(&self, name: &str) -> String {
         let mut text = format!("## {}\n\n{}\n", self.title, self.about);
         for table in &self.tables {
@@ -154,7 +154,7 @@ impl Section {
         text
     }
 
-    /// One line per sample.
+    /// Returns one line per sample.
     fn csv(&self) -> String {
         let mut text = "series,sample,ms\n".to_owned();
         for (series, samples) in &self.raw {
@@ -166,7 +166,7 @@ impl Section {
     }
 }
 
-/// What the figures were taken on.
+/// Describes the machine.
 pub(crate) fn machine() -> Result<String> {
     let cores = std::thread::available_parallelism()?;
     let kernel = fs::read_to_string("/proc/sys/kernel/osrelease")?;

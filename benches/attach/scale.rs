@@ -13,7 +13,7 @@ use crate::setup::{self, LIMIT, absent_volume, step_ns, wait_count};
 pub(crate) fn bench(plan: Plan) -> Result<Section> {
     let rounds = plan.count(300, 10);
     let counts = [10, plan.count(100_000, 1000)];
-    // A lab belongs to a thread, so each side has one; they take turns, and the one that waits is stopped (SIGSTOP).
+    // A lab belongs to a thread, so each side has one. They take turns, and the waiting one is stopped (SIGSTOP).
     let sides = counts.map(Side::spawn);
     for side in &sides {
         side.done.recv().context("a side ended early")?;
@@ -71,7 +71,7 @@ impl Side {
 
 fn play(intents: usize, told: &mpsc::Receiver<()>, tell: &mpsc::Sender<()>) -> Result<Samples> {
     let lab = setup::lab()?;
-    // Without the one that each turn adds.
+    // Without the intent that each turn adds.
     let waiting = (1..intents).map(|n| Ok((absent_volume(n)?, None))).collect::<Result<Vec<_>>>()?;
     setup::seed(&lab, &waiting)?;
     let attachd = setup::start(&lab)?;
@@ -94,7 +94,7 @@ fn attach(lab: &Lab, attachd: &Attachd, api: &Api, samples: &mut Samples) -> Res
     let volume = lab.volume();
     setup::intend(api, &volume.id)?;
     let mut disk = setup::disk(lab, &volume.serial, 1 << 20)?;
-    // What it heard while it was stopped is to be out of the way.
+    // The events that it received while stopped must be handled first.
     thread::sleep(std::time::Duration::from_millis(30));
     disk.attach()?;
     let shown = api.wait_volume(&volume.id, "ready", LIMIT).with_context(|| attachd.stderr_text())?;

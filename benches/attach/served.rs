@@ -32,7 +32,7 @@ use crate::setup::{self, EXPORTS, LIMIT, PORT, Witness, on_timeline, runtime, st
 
 const SIZE: u64 = 1 << 20;
 
-/// As the seed's code and most scripts poll.
+/// The interval of the polling loop, as in the predecessor and most scripts.
 const POLL: Duration = Duration::from_millis(100);
 
 const SERVER: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), PORT);
@@ -52,7 +52,7 @@ pub(crate) fn bench(plan: Plan) -> Result<Section> {
 
     let mut times = Times::default();
     for round in 0..rounds {
-        // Every contender is first equally often: whatever drifts hits all alike.
+        // Every contender is first equally often, so that a drift affects all alike.
         for turn in 0..4 {
             match (round + turn) % 4 {
                 0 => daemon.turn(&stage, &mut times)?,
@@ -70,21 +70,22 @@ pub(crate) fn bench(plan: Plan) -> Result<Section> {
     Ok(times.section(&floor))
 }
 
-/// Where every contender performs: the same udevd, the same nbdkit, the same disk below.
+/// What all contenders share: the same udevd, the same nbdkit, the same kind of disk.
 struct Stage {
     witness: Witness,
     lab: Lab,
 }
 
 impl Stage {
-    /// A volume and its disk, not attached yet.
+    /// Makes a volume and its disk, not attached yet.
     fn disk(&self) -> Result<(Volume, Disk)> {
         let volume = self.lab.volume();
         let disk = setup::disk(&self.lab, &volume.serial, SIZE)?;
         Ok((volume, disk))
     }
 
-    /// The same for a contender that writes no claims itself: marked before the disk comes, as attachd does it.
+    /// As [`Stage::disk`], for a contender that writes no claims: the claim exists before the disk comes, as with
+    /// attachd.
     fn claimed_disk(&self) -> Result<(Volume, Disk)> {
         let (volume, disk) = self.disk()?;
         self.lab.claim(&volume.serial)?;
@@ -97,7 +98,7 @@ impl Stage {
         Ok(self.witness.announced(disk)?.monotonic_ns)
     }
 
-    /// Takes back what a contender without attachd did.
+    /// Undoes what a contender without attachd did.
     fn clear(&self, volume: &Volume, mut disk: Disk) -> Result<()> {
         fs::remove_file(Path::new(EXPORTS).join(volume.export()))?;
         disk.detach()?;
@@ -137,7 +138,7 @@ impl Daemon {
         let (volume, mut disk) = stage.disk()?;
         self.attachd.sigcont()?;
         setup::intend(&self.api, &volume.id)?;
-        // What it heard while it was stopped, and the outbox, are to be out of the way.
+        // The events that it received while stopped, and the projection, must be handled first.
         std::thread::sleep(Duration::from_millis(50));
         let from = stage.attach(&mut disk)?;
         // The stream was opened long before: a waiting caller is woken by the daemon's own write.
@@ -146,7 +147,7 @@ impl Daemon {
         let to = on_timeline(monotonic_ns());
 
         let shown = self.api.get(&format!("/api/v1/volumes/{}", volume.id))?.expect(200)?;
-        // On a busy machine the witness may be woken after the daemon: the earlier of the two has seen the broadcast.
+        // On a busy machine the witness may be woken after the daemon, so the earlier of the two counts.
         let from = on_timeline(from).min(step_ns(&shown, "heard")?);
         times.attachd.add_between(from, to);
         let mut last = from;
@@ -163,7 +164,7 @@ impl Daemon {
     }
 }
 
-/// The loop that looks for the by-id link every 100 ms, then does the same work with the same functions, in line.
+/// A loop that reads the by-id link every 100 ms and then does the same work with the same functions, in line.
 struct Poll {
     runtime: Runtime,
     sysfs: Sysfs,
@@ -190,7 +191,7 @@ impl Poll {
         let link = link.to_str().context("a link's path is text")?;
         let (from, to) = std::thread::scope(|scope| {
             let polling = scope.spawn(|| self.runtime.block_on(self.serve(id, link)));
-            // The disk comes at any moment between two looks.
+            // The disk comes at a random moment between two polls.
             std::thread::sleep(POLL.mul_f64(random(&volume)));
             let from = stage.attach(&mut disk);
             (from, polling.join())
@@ -210,7 +211,7 @@ impl Poll {
         };
         self.store.write(vec![Change::Map(id, evidence.clone())]).await?;
         ensure!(self.sysfs.still(evidence.devnum, evidence.diskseq).is_here(), "the disk was exchanged");
-        // As attachd does it, which makes links in a folder of its own user only.
+        // attachd makes links only in a folder of its own user, so this one is made directly.
         symlink(&evidence.link, Path::new(EXPORTS).join(id.export_name()))?;
         let (served, _goodbye) =
             probe::probe(probe::greet(&probe::Endpoint::new(SERVER, Tls::none())).await?, &id.export_name()).await?;
@@ -226,7 +227,7 @@ impl Poll {
     }
 }
 
-/// From 0 to 1. A random volume's id is as good as dice.
+/// Returns a number from 0 to 1, derived from a random volume's id.
 fn random(volume: &Volume) -> f64 {
     u32::from_str_radix(&volume.id[..8], 16).map_or(0.5, |number| f64::from(number) / f64::from(u32::MAX))
 }
@@ -284,7 +285,7 @@ impl Script {
     }
 }
 
-/// Returns when the script has started udevadm, and a moment later, so that it waits when the disk comes.
+/// Returns a moment after the script has started udevadm, so that it waits when the disk comes.
 fn wait_for_child(script: &Child) -> Result<()> {
     let started = Instant::now();
     let children = format!("/proc/{0}/task/{0}/children", script.id());
@@ -296,8 +297,8 @@ fn wait_for_child(script: &Child) -> Result<()> {
     Ok(())
 }
 
-/// The floor: what nobody can leave out. One synced commit, one link, one handshake, one after the other, with nothing
-/// around them: no event to receive, no evidence to read, nobody to tell.
+/// The floor: the work that cannot be left out. It is one synced commit, one link and one handshake, one after the
+/// other. There is no event to receive, no evidence to read and no caller to notify.
 struct Floor {
     runtime: Runtime,
     connection: SqliteConnection,
@@ -331,14 +332,14 @@ impl Floor {
             .filename(&file)
             .journal_mode(SqliteJournalMode::Wal)
             .synchronous(SqliteSynchronous::Full)
-            // There are no intents here for mappings to belong to.
+            // Here there are no intents that the mappings could refer to.
             .foreign_keys(false);
         let runtime = runtime()?;
         let connection = runtime.block_on(options.connect())?;
         Ok(Self { runtime, connection, handshake: Handshake::Blocking, chosen: String::new() })
     }
 
-    /// Takes whichever handshake is faster here: the floor is to be the floor.
+    /// Chooses the handshake that is faster here, so that the floor really is the floor.
     fn choose_handshake(&mut self, stage: &Stage, times: usize) -> Result<()> {
         let (volume, mut disk) = stage.claimed_disk()?;
         stage.attach(&mut disk)?;
@@ -367,7 +368,7 @@ impl Floor {
         stage.clear(&volume, disk)
     }
 
-    /// The size served, and the connection, for its end does not count.
+    /// Returns the size, and the connection, whose end does not count.
     fn shake(&self, export: &str) -> Result<(u64, Option<NbdClient>)> {
         match self.handshake {
             Handshake::Blocking => {
@@ -385,7 +386,7 @@ impl Floor {
 
     fn turn(&mut self, stage: &Stage, times: &mut Times) -> Result<()> {
         let (volume, mut disk) = stage.claimed_disk()?;
-        // Everything that can be known beforehand is; and the file's caches are in the state they have for the others.
+        // Everything that can be prepared is prepared, and the file's caches are in the same state as for the others.
         let (link, place, export) = (volume.link(), Path::new(EXPORTS).join(volume.export()), volume.export());
         stage.attach(&mut disk)?;
         let (major, minor) = disk.devnum();
@@ -419,7 +420,7 @@ impl Floor {
     }
 }
 
-/// The daemon's own tables in another file.
+/// Makes the daemon's own tables in another file.
 fn create_store(file: &Path) -> Result<()> {
     runtime()?.block_on(async {
         let (store, task) = setup::open_store(file).await?;

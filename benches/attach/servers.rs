@@ -1,4 +1,4 @@
-//! The NBD servers that attachd works with, in all of their ways, for the benches that hold them side by side.
+//! The NBD servers that attachd works with, in all of their modes, for benchmarks that compare them.
 
 use std::fs;
 
@@ -6,25 +6,29 @@ use anyhow::{Context as _, Result};
 use lab::Lab;
 use lab::nbd_server::{Installed, MAIN, MAIN_SOCKET, NbdServer, NbdServerPerConnection, Release};
 
-/// Where each of them listens.
+/// The address of each server.
 pub(crate) const ADDRESS: &str = "127.0.0.1:10809";
 
-/// A server in one of its ways.
+/// A server in one of its modes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Way {
+pub(crate) enum ServerKind {
     /// nbdkit over a folder of links.
     Nbdkit,
-    /// One nbd-server (Debian 13's) that a signal makes read its files again. Debian 12's dies of it.
+    /// One nbd-server (Debian 13's) that reads its files again at a signal. Debian 12's dies of the signal.
     Signalled,
-    /// An nbd-server for each connection, which reads all files anew.
+    /// An nbd-server for each connection, which reads all files.
     PerConnection(Release),
 }
 
-/// The first is what the others are held against.
-pub(crate) const WAYS: [Way; 4] =
-    [Way::Nbdkit, Way::Signalled, Way::PerConnection(Release::Trixie), Way::PerConnection(Release::Bookworm)];
+/// The first is the one that the others are compared with.
+pub(crate) const SERVER_KINDS: [ServerKind; 4] = [
+    ServerKind::Nbdkit,
+    ServerKind::Signalled,
+    ServerKind::PerConnection(Release::Trixie),
+    ServerKind::PerConnection(Release::Bookworm),
+];
 
-impl Way {
+impl ServerKind {
     pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Nbdkit => "nbdkit",
@@ -34,12 +38,12 @@ impl Way {
         }
     }
 
-    /// Whether a new connection costs a new process, which takes its time.
+    /// Returns whether a new connection costs a new process, which takes time.
     pub(crate) fn is_slow(self) -> bool {
         matches!(self, Self::PerConnection(_))
     }
 
-    /// Makes it ready to be started in this lab.
+    /// Prepares the server to be started in this lab.
     pub(crate) fn install(self, lab: &Lab) -> Result<Server> {
         let release = match self {
             Self::Nbdkit => return Ok(Server::Nbdkit),
@@ -56,12 +60,12 @@ impl Way {
     }
 }
 
-/// A server of a lab. Ends with it.
+/// A server of a lab. It ends with the lab.
 pub(crate) enum Server {
-    /// The lab itself keeps it.
+    /// The lab itself keeps nbdkit.
     Nbdkit,
     Signalled(NbdServer, Installed),
-    /// Whoever holds the port, while somebody does.
+    /// The listener on the port, while there is one.
     PerConnection(Option<NbdServerPerConnection>, Installed),
 }
 
@@ -77,7 +81,7 @@ impl Server {
         }
     }
 
-    /// Frees the port for another. Servers of single connections end with their clients.
+    /// Frees the port for another server. Servers of single connections end with their clients.
     pub(crate) fn stop(&mut self, lab: &mut Lab) -> Result<()> {
         match self {
             Self::Nbdkit => lab.nbdkit_kill(),
@@ -89,7 +93,7 @@ impl Server {
         }
     }
 
-    /// What attachd's configuration says about it.
+    /// Returns the lines for attachd's configuration.
     pub(crate) fn config(&self) -> Result<String> {
         let (mode, main, installed) = match self {
             Self::Nbdkit => return Ok(String::new()),

@@ -1,4 +1,4 @@
-//! What the benches share: a lab with a daemon, a witness of udev's events, a store filled beforehand.
+//! What the benchmarks share: a lab with a daemon, a witness of udev's events, a store filled beforehand.
 
 use std::fs;
 use std::os::unix::fs::chown;
@@ -17,13 +17,13 @@ use jiff::Timestamp;
 use lab::{Api, Attachd, AttachdOptions, BareListener, Disk, DiskOptions, Heard, Lab, people};
 use serde_json::{Value, json};
 
-/// Longer than anything takes that works.
+/// Longer than anything that works takes.
 pub(crate) const LIMIT: Duration = Duration::from_mins(1);
 
-/// Where the daemon keeps its truth.
+/// The path of the daemon's store.
 pub(crate) const STORE: &str = "/var/lib/attachd/attachd.db";
 
-/// Where the exports are.
+/// The folder of exports.
 pub(crate) const EXPORTS: &str = "/run/attachd/exports";
 
 /// The NBD server's port.
@@ -32,7 +32,7 @@ pub(crate) const PORT: u16 = 10809;
 /// Loop devices in place of virtio disks, as in the tests.
 pub(crate) const CONFIG: &str = "[device]\nschemes = [\"loop\"]\n";
 
-/// A lab whose NBD server runs. The daemon does not yet.
+/// Makes a lab whose NBD server runs, without the daemon.
 pub(crate) fn lab() -> Result<Lab> {
     let mut lab = Lab::builder().build()?;
     lab.attachd_config(CONFIG)?;
@@ -47,7 +47,7 @@ pub(crate) fn start(lab: &Lab) -> Result<Attachd> {
     lab.attachd_start(Path::new(env!("CARGO_BIN_EXE_attachd")), &options)
 }
 
-/// A sparse disk: no bench looks at its bytes.
+/// Makes a sparse disk: no benchmark reads its bytes.
 pub(crate) fn disk(lab: &Lab, serial: &str, size: u64) -> Result<Disk> {
     lab.disk_with(serial, size, DiskOptions { blank: true, ..DiskOptions::default() })
 }
@@ -57,17 +57,17 @@ pub(crate) fn intend(api: &Api, volume_id: &str) -> Result<()> {
     api.post("/api/v1/intents", &json!({ "volume_id": volume_id }))?.expect(201).map(drop)
 }
 
-/// Withdraws it. By force: a handshake of the bench's own may still be on its way out.
+/// Withdraws a volume, by force: a handshake of the benchmark may still be open.
 pub(crate) fn withdraw(api: &Api, volume_id: &str) -> Result<()> {
     api.delete(&format!("/api/v1/intents/{volume_id}?force=true"))?.expect(200).map(drop)
 }
 
-/// The daemon's own word on how it is.
+/// Returns the daemon's health.
 pub(crate) fn health(api: &Api) -> Result<Value> {
     Ok(api.get("/api/v1/health")?.json)
 }
 
-/// Waits until this many volumes are in a state. Asks rarely, not to disturb what is measured.
+/// Waits until this many volumes are in a state. Asks rarely, so that it does not disturb the measurement.
 pub(crate) fn wait_count(api: &Api, state: &str, count: usize) -> Result<()> {
     let deadline = Instant::now() + LIMIT;
     loop {
@@ -82,40 +82,40 @@ pub(crate) fn wait_count(api: &Api, state: &str, count: usize) -> Result<()> {
     }
 }
 
-/// A time in an answer of the API, in nanoseconds since 1970.
+/// Returns a time in an answer of the API, in nanoseconds since 1970.
 pub(crate) fn time_ns(value: &Value) -> Result<i128> {
     let text = value.as_str().with_context(|| format!("{value} is no time"))?;
     Ok(text.parse::<Timestamp>()?.as_nanosecond())
 }
 
-/// When a volume last came to a step of its story, by the answer of `GET /api/v1/volumes/{id}`.
+/// Returns when a volume last reached a step of its story, from the answer of `GET /api/v1/volumes/{id}`.
 pub(crate) fn step_ns(shown: &Value, step: &str) -> Result<i128> {
     let timeline = shown["timeline"].as_array().context("a volume has a timeline")?;
     let entry = timeline.iter().rfind(|entry| entry["event"] == step).with_context(|| format!("no {step}"))?;
     time_ns(&entry["at"])
 }
 
-/// Now, on the clock of the daemon's timeline.
+/// Returns the present time, on the clock of the daemon's timeline.
 pub(crate) fn now_ns() -> i128 {
     Timestamp::now().as_nanosecond()
 }
 
-/// A moment of `CLOCK_MONOTONIC` on the clock of the daemon's timeline.
+/// Converts a time of `CLOCK_MONOTONIC` to the clock of the daemon's timeline.
 pub(crate) fn on_timeline(monotonic_ns: u64) -> i128 {
     now_ns() - i128::from(lab::listen::monotonic_ns()) + i128::from(monotonic_ns)
 }
 
-/// A runtime like the daemon's, for its library's own functions.
+/// Makes a runtime like the daemon's, for its library's own functions.
 pub(crate) fn runtime() -> Result<tokio::runtime::Runtime> {
     tokio::runtime::Builder::new_current_thread().enable_all().build().context("a runtime")
 }
 
-/// The n-th volume of a large number that never get a disk. No other lab has them.
+/// Returns the n-th of many volumes that never get a disk. No other lab has them.
 pub(crate) fn absent_volume(n: usize) -> Result<VolumeId> {
     Ok(format!("{n:08x}-be2c-4be2-8c00-000000000000").parse()?)
 }
 
-/// Evidence for such a volume, as an earlier boot would have left it.
+/// Returns evidence for such a volume, as an earlier boot would have left it.
 pub(crate) fn absent_evidence(volume: VolumeId, n: usize) -> Result<Evidence> {
     let serial = volume.serial();
     Ok(Evidence {
@@ -131,7 +131,7 @@ pub(crate) fn absent_evidence(volume: VolumeId, n: usize) -> Result<Evidence> {
     })
 }
 
-/// An intent accepted just now.
+/// Returns an intent that was just accepted.
 pub(crate) fn intent(volume: VolumeId) -> Intent {
     let created_at = clock::wall();
     Intent {
@@ -146,7 +146,7 @@ pub(crate) fn intent(volume: VolumeId) -> Intent {
     }
 }
 
-/// attachd's own store, opened as the daemon does.
+/// Opens attachd's store as the daemon does.
 pub(crate) async fn open_store(path: &Path) -> Result<(Store, tokio::task::JoinHandle<()>)> {
     let boot_id = fs::read_to_string("/proc/sys/kernel/random/boot_id")?;
     let options = Options { path, history_days: 90, boot_id: boot_id.trim(), spare: Path::new("/run/attachd") };
@@ -154,7 +154,7 @@ pub(crate) async fn open_store(path: &Path) -> Result<(Store, tokio::task::JoinH
     Ok((store, task))
 }
 
-/// Fills the store with attachd's own code (waiting, or `ready` where there is evidence), claims every serial and gives
+/// Fills the store with attachd's own code (waiting, or `ready` if there is evidence), claims every serial and gives
 /// everything to the daemon's user. The daemon must not run.
 pub(crate) fn seed(lab: &Lab, volumes: &[(VolumeId, Option<Evidence>)]) -> Result<()> {
     runtime()?.block_on(async {
@@ -197,10 +197,10 @@ pub(crate) fn unpublish_all() -> Result<()> {
     Ok(())
 }
 
-/// Hears udev's events with a thread and a buffer of its own: when udev said what, whatever else is busy.
+/// Receives udev's events with its own thread and buffer: it records when udev sent what, whatever else is busy.
 pub(crate) struct Witness {
     heard: mpsc::Receiver<Heard>,
-    /// The thread ends when this does.
+    /// The thread ends when this is dropped.
     _life: Arc<()>,
 }
 
@@ -215,7 +215,7 @@ impl Witness {
         Ok(Self { heard, _life: life })
     }
 
-    /// The first event from now on that `wanted` accepts. What came before it is forgotten.
+    /// Returns the first event from now on that `wanted` accepts. Earlier events are dropped.
     pub(crate) fn wait_for(&self, wanted: impl Fn(&Heard) -> bool) -> Result<Heard> {
         let deadline = Instant::now() + LIMIT;
         loop {
@@ -227,14 +227,14 @@ impl Witness {
         }
     }
 
-    /// udev's event of an attached disk: link made, owner set, about this very attachment.
+    /// Returns udev's event of an attached disk: link made, owner set, about this very attachment.
     pub(crate) fn announced(&self, disk: &Disk) -> Result<Heard> {
         let (serial, diskseq) = (disk.serial(), disk.diskseq()?.to_string());
         self.wait_for(|heard| heard.get("ID_SERIAL") == serial && heard.get("DISKSEQ") == diskseq)
     }
 }
 
-/// False when nobody listens any more.
+/// Passes on one event. Returns false when the receiver is gone.
 fn pass_on(ear: &BareListener, to: &mpsc::Sender<Heard>) -> bool {
     match ear.next(Duration::from_millis(200)) {
         Ok(Some(heard)) => to.send(heard).is_ok(),
@@ -243,14 +243,14 @@ fn pass_on(ear: &BareListener, to: &mpsc::Sender<Heard>) -> bool {
     }
 }
 
-/// A figure of a process's memory, in MB, from /proc/PID/status.
+/// Returns a memory figure of a process in MB, from /proc/PID/status.
 pub(crate) fn memory_of(attachd: &Attachd, name: &str) -> Result<f64> {
     let status = fs::read_to_string(format!("/proc/{}/status", attachd.pid()?))?;
     let kib = field(&status, name).and_then(|value| value.strip_suffix(" kB")?.trim().parse::<f64>().ok());
     Ok(kib.with_context(|| format!("no {name}"))? * 1024.0 / 1e6)
 }
 
-/// A line of such a file.
+/// Returns a line of such a file.
 pub(crate) fn field<'a>(status: &'a str, name: &str) -> Option<&'a str> {
     status.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':')).map(str::trim)
 }

@@ -44,7 +44,7 @@ pub(crate) fn bench(plan: Plan) -> Result<Section> {
 
     let (mut reboot, mut restart) = (Times::default(), Times::default());
     for round in 1..=rounds {
-        // After a reboot: nothing is exported, and no device number or sequence number on record means anything.
+        // After a reboot nothing is exported, and no recorded device number or sequence number is valid.
         setup::unpublish_all()?;
         for rest in ["-wal", "-shm"] {
             let _ = fs::remove_file(format!("{STORE}{rest}"));
@@ -52,7 +52,7 @@ pub(crate) fn bench(plan: Plan) -> Result<Section> {
         fs::copy(&template, STORE)?;
         setup::give(Path::new(STORE))?;
         reboot.start(&lab, present, mappings)?.terminate()?;
-        // The same again: everything is on record and exported, and is proven again all the same.
+        // A restart: everything is on record and exported, and is proven again all the same.
         restart.start(&lab, present, mappings)?.terminate()?;
         println!("round {round} of {rounds}: reboot {}, restart {}", reboot.last(), restart.last());
     }
@@ -91,7 +91,7 @@ pub(crate) fn bench(plan: Plan) -> Result<Section> {
     Ok(Section { title: "Start-up", about, tables: vec![table], goals, raw })
 }
 
-/// How often it is asked whether all are ready.
+/// The interval of the check whether all are ready.
 const ASK_AGAIN: Duration = Duration::from_millis(5);
 
 #[derive(Default)]
@@ -106,7 +106,8 @@ impl Times {
         let attachd = setup::start(lab)?;
         self.health.add(begun.elapsed());
         let api = attachd.api();
-        // A volume that is found as it was has been ready since before: only the count says when it was proven again.
+        // A volume that is found unchanged has been ready all the time: only the count shows when it was proven
+        // again.
         while setup::health(&api)?["volumes"]["ready"].as_u64() != Some(u64::try_from(present)?) {
             ensure!(begun.elapsed() < setup::LIMIT, "not all are ready: {}", attachd.stderr_text());
             std::thread::sleep(ASK_AGAIN);
@@ -122,7 +123,7 @@ impl Times {
     }
 }
 
-/// The evidence the daemon would keep for a present disk.
+/// Returns the evidence that the daemon would keep for a present disk.
 fn prove(disk: &Disk) -> Result<Evidence> {
     let sysfs = Sysfs::new(scheme::by_name("loop").into_iter().collect(), "/etc/attachd/host-disks".into());
     let ground = Ground { boot_id: sysfs.boot_id()?, nbd_gid: people::NBD.id };
@@ -135,7 +136,7 @@ fn prove(disk: &Disk) -> Result<Evidence> {
     Ok(evidence)
 }
 
-/// The same as an earlier boot would have left it.
+/// Returns the same evidence as of an earlier boot.
 fn earlier(evidence: Evidence) -> Evidence {
     Evidence { boot_id: "an earlier boot".into(), ..evidence }
 }

@@ -1,4 +1,4 @@
-//! How fast bytes come and go through each NBD server.
+//! The throughput of each NBD server.
 
 use std::fs::{self, File};
 use std::os::unix::fs::{MetadataExt, chown};
@@ -15,12 +15,12 @@ use serde_json::Value;
 
 use crate::Plan;
 use crate::report::{Samples, Section, Table, ms};
-use crate::servers::{ADDRESS, Server, WAYS, Way};
+use crate::servers::{ADDRESS, SERVER_KINDS, Server, ServerKind};
 use crate::setup;
 
 const MIB: u64 = 1 << 20;
 
-/// What is measured, in this order.
+/// The measurements, in this order.
 #[derive(Debug, Clone, Copy)]
 enum Work {
     /// From the connection to the answer of `NBD_OPT_GO`.
@@ -28,7 +28,7 @@ enum Work {
     /// `nbdcopy`, from its start to its end.
     Read,
     Write,
-    /// fio over all of the disk, connecting not counted.
+    /// fio over the whole disk, without the connection.
     FioRead,
     FioWrite,
     /// fio with requests of 4 KiB for some time.
@@ -60,7 +60,7 @@ impl Work {
         }
     }
 
-    /// A measured time in [`Work::unit`]s: of a connection, of the whole disk or of one request.
+    /// Returns a measured time in [`Work::unit`]s: of a connection, of the whole disk or of one request.
     #[expect(clippy::cast_precision_loss, reason = "a disk of a bench is small")]
     fn rate(self, time_ms: f64, size: u64) -> f64 {
         match self {
@@ -79,24 +79,24 @@ impl Work {
 }
 
 pub(crate) fn bench(plan: Plan) -> Result<Section> {
-    let rounds = plan.count(WAYS.len(), 1);
+    let rounds = plan.count(SERVER_KINDS.len(), 1);
     let size = if plan.quick { 32 * MIB } else { 256 * MIB };
     let mut stage = Stage::new(size)?;
     let mut servers = Vec::new();
-    for way in WAYS {
-        servers.push(way.install(&stage.lab)?);
+    for kind in SERVER_KINDS {
+        servers.push(kind.install(&stage.lab)?);
     }
-    let mut times: [[Samples; WORKS.len()]; WAYS.len()] = Default::default();
+    let mut times: [[Samples; WORKS.len()]; SERVER_KINDS.len()] = Default::default();
     for round in 0..rounds {
-        // Each is first equally often.
-        for turn in 0..WAYS.len() {
-            let who = (round + turn) % WAYS.len();
-            stage.turn(&mut servers[who], &mut times[who]).with_context(|| WAYS[who].name())?;
+        // Each server is first equally often.
+        for turn in 0..SERVER_KINDS.len() {
+            let who = (round + turn) % SERVER_KINDS.len();
+            stage.turn(&mut servers[who], &mut times[who]).with_context(|| SERVER_KINDS[who].name())?;
         }
         println!("round {} of {rounds}", round + 1);
     }
 
-    let head = |title| [title, "unit"].into_iter().chain(WAYS.map(Way::name)).collect::<Vec<_>>();
+    let head = |title| [title, "unit"].into_iter().chain(SERVER_KINDS.map(ServerKind::name)).collect::<Vec<_>>();
     let mut table = Table::new(&head("median (÷ nbdkit)"));
     let mut spread = Table::new(&head("least to most"));
     for (n, work) in WORKS.into_iter().enumerate() {
@@ -122,14 +122,14 @@ pub(crate) fn bench(plan: Plan) -> Result<Section> {
         size / MIB
     );
     let mut raw = Vec::new();
-    for (way, samples) in WAYS.iter().zip(times) {
+    for (kind, samples) in SERVER_KINDS.iter().zip(times) {
         for (work, samples) in WORKS.iter().zip(samples) {
             let of = match work.unit() {
                 "requests/s" => "one request",
                 "MiB/s" => "the whole disk",
                 _ => "one",
             };
-            raw.push((format!("{}; {}; time of {of}", way.name(), work.name()).replace(',', ""), samples));
+            raw.push((format!("{}; {}; time of {of}", kind.name(), work.name()).replace(',', ""), samples));
         }
     }
     Ok(Section { title: "Throughput, by NBD server", about, tables: vec![table, spread], goals: Vec::new(), raw })
@@ -139,7 +139,7 @@ pub(crate) fn bench(plan: Plan) -> Result<Section> {
 struct Stage {
     export: String,
     size: u64,
-    /// Random bytes: nbd-server's way with zeroes is not to be measured.
+    /// Random bytes: nbd-server's handling of zeroes must not be measured.
     source: PathBuf,
     _disk: lab::Disk,
     lab: Lab,
@@ -158,7 +158,7 @@ impl Stage {
         let stage = Self { export: volume.export(), size, source, _disk: disk, lab };
         // For nbd-server, which serves the same link.
         let links = Links::new("/run/attachd/exports".into());
-        // attachd's code writes in its own user's folder only, and here that user is root for a moment.
+        // attachd's code writes only in a folder of its own user, which is root here for a moment.
         let owner = fs::metadata(FOLDER)?.uid();
         chown(FOLDER, Some(0), None)?;
         Sections::new(FOLDER.into(), links).write(volume.id.parse()?)?;
@@ -205,13 +205,13 @@ impl Stage {
 }
 
 impl Stage {
-    /// The time of the whole disk, or of one request where it is not about the whole disk.
+    /// Returns the time of the whole disk, or of one request if the measurement is not about the whole disk.
     fn fio(&self, how: &str, more: &[&str]) -> Result<Duration> {
         let report = self.lab.dir().join("fio.json");
         let mut command = Command::new("fio");
         command.args(["--name=bench", "--ioengine=nbd", "--output-format=json"]).args(more);
         command.arg(format!("--uri={}", self.uri())).arg(format!("--rw={how}")).arg(format!("--size={}", self.size));
-        // What it says about the connection is not part of the report.
+        // Its messages about the connection are not part of the report.
         command.arg("--output").arg(&report);
         run(&mut command)?;
         let report: Value = serde_json::from_slice(&fs::read(&report)?)?;

@@ -1,4 +1,4 @@
-//! How long the engine's turns take: while one lasts, nobody else is heard.
+//! The length of the engine's turns: during a turn, no other input is handled.
 
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -14,19 +14,19 @@ use crate::listing::{Counts, while_listing};
 use crate::report::{Goal, Section, Table};
 use crate::setup::{self, CONFIG, LIMIT, STORE, absent_evidence, absent_volume};
 
-/// What no turn may take.
+/// The limit of a turn.
 const LONGEST: Duration = Duration::from_millis(5);
 
-/// Volumes whose disks are there and served.
+/// Volumes whose disks are present and served.
 const SERVED: usize = 20;
 
-/// How often each thing is done.
+/// How often each action is done.
 const TIMES: usize = 5;
 
 pub(crate) fn bench(plan: Plan) -> Result<Section> {
     let volumes = plan.count(20_000, 1000);
     let mut lab = setup::lab()?;
-    // A file system of its own, which can be made to hang.
+    // A separate file system, which can be frozen.
     let own = Freezable::mount(&lab)?;
     setup::seed(&lab, &known(volumes)?)?;
     let store = format!("{}/attachd.db", Freezable::PLACE);
@@ -107,7 +107,7 @@ fn served(lab: &Lab, api: &Api) -> Result<Vec<Disk>> {
     Ok(disks)
 }
 
-/// Returns when the settings are in force.
+/// Returns when the settings are in use.
 fn reload(attachd: &Attachd, api: &Api) -> Result<()> {
     let begun = attachd.stderr_text().matches("the configuration is read again").count();
     attachd.sighup()?;
@@ -119,7 +119,7 @@ fn reload(attachd: &Attachd, api: &Api) -> Result<()> {
     Ok(())
 }
 
-/// The store hangs, and is written to meanwhile.
+/// Makes the store hang, with writes in the meantime.
 fn hang(own: &Freezable, api: &Api) -> Result<()> {
     let frozen = own.freeze()?;
     let begun = Instant::now();
@@ -140,7 +140,7 @@ fn hang(own: &Freezable, api: &Api) -> Result<()> {
     Ok(())
 }
 
-/// What was measured in each phase.
+/// The measurements of each phase.
 struct Phases {
     before: Histogram,
     rows: Vec<(String, Histogram)>,
@@ -159,7 +159,7 @@ impl Phases {
 #[derive(Debug, Clone, Default)]
 struct Histogram {
     count: u64,
-    /// Upper bounds in seconds, as they are written, and how many turns took at most that.
+    /// Upper bounds in seconds, as text, with the number of turns that took at most that long.
     buckets: Vec<(String, u64)>,
 }
 
@@ -191,7 +191,7 @@ impl Histogram {
         self.buckets.iter().find(|(at, _)| at == bound).map_or(0, |(_, n)| *n)
     }
 
-    /// How many took longer than a bound of the histogram.
+    /// Returns how many turns took longer than a bound of the histogram.
     fn longer(&self, than: Duration) -> u64 {
         self.count - self.at_most(&than.as_secs_f64().to_string())
     }

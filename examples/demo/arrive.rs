@@ -9,8 +9,8 @@ use serde_json::Value;
 use crate::host;
 use crate::stage::{MIB, Stage};
 
-/// The usual order: announced first, so the disk is marked by udev's rules when it comes, and served without a
-/// further word.
+/// The usual order: the volume is announced first, so udev's rules mark the disk when it comes, and it is served
+/// without another request.
 pub(crate) fn intent_before_its_device(stage: &mut Stage) -> Result<()> {
     let mut story = stage.new_volume()?;
     let disk = stage.serve(&mut story, 4 * MIB)?;
@@ -29,8 +29,8 @@ pub(crate) fn intent_before_its_device(stage: &mut Stage) -> Result<()> {
     Ok(())
 }
 
-/// The disk came before its claim, so udev left it to the group of all disks; the NBD server could not open it.
-/// Marking it takes one `add` trigger by root: attachd has no such privilege, here the demo does it in its place.
+/// The disk came before its claim, so udev left it to the group of all disks, and the NBD server could not open it.
+/// Marking it takes one `add` trigger by root. attachd has no such privilege; here the demo does it in its place.
 pub(crate) fn intent_after_its_device(stage: &mut Stage) -> Result<()> {
     let mut story = stage.new_volume()?;
     let mut disk = stage.lab.disk(&story.volume.serial, 4 * MIB)?;
@@ -55,7 +55,7 @@ pub(crate) fn intent_after_its_device(stage: &mut Stage) -> Result<()> {
     Ok(())
 }
 
-/// A customer's disk usually has one. It is served whole; its partitions are nobody's business.
+/// A customer's disk usually has a partition table. The disk is served whole; its partitions are ignored.
 pub(crate) fn disk_with_a_partition_table(stage: &mut Stage) -> Result<()> {
     let mut story = stage.new_volume()?;
     let mut disk = stage.lab.disk(&story.volume.serial, 16 * MIB)?;

@@ -1,13 +1,13 @@
-//! What was checked, and what held.
+//! The checks and their results.
 
 use anyhow::Result;
 
-/// What a check is about, for the last line.
+/// The subject of a check, for the last line.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum About {
     /// An export was read back and compared.
     Equal,
-    /// A disk was refused, naming the cause.
+    /// A disk was refused, and the cause was named.
     Refusal,
     /// An export was revoked at once.
     Revocation,
@@ -28,12 +28,12 @@ struct Check {
 pub(crate) struct Checks(Vec<Check>);
 
 impl Checks {
-    /// Prints a result and keeps it: with particulars when it held, with the cause when it did not.
+    /// Prints a result and keeps it: with details if the check passed, with the cause if it failed.
     pub(crate) fn add(&mut self, what: &str, result: Result<String>) {
         self.add_about(About::Other, what, result);
     }
 
-    /// The same, to be counted in the last line.
+    /// As [`Checks::add`], and counted in the last line.
     pub(crate) fn add_about(&mut self, about: About, what: &str, result: Result<String>) {
         let held = result.is_ok();
         let detail = result.unwrap_or_else(|error| format!("{error:#}"));
@@ -45,7 +45,7 @@ impl Checks {
         self.0.iter().all(|check| check.held)
     }
 
-    /// One line: what held, or what did not.
+    /// Returns one line: what passed, or what failed.
     pub(crate) fn summary(&self) -> String {
         let count = self.0.len();
         let failed: Vec<&str> = self.0.iter().filter(|check| !check.held).map(|check| check.what.as_str()).collect();
@@ -63,7 +63,7 @@ impl Checks {
     }
 }
 
-/// Prints a text after a heading, folded at blanks so that it stays readable on a narrow terminal.
+/// Prints a text after a heading, wrapped for a narrow terminal.
 pub(crate) fn print_folded(heading: &str, text: &str) {
     const WIDTH: usize = 112;
     let indent = heading.chars().count();

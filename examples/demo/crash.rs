@@ -8,8 +8,8 @@ use serde_json::Value;
 use crate::stage::{MIB, Stage};
 use crate::story::{SOON, time_of};
 
-/// nbdkit is stopped (SIGSTOP), so the handshake that makes a volume ready cannot end: whatever the machine's speed,
-/// the kill falls between match and ready. The second attachd finds the work half done and finishes it.
+/// nbdkit is stopped (SIGSTOP), so the handshake that makes a volume ready cannot end. So the kill falls between
+/// match and ready, whatever the machine's speed. The second attachd finds the work half done and finishes it.
 pub(crate) fn killed_between_match_and_ready(stage: &mut Stage) -> Result<()> {
     let mut story = stage.new_volume()?;
     stage.intend(&mut story, &Value::Null)?;
@@ -53,8 +53,8 @@ pub(crate) fn killed_between_match_and_ready(stage: &mut Stage) -> Result<()> {
     Ok(())
 }
 
-/// Every served volume is ready, and its timeline has nothing else since the kill: a new client that came at any moment
-/// was let in.
+/// Checks that every served volume is ready and that its timeline has nothing else since the kill: at each moment a
+/// new client was let in.
 fn nothing_taken_away_since(stage: &Stage, killed: Timestamp) -> Result<String> {
     for (volume, _) in &stage.served {
         let shown = stage.api.wait_volume(&volume.id, "ready", SOON)?;
@@ -66,7 +66,7 @@ fn nothing_taken_away_since(stage: &Stage, killed: Timestamp) -> Result<String> 
     Ok(format!("{} exports", stage.served.len()))
 }
 
-/// A stopped process; it goes on when this is dropped, also when a scene breaks off.
+/// A stopped process. It continues when this is dropped, even if a scene fails.
 struct Stopped(Pid);
 
 impl Stopped {
@@ -80,7 +80,7 @@ impl Stopped {
 
 impl Drop for Stopped {
     fn drop(&mut self) {
-        // It can only fail when the process has ended, and then the next check says so.
+        // This fails only if the process has ended, and then the next check reports it.
         let _ = kill_process(self.0, Signal::CONT);
     }
 }

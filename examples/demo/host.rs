@@ -1,4 +1,4 @@
-//! The host around the daemon: its users, its nodes, its mounts, its ports.
+//! The host of the daemon: users, nodes, mounts, ports.
 
 use std::io::Write;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
@@ -13,7 +13,7 @@ use crate::stage::Stage;
 
 const NBD_PORT: &str = "10809";
 
-/// Shows whose processes they are, as the kernel sees them.
+/// Shows the users of the processes, as the kernel sees them.
 pub(crate) fn users_are_unprivileged(stage: &mut Stage) -> Result<()> {
     let nbdkit = stage.lab.nbdkit_pid().context("nbdkit does not run")?;
     for (name, pid, person) in [("attachd", stage.attachd.pid()?, ATTACHD), ("nbdkit", nbdkit, NBD)] {
@@ -34,7 +34,7 @@ fn unprivileged(pid: u32, name: &str, person: Person) -> Result<String> {
         println!("       {}", keys.map(|key| format!("{key}: {}", field(key))).join("  "));
     }
     ensure!(field("Name") == name, "pid {pid} is {}", field("Name"));
-    // Real, effective, saved and file system's.
+    // The real, effective, saved and file system ids.
     let four = [person.id.to_string().as_str(); 4].join(" ");
     ensure!(field("Uid") == four && field("Gid") == four, "uid {}, gid {}", field("Uid"), field("Gid"));
     ensure!(field("Groups").is_empty(), "it is in further groups: {}", field("Groups"));
@@ -45,7 +45,7 @@ fn unprivileged(pid: u32, name: &str, person: Person) -> Result<String> {
     Ok(format!("uid and gid {}", person.id))
 }
 
-/// udev's rule has given the claimed disk to the NBD server's group, and to nobody else.
+/// Checks that udev's rule has given the claimed disk to the NBD server's group, and to nobody else.
 pub(crate) fn check_marked(stage: &mut Stage, disk: &Disk) {
     let node = disk.node();
     let marked = || -> Result<String> {
@@ -59,7 +59,7 @@ pub(crate) fn check_marked(stage: &mut Stage, disk: &Disk) {
     stage.checks.add("udev's rule gives the claimed disk to the NBD server", result);
 }
 
-/// `ss -ltn` in the world where both programs run.
+/// Runs `ss -ltn` in the network namespace of both programs.
 pub(crate) fn nbd_port_on_loopback_only(stage: &mut Stage) {
     let result = listeners();
     stage.checks.add("the NBD port is open on loopback only", result);
@@ -77,18 +77,18 @@ fn listeners() -> Result<String> {
     Ok(nbd.join(", "))
 }
 
-/// A GPT label with two partitions, written into the disk's file before the disk is attached.
+/// Writes a GPT label with two partitions into the disk's file, before the disk is attached.
 pub(crate) fn write_partition_table(image: &Path) -> Result<()> {
     let table = "label: gpt\nstart=1MiB, size=4MiB\nstart=6MiB, size=4MiB\n";
     run("sfdisk", &["--quiet", &image.to_string_lossy()], table).map(drop)
 }
 
-/// A file system on the disk's file, before the disk is attached.
+/// Makes a file system in the disk's file, before the disk is attached.
 pub(crate) fn make_ext4(image: &Path) -> Result<()> {
     run("mkfs.ext4", &["-q", "-F", &image.to_string_lossy()], "").map(drop)
 }
 
-/// A mounted disk; unmounted when this is dropped, also when a scene breaks off.
+/// A mounted disk. It is unmounted when this is dropped, even if a scene fails.
 pub(crate) struct Mount(PathBuf);
 
 impl Mount {
@@ -107,7 +107,7 @@ impl Drop for Mount {
     }
 }
 
-/// Runs a program with an input and returns what it printed.
+/// Runs a program with an input and returns its output.
 fn run(program: &str, arguments: &[&str], input: &str) -> Result<String> {
     let mut command = Command::new(program);
     command.args(arguments).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());

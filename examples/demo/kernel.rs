@@ -1,4 +1,4 @@
-//! When the kernel said something about a disk: the yardstick for "at once", heard independently of attachd.
+//! The times of the kernel's events about a disk: the reference for "at once", independent of attachd.
 
 use std::os::fd::OwnedFd;
 use std::sync::mpsc::{Receiver, Sender, channel};
@@ -9,25 +9,25 @@ use jiff::Timestamp;
 use rustix::net::netlink::{KOBJECT_UEVENT, SocketAddrNetlink};
 use rustix::net::{AddressFamily, RecvFlags, SocketFlags, SocketType, bind, recv, socket_with};
 
-/// The kernel's multicast group, before any udev rule.
+/// The kernel's multicast group, whose events come before any udev rule.
 const KERNEL_GROUP: u32 = 1;
 
 /// One event.
 #[derive(Debug)]
 pub(crate) struct Said {
-    /// When it was taken from the socket.
+    /// When it was received.
     pub(crate) at: Timestamp,
     /// `add`, `change` or `remove`.
     pub(crate) action: String,
     device: String,
 }
 
-/// A thread that does nothing but take the time of each event.
+/// A thread that only records the time of each event.
 #[derive(Debug)]
 pub(crate) struct Ear(Receiver<Said>);
 
 impl Ear {
-    /// Listens from now on, in the network namespace of the calling thread.
+    /// Starts to listen, in the network namespace of the calling thread.
     pub(crate) fn new() -> Result<Self> {
         let socket = socket_with(AddressFamily::NETLINK, SocketType::RAW, SocketFlags::CLOEXEC, Some(KOBJECT_UEVENT));
         let socket = socket.context("a netlink socket")?;
@@ -37,7 +37,7 @@ impl Ear {
         Ok(Self(receiver))
     }
 
-    /// The first event of the device that came after `since`.
+    /// Returns the first event of the device after `since`.
     pub(crate) fn first(&self, device: &str, since: Timestamp, limit: Duration) -> Result<Said> {
         let deadline = Instant::now() + limit;
         loop {
@@ -61,7 +61,7 @@ fn listen(socket: &OwnedFd, sender: &Sender<Said>) {
     }
 }
 
-/// `ACTION@/devices/…/NAME`, then properties, each ended by a zero byte.
+/// Parses `ACTION@/devices/…/NAME`, followed by properties, each ended by a zero byte.
 fn parse(message: &[u8], at: Timestamp) -> Option<Said> {
     let head = std::str::from_utf8(message.split(|byte| *byte == 0).next()?).ok()?;
     let (action, path) = head.split_once('@')?;

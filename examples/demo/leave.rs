@@ -1,4 +1,4 @@
-//! Exports that are taken away: asked for, or because the disk is not certain any more.
+//! Exports that are removed: on request, or because the disk is not certain any more.
 
 use anyhow::Result;
 use lab::DiskOptions;
@@ -6,7 +6,7 @@ use lab::DiskOptions;
 use crate::stage::{MIB, Stage};
 use crate::story::SOON;
 
-/// The export goes, the disk stays for the cloud to take.
+/// The export is removed; the disk stays for the cloud to detach.
 pub(crate) fn withdrawal(stage: &mut Stage) -> Result<()> {
     let mut story = stage.new_volume()?;
     let disk = stage.serve(&mut story, 2 * MIB)?;
@@ -31,7 +31,7 @@ pub(crate) fn withdrawal(stage: &mut Stage) -> Result<()> {
     Ok(())
 }
 
-/// The kernel's word is enough to revoke; the same volume's disk may come back later.
+/// The kernel's event is enough to revoke the export; the same volume's disk may come back later.
 pub(crate) fn pulled_disk(stage: &mut Stage) -> Result<()> {
     let mut story = stage.new_volume()?;
     let mut disk = stage.serve(&mut story, 2 * MIB)?;
@@ -59,14 +59,15 @@ pub(crate) fn pulled_disk(stage: &mut Stage) -> Result<()> {
     Ok(())
 }
 
-/// Two disks with one serial cannot be told apart: neither is served, both are named, and one leaving heals it.
+/// Two disks with one serial cannot be told apart: neither is served, both are named, and the volume recovers when
+/// one goes.
 pub(crate) fn second_disk_with_the_serial(stage: &mut Stage) -> Result<()> {
     let mut story = stage.new_volume()?;
     let disk = stage.serve(&mut story, 2 * MIB)?;
     story.read(&stage.api)?;
     story.tell();
     stage.check_equal(&story.volume, &disk);
-    // Other bytes, so that serving the wrong one would show.
+    // Other bytes, so that serving the wrong disk would show.
     let other_bytes = DiskOptions { seed: Some(7), ..DiskOptions::default() };
     let mut twin = stage.lab.disk_with(&story.volume.serial, 2 * MIB, other_bytes)?;
     let attached = story.doing("a second disk with its serial is attached");
@@ -92,7 +93,7 @@ pub(crate) fn second_disk_with_the_serial(stage: &mut Stage) -> Result<()> {
     Ok(())
 }
 
-/// The control: what was revoked was that export, not the server.
+/// The control: only that export was revoked, and not the server stopped.
 fn check_others_served(stage: &mut Stage) {
     let closed = stage.served.iter().find(|(volume, _)| !stage.lab.nbd_connects(&volume.export()));
     let result = match closed {

@@ -1,9 +1,9 @@
 //! attachd at work, on real block devices with real udev events: `make demo`.
 //!
 //! Everything happens in one private world (the lab of the system tests): its own network, mounts, users, `/dev` and
-//! udevd, so nothing of this machine is changed. The disks are loop devices; udevd, nbdkit, nbdcopy and attachd are the
-//! real programs. Each scene prints what was done (`>`), what attachd said about it with milliseconds, and what was
-//! checked; the last line says what held, and the exit status is 1 when anything did not.
+//! udevd. So nothing of this machine is changed. The disks are loop devices; udevd, nbdkit, nbdcopy and attachd are
+//! the real programs. Each scene prints what was done (`>`), what attachd reported with milliseconds, and what was
+//! checked. The last line says what passed, and the exit status is 1 if anything failed.
 
 mod arrive;
 mod check;
@@ -27,7 +27,7 @@ use stage::Stage;
 /// One part of the demonstration.
 type Scene = fn(&mut Stage) -> Result<()>;
 
-/// What is shown, in this order: later scenes rely on what earlier ones left served.
+/// The scenes, in this order: later scenes rely on what earlier ones left served.
 const SCENES: &[(&str, Scene)] = &[
     ("attachd and nbdkit run as their own unprivileged users", host::users_are_unprivileged),
     ("an intent before its device", arrive::intent_before_its_device),
@@ -61,7 +61,7 @@ fn main() -> ExitCode {
     if checks.all_held() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
-/// Plays one scene. One that breaks off counts as a failed check, and the next one is played all the same.
+/// Runs one scene. A scene that fails counts as a failed check, and the next one runs all the same.
 fn play(stage: &mut Stage, title: &str, scene: Scene) {
     let result = catch_unwind(AssertUnwindSafe(|| scene(stage)));
     let result = result.unwrap_or_else(|_| Err(anyhow!("a panic (see above)")));
@@ -70,7 +70,8 @@ fn play(stage: &mut Stage, title: &str, scene: Scene) {
     }
 }
 
-/// The daemon, built beside this program: `target/release/examples/demo` shows `target/release/attachd`.
+/// Returns the daemon that was built beside this program: `target/release/examples/demo` shows
+/// `target/release/attachd`.
 fn attachd() -> Result<PathBuf> {
     let here = std::env::current_exe().context("finding this program")?;
     let program = here.ancestors().nth(2).context("this program is in no build folder")?.join("attachd");

@@ -6,7 +6,7 @@ use serde_json::json;
 use crate::host::{self, Mount};
 use crate::stage::{MIB, Stage};
 
-/// The intent named a size, the disk has less: not the volume, or not the right one.
+/// The intent names a size and the disk is smaller, so it is not the volume's disk.
 pub(crate) fn disk_too_small(stage: &mut Stage) -> Result<()> {
     let mut story = stage.new_volume()?;
     stage.intend(&mut story, &json!({ "size_bytes": 8 * MIB }))?;
@@ -24,8 +24,8 @@ pub(crate) fn disk_too_small(stage: &mut Stage) -> Result<()> {
     Ok(())
 }
 
-/// A disk the host itself uses is not a customer's, whatever its serial: the answer to the intent says where it is
-/// mounted, and nothing is recorded.
+/// A disk that the host itself uses is not a customer's, whatever its serial. The answer to the intent says where it
+/// is mounted, and nothing is recorded.
 pub(crate) fn disk_mounted_by_the_host(stage: &mut Stage) -> Result<()> {
     let mut story = stage.new_volume()?;
     let mut disk = stage.lab.disk(&story.volume.serial, 16 * MIB)?;

@@ -1,4 +1,4 @@
-//! The stage: the lab with nbdkit and attachd in it, and what several scenes do.
+//! The lab with nbdkit and attachd in it, and what several scenes do.
 
 use std::path::PathBuf;
 
@@ -14,7 +14,7 @@ use crate::story::{SOON, Story, millis, time_of};
 
 pub(crate) const MIB: u64 = 1 << 20;
 
-/// What "at once" means here: generous for a loaded machine, and far from any timer or poll.
+/// The limit of "at once" here: generous for a loaded machine, and far below any timer or poll.
 const AT_ONCE_MS: f64 = 1000.0;
 
 /// The configuration: loop devices in place of virtio disks, everything else as shipped.
@@ -22,7 +22,7 @@ const CONFIG: &str = "[device]\nschemes = [\"loop\"]\n";
 
 /// Fields are dropped in order: the disks first, the world last.
 pub(crate) struct Stage {
-    /// What is served, to be read back at the end.
+    /// The served volumes, which are read back at the end.
     pub(crate) served: Vec<(Volume, Disk)>,
     pub(crate) attachd: Attachd,
     pub(crate) api: Api,
@@ -51,7 +51,7 @@ impl Stage {
         Ok(())
     }
 
-    /// Ends everything. When something did not hold, the daemon's own words may tell why.
+    /// Ends everything. If a check failed, the daemon's last log lines are shown.
     pub(crate) fn strike(self) -> Checks {
         if !self.checks.all_held() {
             let log = self.attachd.stderr_text();
@@ -61,12 +61,12 @@ impl Stage {
         self.checks
     }
 
-    /// Begins the story of a new volume.
+    /// Starts the story of a new volume.
     pub(crate) fn new_volume(&self) -> Result<Story> {
         Story::begin(&self.api, self.lab.volume())
     }
 
-    /// Announces the story's volume and notes that; the answer says it is durable.
+    /// Announces the story's volume and notes that. The answer means that it is durable.
     pub(crate) fn intend(&self, story: &mut Story, more: &Value) -> Result<()> {
         let mut body = json!({ "volume_id": story.volume.id });
         for (key, value) in more.as_object().into_iter().flatten() {
@@ -96,7 +96,7 @@ impl Stage {
         self.checks.add_about(About::Equal, "nbdcopy equals the disk", result);
     }
 
-    /// A refusal counts when it has the code and names all parties.
+    /// Checks that a refusal has the code and names all disks and sizes.
     pub(crate) fn check_refusal(&mut self, code: &Value, text: &Value, wanted: &str, parties: &[&str]) {
         let text = text.as_str().unwrap_or_default();
         let missing = parties.iter().find(|party| !text.contains(**party));
@@ -108,7 +108,8 @@ impl Stage {
         self.checks.add_about(About::Refusal, "refused by name", result);
     }
 
-    /// The export must have gone within [`AT_ONCE_MS`] of its cause, for attachd, the server and a new client alike.
+    /// Checks that the export was removed within [`AT_ONCE_MS`] of its cause, for attachd, the server and a new
+    /// client alike.
     pub(crate) fn check_revoked(&mut self, story: &Story, cause: (&str, Timestamp), revoked: &Value) {
         let result = self.revoked_at_once(story, cause, revoked);
         self.checks.add_about(About::Revocation, "the export is revoked at once", result);
@@ -122,7 +123,7 @@ impl Stage {
         Ok(format!("{took:.3} ms after {cause}; after {seen:.0} ms the server, GET exports and a new client agreed"))
     }
 
-    /// No export of that name: not in the server's list, not in attachd's, not for a new client.
+    /// Checks that there is no export of that name: not in the server's list, not in attachd's, not for a new client.
     pub(crate) fn absent(&self, volume: &Volume) -> Result<()> {
         let export = volume.export();
         ensure!(!self.lab.nbd_list()?.contains(&export), "the NBD server still lists {export}");
@@ -133,7 +134,7 @@ impl Stage {
     }
 }
 
-/// Everything that is served is read back once more, and nothing else is served.
+/// Reads everything that is served once more, and checks that nothing else is served.
 pub(crate) fn the_end(stage: &mut Stage) -> Result<()> {
     let served = std::mem::take(&mut stage.served);
     for (volume, disk) in &served {

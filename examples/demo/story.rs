@@ -1,4 +1,4 @@
-//! The story of one volume: what was done to it, and what attachd said, with milliseconds.
+//! The story of one volume: what was done to it and what attachd reported, with milliseconds.
 
 use std::time::Duration;
 
@@ -9,7 +9,7 @@ use serde_json::Value;
 
 use crate::check::print_folded;
 
-/// Longer than anything takes that works.
+/// Longer than anything that works takes.
 pub(crate) const SOON: Duration = Duration::from_secs(20);
 
 /// One line of the story.
@@ -18,7 +18,7 @@ struct Step {
     at: Timestamp,
     what: String,
     detail: String,
-    /// Done from outside, in contrast to what attachd said.
+    /// Whether it was done from outside, and not reported by attachd.
     done: bool,
     told: bool,
 }
@@ -34,31 +34,31 @@ pub(crate) struct Story {
 }
 
 impl Story {
-    /// Begins to follow the daemon's stream of events, so that nothing that happens from now on is missed.
+    /// Subscribes to the daemon's events, so that no later event is missed.
     pub(crate) fn begin(api: &Api, volume: Volume) -> Result<Self> {
         println!("     volume {}, serial {}", volume.id, volume.serial);
         Ok(Self { volume, events: api.events()?, steps: Vec::new(), told: None })
     }
 
-    /// Follows a daemon that was started anew.
+    /// Subscribes to a daemon that was started again.
     pub(crate) fn follow_again(&mut self, api: &Api) -> Result<()> {
         self.events = api.events()?;
         Ok(())
     }
 
-    /// Notes something done from outside, just before it is done, and when that is.
+    /// Notes an action from outside just before it is done, and returns the time.
     pub(crate) fn doing(&mut self, what: &str) -> Timestamp {
         let at = Timestamp::now();
         self.done(at, what);
         at
     }
 
-    /// Notes something from outside that happened at a known time.
+    /// Notes an action from outside that happened at a known time.
     pub(crate) fn done(&mut self, at: Timestamp, what: &str) {
         self.steps.push(Step { at, what: what.to_owned(), detail: String::new(), done: true, told: false });
     }
 
-    /// Reads the stream of events until this volume's next one of that name, and returns it.
+    /// Reads events until this volume's next one with that name, and returns it.
     pub(crate) fn until(&mut self, name: &str) -> Result<Value> {
         let deadline = std::time::Instant::now() + SOON;
         loop {
@@ -84,7 +84,7 @@ impl Story {
         Ok(shown)
     }
 
-    /// One entry of the timeline or the stream; both may show the same one. The store keeps microseconds.
+    /// Adds one entry of the timeline or the stream; both may show the same one. The store keeps microseconds.
     fn add(&mut self, entry: &Value) -> Result<()> {
         let at = time_of(entry)?;
         let what = entry["event"].as_str().context("an entry has a name")?;
@@ -96,8 +96,8 @@ impl Story {
         Ok(())
     }
 
-    /// Prints what was not printed yet. Time zero is when the disk's event was heard, else the first step; the second
-    /// column is the time since the line above.
+    /// Prints what was not printed yet. Time zero is when the disk's event was received, else the first step. The
+    /// second column is the time since the previous line.
     pub(crate) fn tell(&mut self) {
         self.steps.sort_by_key(|step| step.at);
         let Some(first) = self.steps.first().map(|step| step.at) else { return };
@@ -118,12 +118,12 @@ impl Story {
     }
 }
 
-/// When an event or an entry of a timeline happened.
+/// Returns when an event or an entry of a timeline happened.
 pub(crate) fn time_of(entry: &Value) -> Result<Timestamp> {
     entry["at"].as_str().context("an entry has a time")?.parse().context("reading a time")
 }
 
-/// Milliseconds from one moment to another, negative when that was before.
+/// Returns the milliseconds from one time to another; negative if the other is earlier.
 pub(crate) fn millis(from: Timestamp, to: Timestamp) -> f64 {
     to.duration_since(from).as_secs_f64() * 1000.0
 }

@@ -56,7 +56,7 @@ fn every_file_has_the_documented_owner_and_mode() {
         println!("{path:48} {}", shown.trim());
         assert_eq!(shown.trim(), expected, "{path}");
     }
-    // Of what the package installed, nothing but programs may be run and nothing may be written.
+    // Of the installed files, only programs are executable, and none is writable by others.
     let loose = host.run("sh", &["-c", "dpkg -L attachd | xargs -r -d '\\n' stat --format='%F %U %a %n'"]);
     for line in loose.lines() {
         let mode = line.split_whitespace().rev().nth(1).unwrap();
@@ -64,7 +64,7 @@ fn every_file_has_the_documented_owner_and_mode() {
     }
 }
 
-/// The shipped example says every key.
+/// The shipped example contains every key.
 #[test]
 fn the_shipped_configuration_is_valid_as_it_is_and_with_every_line_in_force() {
     let shipped = include_str!("../../packaging/deb/attachd.toml");
@@ -75,9 +75,9 @@ fn the_shipped_configuration_is_valid_as_it_is_and_with_every_line_in_force() {
         })
         .flat_map(|line| [line, "\n"])
         .collect();
-    // nbd-server has keys that nbdkit has not; certificates and a shared key are told one at a time.
+    // nbd-server has keys that nbdkit lacks. Certificates and a shared key exclude each other.
     let in_force = in_force.replace("backend = \"nbdkit\"", "backend = \"nbd-server\"");
-    // Its sections have a folder of their own beside the links.
+    // Its sections are in a folder of their own beside the links.
     let in_force = in_force.replace("\"/run/attachd/exports\"", "\"/run/attachd/nbd-server.d\"");
     let without = |prefix: &str| -> String {
         in_force.lines().filter(|line| !line.starts_with(prefix)).flat_map(|line| [line, "\n"]).collect()
@@ -85,7 +85,7 @@ fn the_shipped_configuration_is_valid_as_it_is_and_with_every_line_in_force() {
     let (certificates, key) = (without("tls_psk_"), without("tls_"));
     let key = key.replace("[helper]", "tls_psk_file = \"/etc/attachd/tls/keys.psk\"\n[helper]");
     let dir = tempfile::tempdir().unwrap();
-    // What it names is looked at, too.
+    // The files that the example names are checked too.
     let tls = Certificates::make(&dir.path().join("tls"), "127.0.0.1").unwrap();
     std::fs::write(tls.file("keys.psk"), "attachd:000102030405060708090a0b0c0d0e0f\n").unwrap();
     std::fs::set_permissions(tls.file("keys.psk"), std::fs::Permissions::from_mode(0o600)).unwrap();

@@ -1,4 +1,4 @@
-//! `attachctl backend`: the whole change of the NBD server by one command, and back.
+//! `attachctl backend`: the whole change of the NBD server with one command, and the change back.
 
 use std::fs;
 
@@ -8,7 +8,7 @@ use serde_json::Value;
 use crate::host::{CONFIG, Host, append_to_config};
 use crate::nbd_server::install;
 
-/// What an administrator has written.
+/// Lines that an administrator has written.
 const LINES: &str = "# mine\n[export] # ours\nlisten = \"127.0.0.1:10809\" # the tunnel's end\n";
 
 fn change(host: &Host, server: &str, more: &[&str]) -> Result<Value, Value> {
@@ -42,7 +42,7 @@ fn one_command_changes_the_nbd_server_and_another_changes_it_back() {
         host.lab().nbdcopy_equals(&volume.export(), disk.file()).unwrap_or_else(|e| panic!("{e:#}\n{}", host.story()));
     };
 
-    // The package is not known to dpkg here, so the way is the one that is safe with all.
+    // dpkg does not know the package here, so attachd chooses the mode that is safe with every version.
     let told = change(&host, "nbd-server", &[]).unwrap_or_else(|e| panic!("{e:#}\n{}", host.story()));
     println!("{told:#}");
     assert_eq!((&told["changed"], &told["unit"]), (&true.into(), &"attachd-nbd-server.socket".into()));
@@ -65,7 +65,7 @@ fn one_command_changes_the_nbd_server_and_another_changes_it_back() {
     assert_eq!(told["unit"], "attachd-nbdkit.service");
     assert_eq!(enabled(&host), ["attachd-nbdkit.socket", "attachd-nbdkit.service"]);
     served();
-    // What only nbd-server knows comes back with it; and words for people.
+    // The keys that only nbd-server knows are restored with it; and the output is for people.
     let words = host.run("attachctl", &["backend", "nbd-server", "--config", CONFIG]);
     println!("{words}");
     assert!(words.contains("systemctl restart attachd.service") && words.contains("1 ready"), "{words}");
@@ -80,7 +80,7 @@ fn a_change_that_fails_half_way_is_undone() {
     append_to_config(LINES);
     let before = fs::read_to_string(CONFIG).unwrap();
     let (volume, disk) = host.served();
-    // The new server's unit cannot be started: found out when the old one is stopped already.
+    // The new server's unit cannot be started. That is found after the old one is stopped.
     host.run("systemctl", &["mask", "attachd-nbd-server.socket"]);
     let told = change(&host, "nbd-server", &[]).unwrap_err();
     println!("{told:#}");

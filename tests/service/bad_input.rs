@@ -1,4 +1,4 @@
-//! What should not be: refused or put right, and said in the journal.
+//! Bad input: refused or repaired, and logged.
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;
@@ -10,8 +10,8 @@ use lab::watch::{FolderWatch, readable};
 
 use crate::host::{Host, MIB, SOON, id_of};
 
-/// The journal of a unit says so, in one line. The daemon writes its entries beside its work: the last may come a moment
-/// after an answer.
+/// Waits until one line of a unit's journal has these words. The daemon writes its entries in another thread, so the
+/// last may come a moment after an answer.
 fn journal_says(host: &Host, unit: &str, words: &[&str]) {
     let begun = Instant::now();
     loop {
@@ -40,8 +40,8 @@ fn a_malformed_request_to_the_helper_is_refused_and_logged() {
     host.served();
 }
 
-/// As whoever has taken over the daemon could: it marks nothing while the daemon looks. What attachd did not make is left
-/// alone, and said.
+/// A compromised daemon could write such a claim. The claim marks no disk while the daemon runs, because the daemon
+/// removes it. A foreign file is left alone, and logged.
 #[test]
 fn claims_added_or_removed_by_hand_are_repaired_and_logged() {
     let host = Host::installed();
@@ -72,7 +72,7 @@ fn a_list_of_host_disks_emptied_by_hand_is_filled_again_and_logged() {
     let volume = Volume::random();
     let (_root, host) = Host::installed_on(&volume);
     let folder = Path::new("/etc/attachd/host-disks");
-    // Whatever was on it: the helper's next answer is about this.
+    // Whatever was on the list: the helper's next answer is about this.
     host.ask_helper("host-disks\n");
     fs::remove_file(folder.join(&volume.serial)).expect("the root volume is on the list");
     let watch = FolderWatch::new(folder).unwrap();

@@ -13,10 +13,10 @@ use crate::package;
 
 pub(crate) const MIB: u64 = 1 << 20;
 
-/// The box's configuration, at a place that is not the package's.
+/// The box's configuration, at a path that is not the package's.
 pub(crate) const CONFIG: &str = "/run/lab/attachd.toml";
 
-/// Longer than anything takes that works.
+/// Longer than anything that works takes.
 pub(crate) const SOON: Duration = Duration::from_secs(20);
 
 pub(crate) struct Host {
@@ -25,18 +25,18 @@ pub(crate) struct Host {
 }
 
 impl Host {
-    /// A host without attachd. What a host with loop devices in place of virtio disks needs to be told is there already:
-    /// the rules for them, the scheme, the class of devices.
+    /// A host without attachd. It has already what a host with loop devices in place of virtio disks needs: the
+    /// rules, the scheme, the device class.
     pub(crate) fn empty() -> Self {
         Self::prepared(SystemdBox::new())
     }
 
-    /// A host whose root file system is on this volume's disk, as a host deployed from a volume has it, with attachd
-    /// installed.
+    /// A host whose root file system is on this volume's disk, like a host that was deployed from a volume, with
+    /// attachd installed.
     pub(crate) fn installed_on(volume: &Volume) -> (Disk, Self) {
         let (disk, inside) = SystemdBox::on_root_volume(volume);
         let host = Self::prepared(inside);
-        // As at boot: udev looks at what was there before it.
+        // As at boot, udev processes devices that existed before it.
         host.run("udevadm", &["trigger", "--action=add", "--settle", disk.node().to_str().unwrap()]);
         host.install(&package::deb());
         (disk, host)
@@ -44,7 +44,7 @@ impl Host {
 
     fn prepared(inside: SystemdBox) -> Self {
         let shipped = include_str!("../../udev-rules/59-attachd.rules");
-        // A file of the same name in /run goes before the package's.
+        // A file of the same name in /run takes precedence over the package's.
         fs::write("/run/udev/rules.d/59-attachd.rules", rules_for_loops(shipped)).unwrap();
         fs::write(CONFIG, "[device]\nschemes = [\"loop\"]\n").unwrap();
         let daemon = format!("[Service]\nExecStart=\nExecStart=/usr/sbin/attachd --config {CONFIG}\n");
@@ -54,7 +54,7 @@ impl Host {
         Self { inside, api: Api::new("/run/attachd/attachd.sock") }
     }
 
-    /// A host on which the package was installed and started.
+    /// A host on which the package is installed and started.
     pub(crate) fn installed() -> Self {
         let host = Self::empty();
         host.install(&package::deb());
@@ -75,7 +75,7 @@ impl Host {
         self.inside.run(program, args).unwrap_or_else(|e| panic!("{e:#}\n{}", self.story()))
     }
 
-    /// The same, printed as on a terminal. Returns how long it took.
+    /// As [`Host::run`], printed as at a terminal. Returns how long it took.
     pub(crate) fn show(&self, program: &str, args: &[&str]) -> Duration {
         println!("# {program} {}", args.join(" "));
         let began = Instant::now();
@@ -92,7 +92,7 @@ impl Host {
         answer.and_then(|reply| reply.expect(201)).unwrap_or_else(|e| panic!("{e:#}\n{}", self.story()));
     }
 
-    /// What the helper answers root, who asks inside of the box (Perl is there wherever dpkg is).
+    /// Returns the helper's answer to root, from inside the box (Perl is there wherever dpkg is).
     pub(crate) fn ask_helper(&self, line: &str) -> Value {
         const ASK: &str = r#"use IO::Socket::UNIX;
             my $helper = IO::Socket::UNIX->new(Peer => "/run/attachd/helper.sock") or die "$!";
@@ -105,7 +105,7 @@ impl Host {
         self.api.wait_volume(&volume.id, state, SOON).unwrap_or_else(|e| panic!("{e:#}\n{}", self.story()))
     }
 
-    /// A volume that is served, and its disk.
+    /// Makes a volume that is served, with its disk.
     pub(crate) fn served(&self) -> (Volume, Disk) {
         let volume = self.lab().volume();
         let mut disk = self.lab().disk(&volume.serial, MIB).unwrap();
@@ -126,7 +126,7 @@ impl Host {
         answer.and_then(|reply| reply.expect(200)).unwrap_or_else(|e| panic!("{e:#}\n{}", self.story()));
     }
 
-    /// Lines of a process's `/proc/PID/status`.
+    /// Returns lines of a process's `/proc/PID/status`.
     pub(crate) fn process(&self, unit: &str, field: &str) -> String {
         let pid = self.inside.main_pid(unit).unwrap();
         let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
@@ -134,7 +134,7 @@ impl Host {
         line.unwrap().split_whitespace().collect::<Vec<_>>().join(" ")
     }
 
-    /// What there is to read after a failure.
+    /// Returns what helps to explain a failure.
     pub(crate) fn story(&self) -> String {
         self.inside.journal()
     }
@@ -146,13 +146,13 @@ pub(crate) fn append_to_config(lines: &str) {
     file.write_all(lines.as_bytes()).unwrap();
 }
 
-/// Copies a package into the box, which has a `/tmp` of its own.
+/// Copies a package into the box, which has its own `/tmp`.
 pub(crate) fn bring(deb: &Path) -> &'static str {
     fs::copy(deb, "/run/lab/attachd.deb").unwrap();
     "/run/lab/attachd.deb"
 }
 
-/// The number of a group or user in the box.
+/// Returns the number of a group or user in the box.
 pub(crate) fn id_of(file: &str, name: &str) -> u32 {
     let text = fs::read_to_string(file).unwrap();
     let line = text.lines().find(|line| line.split(':').next() == Some(name)).unwrap();

@@ -12,7 +12,7 @@ use crate::host::{Host, MIB};
 const IMAGE: &str = "/run/lab/initramfs";
 const RULE: &str = "lib/udev/rules.d/59-attachd-initramfs.rules";
 
-/// What udev has found on the disk.
+/// Returns what udev has found on the disk.
 fn found_on(host: &Host, disk: &Disk) -> String {
     let node = disk.node();
     host.run("udevadm", &["trigger", "--action=add", "--settle", node.to_str().unwrap()]);
@@ -43,7 +43,7 @@ fn in_the_initramfs_only_the_hosts_own_disks_are_probed_unless_it_would_not_boot
     let copied: Vec<_> = copied.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
     assert_eq!(copied, [own.serial()]);
 
-    // As it would be in the image's root.
+    // The path that the rule has in the image.
     let rule = Path::new("/").join(RULE);
     let shipped = fs::read_to_string(Path::new(IMAGE).join(RULE)).unwrap();
     fs::write(&rule, rules_for_loops(&shipped)).unwrap();
@@ -57,7 +57,7 @@ fn in_the_initramfs_only_the_hosts_own_disks_are_probed_unless_it_would_not_boot
     assert_eq!(found_on(&host, &volume), "ext4");
 }
 
-/// udevd passes over a line it does not understand, with a word in the journal.
+/// udevd ignores a line that it does not understand, and logs it.
 #[test]
 fn udevd_understands_every_line_of_the_shipped_rules() {
     let host = Host::installed();
@@ -66,11 +66,11 @@ fn udevd_understands_every_line_of_the_shipped_rules() {
     fs::remove_file("/run/udev/rules.d/59-attachd.rules").unwrap();
     host.run("systemctl", &["restart", "systemd-udevd"]);
     host.run("udevadm", &["control", "--ping"]);
-    // A disk, so that the rules have been used as well.
+    // A disk is attached, so that the rules are used too.
     let _disk = with_file_system(&host);
     let story = host.story();
     let said: Vec<_> = story.lines().filter(|line| line.contains("attachd") && line.contains(".rules:")).collect();
-    // The box's own file named the group before the package made it.
+    // The box's own file names the group before the package makes it.
     let said: Vec<_> = said.into_iter().filter(|line| !line.contains("/run/udev/rules.d/")).collect();
     assert!(said.is_empty(), "{said:#?}");
 }

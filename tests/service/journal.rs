@@ -10,7 +10,7 @@ use serde_json::Value;
 
 use crate::host::{Host, MIB, SOON};
 
-/// What the journal has under a volume's name, in order.
+/// Returns the journal's entries for a volume, in order.
 fn story(host: &Host, volume: &Volume) -> Vec<Value> {
     let lines = host.inside.journalctl(&["--output=json", &format!("VOLUME_ID={}", volume.id)]).unwrap();
     lines.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
@@ -39,7 +39,7 @@ fn the_journal_tells_the_whole_story_of_a_volume_and_explains_it() {
     host.wait(&volume, "ready");
     host.served();
     host.withdraw(&volume);
-    // The entries are written beside the work: the last may come a moment after the answer.
+    // Another thread writes the entries, so the last may come a moment after the answer.
     let begun = Instant::now();
     while !has_withdrawn(&host, &volume) {
         assert!(begun.elapsed() < SOON, "{}", host.story());
@@ -57,7 +57,7 @@ fn the_journal_tells_the_whole_story_of_a_volume_and_explains_it() {
         assert_eq!(field(entry, "SERIAL"), volume.serial, "{entry:#}");
         assert_eq!(field(entry, "EXPORT"), volume.export(), "{entry:#}");
         assert_eq!(field(entry, "SYSLOG_IDENTIFIER"), "attachd", "{entry:#}");
-        // The first time the disk was pulled, the second time somebody asked for it.
+        // The first time the disk was pulled; the second time somebody asked for the revocation.
         let unasked = field(entry, "EVENT") == "revoked" && field(entry, "UID").is_empty();
         let priority = if unasked || field(entry, "EVENT") == "lost" { "4" } else { "6" };
         assert_eq!(field(entry, "PRIORITY"), priority, "{entry:#}");
@@ -70,7 +70,7 @@ fn the_journal_tells_the_whole_story_of_a_volume_and_explains_it() {
     assert_eq!((field(ready, "DEVNAME"), field(ready, "DISKSEQ")), (node.as_str(), diskseq.as_str()), "{ready:#}");
     assert_eq!(field(ready, "MESSAGE"), format!("volume {}: ready", volume.id));
 
-    // One kind of event, one id, and each is explained.
+    // Each kind of event has one id, and each id has an explanation.
     let ids: HashSet<(&str, &str)> =
         entries.iter().map(|entry| (field(entry, "EVENT"), field(entry, "MESSAGE_ID"))).collect();
     assert_eq!(ids.len(), events.iter().collect::<HashSet<_>>().len(), "{ids:?}");
@@ -84,7 +84,7 @@ fn the_journal_tells_the_whole_story_of_a_volume_and_explains_it() {
     assert!(explained.contains(&volume.id));
 }
 
-/// What an operator who looks for trouble finds, and what `systemctl status` says.
+/// What an operator finds who looks for problems, and what `systemctl status` shows.
 #[test]
 fn each_state_has_its_journal_entry_with_the_right_priority() {
     let host = Host::installed();
@@ -123,7 +123,7 @@ fn main_pid(host: &Host, unit: &str) -> Pid {
     Pid::from_raw(host.inside.main_pid(unit).unwrap().cast_signed()).unwrap()
 }
 
-/// How often the daemon's thread that writes the journal has gone to sleep.
+/// Returns how often the daemon's journal thread has gone to sleep.
 fn naps(host: &Host) -> u64 {
     let pid = host.inside.main_pid("attachd.service").unwrap();
     let tasks = fs::read_dir(format!("/proc/{pid}/task")).unwrap().map(|task| task.unwrap().path());
@@ -137,7 +137,7 @@ fn naps(host: &Host) -> u64 {
 fn the_thread_that_writes_the_journal_sleeps_until_there_is_something_to_write() {
     let host = Host::installed();
     let (volume, _disk) = host.served();
-    // The last entry is in the journal: nothing is left to write.
+    // The last entry is in the journal, so nothing is left to write.
     let begun = Instant::now();
     while !story(&host, &volume).iter().any(|entry| field(entry, "EVENT") == "ready") {
         assert!(begun.elapsed() < SOON, "{}", host.story());
@@ -154,7 +154,8 @@ fn the_thread_that_writes_the_journal_sleeps_until_there_is_something_to_write()
     }
 }
 
-/// Goes on when dropped, so that systemd is not left with a journald that takes nothing.
+/// journald, stopped. It continues when this is dropped, so that systemd is not left with a journald that reads
+/// nothing.
 struct Stopped(Pid);
 
 impl Stopped {
@@ -173,7 +174,7 @@ impl Drop for Stopped {
 
 #[test]
 fn a_hanging_journald_delays_nothing_and_lost_entries_are_counted() {
-    // More than may wait for it.
+    // More entries than the queue can hold.
     const INTENTS: usize = 4800;
     let host = Host::installed();
     let (volume, mut disk) = host.served();
@@ -189,7 +190,7 @@ fn a_hanging_journald_delays_nothing_and_lost_entries_are_counted() {
         }
     });
     println!("{INTENTS} intents accepted in {:.1?} while journald hangs", begun.elapsed());
-    // The main job goes on: a pulled disk's export is gone at once, and comes back.
+    // The main job continues: a pulled disk's export is removed at once, and comes back.
     disk.detach().unwrap();
     host.wait(&volume, "lost");
     disk.attach().unwrap();
@@ -208,7 +209,7 @@ fn a_hanging_journald_delays_nothing_and_lost_entries_are_counted() {
     };
     println!("{count}");
 
-    // Nor does the end wait for it.
+    // The stop does not wait for journald either.
     let stopped = Stopped::journald(&host);
     for _ in 0..100 {
         host.intend(&Volume::random());

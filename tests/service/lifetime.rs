@@ -1,4 +1,4 @@
-//! What outlives what: restart, death, upgrade, removal, purge.
+//! What survives what: restart, kill, upgrade, removal, purge.
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;
@@ -13,7 +13,7 @@ use serde_json::json;
 use crate::host::Host;
 use crate::package;
 
-/// Does `act` while clients connect again and again, each of which must be served; says how many were.
+/// Runs `act` while clients connect continually, each of which must be served; returns how many were served.
 fn while_clients_connect(host: &Host, volume: &Volume, act: impl FnOnce()) -> usize {
     let (done, served) = (AtomicBool::new(false), AtomicUsize::new(0));
     thread::scope(|scope| {
@@ -30,7 +30,7 @@ fn while_clients_connect(host: &Host, volume: &Volume, act: impl FnOnce()) -> us
     served.into_inner()
 }
 
-/// Ends a loop, also when what it runs beside panics.
+/// Ends a loop, even if the code beside it panics.
 struct End<'a>(&'a AtomicBool);
 
 impl Drop for End<'_> {
@@ -44,7 +44,8 @@ fn kill(host: &Host, unit: &str, signal: Signal) {
     kill_process(Pid::from_raw(pid.cast_signed()).unwrap(), signal).unwrap();
 }
 
-/// The daemon answers (the request waits in the socket's queue until it does) and still proves the export.
+/// Checks that the daemon answers (the request waits in the socket's queue until it does) and that the export is
+/// still served.
 fn is_served(host: &Host, volume: &Volume) {
     host.wait(volume, "ready");
     assert!(host.lab().nbd_connects(&volume.export()));
@@ -63,7 +64,7 @@ fn exports_are_served_and_intents_accepted_while_the_daemon_restarts() {
                 while !done.load(Ordering::Relaxed) {
                     let body = json!({ "volume_id": Volume::random().id });
                     let reply = host.api.post("/api/v1/intents", &body).expect("the socket is always there");
-                    // Not even the daemon that is about to end tells anybody to come back later.
+                    // Even the daemon that is about to end tells no caller to come back later.
                     assert_eq!(reply.status, 201, "{}", reply.text);
                     accepted.fetch_add(1, Ordering::Relaxed);
                 }
@@ -171,7 +172,7 @@ fn a_removal_is_refused_while_a_client_is_connected_and_then_takes_exports_and_c
     assert_eq!(fs::read_dir("/var/lib/attachd/claims").unwrap().count(), 0);
     assert_eq!(fs::metadata(disk.node()).unwrap().gid(), 6, "its group is disk again");
 
-    // What was wished for is kept until the purge: installing again serves it again.
+    // The intents are kept until the purge: after a new installation the volumes are served again.
     host.install(&package::deb());
     is_served(&host, &volume);
 }
@@ -198,7 +199,7 @@ fn nothing_is_left_after_a_purge() {
         "find",
         &["/etc", "/usr", "/var", "/run", "-xdev", "-path", "/run/lab", "-prune", "-o", "-name", "*attachd*", "-print"],
     );
-    // The box's own: the rules for loop devices and the drop-ins, as an administrator would have made them.
+    // The box's own files: the rules for loop devices and the drop-ins, as an administrator would have made them.
     let own = [
         "/run/udev/rules.d/59-attachd.rules",
         "/etc/systemd/system/attachd.service.d",

@@ -1,4 +1,4 @@
-//! nbd-server's units: both ways under a real systemd, in their sandboxes.
+//! nbd-server's units: both modes under a real systemd, in their sandboxes.
 
 use std::fs;
 use std::process::Command;
@@ -14,10 +14,10 @@ use crate::host::{Host, SOON, append_to_config};
 const ADDRESS: &str = "127.0.0.1:10809";
 const ROOT: &str = "/usr/lib/lab-nbd-server";
 
-/// nbd-server on the host: the units' programs run in the root of their Debian release, where it is installed.
+/// Installs nbd-server on the host: the units' programs run in the root folder of their Debian release.
 pub(crate) fn install(host: &Host, release: Release) {
     let installed = Installed::new(host.lab(), release).unwrap();
-    // Copied, because the box has folders of its own where the build's may be; -x leaves out what is laid in.
+    // Copied, because the box has its own folders where the build's may be. -x leaves out mounts.
     let copied = Command::new("cp").args(["-ax", installed.root().to_str().unwrap(), ROOT]).status().unwrap();
     assert!(copied.success());
     let there = format!(
@@ -27,7 +27,7 @@ pub(crate) fn install(host: &Host, release: Release) {
     for unit in ["attachd-nbd-server.service", "attachd-nbd-server@.service"] {
         host.inside.drop_in(unit, &there).unwrap();
     }
-    // What systemd-analyze looks for.
+    // systemd-analyze checks that this file exists.
     fs::copy(format!("{ROOT}/usr/bin/nbd-server"), "/usr/bin/nbd-server").unwrap();
 }
 
@@ -68,10 +68,10 @@ fn the_signalled_unit_takes_nbdkits_place_and_keeps_its_clients_over_a_restart()
     wait_for(&gone, REP_ERR_UNKNOWN, &host);
     assert_eq!(client.read(0, 512).unwrap().len(), 512, "a client from before");
     assert_ne!(pid(), first);
-    // Whichever is started last has the port.
+    // The unit that is started last has the port.
     host.run("systemctl", &["start", "attachd-nbdkit.service"]);
     assert_eq!(host.inside.property("attachd-nbd-server.service", "ActiveState").unwrap(), "inactive");
-    // What a removal by force does.
+    // The same as in a forced removal.
     assert_eq!(client.read(0, 512).unwrap().len(), 512, "it stays even then");
     host.run("systemctl", &["kill", "--signal=KILL", "attachd-nbd-server.service"]);
     assert!(client.read(0, 512).is_err());
@@ -103,7 +103,7 @@ fn the_socket_activated_unit_serves_each_connection_on_both_versions() {
     }
 }
 
-/// Left to itself, attachd goes the way whose unit is started; and what was served by one is served by the next.
+/// In `auto` mode attachd chooses the mode whose unit runs, and an export of one server is served by the next.
 #[test]
 fn attachd_uses_nbd_server_in_the_mode_whose_unit_runs() {
     let host = Host::installed();
@@ -123,7 +123,7 @@ fn attachd_uses_nbd_server_in_the_mode_whose_unit_runs() {
         let backend = host.api.get("/api/v1/health").unwrap().json["backend"].clone();
         assert_eq!((&backend["mode"], &backend["state"]), (&mode.into(), &"up".into()), "{backend}");
         copies();
-        // One that is announced while it runs: in the signalled way by the helper's signal.
+        // A volume that is announced while the server runs: in signal mode the helper signals the server.
         let (late, its) = host.served();
         host.lab().nbdcopy_equals(&late.export(), its.file()).unwrap();
         host.withdraw(&late);

@@ -1,4 +1,4 @@
-//! The host's own disks: refused by name, and left exactly as they are, whatever asks.
+//! The host's own disks: refused by name, and unchanged whatever asks for them.
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;
@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 
 use crate::host::{Host, MIB, SOON, id_of};
 
-/// Owner, group and mode of the disk's node.
+/// Returns owner, group and mode of the disk's node.
 fn node_of(disk: &Disk) -> (u32, u32, u32) {
     let node = fs::metadata(disk.node()).unwrap();
     (node.uid(), node.gid(), node.mode() & 0o7777)
@@ -48,7 +48,7 @@ fn swap<'disk>(host: &Host, disk: &'disk Disk) -> Swap<'disk> {
     Swap::on(disk, |program, args| drop(host.run(program, args)))
 }
 
-/// The intent is refused, with these words about what uses the disk.
+/// Checks that the intent is refused, with these words about the use.
 fn refused(host: &Host, volume: &Volume, words: &str) {
     let reply = host.api.post("/api/v1/intents", &json!({ "volume_id": volume.id })).unwrap();
     println!("{} {}", reply.status, reply.text);
@@ -57,7 +57,7 @@ fn refused(host: &Host, volume: &Volume, words: &str) {
     assert_eq!(host.api.get(&format!("/api/v1/intents/{}", volume.id)).unwrap().status, 404);
 }
 
-/// The accepted intent is not served: the disk is refused, with these words about what uses it.
+/// Checks that the accepted intent is not served: the disk is refused, with these words about the use.
 fn stays_refused(host: &Host, volume: &Volume, words: &str) -> Value {
     host.api.post("/api/v1/resync", &json!({})).unwrap().expect(200).unwrap();
     let shown = host.wait(volume, "refused");
@@ -68,12 +68,12 @@ fn stays_refused(host: &Host, volume: &Volume, words: &str) -> Value {
     shown
 }
 
-/// The helper, asked directly, by somebody who has also forged the claim.
+/// Checks that the helper refuses too, when it is asked directly with a forged claim.
 fn helper_refuses(host: &Host, volume: &Volume) {
     let claim = format!("/var/lib/attachd/claims/{}", volume.serial);
     let forged = !fs::exists(&claim).unwrap();
     if forged {
-        // The daemon takes away a claim of its own that it did not make, as soon as it is there.
+        // The daemon would remove a claim that it did not make at once.
         host.run("systemctl", &["kill", "--signal=SIGSTOP", "attachd.service"]);
         fs::write(&claim, "").unwrap();
         let attachd = id_of("/etc/passwd", "attachd");
@@ -108,13 +108,13 @@ fn a_disk_the_host_swaps_to_or_has_mounted_when_the_intent_comes_is_refused_and_
 
     assert!(area.is_on() && mount.is_mounted());
     assert_eq!([&swap_disk, &mount_disk].map(node_of), before);
-    // The control: what was in the way was the use.
+    // The control: only the use was in the way.
     drop(mount);
     host.intend(&mounted);
     host.wait(&mounted, "ready");
 }
 
-/// The disks come after their intents, and the host takes them before udev can mark them.
+/// The disks come after their intents, and the host uses them before udev can mark them.
 #[test]
 fn a_disk_the_host_swaps_to_or_has_mounted_after_the_intent_is_refused_also_at_a_retrigger() {
     let host = Host::installed();
@@ -139,10 +139,10 @@ fn a_disk_the_host_swaps_to_or_has_mounted_after_the_intent_is_refused_also_at_a
 
     assert!(area.is_on() && mount.is_mounted());
     assert_eq!([&swap_disk, &mount_disk].map(node_of), before);
-    // The control: these two were one retrigger away from being served.
+    // The control: these two needed only a retrigger to be served.
     drop(mount);
     drop(area);
-    // Once a host disk, always one, until somebody takes it off the list.
+    // A host disk stays on the list until somebody removes it.
     fs::remove_file(format!("/etc/attachd/host-disks/{}", swapped.serial)).unwrap();
     for volume in [&swapped, &mounted] {
         host.api.post("/api/v1/resync", &json!({})).unwrap().expect(200).unwrap();
@@ -150,7 +150,8 @@ fn a_disk_the_host_swaps_to_or_has_mounted_after_the_intent_is_refused_also_at_a
     }
 }
 
-/// What the host has swapped to once is on its list: not even udev's own `add` marks it for an intent that came first.
+/// A disk to which the host has swapped once is on its list, so even udev's own `add` does not mark it for an earlier
+/// intent.
 #[test]
 fn a_swap_disk_that_comes_back_after_its_intent_is_neither_marked_nor_served() {
     let host = Host::installed();
@@ -190,7 +191,7 @@ fn the_root_volume_is_refused_and_left_alone() {
     assert_eq!(answer["serials"], json!([volume.serial]), "{answer}");
     refused(&host, &volume, "mounted at /, listed as a host disk");
     helper_refuses(&host, &volume);
-    // Not even by udev's own `add` with a forged claim: it is on the list.
+    // Even udev's own `add` with a forged claim does not mark it, because it is on the list.
     let claim = format!("/var/lib/attachd/claims/{}", volume.serial);
     fs::write(&claim, "").unwrap();
     host.run("udevadm", &["trigger", "--action=add", "--settle", disk.node().to_str().unwrap()]);

@@ -9,18 +9,18 @@ use std::time::SystemTime;
 const PROGRAMS: [&str; 3] =
     [env!("CARGO_BIN_EXE_attachd"), env!("CARGO_BIN_EXE_attachctl"), env!("CARGO_BIN_EXE_attachd-helper")];
 
-/// Whatever else is in it.
+/// Everything else that goes into the package.
 const SOURCES: [&str; 9] =
     ["Cargo.toml", "Cargo.lock", "README.md", "CHANGELOG.md", "LICENSE", "systemd", "udev-rules", "packaging", "docs"];
 
-/// The package, built once from the programs cargo has built for the tests.
+/// Builds the package once from the programs that cargo has built for the tests.
 pub(crate) fn deb() -> PathBuf {
     build("1")
 }
 
-/// The same contents under another revision, to upgrade to.
+/// Builds the same contents with another revision, to upgrade to.
 ///
-/// Tests in other processes want it as well: one builds, the others wait and find it done.
+/// Tests in other processes need it too: one builds, the others wait and find it done.
 pub(crate) fn build(revision: &str) -> PathBuf {
     let staging = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("package-{revision}"));
     let programs = staging.join("release");
@@ -38,7 +38,7 @@ pub(crate) fn build(revision: &str) -> PathBuf {
         let place = programs.join(program.file_name().unwrap());
         let _ = fs::remove_file(&place);
         fs::copy(program, &place).unwrap();
-        // A debug build is ten times the size, and most of that is nothing dpkg need unpack in each test.
+        // A debug build is ten times as large, and dpkg need not unpack that in each test.
         let _ = Command::new("strip").arg("--strip-debug").arg(&place).status();
     }
     let half_way = staging.join("half-way.deb");
@@ -47,7 +47,8 @@ pub(crate) fn build(revision: &str) -> PathBuf {
         .arg(&half_way)
         .current_dir(home)
         .env("CARGO_TARGET_DIR", &staging)
-        // The same contents make the same file: the guest's image is kept for what it is made from.
+        // The same contents make the same file, because the guest's image is kept as long as its sources are the
+        // same.
         .env("SOURCE_DATE_EPOCH", "1")
         .output()
         .unwrap();
@@ -57,7 +58,7 @@ pub(crate) fn build(revision: &str) -> PathBuf {
     deb
 }
 
-/// When this file, or any below this folder, was last changed.
+/// Returns when this file, or any file below this folder, was last changed.
 fn last_change(path: &Path) -> SystemTime {
     let Ok(about) = fs::metadata(path) else { return SystemTime::UNIX_EPOCH };
     let below = about.is_dir().then(|| fs::read_dir(path).unwrap()).into_iter().flatten();

@@ -1,4 +1,4 @@
-//! The NBD port when many connect: the limits of the unit, and what is left when they are gone.
+//! The NBD port with many clients: the limits of the unit, and what remains when they are gone.
 
 use std::collections::VecDeque;
 use std::fs;
@@ -15,27 +15,27 @@ use crate::host::{Host, MIB};
 
 const ADDRESS: &str = "127.0.0.1:10809";
 const NBDKIT: &str = "attachd-nbdkit.service";
-/// What the unit says: `limit=`.
+/// The unit's `limit=`.
 const CLIENTS: usize = 256;
-/// Descriptors of an nbdkit that nobody is connected to: fewer.
+/// An nbdkit without clients has fewer descriptors than this.
 const LEFT: usize = 50;
-/// More than the unit may write lines about.
+/// More clients than the unit may log lines about.
 const TURNED_AWAY: usize = 3000;
 
-/// The test itself needs more descriptors than a shell gives.
+/// Raises the test's own descriptor limit.
 fn many_descriptors() {
     let Rlimit { maximum, .. } = getrlimit(Resource::Nofile);
     setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum }).unwrap();
 }
 
-/// Processor time a unit's process has used, in hundredths of a second.
+/// Returns the processor time of a unit's process, in hundredths of a second.
 fn used(host: &Host) -> u64 {
     let stat = fs::read_to_string(format!("/proc/{}/stat", host.inside.main_pid(NBDKIT).unwrap())).unwrap();
     let fields: Vec<_> = stat.rsplit(')').next().unwrap().split_whitespace().collect();
     fields[11..13].iter().map(|ticks| ticks.parse::<u64>().unwrap()).sum()
 }
 
-/// Two seconds pass, told by the daemon, which is asked for what does not happen.
+/// Waits two seconds, by asking the daemon for a state that is not reached.
 fn two_seconds(host: &Host) {
     let nobody = Volume::random();
     host.intend(&nobody);
@@ -63,7 +63,7 @@ fn words_in_the_journal(host: &Host) -> usize {
     host.inside.journalctl(&["-u", NBDKIT, "-o", "cat"]).unwrap().lines().count()
 }
 
-/// Connections that come and go, `at_once` of them open at one time.
+/// Opens and closes connections, with `at_once` of them open at one time.
 fn come_and_go(times: usize, at_once: usize) {
     const THREADS: usize = 4;
     let address = ADDRESS.parse().unwrap();
@@ -72,7 +72,7 @@ fn come_and_go(times: usize, at_once: usize) {
             scope.spawn(move || {
                 let (mut open, mut waited) = (VecDeque::new(), 0);
                 for _ in 0..times / THREADS {
-                    // Where nobody accepts any more, the kernel lets one wait.
+                    // If no server accepts any more, the kernel leaves the connection waiting.
                     let Ok(connection) = TcpStream::connect_timeout(&address, Duration::from_millis(100)) else {
                         waited += 1;
                         if waited > 20 {
@@ -80,7 +80,7 @@ fn come_and_go(times: usize, at_once: usize) {
                         }
                         continue;
                     };
-                    // Closed with a reset: nothing of it stays behind in the kernel.
+                    // Closed with a reset, so that the kernel keeps nothing of it.
                     set_socket_linger(&connection, Some(Duration::ZERO)).unwrap();
                     open.push_back(connection);
                     if open.len() > at_once / THREADS {
@@ -108,12 +108,12 @@ fn the_next_client_of_a_full_port_is_refused_and_earlier_ones_stay_served() {
     }
     assert_idle(&host);
     let words = words_in_the_journal(&host);
-    // journald multiplies what the unit allows by up to six, the more room it has.
+    // journald multiplies the unit's limit by up to six, depending on the free space.
     assert!((1..TURNED_AWAY).contains(&words), "{words} lines");
 
     clients.truncate(CLIENTS - 1);
     while !is_served(&host, &volume) {}
-    // The control: each has a thread of its own, and those for its requests.
+    // The control: each client has a thread of its own, and more for its requests.
     let threads: usize = host.process(NBDKIT, "Threads").parse().unwrap();
     assert!(threads > (CLIENTS - 1) * 9, "{threads}");
 }
@@ -128,7 +128,7 @@ fn silent_clients_do_not_take_the_port_from_others() {
     assert_idle(&host);
     let (another, _its) = host.served();
     assert!(is_served(&host, &another), "{} say nothing", silent.len());
-    // The control: were nbdkit as it comes, 1500 would be too many.
+    // The control: 1500 would be too many for an unpatched nbdkit.
     assert!(descriptors(&host) > 4000, "{}", descriptors(&host));
 }
 
@@ -148,7 +148,7 @@ fn the_port_is_served_after_a_hundred_thousand_connections_have_come_and_gone() 
     assert!(left < LEFT, "none is lost: {left}");
 }
 
-/// The control of the tests above: nbdkit with no limit but its descriptors loses those that it could not serve.
+/// The control of the tests above: an nbdkit whose only limit is its descriptors leaks those that it could not serve.
 #[test]
 fn nbdkit_that_runs_out_of_descriptors_leaks_some_for_ever() {
     many_descriptors();
@@ -160,7 +160,7 @@ fn nbdkit_that_runs_out_of_descriptors_leaks_some_for_ever() {
     let (volume, disk) = host.served();
     assert!(is_served(&host, &volume), "{MIB} bytes of {}", disk.node().display());
     assert_eq!(host.inside.property(NBDKIT, "LimitNOFILE").unwrap(), "128");
-    // Each round loses a few of the 128.
+    // Each round leaks a few of the 128.
     let lost = (0..20).any(|_| {
         come_and_go(5000, 400);
         two_seconds(&host);

@@ -1,4 +1,4 @@
-//! Who may do what.
+//! Permissions of each part.
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;
@@ -49,7 +49,7 @@ fn the_nbd_server_opens_claimed_disks_and_no_others() {
     fs::remove_file("/run/attachd/exports/by-hand").unwrap();
 }
 
-/// The class is the second wall: not even a node with open modes is opened when it is no disk.
+/// The device class is the second protection: a node of another class is not opened even if its mode allows it.
 #[test]
 fn the_nbd_server_opens_no_device_that_is_no_disk() {
     let host = Host::installed();
@@ -60,7 +60,8 @@ fn the_nbd_server_opens_no_device_that_is_no_disk() {
     assert!(host.lab().nbd_connects(&volume.export()), "the control");
 }
 
-/// The helper's second wall is by class, too: without the line for loop devices, which stand for disks here, it opens none.
+/// The helper's second protection is the class too: without the line for loop devices, which stand for disks here, it
+/// opens none.
 #[test]
 fn the_helper_opens_no_device_that_is_no_disk() {
     let host = Host::installed();
@@ -107,7 +108,7 @@ fn eleven_late_intents_at_once_are_all_marked_and_served_and_given_back() {
     for (volume, _) in &disks {
         host.withdraw(volume);
     }
-    // udev is asked for that after the answer. What it has to say of the marking may come until then.
+    // udev is asked for that after the answer. Its events for the marking may come until then.
     let mut marked: Vec<_> = disks.iter().map(|(_, disk)| disk.node()).collect();
     while !marked.is_empty() {
         let heard = ear.wait_for(SOON, Heard::unclaims).unwrap();
@@ -118,8 +119,8 @@ fn eleven_late_intents_at_once_are_all_marked_and_served_and_given_back() {
     }
 }
 
-/// Between the unpacking of the package and the making of its users any event of any disk may have udev read the rules. What
-/// has not changed since, udev does not read again, whoever asks it to.
+/// Between the unpacking of the package and the creation of its users, any event of a disk may make udev read the
+/// rules. udev does not read unchanged files again.
 #[test]
 fn disks_are_marked_also_when_udev_has_read_the_rules_before_their_group_existed() {
     let host = Host::empty();
@@ -130,7 +131,7 @@ fn disks_are_marked_also_when_udev_has_read_the_rules_before_their_group_existed
     assert_eq!(fs::metadata(disk.node()).unwrap().gid(), id_of("/etc/group", "attachd-nbd"));
 }
 
-/// A trap of sandboxes: `ProtectHome=yes` would unmount it in the daemon's own view, and the disk would look unused.
+/// A trap of sandboxes: `ProtectHome=yes` would unmount it in the daemon's view, and the disk would look unused.
 #[test]
 fn a_disk_mounted_anywhere_on_the_host_is_refused_before_and_after_the_start() {
     let host = Host::installed();
@@ -174,7 +175,7 @@ fn a_removed_folder_of_host_disks_is_made_again() {
     host.run("systemctl", &["stop", "attachd-helper.service"]);
     fs::remove_dir_all("/etc/attachd/host-disks").unwrap();
     let watch = FolderWatch::new("/etc/attachd".as_ref()).unwrap();
-    // At its start it has the host's disks written down.
+    // At its start the daemon has the host's disks recorded.
     host.run("systemctl", &["restart", "attachd"]);
     while !watch.take().iter().any(|(name, _)| name == "host-disks") {
         assert!(readable(&[watch.fd()], SOON).unwrap(), "{}", host.story());

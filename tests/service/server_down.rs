@@ -1,4 +1,4 @@
-//! An NBD server that is down: what is said of it names what is the matter, and what helps.
+//! An NBD server that is down: the messages name the cause and the cure.
 
 use std::fs;
 use std::time::Instant;
@@ -11,14 +11,14 @@ use crate::host::{Host, SOON};
 const SERVICE: &str = "attachd-nbdkit.service";
 const SOCKET: &str = "attachd-nbdkit.socket";
 
-/// A program of another user that has the port.
+/// A program of another user that takes the port.
 const TAKER: &str = r#"use IO::Socket::INET; my $s = IO::Socket::INET->new(LocalAddr => "127.0.0.1:10809", Listen => 5, ReuseAddr => 1) or die; while ($s->accept) {}"#;
 
 fn backend(host: &Host) -> Value {
     host.api.get("/api/v1/health").unwrap().json["backend"].clone()
 }
 
-/// The volume's reason, health and attachctl's words, once the server is down.
+/// Returns the volume's reason, health and attachctl's output, once the server is down.
 fn told(host: &Host, volume: &Volume) -> String {
     let begun = Instant::now();
     let shown = loop {
@@ -59,7 +59,7 @@ fn the_cause_of_a_server_that_is_down_is_named_with_its_cure() {
     host.run("systemctl", &["enable", SOCKET, SERVICE]);
     up();
 
-    // Somebody else takes the port before the socket is started again.
+    // Another program takes the port before the socket is started again.
     host.run("systemctl", &["stop", SOCKET, SERVICE]);
     host.run("systemd-run", &["-q", "--unit=taker", "-p", "User=nobody", "perl", "-e", TAKER]);
     let begun = Instant::now();
@@ -74,7 +74,7 @@ fn the_cause_of_a_server_that_is_down_is_named_with_its_cure() {
     host.run("systemctl", &["stop", "taker"]);
     up();
 
-    // The program is gone: tried again and again, and healed when it is there.
+    // The program is missing: systemd keeps trying, and the server recovers when the program is back.
     fs::rename("/usr/bin/nbdkit", "/usr/bin/nbdkit.away").unwrap();
     host.run("systemctl", &["kill", "--signal=KILL", SERVICE]);
     let words = told(&host, &volume);
@@ -89,7 +89,7 @@ fn the_cause_of_a_server_that_is_down_is_named_with_its_cure() {
     assert_eq!(host.inside.property(SOCKET, "ActiveState").unwrap(), "active", "it was never given up");
 }
 
-/// The control: with systemd's usual limits the socket is given up for good.
+/// The control: with systemd's default limits the socket fails for good.
 #[test]
 fn with_the_usual_limits_of_systemd_the_port_would_be_given_up() {
     let host = Host::installed();

@@ -1,4 +1,4 @@
-//! NBD on another address, by what `docs/security.md` says, word for word.
+//! NBD on another address, by following `docs/security.md` word for word.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -7,11 +7,11 @@ use lab::{Certificates, Disk, Volume};
 
 use crate::host::{Host, append_to_config};
 
-/// The address the documentation takes for its example. The box has a network of its own.
+/// The example address of the documentation. The box has its own network.
 const ADDRESS: &str = "10.1.1.5";
 const KEYS: &str = "/etc/attachd/tls";
 
-/// The code blocks of the section, in their order.
+/// Returns the code blocks of the section, in order.
 fn documented() -> Vec<String> {
     let text = include_str!("../../docs/security.md");
     let (_, section) = text.split_once("### NBD on another address").expect("the section");
@@ -20,7 +20,7 @@ fn documented() -> Vec<String> {
     blocks.map(|block| block.split_once('\n').unwrap().1.to_owned()).collect()
 }
 
-/// The parts of a block: which file, and its contents.
+/// Returns the parts of a block: file name and content.
 fn parts(block: &str) -> Vec<(&str, String)> {
     let mut parts: Vec<(&str, String)> = Vec::new();
     for line in block.lines() {
@@ -32,7 +32,7 @@ fn parts(block: &str) -> Vec<(&str, String)> {
     parts
 }
 
-/// A host on which an administrator has done what these blocks say. The network comes last, as at boot.
+/// Makes a host on which an administrator has followed these blocks. The network comes last, as at boot.
 fn listening_there(blocks: &[&str], commands: &str, prepare: impl FnOnce()) -> Host {
     let host = Host::installed();
     fs::create_dir(KEYS).unwrap();
@@ -61,7 +61,7 @@ fn sealed(name: &str, text: &str) {
     fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
 }
 
-/// What an independent client says: whether it was let in.
+/// Returns whether an independent client is let in.
 fn lets_in(host: &Host, uri: &str) -> bool {
     let said = host.inside.output("nbdinfo", &["--size", uri]).unwrap();
     println!("{uri}: {} {}", said.status, String::from_utf8_lossy(&said.stderr).trim());
@@ -90,7 +90,7 @@ fn with_the_documented_drop_ins_exports_are_served_on_another_address_to_clients
     let with = |folder: &str, volume: &Volume| uri("nbds://", volume, &format!("?tls-certificates={folder}"));
     let (volume, _disk) = served_with(&host, &|volume| with(KEYS, volume));
 
-    // It trusts the server, and has nothing to show itself.
+    // This client trusts the server and has no certificate of its own.
     let bare = "/run/lab/without";
     fs::create_dir(bare).unwrap();
     fs::copy(format!("{KEYS}/ca-cert.pem"), format!("{bare}/ca-cert.pem")).unwrap();
@@ -128,7 +128,7 @@ fn another_address_without_tls_is_refused_unless_the_administrator_says_so_which
     let refused = host.inside.output("systemctl", &["restart", "attachd"]).unwrap();
     assert!(!refused.status.success());
     assert_eq!(host.inside.property("attachd.service", "ExecMainStatus").unwrap(), "78");
-    // It is not started again and again.
+    // systemd does not start it again and again.
     assert_eq!(host.inside.property("attachd.service", "NRestarts").unwrap(), "0");
     let story = host.story();
     assert!(story.contains("attachd.toml:4:10: [export] other hosts reach this address without TLS"), "{story}");

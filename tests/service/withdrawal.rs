@@ -1,4 +1,4 @@
-//! Taking a volume away from under its clients, with every part in its sandbox.
+//! Withdrawing a volume while clients are connected, with every part in its sandbox.
 
 use std::time::Instant;
 
@@ -15,11 +15,11 @@ fn is_gone(host: &Host, volume: &Volume) -> bool {
     host.api.get(&path(volume)).unwrap().status == 404
 }
 
-/// The server's end of this client's connection has the keep-alive of the shipped socket unit.
+/// Checks that the server's end of this client's connection has the keep-alive of the shipped socket unit.
 pub(crate) fn has_keep_alive(host: &Host, client: &str) {
     let connection = |end: &str| host.run("ss", &["-Htno", "state", "established", end, client]);
     let begun = Instant::now();
-    // With data on its way another timer runs first.
+    // While data is in flight, another timer runs first.
     while !connection("dst").contains("timer:(keepalive,") {
         assert!(begun.elapsed() < SOON, "{:?}", connection("dst"));
     }
@@ -27,7 +27,7 @@ pub(crate) fn has_keep_alive(host: &Host, client: &str) {
     assert!(!itself.is_empty() && !itself.contains("timer:(keepalive,"), "the control, the client's end: {itself:?}");
 }
 
-/// Withdraws by force while these clients are connected, and checks all that is said about it. Returns the hint.
+/// Withdraws by force while these clients are connected, and checks everything that is reported. Returns the hint.
 fn forced(host: &Host, volume: &Volume, clients: &Value) -> String {
     let answer = host.api.delete(&format!("{}?force=true", path(volume))).unwrap().expect(200).unwrap();
     println!("{answer:#}");
@@ -57,13 +57,13 @@ fn a_connected_client_is_named_and_a_forced_withdrawal_waits_until_it_has_gone()
     assert_eq!(client.read(0, 512).unwrap().len(), 512, "a refusal changes nothing");
     assert!(host.lab().nbd_connects(&volume.export()));
 
-    // Should its host vanish without a word, the kernel asks for it.
+    // If the client's host vanishes, the kernel's keep-alive notices it.
     has_keep_alive(&host, &client.address().unwrap());
 
     let mut events = host.api.events().unwrap();
     forced(&host, &volume, clients);
     assert_eq!(client.read(0, 512).unwrap().len(), 512, "it keeps what it has opened");
-    // Whatever restarts: the wish is kept, and so is the client.
+    // The withdrawal and the client survive a restart.
     host.run("systemctl", &["restart", "attachd"]);
     assert_eq!(host.shown(&volume)["state"], "detaching");
     assert_eq!(client.read(0, 512).unwrap().len(), 512);
@@ -74,7 +74,7 @@ fn a_connected_client_is_named_and_a_forced_withdrawal_waits_until_it_has_gone()
     assert!(is_gone(&host, &volume));
 }
 
-/// Both ways out that the hint names.
+/// Both alternatives that the hint names.
 #[test]
 fn following_the_hint_of_a_forced_withdrawal_cuts_the_clients() {
     let host = Host::installed();
@@ -87,7 +87,7 @@ fn following_the_hint_of_a_forced_withdrawal_cuts_the_clients() {
         let clients = &refused["details"]["clients"];
         let address = client.address().unwrap();
         assert!(clients.as_array().unwrap().contains(&json!(address)), "{refused:#}");
-        // nbdkit does not tell which of its clients uses which disk.
+        // nbdkit does not show which of its clients uses which disk.
         assert!(refused["error"].as_str().unwrap().contains("some of these may use other exports"), "{refused:#}");
         let mut events = host.api.events().unwrap();
         let hint = forced(&host, &volume, clients);
@@ -116,7 +116,7 @@ fn without_the_helper_the_clients_are_unknown_and_force_passes_without_waiting_f
     let mut client = host.lab().nbd_client(&volume.export()).unwrap();
     let named = host.api.delete(&path(&volume)).unwrap().expect(409).unwrap();
     assert_eq!(named["code"], "CLIENTS_CONNECTED", "the control");
-    // Nothing starts what is masked.
+    // A masked unit is not started.
     host.run("systemctl", &["stop", "attachd-helper.socket", "attachd-helper.service"]);
     host.run("systemctl", &["mask", "--runtime", "attachd-helper.socket", "attachd-helper.service"]);
 

@@ -1,4 +1,4 @@
-//! The client that stays: it copies a whole export, slowly, again and again.
+//! The client that stays: it copies a whole export slowly, again and again.
 
 use std::time::Duration;
 
@@ -7,7 +7,7 @@ use lab::NbdClient;
 use crate::judge::compare_piece;
 use crate::ledger::{Known, Ledger, held};
 
-/// Pieces of one copy: it begins anew at the start of the disk when that is at its end.
+/// The number of pieces of one copy; a copy starts again at the beginning of the disk when it reaches the end.
 const PIECES: u64 = 60;
 
 /// Copies until the soak is over.
@@ -23,7 +23,7 @@ pub(crate) fn follow(ledger: &Ledger, mut random: fastrand::Rng) {
         held(&ledger.copying).0 = None;
         match copied {
             Ok(()) => ledger.count("copies"),
-            // Only who stops or kills the server cuts a client off.
+            // Only a stop or a kill of the server may disconnect a client.
             Err(_) if ledger.server.now() != server || server % 2 == 1 => ledger.count("copies cut with the server"),
             Err(why) => ledger.fail(format_args!("{}: a client was cut off: {why}", known.volume.id)),
         }

@@ -1,4 +1,4 @@
-//! What goes wrong for a moment: each fault begins when it is made, and ends when it is dropped.
+//! Temporary faults: each begins when it is made and ends when it is dropped.
 
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader, Write};
@@ -14,39 +14,39 @@ use rustix::process::{Pid, Resource, Rlimit, Signal, getrlimit, prlimit};
 use crate::ledger::Ledger;
 use crate::scene::{STORE, Scene, run};
 
-/// Users of the API who connect and say nothing.
+/// A user of the API who connects and sends nothing: user id, and number of connections.
 const STRANGERS: (u32, usize) = (61_900, 150);
 
-/// What there is; some can be left out by their names: `ATTACHD_SOAK_WITHOUT=full,odd`.
+/// The kinds of faults; some can be left out by name: `ATTACHD_SOAK_WITHOUT=full,odd`.
 const KINDS: [&str; 10] =
     ["helper", "udevd", "nbdkit", "locked", "full", "descriptors", "threads", "unreadable", "odd", "crowd"];
 
-/// A fault that is on.
+/// A fault that is active.
 pub(crate) enum Fault {
-    /// The helper, or udevd, or the NBD server, answers nobody.
+    /// The helper, udevd or the NBD server does not answer.
     Silent(&'static str, Vec<Held>, Option<Ledger>),
-    /// Somebody else writes to the store.
+    /// Another program has a write transaction in the store.
     Locked(
         #[allow(dead_code, reason = "ends when its input does")] ChildStdin,
         #[allow(dead_code, reason = "and is killed")] Proc,
     ),
-    /// No room for the store.
+    /// The store's file system is full.
     Full,
-    /// No more descriptors, or threads, for the daemon.
+    /// The daemon has no more descriptors or threads.
     Short(&'static str, Pid, Resource, Rlimit),
-    /// A file that the daemon reads cannot be read, or says what nobody expects.
+    /// A file that the daemon reads is unreadable or has unexpected content.
     Covered(PathBuf),
-    /// Connections that say nothing.
+    /// Connections that send nothing.
     Crowd(#[allow(dead_code, reason = "they hang up with it")] Vec<UnixStream>),
 }
 
 impl Fault {
-    /// Whether the daemon could not be started while it is on.
+    /// Returns whether the daemon could not be started during this fault.
     pub(crate) fn hinders_a_start(&self) -> bool {
         matches!(self, Self::Locked(..) | Self::Full | Self::Covered(_))
     }
 
-    /// Whether it is of this kind.
+    /// Returns whether the fault is of this kind.
     fn is(&self, kind: &str) -> bool {
         match self {
             Self::Silent(what, ..) | Self::Short(what, ..) => *what == kind,
@@ -89,11 +89,11 @@ impl Drop for Fault {
 }
 
 impl Scene {
-    /// Begins a fault, for a while. `None`: what it would be done to is not there.
+    /// Starts a fault. `None` if its target is not there.
     pub(crate) fn fault(&mut self, random: &mut fastrand::Rng) -> Option<Fault> {
         let left_out = std::env::var("ATTACHD_SOAK_WITHOUT").unwrap_or_default();
         let kinds = KINDS.into_iter().filter(|kind| !left_out.split(',').any(|left_out| left_out == *kind));
-        // None twice at one time: the end of the first would be the end of both.
+        // No fault is active twice: the end of the first would end both.
         let off = kinds.filter(|kind| self.faults.iter().all(|(_, fault)| !fault.is(kind)));
         Some(match random.choice(off.collect::<Vec<_>>())? {
             "helper" => self.silent("helper", self.helper.pid()),
@@ -126,7 +126,7 @@ impl Scene {
         Fault::Silent(who, stopped, server)
     }
 
-    /// The daemon may have a few more of these than it has now.
+    /// Limits the daemon to slightly more of this resource than it has now.
     fn short(&self, what: &'static str, resource: Resource, random: &mut fastrand::Rng) -> Option<Fault> {
         let pid = self.attachd.pid().ok()?;
         let daemon = Pid::from_raw(pid.cast_signed())?;
@@ -151,7 +151,7 @@ impl Scene {
     }
 }
 
-/// A table with what nobody expects in it: bytes that are no text, for a disk that is not there.
+/// Makes a table with unexpected content: bytes that are not UTF-8, for a disk that does not exist.
 fn odd(random: &mut fastrand::Rng) -> Fault {
     let swaps = b"Filename\tType\tSize\tUsed\tPriority\n/sw\xe4p\tfile\t1024\t0\t-2\n";
     let path = PathBuf::from("/proc/swaps");

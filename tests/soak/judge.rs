@@ -1,4 +1,4 @@
-//! The client that comes at random moments, and the one that looks around.
+//! The client that connects at random moments, and the one that reads every page of the API.
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;
@@ -11,28 +11,28 @@ use crate::ledger::{Known, Ledger};
 
 const SERVER: &str = "127.0.0.1:10809";
 
-/// Bytes read at one time.
+/// The number of bytes read at one time.
 const PIECE: u32 = 1 << 18;
 
 /// States in which no new client may be let in.
 const CLOSED: [&str; 5] = ["waiting", "lost", "refused", "expired", "detaching"];
 
-/// What the client met.
+/// The result of a connection.
 enum Met {
     /// The volume's own bytes.
     Served,
-    /// A handshake or a reading that did not succeed.
+    /// A failed handshake or read.
     Refused(String),
-    /// Something that must never be.
+    /// A result that must never occur.
     Wrong(String),
 }
 
-/// Judges one volume after the other until the soak is over.
+/// Checks one volume after the other until the soak is over.
 pub(crate) fn follow(ledger: &Ledger, mut random: fastrand::Rng) {
     while ledger.goes_on() {
         std::thread::sleep(Duration::from_millis(random.u64(0..40)));
         let Some(known) = ledger.any(&mut random) else { continue };
-        // Nobody connects while the lab pulls the disk: it could not.
+        // No client connects while the lab pulls the disk, because then the pull would fail.
         let Ok(_connected) = known.gate.try_read() else { continue };
         let quiet = ledger.quiet(&known);
         let before = state(ledger, &known);
@@ -45,7 +45,7 @@ pub(crate) fn follow(ledger: &Ledger, mut random: fastrand::Rng) {
     }
 }
 
-/// A state and since when: equal before and after, it did not change in between.
+/// A state, and since when. If it is equal before and after, it did not change in between.
 type Standing = (String, String);
 
 fn state(ledger: &Ledger, known: &Known) -> Option<Standing> {
@@ -122,13 +122,13 @@ fn compare(client: &mut NbdClient, known: &Known, at: u64) -> Met {
     if data == expected { Met::Served } else { Met::Wrong(format!("WRONG BYTES within {length} from {at}")) }
 }
 
-/// Asks for everything there is to ask for.
+/// Requests every page of the API.
 pub(crate) fn look_around(ledger: &Ledger, mut random: fastrand::Rng) {
     let pages = ["intents", "volumes", "devices", "exports", "exports?check=true", "health", "openapi.json"];
     while ledger.goes_on() {
         std::thread::sleep(Duration::from_millis(random.u64(0..150)));
         let page = pages[random.usize(0..pages.len())];
-        // Several at once, as impatient callers do.
+        // Several requests at once, as impatient callers do.
         let at_once = if page.contains("check") { random.usize(1..8) } else { 1 };
         std::thread::scope(|scope| {
             for _ in 0..at_once {
@@ -149,7 +149,7 @@ fn look(ledger: &Ledger, page: &str) {
         }
         Ok(reply) if reply.status == 500 => ledger.fail(format_args!("{page}: {}", reply.text)),
         Ok(_) => ledger.count("listings"),
-        // Killed, or out of descriptors.
+        // The daemon was killed, or has no descriptors left.
         Err(_) => ledger.count("listings unanswered"),
     }
 }

@@ -1,4 +1,4 @@
-//! What all threads know: the volumes, what was done, what was counted, and the first failure.
+//! What all threads share: the volumes, the last actions, the counts, and the first failure.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::fmt::Write as _;
@@ -10,10 +10,10 @@ use std::time::Instant;
 use lab::attachd::SOCKET;
 use lab::{Api, Volume};
 
-/// Actions that are remembered.
+/// The number of actions that are kept.
 const HISTORY: usize = 60;
 
-/// Cheap to clone.
+/// The shared state. Cheap to clone.
 #[derive(Clone)]
 pub(crate) struct Ledger(Arc<Inner>);
 
@@ -28,9 +28,9 @@ pub(crate) struct Inner {
     pub(crate) api: Api,
     begun: Instant,
     volumes: Mutex<Vec<Arc<Known>>>,
-    /// Of the NBD server: odd while something is done to it.
+    /// Work on the NBD server: odd while there is some.
     pub(crate) server: Turns,
-    /// Which volume is being copied, and how often anything was.
+    /// The volume that is being copied, and the number of copies.
     pub(crate) copying: Mutex<(Option<String>, u64)>,
     pub(crate) over: AtomicBool,
     counts: Mutex<BTreeMap<&'static str, u64>>,
@@ -42,15 +42,15 @@ pub(crate) struct Inner {
 pub(crate) struct Known {
     pub(crate) volume: Volume,
     pub(crate) size: u64,
-    /// Its bytes.
+    /// The file with its bytes.
     pub(crate) file: PathBuf,
-    /// Of its disk and its wish: odd while something is done to them.
+    /// Work on its disk and its intent: odd while there is some.
     pub(crate) turns: Turns,
-    /// Held for reading by who is connected: a loop device cannot go from under a client as a real disk can.
+    /// Held for reading by connected clients: a loop device cannot be removed under a client as a real disk can.
     pub(crate) gate: RwLock<()>,
 }
 
-/// Counts the beginnings and ends of what is done to something.
+/// Counts the beginnings and ends of work on something.
 #[derive(Default)]
 pub(crate) struct Turns(AtomicU64);
 
@@ -67,13 +67,13 @@ impl Turns {
         }
     }
 
-    /// Even when nothing is being done.
+    /// Returns the count, which is even while there is no work.
     pub(crate) fn now(&self) -> u64 {
         self.0.load(Ordering::SeqCst)
     }
 }
 
-/// Whether nothing was done to the volume and the server since.
+/// A check that nothing was done to the volume and the server since.
 pub(crate) struct Quiet<'a> {
     turns: [&'a Turns; 2],
     then: [u64; 2],
@@ -123,7 +123,7 @@ impl Inner {
         *held(&self.counts).entry(what).or_default() += 1;
     }
 
-    /// The greatest seen.
+    /// Keeps the greatest value.
     pub(crate) fn most(&self, what: &'static str, value: u64) {
         let mut counts = held(&self.counts);
         let most = counts.entry(what).or_default();
@@ -141,7 +141,7 @@ impl Inner {
         })
     }
 
-    /// Takes note of what is done.
+    /// Records an action.
     pub(crate) fn did(&self, what: impl std::fmt::Display) {
         let mut history = held(&self.history);
         if history.len() == HISTORY {
@@ -150,7 +150,7 @@ impl Inner {
         history.push_back(format!("{:9.3} {what}", self.begun.elapsed().as_secs_f64()));
     }
 
-    /// The first one counts.
+    /// Records a failure; the first one counts.
     pub(crate) fn fail(&self, why: impl std::fmt::Display) {
         self.did(format_args!("FAILED: {why}"));
         held(&self.failure).get_or_insert_with(|| why.to_string());
@@ -170,7 +170,7 @@ impl Inner {
     }
 }
 
-/// A watcher that has panicked is a failure of its own; the others go on to the end.
+/// A panic of a watcher is a failure of its own; the others continue to the end.
 pub(crate) fn held<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

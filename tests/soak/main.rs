@@ -1,16 +1,17 @@
-//! A soak: everything at random from a seed, for as long as is wished, and every word of attachd's is held against the
-//! world. `make soak MINUTES=20` (not part of the tests: it takes time, and what it does depends on time).
+//! A soak test: random actions from a seed, for as long as asked for, and everything that attachd reports is compared
+//! with the real world. `make soak MINUTES=20` (not part of the tests: it takes long, and its actions depend on
+//! timing).
 //!
-//! * [`plot`] acts: intents, withdrawals, disks that come and go, restarts, `kill -9`; [`faults`] make readings fail, parts
-//!   fall silent, and descriptors, threads and room run out for a moment.
-//! * [`judge`] is the NBD client that comes at random moments: what is `ready` before and after must be served, whole, with
-//!   the volume's own bytes; what is not wanted or not there must not be.
-//! * [`copier`] is the client that stays: it must not be cut off, nor its disk be taken from under it.
-//! * Now and then everything comes to rest ([`rest`]): then the API, the rows, the claims and the exports must agree with what
-//!   was answered, and every wanted disk must be served. Memory and descriptors are taken then.
+//! * [`plot`] acts: intents, withdrawals, disks that come and go, restarts, `kill -9`. [`faults`] make reads fail,
+//!   parts fall silent, and descriptors, threads and disk space run out for a moment.
+//! * [`judge`] is an NBD client that connects at random moments. A volume that is `ready` before and after must be
+//!   served completely, with its own bytes. A volume that is not wanted or has no disk must not be served.
+//! * [`copier`] is a client that stays. It must not be disconnected, and its disk must not be taken away.
+//! * Now and then everything comes to rest ([`rest`]). Then the API, the rows, the claims and the exports must agree
+//!   with the answers, and every wanted disk must be served. Memory and descriptors are measured then.
 //!
-//! Until half of the time the daemon is killed now and then; the life that begins there lasts to the end, and its memory must
-//! stay level. A failure shows the seed, what was done last, and what the daemon said.
+//! During the first half the daemon is killed now and then. The last start runs to the end, and its memory must stay
+//! level. A failure shows the seed, the last actions, and what the daemon logged.
 #![allow(clippy::unwrap_used, reason = "a panic here is a failure of the soak")]
 
 #[path = "../common/mod.rs"]
@@ -33,7 +34,7 @@ use scene::Scene;
 /// How often a line of counts is printed.
 const TELL: Duration = Duration::from_secs(30);
 
-/// How long until everything is to come to rest again.
+/// The time until everything must come to rest again.
 const CALM: Duration = Duration::from_secs(25);
 
 fn main() -> ExitCode {

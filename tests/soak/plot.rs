@@ -1,4 +1,4 @@
-//! What is done, at random.
+//! The random actions.
 
 use std::time::{Duration, Instant};
 
@@ -10,18 +10,18 @@ use crate::common::SOON;
 use crate::ledger::held;
 use crate::scene::{Scene, Wish};
 
-/// Volumes at one time.
+/// The limit of volumes at one time.
 const MOST: usize = 20;
 
 impl Scene {
-    /// One action, and the pause after it.
+    /// Does one action, and the pause after it.
     pub(crate) fn act(&mut self, random: &mut fastrand::Rng, may_kill: bool) {
         self.end_faults(Instant::now());
         let id = random.choice(self.held.keys()).cloned();
         match (random.u8(0..100), id) {
             (0..15, _) | (_, None) if self.held.len() < MOST => {
                 let id = self.add(random);
-                // Half of the disks are there before their intent.
+                // Half of the disks are attached before their intent.
                 if random.bool() {
                     self.attach(&id);
                 }
@@ -31,7 +31,7 @@ impl Scene {
             (30..55, Some(id)) if self.held[&id].disk.is_attached() => self.pull(&id),
             (30..55, Some(id)) => self.attach(&id),
             (55..68, Some(id)) => {
-                // Often the one that is being copied: that is the question.
+                // This is often the volume that is being copied, which is the interesting case.
                 let copied = held(&self.ledger.copying).0.clone().filter(|id| self.held.contains_key(id));
                 let id = copied.filter(|_| random.bool()).unwrap_or(id);
                 self.withdraw(&id, random.u8(0..5) == 0);
@@ -54,7 +54,7 @@ impl Scene {
         self.ledger.did(format_args!("{what} {id}"));
     }
 
-    /// Asks for it; what is known of it afterwards depends on the answer.
+    /// Announces the volume. What is known of it afterwards depends on the answer.
     fn intend(&mut self, id: &str) {
         let held = self.held.get_mut(id).unwrap();
         let body = json!({ "volume_id": id, "size_bytes": held.known.size, "vm_id": "soak" });
@@ -71,7 +71,7 @@ impl Scene {
             (Wish::Wanted, Some(400..500)) => {
                 self.ledger.fail(format_args!("{id}: an answered intent is refused: {}", said(&answer)));
             }
-            // It is on record what was wanted before, whatever became of this.
+            // The intent was on record before, whatever happened to this request.
             (Wish::Wanted | Wish::Leaving, _) => self.ledger.count("intents unanswered"),
             (_, Some(409)) => self.ledger.count("intents refused"),
             _ => {
@@ -105,7 +105,7 @@ impl Scene {
             (_, Some(404)) => held.wish = Wish::Unwanted,
             (_, Some(409)) => self.ledger.count("withdrawals refused"),
             _ => {
-                // What was withdrawn by force before is on record as that, and goes by itself.
+                // A volume that was withdrawn by force is on record as such, and goes by itself.
                 held.wish = match held.wish {
                     Wish::Wanted | Wish::Unknown => Wish::Unknown,
                     decided @ (Wish::Leaving | Wish::Unwanted) => decided,
@@ -124,9 +124,9 @@ impl Scene {
         self.did("attach", id);
     }
 
-    /// Pulls the disk when nobody is connected, and waits until that is noticed.
+    /// Pulls the disk when no client is connected, and waits until attachd notices.
     fn pull(&mut self, id: &str) {
-        // A server or a udevd that stands still, with the disk open, would keep it.
+        // A stopped server or udevd with the disk open would keep the disk.
         if self.somebody_is_silent() || self.something_is_covered() {
             return;
         }
@@ -141,7 +141,7 @@ impl Scene {
         self.until_not_served(id);
     }
 
-    /// With parts that are short of something it may take until they are not.
+    /// While faults are active it may take until they end.
     fn until_not_served(&self, id: &str) {
         let known = &self.held[id].known;
         if !self.faults.is_empty() {
@@ -158,7 +158,7 @@ impl Scene {
         self.ledger.fail(format_args!("{id} is ready {SOON:?} after its disk has gone"));
     }
 
-    /// A second disk with the serial of a served one, for a moment; no client is let near meanwhile.
+    /// Attaches a second disk with the serial of a served volume for a moment, without clients.
     fn duplicate(&mut self, id: &str) {
         let held = self.held.get_mut(id).unwrap();
         let known = held.known.clone();
@@ -175,12 +175,12 @@ impl Scene {
             self.ledger.fail(format_args!("{id} has two disks and is not refused: {error:#}"));
         }
         twin.detach().unwrap();
-        // The one that is left may have been given the other's link meanwhile.
+        // The remaining disk may have got the other one's link in the meantime.
         self.lab.retrigger(&self.held[id].disk).unwrap();
         known.turns.end();
     }
 
-    /// Somebody who is not wanted any more goes for good, disk and all.
+    /// Removes a volume that is not wanted any more, with its disk.
     fn forget(&mut self, id: &str) {
         let held = &self.held[id];
         if held.wish != Wish::Unwanted || self.somebody_is_silent() || self.something_is_covered() {
@@ -215,7 +215,7 @@ impl Scene {
             self.did("kill -9", "");
             self.attachd.kill9().unwrap();
         }
-        // What happens while nobody looks.
+        // A disk may come while no daemon runs.
         let id = random.choice(self.held.keys()).cloned();
         if let Some(id) = id.filter(|id| !self.held[id].disk.is_attached()) {
             self.attach(&id);
@@ -223,7 +223,7 @@ impl Scene {
         self.start();
     }
 
-    /// The NBD server dies, and comes back as by its unit.
+    /// The NBD server is killed and started again, as by its unit.
     fn restart_server(&mut self) {
         if self.somebody_is_silent() {
             return;
@@ -232,7 +232,7 @@ impl Scene {
         self.did("kill nbdkit", "");
         self.lab.nbdkit_kill().unwrap();
         self.lab.nbdkit_start().unwrap();
-        // A moment later every export is proven again, or is not ready: until then nobody judges.
+        // A moment later every export is proven again or is not ready. Until then no client checks.
         self.until_server_is_up();
         self.ledger.server.end();
     }
@@ -250,7 +250,7 @@ impl Scene {
         self.ledger.fail("the NBD server is up again and attachd does not know it");
     }
 
-    /// The daemon itself is stopped for a moment, as a host does that swaps.
+    /// Stops the daemon's process for a moment, as on a host that swaps.
     fn doze(&self, random: &mut fastrand::Rng) {
         self.did("doze", "");
         let _ = self.attachd.signal(Signal::STOP);

@@ -1,4 +1,4 @@
-//! Everything comes to rest: no fault is on, and all must agree.
+//! Everything comes to rest: no fault is active, and everything must agree.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -10,11 +10,11 @@ use serde_json::{Value, json};
 use crate::ledger::Ledger;
 use crate::scene::{STORE, Scene, Wish};
 
-/// Longer than the pauses between the tries of whatever failed.
+/// Longer than any back-off.
 const LIMIT: Duration = Duration::from_secs(90);
 
 impl Scene {
-    /// Ends all faults and compares everything. `level`: memory is taken.
+    /// Ends all faults and compares everything. `level`: memory is measured.
     pub(crate) fn rest(&mut self, level: bool) {
         self.end_faults(Instant::now() + Duration::from_hours(1));
         self.ledger.did("rest");
@@ -40,7 +40,7 @@ impl Scene {
         }
     }
 
-    /// Whether all agree; why not, as it may be only for now.
+    /// Checks whether everything agrees. The error may be temporary.
     fn agree(&mut self) -> Result<(), String> {
         let intents = self.ids("intents")?;
         let volumes = list(&self.ledger, "volumes")?;
@@ -80,7 +80,7 @@ impl Scene {
         same("exports", &names("/run/attachd/exports")?, &exports)
     }
 
-    /// A reading that failed takes no export away.
+    /// Checks that a failed read has revoked no export.
     fn nothing_was_taken_unasked(&self) -> Result<(), String> {
         for (id, held) in self.held.iter().filter(|(_, held)| held.wish == Wish::Wanted) {
             let reply = self.ledger.api.get(&format!("/api/v1/volumes/{id}")).map_err(|error| format!("{error:#}"))?;
@@ -103,7 +103,7 @@ impl Scene {
         Ok(all.filter_map(|one| Some((one["volume_id"].as_str()?.to_owned(), one))).collect())
     }
 
-    /// The daemon's memory in KiB, and its descriptors.
+    /// Returns the daemon's memory in KiB, and its descriptors.
     fn level(&self) -> (u64, usize) {
         let pid = self.attachd.pid().unwrap();
         let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();

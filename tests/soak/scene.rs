@@ -1,4 +1,4 @@
-//! The lab and what is in it, in the hand of the one thread that acts.
+//! The lab and its contents, controlled by the one thread that acts.
 
 use std::collections::BTreeMap;
 use std::process::{Command, ExitCode};
@@ -11,31 +11,31 @@ use crate::common::{CONFIG, bin};
 use crate::faults::Fault;
 use crate::ledger::{Known, Ledger};
 
-/// The store has a small file system of its own, so that it can be full.
+/// The store is on a small file system, so that it can become full.
 pub(crate) const STORE: &str = "/run/soak";
 
-/// Lines of the daemon's that are shown with a failure.
+/// The number of the daemon's log lines that are shown with a failure.
 const SAID: usize = 60;
 
-/// What was answered about a volume.
+/// What the answers say about a volume.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Wish {
-    /// It is wanted, that was answered with success.
+    /// It is wanted, and that was answered with success.
     Wanted,
-    /// It is not.
+    /// It is not wanted.
     Unwanted,
-    /// The answer was lost, or says that nothing is known for certain.
+    /// The answer was lost, or leaves it open.
     Unknown,
-    /// Withdrawn by force while a client was connected: it goes when that goes.
+    /// Withdrawn by force while a client was connected: it goes when the client goes.
     Leaving,
 }
 
-/// A volume, its disk, and what may be expected of it.
+/// A volume, its disk, and what is expected of it.
 pub(crate) struct Held {
     pub(crate) known: Arc<Known>,
     pub(crate) disk: Disk,
     pub(crate) wish: Wish,
-    /// How often something was done that takes its export away.
+    /// The number of actions that revoke its export.
     pub(crate) revocations: usize,
 }
 
@@ -47,7 +47,7 @@ pub(crate) struct Scene {
     pub(crate) helper: Helper,
     pub(crate) lab: Lab,
     pub(crate) ledger: Ledger,
-    /// Memory in KiB and descriptors of the last life, at each rest.
+    /// Memory in KiB and descriptors of the last daemon, at each rest.
     pub(crate) levels: Vec<(u64, usize)>,
 }
 
@@ -66,7 +66,7 @@ impl Scene {
         Self { faults, held, attachd, helper, lab, ledger: Ledger::new(), levels }
     }
 
-    /// A new volume and its disk, which is not attached yet.
+    /// Makes a new volume and its disk, which is not attached yet.
     pub(crate) fn add(&mut self, random: &mut fastrand::Rng) -> String {
         let volume = uuid(random);
         let size = random.u64(1..64) << 16;
@@ -84,12 +84,12 @@ impl Scene {
         volume.id
     }
 
-    /// A second disk with the serial, and other bytes.
+    /// Makes a second disk with the serial and other bytes.
     pub(crate) fn twin(&self, volume: &Volume, size: u64) -> Disk {
         self.lab.disk_with(&volume.serial, size, DiskOptions { seed: Some(1), ..DiskOptions::default() }).unwrap()
     }
 
-    /// Starts the daemon again; what makes that impossible has been ended before.
+    /// Starts the daemon again, after the faults that would prevent it have ended.
     pub(crate) fn start(&mut self) {
         match self.lab.attachd_start(bin(), &AttachdOptions::default()) {
             Ok(attachd) => self.attachd = attachd,
@@ -97,7 +97,7 @@ impl Scene {
         }
     }
 
-    /// It must not end by itself.
+    /// Checks that the daemon has not ended by itself.
     pub(crate) fn still_lives(&mut self) {
         if let Ok(status) = self.attachd.wait_exit(Duration::ZERO) {
             self.ledger.fail(format_args!("the daemon has ended by itself: {status}"));
@@ -135,11 +135,11 @@ impl Scene {
         ExitCode::FAILURE
     }
 
-    /// The last life's memory and descriptors, from its first rest to its last.
+    /// Compares the last daemon's memory and descriptors, from its first rest to its last.
     fn memory(&self) {
-        /// Growth that a life may show: SQLite's pages and the allocator's.
+        /// The growth in KiB that is allowed: SQLite's pages and the allocator's.
         const MORE: u64 = 8 << 10;
-        /// Rests until a life has seen everything once.
+        /// The number of rests until a daemon has done everything once.
         const WARM: usize = 4;
         let (Some((before, open_before)), Some((after, open))) = (self.levels.get(WARM), self.levels.last()) else {
             return println!("too short to say anything of memory");
@@ -158,7 +158,7 @@ fn print(lines: impl Iterator<Item = impl std::fmt::Display>) {
     }
 }
 
-/// A volume of this seed's: nobody else's, for it begins with this process's number.
+/// Makes a volume from this seed. No other process has it, because it begins with this process's id.
 fn uuid(random: &mut fastrand::Rng) -> Volume {
     let (a, b) = (random.u64(..), random.u64(..));
     let hex = format!("{:08x}{a:016x}{b:08x}", std::process::id());

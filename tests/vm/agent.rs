@@ -6,13 +6,13 @@ use serde_json::{Value, json};
 
 use crate::wire::Wire;
 
-/// The name udev starts Debian's agent for.
+/// The port name for which udev starts Debian's agent.
 pub(crate) const PORT: &str = "org.qemu.guest_agent.0";
 
-/// Longer than the agent needs for an answer of its own.
+/// Longer than the agent needs for any answer of its own.
 const LIMIT: Duration = Duration::from_mins(1);
 
-/// The agent has no event for a command's end: it is asked again after this, and after ever longer pauses.
+/// The agent has no event for the end of a command. So it is asked again after this pause, and after growing ones.
 const FIRST_PAUSE: Duration = Duration::from_millis(5);
 const LAST_PAUSE: Duration = Duration::from_millis(100);
 
@@ -21,7 +21,7 @@ pub(crate) struct Agent {
     asked: u64,
 }
 
-/// How a command in the guest ended.
+/// The result of a command in the guest.
 #[derive(Debug, Clone)]
 pub(crate) struct Output {
     pub(crate) code: i64,
@@ -34,7 +34,7 @@ impl Agent {
         Self { wire, asked: 0 }
     }
 
-    /// Finds the agent of this boot: what is answered to an older question is passed over.
+    /// Finds the agent of this boot; answers to older requests are dropped.
     pub(crate) fn sync(&mut self, limit: Duration) -> Result<(), String> {
         self.asked += 1;
         let id = self.asked;
@@ -42,7 +42,7 @@ impl Agent {
         Ok(())
     }
 
-    /// Runs a script by the guest's shell, as root.
+    /// Runs a script in the guest's shell, as root.
     pub(crate) fn run(&mut self, script: &str, limit: Duration) -> Result<Output, String> {
         let deadline = Instant::now() + limit;
         let arguments = json!({ "path": "/bin/sh", "arg": ["-c", script], "capture-output": true });
@@ -87,7 +87,7 @@ impl Agent {
     }
 }
 
-/// The agent's base64.
+/// Decodes the agent's base64.
 fn text(field: &Value) -> String {
     let digit = |byte: u8| match byte {
         b'A'..=b'Z' => Some(byte - b'A'),

@@ -1,4 +1,4 @@
-//! Customers' disks carry volume groups, arrays and file systems of every name. The guest must not look into them.
+//! Customers' disks contain volume groups, arrays and file systems of any name. The guest must not probe them.
 
 use lab::Volume;
 
@@ -9,15 +9,15 @@ use crate::machine::Machine;
 
 const SIZE: u64 = 48 * MIB;
 
-/// What a disk carries, and how it shows when the guest has looked into it.
+/// The contents of a disk, and how they show when the guest has probed the disk.
 struct Contents {
-    /// Names its volume group, array or file system, together with whose it is.
+    /// Part of the name of its volume group, array or file system.
     kind: &'static str,
-    /// Puts it onto `$DISK` under the name `$NAME`, and lets go of it.
+    /// Writes the contents onto `$DISK` with the name `$NAME`, and closes it.
     make: &'static str,
-    /// Succeeds when it is active.
+    /// Succeeds if the contents are active.
     active: &'static str,
-    /// Lets go of it.
+    /// Deactivates the contents.
     release: &'static str,
 }
 
@@ -65,7 +65,7 @@ impl Carrier {
         Self { contents, name: format!("{whose}_{}", contents.kind), volume, disk }
     }
 
-    /// A script with `$DISK` and `$NAME` of this disk. `$DISK` is the bare name for `/sys`.
+    /// Returns a script with `$DISK` and `$NAME` of this disk. `$DISK` is the bare name, for `/sys`.
     fn script(&self, text: &str, folder: &str) -> String {
         format!(
             "NAME={}; DISK={folder}$(basename $(readlink -f $(grep -l {} /sys/block/vd*/serial | head -1 | xargs dirname))); {text}",
@@ -82,7 +82,7 @@ fn set(guest: &Guest, whose: &str) -> Vec<Carrier> {
     KINDS.iter().map(|contents| Carrier::new(guest, contents, whose)).collect()
 }
 
-/// The disks of a guest whose contents were made in an earlier life of theirs: nobody has announced them yet.
+/// Fills the disks of a guest before any of them is announced.
 fn fill(guest: &Guest, carriers: &[Carrier]) {
     for carrier in carriers {
         guest.plug(&carrier.disk);
@@ -94,7 +94,7 @@ fn fill(guest: &Guest, carriers: &[Carrier]) {
     }
 }
 
-/// Waits until the guest has looked into the twins, which shows that it would have looked into any disk.
+/// Waits until the guest has probed the twins, which shows that it would probe any disk.
 fn the_twins_are_active(guest: &Guest, twins: &[Carrier]) {
     for twin in twins {
         guest.eventually(&twin.script(twin.contents.active, ""));
@@ -105,7 +105,7 @@ fn the_twins_are_active(guest: &Guest, twins: &[Carrier]) {
 fn nothing_has_looked_into(guest: &Guest, claimed: &[Carrier]) {
     for carrier in claimed {
         assert!(!carrier.is_active(guest), "{}", carrier.name);
-        // No holder, no link but by-id and by-path, nothing known of the contents, no open file.
+        // There is no holder, no link but by-id and by-path, nothing known of the contents, and no open file.
         let holders =
             guest.run(&carrier.script(
                 "ls /sys/block/$DISK/holders /sys/block/$DISK/$DISK*/holders 2>/dev/null | grep -v : || true",
@@ -118,9 +118,9 @@ fn nothing_has_looked_into(guest: &Guest, claimed: &[Carrier]) {
         assert_eq!(known, "", "{}", carrier.name);
         let links = guest.run(&carrier.script("udevadm info --query=symlink --name=$DISK", "/dev/"));
         assert!(!links.contains("by-uuid") && !links.contains("by-label"), "{links}");
-        // (attachd's last question may be on its way out.)
+        // (attachd's last read may still be running.)
         guest.eventually(&carrier.script("! ls -l /proc/[0-9]*/fd 2>/dev/null | grep -q \" $DISK\\$\"", "/dev/"));
-        // (udisksd may still be at the disk that had the name before.)
+        // (udisksd may still be handling the previous disk with this name.)
         guest.eventually(&carrier.script("udisksctl info -b $DISK | grep -w HintIgnore | grep -q true", "/dev/"));
     }
     let root = guest.run(&format!(
@@ -134,7 +134,7 @@ fn nothing_has_looked_into(guest: &Guest, claimed: &[Carrier]) {
     );
 }
 
-/// Whether the NBD server's user can open a disk.
+/// Returns whether the NBD server's user can open a disk.
 fn the_nbd_server_opens(guest: &Guest, carrier: &Carrier) -> bool {
     let open =
         "setpriv --reuid=attachd-nbd --regid=attachd-nbd --clear-groups dd if=$DISK of=/dev/null count=1 status=none";
@@ -150,10 +150,10 @@ fn no_program_probes_a_claimed_disk_whatever_it_contains_neither_live_nor_at_boo
     fill(&guest, &twins);
     let baits = baits(&guest);
     fill(&guest, &baits);
-    // A copy of the host's own root, names and all.
+    // A copy of the host's own root file system, with the same UUID and label.
     claimed.push(root_copy(&guest));
 
-    // Live.
+    // In the running guest.
     for carrier in &claimed {
         guest.intend(&carrier.volume);
     }
@@ -174,7 +174,7 @@ fn no_program_probes_a_claimed_disk_whatever_it_contains_neither_live_nor_at_boo
     }
     the_copy_would_take_the_roots_place_if_it_were_not_claimed(&guest);
 
-    // At boot, the claimed ones first in line.
+    // At boot, with the claimed disks first.
     guest.shut_down();
     let root = guest.root();
     let all = claimed.iter().chain(&twins).chain(&baits);
@@ -190,7 +190,7 @@ fn no_program_probes_a_claimed_disk_whatever_it_contains_neither_live_nor_at_boo
         guest.export_equals(&carrier.volume, &carrier.disk);
     }
 
-    // A disk that was there first, and looked into, is announced late; those the guest holds are refused.
+    // A disk that was probed before its late announcement; disks that the guest uses are refused.
     let [whole, part, array, files] = &twins[..] else { unreachable!() };
     for held in [whole, part, array] {
         let answer = guest.intend_in_vain(&held.volume);
@@ -205,14 +205,14 @@ fn no_program_probes_a_claimed_disk_whatever_it_contains_neither_live_nor_at_boo
     guest.wait(&whole.volume, "ready");
     nothing_has_looked_into(&guest, std::slice::from_ref(whole));
 
-    // Nobody holds them, so each goes at once.
+    // No client uses them, so each is withdrawn at once.
     for carrier in claimed.iter().chain([files, whole]) {
         guest.withdraw(&carrier.volume);
         guest.unplug(&carrier.disk);
     }
 }
 
-/// A customer's disk with a file system of the root's UUID and label.
+/// Makes a customer's disk with a file system that has the root's UUID and label.
 fn root_copy(guest: &Guest) -> Carrier {
     static FILES: Contents = Contents { kind: "root", make: "", active: "false", release: "true" };
     let carrier = Carrier::new(guest, &FILES, "claimed");
@@ -240,7 +240,7 @@ fn the_copy_would_take_the_roots_place_if_it_were_not_claimed(guest: &Guest) {
     guest.eventually(&format!("[ $(readlink -f /dev/disk/by-uuid/{ROOT_UUID}) = {} ]", root.trim()));
 }
 
-/// Disks whose serials are no volumes': udev looks into them in the initramfs, too.
+/// Makes disks whose serials belong to no volume; udev probes them in the initramfs too.
 fn baits(guest: &Guest) -> Vec<Carrier> {
     let bait = |contents: &'static Contents| {
         let mut bait = Carrier::new(guest, contents, "bait");
@@ -251,7 +251,7 @@ fn baits(guest: &Guest) -> Vec<Carrier> {
     [&KINDS[0], &KINDS[2]].map(bait).into()
 }
 
-/// Arrays that were started before the root file system was mounted.
+/// Checks which arrays were started before the root file system was mounted.
 fn only_the_bait_was_activated_in_the_initramfs(guest: &Guest) {
     let log = guest.run("dmesg | grep -E 'md/raid1:|EXT4-fs .* mounted|device-mapper: |systemd 2[0-9]+.* running in'");
     println!("{log}");
@@ -260,7 +260,7 @@ fn only_the_bait_was_activated_in_the_initramfs(guest: &Guest) {
     assert!(after.contains("active with 1 out of 1"), "the control: the twin's array, later");
 }
 
-/// bcache-tools probe every disk that udev's own probing has not recognised.
+/// bcache-tools probes every disk that udev's own probing has not recognised.
 #[test]
 fn the_probe_of_bcache_does_not_read_a_claimed_disk() {
     let guest = Guest::up("the_probe_of_bcache_does_not_read_a_claimed_disk", Machine::Q35);

@@ -1,4 +1,4 @@
-//! Volumes come and go, one after the other, while clients copy from a neighbour.
+//! Volumes come and go, one after the other, while clients copy from another export.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -11,10 +11,11 @@ use crate::guest::Guest;
 use crate::image::Suite;
 use crate::machine::Machine;
 
-/// Memory in KiB that attachd and its helper may gain after that. A leak of three KiB a volume would be more.
+/// The memory in KiB that attachd and its helper may gain after the warm-up. A leak of three KiB per volume would be
+/// more.
 const SLACK: u64 = 512;
 
-/// Copies an export again and again: `copying EXPORT SHA256`.
+/// A service that copies an export again and again: `copying EXPORT SHA256`.
 const COPYING: &str = r#"
 mkdir -p /run/copying
 for n in $(seq 1000000); do
@@ -23,8 +24,9 @@ for n in $(seq 1000000); do
     echo "$n" >/run/copying/new && mv /run/copying/new /run/copying/done
 done"#;
 
-/// All that attachd and the NBD server keep: files, open ones too, rows, units. Not what comes and goes with clients and
-/// questions (processes, the helper), and not the stories of withdrawn volumes, which are kept on purpose.
+/// Lists everything that attachd and the NBD server keep: files, open files, rows, units. Without what comes and goes
+/// with clients and requests (processes, the helper), and without the stories of withdrawn volumes, which are kept on
+/// purpose.
 const KEPT: &str = r#"
 find /run/attachd* /var/lib/attachd /etc/attachd /dev/disk -printf '%y %p\n' | sort
 for table in $(sqlite3 -readonly /var/lib/attachd/attachd.db .tables); do
@@ -34,18 +36,19 @@ done
 echo "attachd's open files: $(ls /proc/$(systemctl show --value -p MainPID attachd)/fd | wc -l)"
 systemctl list-units --all --plain --no-legend 'attachd*' | grep -v -e @ -e attachd-helper.service | awk '{ print $1, $3, $4 }'"#;
 
-/// A process's own memory in KiB, by unit.
+/// Prints a process's own memory in KiB, by unit.
 const MEMORY: &str = r#"
 for unit in attachd attachd-helper attachd-nbdkit attachd-nbd-server; do
     pid=$(systemctl show --value -p MainPID $unit)
     [ "$pid" = 0 ] || echo "$unit $(awk '/^RssAnon/ { print $2 }' /proc/$pid/status)"
 done"#;
 
-/// A way of serving.
+/// An NBD server in one mode.
 struct Server {
     suite: Suite,
     set_up: String,
-    /// It stays, and can be copied from again and again; else each client has one started, which takes seconds here.
+    /// Whether it runs permanently and can be copied from again and again. Otherwise each client starts one, which
+    /// takes seconds here.
     runs: bool,
 }
 
@@ -89,13 +92,13 @@ fn cycles(name: &str, server: &Server, count: usize) {
     assert_eq!(guest.run(KEPT), kept);
     assert!(warm.contains_key("attachd"));
     for (unit, now) in memory(&guest) {
-        // The helper ends when nobody asks for a while.
+        // The helper ends when it has no requests for a while.
         let Some(then) = warm.get(&unit) else { continue };
         match unit.as_str() {
             "attachd" | "attachd-helper" => assert!(now < then + SLACK, "{unit}: {then} KiB, then {now}"),
-            // Each client's thread allocates anew.
+            // Each client's thread allocates again.
             "attachd-nbdkit" => assert!(now < then + then / 2, "{unit}: {then} KiB, then {now}"),
-            // It keeps every section it was ever told of.
+            // The server keeps every section that it has ever read.
             _ => println!("{unit}: {then} KiB, then {now}"),
         }
     }
@@ -106,7 +109,7 @@ fn memory(guest: &Guest) -> BTreeMap<String, u64> {
     guest.run(MEMORY).lines().filter_map(line).collect()
 }
 
-/// One volume's whole life.
+/// Runs one volume's whole life.
 fn cycle(guest: &Guest) {
     let volume = Volume::random();
     let disk = guest.disk(&volume, MIB);
@@ -123,7 +126,7 @@ fn cycle(guest: &Guest) {
     fs::remove_file(&disk.file).unwrap();
 }
 
-/// The units, as docs/security.md says.
+/// Starts the units as docs/security.md says.
 fn nbd_server(suite: Suite, unit: &str) -> Server {
     let set_up = format!(
         "sed -i 's/^#backend = .*/backend = \"nbd-server\"/' /etc/attachd/attachd.toml
@@ -139,14 +142,15 @@ fn two_hundred_cycles_with_nbdkit_disturb_no_client_and_leave_nothing() {
     cycles("two_hundred_cycles_with_nbdkit_disturb_no_client_and_leave_nothing", &nbdkit, 200);
 }
 
-/// Debian 13's takes the signal.
+/// Debian 13's server survives the signal.
 #[test]
 fn two_hundred_cycles_with_nbd_server_disturb_no_client_and_leave_nothing() {
     let nbd_server = nbd_server(Suite::Trixie, "attachd-nbd-server.service");
     cycles("two_hundred_cycles_with_nbd_server_disturb_no_client_and_leave_nothing", &nbd_server, 200);
 }
 
-/// Debian 12's must not have it. Its start for each client takes many seconds in a guest that is emulated, so these are few.
+/// Debian 12's server must not be signalled. Its start for each client takes many seconds in an emulated guest, so
+/// there are few cycles.
 #[test]
 fn cycles_with_nbd_server_started_for_each_client_disturb_no_client_and_leave_nothing() {
     let nbd_server = nbd_server(Suite::Bookworm, "attachd-nbd-server.socket");

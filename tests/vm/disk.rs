@@ -1,4 +1,4 @@
-//! Disks of the guest: a file on this side with contents that tell whose they are.
+//! Disks of the guest: files on this side, with contents that show whose they are.
 
 use std::fs::File;
 use std::io::{BufWriter, Write};
@@ -12,14 +12,14 @@ const SECTOR: u64 = 512;
 /// A disk, plugged or not.
 #[derive(Debug, Clone)]
 pub(crate) struct Disk {
-    /// QEMU's name for it.
+    /// QEMU's name for the disk.
     pub(crate) id: String,
     pub(crate) file: PathBuf,
-    /// What the guest reads as its serial; empty for none.
+    /// The serial that the guest reads; empty for none.
     pub(crate) serial: String,
     pub(crate) read_only: bool,
     pub(crate) bus: Bus,
-    /// The socket of a storage server that has the contents; `None`: the file itself.
+    /// The socket of a storage server with the contents; `None`: the file itself.
     pub(crate) storage: Option<PathBuf>,
 }
 
@@ -31,16 +31,16 @@ pub(crate) enum Bus {
 }
 
 impl Disk {
-    /// The disk CloudStack would attach for a volume.
+    /// Makes the disk that CloudStack would attach for a volume.
     pub(crate) fn of(folder: &Path, volume: &Volume, size: u64) -> Self {
         let disk = Self::blank(folder, &volume.serial, size);
         write_pattern(&disk.file, &volume.serial, size);
         disk
     }
 
-    /// A disk of zeroes.
+    /// Makes a disk of zeroes.
     pub(crate) fn blank(folder: &Path, serial: &str, size: u64) -> Self {
-        // Any text may be a serial, not so a name for QEMU; a second disk of the serial is another disk.
+        // Any text may be a serial but not a QEMU name; and a second disk with the serial needs another name.
         let number = std::fs::read_dir(folder).unwrap().count();
         let id = format!("disk{number}");
         let file = folder.join(format!("{id}.img"));
@@ -56,19 +56,20 @@ impl Disk {
         Self { bus, ..self }
     }
 
-    /// Its contents come from a storage server, which has the file open.
+    /// Serves its contents from a storage server, which has the file open.
     pub(crate) fn behind(self, storage: &Path) -> Self {
         Self { storage: Some(storage.to_owned()), ..self }
     }
 
-    /// The checksum of its contents, as `sha256sum` says it.
+    /// Returns the checksum of its contents, as `sha256sum` prints it.
     pub(crate) fn sha256(&self) -> String {
         let told = std::process::Command::new("sha256sum").arg(&self.file).output().unwrap();
         String::from_utf8(told.stdout).unwrap().split_whitespace().next().unwrap().to_owned()
     }
 }
 
-/// Every sector begins with whose it is and which it is; the rest looks random, other for each disk and sector.
+/// Writes a pattern: every sector begins with the owner and its number; the rest looks random, different for each
+/// disk and sector.
 fn write_pattern(file: &Path, serial: &str, size: u64) {
     let mut out = BufWriter::new(File::create(file).unwrap());
     let seed = serial.bytes().fold(0_u64, |seed, byte| seed.wrapping_mul(31) + u64::from(byte));

@@ -1,4 +1,4 @@
-//! The case attachd was made for: eleven volumes of one virtual machine, all at once.
+//! The main use case: eleven volumes of one virtual machine, all at once.
 
 use lab::Volume;
 

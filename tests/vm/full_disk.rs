@@ -1,4 +1,4 @@
-//! A start on a full disk: what is on record stays served, and everything heals when there is room.
+//! A start on a full disk: recorded volumes stay served, and everything recovers when there is room.
 
 use lab::Volume;
 
@@ -6,7 +6,7 @@ use crate::disk::MIB;
 use crate::guest::Guest;
 use crate::machine::Machine;
 
-/// Takes every block, also those that are kept for root.
+/// Allocates every block, even those that are reserved for root.
 const FILL: &str = "mkdir /fill; n=0; for size in 1G 256M 64M 16M 4M 1M 256K 64K 4K; do \
     while fallocate -l $size /fill/$n 2>/dev/null; do n=$((n+1)); done; rm -f /fill/$n; done; ! dd if=/dev/zero of=/fill/x bs=4k count=1 2>/dev/null; test ! -s /fill/x";
 
@@ -22,7 +22,7 @@ fn a_start_on_a_full_disk_serves_recorded_volumes_and_the_rest_when_there_is_roo
     guest.run("systemctl kill --signal=KILL attachd.service && journalctl --rotate --vacuum-size=1M");
     guest.run("systemctl stop attachd.socket attachd.service");
     guest.run(FILL);
-    // It may have to be started more than once.
+    // systemd may have to start it more than once.
     guest.run("systemctl start --no-block attachd.socket attachd.service");
     guest.eventually("attachctl --json health 2>&1 | grep -q STORE_FULL");
     println!("{}", guest.output("attachctl health").out);

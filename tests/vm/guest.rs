@@ -1,4 +1,4 @@
-//! A guest: a machine, its disks, and what is said inside it.
+//! A guest: a machine, its disks, and the commands that run inside it.
 
 use std::cell::RefCell;
 use std::fs;
@@ -19,7 +19,7 @@ use crate::wire::Door;
 
 /// Longer than a boot takes under software emulation on two busy cores.
 const BOOT: Duration = Duration::from_mins(4);
-/// Longer than anything else takes that works.
+/// Longer than anything else that works takes.
 const SOON: Duration = Duration::from_mins(2);
 
 pub(crate) struct Guest {
@@ -28,7 +28,7 @@ pub(crate) struct Guest {
     image: Image,
     folder: PathBuf,
     root: Disk,
-    /// The disks' names at their places.
+    /// The disk names in the slots.
     slots: RefCell<[Option<String>; SLOTS]>,
     running: RefCell<Option<Running>>,
 }
@@ -42,7 +42,7 @@ struct Running {
 }
 
 impl Guest {
-    /// A guest that was never started, with a root disk of its own. `name` is the test's.
+    /// Makes a guest that was never started, with its own root disk. `name` is the test's.
     pub(crate) fn off(name: &str, machine: Machine) -> Self {
         Self::of(Suite::usual(), name, machine)
     }
@@ -62,35 +62,35 @@ impl Guest {
         Self { name, machine, image, folder, root, slots: RefCell::default(), running: RefCell::new(None) }
     }
 
-    /// A guest that has booted, with no disk but its root.
+    /// Makes a guest that has booted, with only its root disk.
     pub(crate) fn up(name: &str, machine: Machine) -> Self {
         Self::up_of(Suite::usual(), name, machine)
     }
 
-    /// The same of a certain Debian.
+    /// As [`Guest::up`], with a certain Debian release.
     pub(crate) fn up_of(suite: Suite, name: &str, machine: Machine) -> Self {
         let guest = Self::of(suite, name, machine);
         guest.start(&[]);
         guest
     }
 
-    /// A volume's disk with a pattern in it.
+    /// Makes a volume's disk with a pattern in it.
     pub(crate) fn disk(&self, volume: &Volume, size: u64) -> Disk {
         Disk::of(&self.folder, volume, size)
     }
 
-    /// A disk of zeroes.
+    /// Makes a disk of zeroes.
     pub(crate) fn blank(&self, serial: &str, size: u64) -> Disk {
         Disk::blank(&self.folder, serial, size)
     }
 
-    /// The guest's own.
+    /// Returns the guest's root disk.
     pub(crate) fn root(&self) -> Disk {
         self.root.clone()
     }
 
-    /// Starts it with these disks in this order of slots, the root first if it is not among them, and waits until it
-    /// has booted.
+    /// Starts the guest with these disks in this order of slots (the root first if it is not among them), and waits
+    /// until it has booted.
     pub(crate) fn start(&self, disks: &[&Disk]) {
         let begun = Instant::now();
         self.power_on(disks);
@@ -100,7 +100,7 @@ impl Guest {
         println!("{}: agent after {agent:.1?}, booted after {:.1?}: {state}", self.name, begun.elapsed());
     }
 
-    /// Starts it and does not wait.
+    /// Starts the guest without waiting.
     pub(crate) fn power_on(&self, disks: &[&Disk]) {
         assert!(self.running.borrow().is_none(), "it runs");
         let root = [&self.root];
@@ -140,17 +140,17 @@ impl Guest {
         });
     }
 
-    /// An orderly end.
+    /// Shuts the guest down in order.
     pub(crate) fn shut_down(&self) {
         self.with(|running| {
-            // The answer may come or not.
+            // The answer may or may not come.
             let _ = running.agent.run("systemctl --no-block poweroff", SOON);
             running.qemu.wait(SOON).expect("the guest powers off");
         });
         *self.running.borrow_mut() = None;
     }
 
-    /// A restart of the guest in the same machine.
+    /// Reboots the guest in the same machine.
     pub(crate) fn reboot(&self) {
         self.with(|running| {
             let _ = running.agent.run("systemctl --no-block reboot", SOON);
@@ -161,7 +161,7 @@ impl Guest {
         self.booted();
     }
 
-    /// Waits until everything is started; what failed is in the answer.
+    /// Waits until everything is started. Returns what failed.
     fn booted(&self) -> String {
         let state = self.output_within("systemctl is-system-running --wait", BOOT);
         match state.out.trim() {
@@ -171,7 +171,7 @@ impl Guest {
         }
     }
 
-    /// The hypervisor is killed.
+    /// Kills the hypervisor.
     pub(crate) fn power_cut(&self) {
         self.with(|running| running.qemu.kill().unwrap());
         *self.running.borrow_mut() = None;
@@ -192,7 +192,7 @@ impl Guest {
         }
     }
 
-    /// Pulls a disk and waits until it is gone. A guest that does not let go is a failure.
+    /// Unplugs a disk and waits until it is gone. If the guest does not release it, the test fails.
     pub(crate) fn unplug(&self, disk: &Disk) {
         self.qmp("device_del", &json!({ "id": disk.id }));
         self.with(|running| {
@@ -211,19 +211,19 @@ impl Guest {
         self.qmp("block_resize", &json!({ "node-name": node(disk), "size": size }));
     }
 
-    /// A command of the hypervisor's monitor.
+    /// Runs a command of the hypervisor's monitor.
     pub(crate) fn qmp(&self, command: &str, arguments: &Value) -> Value {
         self.with(|running| running.qmp.execute(command, arguments))
     }
 
-    /// Runs a script in the guest, as root. It must succeed; returns what it has said on its standard output.
+    /// Runs a script in the guest, as root. It must succeed; returns its standard output.
     pub(crate) fn run(&self, script: &str) -> String {
         let told = self.output(script);
         assert!(told.code == 0, "in the guest: {script}\nended with {}: {}{}", told.code, told.out, told.err);
         told.out
     }
 
-    /// The same, however it ends.
+    /// Runs a script and returns its result, whatever it is.
     pub(crate) fn output(&self, script: &str) -> Output {
         self.output_within(script, SOON)
     }
@@ -232,7 +232,7 @@ impl Guest {
         self.with(|running| running.agent.run(script, limit)).unwrap_or_else(|error| panic!("{error}"))
     }
 
-    /// Waits until a script in the guest succeeds; for what has no event to wait for.
+    /// Waits until a script in the guest succeeds, for conditions without an event.
     pub(crate) fn eventually(&self, script: &str) {
         let told =
             self.output(&format!("timeout 90 sh -c 'until ( {} ); do sleep 0.1; done'", script.replace('\'', "'\\''")));
@@ -247,11 +247,12 @@ impl Guest {
         self.folder.join(format!("console-{boot}.log"))
     }
 
-    /// Puts what there is to read where it stays.
+    /// Saves what helps to explain a failure.
     fn leave_evidence(&mut self) {
         let place = failed(&self.name);
         let _ = fs::create_dir_all(&place);
-        // All boots. From the guest if it answers; else from its disk, on which journald writes as things happen.
+        // The journal of all boots. It comes from the guest if the guest answers, else from its disk, to which
+        // journald writes at once.
         let journal = "journalctl --no-pager --merge -o short-precise";
         let told = self.running.get_mut().as_mut().map(|running| {
             println!("the guest's boot {} is still up", running.boot);

@@ -1,4 +1,4 @@
-//! Clients in the guest that ask for exports without pause, from early in the boot, and look whose bytes they get.
+//! Clients in the guest that open exports continually, from early in the boot, and check whose bytes they get.
 
 use lab::Volume;
 
@@ -15,7 +15,7 @@ pub(crate) struct Counts {
 }
 
 impl Guest {
-    /// Installs the clients for the next boot, before anything of attachd is started.
+    /// Installs the clients for the next boot, before any part of attachd is started.
     pub(crate) fn hammer_from_boot(&self, volumes: &[Volume]) {
         self.install_hammer(volumes, "");
         self.run("systemctl enable hammer.service && sync");
@@ -27,7 +27,7 @@ impl Guest {
         self.run("systemctl start hammer.service");
     }
 
-    /// Starts clients that stay connected, whatever they are answered.
+    /// Starts clients that stay connected, whatever they get.
     pub(crate) fn hold(&self, volumes: &[Volume]) {
         self.install_hammer(volumes, "HOLD=1");
         self.run("systemctl start hammer.service");
@@ -38,13 +38,14 @@ impl Guest {
         self.run("timeout 110 cat /run/hammer/right");
     }
 
-    /// Waits until there were more than a hundred right reads and more than a hundred refusals, and ends the clients.
+    /// Waits until there were more than a hundred right reads and more than a hundred refusals, and stops the
+    /// clients.
     pub(crate) fn hammered(&self) -> Counts {
         self.run("timeout 110 cat /run/hammer/enough");
         self.stop_hammer()
     }
 
-    /// Ends the clients.
+    /// Stops the clients.
     pub(crate) fn stop_hammer(&self) -> Counts {
         let told = self.run("systemctl stop hammer.service && cat /run/hammer/counts");
         let words: Vec<_> = told.split_whitespace().collect();

@@ -1,4 +1,4 @@
-//! What surrounds attachd on a host: limits, hardening, programs that restart services.
+//! attachd's surroundings on a host: limits, hardening, programs that restart services.
 
 use lab::Volume;
 
@@ -22,7 +22,7 @@ fn property(guest: &Guest, unit: &str, name: &str) -> String {
     guest.run(&format!("systemctl show -P {name} {unit}")).trim().to_owned()
 }
 
-/// Begins to open connections; what it says is in /run/said.
+/// Starts to open connections; the program's output is in /run/said.
 fn open_connections(guest: &Guest, volume: &Volume, open: usize, silent: usize) {
     guest
         .run(&format!("cat >/run/connections.pl <<'END'\n{CONNECTIONS}\nEND\nrm -f /run/said /run/go; mkfifo /run/go"));
@@ -51,7 +51,7 @@ fn a_guest_of_1_gb_serves_the_200th_client_and_refuses_clients_above_the_limit()
     assert!(guest.is_served(&volume));
     close_connections(&guest);
 
-    // More silent connections than there may be threads.
+    // More silent connections than the limit of threads.
     open_connections(&guest, &volume, 100, 5000);
     let said = guest.run("cat /run/said");
     let greeted: u32 = said.trim().trim_start_matches("100 served, ").trim_end_matches(" greeted").parse().unwrap();
@@ -76,13 +76,13 @@ fn a_host_that_forbids_namespaces_to_users_is_served() {
     assert_eq!(failed, "");
 }
 
-/// The limit is the user's, whichever program has used it up.
+/// The limit belongs to the user, whichever program has used it up.
 #[test]
 fn a_start_without_inotify_instances_names_the_limit_and_the_program_that_uses_them() {
     let guest =
         Guest::up("a_start_without_inotify_instances_names_the_limit_and_the_program_that_uses_them", Machine::Q35);
     let (volume, disk) = served(&guest);
-    // inotify_init1, until there are no more.
+    // inotify_init1, until it fails.
     let hog = "$| = 1; for (1..1000) { last if syscall(294, 0) < 0 } open my $done, '>', '/tmp/done'; sleep 1000";
     guest.run(&format!("cat >/run/hog.pl <<'END'\n{hog}\nEND\nsystemctl stop attachd.socket attachd"));
     guest.run("systemd-run -q --unit=hog -p User=attachd perl /run/hog.pl");
@@ -105,7 +105,7 @@ fn needrestart_leaves_the_nbd_server_and_its_clients_alone() {
     open_connections(&guest, &volume, 3, 0);
     let pid = || property(&guest, NBDKIT, "MainPID");
     let before = pid();
-    // As an update does it: another file in the library's place.
+    // As in an update: another file takes the library's path.
     guest.run("cd /usr/lib/x86_64-linux-gnu/nbdkit/plugins && cp -a nbdkit-file-plugin.so new && mv new nbdkit-file-plugin.so");
     let said = guest.run("needrestart -l -r a 2>&1");
     println!("{said}");

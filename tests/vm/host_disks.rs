@@ -1,4 +1,4 @@
-//! The guest's own disks: whoever announces one of them is refused, and nothing happens to it.
+//! The guest's own disks: an announcement of one is refused, and the disk is unchanged.
 
 use lab::Volume;
 
@@ -7,12 +7,12 @@ use crate::guest::Guest;
 use crate::image::{ROOT_SERIAL, ROOT_VOLUME};
 use crate::machine::Machine;
 
-/// A disk the guest uses, and how.
+/// A disk that the guest uses, and how.
 struct Used {
     volume: Volume,
-    /// How the refusal names the use.
+    /// The words for the use in the refusal.
     named: &'static str,
-    /// Shows that the use goes on.
+    /// A command that shows that the use continues.
     still: &'static str,
 }
 
@@ -20,18 +20,18 @@ fn by_id(volume: &Volume) -> String {
     format!("/dev/disk/by-id/virtio-{}", volume.serial)
 }
 
-/// Owner, group and mode of the node.
+/// Returns owner, group and mode of the node.
 fn node(guest: &Guest, volume: &Volume) -> String {
     guest.run(&format!("stat -L -c '%U %G %a' {}", by_id(volume))).trim().to_owned()
 }
 
-/// Asks attachd-helper, as only attachd and root may, to have udev look at a disk again.
+/// Makes attachd-helper, as only attachd and root may, have udev process a disk again.
 fn ask_helper(volume: &Volume) -> String {
     let ask = r#"my $s = IO::Socket::UNIX->new("/run/attachd/helper.sock") or die; print $s "retrigger $ARGV[0]\n"; print <$s>"#;
     format!("perl -MIO::Socket::UNIX -e '{ask}' {}", volume.serial)
 }
 
-/// A control: a disk like any other is served, and its node is the NBD server's.
+/// A control: an ordinary disk is served, and its node is the NBD server's.
 fn an_ordinary_disk_is_served(guest: &Guest) -> (Volume, Disk) {
     let volume = Volume::random();
     let disk = guest.disk(&volume, 4 * MIB);
@@ -70,8 +70,8 @@ fn the_hosts_own_disks_are_refused_by_name_and_left_alone() {
         assert!(answer["error"].as_str().unwrap().contains(named), "{answer}");
         assert_eq!(node(&guest, volume), before);
         guest.run(still);
-        // The privileged helper is the second wall: with a claim that was forged as attachd's own it still says no. (attachd
-        // takes such a claim away as soon as it is there, if it can.)
+        // The privileged helper is the second protection: even with a forged claim it refuses. (attachd removes such
+        // a claim at once, if it can.)
         let forge = format!("install -o attachd -g attachd /dev/null /var/lib/attachd/claims/{0}", volume.serial);
         let [stop, go_on] =
             ["STOP", "CONT"].map(|signal| format!("systemctl kill --signal=SIG{signal} attachd.service"));
@@ -83,7 +83,7 @@ fn the_hosts_own_disks_are_refused_by_name_and_left_alone() {
     an_ordinary_disk_is_served(&guest);
     assert_eq!(guest.run("attachctl --json list | tr ',' '\\n' | grep -c volume_id").trim(), "1");
 
-    // The worst case of the root disk: a claim that was forged, and then a boot.
+    // The worst case for the root disk: a forged claim, and then a boot.
     guest.run(&format!("touch /var/lib/attachd/claims/{ROOT_SERIAL}"));
     guest.run(&format!("udevadm trigger --action=add --settle {}", by_id(&used[0].volume)));
     assert_eq!(node(&guest, &used[0].volume), "root disk 660");

@@ -1,4 +1,4 @@
-//! What it costs to wait.
+//! The cost of an idle daemon.
 
 use lab::Volume;
 
@@ -6,7 +6,7 @@ use crate::disk::MIB;
 use crate::guest::Guest;
 use crate::machine::Machine;
 
-/// Sum of all threads' voluntary context switches: each is a sleep that has ended.
+/// Sums the voluntary context switches of all threads: each is a sleep that has ended.
 const WAKE_UPS: &str = "cat /proc/$(systemctl show --value -p MainPID attachd)/task/*/status | awk '/^voluntary/ { n += $2 } END { print n }'";
 
 #[test]
@@ -22,7 +22,8 @@ fn an_idle_daemon_wakes_up_for_the_watchdog_alone() {
     let before = count();
     guest.run("attachctl list >/dev/null");
     assert!(count() > before, "the control: a question is a wake-up");
-    // Its threads for what may block end after ten idle seconds; what is left is the daemon, its store and its journal.
+    // Threads for blocking work end after ten idle seconds; the remaining ones are the daemon's, its store's and its
+    // journal's.
     guest.eventually("[ $(ls /proc/$(systemctl show --value -p MainPID attachd)/task | wc -l) -le 3 ]");
     let each = "grep -H '^voluntary' /proc/$(systemctl show --value -p MainPID attachd)/task/*/status";
     println!("{}", guest.run(each));
@@ -40,6 +41,6 @@ fn an_idle_daemon_wakes_up_for_the_watchdog_alone() {
         let told = guest.run(&format!("systemd-analyze security --no-pager {unit}.service | tail -1"));
         println!("{unit}: {}", told.trim());
     }
-    // The watchdog is told every two and a half minutes.
+    // The watchdog is fed every two and a half minutes.
     assert!(idle <= 3, "{idle} wake-ups");
 }

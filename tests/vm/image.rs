@@ -1,4 +1,4 @@
-//! The guest's disk: a stock Debian with the package in it, built once for what it is made from.
+//! The guest's disk: a stock Debian with the package in it, built once for each set of sources.
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
@@ -11,14 +11,14 @@ const PACKAGES: &str = include_str!("image/packages");
 const BASE: &str = include_str!("image/base");
 const INSTALLED: &str = include_str!("image/installed");
 
-/// The root file system's. A customer's volume may be a copy of it, names and all.
+/// The UUID and label of the root file system. A customer's volume may be a copy of it, with the same ones.
 pub(crate) const ROOT_UUID: &str = "b0070000-0000-4000-8000-000000000001";
 pub(crate) const ROOT_LABEL: &str = "guest-root";
-/// CloudStack gives the root volume's disk a serial like any other's. This is its volume, and the serial of that.
+/// CloudStack gives the root volume's disk a serial like any other's. These are its volume and serial.
 pub(crate) const ROOT_VOLUME: &str = "a77ac4d0-a77a-c4d0-a77a-000000000000";
 pub(crate) const ROOT_SERIAL: &str = "a77ac4d0a77ac4d0a77a";
 
-/// A disk to boot from, and what QEMU needs to boot it without a boot loader.
+/// A disk to boot from, and the files with which QEMU boots it without a boot loader.
 #[derive(Debug, Clone)]
 pub(crate) struct Image {
     pub(crate) root: PathBuf,
@@ -26,7 +26,7 @@ pub(crate) struct Image {
     pub(crate) initrd: PathBuf,
 }
 
-/// Which Debian the guest is.
+/// The guest's Debian release.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Suite {
     Bookworm,
@@ -41,7 +41,7 @@ impl Suite {
         }
     }
 
-    /// Debian 12; `ATTACHD_VM_SUITE=trixie` makes it Debian 13 for the cases that name none.
+    /// Returns Debian 12; with `ATTACHD_VM_SUITE=trixie` Debian 13, for cases that name no release.
     pub(crate) fn usual() -> Self {
         match std::env::var("ATTACHD_VM_SUITE").as_deref() {
             Ok("trixie") => Self::Trixie,
@@ -51,14 +51,14 @@ impl Suite {
     }
 }
 
-/// Where images, running guests and failures are.
+/// Returns the folder of images, running guests and failures.
 pub(crate) fn folder() -> PathBuf {
     let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).with_file_name("vm");
     fs::create_dir_all(&folder).unwrap();
     folder
 }
 
-/// A guest of the suite, with the package of the programs under test.
+/// Returns an image of the release, with the package of the programs under test.
 pub(crate) fn image(suite: Suite) -> Image {
     static IMAGES: [OnceLock<Image>; 2] = [const { OnceLock::new() }; 2];
     IMAGES[suite as usize].get_or_init(|| image_of(suite.name())).clone()
@@ -67,7 +67,7 @@ pub(crate) fn image(suite: Suite) -> Image {
 fn image_of(suite: &str) -> Image {
     let lock = File::create(folder().join("lock")).unwrap();
     lock.lock().unwrap();
-    // A revision of its own, so that no other test makes the file anew while it is read.
+    // It has its own revision, so that no other test makes the file again while it is read.
     let deb = package::build("1vm");
     let packages: Vec<_> = PACKAGES.split_whitespace().collect();
 
@@ -88,7 +88,8 @@ fn image_of(suite: &str) -> Image {
     Image { root: image.join("root.img"), kernel: image.join("vmlinuz"), initrd: image.join("initrd") }
 }
 
-/// The folder `<name>-<made from>`, filled by `script` when it is not there. An older one of the name is taken away.
+/// Returns the folder `<name>-<made from>`, filled by `script` if it is not there. An older one of the name is
+/// removed.
 fn built(name: &str, made_from: &str, script: impl FnOnce(&Path) -> Command) -> PathBuf {
     let place = folder().join(format!("{name}-{made_from}"));
     if place.exists() {
@@ -106,7 +107,7 @@ fn built(name: &str, made_from: &str, script: impl FnOnce(&Path) -> Command) -> 
     place
 }
 
-/// A failure shows what the step that failed has said: apt names the package, the script the step.
+/// Runs a script. A failure shows its output: apt names the package, the script the step.
 fn run(script: &mut Command) {
     let told = script.stdin(Stdio::null()).output().unwrap_or_else(|e| panic!("{script:?}: {e}"));
     let said = [String::from_utf8_lossy(&told.stdout), String::from_utf8_lossy(&told.stderr)].concat();
@@ -126,7 +127,7 @@ fn script(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/vm/image").join(name)
 }
 
-/// Names contents. FNV-1a: nobody here wants to deceive.
+/// Returns a name for contents. FNV-1a is enough, because nobody here tries to make a collision.
 fn digest(parts: &[&[u8]]) -> String {
     let mut hash = 0xcbf2_9ce4_8422_2325_u64;
     for byte in parts.iter().flat_map(|part| part.iter().chain(&[0])) {

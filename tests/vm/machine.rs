@@ -1,4 +1,4 @@
-//! What QEMU is told: the machine, its slots, its disks.
+//! The parameters of QEMU: the machine, its slots, its disks.
 
 use std::path::Path;
 use std::process::Command;
@@ -11,16 +11,16 @@ use crate::image::ROOT_UUID;
 use crate::qemu::qemu;
 use crate::wire::Door;
 
-/// Chipsets with different ways of hotplug.
+/// Chipsets with different kinds of hotplug.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Machine {
-    /// i440FX, by ACPI on the one bus.
+    /// i440FX, with ACPI hotplug on the one bus.
     Pc,
-    /// Q35, with one root port a disk.
+    /// Q35, with one root port per disk.
     Q35,
 }
 
-/// Disks a guest can have at once.
+/// The limit of disks that a guest can have at once.
 pub(crate) const SLOTS: usize = 20;
 
 /// QEMU's names.
@@ -35,12 +35,13 @@ impl Machine {
         }
     }
 
-    /// The command line, without disks. Software emulation: KVM inside a virtual machine is not to be had everywhere.
+    /// Returns the command line, without disks. It uses software emulation, because KVM inside a virtual machine is
+    /// not available everywhere.
     pub(crate) fn command(self, kernel: &Path, initrd: &Path, console: &str, monitor: &Door, agent: &Door) -> Command {
         let mut qemu = qemu();
         qemu.args(["-nodefaults", "-no-user-config", "-display", "none"]);
         qemu.args(["-machine", self.name(), "-accel", "tcg,thread=multi", "-cpu", "max", "-smp", "2", "-m", "1024"]);
-        // Kernel and initramfs are those of the image, taken out of it: a boot loader would add nothing but time.
+        // Kernel and initramfs are taken out of the image: a boot loader would only take time.
         qemu.arg("-kernel").arg(kernel).arg("-initrd").arg(initrd);
         qemu.args(["-append", &format!("root=UUID={ROOT_UUID} ro console=ttyS0")]);
         qemu.args(["-serial", &format!("file:{console}")]);
@@ -57,7 +58,7 @@ impl Machine {
         qemu
     }
 
-    /// What `device_add` takes for a disk in a slot.
+    /// Returns the arguments of `device_add` for a disk in a slot.
     pub(crate) fn device(self, disk: &Disk, slot: usize) -> Value {
         let driver = match disk.bus {
             Bus::Virtio => "virtio-blk-pci",
@@ -68,7 +69,7 @@ impl Machine {
             device["serial"] = json!(disk.serial);
         }
         if disk.storage.is_some() {
-            // One queue, so that it is full for everybody when it is full.
+            // One queue, so that a full queue blocks every request.
             device["num-queues"] = json!(1);
         }
         match (disk.bus, self) {
@@ -84,7 +85,7 @@ impl Machine {
     }
 }
 
-/// What `blockdev-add` takes for a disk.
+/// Returns the arguments of `blockdev-add` for a disk.
 pub(crate) fn blockdev(disk: &Disk) -> Value {
     let file = match &disk.storage {
         None => json!({ "driver": "file", "filename": disk.file, "locking": "off" }),
@@ -93,7 +94,7 @@ pub(crate) fn blockdev(disk: &Disk) -> Value {
     json!({ "driver": "raw", "node-name": node(disk), "read-only": disk.read_only, "file": file })
 }
 
-/// The name of a disk's contents.
+/// Returns the name of a disk's contents.
 pub(crate) fn node(disk: &Disk) -> String {
     format!("{}-file", disk.id)
 }

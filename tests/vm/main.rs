@@ -1,5 +1,5 @@
-//! attachd where it lives: a Debian guest with its own kernel, systemd, udev and NBD server, whose disks the hypervisor
-//! plugs and pulls. `make vm-test` runs this; `cargo test` does not.
+//! attachd in its real environment: a Debian guest with its own kernel, systemd, udev and NBD server, whose disks the
+//! hypervisor plugs and unplugs. `make vm-test` runs this; `cargo test` does not.
 #![allow(clippy::unwrap_used, reason = "a test's panic is its failure")]
 
 mod agent;

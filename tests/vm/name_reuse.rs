@@ -1,4 +1,4 @@
-//! One disk goes, and the next one gets its device name.
+//! A disk goes, and the next one gets its device name.
 
 use lab::Volume;
 
@@ -6,7 +6,7 @@ use crate::disk::{Disk, MIB};
 use crate::guest::Guest;
 use crate::machine::Machine;
 
-/// A served volume, and a disk nobody has announced.
+/// Makes a served volume, and a disk that is not announced.
 fn scene(guest: &Guest) -> (Volume, Disk, Volume, Disk) {
     let (a, b) = (Volume::random(), Volume::random());
     let (disk_a, disk_b) = (guest.disk(&a, 4 * MIB), guest.disk(&b, 4 * MIB));
@@ -16,7 +16,7 @@ fn scene(guest: &Guest) -> (Volume, Disk, Volume, Disk) {
     (a, disk_a, b, disk_b)
 }
 
-/// The serial of /dev/vdb as the hypervisor says it.
+/// Returns the serial of /dev/vdb as the hypervisor gives it.
 fn vdb(guest: &Guest) -> String {
     guest.run("cat /sys/block/vdb/serial")
 }
@@ -37,7 +37,7 @@ fn a_disk_that_gets_the_name_of_a_pulled_one_is_never_served_in_its_place() {
     assert!(counts.right > 100 && counts.refused > 100 && counts.wrong == 0, "{counts:?}");
     assert!(!guest.is_served(&a));
 
-    // And back, beside the other.
+    // The first disk comes back, beside the other.
     guest.plug(&disk_a);
     assert_ne!(guest.wait(&a, "ready")["device_node"], "/dev/vdb");
     guest.export_equals(&a, &disk_a);
@@ -83,7 +83,7 @@ fn a_swap_while_udevd_is_stopped_is_seen_and_put_right_when_it_is_back() {
     assert_ne!(guest.show(&b)["state"], "ready", "udev has not finished with it");
 
     guest.run("systemctl start systemd-udevd-kernel.socket systemd-udevd-control.socket systemd-udevd.service");
-    // udevd does not tell what it has missed: attachd has it look at the disk, by itself.
+    // udevd does not process what it missed: attachd has it process the disk, by itself.
     guest.wait(&b, "ready");
     guest.export_equals(&b, &disk_b);
     guest.plug(&disk_a);

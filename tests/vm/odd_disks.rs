@@ -1,4 +1,4 @@
-//! Disks that are not as they should be, or change while they are attached.
+//! Disks that are unusual, or that change while they are attached.
 
 use lab::Volume;
 
@@ -15,7 +15,7 @@ fn served(guest: &Guest) -> (Volume, Disk) {
     (volume, disk)
 }
 
-/// The steps of a volume's story.
+/// Returns the steps of a volume's story.
 fn steps(guest: &Guest, volume: &Volume) -> Vec<String> {
     let shown = guest.show(volume);
     shown["timeline"].as_array().unwrap().iter().map(|entry| entry["event"].as_str().unwrap().to_owned()).collect()
@@ -50,7 +50,7 @@ fn partitions_and_a_reread_partition_table_do_not_disturb_an_export() {
     );
     guest.eventually("grep -q 'UDEV - the event' /run/monitor");
     guest.run(&format!("blockdev --rereadpt {node} && udevadm settle"));
-    // The monitor's line of the last of them, so what attachd has heard.
+    // The monitor has printed the last event, so attachd has received it too.
     guest.eventually("[ $(grep -c 'remove.*partition\\|remove .*vd[a-z][12]' /run/monitor) -ge 2 ] && [ $(grep -c 'add .*vd[a-z][12]' /run/monitor) -ge 2 ]");
     guest.resync();
     assert_eq!(guest.show(&volume)["state"], "ready");
@@ -108,7 +108,7 @@ fn two_disks_with_one_serial_are_refused_by_name_whenever_the_second_comes() {
     let guest = Guest::up("two_disks_with_one_serial_are_refused_by_name_whenever_the_second_comes", Machine::Q35);
     let volume = Volume::random();
     let (disk, twin) = (guest.disk(&volume, 4 * MIB), guest.disk(&volume, 4 * MIB));
-    // Before the first is served: both are there when it is announced.
+    // Before the first is served: both disks are there when it is announced.
     guest.plug(&disk);
     guest.plug(&twin);
     guest.eventually(&format!("[ $(grep -l {} /sys/block/vd*/serial | wc -l) = 2 ] && udevadm settle", volume.serial));
@@ -123,7 +123,7 @@ fn two_disks_with_one_serial_are_refused_by_name_whenever_the_second_comes() {
     guest.wait(&volume, "ready");
     guest.export_equals(&volume, &disk);
 
-    // And after it.
+    // After the first is served.
     guest.plug(&twin);
     assert_eq!(guest.wait(&volume, "refused")["reason"]["code"], "DUPLICATE_SERIAL");
     assert!(!guest.is_served(&volume));

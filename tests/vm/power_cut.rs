@@ -1,4 +1,4 @@
-//! The hypervisor dies.
+//! The hypervisor is killed.
 
 use lab::Volume;
 
@@ -22,7 +22,7 @@ fn accepted_intents_survive_a_power_cut_during_eleven_attaches_and_the_rest_is_f
         guest.run(&format!("test -e /var/lib/attachd/claims/{}", volume.serial));
     }
 
-    // When the fourth of eleven is ready and others are on their way.
+    // When the fourth of eleven is ready and others are in progress.
     guest.plug_all(&disks);
     guest.wait(&volumes[3], "ready");
     guest.power_cut();

@@ -1,8 +1,9 @@
-//! QEMU: Debian 13's, whichever the machine has. That of Debian 12 (7.2) does not run the kernel of Debian 13, and is slower.
+//! Debian 13's QEMU, whatever the machine has. That of Debian 12 (7.2) does not run the kernel of Debian 13, and is
+//! slower.
 
 use std::process::Command;
 
-/// QEMU, with nothing said to it yet. It is unpacked beside the build and needs nothing of the machine's libraries.
+/// Returns QEMU without arguments. It is unpacked beside the build and uses none of the machine's libraries.
 pub(crate) fn qemu() -> Command {
     let root = lab::debian::unpacked("trixie", "qemu-system-x86")
         .unwrap_or_else(|error| panic!("there is no QEMU to run the guest in: {error:#}"));

@@ -1,4 +1,4 @@
-//! The hypervisor's monitor: commands, and the events that come meanwhile.
+//! The hypervisor's monitor: commands, and the events that come in between.
 
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
@@ -29,7 +29,7 @@ impl Qmp {
         self.try_execute(command, arguments).unwrap_or_else(|error| panic!("QMP {command}: {error}"))
     }
 
-    /// Executes a command; a refusal is QEMU's own words.
+    /// Executes a command; the error is QEMU's message.
     pub(crate) fn try_execute(&mut self, command: &str, arguments: &Value) -> Result<Value, String> {
         let request = json!({ "execute": command, "arguments": arguments });
         self.wire.send(&request).map_err(|error| error.to_string())?;
@@ -45,8 +45,8 @@ impl Qmp {
         }
     }
 
-    /// The first event, of those not yet waited for, that is `wanted`; those before it are forgotten. `None`: the
-    /// limit passed, or QEMU ended.
+    /// Returns the first event that is `wanted`, among those not waited for yet; earlier ones are dropped. `None` if
+    /// the limit passed or QEMU ended.
     pub(crate) fn wait(&mut self, wanted: impl Fn(&Value) -> bool, limit: Duration) -> Option<Value> {
         let deadline = Instant::now() + limit;
         loop {

@@ -15,7 +15,7 @@ fn after_a_boot_with_other_device_names_every_export_is_proven_before_it_is_serv
     let disks: Vec<_> = volumes.iter().map(|volume| guest.disk(volume, 4 * MIB)).collect();
     let root = &guest.root();
     let first: Vec<_> = [root].into_iter().chain(&disks).collect();
-    // The root disk among the others.
+    // The root disk is among the others.
     let second: Vec<_> = [&disks[4], &disks[2], root, &disks[0], &disks[3], &disks[1]].into();
 
     guest.start(&first);
@@ -39,7 +39,7 @@ fn after_a_boot_with_other_device_names_every_export_is_proven_before_it_is_serv
     served_again_without_a_client_seeing_another_disk(&guest, &volumes, &disks);
 }
 
-/// The same by the guest's own restart, the devices staying where they are.
+/// The same with a reboot of the guest, with the devices in the same slots.
 fn served_again_without_a_client_seeing_another_disk(guest: &Guest, volumes: &[Volume], disks: &[Disk]) {
     guest.reboot();
     for (volume, disk) in volumes.iter().zip(disks) {

@@ -1,4 +1,4 @@
-//! The other bus a volume can come on.
+//! SCSI, the other bus on which a volume can come.
 
 use lab::Volume;
 
@@ -16,7 +16,7 @@ fn with_files(guest: &Guest, volume: &Volume) -> Disk {
     disk
 }
 
-/// What udev has found on a disk.
+/// Returns what udev has found on a disk.
 fn found_on(guest: &Guest, volume: &Volume) -> String {
     guest
         .run(&format!("udevadm info --query=property --property=ID_FS_TYPE --value {}", link(volume)))
@@ -24,7 +24,7 @@ fn found_on(guest: &Guest, volume: &Volume) -> String {
         .to_owned()
 }
 
-/// What attachd's rules say of a claimed disk in place of a file system's name.
+/// The value that attachd's rules set for a claimed disk in place of a file system type.
 const NOT_LOOKED: &str = "none";
 
 #[test]
@@ -58,7 +58,7 @@ fn a_volume_on_the_other_bus_is_refused_with_both_links_and_served_when_its_sche
     assert_eq!(guest.run(&format!("stat -L -c '%G %a' {}", link(&volume))).trim(), "attachd-nbd 660");
     assert_eq!(found_on(&guest, &volume), NOT_LOOKED, "nobody looks into a claimed disk");
 
-    // Two without an intent; one of them gets it late.
+    // Two disks without an intent; one of them gets it late.
     let disks = [with_files(&guest, &stranger), with_files(&guest, &late)];
     guest.plug_all(&disks);
     for other in [&stranger, &late] {
@@ -70,14 +70,14 @@ fn a_volume_on_the_other_bus_is_refused_with_both_links_and_served_when_its_sche
     guest.export_equals(&late, &disks[1]);
     assert_eq!(found_on(&guest, &late), NOT_LOOKED);
 
-    // Back where it was.
+    // Back on the first bus.
     guest.unplug(&on_scsi);
     guest.wait(&volume, "lost");
     guest.plug(&on_virtio);
     guest.wait(&volume, "ready");
     guest.export_equals(&volume, &on_virtio);
 
-    // Un-claimed, the node is as before.
+    // After the claim is removed, the node is as before.
     guest.withdraw(&late);
     guest.eventually(&format!("[ \"$(stat -L -c '%G %a' {})\" = 'disk 660' ] && udevadm settle", link(&late)));
     assert_eq!(found_on(&guest, &late), "ext4");

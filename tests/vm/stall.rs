@@ -1,4 +1,5 @@
-//! The hypervisor's storage stalls: the disk's requests are answered no more, and the guest's readers of it hang in the kernel.
+//! The hypervisor's storage stalls: the disk's requests are not answered any more, and its readers in the guest hang
+//! in the kernel.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -13,14 +14,14 @@ use crate::disk::{Disk, MIB};
 use crate::guest::Guest;
 use crate::machine::Machine;
 
-/// Longer than a restart takes when nothing hangs, under software emulation.
+/// Longer than a restart takes under software emulation if nothing hangs.
 const RESTART: Duration = Duration::from_mins(1);
 
-/// More requests than the disk's queue takes: its serial is asked for through the same queue. (Of writes the kernel sends
-/// few at once.)
+/// More requests than the disk's queue can hold, because the serial is requested through the same queue. (The kernel
+/// sends only few writes at once.)
 const READERS: &str = "for i in $(seq 400); do dd if=$1 of=/dev/null bs=4k count=1 skip=$((i * 64)) iflag=direct 2>/dev/null & done; wait";
 
-/// A storage server of the hypervisor's.
+/// A storage server of the hypervisor.
 struct Storage {
     server: Proc,
     socket: PathBuf,
@@ -55,7 +56,7 @@ fn a_disk_whose_storage_stalls_stays_served_and_keeps_nothing_else_from_working(
     let disk = disk.behind(&storage.socket);
     let other_disk = guest.disk(&other, 4 * MIB);
     guest.intend_all(&[stalled.clone(), other.clone()]);
-    // The hypervisor plugs none while it waits for the storage.
+    // The hypervisor plugs no disk while it waits for the storage.
     let late_disk = guest.disk(&late, 2 * MIB);
     guest.plug_all(&[disk, other_disk.clone(), late_disk.clone()]);
     guest.wait(&stalled, "ready");
@@ -66,7 +67,7 @@ fn a_disk_whose_storage_stalls_stays_served_and_keeps_nothing_else_from_working(
     let name = node.trim().trim_start_matches("/dev/").to_owned();
     guest.run(&format!("cat >/run/readers <<'END'\n{READERS}\nEND"));
     guest.run(&format!("systemd-run -q --unit=readers sh /run/readers {}", node.trim()));
-    // Who hangs there cannot be ended: it is left behind.
+    // A reader that hangs cannot be killed; it is left behind.
     let hangs = format!(
         "cat /sys/block/{name}/serial </dev/null >/dev/null 2>&1 & sleep 0.5; grep -q '^State:.D' /proc/$!/status"
     );
@@ -76,7 +77,7 @@ fn a_disk_whose_storage_stalls_stays_served_and_keeps_nothing_else_from_working(
         guest.run(&format!("cat /sys/block/{name}/inflight")).trim()
     );
 
-    // Reading everything again takes nothing away.
+    // A resync revokes nothing.
     guest.run("timeout 60 attachctl resync || true");
     let shown = guest.show(&stalled);
     assert_eq!(shown["state"], "ready", "{shown:#}");
@@ -84,7 +85,7 @@ fn a_disk_whose_storage_stalls_stays_served_and_keeps_nothing_else_from_working(
     assert!(health.contains("DISKS_UNREAD"), "{health}");
     guest.export_equals(&other, &other_disk);
 
-    // A restart is quick, and the others are served.
+    // A restart is quick, and the other volumes are served.
     let restarted = guest.output_within("systemctl restart attachd", RESTART);
     assert_eq!(restarted.code, 0, "{restarted:?}");
     guest.wait(&other, "ready");

@@ -1,4 +1,5 @@
-//! A guest that is deployed from a template: its root disk is another one than that of the guest the template was made of.
+//! A guest that is deployed from a template: its root disk is not the one of the guest that the template was made
+//! from.
 
 use lab::Volume;
 
@@ -13,11 +14,11 @@ fn a_guest_deployed_from_a_template_boots_and_puts_its_own_root_disk_on_record()
     let own = Volume::of("0123abcd-0123-abcd-0123-000000000000");
     let mut root = guest.root();
     root.serial.clone_from(&own.serial);
-    // Not on record, so udev looks into it as little as into a customer's until the root file system is mounted.
+    // The disk is not on record, so udev probes it no more than a customer's until the root file system is mounted.
     guest.start(&[&root]);
     guest.run(&format!("cd /etc/attachd/host-disks && test -e {} && test -e {ROOT_SERIAL}", own.serial));
     assert_eq!(guest.intend_in_vain(&own)["code"], "IN_USE_BY_HOST");
-    // The next initramfs will know it.
+    // The next initramfs will know the disk.
     let hook = "DESTDIR=/run/next /usr/share/initramfs-tools/hooks/attachd && ls /run/next/etc/attachd/host-disks";
     assert_eq!(guest.run(hook), format!("{}\n{ROOT_SERIAL}\n", own.serial));
 

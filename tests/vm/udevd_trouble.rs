@@ -56,10 +56,10 @@ fn any_trouble_of_udevd_ends_with_the_same_served_volumes() {
     guest.eventually(&format!("[ $(grep -l '{}' /sys/block/vd*/serial | wc -l) = 2 ]", serials(&disks[8..])));
     println!("{}", guest.run("attachctl health || true"));
     guest.run(&format!("systemctl start {UDEVD}"));
-    // udevd does not tell what it has missed: attachd has it look at the disks, by itself.
+    // udevd does not process what it missed: attachd has it process the disks, by itself.
     all_ready(1..10);
 
-    // The end: what is here is served, and nothing else.
+    // At the end the present disks are served, and nothing else.
     assert_eq!(guest.show(&volumes[0])["state"], "lost");
     let mut links: Vec<_> = guest.run("ls /run/attachd/exports").lines().map(str::to_owned).collect();
     let mut wanted: Vec<_> = volumes[1..].iter().map(Volume::export).collect();

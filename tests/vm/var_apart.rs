@@ -1,4 +1,4 @@
-//! /var on a file system of its own: while it is not mounted, no claim can be seen.
+//! /var on a separate file system: while it is not mounted, no claim can be seen.
 
 use lab::Volume;
 
@@ -6,11 +6,11 @@ use crate::disk::{Disk, MIB};
 use crate::guest::Guest;
 use crate::machine::Machine;
 
-/// A disk as CloudStack attaches one: not a customer's, but for the guest's own /var.
+/// A disk as CloudStack attaches one, but for the guest's own /var and not a customer's.
 const VAR_SERIAL: &str = "0a70a70a70a70a70a70a";
 const VAR_UUID: &str = "0a700000-0000-4000-8000-000000000001";
 
-/// Moves the guest's /var to a disk of its own, from the next boot on.
+/// Moves the guest's /var to a separate disk, from the next boot on.
 fn move_var(guest: &Guest) -> Disk {
     let var = guest.blank(VAR_SERIAL, 1024 * MIB);
     guest.plug(&var);
@@ -23,7 +23,7 @@ fn move_var(guest: &Guest) -> Disk {
     var
 }
 
-/// A disk with a volume group on it, as its owner has left it.
+/// Makes a disk with a volume group on it, as its owner has left it.
 fn with_volume_group(guest: &Guest, volume: &Volume, name: &str) -> Disk {
     let disk = guest.blank(&volume.serial, 48 * MIB);
     guest.plug(&disk);
@@ -48,7 +48,7 @@ fn while_var_is_not_mounted_every_disk_counts_as_claimed() {
     let other_disk = with_volume_group(&guest, &other, "twin");
     let var = move_var(&guest);
     guest.run(&format!("touch /etc/attachd/host-disks/{VAR_SERIAL}"));
-    // What is on record is on the /var of the next boot. Below it a folder of claims stays, in which none is.
+    // The records are on the /var of the next boot. Below its mount point an empty folder of claims stays.
     guest.run(&format!("attachctl intent add {} && systemctl stop attachd.socket attachd", claimed.id));
     guest.run(&format!(
         "mount UUID={VAR_UUID} /mnt && rm -rf /mnt/lib/attachd && cp -a /var/lib/attachd /mnt/lib/ \
@@ -61,17 +61,17 @@ fn while_var_is_not_mounted_every_disk_counts_as_claimed() {
     guest.wait(&claimed, "ready");
     guest.export_equals(&claimed, &volume_disk);
     assert!(!is_active(&guest, "customer"), "{}", guest.run("dmsetup ls"));
-    // The controls: disks were met before the claims could be seen, and a disk that is not claimed was looked into after all.
+    // The controls: disks came before the claims could be seen, and an unclaimed disk was probed later.
     let again = guest.run("journalctl -b --no-pager -o cat -u attachd-look-again.service");
     assert!(again.contains("Finished"), "{again}");
     guest.eventually("test -e /dev/mapper/twin-data");
     let journal = guest.run("journalctl -b --no-pager -o cat -u 'lvm-activate-*'");
     assert!(journal.contains("\"twin\"") && !journal.contains("\"customer\""), "{journal}");
-    // Nothing waited for a clock.
+    // Nothing waited for a timer.
     guest.run("test ! -e /run/attachd-look-into-all");
 }
 
-/// On a host deployed from a template the disk of /var is another than the one on record. The host boots all the same.
+/// On a host deployed from a template the disk of /var is not the recorded one. The host boots all the same.
 #[test]
 fn a_var_whose_disk_is_not_on_record_is_found_all_the_same() {
     let guest = Guest::up("a_var_whose_disk_is_not_on_record_is_found_all_the_same", Machine::Q35);

@@ -1,4 +1,4 @@
-//! JSON, one value a line, over a Unix socket: what QMP and the guest agent speak.
+//! JSON over a Unix socket, one value per line, for QMP and the guest agent.
 
 use std::io::{BufRead, BufReader, Write};
 use std::os::fd::AsFd;
@@ -10,7 +10,7 @@ use lab::child::Proc;
 use lab::watch::readable;
 use serde_json::Value;
 
-/// A socket QEMU is told to connect to: bound before QEMU starts, so there is nothing to wait for by looking.
+/// A socket to which QEMU connects. It is bound before QEMU starts, so no polling is needed.
 pub(crate) struct Door {
     listener: UnixListener,
     path: PathBuf,
@@ -26,7 +26,7 @@ impl Door {
         self.path.to_str().unwrap()
     }
 
-    /// QEMU at the other end. `None` when it ended instead.
+    /// Waits for QEMU's connection. `None` if QEMU ended instead.
     pub(crate) fn accept(&self, qemu: &Proc, limit: Duration) -> Option<Wire> {
         assert!(readable(&[self.listener.as_fd(), qemu.exited_fd()], limit).unwrap(), "QEMU does not connect");
         self.listener.set_nonblocking(true).unwrap();
@@ -46,7 +46,7 @@ impl Wire {
         self.reader.get_mut().write_all(format!("{value}\n").as_bytes())
     }
 
-    /// The next value; `None` when none came within the limit, an error when the other side is gone.
+    /// Returns the next value; `None` if none came within the limit, an error if the other side is gone.
     pub(crate) fn next(&mut self, limit: Duration) -> std::io::Result<Option<Value>> {
         let deadline = Instant::now() + limit;
         loop {
@@ -64,7 +64,7 @@ impl Wire {
             self.reader.consume(length);
             if end.is_some() {
                 let line = std::mem::take(&mut self.line);
-                // The agent's port may begin with half an answer to a question of the boot before.
+                // The agent's port may begin with half an answer to a request of the previous boot.
                 if let Ok(value) = serde_json::from_slice(&line) {
                     return Ok(Some(value));
                 }
