@@ -15,7 +15,7 @@ use crate::blocking::blocking;
 use crate::budget;
 use crate::claims::{Claims, Restored};
 use crate::clock;
-use crate::cloud;
+use crate::cloud::{self, OwnVm};
 use crate::config::{self, ServerSettings, Settings};
 use crate::device::evidence::Ground;
 use crate::device::host_changes::HostChanges;
@@ -24,7 +24,7 @@ use crate::device::reader_process;
 use crate::device::sysfs::Sysfs;
 use crate::engine::real::{ClaimFolder, Tokio};
 use crate::engine::tools::Tools;
-use crate::engine::{self, Engine, Inputs};
+use crate::engine::{self, Engine, Handle, Inputs};
 use crate::export::backend::{Backend, Contents, Which};
 use crate::export::links::Links;
 use crate::export::nbd_server::backend::NbdServer;
@@ -41,6 +41,7 @@ use crate::helper_client::HelperClient;
 use crate::identity::VolumeId;
 use crate::limits;
 use crate::memory;
+use crate::operations::{self, Operations};
 use crate::projection;
 use crate::reload::Reload;
 use crate::signals::{Asks, Signals};
@@ -102,8 +103,7 @@ async fn serve(settings: Settings, config: &Path) -> anyhow::Result<()> {
     let others = settings.clone();
     blocking(move || close_others(&others)).await.context("cannot look for other exports")?;
     let stats = monitor.stats();
-    let server = Endpoint::new(settings.export.listen, tls.clone());
-    let server = if server_file == ServerFile::Marker { server.started_for_each() } else { server };
+    let server = endpoint(&settings, &tls, server_file);
     let backend = backend(&settings, ground.nbd_gid)?;
     let inputs = Inputs::default();
     let tools = Tools {
@@ -120,10 +120,8 @@ async fn serve(settings: Settings, config: &Path) -> anyhow::Result<()> {
         server: Arc::new(server.clone()),
         server_unit: settings.export.server.unit(),
     };
-    let watched = backend.folders().into_iter().map(|(which, folder)| (which, folder.path().to_owned()));
-    let watched: Vec<_> = watched.chain([(Which::Claims, settings.store.claims.clone())]).collect();
-    // The watch starts before the folders are read, so that no change is missed.
-    let watch_folders = FolderWatch::new(watched).context("cannot watch the folders")?;
+    // Before they are read, so that no change is missed.
+    let watch_folders = watch_folders(&settings, &*backend).context("cannot watch the folders")?;
     let (mut engine, handle) = Engine::new(ground, tools, inputs, records, &restored);
     engine.look_around().await.context("cannot read the list of disks")?;
     let (stop, stopping) = watch::channel(false);
@@ -134,7 +132,16 @@ async fn serve(settings: Settings, config: &Path) -> anyhow::Result<()> {
     let watch_server = tokio::spawn(watch_server.follow(handle.inputs()));
     let cloud = settings.cloudstack.clone().map(|cloudstack| cloud::Access::new(cloudstack, &settings.host.vm_id));
     let reload = Reload::new(config, settings, handle.clone(), store.clone(), tls, cloud.clone());
-    let context = api::Context::new(handle.clone(), store.clone(), cloud, reload.in_use(), stats, backend, &server);
+    let context = api::Context::new(api::Parts {
+        operations: operations(&store, &handle, cloud.as_ref()).await?,
+        engine: handle.clone(),
+        store: store.clone(),
+        cloud,
+        in_use: reload.in_use(),
+        monitor: stats,
+        backend,
+        server: &server,
+    });
     let (stop_serving, serving_stops) = watch::channel(false);
     let server = tokio::spawn(api::serve(listener, api::router(context), serving_stops));
     tracing::info!(version = env!("CARGO_PKG_VERSION"), "attachd is up");
@@ -168,6 +175,40 @@ async fn serve(settings: Settings, config: &Path) -> anyhow::Result<()> {
     projection.abort();
     tracing::info!("attachd has stopped; exports stay served");
     Ok(())
+}
+
+/// Makes the operations from the store: those that are open continue.
+async fn operations(store: &Store, engine: &Handle, cloud: Option<&cloud::Access>) -> anyhow::Result<Operations> {
+    let own_vm = cloud.map(|access| Arc::clone(access.own_vm()));
+    if let Some(own_vm) = own_vm.clone() {
+        tokio::spawn(async move { own_vm.find().await });
+    }
+    let own_vm = move || match own_vm.as_ref().and_then(|own_vm| own_vm.last_found()) {
+        Some(OwnVm::Known { id, .. }) => Ok(id),
+        Some(OwnVm::Unknown { why }) => Err(why),
+        None => Err("it is not found out yet".to_owned()),
+    };
+    let tools = operations::Tools {
+        cloud: cloud.map(cloud::Access::cloud),
+        host: Arc::new(engine.clone()),
+        records: Arc::new(store.clone()),
+        own_vm: Arc::new(own_vm),
+        clock: Arc::new(clock::System),
+    };
+    let (open, last_number, placeholders) = store.open_operations().await?;
+    Ok(Operations::start(tools, open, last_number, placeholders))
+}
+
+/// Watches the folders of exports and the folder of claims.
+fn watch_folders(settings: &Settings, backend: &dyn Backend) -> std::io::Result<FolderWatch> {
+    let watched = backend.folders().into_iter().map(|(which, folder)| (which, folder.path().to_owned()));
+    FolderWatch::new(watched.chain([(Which::Claims, settings.store.claims.clone())]))
+}
+
+/// Where the NBD server answers.
+fn endpoint(settings: &Settings, tls: &Tls, server_file: ServerFile) -> Endpoint {
+    let server = Endpoint::new(settings.export.listen, tls.clone());
+    if server_file == ServerFile::Marker { server.started_for_each() } else { server }
 }
 
 /// Makes the configured NBD backend.

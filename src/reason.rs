@@ -276,6 +276,7 @@ codes! {
     // Operations.
     NoCloud "NO_CLOUD" [Http(503)] "attachd does not work with CloudStack here: there is no [cloudstack] url in attachd.toml" ""
     NoSuchOperation "NO_SUCH_OPERATION" [Http(404)] "there is no operation of this id" ""
+    InvalidKey "INVALID_KEY" [Http(400)] "the Idempotency-Key header is none that can be used" ""
     NotAnOperationId "NOT_AN_OPERATION_ID" [Http(400)] "the id is no operation's UUID" ""
     KeyUsed "IDEMPOTENCY_KEY_USED" [Http(409)] "the idempotency key belongs to an operation that asks for something else" ""
     TooManyOperations "TOO_MANY_OPERATIONS" [Http(429)] "no more operations are taken while so many are open" ""
@@ -303,6 +304,8 @@ codes! {
     StreamEnded "STREAM_ENDED" [Command] "the stream of events has ended" ""
     NoClient "NO_CLIENT" [Command] "attachctl cannot start its HTTP client" ""
     NoRuntime "NO_RUNTIME" [Command] "attachctl cannot start" ""
+    OperationCancelled "OPERATION_CANCELLED" [Command] "the operation was cancelled" ""
+    Interrupted "INTERRUPTED" [Command] "the waiting was interrupted; the operation goes on" ""
     NoSignals "NO_SIGNALS" [Command] "attachctl cannot listen for Ctrl-C" ""
     InvalidConfig "INVALID_CONFIG" [Command] "the configuration cannot be used" ""
     NotRoot "NOT_ROOT" [Command] "the command needs root" ""

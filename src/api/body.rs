@@ -8,7 +8,7 @@ use serde::de::DeserializeOwned;
 use serde_json::json;
 
 use super::error::ApiError;
-use crate::identity::VolumeId;
+use crate::identity::{OperationId, VolumeId};
 use crate::reason::Code;
 
 /// A JSON object as the body. [`super::middleware`] has read the bytes.
@@ -56,6 +56,19 @@ impl<S: Send + Sync> FromRequestParts<S> for VolumePath {
     async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, ApiError> {
         let path = Path::<String>::from_request_parts(parts, state).await;
         let Path(text) = path.map_err(|error| ApiError::of(Code::NotAVolumeId, error.body_text()))?;
+        Ok(Self(text.parse()?))
+    }
+}
+
+/// The operation id in the path.
+pub(super) struct OperationPath(pub(super) OperationId);
+
+impl<S: Send + Sync> FromRequestParts<S> for OperationPath {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, ApiError> {
+        let path = Path::<String>::from_request_parts(parts, state).await;
+        let Path(text) = path.map_err(|error| ApiError::of(Code::NotAnOperationId, error.body_text()))?;
         Ok(Self(text.parse()?))
     }
 }

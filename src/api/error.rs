@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use super::shares::{HEAD_BYTES, HEADERS};
 use crate::engine::{Rejection, Stopping};
 use crate::helper_client::Holders;
-use crate::identity::{NotAVolumeId, VolumeId};
+use crate::identity::{NotAVolumeId, NotAnOperationId, VolumeId};
 use crate::reason::Code;
 use crate::store::StoreError;
 use crate::wire::ErrorBody;
@@ -153,6 +153,12 @@ impl From<Stopping> for ApiError {
 impl From<StoreError> for ApiError {
     fn from(error: StoreError) -> Self {
         Self::of(error.code(), format!("{error}. {}", error.hint()))
+    }
+}
+
+impl From<NotAnOperationId> for ApiError {
+    fn from(error: NotAnOperationId) -> Self {
+        Self::of(Code::NotAnOperationId, error.to_string())
     }
 }
 

@@ -10,11 +10,11 @@ use serde::Deserialize;
 use serde_json::json;
 use utoipa::IntoParams;
 
-use super::Ctx;
 use super::body::{JsonBody, NoQuery, QueryString, VolumePath};
 use super::error::ApiError;
 use super::pages;
 use super::serve::Peer;
+use super::{Ctx, unless_silent};
 use crate::clock::{self, Steady};
 use crate::effect;
 use crate::engine::{Accepted, Rejection, Stopping, Withdrawal};
@@ -105,17 +105,11 @@ pub(super) async fn add(
     Ok(effect::at("answer", || (status, location, Json(view)).into_response()))
 }
 
-/// Waits for the engine's answer, which waits for the store; stops waiting if the store hangs. The request is still
-/// carried out.
 async fn answered<T>(
     context: &super::Context,
     asked: impl Future<Output = Result<Result<T, Rejection>, Stopping>>,
 ) -> Result<T, ApiError> {
-    tokio::select! {
-        biased;
-        answer = asked => Ok(answer??),
-        silent = context.inner.store.silence() => Err(ApiError::undecided(&silent)),
-    }
+    Ok(unless_silent(context, asked).await???)
 }
 
 /// Shows one intent.

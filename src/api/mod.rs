@@ -18,6 +18,7 @@ mod intents;
 mod kill_points;
 mod metrics;
 mod middleware;
+mod operations;
 mod pages;
 mod serve;
 mod shares;
@@ -42,6 +43,7 @@ use crate::device::monitor;
 use crate::engine::Handle;
 use crate::export::backend::Backend;
 use crate::export::probe::Endpoint;
+use crate::operations::Operations;
 use crate::reload::InUse;
 use crate::store::Store;
 use error::ApiError;
@@ -62,6 +64,7 @@ pub struct Context {
 
 struct Inner {
     engine: Handle,
+    operations: Operations,
     store: Store,
     cloud: Option<Access>,
     in_use: watch::Receiver<Arc<InUse>>,
@@ -74,19 +77,33 @@ struct Inner {
     lists: Slots,
 }
 
+/// The parts of the daemon that handlers ask.
+pub struct Parts<'a> {
+    /// The present.
+    pub engine: Handle,
+    /// Operations, open and ended.
+    pub operations: Operations,
+    /// The past.
+    pub store: Store,
+    /// CloudStack, if it is configured.
+    pub cloud: Option<Access>,
+    /// The configuration.
+    pub in_use: watch::Receiver<Arc<InUse>>,
+    /// What the monitor has counted.
+    pub monitor: Arc<monitor::Stats>,
+    /// The exports.
+    pub backend: Arc<dyn Backend>,
+    /// The NBD server.
+    pub server: &'a Endpoint,
+}
+
 impl Context {
     /// Makes the context for the router.
-    pub fn new(
-        engine: Handle,
-        store: Store,
-        cloud: Option<Access>,
-        in_use: watch::Receiver<Arc<InUse>>,
-        monitor: Arc<monitor::Stats>,
-        backend: Arc<dyn Backend>,
-        server: &Endpoint,
-    ) -> Self {
+    pub fn new(parts: Parts<'_>) -> Self {
+        let Parts { engine, operations, store, cloud, in_use, monitor, backend, server } = parts;
         let inner = Inner {
             engine,
+            operations,
             store,
             cloud,
             in_use,
@@ -112,6 +129,7 @@ pub fn router(context: Context) -> axum::Router {
     let lists = OpenApiRouter::new()
         .routes(routes!(intents::list, intents::add))
         .routes(routes!(volumes::list))
+        .routes(routes!(operations::list, operations::begin))
         .routes(routes!(devices::list))
         .routes(routes!(exports::list))
         .layer(from_fn_with_state(context.clone(), middleware::list));
@@ -119,6 +137,7 @@ pub fn router(context: Context) -> axum::Router {
         .merge(lists)
         .routes(routes!(intents::show, intents::withdraw))
         .routes(routes!(volumes::show))
+        .routes(routes!(operations::show, operations::cancel))
         .routes(routes!(devices::resync))
         .routes(routes!(events::follow))
         .routes(routes!(health::show))
@@ -136,6 +155,15 @@ pub fn router(context: Context) -> axum::Router {
         })
         .layer(from_fn(middleware::read_body))
         .with_state(context)
+}
+
+/// Waits for an answer that waits for the store; stops waiting if the store hangs. The request is still carried out.
+async fn unless_silent<T>(context: &Context, asked: impl Future<Output = T>) -> Result<T, ApiError> {
+    tokio::select! {
+        biased;
+        answer = asked => Ok(answer),
+        silent = context.inner.store.silence() => Err(ApiError::undecided(&silent)),
+    }
 }
 
 /// The state that most handlers take.

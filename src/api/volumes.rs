@@ -125,17 +125,9 @@ pub(super) async fn show(
     Extension(peer): Extension<Peer>,
     QueryString(wait): QueryString<Wait>,
 ) -> Result<Json<VolumeView>, ApiError> {
-    let seconds = wait.timeout_seconds.unwrap_or(DEFAULT_AND_MAX_WAIT_SECONDS.0);
-    if seconds > DEFAULT_AND_MAX_WAIT_SECONDS.1 {
-        let text = format!(
-            "timeout_seconds takes at most {}, not {seconds}; ask again when it is over",
-            DEFAULT_AND_MAX_WAIT_SECONDS.1
-        );
-        return Err(ApiError::of(Code::InvalidQuery, text));
-    }
+    let (seconds, limit) = wait_limit(wait.timeout_seconds)?;
     if let Some(state) = &wait.wait {
         let state = state_of(state)?;
-        let limit = Duration::from_secs(seconds.into());
         let waited = tokio::time::timeout(limit, reached(&context, &peer, volume, state));
         let waited = connection::while_there(peer.connection.watch().as_ref(), waited)
             .await
@@ -149,6 +141,17 @@ pub(super) async fn show(
         return Err(ApiError::new(Code::WaitTimeout, text, details));
     }
     whole(&context, look(&context, volume).await?).await
+}
+
+/// How long a request may wait, in seconds and as a duration.
+pub(super) fn wait_limit(asked: Option<u32>) -> Result<(u32, Duration), ApiError> {
+    let (default, most) = DEFAULT_AND_MAX_WAIT_SECONDS;
+    let seconds = asked.unwrap_or(default);
+    if seconds > most {
+        let text = format!("timeout_seconds takes at most {most}, not {seconds}; ask again when it is over");
+        return Err(ApiError::of(Code::InvalidQuery, text));
+    }
+    Ok((seconds, Duration::from_secs(seconds.into())))
 }
 
 /// Waits until the volume is in this state and returns it as it was then; a moment later it may be in another state.

@@ -24,6 +24,22 @@ const BASE: &str = "http://attachd/api/v1/";
 /// A query string, as pairs of name and value.
 pub(super) type Query<'a> = &'a [(&'a str, String)];
 
+/// A request.
+struct Asked<'a> {
+    method: Method,
+    path: &'a str,
+    query: Query<'a>,
+    body: Option<String>,
+    /// The caller's idempotency key for the operation.
+    key: Option<&'a str>,
+}
+
+impl<'a> Asked<'a> {
+    fn of(method: Method, path: &'a str, query: Query<'a>) -> Self {
+        Self { method, path, query, body: None, key: None }
+    }
+}
+
 /// The client of one socket.
 pub(super) struct Client {
     http: reqwest::Client,
@@ -66,18 +82,28 @@ impl Client {
 
     /// Sends a GET request and returns an answer with any status. attachd may delay its answer by `wait`.
     pub(super) async fn get_any(&self, path: &str, query: Query<'_>, wait: Duration) -> Result<Answer, Failure> {
-        self.ask(Method::GET, path, query, None, ANSWER_LIMIT + wait).await
+        self.ask(Asked::of(Method::GET, path, query), ANSWER_LIMIT + wait).await
     }
 
     /// Sends a POST request.
     pub(super) async fn post(&self, path: &str, body: Option<&impl Serialize>) -> Result<Answer, Failure> {
+        self.post_keyed(path, body, None).await
+    }
+
+    /// Sends a POST request, with an idempotency key if there is one.
+    pub(super) async fn post_keyed(
+        &self,
+        path: &str,
+        body: Option<&impl Serialize>,
+        key: Option<&str>,
+    ) -> Result<Answer, Failure> {
         let body = body.map(|body| json!(body).to_string());
-        self.ask(Method::POST, path, &[], body, ANSWER_LIMIT).await?.success()
+        self.ask(Asked { body, key, ..Asked::of(Method::POST, path, &[]) }, ANSWER_LIMIT).await?.success()
     }
 
     /// Sends a DELETE request.
     pub(super) async fn delete(&self, path: &str, query: Query<'_>) -> Result<Answer, Failure> {
-        self.ask(Method::DELETE, path, query, None, ANSWER_LIMIT).await?.success()
+        self.ask(Asked::of(Method::DELETE, path, query), ANSWER_LIMIT).await?.success()
     }
 
     /// Reads one volume.
@@ -88,7 +114,7 @@ impl Client {
     /// Subscribes to events of one volume or of all. No event after this function returns is left out.
     pub(super) async fn events(&self, volume: Option<VolumeId>) -> Result<Events, Failure> {
         let query: Vec<_> = volume.map(|volume| ("volume_id", volume.to_string())).into_iter().collect();
-        let response = self.within(ANSWER_LIMIT, self.send(Method::GET, "events", &query, None)).await?;
+        let response = self.within(ANSWER_LIMIT, self.send(Asked::of(Method::GET, "events", &query))).await?;
         if response.status().is_success() {
             return Ok(Events { response, parser: Parser::default() });
         }
@@ -97,34 +123,25 @@ impl Client {
         Err(Failure::from_answer(status, &text))
     }
 
-    async fn ask(
-        &self,
-        method: Method,
-        path: &str,
-        query: Query<'_>,
-        body: Option<String>,
-        limit: Duration,
-    ) -> Result<Answer, Failure> {
+    async fn ask(&self, asked: Asked<'_>, limit: Duration) -> Result<Answer, Failure> {
         let answer = async {
-            let response = self.send(method, path, query, body).await?;
+            let response = self.send(asked).await?;
             Ok(Answer { status: response.status().as_u16(), text: response.text().await? })
         };
         self.within(limit, answer).await
     }
 
-    async fn send(
-        &self,
-        method: Method,
-        path: &str,
-        query: Query<'_>,
-        body: Option<String>,
-    ) -> Result<Response, reqwest::Error> {
+    async fn send(&self, asked: Asked<'_>) -> Result<Response, reqwest::Error> {
+        let Asked { method, path, query, body, key } = asked;
         let address = format!("{BASE}{path}");
         // Sending the request reports a malformed address.
-        let request = match Url::parse_with_params(&address, query) {
+        let mut request = match Url::parse_with_params(&address, query) {
             Ok(url) if !query.is_empty() => self.http.request(method, url),
             _ => self.http.request(method, address),
         };
+        if let Some(key) = key {
+            request = request.header("idempotency-key", key);
+        }
         match body {
             Some(body) => request.header("content-type", "application/json").body(body).send().await,
             None => request.send().await,

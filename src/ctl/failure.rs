@@ -19,6 +19,10 @@ pub(super) const TIMED_OUT: u8 = 3;
 pub(super) const REFUSED: u8 = 4;
 /// attachd cannot be reached.
 pub(super) const UNREACHABLE: u8 = 5;
+/// The operation was called off.
+pub(super) const CANCELLED: u8 = 6;
+/// Ctrl-C while waiting, as shells have it: 128 and the signal's number.
+pub(super) const INTERRUPTED: u8 = 130;
 
 /// Why a command failed.
 #[derive(Debug)]

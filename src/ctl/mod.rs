@@ -6,7 +6,10 @@
 
 mod client;
 mod failure;
+mod follow;
+mod lines;
 mod output;
+mod phases;
 mod remarks;
 mod sse;
 mod systemd;
@@ -22,6 +25,8 @@ mod health;
 mod intent_add;
 mod intent_withdraw;
 mod list;
+mod operation;
+mod operations;
 mod resync;
 mod show;
 mod watch;
@@ -32,6 +37,7 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 
 use crate::config::Settings;
+use crate::operation::Kind;
 use crate::reason::Code;
 use client::Client;
 use failure::Failure;
@@ -46,12 +52,14 @@ Exit statuses:
   3  the time limit passed before the state was reached
   4  the time limit passed, and the volume is refused: a disk with its serial is here and fails a check
   5  attachd cannot be reached
+  6  the operation was cancelled
+  130  Ctrl-C while waiting for an operation, which goes on
 `health` has its own, as monitoring expects them: 0 healthy, 1 degraded, 2 unhealthy or no answer.
 
 With --json, results are attachd's own JSON on standard output; errors are {\"error\", \"code\", \"details\"} on
 standard error.";
 
-/// Announces volumes to attachd and shows what became of them.
+/// Announces volumes to attachd, has CloudStack attach and detach them, and shows what became of them.
 #[derive(Parser)]
 #[command(name = "attachctl", version, after_help = EXIT_STATUSES)]
 pub struct Arguments {
@@ -70,6 +78,26 @@ enum Command {
     /// Announce a volume, or withdraw it.
     #[command(subcommand)]
     Intent(IntentCommand),
+    /// Have CloudStack create a volume.
+    #[command(after_help = operation::help(operation::CREATE))]
+    Create(operation::Create),
+    /// Have CloudStack attach a volume to this host, and serve it; or attach it to another VM.
+    #[command(after_help = operation::help(operation::ATTACH))]
+    Attach(operation::Attach),
+    /// Have CloudStack attach a volume to another VM as its root disk.
+    #[command(after_help = operation::help(operation::ATTACH_ROOT))]
+    AttachRoot(operation::AttachRoot),
+    /// Take a volume's export away, and have CloudStack detach the volume.
+    #[command(after_help = operation::help(operation::DETACH))]
+    Detach(operation::Detach),
+    /// Detach a volume and have CloudStack delete it for good.
+    #[command(after_help = operation::help(operation::DELETE))]
+    Delete(operation::Detach),
+    /// Clean up after a test failover: stop its VM, bring the volume back to this host, and delete the VM if asked.
+    #[command(after_help = operation::help(operation::CLEANUP))]
+    Cleanup(operation::Cleanup),
+    /// List operations, show one, or cancel one.
+    Operations(operations::Options),
     /// List volumes with their states, and why they are not served.
     List(list::Options),
     /// Show one volume: its state, the evidence for its disk, and its story.
@@ -120,6 +148,13 @@ async fn dispatch(client: &Client, command: Command, output: &Output) -> Result<
     match command {
         Command::Intent(IntentCommand::Add(options)) => intent_add::run(client, &options, output).await?,
         Command::Intent(IntentCommand::Withdraw(options)) => intent_withdraw::run(client, &options, output).await?,
+        Command::Create(options) => operation::Begin::create(&options).run(client, output).await?,
+        Command::Attach(options) => operation::Begin::attach(&options).run(client, output).await?,
+        Command::AttachRoot(options) => operation::Begin::attach_root(&options).run(client, output).await?,
+        Command::Detach(options) => operation::Begin::detach(Kind::Detach, &options).run(client, output).await?,
+        Command::Delete(options) => operation::Begin::detach(Kind::Delete, &options).run(client, output).await?,
+        Command::Cleanup(options) => operation::Begin::cleanup(&options).run(client, output).await?,
+        Command::Operations(options) => operations::run(client, &options, output).await?,
         Command::List(options) => list::run(client, &options, output).await?,
         Command::Show(options) => show::run(client, &options, output).await?,
         Command::Devices => devices::run(client, output).await?,
@@ -146,7 +181,7 @@ mod tests {
     #[test]
     fn help_names_every_exit_status() {
         let help = Arguments::command().render_long_help().to_string();
-        for status in 0..=5 {
+        for status in (0..=6).chain([130]) {
             assert!(help.contains(&format!("\n  {status}  ")), "{status} in {help}");
         }
     }

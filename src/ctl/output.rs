@@ -24,6 +24,11 @@ impl Output {
         self.json
     }
 
+    /// Returns whether a line can be written again and again: text for people, on a terminal.
+    pub(super) fn is_live(&self) -> bool {
+        !self.json && io::stdout().is_terminal()
+    }
+
     /// Prints an answer: as received, or in words.
     pub(super) fn answer<T: DeserializeOwned>(
         &self,

@@ -1,6 +1,5 @@
 //! `attachctl show`.
 
-use std::fmt::Write;
 use std::time::Duration;
 
 use clap::builder::{PossibleValuesParser, TypedValueParser};
@@ -9,6 +8,7 @@ use serde::Deserialize;
 
 use super::client::{Answer, Client};
 use super::failure::Failure;
+use super::lines::Lines;
 use super::output::Output;
 use super::table::Table;
 use super::units;
@@ -83,8 +83,7 @@ fn in_words(volume: &VolumeView, timeline: &[EntryView]) -> String {
     if let Some(evidence) = &volume.evidence {
         proof(&mut lines, evidence);
     }
-    let _ = write!(lines.0, "timeline\n{}", story(timeline));
-    lines.0
+    format!("{lines}timeline\n{}", story(timeline))
 }
 
 /// Adds the lines about the evidence: what was checked, when, and in which boot.
@@ -116,16 +115,6 @@ fn moment(at: Timestamp) -> String {
 
 fn exact(size: u64) -> String {
     format!("{} ({size} bytes)", units::bytes(size))
-}
-
-/// Lines with a name on the left and a text on the right.
-#[derive(Default)]
-struct Lines(String);
-
-impl Lines {
-    fn line(&mut self, name: &str, text: &str) {
-        let _ = writeln!(self.0, "{name:<12}{text}");
-    }
 }
 
 #[cfg(test)]

@@ -11,7 +11,7 @@ use super::remarks::remarks;
 use super::sse::Message;
 use crate::identity::VolumeId;
 use crate::reason::Code;
-use crate::wire::{EventView, MISSED, VOLUME};
+use crate::wire::{EventView, MISSED, OPERATION, OperationView, VOLUME};
 
 /// What to watch.
 #[derive(clap::Args)]
@@ -44,6 +44,7 @@ fn tell(message: &Message, output: &Output) -> Result<(), Failure> {
     }
     match message.event.as_str() {
         VOLUME => output.text(&line(&message.read()?)),
+        OPERATION => output.text(&line_of_operation(&message.read()?)),
         MISSED => {
             output.remark("Some events were missed: `attachctl list` shows what is true now");
             Ok(())
@@ -55,5 +56,13 @@ fn tell(message: &Message, output: &Output) -> Result<(), Failure> {
 fn line(event: &EventView) -> String {
     let EventView { at, volume_id, event: step, state, .. } = event;
     let line = format!("{at:.3}  {volume_id}  {step:<9}  {state:<9}  {}", remarks(event));
+    format!("{}\n", line.trim_end())
+}
+
+fn line_of_operation(operation: &OperationView) -> String {
+    let OperationView { updated_at, volume_id, kind, status, .. } = operation;
+    let place = operation.step.as_ref().map(|step| format!("{}: {}", step.waits_for, step.text));
+    let what = place.or_else(|| operation.error.clone()).unwrap_or_default();
+    let line = format!("{updated_at:.3}  {volume_id:<36}  {kind:<9}  {status:<9}  {what}");
     format!("{}\n", line.trim_end())
 }

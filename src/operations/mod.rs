@@ -263,6 +263,11 @@ impl Operations {
         }
     }
 
+    /// The operation of the same volume that goes first.
+    pub fn waits_for(&self, operation: &Operation) -> Option<OperationId> {
+        self.registry().before(operation)
+    }
+
     /// Operations that are on record, the newest first.
     pub async fn list(&self, filter: OperationFilter) -> Result<Vec<Operation>, Refused> {
         self.inner.tools.records.list(filter).await.map_err(Refused::Store)

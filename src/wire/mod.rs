@@ -5,6 +5,7 @@
 //! fields, because a newer attachd may send more. A missing field is an error, even if its value may be `null`
 //! ([`nullable`]); a field that may be absent is marked (`default`).
 
+mod asked;
 mod cloud;
 mod device;
 mod error;
@@ -13,12 +14,15 @@ mod health;
 mod intent;
 mod names;
 mod number;
+mod operation;
+mod operation_schema;
 #[cfg(test)]
 mod tests;
 mod volume;
 
 use serde::{Deserialize, Deserializer};
 
+pub(crate) use asked::{WrongField, as_asked, difference};
 pub(crate) use cloud::{CloudHealth, CloudState, LastRefusal, OwnVmHealth};
 pub(crate) use device::{DeviceList, DeviceView, Resynced};
 pub(crate) use error::{ErrorBody, Standing};
@@ -30,6 +34,8 @@ pub(crate) use health::{
 };
 pub(crate) use intent::{IntentList, IntentView, NewIntent, WithdrawnView};
 pub(crate) use number::whole_in_query;
+pub(crate) use operation::{NewOperation, OPERATION, OperationStanding, OperationView, Party, StepView};
+pub(crate) use operation_schema::MOST_SECONDS;
 pub(crate) use volume::{
     EntryView, EventView, EvidenceView, ExportState, ExportView, MISSED, Missed, ReasonView, VOLUME, VolumeList,
     VolumeView,

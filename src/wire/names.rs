@@ -6,7 +6,8 @@ use utoipa::openapi::schema::SchemaType;
 use utoipa::openapi::{ObjectBuilder, RefOr, Schema, SchemaFormat, Type};
 use utoipa::{PartialSchema, ToSchema};
 
-use crate::identity::{Serial, VolumeId};
+use crate::identity::{OperationId, Serial, VmId, VolumeId};
+use crate::operation::{Kind, OperationState};
 use crate::reason::{Code, SaidAt, StoryStep};
 use crate::volume::State;
 
@@ -19,13 +20,32 @@ fn pattern(description: &str, pattern: &str, format: Option<SchemaFormat>, examp
     RefOr::T(Schema::Object(schema.build()))
 }
 
+/// A UUID as attachd takes it: with hyphens.
+pub(super) fn uuid_pattern() -> String {
+    let digits = |count| format!("[0-9a-fA-F]{{{count}}}");
+    format!("^{}-{2}-{2}-{2}-{}$", digits(8), digits(12), digits(4))
+}
+
+fn uuid(description: &str) -> RefOr<Schema> {
+    let format = Some(SchemaFormat::Custom("uuid".to_owned()));
+    pattern(description, &uuid_pattern(), format, "b3bb9310-1b59-4f62-97e8-cefffdfe3804")
+}
+
 impl PartialSchema for VolumeId {
     fn schema() -> RefOr<Schema> {
-        let digits = |count| format!("[0-9a-fA-F]{{{count}}}");
-        let hyphenated = format!("^{}-{2}-{2}-{2}-{}$", digits(8), digits(12), digits(4));
-        let format = Some(SchemaFormat::Custom("uuid".to_owned()));
-        let description = "A CloudStack volume's UUID, with hyphens.";
-        pattern(description, &hyphenated, format, "b3bb9310-1b59-4f62-97e8-cefffdfe3804")
+        uuid("A CloudStack volume's UUID, with hyphens.")
+    }
+}
+
+impl PartialSchema for OperationId {
+    fn schema() -> RefOr<Schema> {
+        uuid("An operation's UUID, with hyphens.")
+    }
+}
+
+impl PartialSchema for VmId {
+    fn schema() -> RefOr<Schema> {
+        uuid("The UUID of a VM of CloudStack's, with hyphens.")
     }
 }
 
@@ -40,6 +60,20 @@ impl PartialSchema for State {
     fn schema() -> RefOr<Schema> {
         let names = Self::ALL.map(Self::as_str);
         RefOr::T(Schema::Object(text("Where a volume stands.").enum_values(Some(names)).build()))
+    }
+}
+
+impl PartialSchema for Kind {
+    fn schema() -> RefOr<Schema> {
+        let names = Self::ALL.map(Self::as_str);
+        RefOr::T(Schema::Object(text("What an operation does.").enum_values(Some(names)).build()))
+    }
+}
+
+impl PartialSchema for OperationState {
+    fn schema() -> RefOr<Schema> {
+        let names = Self::ALL.map(Self::as_str);
+        RefOr::T(Schema::Object(text("How far an operation is.").enum_values(Some(names)).build()))
     }
 }
 
@@ -76,12 +110,21 @@ codes! {
     ReasonCode |code| code.is_of_volumes(), "Why a volume is not served.";
     ProblemCode |code| code.is_of_health(), "What needs a look.";
     RemarkCode |code| code.is_said(SaidAt::Remark), "What is worth knowing.";
+    FaultCode |code| code.is_said(SaidAt::Operation), "Why an operation failed.";
     ErrorCode |code| code.status().is_some(), "Why a request was refused.";
 }
 
 impl ToSchema for StoryStep {}
 
 impl ToSchema for VolumeId {}
+
+impl ToSchema for OperationId {}
+
+impl ToSchema for VmId {}
+
+impl ToSchema for Kind {}
+
+impl ToSchema for OperationState {}
 
 impl ToSchema for Serial {}
 

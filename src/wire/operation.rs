@@ -1,0 +1,315 @@
+//! An operation: as it is asked for, and as it goes on.
+
+use std::borrow::Cow;
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value, json};
+use utoipa::ToSchema;
+
+use super::names::FaultCode;
+use super::nullable;
+use super::number::whole;
+use super::shown_as_written;
+use crate::identity::{JobId, OperationId, VmId, VolumeId};
+use crate::operation::{self, Kind, OperationState};
+use crate::reason::{Code, Named};
+
+/// The name, in the stream of events, of those that are an [`OperationView`].
+pub(crate) const OPERATION: &str = "operation";
+
+/// An operation to begin. Which fields a type takes, [`Field::is_needed`] says.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct NewOperation {
+    #[serde(rename = "type")]
+    pub(crate) kind: Kind,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) volume_id: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) vm_id: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) name: Option<String>,
+    #[serde(default, deserialize_with = "whole", skip_serializing_if = "Option::is_none")]
+    pub(crate) size_bytes: Option<u64>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) disk_offering_id: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) zone_id: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) force: Option<bool>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) delete_vm: Option<bool>,
+    #[serde(default, deserialize_with = "whole", skip_serializing_if = "Option::is_none")]
+    pub(crate) deadline_seconds: Option<u32>,
+}
+
+/// A field of [`NewOperation`] besides `type`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Field {
+    VolumeId,
+    VmId,
+    Name,
+    SizeBytes,
+    DiskOfferingId,
+    ZoneId,
+    Force,
+    DeleteVm,
+    DeadlineSeconds,
+}
+
+impl Field {
+    /// Every one.
+    pub(crate) const ALL: [Self; 9] = [
+        Self::VolumeId,
+        Self::VmId,
+        Self::Name,
+        Self::SizeBytes,
+        Self::DiskOfferingId,
+        Self::ZoneId,
+        Self::Force,
+        Self::DeleteVm,
+        Self::DeadlineSeconds,
+    ];
+
+    /// Its name in JSON.
+    pub(crate) const fn name(self) -> &'static str {
+        match self {
+            Self::VolumeId => "volume_id",
+            Self::VmId => "vm_id",
+            Self::Name => "name",
+            Self::SizeBytes => "size_bytes",
+            Self::DiskOfferingId => "disk_offering_id",
+            Self::ZoneId => "zone_id",
+            Self::Force => "force",
+            Self::DeleteVm => "delete_vm",
+            Self::DeadlineSeconds => "deadline_seconds",
+        }
+    }
+
+    /// Whether a request of this kind has to say it (`Some(true)`), may say it (`Some(false)`), or must not (`None`).
+    pub(crate) const fn is_needed(self, kind: Kind) -> Option<bool> {
+        let is_create = matches!(kind, Kind::Create);
+        let is_cleanup = matches!(kind, Kind::Cleanup);
+        match self {
+            Self::DeadlineSeconds => Some(false),
+            Self::Name | Self::SizeBytes | Self::DiskOfferingId | Self::ZoneId if is_create => Some(true),
+            Self::VolumeId if !is_create => Some(true),
+            Self::VmId if !is_create => Some(is_cleanup),
+            Self::DeleteVm if is_cleanup => Some(false),
+            Self::Force if is_cleanup || matches!(kind, Kind::Detach | Kind::Delete) => Some(false),
+            _ => None,
+        }
+    }
+}
+
+impl NewOperation {
+    /// One of this kind, with nothing said yet.
+    pub(crate) const fn of(kind: Kind) -> Self {
+        Self {
+            kind,
+            volume_id: None,
+            vm_id: None,
+            name: None,
+            size_bytes: None,
+            disk_offering_id: None,
+            zone_id: None,
+            force: None,
+            delete_vm: None,
+            deadline_seconds: None,
+        }
+    }
+
+    /// Whether the request says this.
+    pub(crate) const fn says(&self, field: Field) -> bool {
+        match field {
+            Field::VolumeId => self.volume_id.is_some(),
+            Field::VmId => self.vm_id.is_some(),
+            Field::Name => self.name.is_some(),
+            Field::SizeBytes => self.size_bytes.is_some(),
+            Field::DiskOfferingId => self.disk_offering_id.is_some(),
+            Field::ZoneId => self.zone_id.is_some(),
+            Field::Force => self.force.is_some(),
+            Field::DeleteVm => self.delete_vm.is_some(),
+            Field::DeadlineSeconds => self.deadline_seconds.is_some(),
+        }
+    }
+}
+
+impl NewOperation {
+    /// Its fields but the type, as JSON.
+    pub(crate) fn fields(&self) -> Map<String, Value> {
+        match json!(self) {
+            Value::Object(mut fields) => {
+                fields.remove("type");
+                fields
+            }
+            _ => Map::new(),
+        }
+    }
+}
+
+/// An operation.
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+pub(crate) struct OperationView {
+    pub(crate) id: OperationId,
+    #[serde(rename = "type")]
+    pub(crate) kind: Kind,
+    pub(crate) status: OperationState,
+    /// The volume's UUID; empty while that of a create is not known.
+    pub(crate) volume_id: String,
+    /// The VM that it is about, if that is known; of a cleanup the VM of the test.
+    #[schema(nullable = false)]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) vm_id: Option<VmId>,
+    /// What was asked for: the fields of the request's body.
+    #[schema(value_type = Object)]
+    pub(crate) request: Map<String, Value>,
+    /// What came of it, when it is done.
+    #[schema(nullable = false)]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) response: Option<ResponseView>,
+    /// Why it failed: a sentence.
+    #[schema(nullable = false)]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) error: Option<String>,
+    /// Why it failed, for programs.
+    #[schema(value_type = Option<FaultCode>)]
+    #[serde(deserialize_with = "nullable")]
+    pub(crate) code: Option<Named<Code>>,
+    /// What to do next, where the error does not say it.
+    #[schema(value_type = Option<String>)]
+    #[serde(deserialize_with = "nullable")]
+    pub(crate) hint: Option<Cow<'static, str>>,
+    /// Where it is now; `null` when it has ended.
+    #[serde(deserialize_with = "nullable")]
+    pub(crate) step: Option<StepView>,
+    /// When its time ends, as the clock goes now: it goes by a clock that nobody can set.
+    #[schema(value_type = String, format = DateTime)]
+    pub(crate) deadline_at: Timestamp,
+    /// The caller's own name for it (`Idempotency-Key`).
+    #[serde(deserialize_with = "nullable")]
+    pub(crate) key: Option<String>,
+    /// The user who asked.
+    #[serde(deserialize_with = "nullable")]
+    pub(crate) uid: Option<u32>,
+    #[schema(value_type = String, format = DateTime)]
+    pub(crate) created_at: Timestamp,
+    #[schema(value_type = String, format = DateTime)]
+    pub(crate) updated_at: Timestamp,
+    /// When it ended.
+    #[schema(value_type = String, format = DateTime, nullable = false)]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) completed_at: Option<Timestamp>,
+}
+
+/// Where an operation is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[schema(as = OperationStep)]
+pub(crate) struct StepView {
+    /// The step that is being taken.
+    #[schema(value_type = String)]
+    pub(crate) name: Cow<'static, str>,
+    /// Who has to do something now.
+    #[schema(inline)]
+    pub(crate) waits_for: Party,
+    /// The same in words.
+    pub(crate) text: String,
+    /// Since when it is in this step.
+    #[schema(value_type = String, format = DateTime)]
+    pub(crate) since: Timestamp,
+    /// The job that CloudStack was asked for: its own `queryAsyncJobResult` shows it.
+    #[serde(deserialize_with = "nullable")]
+    #[schema(value_type = Option<String>, format = "uuid")]
+    pub(crate) job_id: Option<JobId>,
+    /// Whether it can be called off now.
+    pub(crate) cancellable: bool,
+}
+
+/// `turn` (an earlier operation of the volume), `cloud`, `udev` (the kernel shows the disk, udev has not finished with it)
+/// or `attachd`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Party {
+    Turn,
+    Cloud,
+    Udev,
+    Attachd,
+}
+shown_as_written!(Party);
+
+/// What came of an operation.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[schema(as = OperationResponse)]
+pub(crate) struct ResponseView {
+    #[serde(deserialize_with = "nullable")]
+    pub(crate) volume_id: Option<VolumeId>,
+    /// The VM that has the volume now, or had it.
+    #[schema(nullable = false)]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) vm_id: Option<VmId>,
+    /// The by-id path of its disk; for another VM what stands for it: `remote-vm-<vm>-<volume>`.
+    #[schema(nullable = false)]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) device_path: Option<String>,
+    /// Of a cleanup: whether the VM was deleted.
+    #[schema(nullable = false)]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) vm_deleted: Option<bool>,
+    /// Of what was served here and detached: whether what clients had written was flushed to the disk.
+    #[schema(nullable = false)]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) flush: Option<FlushView>,
+    /// It was so already: nothing was asked of CloudStack.
+    pub(crate) adopted: bool,
+    /// The same in a sentence.
+    pub(crate) message: String,
+}
+
+/// Whether what clients had written was flushed to the disk before it was given away.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[schema(as = Flush)]
+pub(crate) struct FlushView {
+    #[schema(inline)]
+    pub(crate) state: FlushState,
+    /// Why it failed.
+    #[serde(deserialize_with = "nullable")]
+    pub(crate) why: Option<String>,
+}
+
+/// `done`, `not_served` (there was nothing to flush) or `failed`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum FlushState {
+    Done,
+    NotServed,
+    Failed,
+}
+shown_as_written!(FlushState);
+
+impl From<operation::Response> for ResponseView {
+    fn from(response: operation::Response) -> Self {
+        let operation::Response { volume_id, vm_id, device_path, vm_deleted, flush, adopted, message } = response;
+        Self { volume_id, vm_id, device_path, vm_deleted, flush: flush.map(FlushView::from), adopted, message }
+    }
+}
+
+impl From<operation::Flush> for FlushView {
+    fn from(flush: operation::Flush) -> Self {
+        match flush {
+            operation::Flush::Done => Self { state: FlushState::Done, why: None },
+            operation::Flush::NotServed => Self { state: FlushState::NotServed, why: None },
+            operation::Flush::Failed(why) => Self { state: FlushState::Failed, why: Some(why) },
+        }
+    }
+}
+
+/// The particulars of `WAIT_TIMEOUT` of an operation.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct OperationStanding {
+    /// How far it is.
+    pub(crate) status: OperationState,
+    /// Where it is.
+    #[serde(deserialize_with = "nullable")]
+    pub(crate) step: Option<StepView>,
+}
