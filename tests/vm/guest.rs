@@ -11,6 +11,7 @@ use lab::child::Proc;
 use serde_json::{Value, json};
 
 use crate::agent::{Agent, Output};
+use crate::cloud::{GuestCloud, Slots, locked};
 use crate::disk::{Bus, Disk};
 use crate::image::{self, Image, ROOT_SERIAL, Suite};
 use crate::machine::{AGENT, Machine, SLOTS, blockdev, node};
@@ -28,8 +29,9 @@ pub(crate) struct Guest {
     image: Image,
     folder: PathBuf,
     root: Disk,
-    /// The disk names in the slots.
-    slots: RefCell<[Option<String>; SLOTS]>,
+    slots: Slots,
+    /// CloudStack, if the guest is to be one of its VMs.
+    cloud: Option<GuestCloud>,
     running: RefCell<Option<Running>>,
 }
 
@@ -59,7 +61,22 @@ impl Guest {
         let serial = ROOT_SERIAL.to_owned();
         let root = Disk { id: "root".to_owned(), file, serial, read_only: false, bus: Bus::Virtio, storage: None };
         let name = name.to_owned();
-        Self { name, machine, image, folder, root, slots: RefCell::default(), running: RefCell::new(None) }
+        let (slots, running) = (Slots::default(), RefCell::new(None));
+        Self { name, machine, image, folder, root, slots, cloud: None, running }
+    }
+
+    /// A guest that has booted as a VM of a CloudStack, on the network on which that is reached.
+    pub(crate) fn up_in_cloud(name: &str, machine: Machine) -> Self {
+        let mut guest = Self::off(name, machine);
+        guest.cloud = Some(GuestCloud::start(machine, &guest.folder, &guest.slots));
+        guest.start(&[]);
+        guest.run(&guest.cloud().network());
+        guest
+    }
+
+    /// The CloudStack whose VM it is.
+    pub(crate) fn cloud(&self) -> &GuestCloud {
+        self.cloud.as_ref().expect("it was made as a VM of a cloud")
     }
 
     /// Makes a guest that has booted, with only its root disk.
@@ -107,7 +124,7 @@ impl Guest {
         let has_root = disks.iter().any(|disk| disk.id == self.root.id);
         let disks: Vec<&Disk> = if has_root { &root[..0] } else { &root }.iter().chain(disks).copied().collect();
         let doors = tempfile::tempdir().unwrap();
-        let (monitor, agent) = (Door::new(&doors.path().join("qmp")), Door::new(&doors.path().join("agent")));
+        let [monitor, agent, of_cloud] = ["qmp", "agent", "cloud"].map(|name| Door::new(&doors.path().join(name)));
         let boot = (1..100).find(|boot| !self.console(*boot).exists()).unwrap();
         let console = self.console(boot);
         let mut command =
@@ -118,6 +135,9 @@ impl Guest {
             command.args(["-device", &self.machine.device(disk, slot).to_string()]);
             slots[slot] = Some(disk.id.clone());
         }
+        if let Some(cloud) = &self.cloud {
+            cloud.arguments(&mut command, &of_cloud);
+        }
         let said = fs::File::create(self.folder.join(format!("qemu-{boot}.log"))).unwrap();
         command.stderr(said);
         let qemu = Proc::spawn("QEMU", &mut command).unwrap();
@@ -126,7 +146,11 @@ impl Guest {
             let said = fs::read_to_string(self.folder.join(format!("qemu-{boot}.log"))).unwrap();
             panic!("QEMU ended at once: {said}");
         };
-        *self.slots.borrow_mut() = slots;
+        *locked(&self.slots) = slots;
+        if let Some(cloud) = &self.cloud {
+            let wire = of_cloud.accept(&qemu, SOON).expect("QEMU connects all its monitors");
+            cloud.power(Some(Qmp::new(wire)));
+        }
         let (qmp, agent) = (Qmp::new(monitor), Agent::new(agent));
         *self.running.borrow_mut() = Some(Running { qmp, agent, qemu, boot, _doors: doors });
     }
@@ -175,12 +199,17 @@ impl Guest {
     pub(crate) fn power_cut(&self) {
         self.with(|running| running.qemu.kill().unwrap());
         *self.running.borrow_mut() = None;
+        self.cloud.iter().for_each(|cloud| cloud.power(None));
     }
 
     /// Plugs a disk into the first free slot. Returns when the hypervisor has done so.
     pub(crate) fn plug(&self, disk: &Disk) {
-        let slot = self.slots.borrow().iter().position(Option::is_none).expect("a free slot");
-        self.slots.borrow_mut()[slot] = Some(disk.id.clone());
+        let slot = {
+            let mut slots = locked(&self.slots);
+            let slot = slots.iter().position(Option::is_none).expect("a free slot");
+            slots[slot] = Some(disk.id.clone());
+            slot
+        };
         self.qmp("blockdev-add", &blockdev(disk));
         self.qmp("device_add", &self.machine.device(disk, slot));
     }
@@ -201,7 +230,7 @@ impl Guest {
             assert!(running.qmp.wait(gone, SOON).is_some(), "the guest does not let go of {}", disk.id);
         });
         self.qmp("blockdev-del", &json!({ "node-name": node(disk) }));
-        let mut slots = self.slots.borrow_mut();
+        let mut slots = locked(&self.slots);
         let slot = slots.iter().position(|place| place.as_deref() == Some(&disk.id)).unwrap();
         slots[slot] = None;
     }

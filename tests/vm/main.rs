@@ -4,6 +4,7 @@
 
 mod agent;
 mod attachd;
+mod cloud;
 mod disk;
 mod guest;
 mod hammer;
@@ -19,6 +20,7 @@ mod template;
 mod udevd_trouble;
 mod wire;
 
+mod cloud_attach;
 mod contents;
 mod cycles;
 mod eleven;

@@ -25,7 +25,8 @@ pub struct LabCloud {
 
 impl LabCloud {
     pub(crate) fn start(shelf: &Arc<Shelf>, setup: Setup) -> Result<LabCloud> {
-        let disks = Arc::new(Disks { shelf: Arc::clone(shelf), by_volume: Mutex::default() });
+        let disks =
+            Arc::new(Disks { shelf: Arc::clone(shelf), by_volume: Mutex::default(), before_unplug: Mutex::default() });
         let stand_in = Cloud::start(setup, Arc::clone(&disks) as Arc<dyn Plug>)?;
         let vm = Volume::random().id;
         stand_in.add_vm(Vm { here: true, ..Vm::running(&vm, "appliance") });
@@ -72,6 +73,12 @@ impl LabCloud {
         disks.get(&volume.id).map(|disk| disk.file().to_owned()).context("it was never plugged")
     }
 
+    /// What happens just before a disk is taken away, with the volume's id. A loop device does not go under a client as a
+    /// guest's disk does: the client has to go first.
+    pub fn before_unplug(&self, act: impl FnMut(&str) + Send + 'static) {
+        *self.disks.before_unplug.lock().unwrap_or_else(PoisonError::into_inner) = Some(Box::new(act));
+    }
+
     /// The node of a volume's disk, if it is plugged.
     pub fn node(&self, volume: &Volume) -> Option<PathBuf> {
         self.disks.all().get(&volume.id).filter(|disk| disk.is_attached()).map(Disk::node)
@@ -89,11 +96,19 @@ impl Deref for LabCloud {
     }
 }
 
+type BeforeUnplug = Box<dyn FnMut(&str) + Send>;
+
 /// The disks of the volumes that were ever plugged: their bytes stay when they are unplugged.
-#[derive(Debug)]
 struct Disks {
     shelf: Arc<Shelf>,
     by_volume: Mutex<BTreeMap<String, Disk>>,
+    before_unplug: Mutex<Option<BeforeUnplug>>,
+}
+
+impl std::fmt::Debug for Disks {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        self.all().fmt(f)
+    }
 }
 
 impl Disks {
@@ -112,6 +127,9 @@ impl Plug for Disks {
     }
 
     fn unplug(&self, volume: &str) -> Result<()> {
+        if let Some(act) = &mut *self.before_unplug.lock().unwrap_or_else(PoisonError::into_inner) {
+            act(volume);
+        }
         self.all().get_mut(volume).context("it was never plugged")?.detach()
     }
 }

@@ -30,11 +30,13 @@ pub struct Job {
     pub done: bool,
     /// Nothing of it is to come.
     pub over: bool,
+    /// When it was begun.
+    pub created: Timestamp,
+    /// When it has said how it ended.
+    pub completed: Option<Timestamp>,
     pub(crate) code: u16,
     pub(crate) result: Option<Value>,
     pub(crate) instance: Option<(&'static str, String)>,
-    pub(crate) created: Timestamp,
-    pub(crate) completed: Option<Timestamp>,
 }
 
 /// What a job is to do.
@@ -75,11 +77,11 @@ pub(crate) fn begin(inner: &Arc<Inner>, state: &mut State, request: &Request, wo
         known: true,
         done: false,
         over: false,
+        created: Timestamp::now(),
+        completed: None,
         code: 0,
         result: None,
         instance,
-        created: Timestamp::now(),
-        completed: None,
     });
     let takes = state.job_takes;
     let (inner, its) = (Arc::clone(inner), id.clone());

@@ -1,8 +1,8 @@
 //! The log: who called what, and what became of it.
 
+use jiff::Timestamp;
 use std::collections::BTreeMap;
 use std::fmt;
-use std::time::Instant;
 
 /// Parameters that say who calls, not what.
 const NOT_LOGGED: [&str; 6] = ["apikey", "signature", "signatureversion", "expires", "response", "command"];
@@ -13,7 +13,7 @@ pub struct Call {
     /// From 1 on, over all commands.
     pub number: u64,
     /// When it came.
-    pub at: Instant,
+    pub at: Timestamp,
     /// `GET` or `POST`.
     pub method: String,
     /// Such as `attachVolume`.
@@ -52,7 +52,7 @@ impl Call {
         let parameters = said.filter(|(name, _)| !NOT_LOGGED.contains(&name.as_str())).collect();
         let (method, command) = (method.to_owned(), command.to_owned());
         let outcome = Outcome::Pending;
-        Call { number, at: Instant::now(), method, command, parameters, outcome, answered: false, over: false }
+        Call { number, at: Timestamp::now(), method, command, parameters, outcome, answered: false, over: false }
     }
 
     /// Whether the server has done what was asked.
