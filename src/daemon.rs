@@ -52,20 +52,29 @@ use crate::volume::Record;
 /// The time limit for running requests when the daemon stops.
 const GRACE: Duration = Duration::from_secs(5);
 
+/// How many tasks are polled before the runtime looks for events and for what other threads have done. tokio's own values
+/// (61 and 31) are milliseconds while long lists are made, and a disk waits for that at each step until it is served.
+const AT_ONCE: u32 = 2;
+
 /// Runs the daemon until SIGTERM or SIGINT. Exports stay served.
 pub fn run(config: &Path) -> anyhow::Result<()> {
     memory::few_heaps();
     let settings = config::load(config)?;
     // This path stays valid even if an upgrade has replaced the program file.
     reader_process::begin("/proc/self/exe".into());
-    // The runtime's own blocking threads are not used, because it panics if it cannot start one (src/blocking.rs).
-    let runtime =
-        tokio::runtime::Builder::new_current_thread().enable_all().build().context("cannot start the runtime")?;
+    let runtime = runtime().context("cannot start the runtime")?;
     // The monitor's libudev objects stay on this thread.
     let outcome = LocalSet::new().block_on(&runtime, serve(settings, config));
     // A thread that is stuck in the kernel must not keep the daemon from ending.
     runtime.shutdown_background();
     outcome.map_err(limits::explained_end)
+}
+
+/// The runtime, with all tasks on this thread. Its own blocking threads are not used, because it panics if it cannot start
+/// one (`src/blocking.rs`).
+fn runtime() -> std::io::Result<tokio::runtime::Runtime> {
+    let mut builder = tokio::runtime::Builder::new_current_thread();
+    builder.enable_all().event_interval(AT_ONCE).global_queue_interval(AT_ONCE).build()
 }
 
 async fn serve(settings: Settings, config: &Path) -> anyhow::Result<()> {
@@ -295,4 +304,69 @@ async fn until_told_to_stop(reload: &Reload) -> anyhow::Result<()> {
 
 async fn stopped(mut stopping: watch::Receiver<bool>) {
     let _ = stopping.wait_for(|stop| *stop).await;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::Write;
+    use std::os::unix::net::UnixStream;
+    use std::sync::atomic::{AtomicBool, Ordering};
+    use std::task::Poll;
+
+    use tokio::sync::oneshot;
+
+    /// How often a task that never rests is polled from when something happens until the task is polled that waits for it.
+    fn polls_until_heard(
+        runtime: &tokio::runtime::Runtime,
+        waits: impl Future<Output = ()> + Send + 'static,
+        happens: impl FnOnce() + Send + 'static,
+    ) -> u32 {
+        let heard = Arc::new(AtomicBool::new(false));
+        let (told, mut happens, mut polls) = (Arc::clone(&heard), Some(happens), 0);
+        runtime.block_on(async move {
+            tokio::spawn(async move {
+                waits.await;
+                told.store(true, Ordering::Relaxed);
+            });
+            let busy = std::future::poll_fn(move |cx| {
+                polls += 1;
+                if polls == 1000
+                    && let Some(happens) = happens.take()
+                {
+                    happens();
+                }
+                if heard.load(Ordering::Relaxed) {
+                    return Poll::Ready(polls - 1000);
+                }
+                cx.waker().wake_by_ref();
+                Poll::Pending
+            });
+            tokio::spawn(busy).await.unwrap()
+        })
+    }
+
+    fn event(runtime: &tokio::runtime::Runtime) -> u32 {
+        let (mut writer, reader) = UnixStream::pair().unwrap();
+        reader.set_nonblocking(true).unwrap();
+        let waits = async move { tokio::net::UnixStream::from_std(reader).unwrap().readable().await.unwrap() };
+        polls_until_heard(runtime, waits, move || writer.write_all(b"x").unwrap())
+    }
+
+    fn of_another_thread(runtime: &tokio::runtime::Runtime) -> u32 {
+        let (done, outcome) = oneshot::channel();
+        let other = || std::thread::spawn(move || done.send(()).unwrap()).join().unwrap();
+        polls_until_heard(runtime, async move { outcome.await.unwrap() }, other)
+    }
+
+    #[test]
+    fn what_happens_is_noticed_within_a_few_polls_also_while_other_tasks_never_rest() {
+        let ours = runtime().unwrap();
+        assert!(event(&ours) <= 3 * AT_ONCE);
+        assert!(of_another_thread(&ours) <= 3 * AT_ONCE);
+        // The control: tokio's own settings. Where in its round it happens is chance.
+        let usual = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        assert!((0..5).map(|_| event(&usual)).max().unwrap() > 6 * AT_ONCE);
+        assert!((0..5).map(|_| of_another_thread(&usual)).max().unwrap() > 6 * AT_ONCE);
+    }
 }

@@ -1,6 +1,7 @@
 //! Exports: what NBD clients can connect to.
 
 use std::net::SocketAddr;
+use std::sync::Arc;
 
 use axum::extract::State;
 use axum::response::Response;
@@ -14,7 +15,7 @@ use super::checked;
 use super::error::ApiError;
 use super::pages;
 use super::volumes::export;
-use crate::engine::world::{Volume, World};
+use crate::engine::world::{Shown, Volume, World};
 use crate::volume::State as VolumeState;
 use crate::wire::{ExportEntry, ExportList, PredecessorStatus};
 
@@ -36,7 +37,7 @@ pub(super) async fn list(
 ) -> Result<Response, ApiError> {
     let listen = context.in_use().settings.export.listen;
     let engine = &context.inner.engine;
-    let pick = move |_: &World, volume: &Volume| volume.published.then(|| entry(volume, listen));
+    let pick = |_: &World, volume: &Volume| volume.published.then(|| volume.shown());
     let (foreign, foreign_count) = engine
         .read(|world| {
             let foreign = &world.exported.foreign;
@@ -44,12 +45,14 @@ pub(super) async fn list(
         })
         .await?;
     let checked = if wish.check { Some(checked::exports(&context).await?) } else { None };
-    let make =
-        move |exports: Vec<ExportEntry>| ExportList { count: exports.len(), exports, foreign, foreign_count, checked };
+    let make = move |exports: Vec<Arc<Shown>>| {
+        let exports: Vec<_> = exports.iter().map(|volume| entry(volume, listen)).collect();
+        ExportList { count: exports.len(), exports, foreign, foreign_count, checked }
+    };
     pages::list(engine, pick, make).await
 }
 
-fn entry(volume: &Volume, listen: SocketAddr) -> ExportEntry {
+fn entry(volume: &Shown, listen: SocketAddr) -> ExportEntry {
     ExportEntry {
         export: export(volume, listen),
         volume_id: volume.intent.volume,

@@ -1,6 +1,7 @@
 //! Intents: announcing a volume, and withdrawing it.
 
 use std::ops::RangeInclusive;
+use std::sync::Arc;
 
 use axum::extract::State;
 use axum::http::{StatusCode, header};
@@ -17,6 +18,7 @@ use super::serve::Peer;
 use super::{Ctx, unless_silent};
 use crate::clock::{self, Steady};
 use crate::effect;
+use crate::engine::world::Shown;
 use crate::engine::{Accepted, Rejection, Stopping, Withdrawal};
 use crate::helper_client::Holders;
 use crate::identity::VolumeId;
@@ -30,7 +32,7 @@ const LONGEST_VM_ID: usize = 64;
 /// The possible sizes of a disk in bytes; no disk and no database has more.
 const SIZES: RangeInclusive<u64> = 1..=i64::MAX.unsigned_abs();
 
-fn view(volume: &crate::engine::world::Volume) -> IntentView {
+fn view(volume: &Shown) -> IntentView {
     let intent = &volume.intent;
     IntentView {
         volume_id: intent.volume,
@@ -48,11 +50,12 @@ fn view(volume: &crate::engine::world::Volume) -> IntentView {
 /// Lists all intents, oldest first.
 #[utoipa::path(get, path = "/api/v1/intents", operation_id = "listIntents", responses((status = 200, body = IntentList)))]
 pub(super) async fn list(State(context): Ctx, _: QueryString<NoQuery>) -> Result<Response, ApiError> {
-    let make = |mut intents: Vec<IntentView>| {
+    let make = |intents: Vec<Arc<Shown>>| {
+        let mut intents: Vec<IntentView> = intents.iter().map(|volume| view(volume)).collect();
         intents.sort_by_key(|intent| (intent.created_at, intent.volume_id));
         IntentList { count: intents.len(), intents }
     };
-    pages::list(&context.inner.engine, |_, volume| Some(view(volume)), make).await
+    pages::list(&context.inner.engine, |_, volume| Some(volume.shown()), make).await
 }
 
 /// Announces a volume. Durable when answered; the same request again changes nothing.
@@ -124,7 +127,7 @@ pub(super) async fn show(
 }
 
 async fn view_of(context: &super::Context, volume: VolumeId) -> Result<IntentView, ApiError> {
-    let view = context.inner.engine.read(move |world| world.volume(volume).map(view)).await?;
+    let view = context.inner.engine.read(move |world| world.volume(volume).map(|volume| view(volume))).await?;
     view.ok_or_else(|| ApiError::no_such_volume(volume))
 }
 

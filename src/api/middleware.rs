@@ -14,8 +14,8 @@ use tokio::time::{Instant, timeout, timeout_at};
 
 use super::Ctx;
 use super::error::ApiError;
+use super::pieces::Pieces;
 use super::serve::Peer;
-use super::shares::Slot;
 use crate::reason::Code;
 
 /// The size limit of a body, in bytes; no request needs more.
@@ -128,20 +128,8 @@ pub(super) async fn list(
     };
     let (head, body) = next.run(request).await.into_parts();
     match axum::body::to_bytes(body, usize::MAX).await {
-        Ok(bytes) => Response::from_parts(head, Body::from(Bytes::from_owner(Kept { bytes, _slot: slot }))),
+        Ok(bytes) => Response::from_parts(head, Body::new(Pieces::new(bytes, slot))),
         Err(error) => ApiError::failed_for_now(format!("the list could not be finished: {error}")).into_response(),
-    }
-}
-
-/// A response body that keeps its slot. hyper drops it when the last byte is written.
-struct Kept {
-    bytes: Bytes,
-    _slot: Slot,
-}
-
-impl AsRef<[u8]> for Kept {
-    fn as_ref(&self) -> &[u8] {
-        &self.bytes
     }
 }
 

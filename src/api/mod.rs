@@ -20,6 +20,7 @@ mod metrics;
 mod middleware;
 mod operations;
 mod pages;
+mod pieces;
 mod serve;
 mod shares;
 mod volumes;

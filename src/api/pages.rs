@@ -1,6 +1,7 @@
-//! Lists that may be very long. The engine gives one page of volumes per turn, and a thread of its own writes the
-//! list, one list at a time, so that a long list delays only its own caller. Each volume is listed as it was when its
-//! page was read. A volume that comes or goes in the meantime may be in the list or not.
+//! Lists that may be very long. The engine gives one page of volumes per turn, each as it is shown then and shared, not
+//! copied; a thread of its own makes and writes the list, one list at a time, so that a long list delays only its own
+//! caller. Each volume is listed as it was when its page was read. A volume that comes or goes in the meantime may be in
+//! the list or not.
 
 use std::sync::Arc;
 
@@ -15,8 +16,11 @@ use crate::blocking::blocking;
 use crate::engine::world::{Volume, World};
 use crate::engine::{Handle, Stopping};
 
-/// The number of volumes that are read in one turn of the engine.
-const PAGE: usize = 64;
+/// The number of volumes that are read in one turn of the engine. What is picked of each has to be quick.
+const PAGE: usize = 128;
+
+/// A list of at most so many volumes needs no thread.
+const SHORT: usize = 32;
 
 /// The nice value of a thread that writes a list, so that everything else goes first.
 const NICE: i32 = 15;
@@ -59,7 +63,7 @@ pub(super) async fn list<T: Send + 'static, L: Serialize>(
     // The semaphore is never closed.
     let _turn = ONE_AT_A_TIME.acquire().await.ok();
     let all = volumes(engine, pick).await?;
-    if all.len() <= PAGE {
+    if all.len() <= SHORT {
         return Ok(Json(make(all)).into_response());
     }
     let written = blocking(move || {

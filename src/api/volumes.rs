@@ -1,5 +1,6 @@
 //! Volumes: intent, disk, export and story in one object.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use axum::extract::State;
@@ -17,7 +18,7 @@ use super::pages;
 use super::serve::Peer;
 use super::shares::Slot;
 use super::{Context, Ctx};
-use crate::engine::world::{Volume, World};
+use crate::engine::world::{Shown, Volume, World};
 use crate::identity::VolumeId;
 use crate::reason::Code;
 use crate::store::Story;
@@ -30,7 +31,7 @@ use crate::wire::{
 /// How long `?wait=` waits, in seconds: the default and the maximum.
 const DEFAULT_AND_MAX_WAIT_SECONDS: (u32, u32) = (60, 3600);
 
-pub(super) fn export(volume: &Volume, listen: std::net::SocketAddr) -> ExportView {
+pub(super) fn export(volume: &Shown, listen: std::net::SocketAddr) -> ExportView {
     let name = volume.intent.volume.export_name();
     let state = match (volume.published, volume.state) {
         (true, volume::State::Ready) => ExportState::Served,
@@ -40,8 +41,13 @@ pub(super) fn export(volume: &Volume, listen: std::net::SocketAddr) -> ExportVie
     ExportView { uri: format!("nbd://{listen}/{name}"), name, state }
 }
 
-fn view(volume: &Volume, world: &World, listen: std::net::SocketAddr) -> VolumeView {
+/// The node of the volume's disk, if that is here.
+fn node(world: &World, volume: &Shown) -> Option<String> {
     let present = world.table.with_serial(volume.intent.serial()).next();
+    present.map(|device| format!("/dev/{}", device.facts.name))
+}
+
+fn view(volume: &Shown, device_node: Option<String>, listen: std::net::SocketAddr) -> VolumeView {
     let mapping = volume.mapping.as_ref();
     let size_bytes = mapping.map(|mapping| mapping.size_bytes);
     VolumeView {
@@ -51,7 +57,7 @@ fn view(volume: &Volume, world: &World, listen: std::net::SocketAddr) -> VolumeV
         state: volume.state,
         since: volume.since,
         device_path: mapping.map(|mapping| mapping.link.clone()),
-        device_node: present.map(|device| format!("/dev/{}", device.facts.name)),
+        device_node,
         size_bytes,
         diskseq: mapping.map(|mapping| mapping.diskseq),
         export: export(volume, listen),
@@ -95,9 +101,13 @@ pub(super) async fn list(
     let pick = move |world: &World, volume: &Volume| {
         let wanted = state.is_none_or(|state| volume.state == state)
             && filter.vm_id.as_ref().is_none_or(|vm| volume.intent.vm_id == *vm);
-        wanted.then(|| view(volume, world, listen))
+        wanted.then(|| (volume.shown(), node(world, volume)))
     };
-    pages::list(&context.inner.engine, pick, |volumes| VolumeList { count: volumes.len(), volumes }).await
+    let make = move |picked: Vec<(Arc<Shown>, Option<String>)>| {
+        let volumes: Vec<_> = picked.into_iter().map(|(volume, node)| view(&volume, node, listen)).collect();
+        VolumeList { count: volumes.len(), volumes }
+    };
+    pages::list(&context.inner.engine, pick, make).await
 }
 
 /// What to wait for.
@@ -195,8 +205,9 @@ pub(super) fn long_request(context: &Context, peer: &Peer) -> Result<Slot, ApiEr
 
 async fn look(context: &Context, volume: VolumeId) -> Result<VolumeView, ApiError> {
     let listen = context.in_use().settings.export.listen;
-    let look = move |world: &World| world.volume(volume).map(|volume| view(volume, world, listen));
-    context.inner.engine.read(look).await?.ok_or_else(|| ApiError::no_such_volume(volume))
+    let look = move |world: &World| world.volume(volume).map(|volume| (volume.shown(), node(world, volume)));
+    let (shown, node) = context.inner.engine.read(look).await?.ok_or_else(|| ApiError::no_such_volume(volume))?;
+    Ok(view(&shown, node, listen))
 }
 
 /// Returns the story: the store's entries and those that are not written yet; and whether stored entries could not be

@@ -1,5 +1,7 @@
 //! One volume, as the engine has it.
 
+use std::ops::{Deref, DerefMut};
+use std::sync::Arc;
 use std::time::Instant;
 
 use jiff::Timestamp;
@@ -26,9 +28,9 @@ pub(crate) struct Ticket {
 /// Which disk: its number and sequence number. Numbers are used again, sequence numbers are not.
 pub(super) type Disk = (DevNum, u64);
 
-/// One volume.
-#[allow(clippy::struct_excessive_bools, reason = "each is a fact of its own; together they are no state machine")]
-pub struct Volume {
+/// What others see of a volume.
+#[derive(Debug, Clone)]
+pub struct Shown {
     /// The wish.
     pub intent: Intent,
     /// The recorded mapping.
@@ -39,10 +41,16 @@ pub struct Volume {
     pub reason: Option<Reason>,
     /// Since when it stands there.
     pub since: Timestamp,
-    /// Where it stood before the start, and since when, until something else happens to it.
-    pub(super) stood: Option<(State, Timestamp)>,
     /// The export's link exists.
     pub published: bool,
+}
+
+/// One volume: what is shown of it, and what the engine has besides.
+pub struct Volume {
+    /// Shared with lists that are being made; what changes meanwhile is copied first.
+    shown: Arc<Shown>,
+    /// Where it stood before the start, and since when, until something else happens to it.
+    pub(super) stood: Option<(State, Timestamp)>,
     /// A handshake has succeeded for this link and this run of the server.
     pub proven: bool,
     /// Steps the store has not been told yet.
@@ -99,7 +107,26 @@ pub(super) struct Trouble {
     pub(super) again_at: Instant,
 }
 
+impl Deref for Volume {
+    type Target = Shown;
+
+    fn deref(&self) -> &Shown {
+        &self.shown
+    }
+}
+
+impl DerefMut for Volume {
+    fn deref_mut(&mut self) -> &mut Shown {
+        Arc::make_mut(&mut self.shown)
+    }
+}
+
 impl Volume {
+    /// What others see of it now, for whoever makes something of that later. Costs nothing.
+    pub fn shown(&self) -> Arc<Shown> {
+        Arc::clone(&self.shown)
+    }
+
     /// A new wish.
     pub(super) fn new(intent: Intent, wall: Timestamp, now: Instant) -> Self {
         let since = Some(intent.created_at);
@@ -148,14 +175,11 @@ impl Volume {
             State::Detaching if record.sealed.is_none() => State::Exporting,
             other => other,
         };
+        let since = record.since.unwrap_or(wall);
+        let Record { intent, mapping, reason, .. } = record;
         Self {
-            intent: record.intent,
-            mapping: record.mapping,
-            state,
-            reason: record.reason,
-            since: record.since.unwrap_or(wall),
+            shown: Arc::new(Shown { intent, mapping, state, reason, since, published: false }),
             stood: record.since.map(|since| (record.state, since)),
-            published: false,
             proven: false,
             notes: Vec::new(),
             news: None,
@@ -181,4 +205,24 @@ impl Volume {
 /// Which disk it is.
 pub(super) fn disk(device: &Device) -> Disk {
     (device.facts.devnum, device.facts.diskseq)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::volume::sample;
+
+    #[test]
+    fn what_a_list_has_taken_stays_as_it_was_and_costs_no_copy_as_long_as_nothing_changes() {
+        let id = "00000000-0000-4000-8000-000000000001".parse().unwrap();
+        let mut volume = Volume::new(sample::intent(id), Timestamp::UNIX_EPOCH, Instant::now());
+        let taken = volume.shown();
+        volume.proven = true;
+        assert!(Arc::ptr_eq(&taken, &volume.shown()), "what nobody sees has changed");
+        volume.published = true;
+        assert!(!taken.published && volume.published && volume.shown().published);
+        let mine = Arc::as_ptr(&volume.shown());
+        volume.published = false;
+        assert_eq!(mine, Arc::as_ptr(&volume.shown()), "nobody has taken it: nothing is copied");
+    }
 }

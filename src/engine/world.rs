@@ -18,7 +18,7 @@ use super::telling::Telling;
 use super::tools::Helper;
 use super::udevd::{self, Ear};
 use super::volume::Ticket;
-pub use super::volume::Volume;
+pub use super::volume::{Shown, Volume};
 use crate::config::Limits;
 use crate::device::DevNum;
 use crate::device::evidence::Ground;
