@@ -1,70 +1,43 @@
-//! What is begun outside, each at the word of its part: readings of disks, looks at the folders, the helper's errands, what is
-//! prepared, what the server is told and asked. What comes of it is an input, taken up in [`super::results`].
+//! What a part wants done outside is begun: readings of disks, looks at the folders, the helper's errands, what is prepared,
+//! what the server is told and asked. What comes of it is an input, taken up in [`super::results`].
 
 use std::collections::BTreeSet;
-use std::io;
-use std::sync::Arc;
 
 use super::again::Reasons;
 use super::core::Engine;
-use super::errands::{Asked, unless_died};
-use super::input::Input;
 use super::preparation::Wish;
-use super::telling::{self, NotTold};
 use super::waiting::Done;
 use crate::device::DevNum;
-use crate::device::table::{Heard, Reading};
-use crate::export::probe::ProbeError;
-use crate::helper_client::HelperError;
+use crate::device::table::Heard;
 use crate::identity::{Serial, VolumeId};
 
 impl Engine {
-    /// Has one disk read; it comes back as [`Input::Looked`].
+    /// Has one disk read; it comes back as [`super::input::Input::Looked`].
     pub(super) fn look(&mut self, devnum: DevNum, heard: Heard) {
         if let Some(reading) = self.world.looks.wish(devnum, heard) {
-            self.read(devnum, reading);
+            self.steps.read(devnum, reading);
         }
     }
 
     /// The same once more, for what happened while it was read.
     pub(super) fn look_again(&mut self, devnum: DevNum, reasons: Reasons) {
         let reading = self.world.looks.begin(devnum, reasons);
-        self.read(devnum, reading);
+        self.steps.read(devnum, reading);
     }
 
-    fn read(&self, devnum: DevNum, reading: Reading) {
-        let (step, disks) = (self.tools.disks.read(devnum), Arc::clone(&self.tools.disks));
-        self.outside("step.look", step, move |found| {
-            // What it is, is not known; that it is gone, neither.
-            let found = found.unwrap_or_else(|died| disks.read_unanswered(devnum, &died.to_string()));
-            Input::Looked { devnum, reading, found }
-        });
-    }
-
-    /// Has all disks read; they come back as [`Input::Scanned`]. `done` is told when each volume was held against them.
+    /// Has all disks read; they come back as [`super::input::Input::Scanned`]. `done` is told when each volume was held against them.
     pub(super) fn scan(&mut self, reason: &'static str, done: Option<Done>) {
         let reading = self.world.looks.next();
         let round = self.waiting.begin(done);
-        self.outside("step.scan", self.tools.disks.read_all(), move |all| {
-            let all = all.unwrap_or_else(|died| Err(died.into()));
-            Input::Scanned { reading, all, reason, round }
-        });
+        self.steps.read_all(reading, reason, round);
     }
 
     /// Has the folders of exports listed. `done` is told when they have been compared.
     pub(super) fn list_exports(&mut self, done: Option<Done>) {
         let Some(waiting) = self.world.exported.upkeep.wish(done) else { return };
         let round = self.waiting.begin(waiting);
-        let (backend, known) = (self.tools.backend.clone(), self.known());
-        let step = self.work(move || backend.list(&known));
-        self.outside("step.exports", step, move |result| {
-            let contents = result.map_err(io::Error::from).flatten().flatten();
-            Input::Exports { contents, round }
-        });
-    }
-
-    pub(super) fn known(&self) -> BTreeSet<VolumeId> {
-        self.world.volume_ids().collect()
+        let known = self.world.volume_ids().collect();
+        self.steps.list_exports(known, round);
     }
 
     /// Has put right what was added to the claims or taken from them by hand. `done` is told of the end.
@@ -81,23 +54,13 @@ impl Engine {
             to.push(volume.intent.volume);
         }
         // From here on: what is accepted or withdrawn while it runs is left as it is.
-        let step = self.tools.claims.restore(wanted, under_way);
-        self.outside("step.claims", step, move |result| {
-            let result = result.map_err(io::Error::from).flatten();
-            Input::Claims { result, round }
-        });
-    }
-
-    /// Has udev look at the disk of this serial again.
-    pub(super) fn ask_for_retrigger(&self, serial: Serial, asked: Asked) {
-        let step = self.tools.helper.retrigger(serial);
-        self.outside("step.retrigger", step, move |answer| Input::Helper { asked, answer: unless_died(answer) });
+        self.steps.restore_claims(wanted, under_way, round);
     }
 
     /// Has udev take the mark off a disk that nobody wants any more.
     pub(super) fn unmark(&mut self, serial: Serial) {
         if let Some(asked) = self.world.errands.unmark(serial) {
-            self.ask_for_retrigger(serial, asked);
+            self.steps.retrigger(serial, asked);
         }
     }
 
@@ -109,17 +72,9 @@ impl Engine {
         }
     }
 
-    /// Has the disks this host lives on written down. Until then, what is mounted or swapped to is refused anyway.
-    pub(super) fn ask_for_host_disks(&self) {
-        self.outside("step.host-disks", self.tools.helper.host_disks(), |answer| Input::Helper {
-            asked: Asked::HostDisks,
-            answer: unless_died(answer),
-        });
-    }
-
     /// Has an export prepared, unless it is, or that is under way or to be tried later. Says whether it is.
     pub(super) fn prepare(&mut self, id: VolumeId) -> bool {
-        let needed = self.tools.backend.prepares();
+        let needed = self.steps.tools.backend.prepares();
         let Some(volume) = self.world.volume_mut(id) else { return false };
         let closed = volume.departure.leaving.is_closed();
         let wish = volume.preparation.wish(volume.judged, closed, needed);
@@ -129,7 +84,7 @@ impl Engine {
 
     /// Somebody has touched what was prepared, or a caller wants it tried now.
     pub(super) fn prepare_again(&mut self, id: VolumeId) {
-        let needed = self.tools.backend.prepares();
+        let needed = self.steps.tools.backend.prepares();
         let Some(volume) = self.world.volume_mut(id) else { return };
         let closed = volume.departure.leaving.is_closed();
         let wish = volume.preparation.touched(volume.judged, closed, needed);
@@ -137,24 +92,14 @@ impl Engine {
     }
 
     fn prepare_if(&self, id: VolumeId, wish: Wish) {
-        if wish == Wish::Begin {
-            self.begin_to_prepare(id);
+        if let Some(ticket) = self.world.ticket(id).filter(|_| wish == Wish::Begin) {
+            self.steps.prepare(ticket);
         }
-    }
-
-    pub(super) fn begin_to_prepare(&self, id: VolumeId) {
-        let Some(ticket) = self.world.ticket(id) else { return };
-        let backend = self.tools.backend.clone();
-        let step = self.work(move || backend.prepare(id));
-        self.outside("step.prepare", step, move |result| {
-            let result = result.map_err(io::Error::from).flatten().flatten();
-            Input::Prepared { ticket, result }
-        });
     }
 
     /// Takes note of a change to a volume's files that the server must be told of.
     pub(super) fn changed(&mut self, id: VolumeId) {
-        if !self.tools.backend.must_be_told() {
+        if !self.steps.tools.backend.must_be_told() {
             return;
         }
         let change = self.world.telling.change();
@@ -168,26 +113,15 @@ impl Engine {
 
     /// Tells the server everything.
     pub(super) fn tell_server(&mut self) {
-        if !self.world.telling.begin() {
-            return;
+        if self.world.telling.begin() {
+            self.steps.tell(self.world.telling.last());
         }
-        let last = self.world.telling.last();
-        let backend = self.tools.backend.clone();
-        let check = self.work(move || backend.check());
-        let step = telling::tell(check, self.tools.helper.clone());
-        self.outside("step.tell", step, move |result| {
-            let result = result.unwrap_or_else(|died| Err(NotTold::Helper(HelperError::Died(died.to_string()))));
-            Input::Told { last, result }
-        });
     }
 
     /// Asks the server whether it answers at all. At most one question is under way.
     pub(super) fn greet_server(&mut self) {
-        let Some(life) = self.world.handshakes.begin(self.tools.clock.now()) else { return };
-        let step = self.tools.server.greet();
-        self.outside("step.greet", step, move |greeted| {
-            let greeted = greeted.unwrap_or_else(|died| Err((ProbeError::Died(died.to_string()), String::new())));
-            Input::Greeted { life, greeted }
-        });
+        if let Some(life) = self.world.handshakes.begin(self.steps.tools.clock.now()) {
+            self.steps.greet(life);
+        }
     }
 }

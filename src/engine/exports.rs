@@ -27,8 +27,9 @@ impl Engine {
 
     /// The same at the start, before anything else is decided.
     pub(super) async fn adopt_exports(&mut self) {
-        let (backend, known) = (self.tools.backend.clone(), self.known());
-        let listed = self.work(move || backend.list(&known)).await;
+        let known = self.world.volume_ids().collect();
+        let backend = self.steps.tools.backend.clone();
+        let listed = self.steps.work(move || backend.list(&known)).await;
         let _ = self.adopt(listed.flatten());
     }
 
@@ -55,7 +56,7 @@ impl Engine {
             }
         };
         let mut changed = changed;
-        let now = self.tools.clock.now();
+        let now = self.steps.tools.clock.now();
         if self.world.exported.learn(failed, stuck, more, now) {
             changed.extend(self.forgive());
         }
@@ -83,7 +84,7 @@ impl Engine {
     /// The same for one that is known by now, by a look at it.
     fn compare_anew(&mut self, id: VolumeId) -> bool {
         let known = self.world.volume(id).is_some();
-        let seen = self.tools.backend.look(id).ok().filter(|_| known);
+        let seen = self.steps.tools.backend.look(id).ok().filter(|_| known);
         seen.is_some_and(|link| self.compare(id, link.as_deref()))
     }
 
@@ -100,7 +101,7 @@ impl Engine {
         let mut is = published(self, seen);
         if is != believed {
             // It may be published or revoked since.
-            is = match self.tools.backend.look(id) {
+            is = match self.steps.tools.backend.look(id) {
                 Ok(link) => published(self, link.as_deref()),
                 Err(error) if is_away(&error) => false,
                 // Not known: as it was.
@@ -121,7 +122,7 @@ impl Engine {
         volume.epoch = epoch;
         if !is {
             // It may still be in the folder that was there before.
-            let _ = self.tools.backend.revoke(id);
+            let _ = self.steps.tools.backend.revoke(id);
             self.stand_unserved(id);
             self.note(id, StoryStep::Vanished, "somebody else has removed or changed the export".to_owned());
         }
@@ -137,7 +138,7 @@ impl Engine {
     }
 
     fn take_unknown(&self, id: VolumeId) -> Result<(), String> {
-        let backend = &self.tools.backend;
+        let backend = &self.steps.tools.backend;
         let known = match self.world.volume(id) {
             // It became one meanwhile.
             Some(volume) if volume.published || volume.departure.leaving.is_closed() => return Ok(()),
@@ -155,7 +156,7 @@ impl Engine {
     fn revoke_unseen(&self, why: String) -> Names {
         let unseen = self.world.volumes().filter(|volume| !volume.published).map(|volume| volume.intent.volume);
         let failed = unseen.filter_map(|id| {
-            let error = self.tools.backend.revoke(id).err()?;
+            let error = self.steps.tools.backend.revoke(id).err()?;
             Some(format!("the export {} may be there and cannot be taken away: {error}", id.export_name()))
         });
         std::iter::once(why).chain(failed).collect()
@@ -187,11 +188,11 @@ impl Engine {
         let Some(id) = id.filter(|id| self.world.volume(*id).is_some()) else {
             // A stray, or a stranger; or what went was attachd's to take.
             if id.is_none() || !went {
-                self.world.exported.upkeep.strangers(self.tools.clock.now());
+                self.world.exported.upkeep.strangers(self.steps.tools.clock.now());
             }
             return;
         };
-        match self.tools.backend.look(id) {
+        match self.steps.tools.backend.look(id) {
             Ok(link) => {
                 if self.compare(id, link.as_deref()) {
                     self.settle(id);
@@ -217,7 +218,9 @@ impl Engine {
                 }
                 self.prepare_again(id);
             }
-            None if is_read && !(id.is_some() && went) => self.world.exported.upkeep.strangers(self.tools.clock.now()),
+            None if is_read && !(id.is_some() && went) => {
+                self.world.exported.upkeep.strangers(self.steps.tools.clock.now())
+            }
             None => {}
         }
     }
@@ -236,7 +239,7 @@ impl Engine {
             Some(_) if went == wanted => self.restore_claims(None),
             Some(_) => {}
             // A stranger's, which is told.
-            None => self.world.claimed.upkeep.strangers(self.tools.clock.now()),
+            None => self.world.claimed.upkeep.strangers(self.steps.tools.clock.now()),
         }
     }
 }

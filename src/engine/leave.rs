@@ -4,15 +4,11 @@
 //! out in [`super::asking`]. How far a volume is, and who waits for the answer, is in its [`super::departure::Departure`] and
 //! nowhere else.
 
-use std::sync::Arc;
-
-use super::answers::{Clients, Rejection};
+use super::answers::Rejection;
+use super::asking;
 use super::core::Engine;
-use super::departure::{Caller, Removed};
-use super::input::Input;
+use super::departure::Caller;
 use super::leaving::{self, Act, Call, Next, Outcome, Write};
-use super::tools::Died;
-use super::{asking, tools};
 use crate::clock;
 use crate::identity::VolumeId;
 use crate::store::{Change, News};
@@ -84,7 +80,7 @@ impl Engine {
                 self.rest(id);
             }
             Act::TellLingering(clients) => {
-                let unit = self.tools.server_unit;
+                let unit = self.steps.tools.server_unit;
                 let reason = self.world.volume(id).map(|volume| volume.departure.insisted(&clients, unit));
                 self.stand(id, State::Detaching, reason);
                 self.rest(id);
@@ -111,18 +107,13 @@ impl Engine {
         let (mapping, boot) = (volume.mapping.as_ref(), &self.world.ground.boot_id);
         let questions = asking::questions(id.serial(), mapping, boot, &self.world.table);
         let epoch = volume.epoch;
-        let (helper, server) = (Arc::clone(&self.tools.helper), Arc::clone(&self.tools.server));
-        let step = async move { asking::ask(&*helper, &*server, &questions).await };
-        self.outside("step.clients", step, move |found| {
-            let unknown = |died: Died| Clients::Unknown { why: died.to_string(), candidates: Vec::new() };
-            Input::Clients { ticket, epoch, clients: found.unwrap_or_else(unknown) }
-        });
+        self.steps.clients(ticket, epoch, questions);
     }
 
     /// Writes it, with where the volume stands and what is told of it, in one transaction: whatever is killed, they agree.
     fn put_on_record(&mut self, id: VolumeId, write: &Write) {
-        let unit = self.tools.server_unit;
-        let at = clock::whole(self.tools.clock.wall());
+        let unit = self.steps.tools.server_unit;
+        let at = clock::whole(self.steps.tools.clock.wall());
         let (Some(ticket), Some(volume)) = (self.world.ticket(id), self.world.volume_mut(id)) else { return };
         let given_back = volume.state_when_given_back();
         let record = volume.departure.record(write, at, unit, given_back);
@@ -136,19 +127,11 @@ impl Engine {
         let changes = note.into_iter().chain(changes).collect();
         // What has led here is told before.
         self.post(id);
-        let truth = Arc::clone(&self.tools.truth);
-        self.outside("step.leave", async move { tools::write(&*truth, changes).await }, move |written| {
-            let outcome = match written {
-                Ok(Ok(())) => Outcome::Written,
-                Ok(Err(error)) => Outcome::Failed(Rejection::Store(error)),
-                Err(died) => Outcome::Failed(Rejection::NotDurable(died.to_string())),
-            };
-            Input::Leaving { ticket, outcome }
-        });
+        self.steps.leave(ticket, changes);
     }
 
     fn look_later(&mut self, id: VolumeId) {
-        let now = self.tools.clock.now();
+        let now = self.steps.tools.clock.now();
         if let Some(volume) = self.world.volume_mut(id) {
             volume.departure.postpone(now);
         }
@@ -157,21 +140,10 @@ impl Engine {
 
     /// The rows are gone: from here on nothing brings the volume back.
     fn unclaim(&mut self, id: VolumeId) {
-        let Some(ticket) = self.world.ticket(id) else { return };
-        let (claims, backend) = (Arc::clone(&self.tools.claims), Arc::clone(&self.tools.backend));
-        let outside = Arc::clone(&self.tools.outside);
-        let forget = move || backend.forget(id);
-        let prepared = self.tools.backend.prepares();
         // The volume stays known, and so nobody else's, until its claim is gone: a new intent for it would make one.
-        let step = async move {
-            // A link is removed at once.
-            let forgotten = if prepared { tools::work(&*outside, forget).await.flatten() } else { forget() };
-            Removed { prepared: forgotten, claim: claims.remove(id.serial()).await }
-        };
-        self.outside("step.unclaim", step, move |removed| {
-            let died = |died: Died| Removed { prepared: Err(died.clone().into()), claim: Err(died.into()) };
-            Input::Unclaimed { ticket, removed: removed.unwrap_or_else(died) }
-        });
+        if let Some(ticket) = self.world.ticket(id) {
+            self.steps.unclaim(ticket);
+        }
     }
 
     fn forget(&mut self, id: VolumeId) {

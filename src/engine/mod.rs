@@ -44,6 +44,7 @@ mod settle;
 #[cfg(test)]
 mod sim;
 mod step;
+mod steps;
 mod story;
 pub mod telling;
 pub mod tools;
@@ -69,6 +70,7 @@ pub use self::input::Inputs;
 use self::input::Request;
 use self::leaving::Call;
 pub use self::reader::Reader;
+use self::steps::Steps;
 pub use self::tools::Tools;
 use self::turns::Turns;
 use self::volume::Volume;
@@ -249,9 +251,8 @@ impl Engine {
         }
         let engine = Self {
             world,
-            tools,
+            steps: Steps::new(tools, back),
             inputs,
-            back,
             events,
             epochs: 0,
             turns,
@@ -266,7 +267,7 @@ impl Engine {
     pub async fn look_around(&mut self) -> std::io::Result<()> {
         self.adopt_exports().await;
         let reading = self.world.looks.next();
-        let all = self.tools.disks.read_all().await?;
+        let all = self.steps.tools.disks.read_all().await?;
         let round = self.waiting.begin(None);
         self.scanned(reading, Ok(all), "start", round);
         Ok(())
@@ -274,9 +275,9 @@ impl Engine {
 
     /// Works until `stop` resolves. Exports stay as they are.
     pub async fn run(mut self, stop: impl Future<Output = ()>) {
-        self.ask_for_host_disks();
+        self.steps.host_disks();
         tokio::pin!(stop);
-        let mut condition = self.tools.truth.condition();
+        let mut condition = self.steps.tools.truth.condition();
         loop {
             let wake = self.world.next_wake();
             let input = tokio::select! {
@@ -289,9 +290,9 @@ impl Engine {
                     None => return,
                 },
             };
-            let begun = self.tools.clock.now();
+            let begun = self.steps.tools.clock.now();
             self.handle(input);
-            self.turns.took(self.tools.clock.now() - begun);
+            self.turns.took(self.steps.tools.clock.now() - begun);
             if !self.unposted.is_empty() {
                 // Who listens first: what was told goes out before it is written down.
                 tokio::task::yield_now().await;
@@ -335,7 +336,7 @@ impl Engine {
             Input::TakeBackAgain(volume, attempts) => self.take_back_again(volume, attempts),
             Input::TakenBack { volume, attempts, result } => self.taken_back(volume, attempts, result.is_ok()),
             Input::Request(Request::TakeOver { vm_id, limits, done }) => {
-                (self.tools.vm_id, self.tools.limits) = (vm_id, limits);
+                (self.steps.tools.vm_id, self.steps.tools.limits) = (vm_id, limits);
                 let _ = done.send(());
             }
             Input::Request(Request::EndEventStreams) => self.events.end(),
@@ -358,13 +359,13 @@ impl Engine {
     /// udevd was away for a while, and never makes up for what it has missed: neither the kernel's events nor what it was
     /// asked for.
     fn udevd_has_missed(&mut self, reason: &'static str) {
-        self.world.try_again(self.tools.clock.now());
+        self.world.try_again(self.steps.tools.clock.now());
         self.scan(reason, None);
     }
 
     /// udevd or the kernel tells of a disk.
     fn event(&mut self, event: &DiskEvent) {
-        let now = udevd::Moment { wall: event.at, steady: self.tools.clock.now() };
+        let now = udevd::Moment { wall: event.at, steady: self.steps.tools.clock.now() };
         match event.origin {
             Origin::Kernel => self.world.ear.kernel(event.seqnum, event.devnum, now),
             Origin::Udev if self.world.ear.udevd(event.seqnum, event.devnum, now) => {
@@ -392,8 +393,8 @@ impl Engine {
     fn drop_exchanged(&mut self, devnum: DevNum) {
         let Some(diskseq) = self.world.known_diskseq(devnum) else { return };
         // What cannot be found out this quickly is found out by the reading that follows.
-        if self.tools.disks.still(devnum, diskseq).is_gone() {
-            let now = self.tools.clock.now();
+        if self.steps.tools.disks.still(devnum, diskseq).is_gone() {
+            let now = self.steps.tools.clock.now();
             let turned = self.world.looks.learn(devnum, &Found::Gone, &[Heard::Asked], now);
             let concerned = if turned { self.world.mapped_to(devnum) } else { Vec::new() };
             let reading = self.world.looks.next();
@@ -426,8 +427,8 @@ impl Engine {
     }
 
     fn tick(&mut self) {
-        let now = self.tools.clock.now();
-        let disks = Arc::clone(&self.tools.disks);
+        let now = self.steps.tools.clock.now();
+        let disks = Arc::clone(&self.steps.tools.disks);
         let late = self.world.ear.tick(now, || disks.udevd_is_at_work());
         if late == udevd::Late::Missed {
             self.udevd_has_missed("udevd has missed an event");

@@ -1,7 +1,5 @@
 //! What callers ask: intents, a resync, whether the server serves. Nothing is answered with success before it is durable.
 
-use std::sync::Arc;
-
 use futures_util::FutureExt;
 use tokio::sync::oneshot;
 
@@ -10,37 +8,27 @@ use super::answers::{Accepted, Event, Rejection, Reply};
 use super::core::Engine;
 use super::input::Input;
 use super::pause::pause;
-use super::tools::{Died, write};
+use super::tools::Died;
 use super::volume::Volume;
 use super::waiting::Done;
 use crate::device::facts::Facts;
 use crate::identity::VolumeId;
 use crate::reason::StoryStep;
-use crate::store::{Change, News, StoreError};
-use crate::volume::{Entry, Intent, State, User};
+use crate::volume::{Intent, State, User};
 
 impl Engine {
     /// Accepts an intent, or says why not: what is known is asked first, then the host's use of its disk (a look outside); then
     /// the row, then the claim with its folder, synced; the answer.
     pub(super) fn intend(&mut self, intent: Intent, reply: Reply<Accepted>) {
         let (volume, serial) = (intent.volume, intent.serial());
-        if !self.world.ask(intent, reply, self.tools.limits, &self.tools.vm_id) {
+        if !self.world.ask(intent, reply, self.steps.tools.limits, &self.steps.tools.vm_id) {
             return;
         }
         let present: Vec<_> = self.world.table.with_serial(serial).map(|device| device.facts.devnum).collect();
         if present.is_empty() {
             return self.admit(volume);
         }
-        let disks = Arc::clone(&self.tools.disks);
-        let step = async move {
-            let mut read = Vec::new();
-            for devnum in present {
-                // One that does not answer in time names no use; evidence looks again before anything is published.
-                read.extend(disks.read(devnum).await.here());
-            }
-            read
-        };
-        self.outside("step.examine", step, move |disks| Input::Examined { volume, disks });
+        self.steps.examine(volume, present);
     }
 
     /// The disks that were already present have been read.
@@ -56,42 +44,10 @@ impl Engine {
         }
     }
 
-    fn admit(&mut self, volume: VolumeId) {
-        let Some(intent) = self.world.admissions.intent(volume) else { return };
-        let (truth, claims) = (Arc::clone(&self.tools.truth), Arc::clone(&self.tools.claims));
-        let entry = Entry { at: intent.created_at, event: StoryStep::Intent.into(), detail: described(intent) };
-        let row = vec![Change::Intend(intent.clone()), Change::News(volume, News::Note(entry))];
-        let step = async move {
-            write(&*truth, row).await.map_err(|error| NotAdmitted::Refused(Rejection::Store(error)))?;
-            claims.add(volume).await.map_err(|error| NotAdmitted::unclaimed(&error))
-        };
-        self.outside("step.admit", step, move |result| {
-            // Perhaps it is on record.
-            let result = result.unwrap_or_else(|died| Err(NotAdmitted::unclaimed(&died)));
-            Input::Admitted { volume, result }
-        });
-    }
-
-    /// An intent that has no claim is none: its row goes too.
-    fn take_back(&self, volume: VolumeId, why: String) {
-        let (truth, claims) = (Arc::clone(&self.tools.truth), Arc::clone(&self.tools.claims));
-        let step = async move {
-            let _ = claims.remove(volume.serial()).await;
-            write(&*truth, vec![Change::Withdraw(volume)]).await.map_err(|error| error.to_string())
-        };
-        self.outside("step.take-back", step, move |undone| {
-            let failed = undone.map_err(|died| died.to_string()).and_then(|undone| undone).err();
-            let refused = |rest: &str| Rejection::NotClaimed(format!("the claim could not be written: {why}{rest}"));
-            let result = match failed {
-                None => NotAdmitted::Refused(refused("")),
-                Some(error) => {
-                    let rest =
-                        format!(", and the intent is still to be taken back ({error}; it is tried again by itself)");
-                    NotAdmitted::Left(refused(&rest))
-                }
-            };
-            Input::Admitted { volume, result: Err(result) }
-        });
+    fn admit(&self, volume: VolumeId) {
+        if let Some(intent) = self.world.admissions.intent(volume) {
+            self.steps.admit(intent);
+        }
     }
 
     /// A refused intent is on record still: until its row is deleted there is a timer. (An intent for the same volume that is
@@ -99,15 +55,8 @@ impl Engine {
     pub(super) fn take_back_again(&mut self, volume: VolumeId, attempts: u32) {
         match self.world.admissions.leftover(volume) {
             Leftover::Nothing => {}
-            Leftover::Wait => self.later(pause(attempts), Input::TakeBackAgain(volume, attempts)),
-            Leftover::Delete => {
-                let truth = Arc::clone(&self.tools.truth);
-                let step = async move { write(&*truth, vec![Change::Withdraw(volume)]).await };
-                self.outside("step.take-back", step, move |result| {
-                    let result = result.unwrap_or(Err(StoreError::Closed));
-                    Input::TakenBack { volume, attempts, result }
-                });
-            }
+            Leftover::Wait => self.steps.later(pause(attempts), Input::TakeBackAgain(volume, attempts)),
+            Leftover::Delete => self.steps.delete_leftover(volume, attempts),
         }
     }
 
@@ -116,7 +65,7 @@ impl Engine {
         if done {
             self.world.admissions.not_left(volume);
         } else {
-            self.later(pause(attempts), Input::TakeBackAgain(volume, attempts + 1));
+            self.steps.later(pause(attempts), Input::TakeBackAgain(volume, attempts + 1));
         }
     }
 
@@ -127,11 +76,11 @@ impl Engine {
             Err(NotAdmitted::Refused(rejection)) => Err(rejection),
             Err(NotAdmitted::Left(rejection)) => {
                 if self.world.admissions.left(volume) {
-                    self.later(pause(1), Input::TakeBackAgain(volume, 1));
+                    self.steps.later(pause(1), Input::TakeBackAgain(volume, 1));
                 }
                 Err(rejection)
             }
-            Err(NotAdmitted::Unclaimed(why)) => return self.take_back(volume, why),
+            Err(NotAdmitted::Unclaimed(why)) => return self.steps.take_back(volume, why),
         };
         let intent = self.world.admissions.intent(volume).cloned();
         if let Some(intent) = intent.filter(|_| result.is_ok()) {
@@ -150,7 +99,7 @@ impl Engine {
     /// An intent is durable: from here on its volume is known.
     fn take_up(&mut self, intent: &Intent) {
         let volume = intent.volume;
-        let mut new = Volume::new(intent.clone(), self.tools.clock.wall(), self.tools.clock.now());
+        let mut new = Volume::new(intent.clone(), self.steps.tools.clock.wall(), self.steps.tools.clock.now());
         // A disk that is already here was not yet held against this intent.
         new.look_after = self.world.looks.last();
         new.epoch = self.next_epoch();
@@ -193,21 +142,21 @@ impl Engine {
         let (disks_done, disks) = oneshot::channel();
         self.list_exports(Some(exports_done));
         self.restore_claims(Some(claims_done));
-        self.ask_for_host_disks();
-        self.world.try_again(self.tools.clock.now());
-        self.tools.truth.tidy();
+        self.steps.host_disks();
+        self.world.try_again(self.steps.tools.clock.now());
+        self.steps.tools.truth.tidy();
         self.scan(reason, Some(disks_done));
         let all = async move {
             let _ = exports.await;
             let _ = claims.await;
             let _ = done.send(disks.await.unwrap_or(Err("it failed by a defect of attachd: ask again".to_owned())));
         };
-        self.tools.outside.start(all.boxed());
+        self.steps.tools.outside.start(all.boxed());
     }
 
     /// Somebody wants to know whether the server answers now.
     pub(super) fn server_is_asked_for(&mut self, reply: oneshot::Sender<()>) {
-        let (costly, now) = (self.tools.server.is_started_for_each(), self.tools.clock.now());
+        let (costly, now) = (self.steps.tools.server.is_started_for_each(), self.steps.tools.clock.now());
         if self.world.handshakes.wish(reply, costly, now) {
             self.greet_server();
         }

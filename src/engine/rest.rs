@@ -31,7 +31,8 @@ impl Engine {
         let deadline = awaited(volume.intent.deadline, volume.state, volume.judged_steady);
         let prepare = volume.preparation.wake().filter(|_| !volume.departure.leaving.is_closed());
         let steps = [again, helper, prepare, volume.departure.look_at()];
-        let wake = wake(steps, deadline, volume.judged, (self.tools.clock.steady(), self.tools.clock.now()));
+        let wake =
+            wake(steps, deadline, volume.judged, (self.steps.tools.clock.steady(), self.steps.tools.clock.now()));
         self.world.set_wake(id, wake);
     }
 
@@ -46,7 +47,7 @@ impl Engine {
     }
 
     fn fail(&mut self, id: VolumeId, reason: Reason, disk: Option<Disk>) {
-        let now = self.tools.clock.now();
+        let now = self.steps.tools.clock.now();
         let Some(volume) = self.world.volume_mut(id) else { return };
         let attempts = volume.trouble.as_ref().map_or(0, |trouble| trouble.attempts) + 1;
         let wait = pause(attempts);

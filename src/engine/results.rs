@@ -32,7 +32,7 @@ const LIST_AGAIN: std::time::Duration = std::time::Duration::from_secs(1);
 impl Engine {
     /// One disk was read.
     pub(super) fn looked(&mut self, devnum: DevNum, reading: Reading, found: Found<Facts>) {
-        let ended = self.world.looks.ended(devnum, &found, self.tools.clock.now());
+        let ended = self.world.looks.ended(devnum, &found, self.steps.tools.clock.now());
         let concerned = if ended.turned { self.world.mapped_to(devnum) } else { Vec::new() };
         let in_vain = |engine: &Self| engine.world.table.of(devnum).and_then(|disk| engine.world.marked_in_vain(disk));
         let before = in_vain(self);
@@ -47,7 +47,7 @@ impl Engine {
         let serial = self.world.table.of(devnum).and_then(|disk| disk.facts.serial());
         if serial.and_then(|serial| self.world.volume_of(serial)).is_none() {
             // A loop device, LVM, MD or crypt may be on a disk of ours.
-            self.tools.stacks.notify_one();
+            self.steps.tools.stacks.notify_one();
         }
         self.settle_serials(touched);
         self.settle_some(concerned, None);
@@ -65,18 +65,18 @@ impl Engine {
             Ok(all) => {
                 let disks = all.iter().filter(|(_, found)| found.is_here()).count();
                 tracing::info!(reason, disks, "read all disks");
-                let now = self.tools.clock.now();
+                let now = self.steps.tools.clock.now();
                 for (devnum, found) in &all {
                     self.world.looks.learn(*devnum, found, &[Heard::Look], now);
                 }
-                let at_work = || self.tools.disks.udevd_is_at_work();
+                let at_work = || self.steps.tools.disks.udevd_is_at_work();
                 self.world.ear.look_for_missed(at_work);
                 let ear = &self.world.ear;
                 self.world.table.replace(all, reading, |devnum| ear.is_held_up_at(devnum));
                 self.unmark_unwanted();
                 self.world.resyncs.count += 1;
                 self.world.resyncs.last_reason = reason;
-                self.world.resyncs.last_at = Some(self.tools.clock.wall());
+                self.world.resyncs.last_at = Some(self.steps.tools.clock.wall());
                 let ids = self.world.ids();
                 self.settle_some(ids, Some(round));
             }
@@ -84,14 +84,14 @@ impl Engine {
                 tracing::error!(%error, reason, "cannot read the list of disks; trying again shortly");
                 self.waiting.end(round, &Err(error.to_string()));
                 // What was lost is still lost: until this succeeds there is a timer.
-                self.later(LIST_AGAIN, monitor::Notice::Lost("the list of disks could not be read").into());
+                self.steps.later(LIST_AGAIN, monitor::Notice::Lost("the list of disks could not be read").into());
             }
         }
     }
 
     /// The claims were put right, or could not be.
     pub(super) fn claims_restored(&mut self, result: &io::Result<Restored>, round: Round) {
-        self.world.claimed.learn(result, self.tools.clock.now());
+        self.world.claimed.learn(result, self.steps.tools.clock.now());
         self.world.claimed.upkeep.ended();
         if result.as_ref().is_ok_and(|restored| !restored.removed.is_empty()) {
             // udev has read these until now.
@@ -109,7 +109,7 @@ impl Engine {
         if !self.world.holds(ticket) {
             return;
         }
-        let now = self.tools.clock.now();
+        let now = self.steps.tools.clock.now();
         let Some(volume) = self.world.volume_mut(id) else { return };
         let outcome = volume.preparation.ended(result, volume.judged, now);
         if let Some(error) = outcome.told {
@@ -124,7 +124,7 @@ impl Engine {
             }
         }
         if outcome.again {
-            self.begin_to_prepare(id);
+            self.steps.prepare(ticket);
         }
         self.settle(id);
     }
@@ -133,14 +133,14 @@ impl Engine {
     pub(super) fn told(&mut self, last: Option<FileChange>, result: &Result<(), NotTold>) {
         let told = self.world.telling.told(last, result);
         if let Some(wait) = told.later {
-            self.later(wait, Input::TellAgain);
+            self.steps.later(wait, Input::TellAgain);
         }
         if told.again {
             self.tell_server();
         }
         if let Err(why) = result {
             for id in &told.waiting {
-                self.trouble(*id, why.reason(self.tools.server_unit));
+                self.trouble(*id, why.reason(self.steps.tools.server_unit));
             }
         }
         self.settle_some(told.waiting.into_iter().collect(), None);
@@ -162,8 +162,8 @@ impl Engine {
         match asked {
             Asked::Mark(ticket) => self.marked(ticket, answer.is_ok()),
             Asked::Unmark(serial, attempts) => match self.world.errands.unmarked(serial, attempts, answer) {
-                Unmarked::Ask(asked) => self.ask_for_retrigger(serial, asked),
-                Unmarked::Wait(wait, attempts) => self.later(wait, Input::UnmarkAgain(serial, attempts)),
+                Unmarked::Ask(asked) => self.steps.retrigger(serial, asked),
+                Unmarked::Wait(wait, attempts) => self.steps.later(wait, Input::UnmarkAgain(serial, attempts)),
                 Unmarked::Over => {}
             },
             Asked::HostDisks => {}
@@ -172,7 +172,7 @@ impl Engine {
 
     fn marked(&mut self, ticket: Ticket, answered: bool) {
         let owes = self.world.udevd_owes(ticket.volume.serial());
-        let now = self.tools.clock.now();
+        let now = self.steps.tools.clock.now();
         if self.world.holds(ticket)
             && let Some(volume) = self.world.volume_mut(ticket.volume)
         {
@@ -194,17 +194,17 @@ impl Engine {
         let marked = world.table.with_serial(serial).any(|disk| world.marked_in_vain(disk).is_some());
         let owes = world.udevd_owes(serial);
         if let Some(asked) = world.errands.due(serial, attempts, marked, owes) {
-            self.ask_for_retrigger(serial, asked);
+            self.steps.retrigger(serial, asked);
         }
     }
 
     /// The server has answered, or has not.
     pub(super) fn greeted(&mut self, life: u64, greeted: Greeted) {
-        if !self.world.handshakes.greeted(life, greeted, self.tools.clock.now()) {
+        if !self.world.handshakes.greeted(life, greeted, self.steps.tools.clock.now()) {
             return;
         }
         if let Some(wait) = self.world.handshakes.postpone() {
-            self.later(wait, Input::GreetAgain { life });
+            self.steps.later(wait, Input::GreetAgain { life });
         }
         self.judge_server();
         self.world.handshakes.tell();
@@ -232,7 +232,7 @@ impl Engine {
         // At the start everything has just been read.
         let up_again = self.world.server.is_some() && matches!(server, Some(Server::Up { .. }));
         self.world.server = server;
-        if self.server_is_up() && self.tools.backend.must_be_told() {
+        if self.server_is_up() && self.steps.tools.backend.must_be_told() {
             self.world.telling.forget();
             self.tell_server();
         }
@@ -302,12 +302,12 @@ impl Engine {
     ) {
         let id = ticket.volume;
         if result.is_ok() {
-            self.world.handshakes.heard(self.tools.clock.now());
+            self.world.handshakes.heard(self.steps.tools.clock.now());
         }
         if !self.world.holds(ticket) {
             return;
         }
-        let unit = self.tools.server_unit;
+        let unit = self.steps.tools.server_unit;
         let Some(volume) = self.world.volume_mut(id) else { return };
         volume.busy = false;
         if volume.epoch == epoch && volume.published {
@@ -369,7 +369,7 @@ impl Engine {
         let section_came = self.world.volume(id).is_some_and(|volume| volume.departure.section_came);
         self.gone_on(ticket, Outcome::Unclaimed);
         if section_came {
-            self.world.exported.upkeep.strangers(self.tools.clock.now());
+            self.world.exported.upkeep.strangers(self.steps.tools.clock.now());
         }
         if let Err(error) = &removed.prepared {
             tracing::error!(VOLUME_ID = %id, %error, "what was prepared for the export could not be removed; it is tried again by itself");

@@ -25,7 +25,7 @@ const AT_ONCE: usize = 64;
 impl Engine {
     /// Brings one volume as far as it gets without waiting.
     pub(super) fn settle(&mut self, id: VolumeId) {
-        let clock = &self.tools.clock;
+        let clock = &self.steps.tools.clock;
         let (now, steady, clock) = (clock.wall(), clock.steady(), clock.now());
         let mut published = None;
         self.forget_trouble_of_another(id);
@@ -155,7 +155,7 @@ impl Engine {
                 unread: self.world.unread(volume, present),
                 udevd_owes: self.world.udevd_owes(volume.intent.serial()),
                 server: self.world.server.as_ref(),
-                server_unit: self.tools.server_unit,
+                server_unit: self.steps.tools.server_unit,
                 trouble: volume.trouble.as_ref().map(|trouble| (&trouble.reason, waits(trouble.again_at, clock))),
                 standing: (volume.state, volume.reason.as_ref()),
             },
@@ -204,7 +204,7 @@ impl Engine {
             self.settle(id);
         }
         if !rest.is_empty() {
-            return self.afterwards(Input::Settle { ids: rest, round });
+            return self.steps.afterwards(Input::Settle { ids: rest, round });
         }
         if let Some(round) = round {
             self.waiting.end(round, &Ok(()));

@@ -21,7 +21,7 @@ impl Engine {
         }
         let late = state == State::Matched
             && volume.mapping.is_none()
-            && volume.intent.deadline.is_some_and(|deadline| deadline <= self.tools.clock.steady());
+            && volume.intent.deadline.is_some_and(|deadline| deadline <= self.steps.tools.clock.steady());
         let silent = volume.state != state && matches!(state, State::Matched | State::Exporting) && reason.is_none();
         let detail = reason.as_ref().map(|reason| format!("{}: {}", reason.code, reason.message));
         self.stand_silently(id, state, reason);
@@ -53,7 +53,7 @@ impl Engine {
     }
 
     fn stand_silently(&mut self, id: VolumeId, state: State, reason: Option<Reason>) {
-        let now = self.tools.clock.wall();
+        let now = self.steps.tools.clock.wall();
         let Some(volume) = self.world.volume_mut(id) else { return };
         volume.since = volume.stands_since(state, reason.as_ref(), now);
         volume.reason = reason;
@@ -62,7 +62,7 @@ impl Engine {
     }
 
     pub(super) fn note(&mut self, id: VolumeId, event: StoryStep, detail: String) {
-        self.note_at(id, self.tools.clock.wall(), event, detail);
+        self.note_at(id, self.steps.tools.clock.wall(), event, detail);
     }
 
     pub(super) fn note_at(&mut self, id: VolumeId, at: Timestamp, event: StoryStep, detail: String) {
@@ -113,7 +113,7 @@ impl Engine {
         log(id, state, disk, &notes);
         news.extend(notes.into_iter().map(|note| News::Note(note.entry)));
         if !news.is_empty() {
-            self.tools.truth.post(id, news);
+            self.steps.tools.truth.post(id, news);
         }
     }
 }

@@ -224,7 +224,7 @@ impl Play {
                 self.open(0);
             }
         }
-        engine.ask_for_host_disks();
+        engine.steps.host_disks();
         self.daemon = Some(Daemon { engine, inputs: back, events, condition });
         self.tool.model().nbd.changed = true;
         self.count("start".to_owned());
