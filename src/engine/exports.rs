@@ -123,8 +123,13 @@ impl Engine {
         if !is {
             // It may still be in the folder that was there before.
             let _ = self.steps.tools.backend.revoke(id);
-            self.stand_unserved(id);
-            self.note(id, StoryStep::Vanished, "somebody else has removed or changed the export".to_owned());
+            self.world.stand_unserved(id);
+            self.story.note(
+                &mut self.world,
+                id,
+                StoryStep::Vanished,
+                "somebody else has removed or changed the export".to_owned(),
+            );
         }
         true
     }
@@ -219,7 +224,7 @@ impl Engine {
                 self.prepare_again(id);
             }
             None if is_read && !(id.is_some() && went) => {
-                self.world.exported.upkeep.strangers(self.steps.tools.clock.now())
+                self.world.exported.upkeep.strangers(self.steps.tools.clock.now());
             }
             None => {}
         }

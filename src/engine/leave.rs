@@ -70,20 +70,20 @@ impl Engine {
     /// True: it was given back.
     fn act(&mut self, id: VolumeId, act: Act) -> bool {
         match act {
-            Act::Rest => self.wind(id),
+            Act::Rest => self.world.wind(id),
             Act::Ask => self.ask_for_clients(id),
             Act::Write(write) => self.put_on_record(id, &write),
             Act::TellSealed => {
                 self.tell_recorded(id);
                 let reason = self.world.volume(id).map(|volume| volume.departure.reason());
-                self.stand(id, State::Detaching, reason);
-                self.rest(id);
+                self.story.stand(&mut self.world, id, State::Detaching, reason);
+                self.story.rest(&mut self.world, id);
             }
             Act::TellLingering(clients) => {
                 let unit = self.steps.tools.server_unit;
                 let reason = self.world.volume(id).map(|volume| volume.departure.insisted(&clients, unit));
-                self.stand(id, State::Detaching, reason);
-                self.rest(id);
+                self.story.stand(&mut self.world, id, State::Detaching, reason);
+                self.story.rest(&mut self.world, id);
                 self.look_later(id);
             }
             Act::LookLater => self.look_later(id),
@@ -92,7 +92,7 @@ impl Engine {
                 if let Some(volume) = self.world.volume_mut(id) {
                     volume.departure.give_back();
                 }
-                self.stand_staying(id);
+                self.world.stand_staying(id);
                 return true;
             }
             Act::Unclaim => self.unclaim(id),
@@ -126,7 +126,7 @@ impl Engine {
         let note = record.entry.map(|entry| Change::News(id, News::Note(entry)));
         let changes = note.into_iter().chain(changes).collect();
         // What has led here is told before.
-        self.post(id);
+        self.story.post(&mut self.world, id);
         self.steps.leave(ticket, changes);
     }
 
@@ -135,7 +135,7 @@ impl Engine {
         if let Some(volume) = self.world.volume_mut(id) {
             volume.departure.postpone(now);
         }
-        self.wind(id);
+        self.world.wind(id);
     }
 
     /// The rows are gone: from here on nothing brings the volume back.
@@ -147,7 +147,7 @@ impl Engine {
     }
 
     fn forget(&mut self, id: VolumeId) {
-        self.post(id);
+        self.story.post(&mut self.world, id);
         self.tell_recorded(id);
         if self.world.remove(id).is_some() && self.world.table.with_serial(id.serial()).next().is_some() {
             // The claim is gone: the node goes back to its old group.
@@ -159,7 +159,7 @@ impl Engine {
     fn tell_recorded(&mut self, id: VolumeId) {
         let entry = self.world.volume_mut(id).and_then(|volume| volume.departure.take_entry());
         if let Some(entry) = entry {
-            self.note_recorded(id, entry);
+            self.story.note_recorded(&mut self.world, id, entry);
         }
     }
 }

@@ -5,12 +5,15 @@
 //! [`volume`]s. Each keeps what belongs to it, is told what has happened and says what is to be done; none knows of the engine.
 //! [`world`] has them all.
 //!
-//! Above is the [`core::Engine`], in files each of which calls only those below it: [`story`] tells what happened, [`begin`]
-//! starts what is slow outside, [`step`] takes a volume's next step, [`leave`] does what [`leaving`] says, [`settle`] brings a
+//! [`story`] tells what happened, and [`steps`] begins what is slow (reading a disk, a commit, a handshake) outside: each step
+//! comes back as another input.
+//!
+//! Above is the [`core::Engine`], which has one of each, in files each of which calls only those before it: [`begin`] has
+//! done what a part wants, [`step`] takes a volume's next step, [`leave`] does what [`leaving`] says, [`settle`] brings a
 //! volume as far as it gets by [`decide::decide`], [`results`], [`exports`] and [`request`] take up what comes in, and
-//! [`Engine::run`], here, hands each [`input::Input`] to them. What is quick is done at once (a link is made or removed in
-//! microseconds); what is slow (reading a disk, a commit, a handshake) comes back as another input. One slow step per volume
-//! at a time keeps each volume's order; different volumes go side by side. `tests/layers.rs` holds all of this.
+//! [`Engine::run`], here, hands each [`input::Input`] to them. What is quick is done at once: a link is made or removed in
+//! microseconds. One slow step per volume at a time keeps each volume's order; different volumes go side by side.
+//! `tests/layers.rs` holds all of this.
 //!
 //! No turn waits for anything: [`Engine::run`] alone is asynchronous, and what a turn has to write goes to the store after it.
 
@@ -71,6 +74,7 @@ use self::input::Request;
 use self::leaving::Call;
 pub use self::reader::Reader;
 use self::steps::Steps;
+use self::story::Story;
 pub use self::tools::Tools;
 use self::turns::Turns;
 use self::volume::Volume;
@@ -242,7 +246,8 @@ impl Engine {
         let (events, listen) = Events::new();
         let turns = Turns::default();
         let handle = Handle { inputs: back.clone(), events: listen, turns: turns.clone() };
-        let mut world = World::new(ground, tools.helper.clone());
+        let story = Story::new(events, tools.truth.clone());
+        let mut world = World::new(ground, tools.helper.clone(), tools.clock.clone());
         let now = tools.clock.now();
         world.claimed = Claimed::new(claims, now);
         let wall = tools.clock.wall();
@@ -253,10 +258,9 @@ impl Engine {
             world,
             steps: Steps::new(tools, back),
             inputs,
-            events,
+            story,
             epochs: 0,
             turns,
-            unposted: Vec::new(),
             waiting: Waiting::default(),
         };
         (engine, handle)
@@ -293,10 +297,10 @@ impl Engine {
             let begun = self.steps.tools.clock.now();
             self.handle(input);
             self.turns.took(self.steps.tools.clock.now() - begun);
-            if !self.unposted.is_empty() {
+            if self.story.has_news() {
                 // Who listens first: what was told goes out before it is written down.
                 tokio::task::yield_now().await;
-                self.post_all();
+                self.story.post_all(&mut self.world);
             }
         }
     }
@@ -339,7 +343,7 @@ impl Engine {
                 (self.steps.tools.vm_id, self.steps.tools.limits) = (vm_id, limits);
                 let _ = done.send(());
             }
-            Input::Request(Request::EndEventStreams) => self.events.end(),
+            Input::Request(Request::EndEventStreams) => self.story.events.end(),
             Input::Settle { ids, round } => self.settle_some(ids, round),
             Input::Examined { volume, disks } => self.examined(volume, disks),
             Input::Admitted { volume, result } => self.admitted(volume, result),
@@ -421,7 +425,7 @@ impl Engine {
             if let Some(volume) = self.world.volume_mut(*id) {
                 volume.trouble = None;
             }
-            self.distrust(*id);
+            self.world.distrust(*id);
         }
         self.settle_some(ids, None);
     }
@@ -452,7 +456,7 @@ impl Engine {
         }
         for id in &due {
             // What was read before the wait is of a past moment.
-            self.distrust(*id);
+            self.world.distrust(*id);
         }
         self.settle_some(due, None);
     }

@@ -106,7 +106,7 @@ impl Engine {
         new.instance = new.epoch;
         self.world.insert(new);
         tracing::info!(EVENT = StoryStep::Intent.name(), VOLUME_ID = %volume, SERIAL = %volume.serial(), EXPORT = volume.export_name(), UID = intent.uid, "intent accepted {}", described(intent));
-        self.events.tell(|id| Event {
+        self.story.events.tell(|id| Event {
             id,
             at: intent.created_at,
             volume_id: volume,

@@ -2,57 +2,28 @@
 
 use std::time::{Duration, Instant};
 
-use super::core::Engine;
 use super::pause::pause;
-use super::volume::{Disk, Trouble};
+use super::volume::{Disk, Trouble, Volume};
 use crate::clock::Steady;
-use crate::identity::VolumeId;
-use crate::store::News;
 use crate::volume::{Reason, State};
 
-impl Engine {
-    /// Tells the store what happened and sets the clock, once a volume waits for nothing but events.
-    pub(super) fn rest(&mut self, id: VolumeId) {
-        let Some(volume) = self.world.volume_mut(id) else { return };
-        // What may yet be refused is not written down: a start would carry it out.
-        let undecided = volume.departure.leaving.is_closed() && !volume.departure.leaving.is_on_record();
-        if !undecided && std::mem::take(&mut volume.unwritten) {
-            volume.news = Some(News::Stand(volume.state, volume.reason.clone(), volume.since));
-        }
-        self.unposted.push(id);
-        self.wind(id);
+impl Volume {
+    /// When its clock is to be looked at, from what each part of it waits for.
+    pub(super) fn wakes_at(&self, steady: Steady, now: Instant) -> Option<Instant> {
+        let again = self.trouble.as_ref().map(|trouble| trouble.again_at);
+        let helper = self.helper_again.map(|(at, _)| at);
+        let deadline = awaited(self.intent.deadline, self.state, self.judged_steady);
+        let prepare = self.preparation.wake().filter(|_| !self.departure.leaving.is_closed());
+        let steps = [again, helper, prepare, self.departure.look_at()];
+        wake(steps, deadline, self.judged, (steady, now))
     }
 
-    /// Sets the volume's clock, from what each part of it waits for.
-    pub(super) fn wind(&mut self, id: VolumeId) {
-        let Some(volume) = self.world.volume(id) else { return };
-        let again = volume.trouble.as_ref().map(|trouble| trouble.again_at);
-        let helper = volume.helper_again.map(|(at, _)| at);
-        let deadline = awaited(volume.intent.deadline, volume.state, volume.judged_steady);
-        let prepare = volume.preparation.wake().filter(|_| !volume.departure.leaving.is_closed());
-        let steps = [again, helper, prepare, volume.departure.look_at()];
-        let wake =
-            wake(steps, deadline, volume.judged, (self.steps.tools.clock.steady(), self.steps.tools.clock.now()));
-        self.world.set_wake(id, wake);
-    }
-
-    /// A step failed: say why, and try again later.
-    pub(super) fn trouble(&mut self, id: VolumeId, reason: Reason) {
-        self.fail(id, reason, None);
-    }
-
-    /// The same for a step that failed for what this disk is.
-    pub(super) fn trouble_with(&mut self, id: VolumeId, reason: Reason, disk: Disk) {
-        self.fail(id, reason, Some(disk));
-    }
-
-    fn fail(&mut self, id: VolumeId, reason: Reason, disk: Option<Disk>) {
-        let now = self.steps.tools.clock.now();
-        let Some(volume) = self.world.volume_mut(id) else { return };
-        let attempts = volume.trouble.as_ref().map_or(0, |trouble| trouble.attempts) + 1;
+    /// A step failed: says why, and has it tried again later. `disk`: it failed for what this disk is.
+    pub(super) fn fail(&mut self, reason: Reason, disk: Option<Disk>, now: Instant) {
+        let attempts = self.trouble.as_ref().map_or(0, |trouble| trouble.attempts) + 1;
         let wait = pause(attempts);
-        tracing::warn!(VOLUME_ID = %id, CODE = %reason.code, attempts, "{}", reason.message);
-        volume.trouble = Some(Trouble { reason, disk, attempts, again_at: now + wait });
+        tracing::warn!(VOLUME_ID = %self.intent.volume, CODE = %reason.code, attempts, "{}", reason.message);
+        self.trouble = Some(Trouble { reason, disk, attempts, again_at: now + wait });
     }
 }
 

@@ -140,7 +140,7 @@ impl Engine {
         }
         if let Err(why) = result {
             for id in &told.waiting {
-                self.trouble(*id, why.reason(self.steps.tools.server_unit));
+                self.world.trouble(*id, why.reason(self.steps.tools.server_unit));
             }
         }
         self.settle_some(told.waiting.into_iter().collect(), None);
@@ -184,7 +184,7 @@ impl Engine {
             }
             let wait = mark_again(answered, attempts, refused, owes);
             volume.helper_again = wait.map(|wait| (now + wait, attempts));
-            self.rest(ticket.volume);
+            self.story.rest(&mut self.world, ticket.volume);
         }
     }
 
@@ -259,10 +259,10 @@ impl Engine {
             Ok(()) => {
                 volume.mapping = Some(evidence);
                 volume.trouble = None;
-                self.note(id, StoryStep::Recorded, String::new());
+                self.story.note(&mut self.world, id, StoryStep::Recorded, String::new());
             }
             Err(error) => {
-                self.trouble(id, error);
+                self.world.trouble(id, error);
             }
         }
         self.settle(id);
@@ -283,7 +283,7 @@ impl Engine {
             volume.trouble = volume.trouble.take().filter(|trouble| !free || trouble.disk.is_none());
         }
         if let Some(reason) = why_not(evidence, answer).filter(|_| !free) {
-            self.trouble_with(id, reason, disk);
+            self.world.trouble_with(id, reason, disk);
         }
         self.settle(id);
         // Whatever came of it: the next export needs another answer.
@@ -326,16 +326,16 @@ impl Engine {
                 }
                 // The handshake is made again when that can be found out.
                 Err(ProbeError::Unread(_, why)) => {
-                    self.trouble(id, unread(&format!("device {}", evidence.devnum), &why));
+                    self.world.trouble(id, unread(&format!("device {}", evidence.devnum), &why));
                 }
                 Err(error) if error.is_server() => {
-                    self.trouble(id, Reason::about(Code::BackendDown, unit, error.to_string()));
+                    self.world.trouble(id, Reason::about(Code::BackendDown, unit, error.to_string()));
                     self.greet_server();
                 }
                 Err(error) => {
                     // Perhaps it never took notice: a file that goes while it reads the folder stops it.
                     self.changed(id);
-                    self.trouble(id, Reason::about(Code::ExportRefused, unit, error.to_string()));
+                    self.world.trouble(id, Reason::about(Code::ExportRefused, unit, error.to_string()));
                 }
             }
         }
@@ -345,7 +345,7 @@ impl Engine {
     /// What the server serves under this name is not the disk on record: it goes, and is tried again later.
     fn not_this(&mut self, id: VolumeId, reason: Reason) {
         if self.revoke(id, Some(&reason)) {
-            self.trouble(id, reason);
+            self.world.trouble(id, reason);
         }
     }
 

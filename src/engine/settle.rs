@@ -44,13 +44,13 @@ impl Engine {
             let several = present.len() > 1;
             if several {
                 // Which of them the link leads to changes without a word about the one that is left.
-                self.distrust(id);
+                self.world.distrust(id);
             }
             if decision.revoke && !self.revoke(id, decision.reason.as_ref()) {
                 let stuck = self.world.volume(id).and_then(|volume| volume.trouble.as_ref());
                 let stuck = stuck.map(|trouble| trouble.reason.clone());
                 if !leaving {
-                    self.stand(id, decision.state, stuck);
+                    self.story.stand(&mut self.world, id, decision.state, stuck);
                 }
                 break;
             }
@@ -63,7 +63,7 @@ impl Engine {
             if busy {
                 // The step under way comes back as an input and settles again; only what is known to be wrong shows now.
                 if decision.revoke {
-                    self.stand(id, decision.state, decision.reason);
+                    self.story.stand(&mut self.world, id, decision.state, decision.reason);
                 }
                 return;
             }
@@ -79,7 +79,7 @@ impl Engine {
                 // What udev was asked for is over: the next trouble of this disk is another.
                 (volume.retriggered, volume.helper_again) = (None, None);
             }
-            self.stand(id, decision.state, decision.reason);
+            self.story.stand(&mut self.world, id, decision.state, decision.reason);
             match decision.step {
                 None => break,
                 Some(Step::Look(devnum)) => {
@@ -97,11 +97,11 @@ impl Engine {
                 Some(Step::Record(evidence)) => {
                     self.record(id, evidence.clone());
                     if let Some(at) = heard {
-                        self.note_at(id, at, StoryStep::Heard, String::new());
+                        self.story.note_at(&mut self.world, id, at, StoryStep::Heard, String::new());
                     }
                     let detail =
                         format!("{} diskseq {} size {}", evidence.devnum, evidence.diskseq, evidence.size_bytes);
-                    self.note_at(id, evidence.at, StoryStep::Proven, detail);
+                    self.story.note_at(&mut self.world, id, evidence.at, StoryStep::Proven, detail);
                     return;
                 }
                 Some(Step::TryOpen(evidence)) => {
@@ -127,7 +127,7 @@ impl Engine {
             }
         }
         self.note_published(id, published);
-        self.rest(id);
+        self.story.rest(&mut self.world, id);
     }
 
     /// What is next for a volume whose serial these disks show.
@@ -165,7 +165,7 @@ impl Engine {
     fn note_published(&mut self, id: VolumeId, at: Option<Timestamp>) {
         let mapping = self.world.volume(id).and_then(|volume| volume.mapping.as_ref());
         if let (Some(at), Some(link)) = (at, mapping.map(|mapping| mapping.link.clone())) {
-            self.note_at(id, at, StoryStep::Published, link);
+            self.story.note_at(&mut self.world, id, at, StoryStep::Published, link);
         }
     }
 

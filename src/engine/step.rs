@@ -51,11 +51,11 @@ impl Engine {
         match still_leads(&still, disks.resolve(&evidence.link), |target| target == leads_there) {
             Found::Here(()) => {}
             Found::Gone => {
-                self.distrust(id);
+                self.world.distrust(id);
                 return None;
             }
             Found::Unknown(why) => {
-                self.trouble(id, unread(&format!("device {}", evidence.devnum), &why));
+                self.world.trouble(id, unread(&format!("device {}", evidence.devnum), &why));
                 return None;
             }
         }
@@ -71,7 +71,7 @@ impl Engine {
                 Some(self.steps.tools.clock.wall())
             }
             Err(error) => {
-                self.trouble(id, folder_reason(&error));
+                self.world.trouble(id, folder_reason(&error));
                 // What was prepared may be what is missing.
                 if self.steps.tools.backend.prepares() {
                     self.prepare_again(id);
@@ -92,9 +92,9 @@ impl Engine {
                     volume.epoch = epoch;
                     volume.trouble = None;
                 }
-                self.stand_unserved(id);
+                self.world.stand_unserved(id);
                 // Whatever made it go, what was read before counts no more.
-                self.distrust(id);
+                self.world.distrust(id);
                 let departure = self.world.volume(id).map(|volume| &volume.departure);
                 let why = match (reason, departure) {
                     (Some(reason), _) => reason.message.clone(),
@@ -102,12 +102,12 @@ impl Engine {
                     (None, Some(_)) => "its disk is another than the one on record".to_owned(),
                     (None, None) => String::new(),
                 };
-                self.note(id, StoryStep::Revoked, why);
+                self.story.note(&mut self.world, id, StoryStep::Revoked, why);
                 true
             }
             Err(error) => {
                 let message = format!("the export could not be taken away: {error}");
-                self.trouble(id, Reason::about(Code::ExportStuck, unit, message));
+                self.world.trouble(id, Reason::about(Code::ExportStuck, unit, message));
                 false
             }
         }

@@ -1,10 +1,14 @@
 //! What happened to a volume, told to whoever listens, to the journal and to the store.
 
+use std::sync::Arc;
+
 use jiff::Timestamp;
 
 use super::answers::Event;
-use super::core::Engine;
+use super::events::Events;
+use super::tools::Truth;
 use super::volume::Note;
+use super::world::World;
 use crate::clock;
 use crate::device::facts::Facts;
 use crate::identity::VolumeId;
@@ -12,63 +16,48 @@ use crate::reason::{Severity, StoryStep};
 use crate::store::News;
 use crate::volume::{Entry, Reason, State};
 
-impl Engine {
+/// Tells it.
+pub(super) struct Story {
+    pub(super) events: Events,
+    truth: Arc<dyn Truth>,
+    /// Volumes of which something is to be handed to the store after this turn.
+    unposted: Vec<VolumeId>,
+}
+
+impl Story {
+    pub(super) fn new(events: Events, truth: Arc<dyn Truth>) -> Self {
+        Self { events, truth, unposted: Vec::new() }
+    }
+
     /// Notes where a volume stands, and tells everybody when that has changed.
-    pub(super) fn stand(&mut self, id: VolumeId, state: State, reason: Option<Reason>) {
-        let Some(volume) = self.world.volume(id) else { return };
+    pub(super) fn stand(&mut self, world: &mut World, id: VolumeId, state: State, reason: Option<Reason>) {
+        let Some(volume) = world.volume(id) else { return };
         if volume.state == state && volume.reason == reason {
             return;
         }
         let late = state == State::Matched
             && volume.mapping.is_none()
-            && volume.intent.deadline.is_some_and(|deadline| deadline <= self.steps.tools.clock.steady());
+            && volume.intent.deadline.is_some_and(|deadline| deadline <= world.clock.steady());
         let silent = volume.state != state && matches!(state, State::Matched | State::Exporting) && reason.is_none();
         let detail = reason.as_ref().map(|reason| format!("{}: {}", reason.code, reason.message));
-        self.stand_silently(id, state, reason);
+        world.stand_silently(id, state, reason);
         if late {
-            self.note(id, StoryStep::Late, "the disk came after the deadline".to_owned());
+            self.note(world, id, StoryStep::Late, "the disk came after the deadline".to_owned());
         }
         // The steps between say the same with more to it: proven, recorded, published.
         if !silent {
-            self.note(id, state.step(), detail.unwrap_or_default());
+            self.note(world, id, state.step(), detail.unwrap_or_default());
         }
     }
 
-    /// Its export is gone: it is `ready` no more, before anybody can ask. What comes next is decided after that.
-    pub(super) fn stand_unserved(&mut self, id: VolumeId) {
-        let Some(volume) = self.world.volume(id) else { return };
-        let (state, reason) = match volume.state {
-            State::Detaching => return,
-            _ if volume.departure.leaving.is_closed() => (State::Detaching, Some(volume.departure.reason())),
-            State::Ready => (State::Exporting, None),
-            _ => return,
-        };
-        self.stand_silently(id, state, reason);
+    pub(super) fn note(&mut self, world: &mut World, id: VolumeId, event: StoryStep, detail: String) {
+        self.note_at(world, id, world.clock.wall(), event, detail);
     }
 
-    /// Its withdrawal was refused: it is on its way to being served, as any volume whose export is not there yet.
-    pub(super) fn stand_staying(&mut self, id: VolumeId) {
-        let Some(volume) = self.world.volume(id).filter(|volume| volume.state == State::Detaching) else { return };
-        self.stand_silently(id, volume.state_when_given_back(), None);
-    }
-
-    fn stand_silently(&mut self, id: VolumeId, state: State, reason: Option<Reason>) {
-        let now = self.steps.tools.clock.wall();
-        let Some(volume) = self.world.volume_mut(id) else { return };
-        volume.since = volume.stands_since(state, reason.as_ref(), now);
-        volume.reason = reason;
-        volume.unwritten = true;
-        self.world.set_state(id, state);
-    }
-
-    pub(super) fn note(&mut self, id: VolumeId, event: StoryStep, detail: String) {
-        self.note_at(id, self.steps.tools.clock.wall(), event, detail);
-    }
-
-    pub(super) fn note_at(&mut self, id: VolumeId, at: Timestamp, event: StoryStep, detail: String) {
+    pub(super) fn note_at(&mut self, world: &mut World, id: VolumeId, at: Timestamp, event: StoryStep, detail: String) {
         // As it is kept.
         let at = clock::whole(at);
-        let Some(volume) = self.world.volume_mut(id) else { return };
+        let Some(volume) = world.volume_mut(id) else { return };
         let serial = volume.intent.serial();
         let (state, reason) = (volume.state, volume.reason.clone());
         let (by, asked) = (volume.departure.user(), volume.departure.leaving.is_closed());
@@ -86,41 +75,58 @@ impl Engine {
     }
 
     /// Tells of a step that is on record already, with what it has changed.
-    pub(super) fn note_recorded(&mut self, id: VolumeId, entry: Entry) {
-        let Some(volume) = self.world.volume(id) else { return };
+    pub(super) fn note_recorded(&mut self, world: &mut World, id: VolumeId, entry: Entry) {
+        let Some(volume) = world.volume(id) else { return };
         let (state, reason, serial) = (volume.state, volume.reason.clone(), volume.intent.serial());
         let note = Note { entry: entry.clone(), by: volume.departure.user(), asked: true };
-        let disk = self.world.table.with_serial(serial).next().map(|device| &device.facts);
+        let disk = world.table.with_serial(serial).next().map(|device| &device.facts);
         log(id, state, disk, &[note]);
         let Entry { at, event, detail } = entry;
         self.events.tell(|number| Event { id: number, at, volume_id: id, serial, event, detail, state, reason });
     }
 
+    /// A volume waits for nothing but events: the store is told what happened, after this turn, and its clock is set.
+    pub(super) fn rest(&mut self, world: &mut World, id: VolumeId) {
+        let Some(volume) = world.volume_mut(id) else { return };
+        // What may yet be refused is not written down: a start would carry it out.
+        let undecided = volume.departure.leaving.is_closed() && !volume.departure.leaving.is_on_record();
+        if !undecided && std::mem::take(&mut volume.unwritten) {
+            volume.news = Some(News::Stand(volume.state, volume.reason.clone(), volume.since));
+        }
+        self.unposted.push(id);
+        world.wind(id);
+    }
+
+    /// Whether there is anything to be handed to the store.
+    pub(super) fn has_news(&self) -> bool {
+        !self.unposted.is_empty()
+    }
+
     /// What came to rest in this turn is handed to the store.
-    pub(super) fn post_all(&mut self) {
+    pub(super) fn post_all(&mut self, world: &mut World) {
         for id in std::mem::take(&mut self.unposted) {
-            self.post(id);
+            self.post(world, id);
         }
     }
 
     /// Hands news and the unwritten notes to the store; nobody waits for them.
-    pub(super) fn post(&mut self, id: VolumeId) {
-        let Some(volume) = self.world.volume_mut(id) else { return };
+    pub(super) fn post(&mut self, world: &mut World, id: VolumeId) {
+        let Some(volume) = world.volume_mut(id) else { return };
         let mut news: Vec<News> = volume.news.take().into_iter().collect();
         let notes = std::mem::take(&mut volume.notes);
         let state = volume.state;
-        let disk = self.world.table.with_serial(id.serial()).next().map(|device| &device.facts);
+        let disk = world.table.with_serial(id.serial()).next().map(|device| &device.facts);
         log(id, state, disk, &notes);
         news.extend(notes.into_iter().map(|note| News::Note(note.entry)));
         if !news.is_empty() {
-            self.steps.tools.truth.post(id, news);
+            self.truth.post(id, news);
         }
     }
 }
 
 /// One entry for each step, as loud as it deserves. Written with the store's copy: formatting on the way to `ready` would be
 /// felt.
-pub(super) fn log(id: VolumeId, state: State, disk: Option<&Facts>, notes: &[Note]) {
+fn log(id: VolumeId, state: State, disk: Option<&Facts>, notes: &[Note]) {
     macro_rules! entry {
         ($level:ident, $note:ident, $by:ident) => {
             tracing::$level!(

@@ -17,8 +17,9 @@ use super::looks::Looks;
 use super::telling::Telling;
 use super::tools::Helper;
 use super::udevd::{self, Ear};
-use super::volume::Ticket;
+use super::volume::{Disk, Ticket};
 pub use super::volume::{Shown, Volume};
+use crate::clock::Clock;
 use crate::config::Limits;
 use crate::device::DevNum;
 use crate::device::evidence::Ground;
@@ -27,7 +28,7 @@ use crate::export::server::Server;
 use crate::folder::Names;
 use crate::identity::{Serial, VolumeId};
 use crate::reason::Code;
-use crate::volume::{Intent, State};
+use crate::volume::{Intent, Reason, State};
 
 /// All of it.
 pub struct World {
@@ -43,6 +44,8 @@ pub struct World {
     pub telling: Telling,
     /// Whether udevd is heard.
     pub ear: Ear,
+    /// Tells the time.
+    pub(super) clock: Arc<dyn Clock>,
     /// attachd-helper: whether it answers.
     pub helper: Arc<dyn Helper>,
     /// How often everything was read, and why last.
@@ -84,8 +87,9 @@ pub struct Resyncs {
 
 impl World {
     /// A world without volumes and disks.
-    pub(super) fn new(ground: Ground, helper: Arc<dyn Helper>) -> Self {
+    pub(super) fn new(ground: Ground, helper: Arc<dyn Helper>, clock: Arc<dyn Clock>) -> Self {
         Self {
+            clock,
             ground,
             table: Table::default(),
             server: None,
@@ -201,11 +205,39 @@ impl World {
     }
 
     /// Moves a volume to another state.
-    pub(super) fn set_state(&mut self, id: VolumeId, state: State) {
+    fn set_state(&mut self, id: VolumeId, state: State) {
         let Some(volume) = self.volumes.get_mut(&id) else { return };
         let old = std::mem::replace(&mut volume.state, state);
         self.count(old, |n| n - 1);
         self.count(state, |n| n + 1);
+    }
+
+    /// Its export is gone: it is `ready` no more, before anybody can ask. What comes next is decided after that.
+    pub(super) fn stand_unserved(&mut self, id: VolumeId) {
+        let Some(volume) = self.volume(id) else { return };
+        let (state, reason) = match volume.state {
+            State::Detaching => return,
+            _ if volume.departure.leaving.is_closed() => (State::Detaching, Some(volume.departure.reason())),
+            State::Ready => (State::Exporting, None),
+            _ => return,
+        };
+        self.stand_silently(id, state, reason);
+    }
+
+    /// Its withdrawal was refused: it is on its way to being served, as any volume whose export is not there yet.
+    pub(super) fn stand_staying(&mut self, id: VolumeId) {
+        let Some(volume) = self.volume(id).filter(|volume| volume.state == State::Detaching) else { return };
+        self.stand_silently(id, volume.state_when_given_back(), None);
+    }
+
+    /// Notes where it stands. Nobody is told.
+    pub(super) fn stand_silently(&mut self, id: VolumeId, state: State, reason: Option<Reason>) {
+        let now = self.clock.wall();
+        let Some(volume) = self.volume_mut(id) else { return };
+        volume.since = volume.stands_since(state, reason.as_ref(), now);
+        volume.reason = reason;
+        volume.unwritten = true;
+        self.set_state(id, state);
     }
 
     /// Every volume, to be changed in passing: in one turn only what is quick for each, and nothing that others count or
@@ -275,9 +307,38 @@ impl World {
         Some(volume)
     }
 
-    /// When the clock is to be looked at for this volume; replaces what was set before. For [`super::core::Engine::wind`] alone:
-    /// a part of a volume that waits keeps its moment in a field of its own.
-    pub(super) fn set_wake(&mut self, id: VolumeId, wake: Option<Instant>) {
+    /// A step of a volume failed: says why, and has it tried again later.
+    pub(super) fn trouble(&mut self, id: VolumeId, reason: Reason) {
+        let now = self.clock.now();
+        if let Some(volume) = self.volume_mut(id) {
+            volume.fail(reason, None, now);
+        }
+    }
+
+    /// The same for a step that failed for what this disk is.
+    pub(super) fn trouble_with(&mut self, id: VolumeId, reason: Reason, disk: Disk) {
+        let now = self.clock.now();
+        if let Some(volume) = self.volume_mut(id) {
+            volume.fail(reason, Some(disk), now);
+        }
+    }
+
+    /// From now on only a new reading of this volume's disk counts.
+    pub(super) fn distrust(&mut self, id: VolumeId) {
+        let last = self.looks.last();
+        if let Some(volume) = self.volume_mut(id) {
+            volume.look_after = last;
+        }
+    }
+
+    /// Sets a volume's clock. A part of it that waits keeps its moment in a field of its own.
+    pub(super) fn wind(&mut self, id: VolumeId) {
+        let (steady, now) = (self.clock.steady(), self.clock.now());
+        let wake = self.volume(id).and_then(|volume| volume.wakes_at(steady, now));
+        self.set_wake(id, wake);
+    }
+
+    fn set_wake(&mut self, id: VolumeId, wake: Option<Instant>) {
         let Some(volume) = self.volumes.get_mut(&id) else { return };
         if volume.wake == wake {
             return;

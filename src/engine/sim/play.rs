@@ -142,7 +142,7 @@ impl Play {
         }
         self.hear();
         if let Some(daemon) = &mut self.daemon {
-            daemon.engine.post_all();
+            daemon.engine.story.post_all(&mut daemon.engine.world);
         }
         self.go_on();
         true
@@ -230,7 +230,7 @@ impl Play {
         self.count("start".to_owned());
         self.hear();
         if let Some(daemon) = &mut self.daemon {
-            daemon.engine.post_all();
+            daemon.engine.story.post_all(&mut daemon.engine.world);
         }
         self.go_on();
         true
