@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 use tokio::sync::watch;
-use tokio::task::LocalSet;
+use tokio::task::{JoinHandle, LocalSet};
 
 use crate::accounts::id_of;
 use crate::api;
@@ -15,7 +15,7 @@ use crate::blocking::blocking;
 use crate::budget;
 use crate::claims::{Claims, Restored};
 use crate::clock;
-use crate::cloud::{self, OwnVm};
+use crate::cloud;
 use crate::config::{self, ServerSettings, Settings};
 use crate::device::evidence::Ground;
 use crate::device::host_changes::HostChanges;
@@ -41,6 +41,7 @@ use crate::helper_client::HelperClient;
 use crate::identity::VolumeId;
 use crate::limits;
 use crate::memory;
+use crate::operations::tools::{NoVm, OwnVm};
 use crate::operations::{self, Operations};
 use crate::projection;
 use crate::reload::Reload;
@@ -129,7 +130,7 @@ async fn serve(settings: Settings, config: &Path) -> anyhow::Result<()> {
         server: Arc::new(server.clone()),
         server_unit: settings.export.server.unit(),
     };
-    // Before they are read, so that no change is missed.
+    // The watch starts before the folders are read, so that no change is missed.
     let watch_folders = watch_folders(&settings, &*backend).context("cannot watch the folders")?;
     let (mut engine, handle) = Engine::new(ground, tools, inputs, records, &restored);
     engine.look_around().await.context("cannot read the list of disks")?;
@@ -141,8 +142,9 @@ async fn serve(settings: Settings, config: &Path) -> anyhow::Result<()> {
     let watch_server = tokio::spawn(watch_server.follow(handle.inputs()));
     let cloud = settings.cloudstack.clone().map(|cloudstack| cloud::Access::new(cloudstack, &settings.host.vm_id));
     let reload = Reload::new(config, settings, handle.clone(), store.clone(), tls, cloud.clone());
+    let operations = operations(&store, &handle, cloud.as_ref()).await?;
     let context = api::Context::new(api::Parts {
-        operations: operations(&store, &handle, cloud.as_ref()).await?,
+        operations: operations.clone(),
         engine: handle.clone(),
         store: store.clone(),
         cloud,
@@ -175,36 +177,37 @@ async fn serve(settings: Settings, config: &Path) -> anyhow::Result<()> {
     if tokio::time::timeout(GRACE, server).await.is_err() {
         tracing::warn!("some requests did not end within {} s; cut", GRACE.as_secs());
     }
+    operations.stop();
     let _ = stop.send(true);
     engine.await.context("the engine failed")?;
-    drop((handle, store, reload));
-    if tokio::time::timeout(GRACE, store_task).await.is_err() {
-        tracing::warn!("the store did not close in time; the next start recovers it");
-    }
+    drop((handle, store, reload, operations));
+    closed(store_task).await;
     projection.abort();
     tracing::info!("attachd has stopped; exports stay served");
     Ok(())
 }
 
-/// Makes the operations from the store: those that are open continue.
-async fn operations(store: &Store, engine: &Handle, cloud: Option<&cloud::Access>) -> anyhow::Result<Operations> {
-    let own_vm = cloud.map(|access| Arc::clone(access.own_vm()));
-    if let Some(own_vm) = own_vm.clone() {
-        tokio::spawn(async move { own_vm.find().await });
+/// Waits until the store is closed, but not for long.
+async fn closed(store_task: JoinHandle<()>) {
+    if tokio::time::timeout(GRACE, store_task).await.is_err() {
+        tracing::warn!("the store did not close in time; the next start recovers it");
     }
-    let own_vm = move || match own_vm.as_ref().and_then(|own_vm| own_vm.last_found()) {
-        Some(OwnVm::Known { id, .. }) => Ok(id),
-        Some(OwnVm::Unknown { why }) => Err(why),
-        None => Err("it is not found out yet".to_owned()),
+}
+
+/// Continues the operations that are open.
+async fn operations(store: &Store, engine: &Handle, cloud: Option<&cloud::Access>) -> anyhow::Result<Operations> {
+    let own_vm: Arc<dyn OwnVm> = match cloud {
+        Some(cloud) => Arc::clone(cloud.own_vm()) as Arc<dyn OwnVm>,
+        None => Arc::new(NoVm),
     };
     let tools = operations::Tools {
         cloud: cloud.map(cloud::Access::cloud),
         host: Arc::new(engine.clone()),
         records: Arc::new(store.clone()),
-        own_vm: Arc::new(own_vm),
+        own_vm,
         clock: Arc::new(clock::System),
     };
-    let (open, last_number, placeholders) = store.open_operations().await?;
+    let (open, last_number, placeholders) = store.open_operations().await.context("cannot read the operations")?;
     Ok(Operations::start(tools, open, last_number, placeholders))
 }
 

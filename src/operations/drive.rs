@@ -172,6 +172,7 @@ impl Drive {
             Some(volume) => self.inner.tools.host.look(volume).await?,
             None => None,
         };
+        let own_vm = self.inner.tools.own_vm.find().await;
         let now = self.now();
         let refused = here.as_ref().is_some_and(|here| here.state == State::Refused);
         self.known.refused_since = refused.then(|| self.known.refused_since.unwrap_or(now));
@@ -179,7 +180,7 @@ impl Drive {
         let known = &self.known;
         Ok(Facts {
             now,
-            own_vm: (self.inner.tools.own_vm)(),
+            own_vm,
             waits_for: registry.before(&self.operation),
             called_off: self.entry.is_called_off(),
             new_job: JobId::from(new_id()),
@@ -322,7 +323,8 @@ impl Drive {
         let (id, user) = (self.operation.id, User(self.operation.uid));
         let answer = match act {
             Act::Intend(volume) => {
-                let vm_id = (self.inner.tools.own_vm)().map(|vm| vm.to_string()).unwrap_or_default();
+                // Should that not be known just now, the engine's own setting stands for it.
+                let vm_id = self.inner.tools.own_vm.find().await.map(|vm| vm.to_string()).unwrap_or_default();
                 host.intend(self.intent(volume, vm_id)).await?
             }
             Act::Withdraw(volume) => host.withdraw(volume, user).await?,

@@ -30,7 +30,7 @@ use crate::operation::{IdempotencyKey, Operation, OperationState, Place, Placeho
 use crate::reason::Code;
 use crate::store::{Change, OperationFilter, StoreError};
 use registry::{Entry, Registry};
-use tools::{Host, Records};
+use tools::{Host, OwnVm, Records};
 
 /// Operations that may be open at one time, and those of one user but root.
 const MOST_OPEN: usize = 1024;
@@ -41,9 +41,6 @@ const CALLS_AT_ONCE: usize = 16;
 
 /// States that who listens may be behind.
 const NEWS: usize = 256;
-
-/// Which VM this host is, or why that is not known. Asked each time: it can become known, and it can change.
-pub type OwnVm = Arc<dyn Fn() -> Result<VmId, String> + Send + Sync>;
 
 /// A handle to the operations. Cheap to clone.
 #[derive(Clone)]
@@ -60,7 +57,7 @@ pub struct Tools {
     /// What is on record.
     pub records: Arc<dyn Records>,
     /// Which VM this host is.
-    pub own_vm: OwnVm,
+    pub own_vm: Arc<dyn OwnVm>,
     /// The time.
     pub clock: Arc<dyn Clock>,
 }
@@ -197,7 +194,7 @@ impl Operations {
         if tools.cloud.is_none() {
             return Err(Refused::NoCloud);
         }
-        let own = (tools.own_vm)();
+        let own = tools.own_vm.find().await;
         let request = request.seen_from(own.as_ref().ok().copied());
         let accepting = Arc::clone(&self.inner.accepting).lock_owned().await;
         if let Some(key) = &key

@@ -7,9 +7,10 @@ use tokio::sync::broadcast;
 use tokio::sync::broadcast::error::RecvError;
 use uuid::Uuid;
 
+use crate::cloud::{self, OwnVmFinder};
 use crate::engine::{Handle, Rejection, SharedEvent, Stopping};
 use crate::helper_client::Holders;
-use crate::identity::{OperationId, VolumeId};
+use crate::identity::{OperationId, VmId, VolumeId};
 use crate::operation::{IdempotencyKey, Operation};
 use crate::store::{Change, OperationFilter, Store, StoreError};
 use crate::volume::{Intent, IntentOrigin, Reason, State, User};
@@ -65,6 +66,33 @@ pub trait Host: Send + Sync {
 
     /// Tells of what happens to volumes from now on.
     fn listen(&self) -> Result<Listener, Stopping>;
+}
+
+/// Says which VM this host is. Asked each time: it can become known, and it can change.
+pub trait OwnVm: Send + Sync {
+    /// Which, or why that is not known.
+    fn find(&self) -> BoxFuture<'_, Result<VmId, String>>;
+}
+
+impl OwnVm for OwnVmFinder {
+    fn find(&self) -> BoxFuture<'_, Result<VmId, String>> {
+        let found = async move {
+            match self.find().await {
+                cloud::OwnVm::Known { id, .. } => Ok(id),
+                cloud::OwnVm::Unknown { why } => Err(why),
+            }
+        };
+        found.boxed()
+    }
+}
+
+/// For a host that works with no CloudStack: nothing is attached to it.
+pub struct NoVm;
+
+impl OwnVm for NoVm {
+    fn find(&self) -> BoxFuture<'_, Result<VmId, String>> {
+        async { Err("attachd does not work with CloudStack here".to_owned()) }.boxed()
+    }
 }
 
 /// Tells of what happens to volumes.

@@ -12,7 +12,7 @@ use crate::identity::{JobId, VmId, VolumeId};
 const FRESH: SignedDuration = SignedDuration::from_secs(5);
 
 /// How long is waited before something that CloudStack itself is about to change is looked at again.
-const LOOK_AGAIN: SignedDuration = SignedDuration::from_secs(1);
+pub(super) const LOOK_AGAIN: SignedDuration = SignedDuration::from_secs(1);
 
 /// First and longest wait between two looks at a job.
 const POLL: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(5));

@@ -16,9 +16,12 @@ const REFUSED: SignedDuration = SignedDuration::from_secs(15);
 
 /// What is next of an attach.
 pub(super) fn attach(operation: &Operation, attach: &Attach, root: bool, facts: &Facts) -> Next {
-    let own = match &facts.own_vm {
-        Ok(own) => *own,
-        Err(why) => return fail(operation, facts, Code::OwnVmUnknown, own_unknown(why)),
+    // Once it has begun it stays with the VM that it has begun with.
+    let own = match (&facts.own_vm, operation.progress.vm) {
+        (_, Some(begun)) if attach.to == Place::Here => begun,
+        (Ok(own), _) => *own,
+        (Err(_), Some(_)) => return Next::Wait(Some(facts.now.after(ask::LOOK_AGAIN))),
+        (Err(why), None) => return fail(operation, facts, Code::OwnVmUnknown, own_unknown(why)),
     };
     let vm = match attach.to {
         Place::Here => own,
@@ -68,7 +71,7 @@ fn begin(operation: &Operation, facts: &Facts, id: VolumeId, vm: VmId, here: boo
     }
     match volume.vm {
         Some(has) if has == vm => {
-            let progress = Progress { adopted: true, ..operation.progress.at(Step::Intend) };
+            let progress = Progress { adopted: true, vm: Some(vm), ..operation.progress.at(Step::Intend) };
             return Ok(Next::record(progress, None));
         }
         Some(has) => {
@@ -83,7 +86,9 @@ fn begin(operation: &Operation, facts: &Facts, id: VolumeId, vm: VmId, here: boo
         );
         return Ok(fail(operation, facts, Code::DiskStillHere, message));
     }
-    Ok(step(operation, if here { Step::Intend } else { Step::Attach { job: facts.new_job } }))
+    let begun = Progress { vm: Some(vm), ..operation.progress.clone() };
+    let step = if here { Step::Intend } else { Step::Attach { job: facts.new_job } };
+    Ok(Next::record(begun.at(step), None))
 }
 
 /// Its disk is here and was proven.

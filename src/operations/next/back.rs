@@ -62,10 +62,13 @@ fn taken_back(operation: &Operation, facts: &Facts, ending: &Ending) -> Result<N
         }
         (Step::Attach { job }, Some(id), request) if attaches_here(request) => {
             ask::job(facts, *job, None)?;
-            let own = facts.own_vm.as_ref().ok();
-            let attached = ask::volume(facts, id)?.and_then(|volume| volume.vm);
-            // Attached, and not served: what is wanted says why it waits.
-            if attached.is_some() && attached.as_ref() == own || !is_own_and_idle(operation, facts) {
+            let has = ask::volume(facts, id)?.and_then(|volume| volume.vm);
+            let own = match request {
+                Request::Cleanup(_) => facts.own_vm.as_ref().ok().copied(),
+                _ => progress.vm,
+            };
+            // Attached, and not served: what is wanted says why it waits. The same as long as it cannot be told where it is.
+            if has.is_some() && (own.is_none() || has == own) || !is_own_and_idle(operation, facts) {
                 return Ok(over());
             }
             Ok(step(operation, Step::Withdraw))

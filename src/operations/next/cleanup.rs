@@ -15,6 +15,9 @@ use crate::operation::CleanUp;
 pub(super) fn cleanup(operation: &Operation, cleanup: &CleanUp, facts: &Facts) -> Next {
     let own = match &facts.own_vm {
         Ok(own) => *own,
+        Err(_) if operation.progress.step != Step::Accepted => {
+            return Next::Wait(Some(facts.now.after(ask::LOOK_AGAIN)));
+        }
         Err(why) => return fail(operation, facts, Code::OwnVmUnknown, own_unknown(why)),
     };
     if cleanup.test_vm == own {

@@ -11,10 +11,13 @@ use jiff::Timestamp;
 use tokio::sync::{Notify, broadcast};
 use tokio::time::{Instant, sleep};
 
-use super::super::tools::{Here, Host, Listener, Records};
+use super::super::tools::{Here, Host, Listener, OwnVm, Records};
 use super::super::{Operations, Tools};
 use crate::clock::{Clock, Steady};
-use crate::cloud::*;
+use crate::cloud::{
+    Answer, CallError, Cloud, CloudVm, CloudVolume, JobStatus, NewVolume, Refusal, RefusalKind, Sent, Started, VmState,
+    VolumeKind, VolumeState,
+};
 use crate::engine::{Event, Rejection, SharedEvent, Stopping};
 use crate::helper_client::Holders;
 use crate::identity::{JobId, OperationId, VmId, VolumeId};
@@ -201,7 +204,7 @@ impl World {
             cloud: Some(Arc::new(Double(Arc::clone(self)))),
             host: Arc::new(Double(Arc::clone(self))),
             records: Arc::new(Double(Arc::clone(self))),
-            own_vm: Arc::new(own_vm),
+            own_vm: Arc::new(Sure(own_vm)),
             clock: Arc::new(VirtualClock(self.begun)),
         };
         let state = self.state();
@@ -358,6 +361,14 @@ pub(super) fn here(state: State, origin: IntentOrigin, id: VolumeId) -> Here {
 
 /// CloudStack, the host and the records of a world.
 struct Double(Arc<World>);
+
+struct Sure<F>(F);
+
+impl<F: Fn() -> Result<VmId, String> + Send + Sync> OwnVm for Sure<F> {
+    fn find(&self) -> BoxFuture<'_, Result<VmId, String>> {
+        async { (self.0)() }.boxed()
+    }
+}
 
 struct VirtualClock(Instant);
 
