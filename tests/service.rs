@@ -7,6 +7,8 @@ mod access;
 mod backend;
 #[path = "service/bad_input.rs"]
 mod bad_input;
+#[path = "service/cloud.rs"]
+mod cloud;
 #[path = "service/host.rs"]
 mod host;
 #[path = "service/initramfs.rs"]
