@@ -202,3 +202,43 @@ fn tls_itself_can_be_turned_on_by_a_reload() {
     wait(&api, &volume, "ready");
     assert!(said(&attachd).contains("changed: [export] tls_ca"));
 }
+
+/// Nobody calls CloudStack here: what health says of it is known without a call.
+#[test]
+fn another_cloudstack_takes_effect_at_a_reload_and_the_first_one_at_a_restart() {
+    let (lab, mut attachd, api) = up();
+    let now = health(&api);
+    assert_eq!((&now["cloud"], &now["cloudstack_health"]), (&json!(null), &json!("not configured")));
+    let plain = format!("{CONFIG}[cloudstack]\nurl = \"http://192.0.2.1\"\ninsecure = true\n");
+    reload(&lab, &attachd, &plain);
+    assert!(message(&health(&api), "remarks", "RESTART_NEEDED").contains("[cloudstack] url"));
+    assert_eq!(health(&api)["cloud"], json!(null), "not before a restart");
+
+    attachd.terminate().unwrap();
+    let attachd = start(&lab);
+    let api = attachd.api();
+    let now = health(&api);
+    let cloud = &now["cloud"];
+    assert_eq!((&cloud["url"], &cloud["state"]), (&json!("http://192.0.2.1/client/api"), &json!("unknown")));
+    assert_eq!(
+        (&cloud["last_answer"], &cloud["own_vm"]["id"], &cloud["own_vm"]["why"]),
+        (&json!(null), &json!(null), &json!(null))
+    );
+    assert_eq!(codes(&now, "problems"), ["CLOUD_INSECURE"]);
+    assert!(message(&now, "problems", "CLOUD_INSECURE").contains("192.0.2.1"));
+
+    let secret = lab.dir().join("secret");
+    std::fs::write(&secret, "hunter2").unwrap();
+    let tls = format!("{CONFIG}[cloudstack]\nurl = \"https://192.0.2.1\"\n");
+    reload(&lab, &attachd, &format!("{tls}secret_file = {:?}\n", secret.display().to_string()));
+    let told = message(&health(&api), "problems", "CONFIG_INVALID");
+    assert!(
+        told.contains("[cloudstack] secret_file") && told.contains("chmod 0640") && !told.contains("hunter2"),
+        "{told}"
+    );
+    assert_eq!(health(&api)["cloud"]["url"], "http://192.0.2.1/client/api", "the one before is in use");
+    reload(&lab, &attachd, &tls);
+    let now = health(&api);
+    assert_eq!((&now["cloud"]["url"], &now["problems"]), (&json!("https://192.0.2.1/client/api"), &json!([])));
+    assert!(said(&attachd).contains("changed: [cloudstack] url, [cloudstack] insecure"), "{}", said(&attachd));
+}

@@ -207,3 +207,6 @@ fn authorities(pem: &[u8]) -> Result<Vec<Certificate>, String> {
     let all = Certificate::from_pem_bundle(pem).map_err(|error| error.to_string())?;
     if all.is_empty() { Err("there is no certificate in it".to_owned()) } else { Ok(all) }
 }
+
+#[cfg(test)]
+mod tests;
