@@ -1,4 +1,4 @@
-//! CloudStack in health and in the metrics: what calls have shown.
+//! CloudStack in health and in the metrics, as far as calls have shown it.
 
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
@@ -37,7 +37,7 @@ pub(super) fn health(access: &Access, settings: &CloudSettings) -> CloudHealth {
     }
 }
 
-/// Returns what keeps CloudStack from being called, or is not as it should be.
+/// Returns the problems with CloudStack and with this host's own VM.
 pub(super) fn problems(access: &Access, settings: &CloudSettings) -> Vec<(Code, String)> {
     let (Seen { trouble, .. }, own_vm) = access.has_seen();
     let mut problems = Vec::new();
@@ -63,7 +63,7 @@ pub(super) fn problems(access: &Access, settings: &CloudSettings) -> Vec<(Code, 
     problems
 }
 
-/// Returns it in one line, under the predecessor's name.
+/// Returns one line for the predecessor's field.
 pub(super) fn in_short(health: Option<&CloudHealth>) -> String {
     match health {
         None => "not configured".to_owned(),
@@ -73,7 +73,7 @@ pub(super) fn in_short(health: Option<&CloudHealth>) -> String {
     }
 }
 
-/// Adds the figures.
+/// Adds the metrics.
 pub(super) fn figures(registry: &mut Registry, access: &Access) {
     let (seen, _) = access.has_seen();
     let calls = Family::<Vec<(&'static str, &'static str)>, Counter>::default();

@@ -1,10 +1,10 @@
-//! CloudStack as the configuration says it: the client, and what it takes to know this host's own VM.
+//! The configured CloudStack: its client, and the finder of this host's own VM.
 
 use std::sync::Arc;
 
 use super::{Client, Cloud, CloudSettings, OwnVm, OwnVmFinder, Seen};
 
-/// CloudStack, for all parts that call it or report on it. A clone is the same.
+/// The configured CloudStack, for all parts that call it or report on it. Clones share one state.
 #[derive(Clone)]
 pub struct Access {
     client: Arc<Client>,
@@ -24,17 +24,17 @@ impl Access {
         self.client.clone()
     }
 
-    /// Returns what finds this host's own VM.
+    /// Returns the finder of this host's own VM.
     pub fn own_vm(&self) -> &Arc<OwnVmFinder> {
         &self.own_vm
     }
 
-    /// Returns what calls have shown so far. Nothing is asked for it.
+    /// Returns what the calls so far have shown. Makes no call.
     pub fn has_seen(&self) -> (Seen, Option<OwnVm>) {
         (self.client.has_seen(), self.own_vm.last_found())
     }
 
-    /// Takes other settings, from the next call on.
+    /// Uses other settings from the next call on.
     pub fn change(&self, settings: CloudSettings, vm_id: &str) {
         self.client.change(settings);
         self.own_vm.reconfigure(vm_id);

@@ -1,4 +1,4 @@
-//! What an answer says: its envelope, or why there is none. Pure.
+//! Reads an answer: takes the content out of its envelope, or says why there is none. Pure.
 
 use std::time::Duration;
 
@@ -9,18 +9,18 @@ use super::json::{Fields, Object};
 use super::refusal::SaidIn;
 use super::words::one_line;
 
-/// How long to wait when CloudStack does not say.
+/// How long to wait after a 429 if CloudStack does not say.
 const PAUSE: Duration = Duration::from_secs(5);
 
-/// How long to wait at most, whatever it says.
+/// The longest wait, whatever CloudStack says.
 const LONGEST_PAUSE: Duration = Duration::from_mins(10);
 
-/// An answer as it came.
+/// An answer as it was received.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Raw {
     /// The HTTP status.
     pub(super) status: u16,
-    /// The clock of whoever answers (`Date`).
+    /// The server's clock (the header `Date`).
     pub(super) date: Option<Timestamp>,
     /// The header `Retry-After`.
     pub(super) retry_after: Option<String>,
@@ -30,7 +30,7 @@ pub(super) struct Raw {
     pub(super) body: Vec<u8>,
 }
 
-/// What is in the envelope of this command's answer. `ours`: this host's clock.
+/// Returns what is in the envelope of this command's answer. `ours`: this host's clock.
 pub(super) fn opened(command: &str, raw: &Raw, ours: Timestamp) -> Result<Object, CallError> {
     if raw.status == 429 {
         return Err(CallError::Throttled { after: pause(raw, ours) });
@@ -46,7 +46,7 @@ pub(super) fn opened(command: &str, raw: &Raw, ours: Timestamp) -> Result<Object
     }
     match (raw.status, envelope) {
         (200, Some(inside)) => Ok(inside),
-        // Nothing that is CloudStack's own. Whoever else has answered, CloudStack may have done it meanwhile.
+        // Another server has answered, for example a gateway. CloudStack may have carried the call out all the same.
         (401 | 407, _) => {
             let words = format!("without a word of CloudStack's: {}", shown(raw));
             Err(CallError::Refused(Refusal::said(SaidIn::Call, 401, None, &words).with_clocks(raw.date, ours)))
@@ -68,14 +68,14 @@ pub(super) fn opened(command: &str, raw: &Raw, ours: Timestamp) -> Result<Object
     }
 }
 
-/// The beginning of what came.
+/// Returns the beginning of the body, for a message.
 fn shown(raw: &Raw) -> String {
     let start = raw.body.get(..200).unwrap_or(&raw.body);
     let words = one_line(&String::from_utf8_lossy(start));
     if words.is_empty() { "it is empty".to_owned() } else { words }
 }
 
-/// Why CloudStack does not do it, if that is what it says.
+/// Returns the refusal, if the content is one.
 fn refused(raw: &Raw, inside: &Object) -> Option<Refusal> {
     if raw.status == 200 && !inside.contains_key("errorcode") {
         return None;
@@ -84,19 +84,19 @@ fn refused(raw: &Raw, inside: &Object) -> Option<Refusal> {
     Some(Refusal::said(SaidIn::Call, http, cs_code(inside), &inside.text("errortext").unwrap_or_default()))
 }
 
-/// CloudStack's own code.
+/// Returns CloudStack's own error code.
 pub(super) fn cs_code(inside: &Object) -> Option<u32> {
     inside.number("cserrorcode").and_then(|code| u32::try_from(code).ok())
 }
 
-/// How long CloudStack wants not to be called: so many seconds, or until that moment by its own clock.
+/// Returns how long CloudStack asks to wait: the header has seconds, or a time by the server's clock.
 fn pause(raw: &Raw, ours: Timestamp) -> Duration {
     let Some(text) = raw.retry_after.as_deref().map(str::trim) else { return PAUSE };
     let until = |moment: Timestamp| moment.duration_since(raw.date.unwrap_or(ours));
     let pause = match text.parse::<u64>() {
         Ok(seconds) => Duration::from_secs(seconds),
         Err(_) => match moment(text).map(until) {
-            // Past already: at once is what it says.
+            // A time in the past: no wait.
             Some(wait) => Duration::try_from(wait).unwrap_or_default(),
             None => PAUSE,
         },
@@ -104,7 +104,7 @@ fn pause(raw: &Raw, ours: Timestamp) -> Duration {
     pause.min(LONGEST_PAUSE)
 }
 
-/// A moment as headers name it.
+/// Parses a time as HTTP headers write it.
 pub(super) fn moment(text: &str) -> Option<Timestamp> {
     Some(jiff::fmt::rfc2822::parse(text).ok()?.timestamp())
 }

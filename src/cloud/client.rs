@@ -19,19 +19,17 @@ use super::{Answer, Cloud, shapes};
 use crate::clock;
 use crate::identity::{JobId, VmId, VolumeId};
 
-/// How long before a call that only reads is sent again, when it was not answered: once for each.
+/// The pauses before a call that only reads is sent again after a failed connection.
 const AGAIN: [Duration; 2] = [Duration::from_millis(200), Duration::from_secs(1)];
 
-/// How many volumes or VMs are listed at most.
-const PAGE: &str = "500";
-
-/// CloudStack, by its API. Nothing is opened, read or started before the first call, and nothing is kept open between calls.
+/// A client of CloudStack's API. Nothing is opened, read or started before the first call, and no connection is kept between
+/// calls.
 pub struct Client {
     parts: RwLock<Arc<Parts>>,
     seen: Mutex<Seen>,
 }
 
-/// What follows from the settings.
+/// The parts that depend on the settings.
 struct Parts {
     settings: CloudSettings,
     keys: Arc<KeyFiles>,
@@ -51,7 +49,7 @@ impl fmt::Debug for Client {
     }
 }
 
-/// What a call does there.
+/// Whether a call only reads or changes something.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Does {
     Read,
@@ -59,18 +57,18 @@ enum Does {
 }
 
 impl Client {
-    /// A client by these settings.
+    /// Makes a client with these settings.
     pub fn new(settings: CloudSettings) -> Self {
         Self { parts: RwLock::new(Parts::new(settings)), seen: Mutex::default() }
     }
 
-    /// Goes by other settings from the next call on.
+    /// Uses other settings from the next call on.
     pub fn change(&self, settings: CloudSettings) {
         *self.parts.write().unwrap_or_else(PoisonError::into_inner) = Parts::new(settings);
         self.seen().trouble = None;
     }
 
-    /// What calls have shown.
+    /// Returns what the calls so far have shown.
     pub fn has_seen(&self) -> Seen {
         self.seen().clone()
     }
@@ -121,8 +119,8 @@ impl Client {
     }
 
     async fn list_volumes(&self, parameter: Parameter<'_>) -> Result<Vec<CloudVolume>, CallError> {
-        let parameters =
-            vec![parameter, ("listall", "true".to_owned()), ("page", "1".to_owned()), ("pagesize", PAGE.to_owned())];
+        // Not paged: a VM has fewer volumes than a page, and CloudStack refuses a page that is larger than its own limit.
+        let parameters = vec![parameter, ("listall", "true".to_owned())];
         let result = self.call(Does::Read, "listVolumes", parameters, shapes::volumes).await;
         none_if_gone(result).map(Option::unwrap_or_default)
     }
@@ -148,8 +146,8 @@ impl From<Unanswered> for CallError {
 }
 
 impl Parts {
-    /// The call by the keys of now; and once more if CloudStack does not let these in and they have changed meanwhile. It was
-    /// not carried out then.
+    /// Makes the call with the present keys. If CloudStack does not accept these and the files have changed meanwhile, makes it
+    /// once more with the new keys: a call that was not accepted was not carried out.
     async fn as_somebody(&self, command: &str, parameters: &[Parameter<'_>]) -> Result<Object, Unanswered> {
         let not_able = |why: String| Unanswered::Error(CallError::NotAble { why });
         let mut keys = self.keys.current().await.map_err(not_able)?;
@@ -169,7 +167,7 @@ impl Parts {
     }
 }
 
-/// That there is no such thing is an answer, too.
+/// Turns the refusal "there is no such thing" into `None`.
 fn none_if_gone<T>(result: Result<T, CallError>) -> Result<Option<T>, CallError> {
     match result {
         Err(CallError::Refused(refusal)) if refusal.kind == RefusalKind::Gone => Ok(None),
@@ -195,7 +193,7 @@ impl Cloud for Client {
     fn volumes_of<'a>(&'a self, vm: &'a VmId) -> Answer<'a, Vec<CloudVolume>> {
         Box::pin(async move {
             let mut all = self.list_volumes(("virtualmachineid", vm.to_string())).await?;
-            // A server that does not know a filter lists others, too.
+            // A server that does not know the filter lists other volumes as well.
             all.retain(|volume| volume.vm == Some(*vm));
             Ok(all)
         })

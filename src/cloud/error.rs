@@ -3,16 +3,16 @@
 use std::fmt;
 use std::time::Duration;
 
-/// Why a call has no answer that helps.
+/// Why a call failed.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum CallError {
-    /// CloudStack has understood the call and does not do it.
+    /// CloudStack has understood the call and refuses it.
     #[error("CloudStack refuses it: {0}")]
     Refused(Refusal),
-    /// CloudStack takes no more calls for a while (429). This one was not carried out.
+    /// CloudStack accepts no calls for a while (429). This one was not carried out.
     #[error("CloudStack takes no more calls for {} s", after.as_secs_f32().ceil())]
     Throttled {
-        /// How long to wait before the next call, by its own word.
+        /// How long CloudStack asks to wait before the next call.
         after: Duration,
     },
     /// There is no answer.
@@ -23,23 +23,24 @@ pub enum CallError {
         /// What happened, and what to do about it.
         why: String,
     },
-    /// There is an answer, and it is none of CloudStack's API as it is known here. The call may have been carried out.
+    /// The answer is not one of CloudStack's API as attachd knows it. The call may have been carried out.
     #[error("the answer is not understood: {what}")]
     NotUnderstood {
         /// What was wrong with it, and what to do about it.
         what: String,
     },
-    /// The call could not be made for want of something of this host's: keys, files, threads. Nothing was sent.
+    /// Nothing was sent: something on this host cannot be used, like the files of the keys.
     #[error("CloudStack cannot be asked: {why}")]
     NotAble {
-        /// What is missing, and what to do about it.
+        /// What cannot be used, and what to do about it.
         why: String,
     },
 }
 
 impl CallError {
-    /// Whether a call that changes something may have been carried out all the same: only CloudStack itself can tell. That is so
-    /// also when it broke off in the middle for a fault of its own, as it does with a create whose job's id was used before.
+    /// Returns whether a call that changes something may have been carried out all the same; then only CloudStack can tell. That
+    /// includes internal errors of CloudStack, which can come after a part of the work: a create whose job id was used before
+    /// makes the volume and then fails.
     pub fn may_be_done(&self) -> bool {
         match self {
             Self::Unreachable { sent, .. } => *sent == Sent::Unclear,
@@ -53,16 +54,16 @@ impl CallError {
 /// Whether a call has reached CloudStack.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Sent {
-    /// Surely not.
+    /// It has certainly not.
     No,
-    /// It may have, and then it may have been carried out.
+    /// It may have, and may have been carried out.
     Unclear,
 }
 
-/// CloudStack does not do what it was asked for.
+/// CloudStack refuses a call or the work of a job.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Refusal {
-    /// What kind of refusal it is.
+    /// The kind of refusal.
     pub kind: RefusalKind,
     /// CloudStack's own words: one line of bounded length.
     pub words: String,
@@ -70,7 +71,7 @@ pub struct Refusal {
     pub http: u16,
     /// CloudStack's own code beside it (`cserrorcode`).
     pub code: Option<u32>,
-    /// What else was seen that helps to understand it, and CloudStack does not say.
+    /// What else attachd has seen that helps to understand the refusal.
     pub hint: Option<String>,
 }
 
@@ -85,8 +86,8 @@ impl fmt::Display for Refusal {
     }
 }
 
-/// What kind of refusal it is. Texts change between versions of CloudStack, so this follows from its codes; where they say less
-/// than is to be known, [`Cloud::volume`](super::Cloud::volume) tells.
+/// The kind of a refusal. Texts change between versions of CloudStack, so the kind follows mostly from the codes. What state a
+/// volume is in tells [`Cloud::volume`](super::Cloud::volume) only.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum RefusalKind {
     /// The key is wrong, has expired or is not valid yet, the signature is wrong, or the clocks differ: CloudStack does not tell
@@ -94,17 +95,17 @@ pub enum RefusalKind {
     NotLetIn,
     /// The key may not do this.
     NotAllowed,
-    /// The thing is in a state in which this cannot be done.
+    /// The state of the volume or VM does not allow it.
     Conflict,
-    /// Something else is being done with it.
+    /// Something else is being done with it, or a part of CloudStack is not available at the moment.
     Busy,
-    /// There is no such thing.
+    /// CloudStack knows no such thing.
     Gone,
-    /// There is no room: of a quota, of slots, of storage.
+    /// A quota, the number of slots or the storage is used up.
     Limit,
-    /// A parameter is not what it should be.
+    /// A parameter is wrong.
     Invalid,
-    /// Something else: mostly a fault of CloudStack's own.
+    /// Another one, mostly an internal error of CloudStack.
     Other,
 }
 

@@ -1,4 +1,4 @@
-//! One POST: it is sent once, over a connection of its own, with bounds on time and size.
+//! Sends one POST, once, on a connection of its own, with limits on time and size.
 
 use std::error::Error;
 use std::io;
@@ -19,23 +19,23 @@ use crate::blocking::blocking;
 use crate::place::small_file_of_root;
 use crate::stamp::Stamp;
 
-/// How much an answer may be: the volumes of a VM are some hundred kilobytes at most.
+/// The size limit of an answer; the volumes of a VM take some hundred kilobytes at most.
 const SIZE: usize = 4 << 20;
 
-/// How large a file with authorities may be.
+/// The size limit of the file with the authorities.
 const CA_SIZE: u64 = 4 << 20;
 
-/// How long a connection, with TLS, may take to come about.
+/// The time limit to connect, with the TLS handshake.
 const CONNECT: Duration = Duration::from_secs(10);
 
-/// There is no answer.
+/// Why there is no answer.
 #[derive(Debug)]
 pub(super) enum Failed {
-    /// Nothing can be sent for want of something of this host's.
+    /// Nothing was sent: something on this host cannot be used, for example a file.
     NotAble(String),
-    /// There was no connection, so nothing was sent.
+    /// Nothing was sent: there was no connection.
     NotSent(String),
-    /// The service manager keeps this service from connecting there: nothing was sent.
+    /// Nothing was sent: the service manager does not allow this service to connect there.
     KeptIn(String),
     /// It was sent, and the connection ended or the answer is too long.
     Broke(String),
@@ -43,7 +43,7 @@ pub(super) enum Failed {
     TimedOut(String),
 }
 
-/// What makes requests. The client is made at the first, and anew when the file of the authority has changed.
+/// Makes the requests. The HTTP client is made for the first request, and again when the file of the authority has changed.
 pub(super) struct Http {
     settings: CloudSettings,
     resolver: Resolver,
@@ -105,7 +105,7 @@ impl Http {
         self.client.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// What has happened. The address is said, and nothing of what was sent.
+    /// Describes a failed request. The text names the address, and nothing of what was sent.
     async fn explained(&self, error: &reqwest::Error) -> Failed {
         let causes = || iter::successors(error.source(), |error| (*error).source());
         let last = causes().last().map_or_else(|| error.to_string(), ToString::to_string);
@@ -135,15 +135,15 @@ impl Http {
         Failed::NotSent(format!("{to}{by}: {why}"))
     }
 
-    /// Where the connection goes, in words.
+    /// Returns where the connection goes, as text.
     fn way(&self) -> (String, &'static str) {
         let url = self.settings.proxy.as_ref().map_or(self.settings.url.as_url(), |proxy| proxy.as_url());
         let to = format!("{}:{}", url.host_str().unwrap_or_default(), url.port_or_known_default().unwrap_or_default());
         (to, if self.settings.proxy.is_some() { " (the proxy)" } else { "" })
     }
 
-    /// Whether a packet to there is thrown away on this very host. A TCP connection does not tell: its first packet is lost
-    /// without a word. An empty datagram does.
+    /// Returns whether this host itself drops packets to that address, as `IPAddressDeny=` makes it do. The kernel does not
+    /// report that to a TCP connection, which only times out, but it does report it to whoever sends a datagram.
     async fn is_kept_in(&self) -> bool {
         let url = self.settings.proxy.as_ref().map_or(self.settings.url.as_url(), |proxy| proxy.as_url());
         let (host, port) = (url.host_str().unwrap_or_default(), url.port_or_known_default().unwrap_or_default());
@@ -168,10 +168,10 @@ fn make(settings: &CloudSettings, resolver: Resolver) -> Result<reqwest::Client,
     let mut client = reqwest::Client::builder()
         .timeout(settings.timeout)
         .connect_timeout(CONNECT.min(settings.timeout / 2))
-        // A connection for each call: none is kept, so none wakes, and one that has just been closed is not met.
+        // Each call has its own connection: an idle one would wake the daemon, and the server may close it just when it is used.
         .pool_max_idle_per_host(0)
         .tcp_keepalive(None)
-        // Whoever wants something changed twice says it twice.
+        // Only the caller knows whether a call may be repeated.
         .retry(retry::never())
         .redirect(redirect::Policy::none())
         .referer(false)
@@ -186,7 +186,7 @@ fn make(settings: &CloudSettings, resolver: Resolver) -> Result<reqwest::Client,
         let pem = small_file_of_root(ca, CA_SIZE).map_err(|error| failed(&error))?;
         client = client.tls_certs_only(authorities(&pem).map_err(|why| failed(&why))?);
     } else if settings.url.as_url().scheme() == "http" {
-        // Nobody has to be believed: the system's authorities are not read.
+        // No certificate is checked, so the system's authorities are not read.
         client = client.tls_certs_only([]);
     }
     client.build().map_err(|error| {

@@ -6,13 +6,13 @@ use crate::identity::{JobId, VolumeId};
 /// A job has begun.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Started {
-    /// Its id as CloudStack says it: the one that was chosen.
+    /// Its id: the one that the caller has chosen.
     pub job: JobId,
     /// The volume that it makes, if it makes one.
     pub volume: Option<VolumeId>,
 }
 
-/// How far a job is.
+/// The status of a job.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum JobStatus {
     /// It has not ended.
@@ -22,8 +22,8 @@ pub enum JobStatus {
         /// The volume that it was about, if it was about one.
         volume: Option<VolumeId>,
     },
-    /// It was refused, or failed: most of what can be wrong with an attach or a detach is said here and not by the call.
+    /// It failed. Most refusals of an attach or a detach come here and not as the answer to the call.
     Failed(Refusal),
-    /// Somebody has cancelled it, or CloudStack has, after a restart or an hour. What it has done is not said.
+    /// It was cancelled, by a user or by CloudStack (after a restart, or after an hour). It may have done a part of its work.
     Cancelled,
 }

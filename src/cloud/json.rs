@@ -1,4 +1,4 @@
-//! Values as CloudStack writes them: versions differ in whether a number is a number or text. Pure.
+//! Reads JSON values as CloudStack writes them: depending on the version a number is a number or text. Pure.
 
 use serde_json::{Map, Value};
 

@@ -1,4 +1,4 @@
-//! The key and its secret: read from files, together, and again when these change. What they are is shown nowhere.
+//! The key and its secret. Both are read from files, together, and again when a file changes. They appear in no message.
 
 use std::fmt;
 use std::fs::File;
@@ -11,21 +11,21 @@ use super::settings::SecretFile;
 use crate::blocking::blocking;
 use crate::stamp::Stamp;
 
-/// How much a file with a key may hold.
+/// The size limit of a file with a key.
 const SIZE: u64 = 4096;
 
-/// What every user but the owner and the group may do with a file.
+/// The permissions of users who are neither the owner nor in the group.
 const EVERYBODY: u32 = 0o007;
 
-/// How often both files are read until neither changes meanwhile.
+/// How often both files are read if one changes meanwhile.
 const READINGS: usize = 5;
 
-/// As whom CloudStack is called.
+/// A key and its secret.
 #[derive(Clone, PartialEq, Eq)]
 pub(super) struct Keys {
-    /// Who; it is sent along.
+    /// The key, which is sent with each call.
     pub(super) key: String,
-    /// The proof; it is never sent.
+    /// The secret, which signs each call and is never sent.
     pub(super) secret: String,
 }
 
@@ -35,7 +35,7 @@ impl fmt::Debug for Keys {
     }
 }
 
-/// Both files, and what was read of them last.
+/// Both files, and what was last read from them.
 #[derive(Debug)]
 pub(super) struct KeyFiles {
     files: [SecretFile; 2],
@@ -49,7 +49,7 @@ impl KeyFiles {
         Self { files: [key, secret], last: Mutex::default() }
     }
 
-    /// The keys as the files have them now. An error says which file cannot be used, and why.
+    /// Returns the keys as they are in the files now. An error says which file cannot be used, and why.
     pub(super) async fn current(self: &Arc<Self>) -> Result<Arc<Keys>, String> {
         let this = Arc::clone(self);
         blocking(move || this.fresh()).await.map_err(|error| error.to_string())?
@@ -64,7 +64,7 @@ impl KeyFiles {
         {
             return Ok(Arc::clone(keys));
         }
-        // A key goes with its own secret only: both are read at a moment when neither changes.
+        // Both are read while neither changes, so that a key is not combined with another key's secret.
         for _ in 0..READINGS {
             let [key, secret] = paths.each_ref().map(|path| read(path));
             let after = stamps();
@@ -80,7 +80,7 @@ impl KeyFiles {
         Err(format!("{} and {} change all the time", paths[0].display(), paths[1].display()))
     }
 
-    /// Adds what to do to the message about a credential that systemd has not got.
+    /// Adds to the message what to do about a credential that systemd does not have.
     fn explained(&self, why: &str) -> String {
         let missing = self.files.iter().find_map(|file| match file {
             SecretFile::Credential(name) if why.contains(name) => Some(name),
@@ -98,15 +98,15 @@ impl KeyFiles {
     }
 }
 
-/// Whether a file with a secret can be used; if not, why.
+/// Returns why a file with a secret cannot be used, if it cannot.
 pub fn judge_secret_file(path: &Path) -> Result<(), String> {
     read(path).map(drop)
 }
 
-/// What is in the file. No error repeats any of it.
+/// Reads a file. No error repeats its content.
 fn read(path: &Path) -> Result<String, String> {
     let failed = |why: &dyn fmt::Display| format!("{}: {why}", path.display());
-    // It is the administrator's own file, and may be a link. A fifo would be waited for.
+    // It is the administrator's file and may be a link. Opening a fifo would block.
     let found = std::fs::metadata(path).map_err(|error| failed(&error))?;
     if !found.is_file() {
         return Err(failed(&"it is not a file"));

@@ -1,9 +1,9 @@
-//! CloudStack: what is asked of it, and what it answers, as types. [`Cloud`] is the whole of it that attachd uses; the rest of
-//! attachd knows neither HTTP nor JSON of CloudStack's.
+//! CloudStack: the calls that attachd makes, and the answers, as types. [`Cloud`] has all calls; the rest of attachd knows neither
+//! the HTTP nor the JSON of CloudStack.
 //!
-//! A call that changes something is sent once, and never again by itself: whoever makes it knows from the error whether it may
-//! have been carried out ([`CallError::may_be_done`]), and asks [`Cloud::volume`] and [`Cloud::job`] what is so. A call that only
-//! reads may be sent again when its connection failed.
+//! A call that changes something is sent once. The error says whether it may have been carried out
+//! ([`CallError::may_be_done`]); then [`Cloud::volume`] and [`Cloud::job`] tell. Only a call that reads is sent again by itself,
+//! after a failed connection.
 
 mod access;
 mod answer;
@@ -40,28 +40,29 @@ pub use settings::{ApiUrl, BadUrl, CloudSettings, ProxyUrl, SecretFile};
 pub use vm::{CloudVm, Mac, VmState};
 pub use volume::{CloudVolume, NewVolume, VolumeKind, VolumeState};
 
-/// What comes back from a call, some time later.
+/// The result of a call, when it is there.
 pub type Answer<'a, T> = Pin<Box<dyn Future<Output = Result<T, CallError>> + Send + 'a>>;
 
-/// CloudStack. `None` in an answer: it knows no such thing.
+/// The calls to CloudStack. `None` in an answer: it knows no such thing.
 ///
-/// The calls that take a [`JobId`] begin a job there and return: the caller chooses the id before it calls (`customjobid`), puts
-/// it on record, and so finds the job again after a crash. CloudStack refuses an id that was used before.
+/// The calls that take a [`JobId`] begin a job and return. The caller chooses the id (`customjobid`) and records it before the
+/// call, so that it finds the job again after a crash. CloudStack refuses an id that was used before.
 pub trait Cloud: Send + Sync {
-    /// A volume as it is now: the judge after every unclear result.
+    /// Returns a volume as it is now; this decides after every unclear result.
     fn volume(&self, id: VolumeId) -> Answer<'_, Option<CloudVolume>>;
 
-    /// The volume of exactly this name: after a create whose outcome is unclear, for a name that only this create uses. Of
-    /// several the first that CloudStack lists.
+    /// Returns the volume of exactly this name, for a create whose outcome is unclear and that used a unique name. Of several
+    /// volumes, the first that CloudStack lists.
     fn volume_named<'a>(&'a self, name: &'a str) -> Answer<'a, Option<CloudVolume>>;
 
-    /// All volumes that a VM has attached.
+    /// Returns all volumes that are attached to a VM.
     fn volumes_of<'a>(&'a self, vm: &'a VmId) -> Answer<'a, Vec<CloudVolume>>;
 
-    /// A VM as it is now.
+    /// Returns a VM as it is now.
     fn vm<'a>(&'a self, id: &'a VmId) -> Answer<'a, Option<CloudVm>>;
 
-    /// Begins to make a volume. To be asked once for a job: a repeated id makes a second volume before it is refused.
+    /// Begins to make a volume. May be called once for each job id: with a used id CloudStack makes a second volume before it
+    /// refuses.
     fn create<'a>(&'a self, job: JobId, what: &'a NewVolume) -> Answer<'a, Started>;
 
     /// Begins to attach a volume to a VM. `device_id` 0: as its root disk.
@@ -73,10 +74,10 @@ pub trait Cloud: Send + Sync {
     /// Deletes a volume. There is no job: the answer comes when it is done.
     fn delete(&self, volume: VolumeId) -> Answer<'_, ()>;
 
-    /// How far a job is.
+    /// Returns the status of a job.
     fn job(&self, job: JobId) -> Answer<'_, Option<JobStatus>>;
 
-    /// Begins to stop a VM. Forced: its power is cut.
+    /// Begins to stop a VM. `forced`: without waiting for its operating system.
     fn stop_vm<'a>(&'a self, job: JobId, vm: &'a VmId, forced: bool) -> Answer<'a, Started>;
 
     /// Begins to delete a VM for good, with its root volume.

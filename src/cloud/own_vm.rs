@@ -1,6 +1,6 @@
-//! Which VM of CloudStack's this host is. Two sources name it: the configuration, and the UUID in SMBIOS, which libvirt sets to
-//! the VM's id. CloudStack and the network interfaces then have to agree. An id that is not confirmed is unknown: it is never
-//! guessed.
+//! Finds out which VM in CloudStack this host is. Two sources name it: the configuration, and the UUID in SMBIOS, which libvirt
+//! sets to the VM's id. CloudStack has to confirm it by the address of a network interface. An id that is not confirmed counts
+//! as unknown: it is never guessed.
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -19,8 +19,11 @@ const SMBIOS: &str = "vm-uuid";
 /// The network interfaces of this host.
 const INTERFACES: &str = "/sys/class/net";
 
-/// How long "unknown" is the answer before it is found out again: callers that ask at the same time share it.
+/// How long "unknown" stays the answer, so that callers who ask at the same time share one call.
 const UNKNOWN_FOR: Duration = Duration::from_secs(1);
+
+/// How long a confirmed id is not asked for again.
+const KNOWN_FOR: Duration = Duration::from_mins(10);
 
 /// This host's own VM.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -60,7 +63,7 @@ impl fmt::Display for VmSource {
     }
 }
 
-/// The id that the sources name, or why there is none. `smbios`: the text of the credential, or why it cannot be read.
+/// Returns the id that the sources name, or why there is none. `smbios`: the text of the credential, or why it cannot be read.
 fn candidate(configured: Option<VmId>, smbios: Result<&str, String>) -> Result<(VmId, VmSource), String> {
     match (configured, smbios.and_then(read_smbios)) {
         (Some(configured), Ok(found)) if configured != found => Err(format!(
@@ -79,7 +82,7 @@ fn read_smbios(text: &str) -> Result<VmId, String> {
     if text.is_empty() {
         return Err("SMBIOS shows no UUID".to_owned());
     }
-    // What a firmware says that was told nothing.
+    // Firmware without a UUID shows zeros or ones.
     let mut digits = text.chars().filter(|c| *c != '-');
     let first = digits.next();
     if digits.all(|digit| Some(digit) == first) {
@@ -88,7 +91,7 @@ fn read_smbios(text: &str) -> Result<VmId, String> {
     text.parse().map_err(|_| "SMBIOS shows a text that is no UUID".to_owned())
 }
 
-/// What CloudStack's word about the VM and the addresses of this host make of a candidate.
+/// Judges a candidate by what CloudStack shows of the VM and by the addresses of this host.
 fn confirmed(id: VmId, from: VmSource, vm: Option<&CloudVm>, ours: &[Mac]) -> OwnVm {
     let unknown = |why: String| OwnVm::Unknown { why };
     let Some(vm) = vm else {
@@ -103,7 +106,7 @@ fn confirmed(id: VmId, from: VmSource, vm: Option<&CloudVm>, ours: &[Mac]) -> Ow
         [] => "none".to_owned(),
         macs => macs.iter().take(8).map(Mac::to_string).collect::<Vec<_>>().join(", "),
     };
-    // Nothing speaks against what an administrator has written where one side has no addresses at all.
+    // Where one side has no addresses, nothing contradicts what the administrator has configured.
     if from != VmSource::Smbios && (vm.macs.is_empty() || ours.is_empty()) {
         return OwnVm::Known { id, from };
     }
@@ -115,13 +118,13 @@ fn confirmed(id: VmId, from: VmSource, vm: Option<&CloudVm>, ours: &[Mac]) -> Ow
     ))
 }
 
-/// Finds out which VM this host is, when somebody needs to know.
+/// Finds out which VM this host is, when a caller needs to know.
 pub struct OwnVmFinder {
     cloud: Arc<dyn Cloud>,
     configured: Mutex<Option<VmId>>,
     smbios: PathBuf,
     interfaces: PathBuf,
-    /// One finds out, the others wait and share the result.
+    /// One caller finds out; the others wait and share the result.
     turn: tokio::sync::Mutex<()>,
     last: Mutex<Option<(Instant, OwnVm)>>,
 }
@@ -139,7 +142,7 @@ impl OwnVmFinder {
         }
     }
 
-    /// Returns this host's own VM. Once known, it is not asked for again until [`Self::forget`].
+    /// Returns this host's own VM. A known one is confirmed again after ten minutes, or after [`Self::forget`].
     pub async fn find(&self) -> OwnVm {
         if let Some(known) = self.recent() {
             return known;
@@ -148,8 +151,15 @@ impl OwnVmFinder {
         if let Some(known) = self.recent() {
             return known;
         }
-        let found = self.find_out().await;
+        let before = self.last_found();
+        let found = match (self.find_out().await, &before) {
+            (Ok(found), _) => found,
+            // That nobody can be asked at the moment says nothing against what was confirmed before.
+            (Err(_), Some(known @ OwnVm::Known { .. })) => known.clone(),
+            (Err(why), _) => OwnVm::Unknown { why },
+        };
         match &found {
+            _ if before.as_ref() == Some(&found) => {}
             OwnVm::Known { id, from } => tracing::info!("this host is the VM {id} ({from})"),
             OwnVm::Unknown { why } => tracing::warn!("which VM this host is is unknown: {why}"),
         }
@@ -157,7 +167,7 @@ impl OwnVmFinder {
         found
     }
 
-    /// Finds out again at the next question: CloudStack does not know the VM any more.
+    /// Finds out again at the next question. To be called when CloudStack no longer knows the VM.
     pub fn forget(&self) {
         *self.last() = None;
     }
@@ -168,35 +178,36 @@ impl OwnVmFinder {
         self.forget();
     }
 
-    /// Returns what was found last; `None`: nobody has needed to know yet.
+    /// Returns what was found last; `None`: no caller has asked yet.
     pub fn last_found(&self) -> Option<OwnVm> {
         self.last().as_ref().map(|(_, found)| found.clone())
     }
 
     fn recent(&self) -> Option<OwnVm> {
         match &*self.last() {
-            Some((_, known @ OwnVm::Known { .. })) => Some(known.clone()),
-            Some((at, unknown)) if at.elapsed() < UNKNOWN_FOR => Some(unknown.clone()),
+            Some((at, known @ OwnVm::Known { .. })) if at.elapsed() < KNOWN_FOR => Some(known.clone()),
+            Some((at, unknown @ OwnVm::Unknown { .. })) if at.elapsed() < UNKNOWN_FOR => Some(unknown.clone()),
             _ => None,
         }
     }
 
-    async fn find_out(&self) -> OwnVm {
+    /// An error says why it could not be found out.
+    async fn find_out(&self) -> Result<OwnVm, String> {
         let (smbios, interfaces) = (self.smbios.clone(), self.interfaces.clone());
         let read = blocking(move || (text(&smbios), addresses(&interfaces))).await;
         let (smbios, ours) = match read {
             Ok((smbios, Ok(ours))) => (smbios, ours),
-            Ok((_, Err(why))) => return OwnVm::Unknown { why },
-            Err(error) => return OwnVm::Unknown { why: error.to_string() },
+            Ok((_, Err(why))) => return Err(why),
+            Err(error) => return Err(error.to_string()),
         };
         let configured = *self.configured.lock().unwrap_or_else(PoisonError::into_inner);
         let (id, from) = match candidate(configured, smbios.as_deref().map_err(Clone::clone)) {
             Ok(candidate) => candidate,
-            Err(why) => return OwnVm::Unknown { why },
+            Err(why) => return Ok(OwnVm::Unknown { why }),
         };
         match self.cloud.vm(&id).await {
-            Ok(vm) => confirmed(id, from, vm.as_ref(), &ours),
-            Err(error) => OwnVm::Unknown { why: format!("{from} says {id}, and that cannot be confirmed: {error}") },
+            Ok(vm) => Ok(confirmed(id, from, vm.as_ref(), &ours)),
+            Err(error) => Err(format!("{from} says {id}, and that cannot be confirmed: {error}")),
         }
     }
 
@@ -211,14 +222,14 @@ fn text(path: &Path) -> Result<String, String> {
     String::from_utf8(bytes).map_err(|_| "SMBIOS shows a text that is no UUID".to_owned())
 }
 
-/// The addresses of the interfaces that have a device of their own: no loopback, bridge or tunnel.
+/// Returns the addresses of the interfaces that have a device, which leaves out loopback, bridges and tunnels.
 fn addresses(interfaces: &Path) -> Result<Vec<Mac>, String> {
     let failed =
         |error: std::io::Error| format!("the network interfaces cannot be read ({}: {error})", interfaces.display());
     let mut macs = Vec::new();
     for entry in std::fs::read_dir(interfaces).map_err(failed)? {
         let interface = entry.map_err(failed)?.path();
-        // One that goes meanwhile is none.
+        // An interface that has just gone has no address.
         let address = std::fs::read_to_string(interface.join("address")).unwrap_or_default();
         let mac = address.trim().parse().ok().filter(Mac::is_of_one);
         macs.extend(mac.filter(|_| interface.join("device").exists()));

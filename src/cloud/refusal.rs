@@ -1,7 +1,7 @@
-//! What kind a refusal is. Pure.
+//! Decides of which kind a refusal is. Pure.
 //!
-//! The codes decide; where one code stands for several kinds, words tell them apart, and what no rule knows is
-//! [`RefusalKind::Other`]. Nobody concludes from a kind what is so: that is asked.
+//! The codes decide. Where one code stands for several kinds, the words do, and what no rule covers is [`RefusalKind::Other`].
+//! A kind is a hint for what to say and whether to wait; what is true is asked of CloudStack.
 
 use std::time::Duration;
 
@@ -10,7 +10,7 @@ use jiff::Timestamp;
 use super::error::{Refusal, RefusalKind};
 use super::words::one_line;
 
-/// Where CloudStack has said it.
+/// Where CloudStack says it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum SaidIn {
     /// The answer to the call itself.
@@ -19,18 +19,18 @@ pub(super) enum SaidIn {
     Job,
 }
 
-/// Clocks that differ by more than this are worth a word.
+/// The largest difference between the clocks that is not reported.
 const SKEW: Duration = Duration::from_mins(1);
 
 impl Refusal {
-    /// As it was said. `text`: CloudStack's own.
+    /// Makes a refusal from its codes and CloudStack's own text.
     pub(super) fn said(place: SaidIn, http: u16, code: Option<u32>, text: &str) -> Self {
         let words = one_line(text);
         let words = if words.is_empty() { "it says no more".to_owned() } else { words };
         Self { kind: kind(place, http, code, &words.to_lowercase()), words, http, code, hint: None }
     }
 
-    /// With what its clock tells, if it did not let us in.
+    /// Adds what the server's clock shows, if the refusal is about the key.
     pub(super) fn with_clocks(mut self, server: Option<Timestamp>, ours: Timestamp) -> Self {
         if self.kind == RefusalKind::NotLetIn {
             self.hint = Some(not_let_in(server, ours));
@@ -39,7 +39,7 @@ impl Refusal {
     }
 }
 
-/// What it can be that CloudStack does not let us in for: it does not say.
+/// Describes the possible causes: CloudStack does not tell them apart.
 fn not_let_in(server: Option<Timestamp>, ours: Timestamp) -> String {
     let can_be = "the key or its secret is wrong, expired, not valid yet, or of a user who is locked";
     let Some(server) = server else { return format!("{can_be}; or the clocks differ (its own is not told)") };
@@ -55,7 +55,7 @@ fn not_let_in(server: Option<Timestamp>, ours: Timestamp) -> String {
 
 fn kind(place: SaidIn, http: u16, code: Option<u32>, words: &str) -> RefusalKind {
     let says = |any: &[&str]| any.iter().any(|part| words.contains(part));
-    // A permission is asked for before anything else, and says so by its own exception.
+    // A missing permission has codes of its own.
     if matches!(code, Some(4365 | 4555)) {
         return RefusalKind::NotAllowed;
     }
@@ -65,7 +65,7 @@ fn kind(place: SaidIn, http: u16, code: Option<u32>, words: &str) -> RefusalKind
         403 | 432 | 531 => RefusalKind::NotAllowed,
         404 => RefusalKind::Gone,
         405 | 430 => RefusalKind::Invalid,
-        // A limit of calls reaches a caller as `Throttled`; in a job's result it is only a word.
+        // A 429 of the call itself is `Throttled` and does not come here.
         429 | 503 | 534 => RefusalKind::Busy,
         431 => invalid(place, &says),
         532 | 533 | 535 => RefusalKind::Limit,
@@ -81,7 +81,7 @@ fn kind(place: SaidIn, http: u16, code: Option<u32>, words: &str) -> RefusalKind
     }
 }
 
-/// CloudStack's one exception for what does not exist, is no value, has no room, or is in the wrong state.
+/// CloudStack has one code for things that do not exist, wrong values, exceeded limits and wrong states.
 fn invalid(place: SaidIn, says: &dyn Fn(&[&str]) -> bool) -> RefusalKind {
     if says(&["entity does not exist", "unable to find", "could not find", "doesn't exist", "does not exist"]) {
         RefusalKind::Gone
@@ -91,7 +91,7 @@ fn invalid(place: SaidIn, says: &dyn Fn(&[&str]) -> bool) -> RefusalKind {
         RefusalKind::Limit
     } else if place == SaidIn::Job || says(&["already", "state", "please specify a v", "snapshot", "backup", "protect"])
     {
-        // A job's parameters were read before it began: what is wrong is what they name.
+        // A job's parameters were parsed before it began, so the state of what they name is wrong.
         RefusalKind::Conflict
     } else {
         RefusalKind::Invalid

@@ -1,4 +1,5 @@
-//! Names to addresses, on threads of attachd's own: the runtime's panic when none can be had (`src/blocking.rs`).
+//! Resolves host names on attachd's own threads: the runtime's functions panic if no thread can be started
+//! (`src/blocking.rs`).
 
 use std::io;
 use std::net::{SocketAddr, ToSocketAddrs};
@@ -9,11 +10,11 @@ use tokio::sync::Semaphore;
 
 use crate::blocking::blocking;
 
-/// Names that are looked for at one time: a name server that does not answer keeps each for half a minute, and others need
-/// threads, too.
+/// How many names are resolved at one time. A name server that does not answer keeps a thread for half a minute, and the
+/// number of threads is limited.
 const AT_ONCE: usize = 2;
 
-/// Looks names up as the system is set up to.
+/// Resolves names with the system's resolver.
 #[derive(Clone)]
 pub(super) struct Resolver(Arc<Semaphore>);
 
@@ -24,7 +25,7 @@ impl Default for Resolver {
 }
 
 impl Resolver {
-    /// All addresses of a name, or the one that it is.
+    /// Returns all addresses of a name. An address stands for itself.
     pub(super) async fn look_up(&self, host: &str, port: u16) -> io::Result<Vec<SocketAddr>> {
         let place = Arc::clone(&self.0).acquire_owned().await.map_err(io::Error::other)?;
         let host = host.trim_matches(['[', ']']).to_owned();

@@ -1,4 +1,4 @@
-//! What calls have shown of CloudStack lately. Nothing is asked for it.
+//! What the calls so far have shown of CloudStack. No call is made for this.
 
 use std::collections::BTreeMap;
 
@@ -6,31 +6,31 @@ use jiff::Timestamp;
 
 use super::error::{CallError, Refusal};
 
-/// What is known from the calls that were made.
+/// What is known from the calls so far.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Seen {
     /// When CloudStack last answered, whatever it said.
     pub last_answer: Option<Timestamp>,
     /// What it last refused: when, which command, and how.
     pub last_refusal: Option<(Timestamp, &'static str, Refusal)>,
-    /// Why calls have failed since its last answer that was none of this.
+    /// Why calls fail; `None` after a call that succeeded or was refused for itself.
     pub trouble: Option<Trouble>,
     /// How many calls there were, by command and outcome.
     pub calls: BTreeMap<(&'static str, Outcome), u64>,
 }
 
-/// Calls fail.
+/// A cause for which calls fail.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Trouble {
     /// Since when.
     pub since: Timestamp,
     /// What kind it is.
     pub kind: TroubleKind,
-    /// In words, of the last call.
+    /// The text of the last error.
     pub why: String,
 }
 
-/// Why calls fail, as far as health cares.
+/// The kinds of cause that health tells apart.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum TroubleKind {
     /// There is no answer.
@@ -71,7 +71,7 @@ impl Outcome {
 }
 
 impl Seen {
-    /// After a call. `kept_in`: the service manager was in the way.
+    /// Takes the result of a call into account. `kept_in`: the service manager did not allow the connection.
     pub(super) fn note<T>(
         &mut self,
         command: &'static str,

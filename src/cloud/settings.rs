@@ -11,13 +11,13 @@ use reqwest::Url;
 /// How long a call may take unless told otherwise.
 const TIMEOUT: Duration = Duration::from_mins(1);
 
-/// Where CloudStack's API is below its address.
+/// The path of CloudStack's API, if the address has none.
 const API_PATH: &str = "/client/api";
 
-/// Where systemd puts the unit's credentials, for whoever is not started by it.
+/// Where systemd puts the unit's credentials, for processes that it did not start.
 const CREDENTIALS: &str = "/run/credentials/attachd.service";
 
-/// Which CloudStack, and as whom.
+/// Which CloudStack is called, and with which keys.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CloudSettings {
     /// Its API.
@@ -26,18 +26,18 @@ pub struct CloudSettings {
     pub key_file: SecretFile,
     /// The file with the secret.
     pub secret_file: SecretFile,
-    /// The one authority that is believed; `None`: those of the system.
+    /// The only authority whose certificates are accepted; `None`: the system's authorities.
     pub ca: Option<PathBuf>,
-    /// The HTTP proxy on the way.
+    /// The HTTP proxy.
     pub proxy: Option<ProxyUrl>,
-    /// In the clear, to another host.
+    /// Allows `http://` to another host.
     pub insecure: bool,
     /// How long a call may take.
     pub timeout: Duration,
 }
 
 impl CloudSettings {
-    /// This CloudStack, everything else as it is by default.
+    /// Returns the default settings for this CloudStack.
     pub fn new(url: ApiUrl) -> Self {
         Self {
             url,
@@ -50,7 +50,7 @@ impl CloudSettings {
         }
     }
 
-    /// Keys and answers go to another host, and everybody on the way reads them.
+    /// Returns whether calls go to another host without TLS, where others can read and change them.
     pub fn is_in_the_clear(&self) -> bool {
         self.url.0.scheme() == "http" && !self.url.is_loopback()
     }
@@ -61,7 +61,7 @@ impl CloudSettings {
 pub enum SecretFile {
     /// This one.
     Named(PathBuf),
-    /// The credential of this name, which systemd hands to the service.
+    /// The credential of this name, which systemd gives to the service.
     Credential(&'static str),
 }
 
@@ -88,7 +88,7 @@ pub struct ApiUrl(Url);
 #[derive(Clone, PartialEq, Eq)]
 pub struct ProxyUrl(Url);
 
-/// It is not such an address. What was written is not repeated: it may hold a password.
+/// The text is no such address. The message does not repeat it, because it may contain a password.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
 pub struct BadUrl(String);
@@ -99,7 +99,7 @@ impl ApiUrl {
         &self.0
     }
 
-    /// Whether it leads to this very host.
+    /// Returns whether the address is this host's loopback address.
     pub fn is_loopback(&self) -> bool {
         let host = self.0.host_str().unwrap_or_default();
         let address: Option<IpAddr> = host.trim_matches(['[', ']']).parse().ok();

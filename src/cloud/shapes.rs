@@ -1,4 +1,4 @@
-//! Volumes, VMs and jobs out of answers. What has no meaning here is an error, never a guess. Pure.
+//! Reads volumes, VMs and jobs from answers. A value that is not understood is an error, never a guess. Pure.
 
 use serde_json::Value;
 
@@ -17,7 +17,7 @@ fn odd(what: impl Into<String>) -> CallError {
     CallError::NotUnderstood { what: what.into() }
 }
 
-/// The ids of a volume, a VM or a job.
+/// Reads the id of a volume, a VM or a job.
 fn id<T: std::str::FromStr>(of: &str, object: &Object, name: &str) -> Result<T, CallError>
 where
     T::Err: std::fmt::Display,
@@ -54,7 +54,7 @@ fn volume(object: &Object) -> Result<CloudVolume, CallError> {
     })
 }
 
-/// 0 while there is none yet; one that is there and no number is an error.
+/// Reads the size; 0 if there is none yet.
 fn size(object: &Object) -> Result<u64, CallError> {
     match object.get("size") {
         None | Some(Value::Null) => Ok(0),
@@ -71,7 +71,7 @@ pub(super) fn vms(answer: &Object) -> Result<Vec<CloudVm>, CallError> {
 fn vm(object: &Object) -> Result<CloudVm, CallError> {
     let text = |name: &str| object.text(name).map(|text| one_line(&text));
     let interfaces = object.objects("nic").ok_or_else(|| odd("the interfaces of a VM are no list"))?;
-    // One that has no address that is understood is nobody's.
+    // An interface whose address is not understood is left out.
     let macs = interfaces.iter().filter_map(|nic| nic.text("macaddress")?.parse().ok()).collect();
     Ok(CloudVm {
         id: id("a VM", object, "id")?,
@@ -81,18 +81,18 @@ fn vm(object: &Object) -> Result<CloudVm, CallError> {
     })
 }
 
-/// What a call that begins a job answers.
+/// Reads the answer to a call that begins a job.
 pub(super) fn started(asked: JobId, answer: &Object) -> Result<Started, CallError> {
     let job: JobId = id("the job", answer, "jobid")?;
     if job != asked {
-        // A server that does not know `customjobid` would have done so: the job could not be found again after a crash.
+        // A server that does not know `customjobid` does this. The job could not be found again after a crash.
         return Err(odd(format!("CloudStack made the job {job} and not {asked}, as it was asked to: it is too old")));
     }
     let volume = answer.text("id").map(|_| id("the volume", answer, "id")).transpose()?;
     Ok(Started { job, volume })
 }
 
-/// Whether something was done that has no job.
+/// Reads the answer to a call that has no job.
 pub(super) fn done(answer: &Object) -> Result<(), CallError> {
     match answer.flag("success") {
         Some(true) => Ok(()),
@@ -104,7 +104,7 @@ pub(super) fn done(answer: &Object) -> Result<(), CallError> {
     }
 }
 
-/// How far a job is.
+/// Reads the status of a job.
 pub(super) fn job(answer: &Object) -> Result<JobStatus, CallError> {
     let result = answer.object("jobresult");
     match answer.number("jobstatus") {
@@ -125,7 +125,7 @@ pub(super) fn job(answer: &Object) -> Result<JobStatus, CallError> {
 fn failure(answer: &Object, result: Option<&Object>) -> Refusal {
     let of = |object: &Object, name: &str| object.number(name).and_then(|code| u16::try_from(code).ok());
     let code = result.and_then(|result| of(result, "errorcode")).or_else(|| of(answer, "jobresultcode"));
-    // Some failures have a text alone, or nothing.
+    // Some failures are only a text, or nothing.
     let text = result.and_then(|result| result.text("errortext")).or_else(|| answer.text("jobresult"));
     Refusal::said(SaidIn::Job, code.unwrap_or(530), result.and_then(cs_code), &text.unwrap_or_default())
 }

@@ -1,4 +1,4 @@
-//! Signing: CloudStack computes the same over what it receives, with Java's own encoding, and compares. Pure.
+//! Signs calls. CloudStack computes the signature again from what it receives, with Java's encoding, and compares. Pure.
 
 use std::fmt::Write;
 
@@ -11,13 +11,13 @@ use openssl::sign::Signer;
 
 use super::keys::Keys;
 
-/// How long a signature is good. CloudStack allows 15 minutes at most, and the clocks may differ.
+/// How long a signature is valid. CloudStack allows at most 15 minutes, and the clocks may differ.
 const GOOD_FOR: SignedDuration = SignedDuration::from_mins(10);
 
 /// A parameter of a call; the name is in lower case.
 pub(super) type Parameter<'a> = (&'a str, String);
 
-/// The whole body of a call, signed.
+/// Returns the body of a call, with its signature.
 pub(super) fn body(
     command: &str,
     parameters: &[Parameter<'_>],
@@ -38,22 +38,22 @@ pub(super) fn body(
     Ok(format!("{joined}&signature={}", encoded(&signature)))
 }
 
-/// All parameters in the order in which they are signed.
+/// Joins the parameters in the order in which they are signed.
 fn joined(mut all: Vec<Parameter<'_>>) -> String {
     all.sort_unstable();
     let pairs: Vec<String> = all.iter().map(|(name, value)| format!("{name}={}", encoded(value))).collect();
     pairs.join("&")
 }
 
-/// HMAC-SHA1 over the lower-cased text.
+/// Returns the HMAC-SHA1 of the text in lower case, in base64.
 fn signature(joined: &str, keys: &Keys) -> Result<String, ErrorStack> {
     let key = PKey::hmac(keys.secret.as_bytes())?;
     let mut signer = Signer::new(MessageDigest::sha1(), &key)?;
     Ok(encode_block(&signer.sign_oneshot_to_vec(joined.to_lowercase().as_bytes())?))
 }
 
-/// As Java's `URLEncoder` does it, which keeps `*` and encodes `~`; but a space is `%20`, as CloudStack makes it before it
-/// compares.
+/// Encodes a value as Java's `URLEncoder` does, which keeps `*` and encodes `~`, except that a space is `%20`, as in CloudStack's
+/// comparison.
 fn encoded(value: &str) -> String {
     let mut text = String::with_capacity(value.len());
     for byte in value.bytes() {

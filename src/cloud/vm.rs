@@ -53,7 +53,7 @@ impl fmt::Display for VmState {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Other(name) => f.pad(name),
-            // Each is called as CloudStack calls it.
+            // The variants are named as in CloudStack.
             known => f.pad(&format!("{known:?}")),
         }
     }
@@ -64,13 +64,13 @@ impl fmt::Display for VmState {
 pub struct Mac([u8; 6]);
 
 impl Mac {
-    /// It can be one interface's own: no address of all zeros or of a group.
+    /// Returns whether it is the address of one interface: not all zeros, and no group address.
     pub fn is_of_one(&self) -> bool {
         self.0 != [0; 6] && self.0[0] & 1 == 0
     }
 }
 
-/// The text was no MAC address.
+/// The text is no MAC address.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{0:?} is not a MAC address like 02:00:4c:5a:00:01")]
 pub struct NotAMac(pub String);

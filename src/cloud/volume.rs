@@ -19,7 +19,7 @@ pub struct CloudVolume {
     pub vm: Option<VmId>,
     /// Its slot there.
     pub device_id: Option<u32>,
-    /// It cannot be deleted before somebody takes this away.
+    /// CloudStack refuses to delete it until this is switched off.
     pub delete_protection: bool,
 }
 
@@ -35,7 +35,7 @@ pub enum VolumeKind {
 /// Where a volume stands.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum VolumeState {
-    /// On record, and not yet made: the first VM that it is attached to has it made.
+    /// Only on record: it is made when it is first attached.
     Allocated,
     /// Being made.
     Creating,
@@ -55,7 +55,7 @@ pub enum VolumeState {
     Copying,
     /// Being restored from a backup.
     Restoring,
-    /// Sent by a user, and complete.
+    /// Uploaded by a user.
     Uploaded,
     /// Deleted; it may still be recovered.
     Destroy,
@@ -89,7 +89,7 @@ impl VolumeState {
         }
     }
 
-    /// Whether the volume is gone, or goes and does not come back by itself.
+    /// Returns whether the volume is deleted or being deleted.
     pub fn is_gone(&self) -> bool {
         match self {
             Self::Destroy | Self::Expunging | Self::Expunged => true,
@@ -103,7 +103,7 @@ impl std::fmt::Display for VolumeState {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Self::Other(name) => f.pad(name),
-            // Each is called as CloudStack calls it.
+            // The variants are named as in CloudStack.
             known => f.pad(&format!("{known:?}")),
         }
     }

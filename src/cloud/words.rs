@@ -1,15 +1,15 @@
-//! What CloudStack says, made fit for a line of text. Pure.
+//! Makes texts from CloudStack safe to show in one line. Pure.
 
-/// How many characters of it are kept.
+/// The longest text, in characters.
 const LONGEST: usize = 500;
 
-/// One line of bounded length, without anything that a terminal or a journal would act on.
+/// Returns one line of bounded length, without characters that a terminal interprets.
 pub(super) fn one_line(text: &str) -> String {
     let printable = text.chars().map(|c| if is_plain(c) { c } else { ' ' });
     let mut line = String::new();
     let mut kept = 0;
     for c in printable {
-        // Of several spaces one is left.
+        // Several spaces become one.
         if c == ' ' && (line.is_empty() || line.ends_with(' ')) {
             continue;
         }
@@ -24,7 +24,7 @@ pub(super) fn one_line(text: &str) -> String {
     line
 }
 
-/// Neither a control character nor one that changes the direction of what is around it, or is not to be seen.
+/// Returns whether the character is no control character, is visible, and does not change the direction of the text.
 fn is_plain(c: char) -> bool {
     let hidden = matches!(c, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}');
     !c.is_control() && !c.is_whitespace() && !hidden

@@ -8,7 +8,7 @@ use utoipa::ToSchema;
 
 use super::{nullable, shown_as_written};
 
-/// CloudStack, as far as calls have shown it; nothing is asked for this alone.
+/// CloudStack, as far as calls have shown it; no call is made for health.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 pub(crate) struct CloudHealth {
     pub(crate) url: String,
@@ -29,7 +29,7 @@ pub(crate) struct CloudHealth {
     pub(crate) own_vm: OwnVmHealth,
 }
 
-/// `unknown`: nothing has been asked since the start. `failing`: the last call had no answer that helps.
+/// `unknown`: there was no call since the start. `failing`: the last call failed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum CloudState {
@@ -40,7 +40,7 @@ pub(crate) enum CloudState {
 
 shown_as_written!(CloudState);
 
-/// What CloudStack refused last.
+/// The last refusal by CloudStack.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 pub(crate) struct LastRefusal {
     #[schema(value_type = String, format = DateTime)]
@@ -52,7 +52,7 @@ pub(crate) struct LastRefusal {
     pub(crate) message: String,
 }
 
-/// Which VM of CloudStack's this host is; both `id` and `why` are `null` as long as nobody has needed to know.
+/// Which VM in CloudStack this host is. `id` and `why` are both `null` until an operation needs to know.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 pub(crate) struct OwnVmHealth {
     #[serde(deserialize_with = "nullable")]

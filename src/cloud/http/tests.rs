@@ -40,8 +40,8 @@ fn by(url: &str, ca: Option<PathBuf>) -> Http {
     Http::new(settings)
 }
 
-fn not_believed(result: Result<Raw, Failed>) -> bool {
-    matches!(&result, Err(Failed::NotSent(why)) if why.contains("certificate verify failed"))
+fn not_believed(result: &Result<Raw, Failed>) -> bool {
+    matches!(result, Err(Failed::NotSent(why)) if why.contains("certificate verify failed"))
 }
 
 #[tokio::test]
@@ -57,12 +57,12 @@ async fn only_certificates_of_the_named_authority_are_believed_and_a_new_one_is_
     let http = by(&url, Some(ca.clone()));
     assert_eq!(post(&http).await.unwrap().body, b"{}", "the control");
     fs::copy(theirs.file("ca-cert.pem"), &ca).unwrap();
-    assert!(not_believed(post(&http).await), "another authority");
+    assert!(not_believed(&post(&http).await), "another authority");
     fs::write(&ca, "no certificate").unwrap();
     assert!(matches!(post(&http).await, Err(Failed::NotAble(why)) if why.contains("[cloudstack] ca")));
     fs::copy(ours.file("ca-cert.pem"), &ca).unwrap();
     assert!(post(&http).await.is_ok(), "it heals by itself");
-    assert!(not_believed(post(&by(&url, None)).await), "the system's authorities have not signed it");
+    assert!(not_believed(&post(&by(&url, None)).await), "the system's authorities have not signed it");
 }
 
 /// The certificate is of the address, and is shown for a name.
@@ -72,5 +72,5 @@ async fn a_certificate_of_another_name_is_not_believed() {
     let ours = Certificates::make(&dir.path().join("ours"), "127.0.0.1").unwrap();
     let url = server(&ours).replace("127.0.0.1", "localhost");
     let http = by(&url, Some(ours.file("ca-cert.pem").into()));
-    assert!(not_believed(http.post("the body".to_owned()).await));
+    assert!(not_believed(&http.post("the body".to_owned()).await));
 }

@@ -5,7 +5,7 @@ use super::*;
 use crate::identity::{JobId, VolumeId};
 use proptest::prelude::*;
 use std::fs;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 const OWN: &str = "0d2f6d8e-58a3-4d20-9f3c-3c1f2a7d0c11";
 const OTHER: &str = "11111111-58a3-4d20-9f3c-3c1f2a7d0c11";
@@ -83,7 +83,7 @@ proptest! {
 /// Knows one VM, or nobody reaches it; counts the questions.
 struct Double {
     vm: Mutex<Option<CloudVm>>,
-    away: bool,
+    away: AtomicBool,
     asked: AtomicUsize,
 }
 
@@ -92,7 +92,7 @@ impl Cloud for Double {
         self.asked.fetch_add(1, Ordering::Relaxed);
         let known = self.vm.lock().unwrap().clone().filter(|vm| vm.id == *wanted);
         let away = || CallError::Unreachable { sent: Sent::No, why: "away".into() };
-        Box::pin(async move { if self.away { Err(away()) } else { Ok(known) } })
+        Box::pin(async move { if self.away.load(Ordering::Relaxed) { Err(away()) } else { Ok(known) } })
     }
 
     fn volume(&self, _: VolumeId) -> Answer<'_, Option<CloudVolume>> {
@@ -137,7 +137,7 @@ struct Host {
 impl Host {
     fn new(configured: &str, smbios: &str, known: Option<CloudVm>, away: bool) -> Self {
         let dir = tempfile::tempdir().unwrap();
-        let cloud = Arc::new(Double { vm: Mutex::new(known), away, asked: AtomicUsize::new(0) });
+        let cloud = Arc::new(Double { vm: Mutex::new(known), away: AtomicBool::new(away), asked: AtomicUsize::new(0) });
         for (name, address) in [("eth0", mac(1)), ("br0", mac(2))] {
             let interface = dir.path().join("net").join(name);
             fs::create_dir_all(&interface).unwrap();
@@ -191,4 +191,24 @@ async fn a_cloudstack_that_is_away_or_a_missing_credential_confirms_nothing() {
     *host.cloud.vm.lock().unwrap() = Some(vm(id(OWN), &[mac(1)]));
     let known = OwnVm::Known { id: id(OWN), from: VmSource::Configuration };
     assert_eq!(host.finder.find().await, known, "the control: named by the configuration");
+}
+
+/// Time passes by moving the moment of the last answer: the finder has no clock of its own.
+#[tokio::test]
+async fn a_known_vm_is_confirmed_again_later_and_stays_known_while_nobody_can_be_asked() {
+    let mut host = Host::new("", OWN, Some(vm(id(OWN), &[mac(1)])), false);
+    let known = OwnVm::Known { id: id(OWN), from: VmSource::Smbios };
+    assert_eq!(host.finder.find().await, known);
+    let age = |host: &Host| host.finder.last().as_mut().unwrap().0 -= KNOWN_FOR;
+    age(&host);
+    assert_eq!((host.finder.find().await, host.asked()), (known.clone(), 2));
+    age(&host);
+    *host.cloud.vm.lock().unwrap() = None;
+    assert!(matches!(host.finder.find().await, OwnVm::Unknown { .. }), "the control: CloudStack says that it is gone");
+
+    host = Host::new("", OWN, Some(vm(id(OWN), &[mac(1)])), false);
+    host.finder.find().await;
+    age(&host);
+    host.cloud.away.store(true, Ordering::Relaxed);
+    assert_eq!((host.finder.find().await, host.asked()), (known, 2), "no answer says nothing");
 }
