@@ -41,6 +41,7 @@ pub(super) fn health(access: &Access, settings: &CloudSettings) -> CloudHealth {
 pub(super) fn problems(access: &Access, settings: &CloudSettings) -> Vec<(Code, String)> {
     let (Seen { trouble, .. }, own_vm) = access.has_seen();
     let mut problems = Vec::new();
+    let is_failing = trouble.is_some();
     if let Some(trouble) = trouble {
         let code = match trouble.kind {
             TroubleKind::Unreachable => Code::CloudUnreachable,
@@ -51,7 +52,10 @@ pub(super) fn problems(access: &Access, settings: &CloudSettings) -> Vec<(Code, 
         };
         problems.push((code, format!("{}, since {}", trouble.why, trouble.since)));
     }
-    if let Some(OwnVm::Unknown { why }) = own_vm {
+    // While calls fail, that is the cause to look at.
+    if let Some(OwnVm::Unknown { why }) = own_vm
+        && !is_failing
+    {
         problems.push((Code::OwnVmUnknown, format!("which VM this host is is unknown: {why}")));
     }
     if settings.is_in_the_clear() {
