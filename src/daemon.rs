@@ -27,11 +27,11 @@ use crate::engine::tools::Tools;
 use crate::engine::{self, Engine, Handle, Inputs};
 use crate::export::backend::{Backend, Contents, Which};
 use crate::export::links::Links;
-use crate::export::nbd_server::backend::NbdServer;
+use crate::export::nbd_server::backend::NbdServerBackend;
 use crate::export::nbd_server::check::ServerUser;
 use crate::export::nbd_server::mode::Mode;
 use crate::export::nbd_server::sections::Sections;
-use crate::export::nbdkit::Nbdkit;
+use crate::export::nbdkit::NbdkitBackend;
 use crate::export::probe::Endpoint;
 use crate::export::server::{ServerFile, ServerWatch};
 use crate::export::tls::Tls;
@@ -226,13 +226,13 @@ fn endpoint(settings: &Settings, tls: &Tls, server_file: ServerFile) -> Endpoint
 /// Makes the configured NBD backend.
 fn backend(settings: &Settings, nbd_gid: u32) -> anyhow::Result<Arc<dyn Backend>> {
     let ServerSettings::NbdServer { chosen, main_file } = &settings.export.server else {
-        return Ok(Arc::new(Nbdkit(Links::new(settings.export.folder.clone()))));
+        return Ok(Arc::new(NbdkitBackend(Links::new(settings.export.folder.clone()))));
     };
     tracing::info!(mode = %chosen.mode, "nbd-server serves: {}", chosen.because);
     let uid =
         id_of("/etc/passwd", &settings.device.nbd_group).context("whether nbd-server can read its files is unknown")?;
     let links = Links::new(config::LINKS_FOLDER.into());
-    Ok(Arc::new(NbdServer {
+    Ok(Arc::new(NbdServerBackend {
         sections: Sections::new(settings.export.folder.clone(), links.clone()),
         links,
         main_file: main_file.clone(),

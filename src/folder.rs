@@ -26,11 +26,11 @@ pub struct Folder {
 struct Inner {
     path: PathBuf,
     owner: u32,
-    held: Mutex<Option<Held>>,
+    held: Mutex<Option<OpenFolder>>,
 }
 
 #[derive(Debug, Clone)]
-struct Held {
+struct OpenFolder {
     descriptor: Arc<OwnedFd>,
     identity: (u64, u64),
 }
@@ -71,7 +71,7 @@ impl Folder {
             return Err(self.not_ours(NotOurs::OtherDevice));
         }
         let descriptor = Arc::new(descriptor);
-        *held = Some(Held { descriptor: Arc::clone(&descriptor), identity: opened.identity() });
+        *held = Some(OpenFolder { descriptor: Arc::clone(&descriptor), identity: opened.identity() });
         Ok(descriptor)
     }
 

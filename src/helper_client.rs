@@ -48,12 +48,12 @@ struct Shared {
     socket: PathBuf,
     limit: Duration,
     slots: Semaphore,
-    known: Mutex<Known>,
+    known: Mutex<LastKnown>,
 }
 
 /// The known state of the helper.
 #[derive(Debug, Default)]
-struct Known {
+struct LastKnown {
     /// The outcome of the last request: success, or since when the helper is silent; `None`: not asked yet.
     last: Option<Result<(), (Instant, HelperError)>>,
     /// Whether the helper is being asked again until it answers.
@@ -275,7 +275,7 @@ impl HelperClient {
         Ok(answer)
     }
 
-    fn known(&self) -> MutexGuard<'_, Known> {
+    fn known(&self) -> MutexGuard<'_, LastKnown> {
         // No code panics while it holds the lock, and each written value is complete.
         self.shared.known.lock().unwrap_or_else(PoisonError::into_inner)
     }

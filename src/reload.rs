@@ -8,7 +8,7 @@ use tokio::sync::watch;
 
 use crate::blocking::blocking;
 use crate::cloud::Access;
-use crate::config::{self, Changes, Invalid, Problem, Settings};
+use crate::config::{self, Changes, ConfigMistake, Invalid, Settings};
 use crate::engine::{Handle, Stopping};
 use crate::export::tls::Tls;
 use crate::store::Store;
@@ -72,13 +72,13 @@ impl Reload {
         let (path, tls) = (self.path.clone(), self.tls.clone());
         let read = blocking(move || {
             let new = config::check(&path)?;
-            let whole = |message: String| Invalid { path, problems: vec![Problem { place: None, message }] };
+            let whole = |message: String| Invalid { path, problems: vec![ConfigMistake { place: None, message }] };
             tls.change(new.export.tls.clone()).map_err(|error| whole(error.to_string()))?;
             Ok(new)
         });
         let failed = |error: std::io::Error| {
             let message = format!("cannot be read: {error}");
-            Err(Invalid { path: self.path.clone(), problems: vec![Problem { place: None, message }] })
+            Err(Invalid { path: self.path.clone(), problems: vec![ConfigMistake { place: None, message }] })
         };
         read.await.unwrap_or_else(failed)
     }

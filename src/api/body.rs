@@ -116,15 +116,15 @@ mod tests {
 
     #[derive(Debug, Deserialize)]
     #[serde(deny_unknown_fields)]
-    struct ExportOptions {
+    struct Sample {
         name: String,
         size: Option<u64>,
     }
 
     #[test]
     fn only_a_json_object_is_accepted_as_body() {
-        let size = |text: &str| object::<ExportOptions>(text.as_bytes()).ok().map(|wish| (wish.name, wish.size));
-        assert!(serde_json::from_str::<ExportOptions>(r#"["a", 7]"#).is_ok(), "the control: serde takes it");
+        let size = |text: &str| object::<Sample>(text.as_bytes()).ok().map(|wish| (wish.name, wish.size));
+        assert!(serde_json::from_str::<Sample>(r#"["a", 7]"#).is_ok(), "the control: serde takes it");
         assert_eq!(size(r#"["a", 7]"#), None);
         assert_eq!(size(" \n{\"name\": \"a\", \"size\": null}"), Some(("a".to_owned(), None)));
         for text in ["7", "null", "\"a\"", "{\"name\": \"a\"} {}", "{\"name\": \"a\", \"name\": \"b\"}", "\u{feff}{}"] {

@@ -32,12 +32,12 @@ const PLACEHOLDER: &str = "attachd-placeholder";
 
 /// Whether an export is published, and whether it should be.
 #[derive(Clone, Copy)]
-struct Wanted {
+struct Expectation {
     published: bool,
     due: bool,
 }
 
-impl Wanted {
+impl Expectation {
     fn of(volume: &Volume) -> Self {
         let due = matches!(volume.state, State::Ready | State::Exporting);
         Self { published: volume.published, due }
@@ -47,11 +47,11 @@ impl Wanted {
 /// Runs one check at a time, for all callers that ask.
 pub(super) struct Checks {
     server: Endpoint,
-    asked: Mutex<Asked>,
+    asked: Mutex<Callers>,
 }
 
 #[derive(Default)]
-struct Asked {
+struct Callers {
     /// A check is running.
     running: bool,
     /// The callers that have asked since the running check began.
@@ -68,7 +68,7 @@ impl Checks {
         self.server.tls_trouble()
     }
 
-    fn asked(&self) -> MutexGuard<'_, Asked> {
+    fn asked(&self) -> MutexGuard<'_, Callers> {
         self.asked.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -113,8 +113,9 @@ async fn check_for_all(context: Context) {
 }
 
 async fn check(context: &Context) -> Result<Vec<CheckedExport>, Stopping> {
-    let pick = |_: &World, volume: &Volume| Some((volume.intent.volume, Wanted::of(volume)));
-    let wanted: BTreeMap<VolumeId, Wanted> = pages::volumes(&context.inner.engine, pick).await?.into_iter().collect();
+    let pick = |_: &World, volume: &Volume| Some((volume.intent.volume, Expectation::of(volume)));
+    let wanted: BTreeMap<VolumeId, Expectation> =
+        pages::volumes(&context.inner.engine, pick).await?.into_iter().collect();
     let server = &context.inner.checks.server;
     let deadline = Instant::now() + LIMIT;
     let listed = timeout_at(deadline, probe::list(server)).await.ok();

@@ -24,8 +24,8 @@ use crate::reason::Code;
 use crate::store::Story;
 use crate::volume::{self, Entry};
 use crate::wire::{
-    EntryView, ErrorBody, EvidenceView, ExportState, ExportView, ReasonView, Standing, VolumeList, VolumeView,
-    whole_in_query,
+    EntryView, ErrorBody, EvidenceView, ExportState, ExportView, ReasonView, VolumeList, VolumeView,
+    WaitTimeoutDetails, whole_in_query,
 };
 
 /// How long `?wait=` waits, in seconds: the default and the maximum.
@@ -114,7 +114,7 @@ pub(super) async fn list(
 #[derive(Deserialize, IntoParams)]
 #[into_params(parameter_in = Query)]
 #[serde(deny_unknown_fields)]
-pub(super) struct Wait {
+pub(super) struct WaitOptions {
     /// Answer as soon as the volume is in this state, like `ready`.
     #[param(inline, value_type = Option<volume::State>)]
     wait: Option<String>,
@@ -125,7 +125,7 @@ pub(super) struct Wait {
 }
 
 /// Shows one volume, at once or as soon as it is in a state.
-#[utoipa::path(get, path = "/api/v1/volumes/{volume_id}", operation_id = "showVolume", params(("volume_id" = VolumeId, Path), Wait), responses(
+#[utoipa::path(get, path = "/api/v1/volumes/{volume_id}", operation_id = "showVolume", params(("volume_id" = VolumeId, Path), WaitOptions), responses(
     (status = 200, body = VolumeView),
     (status = 404, body = ErrorBody),
     (status = 504, body = ErrorBody, description = "WAIT_TIMEOUT: it is not in that state yet; details say where it is")))]
@@ -133,7 +133,7 @@ pub(super) async fn show(
     State(context): Ctx,
     VolumePath(volume): VolumePath,
     Extension(peer): Extension<Peer>,
-    QueryString(wait): QueryString<Wait>,
+    QueryString(wait): QueryString<WaitOptions>,
 ) -> Result<Json<VolumeView>, ApiError> {
     let (seconds, limit) = wait_limit(wait.timeout_seconds)?;
     if let Some(state) = &wait.wait {
@@ -147,7 +147,7 @@ pub(super) async fn show(
         }
         let now = look(&context, volume).await?;
         let text = format!("volume {volume} is {} after {seconds} s, not {state}", now.state);
-        let details = json!(Standing::from(now));
+        let details = json!(WaitTimeoutDetails::from(now));
         return Err(ApiError::new(Code::WaitTimeout, text, details));
     }
     whole(&context, look(&context, volume).await?).await

@@ -315,7 +315,7 @@ impl Setting for Installed {
 #[cfg(test)]
 mod tests {
     use super::super::tests::{parsed, problems};
-    use super::super::{Problem, parse};
+    use super::super::{ConfigMistake, parse};
     use super::*;
 
     #[test]
@@ -356,7 +356,7 @@ mod tests {
             let settings = parse(&format!("[export]\nbackend = \"nbd-server\"\n{text}"), || host)?;
             let ServerSettings::NbdServer { chosen, main_file } = settings.export.server else { panic!("nbdkit") };
             assert_eq!(settings.export.folder, PathBuf::from("/run/attachd/nbd-server.d"));
-            Ok::<_, Vec<Problem>>((chosen.mode, main_file, settings.export.pid_file))
+            Ok::<_, Vec<ConfigMistake>>((chosen.mode, main_file, settings.export.pid_file))
         };
         let (mode, main_file, pid_file) = mode_of("", host("1:3.26.1-6", false)).unwrap();
         assert_eq!(mode, Mode::Signal);

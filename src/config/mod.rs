@@ -33,7 +33,7 @@ pub use host::HostSettings;
 pub use limits::Limits;
 pub use places::is_dead_socket_of;
 pub use store::StoreSettings;
-pub use text::Problem;
+pub use text::ConfigMistake;
 use text::{File, Offsets, line_and_column};
 
 /// The default path of the configuration file.
@@ -68,7 +68,7 @@ pub struct Invalid {
     /// The file.
     pub path: PathBuf,
     /// Every mistake, in the file's order.
-    pub problems: Vec<Problem>,
+    pub problems: Vec<ConfigMistake>,
 }
 
 impl fmt::Display for Invalid {
@@ -103,7 +103,7 @@ pub fn check(path: &Path) -> Result<Settings, Invalid> {
 
 fn read_and_check(path: &Path, everything: bool) -> Result<Settings, Invalid> {
     let invalid = |problems| Invalid { path: path.to_owned(), problems };
-    let whole = |message| invalid(vec![Problem { place: None, message }]);
+    let whole = |message| invalid(vec![ConfigMistake { place: None, message }]);
     let bytes = match place::small_file_of_root(path, SIZE) {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound && path == Path::new(DEFAULT_PATH) => Vec::new(),
         Err(error) => return Err(whole(format!("cannot be read: {error}"))),
@@ -116,17 +116,17 @@ fn read_and_check(path: &Path, everything: bool) -> Result<Settings, Invalid> {
     let counts = |wrong: &places::Wrong| everything || !wrong.is_default;
     let problem = |wrong: places::Wrong| {
         let at = wrong.key.and_then(|key| offsets.get(&key));
-        Problem { place: at.map(|at| line_and_column(&text, *at)), message: wrong.why }
+        ConfigMistake { place: at.map(|at| line_and_column(&text, *at)), message: wrong.why }
     };
-    let mut problems: Vec<Problem> = wrong.into_iter().filter(counts).map(problem).collect();
+    let mut problems: Vec<ConfigMistake> = wrong.into_iter().filter(counts).map(problem).collect();
     if everything && let Some((key, message)) = settings.export.unusable_tls() {
         let at = offsets.get(&("export", key));
-        problems.push(Problem { place: at.map(|at| line_and_column(&text, *at)), message });
+        problems.push(ConfigMistake { place: at.map(|at| line_and_column(&text, *at)), message });
     }
     if everything && let Some(cloudstack) = &settings.cloudstack {
         for (key, message) in cloudstack::unusable_files(cloudstack) {
             let at = offsets.get(&("cloudstack", key));
-            problems.push(Problem { place: at.map(|at| line_and_column(&text, *at)), message });
+            problems.push(ConfigMistake { place: at.map(|at| line_and_column(&text, *at)), message });
         }
     }
     problems.sort_by_key(|problem| problem.place);
@@ -149,11 +149,11 @@ pub fn report(path: &Path) -> ExitCode {
 }
 
 /// Parses a configuration text. `host` is called only if nbd-server should serve.
-pub fn parse(text: &str, host: impl FnOnce() -> HostFacts) -> Result<Settings, Vec<Problem>> {
+pub fn parse(text: &str, host: impl FnOnce() -> HostFacts) -> Result<Settings, Vec<ConfigMistake>> {
     read(text, host).map(|(settings, _)| settings)
 }
 
-fn read(text: &str, host: impl FnOnce() -> HostFacts) -> Result<(Settings, Offsets), Vec<Problem>> {
+fn read(text: &str, host: impl FnOnce() -> HostFacts) -> Result<(Settings, Offsets), Vec<ConfigMistake>> {
     let mut file = File::parse(text)?;
     let mut settings = Settings::default();
     file.section("api", |api| settings.api.read(api));
@@ -168,7 +168,7 @@ fn read(text: &str, host: impl FnOnce() -> HostFacts) -> Result<(Settings, Offse
     for (keys, message) in places::overlaps(&settings) {
         // The first of these keys that is set in the file.
         let at = keys.iter().find_map(|key| file.offsets.get(key));
-        file.problems.push(Problem { place: at.map(|at| line_and_column(text, *at)), message });
+        file.problems.push(ConfigMistake { place: at.map(|at| line_and_column(text, *at)), message });
     }
     // Without CloudStack the id is only a text that intents carry.
     if settings.cloudstack.is_some()
@@ -176,7 +176,7 @@ fn read(text: &str, host: impl FnOnce() -> HostFacts) -> Result<(Settings, Offse
         && let Err(error) = settings.host.vm_id.parse::<VmId>()
     {
         let place = file.offsets.get(&("host", "vm_id")).map(|at| line_and_column(text, *at));
-        file.problems.push(Problem { place, message: format!("[host] vm_id: {error}") });
+        file.problems.push(ConfigMistake { place, message: format!("[host] vm_id: {error}") });
     }
     let offsets = std::mem::take(&mut file.offsets);
     file.finish()?;
@@ -188,7 +188,7 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    pub(super) fn parsed(text: &str) -> Result<Settings, Vec<Problem>> {
+    pub(super) fn parsed(text: &str) -> Result<Settings, Vec<ConfigMistake>> {
         parse(text, HostFacts::default)
     }
 

@@ -13,15 +13,15 @@ use crate::place::{self, Inode, Kind, NotOurs, ROOT};
 use crate::store;
 
 /// A path that a setting names, or that attachd always uses.
-struct Place {
+struct NamedPath {
     /// Section and key; `None` for a path that no key names.
     key: Option<(&'static str, &'static str)>,
     path: PathBuf,
-    role: Role,
+    role: PathRole,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Role {
+enum PathRole {
     /// The folder of claims; attachd's.
     Claims,
     /// The folder of links; attachd's.
@@ -42,14 +42,14 @@ enum Role {
     Other,
 }
 
-impl Role {
+impl PathRole {
     /// Returns whether it is a folder in which every file has a meaning.
     fn is_folder(self) -> bool {
         matches!(self, Self::Claims | Self::Links | Self::Sections | Self::Staging | Self::HostDisks)
     }
 }
 
-impl Place {
+impl NamedPath {
     fn name(&self) -> String {
         let path = self.path.display();
         match self.key {
@@ -59,30 +59,34 @@ impl Place {
     }
 }
 
-fn places(settings: &Settings) -> Vec<Place> {
-    let place = |section, key, path: &Path, role| Place { key: Some((section, key)), path: path.to_owned(), role };
+fn places(settings: &Settings) -> Vec<NamedPath> {
+    let place = |section, key, path: &Path, role| NamedPath { key: Some((section, key)), path: path.to_owned(), role };
     let exports = match settings.export.server {
-        ServerSettings::Nbdkit => Role::Links,
-        ServerSettings::NbdServer { .. } => Role::Sections,
+        ServerSettings::Nbdkit => PathRole::Links,
+        ServerSettings::NbdServer { .. } => PathRole::Sections,
     };
     let mut places = vec![
-        place("store", "claims", &settings.store.claims, Role::Claims),
+        place("store", "claims", &settings.store.claims, PathRole::Claims),
         place("export", "folder", &settings.export.folder, exports),
-        place("device", "host_disks", &settings.device.host_disks, Role::HostDisks),
-        place("store", "path", &settings.store.path, Role::Store),
-        place("api", "socket", &settings.api.socket, Role::OwnSocket),
-        place("helper", "socket", &settings.helper.socket, Role::OtherSocket),
-        place("export", "pid_file", &settings.export.pid_file, Role::Other),
+        place("device", "host_disks", &settings.device.host_disks, PathRole::HostDisks),
+        place("store", "path", &settings.store.path, PathRole::Store),
+        place("api", "socket", &settings.api.socket, PathRole::OwnSocket),
+        place("helper", "socket", &settings.helper.socket, PathRole::OtherSocket),
+        place("export", "pid_file", &settings.export.pid_file, PathRole::Other),
     ];
     if let ServerSettings::NbdServer { main_file, .. } = &settings.export.server {
-        places.push(place("export", "main_file", main_file, Role::Other));
+        places.push(place("export", "main_file", main_file, PathRole::Other));
     }
     // attachd looks here for exports that earlier settings made.
     let staging = settings.export.links_folder().with_file_name(STAGING_FOLDER);
-    let own = [(LINKS_FOLDER.into(), Role::Links), (SECTIONS_FOLDER.into(), Role::Sections), (staging, Role::Staging)];
+    let own = [
+        (LINKS_FOLDER.into(), PathRole::Links),
+        (SECTIONS_FOLDER.into(), PathRole::Sections),
+        (staging, PathRole::Staging),
+    ];
     for (path, role) in own {
         if !places.iter().any(|place| place.path == path && place.role == role) {
-            places.push(Place { key: None, path, role });
+            places.push(NamedPath { key: None, path, role });
         }
     }
     places
@@ -124,7 +128,7 @@ pub(super) fn daemons_user() -> Option<u32> {
 
 /// Returns what is wrong with each path. `owner` is the user that the daemon runs as, if known.
 pub(super) fn wrong(settings: &Settings, owner: Option<u32>) -> Vec<Wrong> {
-    let wrong = |place: Place| {
+    let wrong = |place: NamedPath| {
         let why = judge(&place, owner)?;
         Some(Wrong {
             is_default: is_default(&place, settings),
@@ -146,24 +150,24 @@ pub(super) struct Wrong {
     pub(super) is_default: bool,
 }
 
-fn is_default(place: &Place, settings: &Settings) -> bool {
+fn is_default(place: &NamedPath, settings: &Settings) -> bool {
     let default = Settings::default();
     match place.role {
-        Role::Claims => place.path == default.store.claims,
-        Role::Links => place.path == Path::new(LINKS_FOLDER),
-        Role::Sections => place.path == Path::new(SECTIONS_FOLDER),
-        Role::Staging => settings.export.links_folder() == Path::new(LINKS_FOLDER),
-        Role::HostDisks => place.path == default.device.host_disks,
-        Role::Store => place.path == default.store.path,
-        Role::OwnSocket => place.path == default.api.socket,
-        Role::OtherSocket => place.path == default.helper.socket,
+        PathRole::Claims => place.path == default.store.claims,
+        PathRole::Links => place.path == Path::new(LINKS_FOLDER),
+        PathRole::Sections => place.path == Path::new(SECTIONS_FOLDER),
+        PathRole::Staging => settings.export.links_folder() == Path::new(LINKS_FOLDER),
+        PathRole::HostDisks => place.path == default.device.host_disks,
+        PathRole::Store => place.path == default.store.path,
+        PathRole::OwnSocket => place.path == default.api.socket,
+        PathRole::OtherSocket => place.path == default.helper.socket,
         // This default path depends on the server, and the server's folder is not attachd's.
-        Role::Other => true,
+        PathRole::Other => true,
     }
 }
 
 /// Returns why the file at the path cannot be used; `None` if it can, or if there is no file.
-fn judge(place: &Place, owner: Option<u32>) -> Option<String> {
+fn judge(place: &NamedPath, owner: Option<u32>) -> Option<String> {
     let found = match Inode::at(&place.path) {
         Ok(found) => found,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return above(place, owner),
@@ -171,26 +175,26 @@ fn judge(place: &Place, owner: Option<u32>) -> Option<String> {
     };
     let plain = |judged: Result<(), NotOurs>| judged.err().map(|why| why.to_string());
     match place.role {
-        Role::Claims => {
+        PathRole::Claims => {
             plain(found.is_folder_of(owner)).or_else(|| strangers(place, |name| name.parse::<Serial>().is_ok()))
         }
-        Role::Links => plain(found.is_folder_of(owner))
+        PathRole::Links => plain(found.is_folder_of(owner))
             .or_else(|| strangers(place, |name| VolumeId::from_export_name(name).is_some())),
-        Role::Sections | Role::Staging => plain(found.is_folder_of(owner)),
-        Role::HostDisks => plain(found.is_folder_of(Some(ROOT))),
-        Role::Store => {
+        PathRole::Sections | PathRole::Staging => plain(found.is_folder_of(owner)),
+        PathRole::HostDisks => plain(found.is_folder_of(Some(ROOT))),
+        PathRole::Store => {
             above(place, owner).or_else(|| plain(found.is_file_of(owner))).or_else(|| no_database(&place.path))
         }
-        Role::OwnSocket => plain(found.is(Kind::Socket).and_then(|()| root_or(&found, owner))),
-        Role::OtherSocket => plain(found.is(Kind::Socket)),
+        PathRole::OwnSocket => plain(found.is(Kind::Socket).and_then(|()| root_or(&found, owner))),
+        PathRole::OtherSocket => plain(found.is(Kind::Socket)),
         // This path may be a symlink, because it is root's own.
-        Role::Other => place.path.is_dir().then(|| "it is a folder, not a file".to_owned()),
+        PathRole::Other => place.path.is_dir().then(|| "it is a folder, not a file".to_owned()),
     }
 }
 
 /// Checks the folder in which the database will be made.
-fn above(place: &Place, owner: Option<u32>) -> Option<String> {
-    if place.role != Role::Store {
+fn above(place: &NamedPath, owner: Option<u32>) -> Option<String> {
+    if place.role != PathRole::Store {
         return None;
     }
     let above = place.path.parent()?;
@@ -214,7 +218,7 @@ fn root_or(found: &Inode, owner: Option<u32>) -> Result<(), NotOurs> {
 }
 
 /// Names the files in a folder that attachd was pointed to and has never used: other files and none of attachd's.
-fn strangers(place: &Place, ours: impl Fn(&str) -> bool) -> Option<String> {
+fn strangers(place: &NamedPath, ours: impl Fn(&str) -> bool) -> Option<String> {
     let entries = match std::fs::read_dir(&place.path) {
         Ok(entries) => entries,
         Err(error) => return Some(format!("it cannot be looked into: {error}")),

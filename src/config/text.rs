@@ -9,7 +9,7 @@ use toml::de::{DeTable, DeValue};
 
 /// One mistake.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Problem {
+pub struct ConfigMistake {
     /// Line and column, both from 1; `None` for the whole file.
     pub place: Option<(usize, usize)>,
     /// What is wrong, and what would be right.
@@ -24,7 +24,7 @@ pub(super) struct File<'a> {
     text: &'a str,
     root: DeTable<'a>,
     names: Vec<&'static str>,
-    pub(super) problems: Vec<Problem>,
+    pub(super) problems: Vec<ConfigMistake>,
     pub(super) offsets: Offsets,
 }
 
@@ -34,19 +34,19 @@ pub(super) struct TomlSection<'a, 'f> {
     table: DeTable<'a>,
     known: Vec<&'static str>,
     text: &'a str,
-    problems: &'f mut Vec<Problem>,
+    problems: &'f mut Vec<ConfigMistake>,
     offsets: &'f mut Offsets,
 }
 
 impl<'a> File<'a> {
     /// Parses the file as TOML.
-    pub(super) fn parse(text: &'a str) -> Result<Self, Vec<Problem>> {
+    pub(super) fn parse(text: &'a str) -> Result<Self, Vec<ConfigMistake>> {
         let (root, errors) = DeTable::parse_recoverable(text);
         if errors.is_empty() {
             let (problems, offsets) = (Vec::new(), Offsets::new());
             return Ok(Self { text, root: root.into_inner(), names: Vec::new(), problems, offsets });
         }
-        let problem = |error: &toml::de::Error| Problem {
+        let problem = |error: &toml::de::Error| ConfigMistake {
             place: error.span().map(|span| line_and_column(text, span.start)),
             message: error.message().to_owned(),
         };
@@ -64,7 +64,9 @@ impl<'a> File<'a> {
                     DeValue::Table(table) => table,
                     other => {
                         let message = format!("{name} is a section, not a {}: write [{name}]", other.type_str());
-                        return self.problems.push(Problem { place: Some(line_and_column(self.text, at)), message });
+                        return self
+                            .problems
+                            .push(ConfigMistake { place: Some(line_and_column(self.text, at)), message });
                     }
                 }
             }
@@ -82,10 +84,10 @@ impl<'a> File<'a> {
     }
 
     /// Returns every mistake, if there are any.
-    pub(super) fn finish(mut self) -> Result<(), Vec<Problem>> {
+    pub(super) fn finish(mut self) -> Result<(), Vec<ConfigMistake>> {
         for (key, _) in &self.root {
             let message = format!("there is no section [{}]; there are {}", key.get_ref(), self.names.join(", "));
-            self.problems.push(Problem { place: Some(line_and_column(self.text, key.span().start)), message });
+            self.problems.push(ConfigMistake { place: Some(line_and_column(self.text, key.span().start)), message });
         }
         self.problems.sort_by_key(|problem| problem.place);
         if self.problems.is_empty() { Ok(()) } else { Err(self.problems) }
@@ -108,14 +110,14 @@ impl TomlSection<'_, '_> {
 
     pub(super) fn complain(&mut self, at: Option<usize>, message: &str) {
         let place = at.map(|at| line_and_column(self.text, at));
-        self.problems.push(Problem { place, message: format!("[{}] {message}", self.name) });
+        self.problems.push(ConfigMistake { place, message: format!("[{}] {message}", self.name) });
     }
 
     fn finish(self) {
         for (key, _) in &self.table {
             let known = self.known.join(", ");
             let message = format!("[{}] has no key {:?}; it has {known}", self.name, key.get_ref());
-            self.problems.push(Problem { place: Some(line_and_column(self.text, key.span().start)), message });
+            self.problems.push(ConfigMistake { place: Some(line_and_column(self.text, key.span().start)), message });
         }
     }
 }

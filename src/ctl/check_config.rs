@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use super::failure::{FAILED, Failure};
 use super::output::Output;
-use crate::config::{self, Problem};
+use crate::config::{self, ConfigMistake};
 use crate::reason::Code;
 
 /// Which configuration to check.
@@ -31,7 +31,7 @@ pub(super) fn run(options: &Options, output: &Output) -> Result<ExitCode, Failur
     Ok(ExitCode::SUCCESS)
 }
 
-fn as_json(problem: &Problem) -> Value {
+fn as_json(problem: &ConfigMistake) -> Value {
     let (line, column) = problem.place.unzip();
     json!({ "line": line, "column": column, "message": problem.message })
 }

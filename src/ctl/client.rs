@@ -25,7 +25,7 @@ const BASE: &str = "http://attachd/api/v1/";
 pub(super) type Query<'a> = &'a [(&'a str, String)];
 
 /// A request.
-struct Asked<'a> {
+struct ApiRequest<'a> {
     method: Method,
     path: &'a str,
     query: Query<'a>,
@@ -34,27 +34,27 @@ struct Asked<'a> {
     key: Option<&'a str>,
 }
 
-impl<'a> Asked<'a> {
+impl<'a> ApiRequest<'a> {
     fn of(method: Method, path: &'a str, query: Query<'a>) -> Self {
         Self { method, path, query, body: None, key: None }
     }
 }
 
 /// The client of one socket.
-pub(super) struct Client {
+pub(super) struct ApiClient {
     http: reqwest::Client,
     socket: PathBuf,
 }
 
 /// An answer of attachd.
-pub(super) struct Answer {
+pub(super) struct ApiAnswer {
     /// The HTTP status code.
     pub(super) status: u16,
     /// The body as attachd sent it.
     pub(super) text: String,
 }
 
-impl Answer {
+impl ApiAnswer {
     /// Reads the body.
     pub(super) fn read<T: DeserializeOwned>(&self) -> Result<T, Failure> {
         understood(&self.text)
@@ -65,7 +65,7 @@ impl Answer {
     }
 }
 
-impl Client {
+impl ApiClient {
     /// Makes a client for this socket. Opens nothing yet.
     pub(super) fn new(socket: &Path) -> Result<Self, Failure> {
         // Each request has a new connection, because attachd closes idle ones. No certificate is ever checked, so the system's
@@ -76,17 +76,17 @@ impl Client {
     }
 
     /// Sends a GET request; an error status is a failure.
-    pub(super) async fn get(&self, path: &str, query: Query<'_>) -> Result<Answer, Failure> {
+    pub(super) async fn get(&self, path: &str, query: Query<'_>) -> Result<ApiAnswer, Failure> {
         self.get_any(path, query, Duration::ZERO).await?.success()
     }
 
     /// Sends a GET request and returns an answer with any status. attachd may delay its answer by `wait`.
-    pub(super) async fn get_any(&self, path: &str, query: Query<'_>, wait: Duration) -> Result<Answer, Failure> {
-        self.ask(Asked::of(Method::GET, path, query), ANSWER_LIMIT + wait).await
+    pub(super) async fn get_any(&self, path: &str, query: Query<'_>, wait: Duration) -> Result<ApiAnswer, Failure> {
+        self.ask(ApiRequest::of(Method::GET, path, query), ANSWER_LIMIT + wait).await
     }
 
     /// Sends a POST request.
-    pub(super) async fn post(&self, path: &str, body: Option<&impl Serialize>) -> Result<Answer, Failure> {
+    pub(super) async fn post(&self, path: &str, body: Option<&impl Serialize>) -> Result<ApiAnswer, Failure> {
         self.post_keyed(path, body, None).await
     }
 
@@ -96,43 +96,43 @@ impl Client {
         path: &str,
         body: Option<&impl Serialize>,
         key: Option<&str>,
-    ) -> Result<Answer, Failure> {
+    ) -> Result<ApiAnswer, Failure> {
         let body = body.map(|body| json!(body).to_string());
-        self.ask(Asked { body, key, ..Asked::of(Method::POST, path, &[]) }, ANSWER_LIMIT).await?.success()
+        self.ask(ApiRequest { body, key, ..ApiRequest::of(Method::POST, path, &[]) }, ANSWER_LIMIT).await?.success()
     }
 
     /// Sends a DELETE request.
-    pub(super) async fn delete(&self, path: &str, query: Query<'_>) -> Result<Answer, Failure> {
-        self.ask(Asked::of(Method::DELETE, path, query), ANSWER_LIMIT).await?.success()
+    pub(super) async fn delete(&self, path: &str, query: Query<'_>) -> Result<ApiAnswer, Failure> {
+        self.ask(ApiRequest::of(Method::DELETE, path, query), ANSWER_LIMIT).await?.success()
     }
 
     /// Reads one volume.
-    pub(super) async fn volume(&self, volume: VolumeId) -> Result<Answer, Failure> {
+    pub(super) async fn volume(&self, volume: VolumeId) -> Result<ApiAnswer, Failure> {
         self.get(&format!("volumes/{volume}"), &[]).await
     }
 
     /// Subscribes to events of one volume or of all. No event after this function returns is left out.
-    pub(super) async fn events(&self, volume: Option<VolumeId>) -> Result<Events, Failure> {
+    pub(super) async fn events(&self, volume: Option<VolumeId>) -> Result<EventStream, Failure> {
         let query: Vec<_> = volume.map(|volume| ("volume_id", volume.to_string())).into_iter().collect();
-        let response = self.within(ANSWER_LIMIT, self.send(Asked::of(Method::GET, "events", &query))).await?;
+        let response = self.within(ANSWER_LIMIT, self.send(ApiRequest::of(Method::GET, "events", &query))).await?;
         if response.status().is_success() {
-            return Ok(Events { response, parser: Parser::default() });
+            return Ok(EventStream { response, parser: Parser::default() });
         }
         let status = response.status().as_u16();
         let text = self.within(ANSWER_LIMIT, response.text()).await?;
         Err(Failure::from_answer(status, &text))
     }
 
-    async fn ask(&self, asked: Asked<'_>, limit: Duration) -> Result<Answer, Failure> {
+    async fn ask(&self, request: ApiRequest<'_>, limit: Duration) -> Result<ApiAnswer, Failure> {
         let answer = async {
-            let response = self.send(asked).await?;
-            Ok(Answer { status: response.status().as_u16(), text: response.text().await? })
+            let response = self.send(request).await?;
+            Ok(ApiAnswer { status: response.status().as_u16(), text: response.text().await? })
         };
         self.within(limit, answer).await
     }
 
-    async fn send(&self, asked: Asked<'_>) -> Result<Response, reqwest::Error> {
-        let Asked { method, path, query, body, key } = asked;
+    async fn send(&self, request: ApiRequest<'_>) -> Result<Response, reqwest::Error> {
+        let ApiRequest { method, path, query, body, key } = request;
         let address = format!("{BASE}{path}");
         // Sending the request reports a malformed address.
         let mut request = match Url::parse_with_params(&address, query) {
@@ -202,12 +202,12 @@ fn refused(socket: &Path, cause: &io::Error) -> String {
 }
 
 /// A stream of events.
-pub(super) struct Events {
+pub(super) struct EventStream {
     response: Response,
     parser: Parser,
 }
 
-impl Events {
+impl EventStream {
     /// Returns the next message; `None` at the end, or when the connection breaks.
     pub(super) async fn next(&mut self) -> Option<Message> {
         loop {

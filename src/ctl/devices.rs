@@ -1,9 +1,9 @@
 //! `attachctl devices`.
 
-use super::client::Client;
+use super::client::ApiClient;
 use super::failure::Failure;
 use super::output::Output;
-use super::table::Table;
+use super::table::TextTable;
 use super::units;
 use crate::wire::{DeviceList, DeviceView};
 
@@ -28,13 +28,13 @@ fn remarks(device: &DeviceView) -> String {
     remarks.join("; ")
 }
 
-pub(super) async fn run(client: &Client, output: &Output) -> Result<(), Failure> {
+pub(super) async fn run(client: &ApiClient, output: &Output) -> Result<(), Failure> {
     let answer = client.get("devices", &[]).await?;
     output.answer(&answer, |list: &DeviceList| table(&list.devices).or("There are no disks."))
 }
 
-fn table(devices: &[DeviceView]) -> Table<6> {
-    let mut table = Table::new(["DEVICE", "NUMBER", "SIZE", "SERIAL", "VOLUME", "REMARKS"]);
+fn table(devices: &[DeviceView]) -> TextTable<6> {
+    let mut table = TextTable::new(["DEVICE", "NUMBER", "SIZE", "SERIAL", "VOLUME", "REMARKS"]);
     for device in devices {
         table.row([
             device.node.clone(),

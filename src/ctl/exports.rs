@@ -3,10 +3,10 @@
 use std::fmt::Write;
 use std::process::ExitCode;
 
-use super::client::Client;
+use super::client::ApiClient;
 use super::failure::{DONE, FAILED, Failure};
 use super::output::Output;
-use super::table::Table;
+use super::table::TextTable;
 use crate::wire::{CheckedExport, ExportList};
 
 /// The exit statuses of this command, for `--help`.
@@ -15,7 +15,7 @@ Exit statuses:
   0  every export whose disk is proven can be opened
   1  one cannot, or it could not be checked";
 
-pub(super) async fn run(client: &Client, output: &Output) -> Result<ExitCode, Failure> {
+pub(super) async fn run(client: &ApiClient, output: &Output) -> Result<ExitCode, Failure> {
     let answer = client.get("exports", &[("check", "true".to_owned())]).await?;
     let list: ExportList = output.answer_and_read(&answer, |list| Ok(in_words(list, checked(list)?)))?;
     let served = checked(&list)?.iter().all(|export| !export.due || export.openable == Some(true));
@@ -28,7 +28,7 @@ fn checked(list: &ExportList) -> Result<&[CheckedExport], Failure> {
 }
 
 fn in_words(list: &ExportList, checked: &[CheckedExport]) -> String {
-    let mut table = Table::new(["EXPORT", "WANTED", "PUBLISHED", "LISTED", "OPENABLE", "STALE"]);
+    let mut table = TextTable::new(["EXPORT", "WANTED", "PUBLISHED", "LISTED", "OPENABLE", "STALE"]);
     for export in checked {
         let facts = [Some(export.wanted), Some(export.published), export.listed, export.openable, Some(export.stale)];
         let [wanted, published, listed, openable, stale] = facts.map(word);

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use crate::identity::VolumeId;
 use crate::reason::{Code, Named};
 use crate::volume::State;
-use crate::wire::{ErrorBody, Standing};
+use crate::wire::{ErrorBody, WaitTimeoutDetails};
 
 /// Success.
 pub(super) const DONE: u8 = 0;
@@ -70,8 +70,8 @@ impl Failure {
     }
 
     /// Makes a failure for a volume that did not reach the state in time.
-    pub(super) fn waited(volume: VolumeId, stands: &Standing, wanted: State, seconds: u32) -> Self {
-        let Standing { state, reason } = stands;
+    pub(super) fn waited(volume: VolumeId, stands: &WaitTimeoutDetails, wanted: State, seconds: u32) -> Self {
+        let WaitTimeoutDetails { state, reason } = stands;
         let why = match reason {
             Some(reason) => format!(": {}. {}", reason.message, reason.hint),
             None if *state == State::Waiting => ": no disk with its serial is here yet".to_owned(),
@@ -119,7 +119,7 @@ mod tests {
     #[test]
     fn a_wait_that_times_out_reports_the_volumes_state_and_reason() {
         let volume: VolumeId = "b3bb9310-1b59-4f62-97e8-cefffdfe3804".parse().unwrap();
-        let waiting = Standing { state: State::Waiting, reason: None };
+        let waiting = WaitTimeoutDetails { state: State::Waiting, reason: None };
         let (status, body) = in_words(Failure::waited(volume, &waiting, State::Ready, 7));
         assert_eq!((status, body.code.name()), (TIMED_OUT, "WAIT_TIMEOUT"));
         assert_eq!(
@@ -129,7 +129,7 @@ mod tests {
 
         let reason =
             ReasonView { code: "SIZE_ZERO".into(), message: "/dev/vdb has size 0".into(), hint: "Look.".into() };
-        let refused = Standing { state: State::Refused, reason: Some(reason) };
+        let refused = WaitTimeoutDetails { state: State::Refused, reason: Some(reason) };
         let (status, body) = in_words(Failure::waited(volume, &refused, State::Ready, 7));
         assert_eq!((status, body.code.name()), (REFUSED, "SIZE_ZERO"));
         assert_eq!(body.error, format!("volume {volume} is refused after 7 s, not ready: /dev/vdb has size 0. Look."));

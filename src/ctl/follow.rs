@@ -8,7 +8,7 @@ use signal_hook::consts::SIGINT;
 use signal_hook_tokio::Signals;
 use tokio::time::{Instant, sleep_until};
 
-use super::client::{Answer, Client, Events};
+use super::client::{ApiAnswer, ApiClient, EventStream};
 use super::failure::{CANCELLED, FAILED, Failure, INTERRUPTED, TIMED_OUT, UNREACHABLE};
 use super::output::Output;
 use super::phases::{Phases, Step};
@@ -42,10 +42,10 @@ With --json only the operation as it is at the end is printed.";
 
 /// The events of an operation that is being followed.
 pub(super) struct Follow<'a> {
-    client: &'a Client,
+    client: &'a ApiClient,
     output: &'a Output,
     volume: Option<VolumeId>,
-    events: Events,
+    events: EventStream,
     interrupted: Signals,
 }
 
@@ -60,7 +60,7 @@ impl<'a> Follow<'a> {
     /// Subscribes to the events of the volume (of all volumes, if it is not known yet). Call this before the request,
     /// so that no step is missed.
     pub(super) async fn listen(
-        client: &'a Client,
+        client: &'a ApiClient,
         output: &'a Output,
         volume: Option<VolumeId>,
     ) -> Result<Self, Failure> {
@@ -72,7 +72,7 @@ impl<'a> Follow<'a> {
     }
 
     /// Waits until the operation has ended, for `seconds` at most. `answer` is the operation as it was last seen.
-    pub(super) async fn until_ended(mut self, answer: &Answer, seconds: u32) -> Result<(), Failure> {
+    pub(super) async fn until_ended(mut self, answer: &ApiAnswer, seconds: u32) -> Result<(), Failure> {
         let first: OperationView = answer.read()?;
         let mut phases = Phases::new(self.output.is_live(), first.created_at);
         let deadline = Instant::now() + Duration::from_secs(seconds.into());
@@ -92,7 +92,7 @@ impl<'a> Follow<'a> {
     async fn outcome(
         &mut self,
         first: &OperationView,
-        answer: &Answer,
+        answer: &ApiAnswer,
         phases: &mut Phases,
         deadline: Instant,
     ) -> Result<Outcome, Failure> {
@@ -170,13 +170,13 @@ impl<'a> Follow<'a> {
         if self.output.is_json() || text.is_empty() { Ok(()) } else { self.output.text(text) }
     }
 
-    async fn look(&self, id: OperationId) -> Result<Answer, Failure> {
+    async fn look(&self, id: OperationId) -> Result<ApiAnswer, Failure> {
         self.client.get(&format!("operations/{id}"), &[]).await
     }
 }
 
 /// Connects to attachd again. It may be restarting, or it may be gone; the time limit of the wait decides.
-async fn found_again(client: &Client, volume: Option<VolumeId>) -> Events {
+async fn found_again(client: &ApiClient, volume: Option<VolumeId>) -> EventStream {
     loop {
         tokio::time::sleep(PAUSE).await;
         if let Ok(events) = client.events(volume).await {

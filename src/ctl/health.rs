@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 
-use super::client::Client;
+use super::client::ApiClient;
 use super::failure::{DONE, Failure};
 use super::output::Output;
 use super::systemd::{self, Unit};
@@ -27,7 +27,7 @@ Exit statuses, as monitoring expects them:
   1  degraded: there is a problem to look at
   2  unhealthy (no intent can be accepted), or attachd gave no answer";
 
-pub(super) async fn run(client: &Client, output: &Output) -> Result<ExitCode, Failure> {
+pub(super) async fn run(client: &ApiClient, output: &Output) -> Result<ExitCode, Failure> {
     match ask(client, output).await {
         // For monitoring, no answer is as bad as an unhealthy answer.
         Err(Failure::Reported { body, .. }) => Err(Failure::Reported { status: UNHEALTHY, body }),
@@ -35,7 +35,7 @@ pub(super) async fn run(client: &Client, output: &Output) -> Result<ExitCode, Fa
     }
 }
 
-async fn ask(client: &Client, output: &Output) -> Result<ExitCode, Failure> {
+async fn ask(client: &ApiClient, output: &Output) -> Result<ExitCode, Failure> {
     let answer = client.get_any("health", &[], Duration::ZERO).await?;
     // An error response is not a health report.
     if answer.read::<ErrorBody>().is_ok() {

@@ -1,6 +1,6 @@
 //! `attachctl intent add`.
 
-use super::client::Client;
+use super::client::ApiClient;
 use super::failure::Failure;
 use super::output::Output;
 use super::wait::Wait;
@@ -49,7 +49,7 @@ impl Options {
     }
 }
 
-pub(super) async fn run(client: &Client, options: &Options, output: &Output) -> Result<(), Failure> {
+pub(super) async fn run(client: &ApiClient, options: &Options, output: &Output) -> Result<(), Failure> {
     let Some(seconds) = options.wait else {
         let answer = client.post("intents", Some(&options.body())).await?;
         let new = answer.status == CREATED;

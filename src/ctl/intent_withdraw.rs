@@ -1,6 +1,6 @@
 //! `attachctl intent withdraw`.
 
-use super::client::Client;
+use super::client::ApiClient;
 use super::failure::Failure;
 use super::output::Output;
 use crate::identity::VolumeId;
@@ -19,7 +19,7 @@ pub(super) struct Options {
 /// Printed if it is unknown which export the clients use.
 const CANDIDATES: &str = "Some of these may use other exports.\n";
 
-pub(super) async fn run(client: &Client, options: &Options, output: &Output) -> Result<(), Failure> {
+pub(super) async fn run(client: &ApiClient, options: &Options, output: &Output) -> Result<(), Failure> {
     let force = [("force", "true".to_owned())];
     let query = if options.force { &force[..] } else { &[] };
     let answer = client.delete(&format!("intents/{}", options.volume_id), query).await?;

@@ -2,10 +2,10 @@
 
 use clap::builder::PossibleValuesParser;
 
-use super::client::Client;
+use super::client::ApiClient;
 use super::failure::Failure;
 use super::output::Output;
-use super::table::Table;
+use super::table::TextTable;
 use super::units;
 use crate::volume::State;
 use crate::wire::{ReasonView, VolumeList, VolumeView};
@@ -24,7 +24,7 @@ pub(super) struct Options {
     vm: Option<String>,
 }
 
-pub(super) async fn run(client: &Client, options: &Options, output: &Output) -> Result<(), Failure> {
+pub(super) async fn run(client: &ApiClient, options: &Options, output: &Output) -> Result<(), Failure> {
     let filters = [("state", options.state.clone()), ("vm_id", options.vm.clone())];
     let query: Vec<_> = filters.into_iter().filter_map(|(name, value)| Some((name, value?))).collect();
     let answer = client.get("volumes", &query).await?;
@@ -32,8 +32,8 @@ pub(super) async fn run(client: &Client, options: &Options, output: &Output) -> 
     output.answer(&answer, |list: &VolumeList| table(&list.volumes).or(nothing))
 }
 
-fn table(volumes: &[VolumeView]) -> Table<6> {
-    let mut table = Table::new(["VOLUME", "STATE", "DEVICE", "SIZE", "EXPORT", "REASON"]);
+fn table(volumes: &[VolumeView]) -> TextTable<6> {
+    let mut table = TextTable::new(["VOLUME", "STATE", "DEVICE", "SIZE", "EXPORT", "REASON"]);
     for volume in volumes {
         table.row([
             volume.volume_id.to_string(),

@@ -39,7 +39,7 @@ use clap::{Parser, Subcommand};
 use crate::config::Settings;
 use crate::operation::Kind;
 use crate::reason::Code;
-use client::Client;
+use client::ApiClient;
 use failure::Failure;
 use output::Output;
 
@@ -140,11 +140,11 @@ impl Arguments {
 fn run(socket: &Path, command: Command, output: &Output) -> Result<ExitCode, Failure> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime.map_err(|error| Failure::new(Code::NoRuntime, format!("attachctl cannot start: {error}")))?;
-    let client = Client::new(socket)?;
+    let client = ApiClient::new(socket)?;
     runtime.block_on(dispatch(&client, command, output))
 }
 
-async fn dispatch(client: &Client, command: Command, output: &Output) -> Result<ExitCode, Failure> {
+async fn dispatch(client: &ApiClient, command: Command, output: &Output) -> Result<ExitCode, Failure> {
     match command {
         Command::Intent(IntentCommand::Add(options)) => intent_add::run(client, &options, output).await?,
         Command::Intent(IntentCommand::Withdraw(options)) => intent_withdraw::run(client, &options, output).await?,

@@ -1,6 +1,6 @@
 //! `attachctl create`, `attach`, `attach-root`, `detach`, `delete` and `cleanup`: each begins an operation.
 
-use super::client::Client;
+use super::client::ApiClient;
 use super::failure::Failure;
 use super::follow::{Follow, TO_THE_END, WAITING, ended};
 use super::output::Output;
@@ -179,7 +179,7 @@ impl<'a> Begin<'a> {
         Self { body, ..begin }
     }
 
-    pub(super) async fn run(self, client: &Client, output: &Output) -> Result<(), Failure> {
+    pub(super) async fn run(self, client: &ApiClient, output: &Output) -> Result<(), Failure> {
         let Self { body, volume, common } = self;
         let key = common.key.as_deref();
         let Some(seconds) = common.wait else {

@@ -4,12 +4,12 @@ use clap::Subcommand;
 use clap::builder::PossibleValuesParser;
 use jiff::Timestamp;
 
-use super::client::Client;
+use super::client::ApiClient;
 use super::failure::Failure;
 use super::follow::{Follow, TO_THE_END, WAITING, ended, outcome};
 use super::lines::Lines;
 use super::output::Output;
-use super::table::Table;
+use super::table::TextTable;
 use super::units;
 use crate::identity::{OperationId, VmId, VolumeId};
 use crate::operation::{Kind, OperationState};
@@ -77,7 +77,7 @@ struct Cancel {
     operation_id: OperationId,
 }
 
-pub(super) async fn run(client: &Client, options: &Options, output: &Output) -> Result<(), Failure> {
+pub(super) async fn run(client: &ApiClient, options: &Options, output: &Output) -> Result<(), Failure> {
     match &options.command {
         None => list(client, &options.filter, output).await,
         Some(Command::List(filter)) => list(client, filter, output).await,
@@ -91,7 +91,7 @@ pub(super) async fn run(client: &Client, options: &Options, output: &Output) -> 
     }
 }
 
-async fn list(client: &Client, filter: &Filter, output: &Output) -> Result<(), Failure> {
+async fn list(client: &ApiClient, filter: &Filter, output: &Output) -> Result<(), Failure> {
     let filters = [
         ("type", filter.kind.clone()),
         ("status", filter.status.clone()),
@@ -106,8 +106,8 @@ async fn list(client: &Client, filter: &Filter, output: &Output) -> Result<(), F
     output.answer(&answer, |list: &Option<Vec<OperationView>>| table(list.as_deref().unwrap_or_default()).or(nothing))
 }
 
-fn table(operations: &[OperationView]) -> Table<6> {
-    let mut table = Table::new(["OPERATION", "TYPE", "STATUS", "VOLUME", "TOOK", "WHERE, OR WHY"]);
+fn table(operations: &[OperationView]) -> TextTable<6> {
+    let mut table = TextTable::new(["OPERATION", "TYPE", "STATUS", "VOLUME", "TOOK", "WHERE, OR WHY"]);
     for operation in operations {
         let last = operation.completed_at.unwrap_or(operation.updated_at);
         table.row([
@@ -133,7 +133,7 @@ fn place_or_error(operation: &OperationView) -> String {
     }
 }
 
-async fn show(client: &Client, options: &Show, output: &Output) -> Result<(), Failure> {
+async fn show(client: &ApiClient, options: &Show, output: &Output) -> Result<(), Failure> {
     let path = format!("operations/{}", options.operation_id);
     let answer = client.get(&path, &[]).await?;
     let operation: OperationView = answer.read()?;

@@ -5,7 +5,7 @@ use std::io::{self, ErrorKind, IsTerminal, Write};
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
-use super::client::Answer;
+use super::client::ApiAnswer;
 use super::failure::{DONE, FAILED, Failure};
 
 /// The chosen output format.
@@ -32,7 +32,7 @@ impl Output {
     /// Prints an answer: as received, or in words.
     pub(super) fn answer<T: DeserializeOwned>(
         &self,
-        answer: &Answer,
+        answer: &ApiAnswer,
         words: impl FnOnce(&T) -> String,
     ) -> Result<(), Failure> {
         if self.json { self.json(&answer.text) } else { self.text(&words(&answer.read()?)) }
@@ -42,7 +42,7 @@ impl Output {
     /// printed as received even if it cannot be parsed.
     pub(super) fn answer_and_read<T: DeserializeOwned>(
         &self,
-        answer: &Answer,
+        answer: &ApiAnswer,
         words: impl FnOnce(&T) -> Result<String, Failure>,
     ) -> Result<T, Failure> {
         if self.json {

@@ -6,16 +6,16 @@ use clap::builder::{PossibleValuesParser, TypedValueParser};
 use jiff::Timestamp;
 use serde::Deserialize;
 
-use super::client::{Answer, Client};
+use super::client::{ApiAnswer, ApiClient};
 use super::failure::Failure;
 use super::lines::Lines;
 use super::output::Output;
-use super::table::Table;
+use super::table::TextTable;
 use super::units;
 use crate::identity::VolumeId;
 use crate::reason::Code;
 use crate::volume::State;
-use crate::wire::{EntryView, ErrorBody, EvidenceView, Standing, VolumeView};
+use crate::wire::{EntryView, ErrorBody, EvidenceView, VolumeView, WaitTimeoutDetails};
 
 /// A parser for the name of a state.
 fn state() -> impl TypedValueParser<Value = State> {
@@ -37,7 +37,7 @@ pub(super) struct Options {
     timeout: u32,
 }
 
-pub(super) async fn run(client: &Client, options: &Options, output: &Output) -> Result<(), Failure> {
+pub(super) async fn run(client: &ApiClient, options: &Options, output: &Output) -> Result<(), Failure> {
     let answer = match options.wait {
         None => client.volume(options.volume_id).await?,
         Some(state) => wait(client, options.volume_id, state, options.timeout).await?,
@@ -50,7 +50,7 @@ pub(super) async fn run(client: &Client, options: &Options, output: &Output) -> 
 }
 
 /// Requests the volume with `?wait=`, so that attachd answers when the state is reached.
-async fn wait(client: &Client, volume: VolumeId, state: State, seconds: u32) -> Result<Answer, Failure> {
+async fn wait(client: &ApiClient, volume: VolumeId, state: State, seconds: u32) -> Result<ApiAnswer, Failure> {
     let query = [("wait", state.to_string()), ("timeout_seconds", seconds.to_string())];
     let wait = Duration::from_secs(seconds.into());
     let answer = client.get_any(&format!("volumes/{volume}"), &query, wait).await?;
@@ -58,7 +58,7 @@ async fn wait(client: &Client, volume: VolumeId, state: State, seconds: u32) -> 
         return Ok(answer);
     }
     let refusal = answer.read::<ErrorBody>().ok().filter(|refusal| refusal.code == Code::WaitTimeout.into());
-    let stands = refusal.and_then(|refusal| Standing::deserialize(refusal.details).ok());
+    let stands = refusal.and_then(|refusal| WaitTimeoutDetails::deserialize(refusal.details).ok());
     Err(stands.map_or_else(
         || Failure::from_answer(answer.status, &answer.text),
         |stands| Failure::waited(volume, &stands, state, seconds),
@@ -98,7 +98,7 @@ fn proof(lines: &mut Lines, evidence: &EvidenceView) {
 
 /// Returns the story as a table; each step has the time since the previous one.
 fn story(timeline: &[EntryView]) -> String {
-    let mut table = Table::new(["  AT", "AFTER", "STEP", "DETAIL"]);
+    let mut table = TextTable::new(["  AT", "AFTER", "STEP", "DETAIL"]);
     let mut before = None;
     for entry in timeline {
         let after = units::between(before, Some(entry.at));

@@ -6,11 +6,11 @@ use std::fmt;
 const GAP: &str = "  ";
 
 /// A table. An empty cell is shown as `-`. The last column has no width limit.
-pub(super) struct Table<const COLUMNS: usize> {
+pub(super) struct TextTable<const COLUMNS: usize> {
     rows: Vec<[String; COLUMNS]>,
 }
 
-impl<const COLUMNS: usize> Table<COLUMNS> {
+impl<const COLUMNS: usize> TextTable<COLUMNS> {
     /// Makes a table with these headings.
     pub(super) fn new(headings: [&str; COLUMNS]) -> Self {
         Self { rows: vec![headings.map(str::to_owned)] }
@@ -27,7 +27,7 @@ impl<const COLUMNS: usize> Table<COLUMNS> {
     }
 }
 
-impl<const COLUMNS: usize> fmt::Display for Table<COLUMNS> {
+impl<const COLUMNS: usize> fmt::Display for TextTable<COLUMNS> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut widths = [0; COLUMNS];
         for row in &self.rows {
@@ -49,7 +49,7 @@ mod tests {
 
     #[test]
     fn columns_are_as_wide_as_their_widest_cell() {
-        let mut table = Table::new(["A", "LONG", "C"]);
+        let mut table = TextTable::new(["A", "LONG", "C"]);
         table.row(["wider".into(), String::new(), "x y".into()]);
         table.row(["ö".into(), "1".into(), String::new()]);
         assert_eq!(table.to_string(), "A      LONG  C\nwider  -     x y\nö      1     -\n");
@@ -57,6 +57,6 @@ mod tests {
 
     #[test]
     fn an_empty_table_is_a_sentence() {
-        assert_eq!(Table::new(["A"]).or("Nothing here."), "Nothing here.\n");
+        assert_eq!(TextTable::new(["A"]).or("Nothing here."), "Nothing here.\n");
     }
 }

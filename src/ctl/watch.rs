@@ -4,7 +4,7 @@ use futures_util::StreamExt;
 use serde_json::json;
 use signal_hook::consts::SIGINT;
 
-use super::client::Client;
+use super::client::ApiClient;
 use super::failure::{Failure, UNREACHABLE};
 use super::output::Output;
 use super::remarks::remarks;
@@ -20,7 +20,7 @@ pub(super) struct Options {
     volume_id: Option<VolumeId>,
 }
 
-pub(super) async fn run(client: &Client, options: &Options, output: &Output) -> Result<(), Failure> {
+pub(super) async fn run(client: &ApiClient, options: &Options, output: &Output) -> Result<(), Failure> {
     let mut events = client.events(options.volume_id).await?;
     let mut interrupted = signal_hook_tokio::Signals::new([SIGINT]).map_err(|error| {
         Failure::with(UNREACHABLE, Code::NoSignals, format!("cannot listen for Ctrl-C: {error}"), json!({}))

@@ -72,10 +72,10 @@ impl HostUse {
 /// before each use and never waits, so a mount on the host causes no wake-up.
 pub(super) struct HostWatch {
     proc: PathBuf,
-    known: Mutex<Option<Known>>,
+    known: Mutex<Option<CachedTables>>,
 }
 
-struct Known {
+struct CachedTables {
     files: Vec<File>,
     uses: Arc<HostUse>,
 }
@@ -100,7 +100,7 @@ impl HostWatch {
         let uses = Arc::new(HostUse::read(&self.proc)?);
         // Regular files report no changes, so a recorded tree is read each time.
         if files.iter().all(tells_changes) {
-            *known = Some(Known { files, uses: Arc::clone(&uses) });
+            *known = Some(CachedTables { files, uses: Arc::clone(&uses) });
         }
         Ok(uses)
     }

@@ -55,7 +55,7 @@ pub enum MonitorError {
 
 /// Both sockets, before [`Monitor::follow`] reads them.
 pub struct Monitor {
-    listeners: [Listener; 2],
+    listeners: [EventSocket; 2],
     stats: Arc<Stats>,
 }
 
@@ -81,7 +81,7 @@ pub struct SocketStats {
     pub overruns: AtomicU64,
 }
 
-struct Listener {
+struct EventSocket {
     origin: Origin,
     socket: AsyncFd<udev::MonitorSocket>,
 }
@@ -90,8 +90,8 @@ impl Monitor {
     /// Subscribes to events. Call this before the present disks are read, so that no event is missed. Needs a tokio
     /// runtime.
     pub fn subscribe() -> Result<Self, MonitorError> {
-        let (udev, udev_stats) = Listener::join(Origin::Udev)?;
-        let (kernel, kernel_stats) = Listener::join(Origin::Kernel)?;
+        let (udev, udev_stats) = EventSocket::join(Origin::Udev)?;
+        let (kernel, kernel_stats) = EventSocket::join(Origin::Kernel)?;
         let stats = Arc::new(Stats { udev: udev_stats, kernel: kernel_stats });
         Ok(Self { listeners: [udev, kernel], stats })
     }
@@ -108,7 +108,7 @@ impl Monitor {
     }
 }
 
-impl Listener {
+impl EventSocket {
     fn join(origin: Origin) -> Result<(Self, SocketStats), MonitorError> {
         let failed = |error| MonitorError::Listen(origin, error);
         let (builder, group) = match origin {

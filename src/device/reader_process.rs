@@ -34,9 +34,9 @@ const PAGE: usize = 4096;
 const HEAD: usize = 12;
 
 /// How this process reads attributes.
-static READING: Mutex<Reading> = Mutex::new(Reading::Here);
+static READING: Mutex<ReadMode> = Mutex::new(ReadMode::Here);
 
-enum Reading {
+enum ReadMode {
     /// In the calling thread.
     Here,
     /// In another process of the same program.
@@ -55,7 +55,7 @@ struct Process {
 
 /// From now on reads slow attributes in another process, with this program.
 pub fn begin(program: PathBuf) {
-    *locked(&READING) = Reading::Outside { program, process: None };
+    *locked(&READING) = ReadMode::Outside { program, process: None };
 }
 
 /// Reads an attribute that was just opened. May block for ever, but does not keep this process from ending.
@@ -74,7 +74,7 @@ pub(super) fn read(attribute: &OwnedFd) -> Answer {
 /// Returns the reader process, started if there is none. `None`: attributes are read in this process.
 fn process() -> io::Result<Option<Arc<Process>>> {
     let mut reading = locked(&READING);
-    let Reading::Outside { program, process } = &mut *reading else { return Ok(None) };
+    let ReadMode::Outside { program, process } = &mut *reading else { return Ok(None) };
     if let Some(process) = process.as_ref().filter(|process| !process.ended.load(Ordering::Acquire)) {
         return Ok(Some(Arc::clone(process)));
     }

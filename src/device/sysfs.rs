@@ -71,7 +71,7 @@ impl Sysfs {
     /// Reads only the serial of one disk, which is enough to find a disk by its serial.
     pub fn serial(&self, devnum: DevNum) -> Found<Option<Serial>> {
         let read = || -> io::Result<_> {
-            let Some(disk) = Disk::open(devnum, &self.folder(devnum))? else { return Ok(None) };
+            let Some(disk) = DiskFolder::open(devnum, &self.folder(devnum))? else { return Ok(None) };
             self.serial_of(&disk).map(Some)
         };
         read().into()
@@ -81,7 +81,7 @@ impl Sysfs {
     /// a read of the whole host. May block on the disk's serial.
     pub fn showing(&self, devnum: DevNum, serial: Serial) -> Found<Present> {
         let read = || -> io::Result<_> {
-            let Some(disk) = Disk::open(devnum, &self.folder(devnum))? else { return Ok(None) };
+            let Some(disk) = DiskFolder::open(devnum, &self.folder(devnum))? else { return Ok(None) };
             let Some(diskseq) = unless_gone(disk.attributes.number("diskseq"))? else { return Ok(None) };
             let shown = self.serial_of(&disk)?;
             Ok((shown == Some(serial)).then_some(Present { name: disk.name, diskseq }))
@@ -150,9 +150,9 @@ impl Sysfs {
     fn read_as(
         &self,
         devnum: DevNum,
-        identify: impl FnOnce(&Disk) -> Result<Identity, NoIdentity>,
+        identify: impl FnOnce(&DiskFolder) -> Result<Identity, NoIdentity>,
     ) -> io::Result<Option<Facts>> {
-        let Some(disk) = Disk::open(devnum, &self.folder(devnum))? else { return Ok(None) };
+        let Some(disk) = DiskFolder::open(devnum, &self.folder(devnum))? else { return Ok(None) };
         let Some(seq) = unless_gone(Attribute::open(&disk.attributes, "diskseq"))? else { return Ok(None) };
         let Some(diskseq) = unless_gone(seq.number())? else { return Ok(None) };
         let identity = identify(&disk);
@@ -164,7 +164,7 @@ impl Sysfs {
         Ok(Some(Facts { devnum, name: disk.name, diskseq, diskseq_after, size_bytes, read_only, identity }))
     }
 
-    fn identity(&self, disk: &Disk) -> Result<Identity, NoIdentity> {
+    fn identity(&self, disk: &DiskFolder) -> Result<Identity, NoIdentity> {
         let Some(scheme) = self.scheme_of(disk).map_err(failed("its bus"))? else { return Err(NoIdentity::OtherBus) };
         let text = scheme.serial(&disk.attributes).map_err(failed("its serial"))?;
         let text = text.ok_or(NoIdentity::NoSerial)?;
@@ -183,13 +183,13 @@ impl Sysfs {
         Ok(Identity { scheme: scheme.name(), instead, serial, link, link_target, node_group, uses })
     }
 
-    fn serial_of(&self, disk: &Disk) -> io::Result<Option<Serial>> {
+    fn serial_of(&self, disk: &DiskFolder) -> io::Result<Option<Serial>> {
         let Some(scheme) = self.scheme_of(disk)? else { return Ok(None) };
         let text = scheme.serial(&disk.attributes)?;
         Ok(text.and_then(|text| text.parse().ok()))
     }
 
-    fn scheme_of(&self, disk: &Disk) -> io::Result<Option<&'static dyn Scheme>> {
+    fn scheme_of(&self, disk: &DiskFolder) -> io::Result<Option<&'static dyn Scheme>> {
         for scheme in self.inner.schemes.iter().chain(scheme::BUSES) {
             if scheme.accepts(&disk.name, &disk.attributes)? {
                 return Ok(Some(*scheme));
@@ -199,7 +199,7 @@ impl Sysfs {
     }
 
     /// Returns every use of the disk and of its partitions.
-    fn uses(&self, disk: &Disk, serial: Serial, host: &HostUse) -> io::Result<Vec<Use>> {
+    fn uses(&self, disk: &DiskFolder, serial: Serial, host: &HostUse) -> io::Result<Vec<Use>> {
         let mut uses: Vec<Use> = host.of(disk.devnum).to_vec();
         let loops = self.inner.loops.now()?;
         let under_loop = |number| loops.get(&number).into_iter().flatten().cloned();
@@ -226,7 +226,7 @@ fn failed(what: &str) -> impl Fn(io::Error) -> NoIdentity {
 }
 
 /// The folder of a whole disk.
-struct Disk {
+struct DiskFolder {
     devnum: DevNum,
     /// The disk's kernel name.
     name: String,
@@ -235,7 +235,7 @@ struct Disk {
     entries: Vec<String>,
 }
 
-impl Disk {
+impl DiskFolder {
     /// Opens the folder; `None` if there is no such device or if it is a partition.
     fn open(devnum: DevNum, link: &Path) -> io::Result<Option<Self>> {
         let Some(target) = unless_gone(fs::read_link(link))? else { return Ok(None) };

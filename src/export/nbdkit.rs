@@ -9,9 +9,9 @@ use crate::folder::Folder;
 use crate::identity::VolumeId;
 
 /// The nbdkit backend, with the folder of links that it serves.
-pub struct Nbdkit(pub Links);
+pub struct NbdkitBackend(pub Links);
 
-impl Backend for Nbdkit {
+impl Backend for NbdkitBackend {
     fn prepares(&self) -> bool {
         false
     }

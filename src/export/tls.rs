@@ -69,19 +69,19 @@ impl TlsError {
 #[derive(Clone)]
 pub struct Tls {
     address: IpAddr,
-    state: Arc<Mutex<State>>,
+    state: Arc<Mutex<TlsState>>,
 }
 
 #[derive(Default)]
-struct State {
+struct TlsState {
     /// `None`: no TLS.
-    wanted: Option<Wanted>,
+    wanted: Option<Configured>,
     /// Why changed files could not be read.
     trouble: Option<String>,
 }
 
 #[derive(Clone)]
-struct Wanted {
+struct Configured {
     settings: TlsSettings,
     /// The stamps of the files just before they were read.
     stamps: Vec<Option<Stamp>>,
@@ -120,15 +120,15 @@ impl Tls {
     /// Uses other settings and reads the files in any case. After an error nothing has changed.
     pub fn change(&self, settings: Option<TlsSettings>) -> Result<(), TlsError> {
         let wanted = settings.map(|settings| self.read(settings)).transpose()?;
-        *self.lock() = State { wanted, trouble: None };
+        *self.lock() = TlsState { wanted, trouble: None };
         Ok(())
     }
 
-    fn read(&self, settings: TlsSettings) -> Result<Wanted, TlsError> {
+    fn read(&self, settings: TlsSettings) -> Result<Configured, TlsError> {
         // The stamps are taken first, so that a write in between changes them again.
         let stamps = settings.stamps();
         let ready = Ready::load(&settings, self.address)?;
-        Ok(Wanted { settings, stamps, ready })
+        Ok(Configured { settings, stamps, ready })
     }
 
     /// Returns why changed files cannot be used. Until they can, the files as last read stay in use.
@@ -161,7 +161,7 @@ impl Tls {
             Ok(new) => {
                 tracing::info!("the TLS files for the NBD server have changed and were read again");
                 let ready = new.ready.clone();
-                *state = State { wanted: Some(new), trouble: None };
+                *state = TlsState { wanted: Some(new), trouble: None };
                 Some(ready)
             }
             // Perhaps one of the files is not replaced yet: the next handshake reads them again.
@@ -176,7 +176,7 @@ impl Tls {
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, State> {
+    fn lock(&self) -> MutexGuard<'_, TlsState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 
 use super::retrigger::{CLAIMS, is_claimed};
 use super::servers::NBD;
-use super::{HelperCode, Refusal, here, host_disks};
+use super::{ErrorAnswer, HelperCode, here, host_disks};
 use crate::accounts::id_of;
 use crate::device::facts::Use;
 use crate::device::{DevNum, limited};
@@ -26,21 +26,21 @@ use crate::procfs::unless_gone;
 /// moment in which it reads the partition table.
 const TRIES: (u32, Duration) = (3, Duration::from_millis(4));
 
-pub(super) fn exclusive(devnum: DevNum, serial: Serial) -> Result<Value, Refusal> {
-    let silent = || Refusal(HelperCode::NoAnswer, format!("the disk {devnum} does not answer"));
+pub(super) fn exclusive(devnum: DevNum, serial: Serial) -> Result<Value, ErrorAnswer> {
+    let silent = || ErrorAnswer(HelperCode::NoAnswer, format!("the disk {devnum} does not answer"));
     limited::one(devnum, move || try_open(devnum, serial)).unwrap_or_else(|| Err(silent()))
 }
 
-fn try_open(devnum: DevNum, serial: Serial) -> Result<Value, Refusal> {
+fn try_open(devnum: DevNum, serial: Serial) -> Result<Value, ErrorAnswer> {
     let sysfs = host_disks::sysfs();
     let what = format!("the disk {devnum} with the serial {serial}");
     // attachd has already checked the uses that tables show. This call is about uses that no table shows.
     let disk = here(sysfs.showing(devnum, serial), &what)?;
     if !is_claimed(&Path::new(CLAIMS).join(serial.as_str()))? {
-        return Err(Refusal(HelperCode::NotClaimed, format!("{serial} is not claimed")));
+        return Err(ErrorAnswer(HelperCode::NotClaimed, format!("{serial} is not claimed")));
     }
     if host_disks::is_one(serial)? {
-        return Err(Refusal(HelperCode::InUseByHost, format!("{} is {}", disk.name, Use::HostDisk)));
+        return Err(ErrorAnswer(HelperCode::InUseByHost, format!("{} is {}", disk.name, Use::HostDisk)));
     }
     let node = Path::new("/dev").join(&disk.name);
     // First only a path handle (O_PATH): nothing is opened before its kind is checked.
@@ -48,14 +48,14 @@ fn try_open(devnum: DevNum, serial: Serial) -> Result<Value, Refusal> {
     let handle = here(unless_gone(handle.map_err(Into::into)).into(), &what)?;
     let stat = fstat(&handle).map_err(io::Error::from)?;
     if !FileType::from_raw_mode(stat.st_mode).is_block_device() || DevNum::from_raw(stat.st_rdev) != devnum {
-        return Err(Refusal(HelperCode::NodeElsewhere, format!("{} is not the device {devnum}", node.display())));
+        return Err(ErrorAnswer(HelperCode::NodeElsewhere, format!("{} is not the device {devnum}", node.display())));
     }
     if stat.st_gid != id_of("/etc/group", NBD)? {
-        return Err(Refusal(HelperCode::NotMarked, format!("{} is not the NBD servers'", node.display())));
+        return Err(ErrorAnswer(HelperCode::NotMarked, format!("{} is not the NBD servers'", node.display())));
     }
     let why = format!("somebody on this host has {} or a part of it open exclusively, as a mount has", node.display());
     alone(&handle).map_err(|error| match error {
-        Errno::BUSY => Refusal(HelperCode::InUseByHost, why),
+        Errno::BUSY => ErrorAnswer(HelperCode::InUseByHost, why),
         error => io::Error::from(error).into(),
     })?;
     // The disk had this number before and has it afterwards, so the opened node was this disk.

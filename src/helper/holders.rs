@@ -11,17 +11,17 @@ use serde_json::{Value, json};
 
 use super::servers::Servers;
 use super::sockets::connections;
-use super::{CALLER, HelperCode, Refusal};
+use super::{CALLER, ErrorAnswer, HelperCode};
 use crate::accounts::id_of;
 use crate::device::DevNum;
 use crate::helper_client::HoldersAnswer as Held;
 use crate::procfs::unless_gone;
 
-pub(super) fn holders(devnum: DevNum) -> Result<Value, Refusal> {
+pub(super) fn holders(devnum: DevNum) -> Result<Value, ErrorAnswer> {
     let seen = read_all(devnum)?;
     let seen = if seen.clients.is_empty() { seen } else { read_all(devnum)?.lasting(&seen) };
     match seen {
-        Held { open: 0, .. } => Err(Refusal(HelperCode::NotOpen, format!("no NBD server has {devnum} open"))),
+        Held { open: 0, .. } => Err(ErrorAnswer(HelperCode::NotOpen, format!("no NBD server has {devnum} open"))),
         held => Ok(json!(held)),
     }
 }
@@ -69,11 +69,11 @@ fn read_process(process: &Path, devnum: DevNum, attachd: Option<u32>) -> io::Res
     for descriptor in unless_gone(fs::read_dir(process.join("fd")))?.into_iter().flatten() {
         let Some(descriptor) = unless_gone(descriptor)? else { break };
         match unless_gone(kind_of(&descriptor.path()))?.flatten() {
-            Some(Kind::Disk(number)) if number == devnum => open += 1,
-            Some(Kind::Disk(_)) => others += 1,
+            Some(DescriptorKind::Disk(number)) if number == devnum => open += 1,
+            Some(DescriptorKind::Disk(_)) => others += 1,
             // The server's messages go to the journal through these sockets. A client's socket is standard input too.
-            Some(Kind::Socket(_)) if ["1", "2"].map(OsStr::new).contains(&&*descriptor.file_name()) => {}
-            Some(Kind::Socket(inode)) => drop(sockets.insert(inode)),
+            Some(DescriptorKind::Socket(_)) if ["1", "2"].map(OsStr::new).contains(&&*descriptor.file_name()) => {}
+            Some(DescriptorKind::Socket(inode)) => drop(sockets.insert(inode)),
             None => {}
         }
     }
@@ -88,17 +88,17 @@ fn read_process(process: &Path, devnum: DevNum, attachd: Option<u32>) -> io::Res
     Ok(Held { open, exact: seen.complete && is_exact(open, others, seen.clients.len()), clients: seen.clients })
 }
 
-enum Kind {
+enum DescriptorKind {
     Disk(DevNum),
     Socket(u64),
 }
 
 /// Returns what a descriptor leads to. Nothing in this call can block on another host or process: the name comes from
 /// the kernel, and so do the attributes (`DONT_SYNC`), even for a file on a network or FUSE file system.
-fn kind_of(descriptor: &Path) -> io::Result<Option<Kind>> {
+fn kind_of(descriptor: &Path) -> io::Result<Option<DescriptorKind>> {
     let name = fs::read_link(descriptor)?.to_string_lossy().into_owned();
     if let Some(inode) = name.strip_prefix("socket:[").and_then(|rest| rest.strip_suffix("]")) {
-        return inode.parse().map(|inode| Some(Kind::Socket(inode))).map_err(io::Error::other);
+        return inode.parse().map(|inode| Some(DescriptorKind::Socket(inode))).map_err(io::Error::other);
     }
     if !name.starts_with('/') {
         return Ok(None);
@@ -106,7 +106,7 @@ fn kind_of(descriptor: &Path) -> io::Result<Option<Kind>> {
     let stat = statx(CWD, descriptor, AtFlags::STATX_DONT_SYNC, StatxFlags::TYPE)?;
     let disk = DevNum { major: stat.stx_rdev_major, minor: stat.stx_rdev_minor };
     let is_disk = FileType::from_raw_mode(stat.stx_mode.into()).is_block_device();
-    Ok(is_disk.then_some(Kind::Disk(disk)))
+    Ok(is_disk.then_some(DescriptorKind::Disk(disk)))
 }
 
 #[cfg(test)]

@@ -8,7 +8,7 @@ use std::path::Path;
 
 use serde_json::{Value, json};
 
-use super::{HelperCode, Refusal};
+use super::{ErrorAnswer, HelperCode};
 use crate::device::facts::{Facts, Use};
 use crate::device::host::HostUse;
 use crate::device::sysfs::Sysfs;
@@ -30,7 +30,7 @@ pub(super) fn is_one(serial: Serial) -> io::Result<bool> {
     Path::new(HOST_DISKS).join(serial.as_str()).try_exists()
 }
 
-pub(super) fn host_disks() -> Result<Value, Refusal> {
+pub(super) fn host_disks() -> Result<Value, ErrorAnswer> {
     let host = HostUse::read(Path::new("/proc"))?;
     let is_home = |used: &Use| matches!(used, Use::Swap) || matches!(used, Use::Mounted(at) if HOME.contains(&&**at));
     let mut whole = BTreeSet::new();
@@ -50,7 +50,7 @@ pub(super) fn host_disks() -> Result<Value, Refusal> {
         }
     }
     if !unread.is_empty() {
-        return Err(Refusal(HelperCode::Unread, format!("the serials of {} could not be read", unread.join(", "))));
+        return Err(ErrorAnswer(HelperCode::Unread, format!("the serials of {} could not be read", unread.join(", "))));
     }
     // The journal gets this answer, so it shows when a list that was emptied by hand is filled again.
     Ok(json!({ "serials": serials, "disks": names, "added": added }))

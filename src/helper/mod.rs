@@ -33,18 +33,18 @@ pub use server::run;
 /// The user that may send requests, besides root.
 const CALLER: &str = "attachd";
 
-/// Why a request failed: a code for attachd and a sentence for people.
+/// The answer to a request that failed: a code for attachd and a sentence for people.
 #[derive(Debug)]
-struct Refusal(HelperCode, String);
+struct ErrorAnswer(HelperCode, String);
 
-impl From<io::Error> for Refusal {
+impl From<io::Error> for ErrorAnswer {
     fn from(error: io::Error) -> Self {
         Self(HelperCode::Failed, error.to_string())
     }
 }
 
 /// Carries out the request in this line, if the line is spelled exactly as a request.
-fn perform(line: &[u8]) -> Result<Value, Refusal> {
+fn perform(line: &[u8]) -> Result<Value, ErrorAnswer> {
     let text = line.strip_suffix(b"\n").and_then(|line| str::from_utf8(line).ok()).unwrap_or_default();
     let words: Vec<&str> = text.split(' ').collect();
     match words[..] {
@@ -57,7 +57,7 @@ fn perform(line: &[u8]) -> Result<Value, Refusal> {
         ["host-disks"] => host_disks::host_disks(),
         _ => {
             let verbs = "retrigger <serial>, holders <number>, exclusive <number> <serial>, reload or host-disks";
-            Err(Refusal(HelperCode::BadRequest, format!("a request is one line: {verbs}")))
+            Err(ErrorAnswer(HelperCode::BadRequest, format!("a request is one line: {verbs}")))
         }
     }
 }
@@ -68,17 +68,17 @@ fn devnum(text: &str) -> Option<DevNum> {
 }
 
 /// Returns what was found, or a refusal if it is absent or unknown.
-fn here<T>(found: Found<T>, what: &str) -> Result<T, Refusal> {
+fn here<T>(found: Found<T>, what: &str) -> Result<T, ErrorAnswer> {
     match found {
         Found::Here(found) => Ok(found),
-        Found::Gone => Err(Refusal(HelperCode::NotPresent, format!("{what} is not there"))),
-        Found::Unknown(why) => Err(Refusal(HelperCode::Unread, format!("{what} could not be read: {why}"))),
+        Found::Gone => Err(ErrorAnswer(HelperCode::NotPresent, format!("{what} is not there"))),
+        Found::Unknown(why) => Err(ErrorAnswer(HelperCode::Unread, format!("{what} could not be read: {why}"))),
     }
 }
 
 /// Writes the answer's line.
-fn render(outcome: Result<Value, Refusal>) -> String {
-    let mut answer = outcome.unwrap_or_else(|Refusal(code, error)| json!({ "code": code, "error": error }));
+fn render(outcome: Result<Value, ErrorAnswer>) -> String {
+    let mut answer = outcome.unwrap_or_else(|ErrorAnswer(code, error)| json!({ "code": code, "error": error }));
     answer["ok"] = answer.get("code").is_none().into();
     format!("{answer}\n")
 }
@@ -95,7 +95,7 @@ mod tests {
     use proptest::prelude::*;
 
     fn is_bad(line: &[u8]) -> bool {
-        matches!(perform(line), Err(Refusal(HelperCode::BadRequest, _)))
+        matches!(perform(line), Err(ErrorAnswer(HelperCode::BadRequest, _)))
     }
 
     #[test]

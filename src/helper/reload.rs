@@ -6,14 +6,14 @@ use std::{fs, io};
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use serde_json::{Value, json};
 
-use super::{HelperCode, Refusal};
+use super::{ErrorAnswer, HelperCode};
 use crate::place::small_file;
 
 /// The pid file that nbd-server writes.
 const PID_FILE: &str = "/run/attachd-nbd-server/nbd-server.pid";
 
-pub(super) fn reload() -> Result<Value, Refusal> {
-    let no_server = |error: io::Error| Refusal(HelperCode::NoServer, format!("no process of {PID_FILE}: {error}"));
+pub(super) fn reload() -> Result<Value, ErrorAnswer> {
+    let no_server = |error: io::Error| ErrorAnswer(HelperCode::NoServer, format!("no process of {PID_FILE}: {error}"));
     let pid = pid().map_err(no_server)?;
     // The pidfd is opened before the checks. In the other order the number could pass to another process in between.
     let handle = pidfd_open(pid, PidfdFlags::empty()).map_err(|error| no_server(error.into()))?;
@@ -36,14 +36,14 @@ fn pid() -> io::Result<Pid> {
 
 /// Checks that the process is an nbd-server that catches SIGHUP. SIGHUP would kill any other process: a child that
 /// serves a client, a server that is still starting, or another program.
-fn check(exe: &str, status: &str) -> Result<(), Refusal> {
+fn check(exe: &str, status: &str) -> Result<(), ErrorAnswer> {
     // An upgrade may have replaced the program file of a running server.
     if !exe.strip_suffix(" (deleted)").unwrap_or(exe).ends_with("/nbd-server") {
-        return Err(Refusal(HelperCode::NoServer, format!("the process of {PID_FILE} is {exe}, not nbd-server")));
+        return Err(ErrorAnswer(HelperCode::NoServer, format!("the process of {PID_FILE} is {exe}, not nbd-server")));
     }
     let caught = status.lines().find_map(|line| u64::from_str_radix(line.strip_prefix("SigCgt:")?.trim(), 16).ok());
     let why = "this nbd-server would die of SIGHUP: it only starts yet, or is not the main process";
-    caught.filter(|mask| mask & 1 == 1).map(drop).ok_or_else(|| Refusal(HelperCode::NotListening, why.to_owned()))
+    caught.filter(|mask| mask & 1 == 1).map(drop).ok_or_else(|| ErrorAnswer(HelperCode::NotListening, why.to_owned()))
 }
 
 #[cfg(test)]

@@ -8,7 +8,7 @@ use std::{fs, io};
 use serde_json::{Value, json};
 
 use super::servers::NBD;
-use super::{CALLER, HelperCode, Refusal, here, host_disks};
+use super::{CALLER, ErrorAnswer, HelperCode, here, host_disks};
 use crate::accounts::id_of;
 use crate::device::facts::{Facts, Use};
 use crate::device::{DevNum, limited};
@@ -18,7 +18,7 @@ use crate::procfs::unless_gone;
 /// The folder of claims, in which attachd writes one file per wanted serial.
 pub(super) const CLAIMS: &str = "/var/lib/attachd/claims";
 
-pub(super) fn retrigger(serial: Serial) -> Result<Value, Refusal> {
+pub(super) fn retrigger(serial: Serial) -> Result<Value, ErrorAnswer> {
     let claimed = is_claimed(&Path::new(CLAIMS).join(serial.as_str()))?;
     let nbd_gid = id_of("/etc/group", NBD)?;
     let sysfs = host_disks::sysfs();
@@ -47,7 +47,7 @@ pub(super) fn is_claimed(claim: &Path) -> io::Result<bool> {
 
 /// Checks whether the disks with this serial may be retriggered. Un-marking only removes permissions, so it has fewer
 /// conditions.
-fn check(serial: Serial, claimed: bool, found: &[Facts], unread: &[String]) -> Result<(), Refusal> {
+fn check(serial: Serial, claimed: bool, found: &[Facts], unread: &[String]) -> Result<(), ErrorAnswer> {
     let names = found.iter().map(|disk| disk.name.as_str()).collect::<Vec<_>>().join(" and ");
     let uses = found.iter().filter_map(|disk| disk.identity.as_ref().ok()).flat_map(|identity| &identity.uses);
     let uses = uses.map(Use::to_string).collect::<Vec<_>>().join(", ");
@@ -59,7 +59,7 @@ fn check(serial: Serial, claimed: bool, found: &[Facts], unread: &[String]) -> R
         [_, _, ..] if claimed => (HelperCode::Duplicate, format!("{names} show the serial {serial}")),
         _ => return Ok(()),
     };
-    Err(Refusal(code, why))
+    Err(ErrorAnswer(code, why))
 }
 
 fn uevent(devnum: DevNum) -> String {

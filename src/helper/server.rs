@@ -10,7 +10,7 @@ use std::{panic, thread};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::net::UCred;
 
-use super::{CALLER, HelperCode, Refusal, journal, perform, render};
+use super::{CALLER, ErrorAnswer, HelperCode, journal, perform, render};
 use crate::accounts::id_of;
 
 /// The size limit of a request, in bytes.
@@ -72,7 +72,7 @@ fn inherited() -> io::Result<UnixListener> {
 fn serve(mut stream: UnixStream, caller: UCred) {
     let attachd = id_of("/etc/passwd", CALLER).ok();
     let (mut line, why) = (Vec::new(), format!("only {CALLER} and root may ask, not uid {}", caller.uid));
-    let mut outcome = Err(Refusal(HelperCode::NotAllowed, why));
+    let mut outcome = Err(ErrorAnswer(HelperCode::NotAllowed, why));
     if caller.uid.is_root() || attachd == Some(caller.uid.as_raw()) {
         line = read_line(&mut stream);
         outcome = perform(&line);

@@ -41,7 +41,7 @@ pub(super) const PACE: Pace = Pace {
 
 /// Writes the changes that the follower reports to the target, until the store closes.
 pub(super) async fn run<T: Target>(follower: Follower, target: T, basis: String, pace: Pace) {
-    let mut task = Task {
+    let mut task = ProjectionTask {
         follower,
         target,
         pace,
@@ -55,7 +55,7 @@ pub(super) async fn run<T: Target>(follower: Follower, target: T, basis: String,
     task.follower.close().await;
 }
 
-struct Task<T> {
+struct ProjectionTask<T> {
     follower: Follower,
     target: T,
     pace: Pace,
@@ -68,7 +68,7 @@ struct Task<T> {
     again: Option<(Instant, Duration)>,
 }
 
-impl<T: Target> Task<T> {
+impl<T: Target> ProjectionTask<T> {
     /// Resumes where the last run stopped, and checks whether the target can be written.
     async fn begin(&mut self, basis: &str) {
         loop {

@@ -41,24 +41,24 @@ fn names(stream: &str, stat: &Stat) -> bool {
 
 /// Takes tracing events and queues them as entries.
 pub(super) struct Journal {
-    queue: SyncSender<Order>,
+    queue: SyncSender<QueuedEntry>,
     lost: Arc<AtomicU64>,
 }
 
-enum Order {
+enum QueuedEntry {
     Write(Vec<u8>),
     /// Confirm that everything before this is sent.
     Confirm(SyncSender<()>),
 }
 
 /// A guard that waits for the last entries when it is dropped, up to a time limit.
-pub struct Flush(SyncSender<Order>);
+pub struct FlushGuard(SyncSender<QueuedEntry>);
 
-impl Drop for Flush {
+impl Drop for FlushGuard {
     fn drop(&mut self) {
         let (done, all_written) = sync_channel(1);
         // If the queue is full, journald hangs.
-        if self.0.try_send(Order::Confirm(done)).is_ok() {
+        if self.0.try_send(QueuedEntry::Confirm(done)).is_ok() {
             let _ = all_written.recv_timeout(GRACE);
         }
     }
@@ -66,7 +66,7 @@ impl Drop for Flush {
 
 impl Journal {
     /// Starts the thread.
-    pub(super) fn start() -> std::io::Result<(Self, Flush)> {
+    pub(super) fn start() -> std::io::Result<(Self, FlushGuard)> {
         let socket = UnixDatagram::unbound()?;
         let (queue, orders) = sync_channel(QUEUE);
         let lost = Arc::new(AtomicU64::new(0));
@@ -75,23 +75,26 @@ impl Journal {
             .name("journal".to_owned())
             .spawn(move || write(&socket, &orders, &missed))
             .map_err(|error| limits::explained(limits::Attempt::Thread, error))?;
-        Ok((Self { queue: queue.clone(), lost }, Flush(queue)))
+        Ok((Self { queue: queue.clone(), lost }, FlushGuard(queue)))
     }
 }
 
-fn write(socket: &UnixDatagram, orders: &Receiver<Order>, lost: &AtomicU64) {
+fn write(socket: &UnixDatagram, orders: &Receiver<QueuedEntry>, lost: &AtomicU64) {
     // Each send uses the path, because journald may make its socket again. A failure cannot be reported anywhere.
     let send = |entry: &[u8]| drop(socket.send_to(entry, SOCKET));
     for order in orders {
         match order {
-            Order::Write(entry) => send(&entry),
-            Order::Confirm(done) => drop(done.send(())),
+            QueuedEntry::Write(entry) => send(&entry),
+            QueuedEntry::Confirm(done) => drop(done.send(())),
         }
         match lost.swap(0, Ordering::Relaxed) {
             0 => {}
             count => {
                 let told = format!("{count} journal entries of attachd were lost: journald did not take them");
-                send(&Entry { message: told, step: Some(StoryStep::EntriesLost), ..Entry::default() }.render(4));
+                send(
+                    &JournalEntry { message: told, step: Some(StoryStep::EntriesLost), ..JournalEntry::default() }
+                        .render(4),
+                );
             }
         }
     }
@@ -99,11 +102,11 @@ fn write(socket: &UnixDatagram, orders: &Receiver<Order>, lost: &AtomicU64) {
 
 impl<S: Subscriber> Layer<S> for Journal {
     fn on_event(&self, event: &Event<'_>, _: Context<'_, S>) {
-        let mut entry = Entry::default();
+        let mut entry = JournalEntry::default();
         event.record(&mut entry);
         let priority = priority(*event.metadata().level(), entry.step);
         let entry = entry.render(priority);
-        if let Err(TrySendError::Full(_)) = self.queue.try_send(Order::Write(entry)) {
+        if let Err(TrySendError::Full(_)) = self.queue.try_send(QueuedEntry::Write(entry)) {
             self.lost.fetch_add(1, Ordering::Relaxed);
         }
     }
@@ -123,7 +126,7 @@ fn priority(level: Level, step: Option<StoryStep>) -> u8 {
 /// An event that becomes an entry. A field in capitals becomes only a field of the entry; other fields are also added
 /// to the message, as on standard error.
 #[derive(Default)]
-struct Entry {
+struct JournalEntry {
     message: String,
     volume: Option<String>,
     step: Option<StoryStep>,
@@ -131,7 +134,7 @@ struct Entry {
     told: String,
 }
 
-impl Entry {
+impl JournalEntry {
     fn set(&mut self, name: &str, value: String) {
         match name {
             "message" => return self.message = value,
@@ -176,7 +179,7 @@ fn push(bytes: &mut Vec<u8>, name: &str, value: &str) {
     bytes.push(b'\n');
 }
 
-impl Visit for Entry {
+impl Visit for JournalEntry {
     fn record_str(&mut self, field: &Field, value: &str) {
         self.set(field.name(), value.to_owned());
     }
@@ -196,7 +199,7 @@ mod tests {
         let (queue, orders) = sync_channel(1);
         let journal = Journal { queue, lost: Arc::default() };
         tracing::subscriber::with_default(tracing_subscriber::registry().with(journal), say);
-        let Order::Write(entry) = orders.recv().unwrap() else { panic!("nothing was written") };
+        let QueuedEntry::Write(entry) = orders.recv().unwrap() else { panic!("nothing was written") };
         String::from_utf8(entry).unwrap()
     }
 

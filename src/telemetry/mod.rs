@@ -17,7 +17,7 @@ const EXIT_CONFIG: u8 = 78;
 
 /// Sends the program's events to the journal if standard error is the journal, else to standard error. `ATTACHD_LOG`
 /// can be `error`, `warn`, `info`, `debug` or `trace`. Keep the returned guard until the end.
-pub fn init() -> Option<journal::Flush> {
+pub fn init() -> Option<journal::FlushGuard> {
     let level = std::env::var("ATTACHD_LOG").ok().and_then(|level| level.parse().ok()).unwrap_or(LevelFilter::INFO);
     if journal::is_standard_error()
         && let Ok((journal, flush)) = journal::Journal::start()

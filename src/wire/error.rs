@@ -23,7 +23,7 @@ pub(crate) struct ErrorBody {
 
 /// The details of `WAIT_TIMEOUT`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct Standing {
+pub(crate) struct WaitTimeoutDetails {
     /// The volume's state.
     pub(crate) state: State,
     /// Why the volume is not served.
@@ -31,7 +31,7 @@ pub(crate) struct Standing {
     pub(crate) reason: Option<ReasonView>,
 }
 
-impl From<VolumeView> for Standing {
+impl From<VolumeView> for WaitTimeoutDetails {
     fn from(VolumeView { state, reason, .. }: VolumeView) -> Self {
         Self { state, reason }
     }

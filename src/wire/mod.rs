@@ -25,7 +25,7 @@ use serde::{Deserialize, Deserializer};
 pub(crate) use asked::{WrongField, as_asked, difference};
 pub(crate) use cloud::{CloudHealth, CloudState, LastRefusal, OwnVmHealth};
 pub(crate) use device::{DeviceList, DeviceView, Resynced};
-pub(crate) use error::{ErrorBody, Standing};
+pub(crate) use error::{ErrorBody, WaitTimeoutDetails};
 pub(crate) use export::{CheckedExport, ExportEntry, ExportList, PredecessorStatus};
 pub(crate) use health::{
     BackendHealth, BackendMode, BackendState, Health, HealthProblem, HealthStatus, HelperHealth, HelperState,

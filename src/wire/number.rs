@@ -57,7 +57,7 @@ mod tests {
     use proptest::prelude::*;
 
     #[derive(Deserialize)]
-    struct Wish {
+    struct Sample {
         #[serde(deserialize_with = "whole")]
         size: Option<u64>,
     }
@@ -86,7 +86,7 @@ mod tests {
         ] {
             assert_eq!(exactly(text), number, "{text}");
         }
-        let wish: Wish = serde_json::from_str(r#"{"size": 9007199254740993.0}"#).unwrap();
+        let wish: Sample = serde_json::from_str(r#"{"size": 9007199254740993.0}"#).unwrap();
         assert_eq!(wish.size, Some(9_007_199_254_740_993), "to the last digit");
     }
 

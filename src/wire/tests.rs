@@ -154,7 +154,10 @@ fn a_renamed_field_is_refused_and_an_additional_field_is_ignored() {
     holds::<ExportList>(&exports(), &["checked"]);
     holds::<Health>(&health(), &[]);
     holds::<ErrorBody>(&json!({ "error": "e", "code": "C", "details": [1] }), &[]);
-    holds::<Standing>(&json!({ "state": "refused", "reason": { "code": "C", "message": "m", "hint": "h" } }), &[]);
+    holds::<WaitTimeoutDetails>(
+        &json!({ "state": "refused", "reason": { "code": "C", "message": "m", "hint": "h" } }),
+        &[],
+    );
 }
 
 #[test]

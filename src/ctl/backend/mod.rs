@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::json;
 
-use super::client::Client;
+use super::client::ApiClient;
 use super::failure::{FAILED, Failure};
 use super::output::Output;
 use super::systemd::{Unit, systemctl};
@@ -60,7 +60,7 @@ enum Undo {
     Systemctl(Vec<&'static str>),
 }
 
-pub(super) async fn run(client: &Client, options: &Options, output: &Output) -> Result<ExitCode, Failure> {
+pub(super) async fn run(client: &ApiClient, options: &Options, output: &Output) -> Result<ExitCode, Failure> {
     let text = before(options)?;
     let edited = edit::choose(&text, options.server).map_err(|key| {
         let text = format!(
@@ -164,7 +164,7 @@ fn units(server: &ServerSettings) -> &'static [&'static str] {
 impl Change<'_> {
     async fn all(
         &mut self,
-        client: &Client,
+        client: &ApiClient,
         config: &Path,
         (old, new): (&str, &str),
         server: &ServerSettings,
@@ -226,7 +226,7 @@ impl Change<'_> {
 }
 
 /// Waits until attachd has found the server. Returns the number of volumes in each state.
-async fn until_up(client: &Client, server: &ServerSettings) -> Result<String, String> {
+async fn until_up(client: &ApiClient, server: &ServerSettings) -> Result<String, String> {
     let begun = Instant::now();
     let mut last = "attachd does not answer".to_owned();
     while begun.elapsed() < LIMIT {

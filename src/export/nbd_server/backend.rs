@@ -14,7 +14,7 @@ use crate::folder::Folder;
 use crate::identity::VolumeId;
 
 /// nbd-server in one of its modes.
-pub struct NbdServer {
+pub struct NbdServerBackend {
     /// The published links.
     pub links: Links,
     /// The sections, which name the exports to the server and lead to the links.
@@ -29,7 +29,7 @@ pub struct NbdServer {
     pub listen: IpAddr,
 }
 
-impl Backend for NbdServer {
+impl Backend for NbdServerBackend {
     fn prepares(&self) -> bool {
         true
     }
@@ -130,7 +130,7 @@ mod tests {
 
     const LINK: &str = "/dev/disk/by-id/virtio-b3bb93101b594f6297e8";
 
-    fn server() -> (tempfile::TempDir, NbdServer, VolumeId) {
+    fn server() -> (tempfile::TempDir, NbdServerBackend, VolumeId) {
         let dir = tempfile::tempdir().unwrap();
         let (exports, folder) = (dir.path().join("exports"), dir.path().join("sections"));
         for folder in [&exports, &folder] {
@@ -138,7 +138,7 @@ mod tests {
         }
         let links = Links::new(exports);
         let me = ServerUser { uid: rustix::process::geteuid().as_raw(), gid: rustix::process::getegid().as_raw() };
-        let server = NbdServer {
+        let server = NbdServerBackend {
             sections: Sections::new(folder, links.clone()),
             links,
             main_file: dir.path().join("main"),
@@ -155,7 +155,7 @@ mod tests {
         Contents { links, prepared, ..Contents::default() }
     }
 
-    fn list(server: &NbdServer, volume: VolumeId) -> Contents {
+    fn list(server: &NbdServerBackend, volume: VolumeId) -> Contents {
         server.list(&BTreeSet::from([volume])).unwrap()
     }
 

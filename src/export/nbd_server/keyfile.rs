@@ -10,11 +10,11 @@
 pub(super) struct Group {
     pub(super) name: String,
     pub(super) line: usize,
-    entries: Vec<Entry>,
+    entries: Vec<KeyValue>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
-struct Entry {
+struct KeyValue {
     key: String,
     value: Vec<u8>,
     line: usize,
@@ -68,7 +68,7 @@ pub(super) fn parse(bytes: &[u8]) -> Result<Vec<Group>, Bad> {
                 if index == 0 && key == "Encoding" && !value.eq_ignore_ascii_case(b"UTF-8") {
                     return bad("Encoding can only be UTF-8");
                 }
-                groups[index].entries.push(Entry { key, value: value.to_owned(), line: number });
+                groups[index].entries.push(KeyValue { key, value: value.to_owned(), line: number });
             }
         }
     }
