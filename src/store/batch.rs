@@ -1,21 +1,22 @@
-//! Statements that go to SQLite's thread together: each alone would cost two switches between threads, which is most of
-//! what a small statement costs.
+//! Statements that go to SQLite's thread together. A statement that goes alone costs two switches between threads,
+//! which is most of what a small statement costs.
 
 use sqlx::encode::Encode;
 use sqlx::error::BoxDynError;
 use sqlx::sqlite::{Sqlite, SqliteArguments, SqliteConnection};
 use sqlx::{Arguments, AssertSqlSafe, SqlSafeStr, SqlStr, Type};
 
-/// Statements sent at once. sqlx finds prepared statements again by their text, so this is a multiple of what repeats when
-/// much is written: one, two or three statements per volume.
+/// The number of statements sent at once. sqlx finds prepared statements by their text, so the number is a multiple
+/// of what repeats when much is written: one, two or three statements per volume.
 const AT_ONCE: usize = 24;
 
-/// The text by which sqlx knows a statement that was carried out alone.
+/// Returns the text by which sqlx knows a statement that ran alone.
 pub(super) fn alone(sql: &'static str) -> SqlStr {
     AssertSqlSafe(format!("{sql};")).into_sql_str()
 }
 
-/// Collects statements, in order. Belongs into a transaction when they are more than one: it can fail half-way.
+/// Collects statements, in order. A batch of more than one statement belongs into a transaction, because it can fail
+/// half-way.
 #[derive(Default)]
 pub(crate) struct Batch {
     parts: Vec<Part>,
@@ -30,8 +31,8 @@ struct Part {
 }
 
 impl Batch {
-    /// Adds a statement. Its parameters are written `?` (numbered ones would count from the first statement's), its values
-    /// follow by [`Values::bind`], in order.
+    /// Adds a statement. Its parameters are written `?`, because numbered ones would count from the first
+    /// statement's. Its values follow by [`Values::bind`], in order.
     pub(crate) fn add(&mut self, sql: &'static str) -> Values<'_> {
         if self.parts.last().is_none_or(|part| part.statements == AT_ONCE) {
             self.parts.push(Part::default());
@@ -44,13 +45,13 @@ impl Batch {
         Values(part)
     }
 
-    /// Carries them out.
+    /// Runs the statements.
     pub(crate) async fn run(self, connection: &mut SqliteConnection) -> sqlx::Result<()> {
         for part in self.parts {
             if let Some(error) = part.failed {
                 return Err(sqlx::Error::Encode(error));
             }
-            // Only texts of this program, by the type of `add`.
+            // The parameter's type in `add` ensures that these are texts of this program only.
             sqlx::query_with(AssertSqlSafe(part.sql), part.values).execute(&mut *connection).await?;
         }
         Ok(())
@@ -61,7 +62,7 @@ impl Batch {
 pub(crate) struct Values<'a>(&'a mut Part);
 
 impl Values<'_> {
-    /// The next value.
+    /// Binds the next value.
     pub(crate) fn bind<'t>(self, value: impl Encode<'t, Sqlite> + Type<Sqlite>) -> Self {
         if let Err(error) = self.0.values.add(value) {
             self.0.failed = Some(error);
@@ -87,7 +88,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn every_statement_is_carried_out_in_order_with_its_own_values_however_many_there_are() {
+    async fn every_statement_runs_in_order_with_its_own_values() {
         let mut connection = table().await;
         let count = i64::try_from(AT_ONCE).unwrap() * 3 + 1;
         let mut batch = Batch::default();
@@ -100,7 +101,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn nothing_after_a_statement_that_fails_is_carried_out() {
+    async fn no_statement_runs_after_one_that_failed() {
         let mut connection = table().await;
         let mut batch = Batch::default();
         for n in [1, 2, 2, 3] {
@@ -111,7 +112,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn no_statement_is_no_work() {
+    async fn an_empty_batch_does_nothing() {
         Batch::default().run(&mut table().await).await.unwrap();
     }
 }

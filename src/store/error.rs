@@ -1,4 +1,4 @@
-//! Why the store could not do it: each with a code, because callers do different things about each.
+//! The errors of the store. Each has its own code, because callers react differently to each.
 
 use std::borrow::Cow;
 use std::path::{Path, PathBuf};
@@ -9,70 +9,70 @@ use super::holder::{self, Holder};
 use crate::reason::{Case, Code};
 use crate::volume::Reason;
 
-/// The store could not do it.
+/// An operation on the store failed.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum StoreError {
     /// Another program holds SQLite's lock.
     #[error("the store {} is locked by {holder}", path.display())]
     Busy {
-        /// The file.
+        /// The path of the file.
         path: PathBuf,
-        /// Which, as far as it could be found out.
+        /// The program that holds the lock, as far as attachd can find out.
         holder: Holder,
     },
-    /// More is waiting to be written than the queue takes.
+    /// The queue of writes is full.
     #[error("the store {} has too much waiting to be written", path.display())]
     Crowded {
-        /// The file.
+        /// The path of the file.
         path: PathBuf,
     },
-    /// There is no room.
+    /// The disk is full.
     #[error("the disk of the store {} is full: {message}", path.display())]
     Full {
-        /// The file.
+        /// The path of the file.
         path: PathBuf,
-        /// SQLite's own words.
+        /// SQLite's message.
         message: String,
     },
-    /// It was asked and has said nothing.
+    /// SQLite was asked something and has not answered.
     #[error("the store {} does not answer (since {since})", path.display())]
     Silent {
-        /// The file.
+        /// The path of the file.
         path: PathBuf,
-        /// When that began.
+        /// Since when SQLite has not answered.
         since: Timestamp,
     },
-    /// The file that is open is not the one that has its name: a restart would not find what is written.
+    /// The open file is not the one that has its name, so that a restart would not find what is written.
     #[error("{} {what} while attachd runs; {saved}", path.display())]
     Lost {
-        /// The file that is missing or another.
+        /// The path of the file that is missing or was replaced.
         path: PathBuf,
-        /// What became of it.
+        /// What happened to the file.
         what: &'static str,
-        /// Where its contents are now.
+        /// Whether the contents are saved, and where.
         saved: Saved,
     },
-    /// Anything else.
+    /// Any other failure.
     #[error("the store {} failed: {message}", path.display())]
     Failed {
-        /// The file.
+        /// The path of the file.
         path: PathBuf,
-        /// SQLite's own words.
+        /// SQLite's message.
         message: String,
     },
-    /// The task has ended: the daemon is stopping.
+    /// The store's task has ended, because the daemon stops.
     #[error("the store is closed")]
     Closed,
 }
 
-/// What was done about a store whose file is lost.
+/// Whether the contents of a store whose file is lost are saved.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Saved {
-    /// Not yet.
+    /// The contents are not saved yet.
     Soon,
-    /// All that was on record is in this file.
+    /// The contents are saved in this file.
     As(PathBuf),
-    /// It could not be saved; it is tried again by itself.
+    /// Saving failed for this reason. attachd retries it.
     Not(String),
 }
 
@@ -87,7 +87,7 @@ impl std::fmt::Display for Saved {
 }
 
 impl StoreError {
-    /// For programs.
+    /// Returns the code for programs.
     pub fn code(&self) -> Code {
         match self {
             Self::Busy { .. } | Self::Crowded { .. } => Code::StoreBusy,
@@ -99,7 +99,7 @@ impl StoreError {
         }
     }
 
-    /// What to do next.
+    /// Returns the advice what to do next.
     pub fn hint(&self) -> Cow<'static, str> {
         match self {
             Self::Crowded { .. } => Case::StoreCrowded.hint().into(),
@@ -111,26 +111,26 @@ impl StoreError {
         }
     }
 
-    /// Why a volume is not served for it.
+    /// Returns the reason for which a volume is not served because of this error.
     pub fn reason(&self) -> Reason {
         Reason::hinted(self.code(), self.to_string(), self.hint())
     }
 
-    /// What SQLite says, in these words.
+    /// Converts an error of SQLite.
     pub(super) fn of(path: &Path, error: &sqlx::Error) -> Self {
         let path = path.to_owned();
         let sqlx::Error::Database(database) = error else {
             return Self::Failed { path, message: error.to_string() };
         };
         let message = database.message().to_owned();
-        // The low byte is the kind (https://www.sqlite.org/rescode.html).
+        // The low byte is the kind of the error (https://www.sqlite.org/rescode.html).
         match database.code().and_then(|code| code.parse::<u32>().ok()).map(|code| code & 0xff) {
             Some(SQLITE_BUSY | SQLITE_LOCKED) => {
                 let holder = holder::of_sqlite(&path);
                 Self::Busy { path, holder }
             }
             Some(SQLITE_FULL) => Self::Full { path, message },
-            // It does not say why it cannot write; the folder's file system does.
+            // SQLite does not say why it cannot write. The file system of the folder does.
             Some(SQLITE_IOERR | SQLITE_CANTOPEN) if has_no_room(&path) => Self::Full { path, message },
             _ => Self::Failed { path, message },
         }
@@ -143,7 +143,7 @@ const SQLITE_IOERR: u32 = 10;
 const SQLITE_FULL: u32 = 13;
 const SQLITE_CANTOPEN: u32 = 14;
 
-/// SQLite needs this much for its index of the log alone.
+/// The room that SQLite needs for its index of the log alone, in bytes.
 const LEAST_ROOM: u64 = 64 * 1024;
 
 fn has_no_room(path: &Path) -> bool {

@@ -1,5 +1,5 @@
-//! Whether the files that are open are still those that have the store's names: what is written into a file that was
-//! removed or replaced is gone at the next start.
+//! Checks whether the open files are still those that have the store's names. What is written into a removed or
+//! replaced file is gone at the next start.
 
 use std::io;
 use std::os::fd::OwnedFd;
@@ -16,7 +16,8 @@ use crate::readable::register;
 /// The files of an open store.
 pub(super) struct Files {
     parts: Vec<Part>,
-    /// Tells at once; without it (no inotify to be had) it is found at the next write.
+    /// Notifies at once of a change in the folder. `None` if there is no inotify: then the next write finds the
+    /// change.
     changes: Option<AsyncFd<OwnedFd>>,
 }
 
@@ -25,7 +26,7 @@ struct Part {
     is: (u64, u64),
 }
 
-/// A part that is not there as it was.
+/// A file of the store that was removed or replaced.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Missing {
     pub(super) path: PathBuf,
@@ -33,7 +34,7 @@ pub(super) struct Missing {
 }
 
 impl Files {
-    /// Of a store that was just opened and written to. Needs a tokio runtime.
+    /// Returns the files of a store that was just opened and written to. Needs a tokio runtime.
     pub(super) fn of(database: &Path) -> io::Result<Self> {
         let parts = PARTS.map(|suffix| {
             let path = PathBuf::from(format!("{}{suffix}", database.display()));
@@ -46,21 +47,22 @@ impl Files {
         Ok(Self { parts: parts.into_iter().collect::<io::Result<_>>()?, changes: changes.ok() })
     }
 
-    /// Looks. Asks no disk as long as the names are what they were: the open files keep them in the kernel's memory.
+    /// Returns the first file that is missing or replaced. Reads nothing from the disk as long as the names are
+    /// unchanged, because the open files keep the names in the kernel's memory.
     pub(super) fn missing(&self) -> Option<Missing> {
         self.parts.iter().find_map(|part| {
             let what = match identity(&part.path) {
                 Ok(now) if now == part.is => return None,
                 Ok(_) => "was replaced by another file",
                 Err(error) if error.kind() == io::ErrorKind::NotFound => "was removed",
-                // Not to be seen is not gone.
+                // A failed check does not show that the file is gone.
                 Err(_) => return None,
             };
             Some(Missing { path: part.path.clone(), what })
         })
     }
 
-    /// Something was made, removed or renamed in the folder.
+    /// Resolves when something was created, removed or renamed in the folder.
     pub(super) async fn changed(&self) {
         let Some(changes) = &self.changes else { return std::future::pending().await };
         let Ok(mut ready) = changes.readable().await else { return std::future::pending().await };
@@ -88,7 +90,7 @@ mod tests {
     use std::fs;
 
     #[tokio::test]
-    async fn a_part_that_is_removed_or_replaced_is_named_and_one_that_is_written_to_is_not() {
+    async fn removed_and_replaced_files_are_found_and_written_ones_are_not() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("attachd.db");
         for suffix in PARTS {

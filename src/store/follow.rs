@@ -1,8 +1,9 @@
-//! Following what changes, for whoever shows the truth elsewhere, each at its own pace.
+//! Followers of the store: each shows the changed records elsewhere, at its own pace.
 //!
-//! The truth's own transactions note *which* volumes have changed (`migrations/0004_changed.sql`): one row for each, with a
-//! number that only grows. A [`Follower`] reads the present record of each that comes after the number up to which it is
-//! done, shows it, and [settles](Follower::settle) that. What it cannot show it sets aside, so that nothing waits behind it.
+//! The transactions that write the records note *which* volumes have changed (`migrations/0004_changed.sql`): one row
+//! for each volume, with a number that only grows. A [`Follower`] knows the number up to which it has finished. It
+//! reads the present record of each volume with a higher number, shows the record, and [settles](Follower::settle)
+//! the number. It sets aside a volume that it cannot show, so that the others need not wait.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -24,45 +25,46 @@ use crate::volume::Record;
 /// A volume that has changed.
 #[derive(Debug)]
 pub struct Changed {
-    /// Its place in the order of changes.
+    /// The number of the change, which gives the order.
     pub number: i64,
-    /// Which.
+    /// The volume.
     pub volume: VolumeId,
-    /// What is on record of it now; `None`: it is not wanted any more. An error: nothing of ours has written that.
+    /// The present record of the volume. `None`: the volume was withdrawn. An error: the row holds a value that
+    /// attachd did not write.
     pub record: Result<Option<Record>, String>,
 }
 
-/// How a follower stands, as it says itself.
+/// The state of a follower, as it reports it.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Progress {
-    /// Since when something has been owed all the time.
+    /// Since when the follower has been behind without a pause.
     pub behind_since: Option<Timestamp>,
-    /// Why nothing can be shown there.
+    /// Why the follower can show nothing at present.
     pub failure: Option<String>,
-    /// One of the volumes that are set aside, and why.
+    /// One of the volumes that are set aside, and the reason.
     pub example: Option<(VolumeId, String)>,
 }
 
-/// How all of them stand.
+/// The states of all followers, by name.
 pub(super) type AllProgress = Arc<Mutex<BTreeMap<&'static str, Progress>>>;
 
-/// One that follows.
+/// Reads the volumes that have changed, and shows them elsewhere.
 pub struct Follower {
     name: &'static str,
     path: PathBuf,
     turns: Turns,
     noted: watch::Receiver<()>,
     all_progress: AllProgress,
-    /// Opened in a turn.
+    /// The connection. It is opened during a turn.
     connection: Option<SqliteConnection>,
-    /// Until when a statement on it may go on.
+    /// The time at which a statement on the connection is interrupted.
     deadline: Deadline,
     done: i64,
 }
 
 type Deadline = Arc<Mutex<Option<Instant>>>;
 
-/// Steps of SQLite's between two looks at the deadline.
+/// The number of SQLite's steps between two checks of the deadline.
 const STEPS: i32 = 10_000;
 
 impl Follower {
@@ -77,12 +79,12 @@ impl Follower {
         Self { name, path, turns, noted, all_progress, connection: None, deadline: Deadline::default(), done: 0 }
     }
 
-    /// Its name in the store.
+    /// Returns the follower's name in the store.
     pub fn name(&self) -> &'static str {
         self.name
     }
 
-    /// Says how it stands.
+    /// Reports the follower's state.
     pub fn stands(&self, progress: Progress) {
         self.all_progress().insert(self.name, progress);
     }
@@ -91,18 +93,19 @@ impl Follower {
         self.all_progress.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Resolves when something may have changed; false when nothing will any more, because the store is closing.
+    /// Resolves when something may have changed. Returns false when nothing will change any more, because the store
+    /// closes.
     pub async fn noted(&mut self) -> bool {
         self.noted.changed().await.is_ok()
     }
 
-    /// Whether nothing will change any more.
+    /// Returns whether nothing will change any more.
     pub fn is_last(&self) -> bool {
         self.noted.has_changed().is_err()
     }
 
-    /// Goes on where it was. `basis`: what its rows depend on besides the volumes; when that is another than the last time,
-    /// or it follows for the first time, all is owed. What was set aside is owed again.
+    /// Continues where the follower stopped. `basis` is what its rows depend on besides the volumes. If the basis has
+    /// changed, or the follower is new, all volumes are owed. Volumes that were set aside are owed again.
     pub async fn resume(&mut self, basis: &str) -> Result<(), StoreError> {
         let name = self.name;
         let (turn, connection) = self.at_the_file(None).await?;
@@ -128,7 +131,7 @@ impl Follower {
         self.write(async |connection: &mut SqliteConnection| {
             let mut batch = Batch::default();
             if !same {
-                // Noted once more: the number that it has kept says nothing about them.
+                // All volumes are noted again, because the number of the old rows says nothing about the new ones.
                 batch.add("DELETE FROM changed WHERE volume_id IN (SELECT volume_id FROM mappings)");
                 batch.add("INSERT INTO changed (volume_id) SELECT volume_id FROM mappings");
                 let follows = "INSERT INTO followers (name, done, basis) VALUES (?, 0, ?) \
@@ -141,25 +144,26 @@ impl Follower {
         .await
     }
 
-    /// Some of what is owed, in order.
+    /// Returns some of the owed volumes, in order.
     pub async fn next(&mut self, limit: i64) -> Result<Vec<Changed>, StoreError> {
         let done = self.done;
         self.let_go_on_until(None);
         let rows = match &mut self.connection {
-            // It waits for no lock.
+            // A reading connection waits for no lock.
             Some(connection) => read::changed(connection, done, limit).await,
             None => read::changed(self.at_the_file(None).await?.1, done, limit).await,
         };
         let rows = self.checked(rows)?;
         let known = rows.into_iter().filter_map(|(number, volume, record)| {
-            // Nothing else is ever noted.
+            // The triggers note only ids of volumes.
             let volume = volume.parse().ok()?;
             Some(Changed { number, volume, record: record.map_err(|error| error.to_string()) })
         });
         Ok(known.collect())
     }
 
-    /// It is done up to there, but for what it sets aside. `shown`: what was set aside before, and is not any more.
+    /// Records that the follower has finished everything up to `number`, except for the volumes in `refused`, which
+    /// it sets aside. `shown` are volumes that were set aside before and are shown now.
     pub async fn settle(&mut self, number: i64, refused: &[VolumeId], shown: &[VolumeId]) -> Result<(), StoreError> {
         let name = self.name;
         let settled = async |connection: &mut SqliteConnection| {
@@ -185,7 +189,7 @@ impl Follower {
         Ok(())
     }
 
-    /// What is set aside is owed again.
+    /// Makes the volumes that are set aside owed again.
     pub async fn try_set_aside_again(&mut self) -> Result<(), StoreError> {
         let name = self.name;
         self.write(async |connection: &mut SqliteConnection| {
@@ -196,7 +200,7 @@ impl Follower {
         .await
     }
 
-    /// One transaction, in a turn of its own.
+    /// Runs one transaction in a turn of its own.
     async fn write<T>(
         &mut self,
         changes: impl AsyncFnOnce(&mut SqliteConnection) -> sqlx::Result<T>,
@@ -211,8 +215,8 @@ impl Follower {
         self.checked(written)
     }
 
-    /// Waits for a turn at the store's file. The connection is for a small transaction. `limit`: where others have a say in how
-    /// long it takes, a statement ends with `SQLITE_INTERRUPT` after that.
+    /// Waits for a turn to write into the store's file. The connection is for a small transaction. After `limit` a
+    /// statement ends with `SQLITE_INTERRUPT`; it is given where the duration depends on others.
     pub(crate) async fn at_the_file(
         &mut self,
         limit: Option<Duration>,
@@ -232,7 +236,7 @@ impl Follower {
         *self.deadline.lock().unwrap_or_else(PoisonError::into_inner) = deadline;
     }
 
-    /// Whoever got an error on its connection says so: one that is broken is opened anew.
+    /// Reports an error on the connection, so that a broken connection is opened anew.
     pub(crate) fn failed(&mut self, error: &sqlx::Error) {
         if matches!(error, sqlx::Error::WorkerCrashed | sqlx::Error::Io(_) | sqlx::Error::Protocol(_)) {
             self.connection = None;
@@ -246,7 +250,8 @@ impl Follower {
         })
     }
 
-    /// Nothing is owed for a while: its connection goes, and its thread and memory with it. It is opened again when needed.
+    /// Closes the connection while nothing is owed, which frees its thread and memory. The connection is opened again
+    /// when needed.
     pub async fn rest(&mut self) {
         if let Some(connection) = self.connection.take()
             && let Err(error) = connection.close().await
@@ -255,14 +260,14 @@ impl Follower {
         }
     }
 
-    /// Ends it in order.
+    /// Closes the connection in order.
     pub async fn close(mut self) {
         self.rest().await;
     }
 }
 
 impl Drop for Follower {
-    /// Nobody follows any more: that is said as long as anybody can ask.
+    /// Reports that the follower has ended.
     fn drop(&mut self) {
         let mut all_progress = self.all_progress.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(progress) = all_progress.get_mut(self.name) {

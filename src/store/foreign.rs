@@ -1,7 +1,7 @@
-//! Whether a database is attachd's. Nothing is written to one that is not, nor beside it.
+//! Checks whether a database is attachd's. attachd writes nothing into another program's database, nor beside it.
 //!
-//! attachd's has its number in the header (SQLite's `application_id`). Databases of earlier versions have none: they are
-//! known by their tables, and get the number when they are opened.
+//! attachd's database has attachd's number in its header (SQLite's `application_id`). Databases of earlier versions
+//! have no number. They are recognized by their tables, and get the number when they are opened.
 
 use std::fs::{self, File};
 use std::io::{self, Read};
@@ -13,14 +13,14 @@ use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection};
 use super::parts;
 use crate::folder::Names;
 
-/// `attd`.
+/// The bytes `attd`.
 pub(super) const APPLICATION_ID: u32 = u32::from_be_bytes(*b"attd");
 
-/// What SQLite files begin with, and where the number is in it.
+/// The first bytes of an SQLite file, and the range of the number in the header.
 const MAGIC: &[u8] = b"SQLite format 3\0";
 const NUMBER: std::ops::Range<usize> = 68..72;
 
-/// What earlier versions have made.
+/// The tables that this and earlier versions create.
 const TABLES: [&str; 14] = [
     MIGRATIONS,
     "intents",
@@ -38,10 +38,11 @@ const TABLES: [&str; 14] = [
     "placeholders",
 ];
 
-/// sqlx makes it first.
+/// sqlx creates this table first.
 const MIGRATIONS: &str = "_sqlx_migrations";
 
-/// Why a file is no database of attachd's. `None`: it is, or it is empty. `scratch`: a folder for a copy.
+/// Returns why a file is not attachd's database, or `None` if it is attachd's or empty. `scratch` is a folder for a
+/// copy.
 pub(super) async fn judge(path: &Path, scratch: &Path) -> io::Result<Option<String>> {
     let head = head(path)?;
     if head.is_empty() {
@@ -70,7 +71,7 @@ pub(super) async fn judge(path: &Path, scratch: &Path) -> io::Result<Option<Stri
     )))
 }
 
-/// The same for callers outside of the runtime, or within it: the little SQLite has to do is done on a thread.
+/// As [`judge`], for callers inside or outside of the runtime. The short work of SQLite runs on a thread.
 pub fn judge_at_once(path: &Path) -> io::Result<Option<String>> {
     let work = || {
         let runtime = tokio::runtime::Builder::new_current_thread().build()?;
@@ -96,20 +97,20 @@ fn are_ours(tables: &[String]) -> bool {
     begun && tables.iter().all(|name| TABLES.contains(&name.as_str()))
 }
 
-/// Names are whatever somebody chose.
+/// Escapes a name, because it may contain anything.
 fn shown(name: &str) -> String {
     name.escape_debug().to_string()
 }
 
-/// The tables and views of a database that may be another program's.
+/// Returns the tables and views of a database that may be another program's.
 async fn tables(path: &Path, scratch: &Path) -> sqlx::Result<Vec<String>> {
-    // As if nobody else could write it: so SQLite makes no files beside it, and does not look into the log.
+    // Opens the file as immutable. Then SQLite creates no files beside it, and does not read the log.
     let names = names(SqliteConnectOptions::new().filename(path).read_only(true).immutable(true)).await?;
     let log = parts::with(path, "-wal");
     if !names.is_empty() || fs::metadata(&log).map_or(0, |log| log.len()) == 0 {
         return Ok(names);
     }
-    // All of it is in the log yet.
+    // All tables may still be in the log only.
     let folder = scratch.join(format!("attachd-look.{}", std::process::id()));
     let copied = parts::copy_files(path, &folder, &copy(&folder));
     let names = match copied {
@@ -135,8 +136,8 @@ async fn names(options: SqliteConnectOptions) -> sqlx::Result<Vec<String>> {
     names
 }
 
-/// Puts the number into a database of attachd's, if it is not there, and into the file itself: whoever looks does not look
-/// into the log.
+/// Writes the number into a database of attachd's that does not have it. The number goes into the file itself,
+/// because the check does not read the log.
 pub(super) async fn mark(connection: &mut SqliteConnection) -> sqlx::Result<()> {
     let number: u32 = sqlx::query_scalar("PRAGMA application_id").fetch_one(&mut *connection).await?;
     if number == APPLICATION_ID {
@@ -162,7 +163,8 @@ mod tests {
         Options { path, history_days: 90, boot_id: "this boot", spare: Path::new("/nowhere") }
     }
 
-    /// A store as an earlier version left it when it was killed: without the number, and everything in the log alone.
+    /// Creates a store as an earlier version left it when it was killed: without the number, and with everything in
+    /// the log only.
     async fn old(folder: &Path, more: &'static str) -> PathBuf {
         let (live, old) = (folder.join("live.db"), folder.join("old.db"));
         let mut connection = open::migrated(options(&live)).await.unwrap();
@@ -192,7 +194,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn an_old_stores_tables_are_these_and_one_more_is_a_strangers() {
+    async fn an_old_store_has_the_known_tables_and_an_extra_one_makes_it_foreign() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("attachd.db");
         let mut connection = open::migrated(options(&path)).await.unwrap();
@@ -200,7 +202,7 @@ mod tests {
         names.sort();
         let mut known = TABLES.map(str::to_owned);
         known.sort();
-        // Versions before had it, and none has it with the number of today.
+        // Earlier versions had this table without the number. A database that has today's number does not have it.
         assert_eq!(names, known.into_iter().filter(|name| name != "outbox").collect::<Vec<_>>());
         run(&mut connection, "PRAGMA application_id = 0").await;
         run(&mut connection, "CREATE VIEW \"of a\nstranger\" AS SELECT 1").await;
@@ -210,7 +212,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_is_in_the_log_alone_is_seen_too() {
+    async fn tables_that_are_only_in_the_log_are_found() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("theirs.db");
         let options = SqliteConnectOptions::new().filename(&path).create_if_missing(true);

@@ -1,8 +1,8 @@
-//! What is forgotten, and by which clock.
+//! Decides what history is deleted, and by which clock.
 //!
-//! A story is older than so many days when so much time was *seen to pass* since: the daemon's own running time (and that of
-//! the host between two starts in one boot), measured by the clock that nobody can set and kept in the file. A wall clock
-//! that jumps a year ahead makes nothing old; a host that was switched off keeps its stories longer.
+//! The age of a timeline is the time that was *seen to pass*: the daemon's running time, and the host's between two
+//! starts in one boot. That time is measured by the clock that nobody can set, and is kept in the file. So a wall
+//! clock that jumps a year ahead makes nothing old, and a host that was switched off keeps its timelines longer.
 
 use jiff::{SignedDuration, Timestamp};
 use sqlx::Row;
@@ -10,10 +10,11 @@ use sqlx::sqlite::SqliteConnection;
 
 use crate::clock::{self, Steady};
 
-/// How much running time passes between two looks, at least; a look happens within a write, so an idle daemon never wakes.
+/// The least running time between two deletions. A deletion happens beside a write, so that an idle daemon never
+/// wakes.
 pub(super) const PACE: SignedDuration = SignedDuration::from_hours(24);
 
-/// Rows forgotten in one go: whoever wants to write meanwhile has his turn in between.
+/// The number of rows deleted in one transaction. Writers get their turn between two of them.
 const AT_ONCE: i64 = 2000;
 
 /// The time that was seen to pass.
@@ -24,7 +25,8 @@ pub(super) struct Seen {
 }
 
 impl Seen {
-    /// Goes on where it was left: time between two moments of one boot has passed, that between two boots is not known.
+    /// Continues from the kept time. Time between two moments of one boot has passed. The time between two boots is
+    /// not known.
     fn resume(kept: Option<(Timestamp, String, Steady)>, boot_id: &str, now: Steady, wall: Timestamp) -> Self {
         let time = match kept {
             None => wall,
@@ -38,13 +40,13 @@ impl Seen {
         self.time.checked_add(now.since(self.at).max(SignedDuration::ZERO)).unwrap_or(Timestamp::MAX)
     }
 
-    /// What is older than this is forgotten.
+    /// Returns the horizon: what is older is deleted.
     fn horizon(self, days: u32, now: Steady, wall: Timestamp) -> Timestamp {
         let days = SignedDuration::from_hours(i64::from(days) * 24);
         self.time(now).min(wall).checked_sub(days).unwrap_or(Timestamp::MIN)
     }
 
-    /// Reads it.
+    /// Reads the kept time from the file.
     pub(super) async fn load(connection: &mut SqliteConnection, boot_id: &str) -> sqlx::Result<Self> {
         let row = sqlx::query("SELECT seen, boot_id, steady FROM clock").fetch_optional(connection).await?;
         let kept = match row {
@@ -57,7 +59,7 @@ impl Seen {
         Ok(Self::resume(kept, boot_id, Steady::now(), clock::wall()))
     }
 
-    /// Writes it down, with what every volume that waits has left.
+    /// Writes the time into the file, with the time that is left to every volume that waits.
     pub(super) async fn keep(self, connection: &mut SqliteConnection, boot_id: &str) -> sqlx::Result<()> {
         let now = Steady::now();
         sqlx::query(
@@ -78,8 +80,8 @@ impl Seen {
         Ok(())
     }
 
-    /// Forgets some of the stories of volumes that were withdrawn long ago, and of the operations that ended then; false when
-    /// nothing is left to forget.
+    /// Deletes some of the timelines of volumes that were withdrawn before the horizon, and some of the operations
+    /// that ended before it. Returns false when nothing is left to delete.
     pub(super) async fn prune(self, connection: &mut SqliteConnection, days: u32) -> sqlx::Result<bool> {
         let horizon = self.horizon(days, Steady::now(), clock::wall());
         let done = sqlx::query(
@@ -101,8 +103,8 @@ impl Seen {
     }
 }
 
-/// Moves what waits into this boot: its clock began anew. What an earlier attachd has written waits as long as the wall
-/// clock says, but never longer than was asked for.
+/// Converts the deadlines of waiting volumes to this boot, whose clock began anew. A deadline that an earlier version
+/// has written is converted by the wall clock, but is never longer than was asked for.
 pub(super) async fn rebase(connection: &mut SqliteConnection, boot_id: &str) -> sqlx::Result<()> {
     let now = Steady::now().as_micros();
     for moved in [
@@ -131,16 +133,16 @@ mod tests {
 
     const HOUR: SignedDuration = SignedDuration::from_hours(1);
 
-    /// What happens to a host.
+    /// An event on a host.
     #[derive(Debug, Clone)]
     enum Step {
-        /// So many hours pass.
+        /// This many hours pass.
         Run(i32),
-        /// The wall clock is set by so many hours.
+        /// The wall clock is set by this many hours.
         Set(i32),
-        /// attachd starts again, in the same boot.
+        /// attachd restarts in the same boot.
         Restart,
-        /// The host was off for so many hours.
+        /// The host was off for this many hours.
         Reboot(i32),
     }
 
@@ -154,15 +156,15 @@ mod tests {
     }
 
     proptest! {
-        /// Whatever the wall clock does after the start: nothing that is younger than the limit by running time is forgotten,
-        /// when it was noted by a right clock.
+        /// After the start the wall clock may change in any way. What was noted by a right clock and is younger than
+        /// the limit by running time is not deleted.
         #[test]
         fn a_wall_clock_that_is_set_makes_nothing_old(steps in proptest::collection::vec(step(), 0..20), days in 1..90_u32) {
             let begun = Timestamp::from_second(1_800_000_000).unwrap();
             let (mut real, mut set, mut boot, mut boots) = (SignedDuration::ZERO, SignedDuration::ZERO, SignedDuration::ZERO, 0);
             let steady = |real: SignedDuration, boot: SignedDuration| Steady::from_micros(0).after(real - boot);
             let mut seen = Seen::resume(None, "0", steady(real, boot), begun);
-            // Noted at the start, by a right clock.
+            // The note was made at the start, by a right clock.
             for step in steps {
                 match step {
                     Step::Run(hours) => real += HOUR * hours,
@@ -188,7 +190,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_seen_to_pass_makes_old() {
+    fn running_time_makes_history_old() {
         let wall = Timestamp::from_second(1_800_000_000).unwrap();
         let seen = Seen::resume(None, "a", Steady::from_micros(0), wall);
         let later = Steady::from_micros(0).after(HOUR * 48);

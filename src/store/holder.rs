@@ -1,4 +1,4 @@
-//! Who holds a lock on a file, as the kernel tells it: for messages.
+//! Finds the process that holds a lock on a file, as the kernel reports it. The result is for messages.
 
 use std::fmt;
 use std::io;
@@ -12,34 +12,34 @@ use crate::accounts::name_of;
 use crate::place::Inode;
 use crate::procfs;
 
-/// Who holds a lock.
+/// The holder of a lock.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Holder {
-    /// A process that goes on.
+    /// A process that runs.
     Lives {
-        /// Its number.
+        /// Its process id.
         pid: u32,
         /// Its name.
         program: String,
-        /// Whose it is.
+        /// Its user.
         user: String,
     },
-    /// A process that was killed or has ended but for a thread in the kernel, which cannot be hurried.
+    /// A process that was killed or has ended, except for a thread that hangs in the kernel and cannot be hurried.
     Dies {
-        /// Its number.
+        /// Its process id.
         pid: u32,
     },
-    /// The kernel names a process that cannot be seen from here.
+    /// The kernel names a process that is not visible from here.
     Hidden {
-        /// Its number.
+        /// Its process id.
         pid: u32,
     },
-    /// Nobody is named.
+    /// The kernel names no process.
     Unknown,
 }
 
 impl Holder {
-    /// The process that can be ended.
+    /// Returns the id of the process that an administrator can end.
     pub fn process(&self) -> Option<u32> {
         match self {
             Self::Lives { pid, .. } | Self::Hidden { pid } => Some(*pid),
@@ -59,26 +59,26 @@ impl fmt::Display for Holder {
     }
 }
 
-/// The byte of SQLite's index of the log (`-shm`) that a writer locks, and those of the database that one locks who wants it
-/// alone (<https://www.sqlite.org/walformat.html>, <https://www.sqlite.org/lockingv3.html>).
+/// The byte of SQLite's index of the log (`-shm`) that a writer locks, and the bytes of the database that a program
+/// locks for exclusive use (<https://www.sqlite.org/walformat.html>, <https://www.sqlite.org/lockingv3.html>).
 const WRITER: RangeInclusive<u64> = 120..=120;
 const ALONE: RangeInclusive<u64> = 0x4000_0000..=0x4000_01ff;
 
-/// Who holds this lock of a whole file.
+/// Returns the holder of a lock of a whole file.
 pub(super) fn of_flock(lock: impl AsFd) -> Holder {
     match named(lock, |row| row.kind == Lock::Flock) {
         Ok(Some(pid)) => look_at(pid),
-        // It is not known, and is tried again.
+        // An unknown holder does no harm: the caller tries the lock again.
         Ok(None) | Err(_) => Holder::Unknown,
     }
 }
 
-/// Which other program keeps SQLite from writing to this database.
+/// Returns the program that keeps SQLite from writing to this database.
 pub(super) fn of_sqlite(database: &Path) -> Holder {
     let own = std::process::id();
     let index = PathBuf::from(format!("{}-shm", database.display()));
     for (file, bytes) in [(&*index, WRITER), (database, ALONE)] {
-        // Not opened: to close it again would end this process's own locks.
+        // The file is not opened, because closing it would release this process's own locks.
         let Ok(file) = rustix::fs::openat(CWD, file, OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty())
         else {
             continue;
@@ -91,10 +91,10 @@ pub(super) fn of_sqlite(database: &Path) -> Holder {
     Holder::Unknown
 }
 
-/// The process whose lock on this file is wanted.
+/// Returns the process that holds a lock on this file for which `wanted` is true.
 fn named(file: impl AsFd, wanted: impl Fn(&Row) -> bool) -> io::Result<Option<u32>> {
     let file = file.as_fd();
-    // The kernel's table has the number of the file system itself, which is not always that of stat(2).
+    // The kernel's table has the file system's own number, which is not always that of stat(2).
     let info = procfs::table(Path::new(&format!("/proc/self/fdinfo/{}", file.as_raw_fd())))?;
     let mounts = procfs::table(Path::new("/proc/self/mountinfo"))?;
     let inode = Inode::open(file)?.inode;
@@ -118,9 +118,9 @@ fn look_at(pid: u32) -> Holder {
     Holder::Lives { pid, program: field("Name:").to_owned(), user }
 }
 
-/// It has ended but for some threads, or was killed and cannot end yet.
+/// Returns whether a process has ended except for some threads, or was killed and cannot end yet.
 fn is_dying(status: &str) -> bool {
-    /// SIGKILL's bit.
+    /// The bit of SIGKILL.
     const KILL: u64 = 1 << 8;
     status.lines().any(|line| match line.split_once(':') {
         Some(("State", state)) => state.trim_start().starts_with(['Z', 'X']),
@@ -129,12 +129,12 @@ fn is_dying(status: &str) -> bool {
     })
 }
 
-/// The number of the file system that an open file is on, as the kernel writes it: from the file's `fdinfo` and the mounts.
+/// Returns the number of an open file's file system as the kernel writes it: from the file's `fdinfo` and the mounts.
 fn device(info: &[u8], mounts: &[u8]) -> Option<(u32, u32)> {
     let info = str::from_utf8(info).ok()?;
     let mount = info.lines().find_map(|line| line.strip_prefix("mnt_id:"))?.trim();
     mounts.split(|byte| *byte == b'\n').find_map(|line| {
-        // The first three are numbers; what follows is any bytes.
+        // The first three fields are numbers. The rest may be any bytes.
         let mut fields = line.split(|byte| *byte == b' ');
         let id = fields.next()?;
         let number = str::from_utf8(fields.nth(1)?).ok()?;
@@ -143,16 +143,16 @@ fn device(info: &[u8], mounts: &[u8]) -> Option<(u32, u32)> {
     })
 }
 
-/// How a file is locked.
+/// The kind of a lock.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Lock {
-    /// As a whole: flock(2).
+    /// A lock of the whole file: flock(2).
     Flock,
-    /// A range of its bytes: fcntl(2).
+    /// A lock of a range of bytes: fcntl(2).
     Range,
 }
 
-/// A lock that keeps everybody else out.
+/// An exclusive lock.
 #[derive(Debug, PartialEq, Eq)]
 struct Row {
     kind: Lock,
@@ -166,7 +166,7 @@ impl Row {
     }
 }
 
-/// Such locks on one file, from `/proc/locks`.
+/// Returns the exclusive locks on one file, from `/proc/locks`.
 fn held(locks: &[u8], device: (u32, u32), inode: u64) -> impl Iterator<Item = Row> {
     let rows: Vec<Row> = String::from_utf8_lossy(locks).lines().filter_map(|line| row(line, device, inode)).collect();
     rows.into_iter()
@@ -174,7 +174,7 @@ fn held(locks: &[u8], device: (u32, u32), inode: u64) -> impl Iterator<Item = Ro
 
 fn row(line: &str, device: (u32, u32), inode: u64) -> Option<Row> {
     let fields: Vec<&str> = line.split_whitespace().collect();
-    // Those that wait for it have an arrow before the kind.
+    // Rows of waiting processes have an arrow before the kind.
     let [_, kind, _, "WRITE", pid, file, first, last] = fields[..] else { return None };
     let kind = match kind {
         "FLOCK" => Lock::Flock,
@@ -199,7 +199,7 @@ mod tests {
         4: FLOCK  ADVISORY  READ  44 fd:02:131 0 EOF\n";
 
     #[test]
-    fn the_holder_is_found_by_file_system_and_inode_and_is_none_that_waits() {
+    fn the_holder_is_found_by_file_system_and_inode_and_waiting_processes_are_skipped() {
         let of = |device, inode| held(LOCKS, device, inode).find(|row| row.kind == Lock::Flock).map(|row| row.pid);
         assert_eq!(of((0xfd, 1), 131), Some(42));
         assert_eq!(of((0xfd, 1), 132), Some(41));

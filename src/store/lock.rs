@@ -1,4 +1,4 @@
-//! One daemon for one store: the lock, and who holds it when it cannot be had.
+//! The lock that allows one daemon for one store, and the message about the holder when the lock is not free.
 
 use std::fs::File;
 use std::io;
@@ -14,10 +14,12 @@ use super::holder::{self, Holder};
 use crate::limits;
 use crate::place::Inode;
 
-/// How long to wait for a daemon that is about to end: as long as systemd would not call the start hung.
+/// How long to wait for a daemon that is about to end. It is shorter than the time after which systemd would fail the
+/// start.
 const DYING: Duration = Duration::from_secs(15);
 
-/// Takes it. Held until the process ends. `waiting` is told when that takes a while, and why.
+/// Takes the lock, which is held until the process ends. Calls `waiting` with the reason when taking it needs some
+/// time.
 pub fn take(store: &Path, waiting: impl FnOnce(&str)) -> anyhow::Result<File> {
     let path = PathBuf::from(format!("{}.lock", store.display()));
     let file = open(&path).with_context(|| format!("cannot use {}", path.display()))?;
@@ -36,11 +38,12 @@ pub fn take(store: &Path, waiting: impl FnOnce(&str)) -> anyhow::Result<File> {
     bail!(refusal(store, &path, &holder))
 }
 
-/// Nothing is written to it, whatever it is.
+/// Opens the lock file. Nothing is ever written to it, because it may be any file.
 fn open(path: &Path) -> io::Result<File> {
     let flags = OFlags::RDWR | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
     let open = |flags| rustix::fs::open(path, flags, Mode::from_raw_mode(0o600));
-    // CREATE only if need be: it waits for a file system that takes no writes, even if the file is there.
+    // CREATE only when the file is missing: with CREATE, open waits for a file system that takes no writes even if
+    // the file exists.
     let file = match open(flags) {
         Err(Errno::NOENT) => open(flags | OFlags::CREATE),
         result => result,
@@ -50,7 +53,8 @@ fn open(path: &Path) -> io::Result<File> {
     Ok(file.into())
 }
 
-/// Has a thread wait in the kernel. `None`: not in time; the thread ends with the process.
+/// Starts a thread that waits in the kernel for the lock. `None`: the time limit has passed. The thread then ends
+/// with the process.
 fn wait(file: File) -> io::Result<Option<File>> {
     let (done, locked) = mpsc::channel();
     let work = move || {
@@ -109,7 +113,7 @@ mod tests {
     use crate::accounts::name_of;
 
     #[test]
-    fn a_held_lock_names_this_process_and_one_that_is_given_up_is_had() {
+    fn a_held_lock_names_its_holder_and_a_released_lock_can_be_taken() {
         let dir = tempfile::tempdir().unwrap();
         let store = dir.path().join("attachd.db");
         let waits = |why: &str| panic!("{why}");

@@ -1,13 +1,14 @@
-//! The local truth: one SQLite file, one writer.
+//! The records of attachd: one SQLite file with one writer.
 //!
-//! [`Store`] is a handle to a [`task`] that owns the only connection that writes. It takes whatever writes are queued into
-//! one transaction, so a burst of a thousand disks costs a few synced commits, and answers each writer after the commit
-//! that holds its changes. Which volumes have changed is noted in the same transaction, for those who [`follow`]; what they
-//! write into this file they write in [turns](turn). What is read while the daemon runs is read on a connection of its own
-//! ([`reader`]), which waits for no write.
+//! [`Store`] is a handle to a [`task`] that owns the only connection that writes. The task puts all queued writes
+//! into one transaction, so that a burst of a thousand disks costs a few synced commits. It answers each writer after
+//! the commit that holds the writer's changes. The same transaction notes which volumes have changed, for those who
+//! [`follow`]. Followers that write into this file do so in [turns](turn). Reads while the daemon runs use a
+//! connection of their own ([`reader`]), which waits for no write.
 //!
-//! Nobody waits for a store that is locked, full, or hangs: to queue is immediate or fails ([`Store::begin`]), to
-//! post never fails ([`Store::post`]), a question is answered within [`SILENT_AFTER`], and [`Store::condition`] tells when it goes on.
+//! Nobody waits for a store that is locked, full, or hangs. Queueing succeeds or fails at once ([`Store::begin`]).
+//! Posting never fails ([`Store::post`]). A read is answered within [`SILENT_AFTER`]. [`Store::condition`] tells when
+//! writing works again.
 
 pub(crate) mod batch;
 mod error;
@@ -60,25 +61,25 @@ use watch::Watch;
 pub use write::Change;
 pub(crate) use write::{begin, end};
 
-/// Writes that may wait for the task; more than that is refused.
+/// The number of writes that may wait for the task. Further writes are refused.
 const QUEUE: usize = 4096;
 
-/// How long a question to the store may take before it counts as silent.
+/// How long a call to the store may take before the store counts as silent.
 pub const SILENT_AFTER: Duration = Duration::from_secs(1);
 
-/// How often a story is read at most that is being written meanwhile.
+/// How often a timeline is read at most while it is being written.
 const STORY_READS: u32 = 8;
 
-/// What a store is opened with.
+/// The options for opening a store.
 #[derive(Debug, Clone, Copy)]
 pub struct Options<'a> {
-    /// The file.
+    /// The path of the file.
     pub path: &'a Path,
-    /// How long the timeline of a withdrawn volume is kept.
+    /// How many days the timeline of a withdrawn volume is kept.
     pub history_days: u32,
-    /// This boot, for what is kept by its clock.
+    /// The id of this boot, because the kept times belong to the boot's clock.
     pub boot_id: &'a str,
-    /// A folder that is on no disk, for a copy when the store's own disk takes nothing.
+    /// A folder that is not on a disk, for a copy when the store's own disk takes no writes.
     pub spare: &'a Path,
 }
 
@@ -86,74 +87,74 @@ pub struct Options<'a> {
 #[derive(Clone)]
 pub struct Store {
     commands: mpsc::Sender<Command>,
-    /// Asked between two transactions, ahead of the writes that wait: to try now what fails.
+    /// Requests to retry a failed write now. They are answered between two transactions, before the queued writes.
     tries: mpsc::Sender<oneshot::Sender<()>>,
     posted: Arc<Posted>,
     reader: ReadConnection,
     watch: Watch,
     condition: channel::Receiver<Option<StoreError>>,
     turns: Turns,
-    /// Something may have changed for those who follow; closed when nothing will any more.
+    /// Wakes followers when something may have changed. It is closed when nothing will change any more.
     noted: channel::Receiver<()>,
     followers: AllProgress,
-    /// Copies that were there at the start.
+    /// The saved copies that existed at the start.
     saved: Arc<[PathBuf]>,
     history_days: Arc<AtomicU32>,
 }
 
-/// A volume's story, as far as it can be had.
+/// A volume's timeline, as far as it can be read.
 #[derive(Debug)]
 pub struct Story {
-    /// The steps.
+    /// The entries.
     pub entries: Vec<Entry>,
-    /// Why those that are on record are missing.
+    /// Why the recorded entries are missing.
     pub failure: Option<StoreError>,
 }
 
-/// One who follows.
+/// A follower and its state.
 #[derive(Debug, Clone)]
 pub struct Following {
-    /// Its name.
+    /// The follower's name.
     pub name: &'static str,
-    /// What it has yet to show; `None`: unknown.
+    /// What the follower has yet to show. `None`: unknown.
     pub owed: Option<Owed>,
-    /// How it stands.
+    /// The state that the follower reports.
     pub progress: Progress,
 }
 
-/// What somebody who follows has yet to show.
+/// The number of volumes that a follower has yet to show.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Owed {
     /// Volumes that have changed.
     pub volumes: u64,
-    /// Those that it could not show, and has passed by.
+    /// Volumes that the follower could not show and has set aside.
     pub set_aside: u64,
 }
 
-/// What there is to say about the store's health.
+/// The health of the store.
 #[derive(Debug, Clone)]
 pub struct Pulse {
-    /// Why nothing can be written, when that is so.
+    /// Why writing fails, if it does.
     pub failure: Option<StoreError>,
-    /// Those who follow what changes.
+    /// The followers.
     pub followers: Vec<Following>,
-    /// Copies of a store that was lost while attachd ran, which nobody has put back or removed.
+    /// The saved copies of a store that was lost while attachd ran, if nobody has put them back or removed them.
     pub saved: Vec<PathBuf>,
 }
 
 impl Store {
-    /// Its file.
+    /// Returns the path of the store's file.
     pub fn path(&self) -> &Path {
         self.watch.path()
     }
 
-    /// How long the timelines of withdrawn volumes are kept from now on; seen to when next something is forgotten.
+    /// Sets how many days the timelines of withdrawn volumes are kept. The next deletion uses the new value.
     pub fn keep_history_for(&self, days: u32) {
         self.history_days.store(days, Ordering::Relaxed);
     }
 
-    /// Opens the file, creates and migrates it, and reads what it holds. A file whose disk takes nothing is read all the
-    /// same; it is opened for writing as soon as that is possible. The task ends after the last handle is gone.
+    /// Opens the file, creates and migrates it, and reads its records. If the disk takes no writes, the file is still
+    /// read, and is opened for writing as soon as that is possible. The task ends after the last handle is gone.
     pub async fn open(options: Options<'_>) -> Result<(Self, JoinHandle<()>, Vec<Record>), StoreError> {
         let opened = rescue::open(options).await?;
         let (commands, queue) = mpsc::channel(QUEUE);
@@ -181,12 +182,14 @@ impl Store {
         Ok((store, task, opened.records))
     }
 
-    /// Writes all changes in one transaction; durable when this answers with success, and not there at all otherwise.
+    /// Writes all changes in one transaction. On success the changes are durable; on an error none of them is
+    /// written.
     pub async fn write(&self, changes: Vec<Change>) -> Result<(), StoreError> {
         self.begin(changes)?.await.map_err(|_| StoreError::Closed)?
     }
 
-    /// Queues changes and returns the answer to wait for: calls queue in their order, the waiting can happen elsewhere.
+    /// Queues changes and returns the receiver of the answer. Changes are written in the order of the calls. The
+    /// caller can wait for the answer elsewhere.
     pub fn begin(&self, changes: Vec<Change>) -> Result<oneshot::Receiver<Result<(), StoreError>>, StoreError> {
         if let Some(silent) = self.watch.silent() {
             return Err(silent);
@@ -199,24 +202,26 @@ impl Store {
         }
     }
 
-    /// Leaves news nobody waits for. They are tried again until they are written; what is outdated meanwhile is left out.
+    /// Leaves news that nobody waits for. The task retries them until they are written. News that are outdated by
+    /// then are left out.
     pub fn post(&self, volume: VolumeId, news: Vec<News>) {
         self.posted.push(volume, news);
     }
 
-    /// Has what is old forgotten, beside the usual times.
+    /// Asks the task to delete old history now, in addition to the usual times.
     pub fn tidy(&self) {
-        // Crowded: the usual time comes.
+        // If the queue is full, the deletion happens at the usual time.
         let _ = self.commands.try_send(Command::Tidy);
     }
 
-    /// One more that follows what changes. It does not keep the store open; the store waits for it at the end, for a while.
+    /// Adds a follower. It does not keep the store open. When the store closes, it waits for the follower for a
+    /// limited time.
     pub fn follow(&self, name: &'static str) -> Follower {
         let (turns, noted) = (self.turns.clone(), self.noted.clone());
         Follower::new(name, self.watch.path().to_owned(), turns, noted, Arc::clone(&self.followers))
     }
 
-    /// A volume's story, in the order in which it happened; empty when it has none.
+    /// Returns a volume's timeline in the order of events. It is empty when the volume has none.
     pub async fn story(&self, volume: VolumeId) -> Story {
         let mut unwritten = self.posted.notes(volume);
         let mut reads = 0;
@@ -227,7 +232,7 @@ impl Store {
             };
             let now = self.posted.notes(volume);
             reads += 1;
-            // Else it is not known what of it was on record at the moment of the reading.
+            // Otherwise it is unknown which part was recorded at the moment of the read.
             if unwritten.rested_until(&now) || reads == STORY_READS {
                 return Story { entries: unwritten.after(recorded), failure: None };
             }
@@ -235,17 +240,18 @@ impl Store {
         }
     }
 
-    /// Operations of which something is still to come, in their order; the number that was given last; every placeholder.
+    /// Returns the operations that have not ended, in their order, the highest number given so far, and every
+    /// placeholder.
     pub async fn open_operations(&self) -> Result<(Vec<Operation>, u64, Vec<Placeholder>), StoreError> {
         self.reader.open_operations().await
     }
 
-    /// An operation, as it is on record.
+    /// Returns the operation with this id.
     pub async fn operation(&self, id: OperationId) -> Result<Option<Operation>, StoreError> {
         self.reader.operation(id).await
     }
 
-    /// The operation to which this user gave this name.
+    /// Returns the operation to which this user gave this idempotency key.
     pub async fn operation_keyed(
         &self,
         uid: Option<u32>,
@@ -254,12 +260,12 @@ impl Store {
         self.reader.operation_keyed(uid, key).await
     }
 
-    /// The operations that are wanted, the newest first.
+    /// Returns the operations that match the filter, the newest first.
     pub async fn operations(&self, filter: &OperationFilter) -> Result<Vec<Operation>, StoreError> {
         self.reader.operations(filter).await
     }
 
-    /// Why nothing can be written, and when that ends.
+    /// Returns a receiver of the reason for which writing fails. It is `None` while writing works.
     pub fn condition(&self) -> channel::Receiver<Option<StoreError>> {
         self.condition.clone()
     }
@@ -285,7 +291,7 @@ impl Store {
         all.into_iter().map(|(name, progress)| Following { name, owed: owed(name), progress }).collect()
     }
 
-    /// Says how the store is, without waiting for one that hangs. What has failed is tried again for it.
+    /// Returns the store's health without waiting for a store that hangs. A failed write is retried first.
     pub async fn pulse(&self) -> Pulse {
         let failure = match self.watch.silent() {
             Some(silent) => Some(silent),
@@ -304,7 +310,7 @@ impl Store {
             None if self.commands.is_closed() => Some(StoreError::Closed),
             None => None,
         };
-        // Gone when somebody has put it back or removed it.
+        // A copy is gone when somebody has put it back or removed it.
         let saved = self.saved.iter().filter(|copy| copy.symlink_metadata().is_ok()).cloned().collect();
         Pulse { failure, followers: self.followers().await, saved }
     }

@@ -1,5 +1,5 @@
-//! What is told of a volume without anybody waiting for it, and what of it waits while it cannot be written: for each
-//! volume where it stands last, and its story, with a limit.
+//! News of volumes that nobody waits for, and the backlog while they cannot be written. The backlog holds for each
+//! volume its last state and its timeline entries, up to a limit.
 
 use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -11,20 +11,21 @@ use crate::identity::VolumeId;
 use crate::reason::StoryStep;
 use crate::volume::{Entry, Reason, State};
 
-/// Entries of one volume's story that wait to be written: so many of the first, and so many of the last.
+/// The number of one volume's timeline entries that wait to be written: this many of the first, and this many of the
+/// last.
 const FIRST: usize = 32;
 const LAST: usize = 96;
 
-/// One thing to write that nobody waits for.
+/// One change that nobody waits for.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum News {
-    /// Where the volume stands, why, and since when.
+    /// The volume's state, the reason, and since when.
     Stand(State, Option<Reason>, Timestamp),
-    /// A step for the timeline.
+    /// An entry for the timeline.
     Note(Entry),
 }
 
-/// News that wait, by volume. It grows with the number of volumes, not with what happens to them.
+/// News that wait, by volume. The backlog grows with the number of volumes, not with the number of events.
 #[derive(Debug, Default)]
 struct Backlog {
     volumes: BTreeMap<VolumeId, Waiting>,
@@ -69,12 +70,12 @@ impl Waiting {
 }
 
 impl Backlog {
-    /// Whether nothing waits.
+    /// Returns whether nothing waits.
     fn is_empty(&self) -> bool {
         self.volumes.is_empty()
     }
 
-    /// Adds what came last.
+    /// Adds the newest news.
     fn push(&mut self, volume: VolumeId, news: impl IntoIterator<Item = News>) {
         let mut news = news.into_iter().peekable();
         if news.peek().is_some() {
@@ -83,14 +84,14 @@ impl Backlog {
         }
     }
 
-    /// Puts back what was taken out, before what came since.
+    /// Puts back news that were taken out, before the news that have come since.
     fn put_back(&mut self, volume: VolumeId, news: Vec<News>) {
         let since = self.take(volume);
         self.push(volume, news);
         self.push(volume, since);
     }
 
-    /// The part of a volume's story that waits.
+    /// Returns the timeline entries of a volume that wait.
     fn notes(&self, volume: VolumeId) -> Vec<Entry> {
         self.volumes.get(&volume).map(|waiting| waiting.notes().collect()).unwrap_or_default()
     }
@@ -100,16 +101,16 @@ impl Backlog {
         self.volumes.remove(&volume).map(Waiting::into_news).unwrap_or_default()
     }
 
-    /// Takes out some volume's news.
+    /// Takes out the news of the first volume.
     fn pop(&mut self) -> Option<(VolumeId, Vec<News>)> {
         self.volumes.pop_first().map(|(volume, waiting)| (volume, waiting.into_news()))
     }
 }
 
-/// Volumes whose news are written in one transaction: more would make whoever asks something wait for long.
+/// The number of volumes whose news are written in one transaction. With more, other writers would wait for long.
 const AT_ONCE: usize = 512;
 
-/// Where news are left for the task that writes. Leaving them there takes no time and never fails.
+/// Where news are left for the task that writes. Leaving them takes no time and never fails.
 #[derive(Debug, Default)]
 pub(super) struct Posted {
     inner: Mutex<Inner>,
@@ -119,7 +120,7 @@ pub(super) struct Posted {
 #[derive(Debug, Default)]
 struct Inner {
     waiting: Backlog,
-    /// Being written just now.
+    /// The news that are being written now.
     under_way: BTreeMap<VolumeId, Vec<News>>,
 }
 
@@ -133,7 +134,7 @@ impl Posted {
         self.rang.notify_one();
     }
 
-    /// Resolves when something was left here since the last time.
+    /// Resolves when news were left since the last call.
     pub(super) async fn rang(&self) {
         self.rang.notified().await;
     }
@@ -142,7 +143,7 @@ impl Posted {
         self.inner().waiting.is_empty()
     }
 
-    /// Takes out what is to be written now: all about these volumes, and some of the rest.
+    /// Takes out the news for the next transaction: all about these volumes, and some of the rest.
     pub(super) fn begin(&self, first: impl IntoIterator<Item = VolumeId>) -> Vec<(VolumeId, Vec<News>)> {
         let mut inner = self.inner();
         let mut taken: BTreeMap<VolumeId, Vec<News>> = BTreeMap::new();
@@ -160,7 +161,7 @@ impl Posted {
         taken.into_iter().collect()
     }
 
-    /// What was taken out is written, but for this.
+    /// Marks the news that were taken out as written, except for these.
     pub(super) fn end(&self, unwritten: Vec<(VolumeId, Vec<News>)>) {
         let mut inner = self.inner();
         inner.under_way = BTreeMap::new();
@@ -169,7 +170,7 @@ impl Posted {
         }
     }
 
-    /// The part of a volume's story that is not on record yet, or just being written.
+    /// Returns the timeline entries of a volume that are not recorded yet, or are being written.
     pub(super) fn notes(&self, volume: VolumeId) -> Unwritten {
         let inner = self.inner();
         let under_way = inner.under_way.get(&volume).into_iter().flatten();
@@ -181,22 +182,22 @@ impl Posted {
     }
 }
 
-/// The end of a volume's story, at one moment.
+/// The unwritten end of a volume's timeline at one moment.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Unwritten {
-    /// Being written, in one transaction: all of it is on record, or nothing.
+    /// Entries that are being written in one transaction: either all of them are recorded, or none.
     under_way: Vec<Entry>,
     waiting: Vec<Entry>,
 }
 
 impl Unwritten {
-    /// Whether nothing of it was written between two moments, and nothing begun.
+    /// Returns whether between two moments no entry was written and no writing began.
     pub(super) fn rested_until(&self, later: &Self) -> bool {
         self.under_way == later.under_way && later.waiting.starts_with(&self.waiting)
     }
 
-    /// All of it, after what is on record. A step is told by its place: an earlier life of the volume may have had the very
-    /// same, such as its disk being heard of.
+    /// Appends these entries to the recorded ones. Entries that are being written are compared by position, because
+    /// an earlier life of the volume may have had equal entries, such as its disk's first event.
     pub(super) fn after(self, mut recorded: Vec<Entry>) -> Vec<Entry> {
         if !recorded.ends_with(&self.under_way) {
             recorded.extend(self.under_way);
@@ -243,10 +244,10 @@ mod tests {
     }
 
     proptest! {
-        /// However often news are taken out and not written: each volume's last word is the last that came, its story is in
-        /// order, and nothing of it is missing from what is shown meanwhile.
+        /// News may be taken out and not written any number of times. Each volume's last state is the newest one, its
+        /// timeline is in order, and what is shown meanwhile misses nothing.
         #[test]
-        fn what_could_not_be_written_changes_nothing(
+        fn news_that_could_not_be_written_are_kept_in_order(
             pushed in proptest::collection::vec((0..3_u8, any::<bool>(), any::<bool>()), 0..60),
         ) {
             let (once, again) = (Posted::default(), Posted::default());

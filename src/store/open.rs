@@ -1,4 +1,4 @@
-//! Opening the file: the one connection that writes, and the one that reads.
+//! Opens the file: the one connection that writes, and the one that reads.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -15,40 +15,40 @@ use super::history::{self, Seen};
 use super::{Options, StoreError, read, write};
 use crate::volume::Record;
 
-/// SQLite's own copies of pages: 256 KiB. Its two megabytes would fill over weeks with the stories of volumes long gone,
-/// which nobody asks for; the kernel has the file's pages too.
+/// SQLite's page cache: 256 KiB. The default of two megabytes would fill over weeks with the timelines of old
+/// volumes, which nobody reads. The kernel caches the file's pages too.
 const CACHE: &str = "-256";
 
-/// Pages of the log (4 KiB each) after which SQLite itself moves them into the database, within some commit: only the
-/// backstop for the task's own.
+/// The number of pages of the log (4 KiB each) after which SQLite itself moves them into the database, during a
+/// commit. This is only the fallback for the task's own checkpoints.
 const LAST_RESORT_PAGES: &str = "10000";
 
-/// How long the log's file stays once it was needed: up to 4 MiB.
+/// The size up to which the log's file stays after use: 4 MiB.
 const LOG_STAYS: &str = "4194304";
 
-/// Rows read ahead: with fewer SQLite's thread and this one keep waking each other.
+/// The number of rows read ahead. With fewer, SQLite's thread and this one keep waking each other.
 const ROWS: usize = 1000;
 
-/// Prepared statements kept: more than a volume's life takes. Long ones come with a burst, and go after it
-/// ([`super::task`]).
+/// The number of prepared statements kept: more than a volume's life needs. Long statements come with a burst, and
+/// are dropped after it ([`super::task`]).
 const STATEMENTS: usize = 64;
 
-/// How long SQLite waits for another program's lock. Whoever asks waits for a write under way, and then for his own.
+/// How long SQLite waits for another program's lock. A caller may wait for a running write, and then for its own.
 const LOCKED: Duration = Duration::from_millis(300);
 
-/// The same at the start: nobody waits for an answer yet.
+/// How long SQLite waits for a lock at the start, when nobody waits for an answer yet.
 const LOCKED_AT_START: Duration = Duration::from_secs(5);
 
-/// What writes.
+/// The connection that writes, and what belongs to it.
 pub(super) struct Writer {
     pub(super) connection: SqliteConnection,
     pub(super) files: Files,
     pub(super) seen: Seen,
-    /// A volume was noted as changed, by a trigger, since this was last looked at.
+    /// Whether a trigger has noted a volume as changed since the last check.
     pub(super) noted: Arc<AtomicBool>,
 }
 
-/// A store that can be written.
+/// Opens a store for writing.
 pub(super) async fn writer(options: Options<'_>) -> Result<Writer, StoreError> {
     let failed = |error: sqlx::Error| StoreError::of(options.path, &error);
     let mut connection = migrated(options).await.map_err(failed)?;
@@ -68,7 +68,7 @@ pub(super) async fn writer(options: Options<'_>) -> Result<Writer, StoreError> {
     Ok(Writer { connection, files, seen, noted })
 }
 
-/// Set by each row of `changed`: SQLite tells of what its triggers do as well.
+/// Returns a flag that each row of `changed` sets. SQLite reports the rows of its triggers as well.
 async fn noted(connection: &mut SqliteConnection) -> sqlx::Result<Arc<AtomicBool>> {
     let noted = Arc::<AtomicBool>::default();
     let note = Arc::clone(&noted);
@@ -80,12 +80,12 @@ async fn noted(connection: &mut SqliteConnection) -> sqlx::Result<Arc<AtomicBool
     Ok(noted)
 }
 
-/// A connection to a file that holds everything in its newest form. The file is made when there is none.
+/// Returns a connection to a file with the newest schema. The file is created when there is none.
 pub(super) async fn migrated(options: Options<'_>) -> sqlx::Result<SqliteConnection> {
     let connect = general(options.path)
         .create_if_missing(true)
         .journal_mode(SqliteJournalMode::Wal)
-        // FULL: in WAL mode NORMAL would lose the last commits at a power cut.
+        // FULL, because in WAL mode NORMAL would lose the last commits at a power cut.
         .synchronous(SqliteSynchronous::Full)
         .foreign_keys(true)
         .pragma("wal_autocheckpoint", LAST_RESORT_PAGES)
@@ -97,29 +97,30 @@ pub(super) async fn migrated(options: Options<'_>) -> sqlx::Result<SqliteConnect
     Ok(connection)
 }
 
-/// A connection that only reads, of a file that is open for writing already.
+/// Returns a connection that only reads, of a file that is open for writing already.
 pub(super) async fn reader(path: &Path) -> Result<SqliteConnection, StoreError> {
     let connect = general(path).read_only(true).busy_timeout(LOCKED);
     SqliteConnection::connect_with(&connect).await.map_err(|error| StoreError::of(path, &error))
 }
 
-/// A connection for what is derived from the truth and lies in its file: of a file that is open for writing already, and
-/// only for whoever has a [`super::Turn`].
+/// Returns a connection for derived tables in the store's file. The file must be open for writing already, and the
+/// caller must have a [`super::Turn`].
 ///
-/// What it commits is not synced by itself: the truth's next commit does that. Until then a power cut takes it back, and
-/// with it, because the log is lost from its end, also that it was done. It waits for no lock: others go first.
+/// Its commits are not synced by themselves: the store's next commit syncs them. A power cut before that takes back
+/// the rows together with the follower's progress, because the log is lost from its end. The connection waits for no
+/// lock, because others go first.
 pub(super) async fn derived(path: &Path) -> sqlx::Result<SqliteConnection> {
     let connect = general(path)
         .create_if_missing(false)
         .synchronous(SqliteSynchronous::Normal)
         .foreign_keys(true)
-        // The store's own task moves the log.
+        // The store's own task makes the checkpoints.
         .pragma("wal_autocheckpoint", "0")
         .busy_timeout(Duration::ZERO);
     SqliteConnection::connect_with(&connect).await
 }
 
-/// Every volume.
+/// Returns the records of every volume.
 pub(super) async fn records(connection: &mut SqliteConnection, path: &Path) -> Result<Vec<Record>, StoreError> {
     read::records(connection).await.map_err(|error| StoreError::of(path, &error))
 }

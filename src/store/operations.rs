@@ -1,4 +1,4 @@
-//! Operations and placeholders, written and read back.
+//! Writes and reads operations and placeholders.
 
 use jiff::Timestamp;
 use sqlx::Row;
@@ -11,27 +11,27 @@ use crate::clock::Steady;
 use crate::identity::{OperationId, VmId, VolumeId};
 use crate::operation::{IdempotencyKey, Kind, Operation, OperationState, Placeholder, Step};
 
-/// Which operations are wanted. Of the rest of a list: those before a number.
+/// The filter for a list of operations. For the next page `before` is the last number of this one.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct OperationFilter {
-    /// Of this kind only.
+    /// Only this kind.
     pub kind: Option<Kind>,
-    /// In this state only.
+    /// Only this state.
     pub state: Option<OperationState>,
-    /// Of this volume only.
+    /// Only this volume.
     pub volume: Option<VolumeId>,
-    /// Of this VM only.
+    /// Only this VM.
     pub vm: Option<VmId>,
-    /// Those that came before the one with this number.
+    /// Only operations with a number lower than this one.
     pub before: Option<u64>,
-    /// At most so many, the newest.
+    /// The highest count of operations, the newest first.
     pub limit: Option<u32>,
 }
 
 const COLUMNS: &str = "number, id, state, volume_id, vm_id, request, progress, response, fault, idempotency_key, uid, \
     limit_seconds, waits_until, created_at, updated_at, completed_at";
 
-/// The point at which an operation is put on record.
+/// Returns the name of the kill point at which an operation is recorded.
 pub(super) fn effect(operation: &Operation) -> &'static str {
     match (&operation.progress.step, operation.state) {
         (_, OperationState::Completed) => "record.completed",
@@ -54,7 +54,7 @@ pub(super) fn effect(operation: &Operation) -> &'static str {
     }
 }
 
-/// Writes an operation as it is now.
+/// Writes the present state of an operation.
 pub(super) fn put<'b>(batch: &'b mut Batch, operation: &Operation, boot_id: &str) -> Values<'b> {
     let left = i64::from(operation.limit_seconds) * 1_000_000;
     batch
@@ -89,7 +89,7 @@ pub(super) fn put<'b>(batch: &'b mut Batch, operation: &Operation, boot_id: &str
         .bind(operation.completed_at.map(Timestamp::as_microsecond))
 }
 
-/// Writes where a volume is.
+/// Writes which VM has a volume.
 pub(super) fn place<'b>(batch: &'b mut Batch, placeholder: &Placeholder) -> Values<'b> {
     batch
         .add(
@@ -104,18 +104,18 @@ pub(super) fn place<'b>(batch: &'b mut Batch, placeholder: &Placeholder) -> Valu
         .bind(placeholder.since.as_microsecond())
 }
 
-/// It is there no more.
+/// Deletes the placeholder of a volume.
 pub(super) fn displace(batch: &mut Batch, volume: VolumeId) -> Values<'_> {
     batch.add("DELETE FROM placeholders WHERE volume_id = ?").bind(volume.to_string())
 }
 
-/// Those of which something is still to come, in the order in which they came.
+/// Returns the operations that have not ended, in the order in which they came.
 pub(super) async fn open(connection: &mut SqliteConnection) -> sqlx::Result<Vec<Operation>> {
     let query = format!("SELECT {COLUMNS} FROM operations WHERE NOT settled ORDER BY number");
     all(&sqlx::query(AssertSqlSafe(query)).fetch_all(connection).await?)
 }
 
-/// The number that was given last.
+/// Returns the highest number given so far.
 pub(super) async fn last_number(connection: &mut SqliteConnection) -> sqlx::Result<u64> {
     let last: Option<i64> = sqlx::query_scalar("SELECT seq FROM sqlite_sequence WHERE name = 'operations'")
         .fetch_optional(connection)
@@ -123,14 +123,14 @@ pub(super) async fn last_number(connection: &mut SqliteConnection) -> sqlx::Resu
     Ok(last.unwrap_or_default().cast_unsigned())
 }
 
-/// The one of this id.
+/// Returns the operation with this id.
 pub(super) async fn one(connection: &mut SqliteConnection, id: OperationId) -> sqlx::Result<Option<Operation>> {
     let query = format!("SELECT {COLUMNS} FROM operations WHERE id = ?");
     let row = sqlx::query(AssertSqlSafe(query)).bind(id.to_string()).fetch_optional(connection).await?;
     row.map(|row| operation(&row)).transpose()
 }
 
-/// The one to which this user gave this name.
+/// Returns the operation to which this user gave this idempotency key.
 pub(super) async fn keyed(
     connection: &mut SqliteConnection,
     uid: Option<u32>,
@@ -142,7 +142,7 @@ pub(super) async fn keyed(
     query.fetch_optional(connection).await?.map(|row| operation(&row)).transpose()
 }
 
-/// Those that are wanted, the newest first.
+/// Returns the operations that match the filter, the newest first.
 pub(super) async fn list(connection: &mut SqliteConnection, filter: &OperationFilter) -> sqlx::Result<Vec<Operation>> {
     let mut wanted = Wanted::default();
     wanted.add("type = ?", filter.kind.map(|kind| kind.as_str().to_owned()));
@@ -167,7 +167,7 @@ struct Wanted {
 impl Wanted {
     fn add<'v>(&mut self, condition: &'static str, value: Option<impl Encode<'v, Sqlite> + Type<Sqlite>>) {
         if let Some(value) = value
-            // A text or a number: that never fails.
+            // Texts and numbers can always be encoded.
             && self.values.add(value).is_ok()
         {
             self.conditions.push(condition);
@@ -175,7 +175,7 @@ impl Wanted {
     }
 }
 
-/// Every placeholder.
+/// Returns every placeholder.
 pub(super) async fn placeholders(connection: &mut SqliteConnection) -> sqlx::Result<Vec<Placeholder>> {
     let rows = sqlx::query("SELECT volume_id, vm_id, root, operation_id, since FROM placeholders")
         .fetch_all(connection)
@@ -223,7 +223,7 @@ fn operation(row: &SqliteRow) -> sqlx::Result<Operation> {
 }
 
 fn json(value: &impl serde::Serialize) -> String {
-    // Maps with texts as keys, texts and numbers: that never fails.
+    // Maps with text keys, texts and numbers can always be serialized.
     serde_json::to_string(value).unwrap_or_default()
 }
 

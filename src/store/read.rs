@@ -1,4 +1,4 @@
-//! Reading back what was written.
+//! Reads the records.
 
 use std::borrow::Cow;
 use std::collections::{BTreeSet, HashMap};
@@ -17,25 +17,25 @@ use crate::identity::{OperationId, VolumeId};
 use crate::reason::Code;
 use crate::volume::{By, Entry, Intent, IntentOrigin, Reason, Record, State};
 
-/// What stands for [`By::Withdrawal`].
+/// The text for [`By::Withdrawal`].
 pub(super) const BY_WITHDRAWAL: &str = "withdrawal";
 
-/// What is read of a volume: columns of its intent `i` and its mapping `m`.
+/// The columns of a volume's record: of its intent `i` and its mapping `m`.
 const RECORD: &str = "i.volume_id, i.vm_id, i.size_bytes, i.deadline_seconds, i.waits_until, i.created_at, i.uid, i.state, \
     i.since, i.sealed_by, i.operation_id, i.reason_code, i.reason_message, i.reason_hint, m.serial AS mapped_serial, \
     m.scheme, m.device_path, m.devnum, m.diskseq, m.size_bytes AS mapped_bytes, m.read_only, m.boot_id, m.proven_at";
 
-/// Every volume.
+/// Returns the records of every volume.
 pub(super) async fn records(connection: &mut SqliteConnection) -> sqlx::Result<Vec<Record>> {
     let query = sqlx::query(sqlx::AssertSqlSafe(format!(
         "SELECT {RECORD} FROM intents i LEFT JOIN mappings m USING (volume_id)"
     )));
-    // Row by row: ten thousand rows at once would take up more memory than everything made of them.
+    // Row by row, because ten thousand rows at once would need more memory than all their records.
     let mut boots = Boots::default();
     query.fetch(connection).map(|row| record(&row?, &mut boots)).try_collect().await
 }
 
-/// The ids of boots that mappings are of: mostly one, kept once.
+/// The boot ids of mappings, each kept once. Most mappings have the same.
 #[derive(Default)]
 struct Boots(BTreeSet<Arc<str>>);
 
@@ -50,7 +50,7 @@ impl Boots {
     }
 }
 
-/// One volume's story, in the order in which it happened: a clock that was set changes nothing about that.
+/// Returns one volume's timeline in the order of events. A clock that was set does not change the order.
 pub(super) async fn timeline(connection: &mut SqliteConnection, volume: VolumeId) -> sqlx::Result<Vec<Entry>> {
     let rows = sqlx::query("SELECT at, event, detail FROM timeline WHERE volume_id = ? ORDER BY id")
         .bind(volume.to_string())
@@ -64,7 +64,7 @@ pub(super) async fn timeline(connection: &mut SqliteConnection, volume: VolumeId
         .collect()
 }
 
-/// How many changed volumes each follower has yet to show, and how many it has set aside.
+/// Returns how many changed volumes each follower has yet to show, and how many it has set aside.
 pub(super) async fn owed(connection: &mut SqliteConnection) -> sqlx::Result<HashMap<String, Owed>> {
     let query = sqlx::query(
         "SELECT name, (SELECT count(*) FROM changed WHERE seq > followers.done) AS owed, \
@@ -79,7 +79,7 @@ pub(super) async fn owed(connection: &mut SqliteConnection) -> sqlx::Result<Hash
     read.collect()
 }
 
-/// Some of the volumes that have changed after `done`, in order: the number, the volume, and what is on record of it now.
+/// Returns some of the volumes that changed after `done`, in order: the number, the volume, and its present record.
 pub(super) async fn changed(
     connection: &mut SqliteConnection,
     done: i64,
@@ -98,14 +98,14 @@ pub(super) async fn changed(
     read.collect()
 }
 
-/// One that is its code's own is kept once for all volumes.
+/// A hint that is the code's own is kept once for all volumes.
 fn hint(code: Code, kept: String) -> Cow<'static, str> {
     if kept == code.hint() { Cow::Borrowed(code.hint()) } else { Cow::Owned(kept) }
 }
 
 fn record(row: &SqliteRow, boots: &mut Boots) -> sqlx::Result<Record> {
     let reason_code: Option<String> = row.try_get("reason_code")?;
-    // A code of another version's is not kept: the volume is decided on at once.
+    // A code of another version is dropped: the volume's state is decided at once.
     let reason = match reason_code.as_deref().and_then(Code::from_name) {
         None => None,
         Some(code) => Some(Reason {
@@ -174,7 +174,7 @@ pub(super) fn moment(column: &str, micros: i64) -> sqlx::Result<Timestamp> {
     Timestamp::from_microsecond(micros).map_err(|error| not_ours(column, error))
 }
 
-/// A value nothing of ours has written: somebody edited the file.
+/// Returns the error for a value that attachd did not write: somebody edited the file.
 pub(super) fn not_ours(column: &str, why: impl std::fmt::Display) -> sqlx::Error {
     sqlx::Error::ColumnDecode { index: column.to_owned(), source: why.to_string().into() }
 }

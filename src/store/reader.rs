@@ -1,4 +1,4 @@
-//! Questions that change nothing, on a connection of their own: they wait for no write, and for no other program's lock.
+//! Reads on a connection of their own, which waits for no write and for no other program's lock.
 
 use std::collections::HashMap;
 use std::path::Path;
@@ -64,7 +64,8 @@ impl ReadConnection {
         *self.connection.lock().await = Some(connection);
     }
 
-    /// Closes it, unless it is stuck: SQLite removes the log when the last connection is closed, and a reading one cannot.
+    /// Closes the connection, unless it hangs. SQLite removes the log when the last connection closes, and a reading
+    /// connection cannot remove it.
     pub(super) async fn close(&self) {
         let closed = async {
             match self.connection.lock().await.take() {
@@ -87,7 +88,8 @@ impl ReadConnection {
             let _asked = self.watch.ask();
             question(connection).await.map_err(|error| StoreError::of(self.watch.path(), &error))
         };
-        // What is given up goes on in SQLite's thread; the next question waits for it, and no longer than this one.
+        // A read that is given up continues in SQLite's thread. The next read waits for it, but no longer than this
+        // time limit.
         tokio::time::timeout(SILENT_AFTER, answer).await.unwrap_or_else(|_| {
             let since = crate::clock::wall() - SILENT_AFTER;
             Err(StoreError::Silent { path: self.watch.path().to_owned(), since })

@@ -1,4 +1,4 @@
-//! A store whose disk takes nothing is read all the same, and one whose file is lost is saved.
+//! Reads a store whose disk takes no writes, and saves a store whose file is lost.
 
 use std::fs::{self, File};
 use std::io;
@@ -16,15 +16,15 @@ use crate::volume::Record;
 
 /// An open store.
 pub(super) struct Opened {
-    /// `None` when nothing can be written.
+    /// The connection that writes. `None` when writing is not possible.
     pub(super) writer: Option<Writer>,
     pub(super) reader: SqliteConnection,
     pub(super) records: Vec<Record>,
-    /// Why nothing can be written.
+    /// Why writing is not possible.
     pub(super) failure: Option<StoreError>,
 }
 
-/// Opens it: for writing, or else for reading.
+/// Opens the store for writing, or if that fails for reading.
 pub(super) async fn open(options: Options<'_>) -> Result<Opened, StoreError> {
     match put_back(options.path) {
         Ok(None) => {}
@@ -52,11 +52,11 @@ pub(super) async fn open(options: Options<'_>) -> Result<Opened, StoreError> {
             let reader = open::reader(options.path).await?;
             return Ok(Opened { writer: Some(writer), reader, records, failure: None });
         }
-        // It is being written: a copy might be torn.
+        // The file is being written, so that a copy might be torn.
         Err(failure @ StoreError::Busy { .. }) => return Err(failure),
         Err(failure) => failure,
     };
-    // SQLite needs room even to read: for the index of its log. A copy has it, elsewhere.
+    // SQLite needs room even to read: for the index of its log. A copy on another file system has that room.
     match read_copy(options).await {
         Ok((reader, records)) => {
             tracing::error!(
@@ -72,7 +72,7 @@ pub(super) async fn open(options: Options<'_>) -> Result<Opened, StoreError> {
     }
 }
 
-/// Everything on record, from a copy that nobody else sees; the connection goes on reading it.
+/// Reads all records from a copy that nobody else can read. The connection continues to read the copy.
 async fn read_copy(options: Options<'_>) -> Result<(SqliteConnection, Vec<Record>), StoreError> {
     let folder = options.spare.join(format!("store-copy.{}", std::process::id()));
     let copy = folder.join("attachd.db");
@@ -85,15 +85,15 @@ async fn read_copy(options: Options<'_>) -> Result<(SqliteConnection, Vec<Record
         Ok((connection, records))
     };
     let result = read.await;
-    // What is open stays open.
+    // The removed files stay readable through the open connection.
     let _ = fs::remove_dir_all(&folder);
     result
 }
 
-/// What the name of a saved copy begins with, after the store's own.
+/// What follows the store's name in the name of a saved copy.
 const SAVED: &str = ".saved-";
 
-/// Writes everything that is on record into a new file beside the store. Nothing that is there is written over.
+/// Writes all records into a new file beside the store. No existing file is overwritten.
 pub(super) async fn save(connection: &mut SqliteConnection, store: &Path) -> Result<PathBuf, String> {
     let time = clock::wall().strftime("%Y%m%dT%H%M%SZ").to_string();
     let mut names = (0..100).map(|n| if n == 0 { String::new() } else { format!("-{n}") });
@@ -103,14 +103,14 @@ pub(super) async fn save(connection: &mut SqliteConnection, store: &Path) -> Res
     });
     let path = free.ok_or("there is no name left for it")?;
     let text = path.to_str().ok_or("its name is no text")?;
-    // SQLite refuses a file that has anything in it.
+    // SQLite refuses a file that is not empty.
     let written = sqlx::query("VACUUM INTO ?").bind(text).execute(connection).await;
     written.map_err(|error| error.to_string())?;
     sync(path.clone()).await.map_err(|error| error.to_string())?;
     Ok(path)
 }
 
-/// SQLite does not sync such a copy. On a thread of its own: should none be to be had, that is an error and no panic.
+/// Syncs the copy, which SQLite does not do. If no thread can be started, the result is an error and not a panic.
 async fn sync(path: PathBuf) -> io::Result<()> {
     let (done, synced) = oneshot::channel();
     let work = move || {
@@ -121,13 +121,14 @@ async fn sync(path: PathBuf) -> io::Result<()> {
     synced.await.unwrap_or_else(|_| Err(io::Error::other("the thread that syncs has panicked")))
 }
 
-/// A store that was lost while attachd ran has a saved copy; where nothing has its name now, that is the truth. Says which.
+/// Renames the newest saved copy to the store's name if no file has that name. Such a copy exists when the store was lost
+/// while attachd ran. Returns the former path of the copy.
 fn put_back(store: &Path) -> io::Result<Option<PathBuf>> {
     if store.symlink_metadata().is_ok() {
         return Ok(None);
     }
     let Some(copy) = saved(store).pop() else { return Ok(None) };
-    // A log without its database is in the copy, and is not to be taken for the copy's own.
+    // A log without its database is contained in the copy, and must not be taken for the copy's own log.
     for suffix in ["-wal", "-shm"] {
         match fs::rename(with(store, suffix), with(&copy, suffix)) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
@@ -139,7 +140,7 @@ fn put_back(store: &Path) -> io::Result<Option<PathBuf>> {
     Ok(Some(copy))
 }
 
-/// The saved copies that lie beside a store, oldest first.
+/// Returns the saved copies beside a store, oldest first.
 pub(super) fn saved(store: &Path) -> Vec<PathBuf> {
     let Some((folder, name)) = store.parent().zip(store.file_name()) else { return Vec::new() };
     let begin = format!("{}{SAVED}", name.to_string_lossy());

@@ -1,4 +1,4 @@
-//! The one that writes: whatever is queued goes into one transaction, and what fails is tried again.
+//! The task that writes. It puts all queued writes into one transaction, and retries what fails.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -21,37 +21,38 @@ use crate::clock::Steady;
 use crate::identity::VolumeId;
 use crate::memory;
 
-/// Writes taken into one transaction: more would make whoever asks something wait for long.
+/// The number of writes in one transaction. With more, other callers would wait for long.
 const AT_ONCE: usize = 512;
 
-/// How long a failed background write waits before it is tried again.
+/// How long the task waits before it retries a failed write.
 const RETRY: Duration = Duration::from_secs(1);
 
-/// Commits after which the log is written into the database (a checkpoint), as soon as nobody waits.
+/// The number of commits after which the log is written into the database (a checkpoint), as soon as nobody waits.
 const CHECKPOINT: u32 = 200;
 
-/// How long it is quiet before what is left of the log is moved as well, and the file cut: a burst leaves nothing behind.
+/// How long no write happens before the rest of the log is moved too, and the file cut. So a burst leaves nothing
+/// behind.
 const QUIET: Duration = Duration::from_secs(2);
 
-/// Commits that are worth that.
+/// The number of commits from which on cutting the log is worth the work.
 const WORTH_CUTTING: u32 = 20;
 
-/// How long those who follow may take at the end to show what is owed; the next start goes on with the rest.
+/// How long followers may take at the end to show what is owed. The next start continues with the rest.
 const DRAIN: Duration = Duration::from_secs(3);
 
-/// Changes that leave something in memory.
+/// The number of changes from which on memory is given back.
 const MANY: usize = 2000;
 
 pub(super) type Answer = oneshot::Sender<Result<(), StoreError>>;
 
 pub(super) enum Command {
     Write(Vec<Change>, Answer),
-    /// Forget what is old.
+    /// Delete old history.
     Tidy,
 }
 
 pub(super) struct Task {
-    /// `None` while the disk takes nothing: opened as soon as it does.
+    /// `None` while the disk takes no writes. It is opened as soon as the disk does.
     writer: Option<Writer>,
     reader: ReadConnection,
     path: PathBuf,
@@ -59,23 +60,23 @@ pub(super) struct Task {
     boot_id: String,
     history_days: Arc<AtomicU32>,
     watch: Watch,
-    /// Why nothing can be written.
+    /// Why writing fails.
     failure: channel::Sender<Option<StoreError>>,
-    /// What nobody waits for.
+    /// The news that nobody waits for.
     posted: Arc<Posted>,
-    /// Tells those who follow that something may have changed.
+    /// Notifies followers that something may have changed.
     note: channel::Sender<()>,
-    /// Since the last checkpoint of the log.
+    /// The number of commits since the last checkpoint.
     commits: u32,
-    /// Since the log's file was last cut.
+    /// The number of commits since the log's file was last cut.
     uncut: u32,
-    /// Changes since memory was last given back.
+    /// The number of changes since memory was last given back.
     changes: usize,
     last_write: Instant,
-    /// When what failed is tried again.
+    /// When a failed write is retried.
     again_at: Instant,
     pruned: Steady,
-    /// There may be more to forget.
+    /// Whether there may be more history to delete.
     untidy: bool,
 }
 
@@ -146,13 +147,13 @@ impl Task {
                 self.beside().await;
             }
         }
-        // What was posted last, and is in nobody's way.
+        // The news that were posted last. Nobody waits for this write.
         self.write(Vec::new()).await;
         self.drain(turns).await;
         self.close().await;
     }
 
-    /// When there is something to do although nobody asks; `None` on an idle daemon.
+    /// Returns when background work is due. `None` on an idle daemon.
     fn left_to_do(&self, turn_asked: bool) -> Option<Instant> {
         if self.failure.borrow().is_some() {
             return Some(self.again_at);
@@ -163,8 +164,8 @@ impl Task {
         (self.uncut >= WORTH_CUTTING).then(|| self.last_write + QUIET)
     }
 
-    /// Gives the turn that is asked for, and goes on when it is given back. Not while nothing can be written, nor at a file
-    /// that nobody finds again.
+    /// Gives the turn that is asked for, and continues when it is given back. Gives none while writing fails, or if
+    /// the store's file was lost.
     async fn give(&mut self, turns: &mut Given) {
         let Some(writer) = &self.writer else { return };
         if self.failure.borrow().is_some() {
@@ -180,7 +181,7 @@ impl Task {
         self.written();
     }
 
-    /// Those who follow are told that this was all, and show what they still owe: for a while.
+    /// Tells followers that nothing more will change, and gives them a limited time to show what they owe.
     async fn drain(&mut self, mut turns: Given) {
         self.note = channel::channel(()).0;
         let all = async {
@@ -194,14 +195,14 @@ impl Task {
         }
     }
 
-    /// The log has grown.
+    /// Counts a commit.
     fn written(&mut self) {
         self.commits += 1;
         self.uncut = self.uncut.saturating_add(1);
         self.last_write = Instant::now();
     }
 
-    /// What is done while nobody waits: a piece at a time.
+    /// Does one piece of the background work, while nobody waits.
     async fn beside(&mut self) {
         if self.untidy || Steady::now().since(self.pruned) >= PACE {
             return self.prune().await;
@@ -222,7 +223,7 @@ impl Task {
         let mut writes = Vec::new();
         for command in batch {
             match command {
-                // Nobody waits for it any more.
+                // Nobody waits for this write any more.
                 Command::Write(_, answer) if answer.is_closed() => {}
                 Command::Write(changes, answer) => writes.push((changes, answer)),
                 Command::Tidy => self.untidy = true,
@@ -231,9 +232,10 @@ impl Task {
         self.write(writes).await;
     }
 
-    /// One transaction for all; when it fails, one for each, so that nobody fails for another's sake.
+    /// Commits all writes in one transaction. If that fails, commits each in its own, so that no writer fails because
+    /// of another.
     ///
-    /// What is posted comes first: nothing overtakes what waits, for an older state must not come after a newer one.
+    /// Posted news come first. Nothing overtakes them, because an older state must not be written after a newer one.
     async fn write(&mut self, writes: Vec<(Vec<Change>, Answer)>) {
         let concerned = writes.iter().flat_map(|(changes, _)| changes).filter_map(Change::volume);
         let news = self.posted.begin(concerned);
@@ -252,7 +254,7 @@ impl Task {
             }
             Err(failed) => failed,
         };
-        // Another one would wait as long, or fail the same way.
+        // Another transaction would wait as long, or fail the same way.
         let hopeless = self.writer.is_none() || matches!(failed, StoreError::Busy { .. } | StoreError::Lost { .. });
         let told: Vec<&Change> = told.iter().collect();
         let failed = if hopeless { Some(failed) } else { self.commit(&told).await.err() };
@@ -266,7 +268,7 @@ impl Task {
         }
     }
 
-    /// Why nothing can be written.
+    /// Returns why writing fails.
     fn why(&self) -> StoreError {
         self.failure.borrow().clone().unwrap_or(StoreError::Closed)
     }
@@ -276,7 +278,7 @@ impl Task {
             return Ok(());
         }
         let Some(writer) = &mut self.writer else { return Err(self.why()) };
-        // Into a file that nobody finds again nothing more is written.
+        // Nothing more is written into a file that a restart would not find.
         let before = self.failure.borrow().clone();
         if matches!(before, Some(StoreError::Lost { .. }))
             && let Some(lost) = lost(writer, before.as_ref())
@@ -286,7 +288,7 @@ impl Task {
         let asked = self.watch.ask();
         let result = write::commit(&mut writer.connection, changes, &self.boot_id).await;
         drop(asked);
-        // Before the answer: what was removed meanwhile holds nothing.
+        // The files are checked before the answer: a file that was removed meanwhile keeps nothing.
         let result = match lost(writer, self.failure.borrow().as_ref()) {
             Some(lost) => Err(lost),
             None => result.map_err(|error| StoreError::of(&self.path, &error)),
@@ -305,7 +307,7 @@ impl Task {
         }
     }
 
-    /// It can be written.
+    /// Records that writing works.
     fn works(&self) {
         self.failure.send_if_modified(|failure| {
             let before = failure.take();
@@ -316,12 +318,12 @@ impl Task {
         });
     }
 
-    /// It cannot.
+    /// Records that writing fails.
     fn failed(&mut self, error: StoreError) -> StoreError {
         self.again_at = Instant::now() + RETRY;
         self.failure.send_if_modified(|failure| {
             let other = failure.as_ref() != Some(&error);
-            // Once, however often it is tried again.
+            // Logged once, however often it is retried.
             if other {
                 tracing::error!("{error}. {}", error.hint());
                 *failure = Some(error.clone());
@@ -331,7 +333,7 @@ impl Task {
         error
     }
 
-    /// Whether what failed has passed.
+    /// Retries after a failure.
     async fn try_again(&mut self) {
         self.again_at = Instant::now() + RETRY;
         if self.writer.is_none() {
@@ -356,7 +358,7 @@ impl Task {
         }
     }
 
-    /// The disk took nothing at the start.
+    /// Opens a store whose disk took no writes at the start.
     async fn open(&mut self) {
         let options = Options {
             path: &self.path,
@@ -381,7 +383,7 @@ impl Task {
         }
     }
 
-    /// Whether the store's files are still those that are open; what is in files that are lost is saved.
+    /// Checks whether the store's files are still those that are open. Saves the contents of files that are lost.
     async fn look_at_files(&mut self) {
         let Some(writer) = &mut self.writer else { return };
         let before = self.failure.borrow().clone();
@@ -425,7 +427,7 @@ impl Task {
         };
     }
 
-    /// Moves the log into the database, so that no commit has to.
+    /// Moves the log into the database, so that no commit has to do it.
     async fn checkpoint(&mut self, how: &'static str) {
         let Some(writer) = &mut self.writer else { return };
         self.commits = 0;
@@ -433,12 +435,12 @@ impl Task {
         let done = sqlx::query(how).execute(&mut writer.connection).await;
         drop(asked);
         if let Err(error) = done {
-            // The log stays longer; nothing is lost by that.
+            // The log becomes longer, which loses nothing.
             tracing::warn!(store = %self.path.display(), %error, "the log could not be written into the database (checkpoint)");
         }
     }
 
-    /// What a burst has left in memory goes: the statements that were prepared for it, and pages that are free.
+    /// Frees the memory that a burst has used: the statements prepared for it, and free pages.
     async fn slim(&mut self) {
         let Some(writer) = &mut self.writer else { return };
         let asked = self.watch.ask();
@@ -455,7 +457,7 @@ impl Task {
     async fn close(self) {
         let Some(Writer { mut connection, seen, files, .. }) = self.writer else { return };
         if files.missing().is_some() {
-            // SQLite would remove the log by its name, and that may be another's by now.
+            // SQLite would remove the log by its name, which another file may have by now.
             return std::mem::forget(connection);
         }
         if let Err(error) = seen.keep(&mut connection, &self.boot_id).await {
@@ -472,7 +474,7 @@ fn flat(news: &[(VolumeId, Vec<News>)]) -> impl Iterator<Item = Change> {
     news.iter().flat_map(|(volume, news)| news.iter().map(|news| Change::News(*volume, news.clone())))
 }
 
-/// The error to give when the files are not what they were. What was saved already is remembered.
+/// Returns the error to give when the files were removed or replaced. It keeps where the contents were saved.
 fn lost(writer: &Writer, before: Option<&StoreError>) -> Option<StoreError> {
     let missing = writer.files.missing()?;
     let saved = match before {

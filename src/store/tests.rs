@@ -46,7 +46,7 @@ async fn stored(store: &Store, volume: VolumeId) -> Vec<Entry> {
     store.reader.timeline(volume).await.unwrap()
 }
 
-/// Waits until there is such a row.
+/// Waits until such a row exists.
 async fn until(connection: &mut SqliteConnection, rows: &'static str) {
     let mut looks = tokio::time::interval(Duration::from_millis(20));
     for _ in 0..500 {
@@ -59,8 +59,7 @@ async fn until(connection: &mut SqliteConnection, rows: &'static str) {
 }
 
 #[tokio::test]
-async fn while_another_program_has_the_lock_writers_are_refused_in_time_and_readers_answered_and_news_are_written_after_it()
- {
+async fn while_another_program_holds_the_lock_writes_fail_in_time_reads_succeed_and_news_are_written_later() {
     let folder = StoreFolder::new();
     let (store, _task, _) = folder.open().await;
     let volume = sample::volume();
@@ -130,7 +129,8 @@ async fn a_file_that_is_removed_or_replaced_is_noticed_without_a_write_refuses_a
             task.await.unwrap();
         }
         assert_eq!(rescue::saved(&folder.file()), std::slice::from_ref(&copy));
-        // Where nothing has the store's name, the copy is put there, and has everything. A log that is left is not its own.
+        // Where no file has the store's name, the copy is renamed to it and has everything. A log that was left is
+        // not its own.
         std::fs::remove_file(folder.file()).unwrap();
         std::fs::write(folder.path().join("attachd.db-wal"), "of the store before").unwrap();
         let (store, _task, records) = folder.open().await;
@@ -139,7 +139,7 @@ async fn a_file_that_is_removed_or_replaced_is_noticed_without_a_write_refuses_a
     }
 }
 
-/// The log alone holds what was written last.
+/// What was written last is only in the log.
 #[tokio::test]
 async fn a_log_that_is_removed_is_noticed_before_the_next_answer() {
     let folder = StoreFolder::new();
@@ -152,7 +152,7 @@ async fn a_log_that_is_removed_is_noticed_before_the_next_answer() {
 
 /// Invariant 14.
 #[tokio::test]
-async fn every_number_and_every_time_reads_the_same_after_a_restart_to_the_last_digit() {
+async fn every_number_and_time_reads_back_exactly_after_a_restart() {
     use proptest::strategy::{Strategy, ValueTree};
     let mut runner = proptest::test_runner::TestRunner::deterministic();
     let edges = proptest::prop_oneof![
@@ -173,7 +173,7 @@ async fn every_number_and_every_time_reads_the_same_after_a_restart_to_the_last_
         let record = Record {
             intent: Intent {
                 volume,
-                // The API takes no more.
+                // The API accepts no larger size.
                 size_bytes: Some(size & u64::MAX >> 1).filter(|size| *size > 0),
                 deadline_seconds,
                 deadline: Intent::deadline_from(Steady::now(), deadline_seconds),
@@ -204,7 +204,7 @@ async fn every_number_and_every_time_reads_the_same_after_a_restart_to_the_last_
 }
 
 #[tokio::test]
-async fn who_waits_has_as_much_left_after_a_reboot_as_was_written_down() {
+async fn after_a_reboot_a_waiting_volume_has_the_time_left_that_was_recorded() {
     let folder = StoreFolder::new();
     let seconds = Some(1000);
     let waits = |records: &[Record]| records[0].intent.deadline.unwrap();
@@ -219,7 +219,7 @@ async fn who_waits_has_as_much_left_after_a_reboot_as_was_written_down() {
     drop(store);
     task.await.unwrap();
 
-    // The other boot's clock, as it were: what was left is all that counts.
+    // Pretends another boot's clock: only the time that was left counts.
     run(&mut folder.other().await, "UPDATE intents SET waits_until = 1, waits_left = 42000000, waits_boot = 'second'")
         .await;
     let (_store, _task, records) = folder.open_in("third").await;
@@ -228,7 +228,7 @@ async fn who_waits_has_as_much_left_after_a_reboot_as_was_written_down() {
 }
 
 #[tokio::test]
-async fn what_an_earlier_version_has_written_waits_as_long_as_it_was_to_but_never_longer() {
+async fn a_deadline_recorded_by_an_earlier_version_is_kept_and_never_extended() {
     for (created, expected) in [(-400, 600), (5_000_000, 1000), (-5_000_000, 0)] {
         let folder = StoreFolder::new();
         let (store, task, _) = folder.open().await;
@@ -248,7 +248,7 @@ async fn what_an_earlier_version_has_written_waits_as_long_as_it_was_to_but_neve
 }
 
 #[tokio::test]
-async fn a_story_without_end_keeps_its_beginning_and_its_end_and_says_that_it_has_a_gap() {
+async fn an_endless_timeline_keeps_its_first_and_last_entries_and_shows_the_gap() {
     let folder = StoreFolder::new();
     let (store, _task, _) = folder.open().await;
     let volume = sample::volume();
@@ -264,7 +264,7 @@ async fn a_story_without_end_keeps_its_beginning_and_its_end_and_says_that_it_ha
 }
 
 #[tokio::test]
-async fn what_is_old_is_forgotten_while_the_daemon_runs_and_what_is_wanted_is_not() {
+async fn old_history_is_deleted_while_the_daemon_runs_and_that_of_wanted_volumes_is_kept() {
     let folder = StoreFolder::new();
     let (store, _task, _) = folder.open().await;
     let (wanted, gone): (VolumeId, VolumeId) =
@@ -287,9 +287,9 @@ async fn what_is_old_is_forgotten_while_the_daemon_runs_and_what_is_wanted_is_no
     assert_eq!(stored(&store, wanted).await.len(), 1);
 }
 
-/// Where a volume stands alone decides nothing: what is told late must not withdraw a volume at the next start.
+/// A volume's state alone seals nothing. A late state must not withdraw a volume at the next start.
 #[tokio::test]
-async fn a_volume_is_sealed_by_what_is_on_record_of_that_and_by_nothing_else() {
+async fn only_the_recorded_seal_seals_a_volume() {
     let folder = StoreFolder::new();
     let (store, task, _) = folder.open().await;
     let volume = sample::volume();
@@ -307,9 +307,9 @@ async fn a_volume_is_sealed_by_what_is_on_record_of_that_and_by_nothing_else() {
     assert_eq!((records[0].state, records[0].sealed), (State::Detaching, None));
 }
 
-/// Earlier versions had no other word for it than the state.
+/// Earlier versions recorded this only as the state.
 #[tokio::test]
-async fn what_an_earlier_version_has_withdrawn_by_force_still_goes() {
+async fn a_forced_withdrawal_recorded_by_an_earlier_version_is_completed() {
     let folder = StoreFolder::new();
     let (store, task, _) = folder.open().await;
     let stand = |state| Change::News(sample::volume(), News::Stand(state, None, clock::wall()));
@@ -329,9 +329,9 @@ async fn what_an_earlier_version_has_withdrawn_by_force_still_goes() {
     assert_eq!(records[0].sealed, Some(By::Withdrawal));
 }
 
-/// A volume that is announced again while its disk is there: that disk was heard of once.
+/// A volume is announced again while its disk is there, so that the disk's first event happens a second time.
 #[tokio::test]
-async fn a_step_that_an_earlier_life_has_had_too_is_in_the_story_also_before_it_is_on_record() {
+async fn a_repeated_timeline_entry_is_shown_before_it_is_recorded() {
     let folder = StoreFolder::new();
     let (store, task, _) = folder.open().await;
     let volume = sample::volume();
@@ -344,7 +344,7 @@ async fn a_step_that_an_earlier_life_has_had_too_is_in_the_story_also_before_it_
     store.post(volume, vec![note(1), note(4)]);
     let steps = |story: Story| story.entries.iter().map(|entry| entry.detail.parse().unwrap()).collect::<Vec<u32>>();
     let wanted = [1, 2, 3, 1, 4];
-    // Waiting, then being written, then on record: at each moment.
+    // The entries are first waiting, then being written, then recorded. The timeline is the same at each moment.
     for _ in 0..100 {
         assert_eq!(steps(store.story(volume).await), wanted);
     }
@@ -357,13 +357,13 @@ async fn a_step_that_an_earlier_life_has_had_too_is_in_the_story_also_before_it_
     task.await.unwrap();
 }
 
-/// Whoever writes into the store's file beside the store goes second.
+/// A program that writes into the store's file beside the store goes second.
 #[tokio::test]
 async fn a_turn_is_given_when_nothing_waits_to_be_written_and_the_store_waits_until_it_is_given_back() {
     let folder = StoreFolder::new();
     let (store, task, _) = folder.open().await;
     let turns = store.turns.clone();
-    // Queued before: it goes first, though the turn is asked for at the same moment.
+    // This write was queued before, so it goes first although the turn is asked for at the same moment.
     let first = store.begin(vec![Change::Intend(intent())]).unwrap();
     let turn = turns.take().await.unwrap();
     let mut first = first;
@@ -381,17 +381,17 @@ async fn a_turn_is_given_when_nothing_waits_to_be_written_and_the_store_waits_un
 }
 
 #[tokio::test]
-async fn a_store_that_is_never_idle_gives_turns_all_the_same() {
+async fn a_busy_store_gives_turns() {
     let folder = StoreFolder::new();
     let (store, task, _) = folder.open().await;
     let turns = store.turns.clone();
     store.write(vec![Change::Intend(intent())]).await.unwrap();
-    // There is always one that waits.
+    // There is always one write that waits.
     let busy = store.clone();
     let busy = tokio::spawn(async move {
         let mut waiting = std::collections::VecDeque::new();
         loop {
-            // More than one transaction takes.
+            // This is more than one transaction takes.
             while waiting.len() < 1500 {
                 waiting.push_back(busy.begin(vec![Change::News(sample::volume(), note(1))]).unwrap());
             }
@@ -409,7 +409,7 @@ async fn a_store_that_is_never_idle_gives_turns_all_the_same() {
     task.await.unwrap();
 }
 
-/// Nothing is given while the store's lock is somebody else's, nor at a file that is not the store's any more.
+/// No turn is given while another program holds the store's lock, nor for a file that is not the store's any more.
 #[tokio::test]
 async fn a_store_that_cannot_be_written_gives_no_turn_until_it_can() {
     let folder = StoreFolder::new();
@@ -422,16 +422,16 @@ async fn a_store_that_cannot_be_written_gives_no_turn_until_it_can() {
     condition.wait_for(Option::is_some).await.unwrap();
     let mut asked = Box::pin(turns.take());
     assert!(tokio::time::timeout(Duration::ZERO, &mut asked).await.is_err());
-    // The store is asked in between, so it has had the chance.
+    // This write shows that the store had the chance to give a turn.
     store.write(vec![Change::Intend(intent())]).await.unwrap_err();
     assert!(tokio::time::timeout(Duration::ZERO, &mut asked).await.is_err());
     std::fs::rename(&aside, folder.file()).unwrap();
     drop(asked.await.unwrap());
 }
 
-/// One row for each volume, however often it changed, and none for what shows nothing of it.
+/// Each volume has one row, however often it changed. What followers do not show notes nothing.
 #[tokio::test]
-async fn which_volumes_have_changed_is_noted_once_for_each_with_a_number_that_only_grows() {
+async fn each_changed_volume_is_noted_once_with_a_growing_number() {
     let folder = StoreFolder::new();
     let (store, task, _) = folder.open().await;
     let mut other = folder.other().await;
@@ -462,11 +462,11 @@ async fn which_volumes_have_changed_is_noted_once_for_each_with_a_number_that_on
         numbers.push(noted[0].0);
     }
     assert!(numbers.is_sorted_by(|one, next| one < next), "{numbers:?}");
-    // A step of its story and a seal show nothing of it.
+    // A timeline entry and a seal are nothing that followers show.
     store.write(vec![Change::News(volume, note(1)), Change::Seal(volume, None)]).await.unwrap();
     assert_eq!(noted(&mut other).await[0].0, numbers[5]);
     assert!(!woken.has_changed().unwrap(), "nobody is woken");
-    // Numbers are never used twice, also when nothing is noted any more.
+    // Numbers are never used twice, even when no row is left.
     run(&mut other, "DELETE FROM changed").await;
     store.write(vec![Change::Map(volume, proven())]).await.unwrap();
     assert!(noted(&mut other).await[0].0 > numbers[5]);

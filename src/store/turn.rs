@@ -1,8 +1,9 @@
-//! Turns at writing into the store's file, for what is derived from the truth and lies in the same file.
+//! Turns for writing into the store's file, for tables that are derived from the records and are in the same file.
 //!
-//! SQLite has one lock for all who write, and who finds it taken sleeps for a millisecond or more. So nobody but the store's
-//! own task takes it without having asked: the task gives a turn when no write of its own waits, and goes on when it is
-//! given back. A turn is to be short: one small transaction, which waits for no disk.
+//! SQLite has one lock for all writers, and a writer that finds the lock taken sleeps for a millisecond or more. So
+//! nobody except the store's own task takes the lock without a turn. The task gives a turn when no write of its own
+//! waits, and continues when the turn is given back. A turn must be short: one small transaction, which waits for no
+//! disk.
 
 use std::time::Duration;
 
@@ -11,22 +12,22 @@ use tokio::time::Instant;
 
 use super::StoreError;
 
-/// How long others are left waiting for a turn while there is always something to write.
+/// How long others wait for a turn while there is always something to write.
 pub(super) const LONGEST_WAIT: Duration = Duration::from_millis(100);
 
-/// Where turns are asked for. Cheap to clone.
+/// The sender of requests for turns. Cheap to clone.
 #[derive(Clone)]
 pub(super) struct Turns(mpsc::Sender<Ask>);
 
 type Ask = oneshot::Sender<Turn>;
 
-/// While it is held the store's own writer keeps still.
+/// The store's own writer pauses while this value exists.
 pub(crate) struct Turn {
     _given_back: oneshot::Sender<()>,
 }
 
 impl Turns {
-    /// Waits for a turn: as long as the store cannot be written, too. An error: the store is closed.
+    /// Waits for a turn, also as long as the store cannot be written. Fails when the store is closed.
     pub(super) async fn take(&self) -> Result<Turn, StoreError> {
         let (ask, turn) = oneshot::channel();
         self.0.send(ask).await.map_err(|_| StoreError::Closed)?;
@@ -34,10 +35,10 @@ impl Turns {
     }
 }
 
-/// The store's side.
+/// The store's end of the requests.
 pub(super) struct Given {
     asks: mpsc::Receiver<Ask>,
-    /// Asked for, and since when.
+    /// The request that waits, and since when.
     waits: Option<(Ask, Instant)>,
 }
 
@@ -47,7 +48,7 @@ impl Given {
         (Turns(ask), Self { asks, waits: None })
     }
 
-    /// Resolves when a turn is asked for, one at a time; false: nobody is left who could.
+    /// Resolves when a turn is asked for, one at a time. Returns false when nobody is left who could ask.
     pub(super) async fn asked(&mut self) -> bool {
         if self.waits.is_some() {
             return std::future::pending().await;
@@ -56,22 +57,23 @@ impl Given {
         self.waits.is_some()
     }
 
-    /// Whether somebody waits.
+    /// Returns whether a request waits.
     pub(super) fn is_asked(&self) -> bool {
         self.waits.is_some()
     }
 
-    /// Whether somebody has waited for long.
+    /// Returns whether a request has waited for [`LONGEST_WAIT`].
     pub(super) fn is_overdue(&self) -> bool {
         self.waits.as_ref().is_some_and(|(_, since)| since.elapsed() >= LONGEST_WAIT)
     }
 
-    /// Gives the turn; resolves when it is given back. False when nobody wanted it any more.
+    /// Gives the turn, and returns a future that resolves when the turn is given back. `None` when nobody waits for
+    /// it any more.
     pub(super) fn give(&mut self) -> Option<impl Future<Output = ()> + use<>> {
         let (ask, _) = self.waits.take()?;
         let (given_back, back) = oneshot::channel();
         ask.send(Turn { _given_back: given_back }).ok()?;
-        // It is dropped, which closes the channel.
+        // Dropping the turn closes the channel.
         Some(async move { drop(back.await) })
     }
 }

@@ -1,4 +1,5 @@
-//! Whether the store answers: seen from outside, because a thread that hangs in the kernel cannot say so itself.
+//! Detects whether the store answers. This is checked from outside, because a thread that hangs in the kernel cannot
+//! report it.
 
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -9,7 +10,7 @@ use jiff::Timestamp;
 use super::{SILENT_AFTER, StoreError};
 use crate::clock;
 
-/// Shared by the task and all handles.
+/// The state shared by the task and all handles.
 #[derive(Clone)]
 pub(super) struct Watch(Arc<Inner>);
 
@@ -19,7 +20,7 @@ struct Inner {
     asked: Mutex<Option<(Instant, Timestamp)>>,
 }
 
-/// A question that has no answer yet, until it is dropped.
+/// A question to SQLite. It counts as answered when this value is dropped.
 pub(super) struct OpenQuestion<'a>(&'a Watch);
 
 impl Drop for OpenQuestion<'_> {
@@ -37,7 +38,7 @@ impl Watch {
         &self.0.path
     }
 
-    /// SQLite is asked something from now on. One question at a time.
+    /// Marks that SQLite is asked something from now on. There is one question at a time.
     pub(super) fn ask(&self) -> OpenQuestion<'_> {
         self.set(Some((Instant::now(), clock::wall())));
         OpenQuestion(self)
@@ -51,13 +52,13 @@ impl Watch {
         *self.0.asked.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The error to give, when there was no answer for longer than anybody waits.
+    /// Returns the error to give when there was no answer for longer than the time limit.
     pub(super) fn silent(&self) -> Option<StoreError> {
         let (_, since) = self.asked().filter(|(begun, _)| begun.elapsed() >= SILENT_AFTER)?;
         Some(StoreError::Silent { path: self.0.path.clone(), since })
     }
 
-    /// How long it takes until [`Watch::silent`] can say more.
+    /// Returns the time until [`Watch::silent`] can change.
     pub(super) fn next_look(&self) -> Duration {
         self.asked().map_or(SILENT_AFTER, |(begun, _)| SILENT_AFTER.saturating_sub(begun.elapsed()))
     }

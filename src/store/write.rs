@@ -1,4 +1,4 @@
-//! Changes, and the transaction that makes them durable.
+//! The changes, and the transaction that makes them durable.
 
 use sqlx::Executor;
 use sqlx::sqlite::SqliteConnection;
@@ -14,36 +14,36 @@ use crate::identity::VolumeId;
 use crate::operation::{Operation, Placeholder};
 use crate::volume::{By, Intent, IntentOrigin, State};
 
-/// One thing to write. Writing it twice changes nothing, except for [`News::Note`], which is history.
+/// One change. Writing it twice has the same result as once, except for [`News::Note`], which adds to the history.
 #[derive(Debug, Clone)]
 pub enum Change {
     /// An intent was accepted.
     Intend(Intent),
-    /// An intent was withdrawn: it and its mapping go; its timeline stays.
+    /// An intent was withdrawn. Its row and its mapping are deleted; its timeline stays.
     Withdraw(VolumeId),
-    /// What a volume is sealed by from now on, if by anything.
+    /// Sets what seals a volume, if anything does.
     Seal(VolumeId, Option<By>),
     /// A device is proven to be the volume's.
     Map(VolumeId, Evidence),
-    /// What nobody waits for.
+    /// News that nobody waits for.
     News(VolumeId, News),
-    /// How far an operation is.
+    /// The present state of an operation.
     Operation(Box<Operation>),
-    /// Another VM has a volume now.
+    /// Another VM has the volume now.
     Place(Placeholder),
-    /// No other VM has it any more.
+    /// No other VM has the volume any more.
     Displace(VolumeId),
 }
 
 impl Change {
-    /// The volume whose record it changes.
+    /// Returns the volume whose record changes.
     pub(super) fn volume(&self) -> Option<VolumeId> {
         match self {
             Self::Intend(intent) => Some(intent.volume),
             Self::Withdraw(volume) | Self::Seal(volume, _) | Self::Map(volume, _) | Self::News(volume, _) => {
                 Some(*volume)
             }
-            // Nothing that is posted is about these.
+            // Posted news are never about these.
             Self::Operation(_) | Self::Place(_) | Self::Displace(_) => None,
         }
     }
@@ -70,12 +70,12 @@ const MAP: &str = "INSERT INTO mappings \
     devnum = excluded.devnum, diskseq = excluded.diskseq, size_bytes = excluded.size_bytes, \
     read_only = excluded.read_only, boot_id = excluded.boot_id, proven_at = excluded.proven_at";
 
-/// Has the one statement ready that a disk waits for.
+/// Prepares the one statement that a disk waits for.
 pub(super) async fn prepare(connection: &mut SqliteConnection) -> sqlx::Result<()> {
     connection.prepare(batch::alone(MAP)).await.map(drop)
 }
 
-/// Writes all changes durably or none.
+/// Writes all changes durably, or none of them.
 pub(super) async fn commit(connection: &mut SqliteConnection, changes: &[&Change], boot_id: &str) -> sqlx::Result<()> {
     let mut names: Vec<&'static str> = changes.iter().map(|change| change.effect()).collect();
     names.sort_unstable();
@@ -86,7 +86,7 @@ pub(super) async fn commit(connection: &mut SqliteConnection, changes: &[&Change
             apply(&mut batch, change, boot_id);
         }
         if let [Change::Map(..)] = changes {
-            // The one write on the way from an event to its export: a single statement is its own transaction.
+            // This is the one write between an event and its export. A single statement is its own transaction.
             batch.run(connection).await
         } else {
             begin(connection).await?;
@@ -99,21 +99,23 @@ pub(super) async fn commit(connection: &mut SqliteConnection, changes: &[&Change
 
 /// Begins a transaction.
 ///
-/// Not sqlx's own: SQLite rolls back by itself when the disk is full, sqlx's rollback then fails, and sqlx believes for
-/// ever that a transaction is open (sqlx 0.9.0: "attempted to call `begin_with` at non-zero transaction depth").
+/// This is not sqlx's own transaction. SQLite rolls back by itself when the disk is full. Then sqlx's rollback fails,
+/// and sqlx believes for ever that a transaction is open (sqlx 0.9.0: "attempted to call `begin_with` at non-zero
+/// transaction depth").
 pub(crate) async fn begin(connection: &mut SqliteConnection) -> sqlx::Result<()> {
-    // IMMEDIATE: taking the write lock later could fail in the middle with SQLITE_BUSY.
+    // IMMEDIATE, because taking the write lock later could fail in the middle with SQLITE_BUSY.
     sqlx::query("BEGIN IMMEDIATE").execute(connection).await.map(drop)
 }
 
-/// Ends it: a commit when all went well, else a rollback. Afterwards no transaction is open.
+/// Ends a transaction: with a commit if everything succeeded, else with a rollback. Afterwards no transaction is
+/// open.
 pub(crate) async fn end<T>(connection: &mut SqliteConnection, applied: sqlx::Result<T>) -> sqlx::Result<T> {
     let ended = match applied {
         Ok(value) => sqlx::query("COMMIT").execute(&mut *connection).await.map(|_| value),
         Err(error) => Err(error),
     };
     if ended.is_err() {
-        // Fails when SQLite has done it already; then it is done.
+        // The rollback fails when SQLite has rolled back already, which is fine.
         let _ = sqlx::query("ROLLBACK").execute(connection).await;
     }
     ended
