@@ -14,6 +14,9 @@ use crate::volume::State;
 /// How long the disk of an attached volume may be refused: what is only not ready yet passes in a moment.
 const REFUSED: SignedDuration = SignedDuration::from_secs(15);
 
+/// How long CloudStack's word that a volume is attached is taken for true while its disk is not here.
+const WITHOUT_DISK: SignedDuration = SignedDuration::from_secs(10);
+
 /// What is next of an attach.
 pub(super) fn attach(operation: &Operation, attach: &Attach, root: bool, facts: &Facts) -> Next {
     // Once it has begun it stays with the VM that it has begun with.
@@ -166,11 +169,17 @@ pub(super) fn attached_here(
 
 /// It was attached when this began.
 fn adopted_here(operation: &Operation, facts: &Facts, id: VolumeId, own: VmId) -> Result<Next, Next> {
-    match ask::last(&facts.volume) {
-        // Once is enough: should it go, this host notices.
-        Some(Some(volume)) if volume.vm == Some(own) => Ok(wait_until_served(operation, facts)),
-        Some(_) => Ok(fail(operation, facts, Code::VolumeElsewhere, format!("volume {id} was detached meanwhile"))),
-        None => Err(ask::volume(facts, id).err().unwrap_or(Next::Wait(None))),
+    let Some(volume) = ask::volume(facts, id)? else {
+        return Ok(fail(operation, facts, Code::NoSuchVolume, no_such_volume(id)));
+    };
+    match volume.vm {
+        Some(has) if has == own => Ok(wait_until_served(operation, facts)),
+        Some(has) => Ok(fail(operation, facts, Code::VolumeElsewhere, elsewhere(id, has, "somebody else was faster"))),
+        // It was being detached: CloudStack's record is behind its hypervisor's. So it is attached after all.
+        None => {
+            let anew = operation.progress.at(Step::Attach { job: facts.new_job });
+            Ok(Next::record(Progress { adopted: false, ..anew }, None))
+        }
     }
 }
 
@@ -188,6 +197,10 @@ fn wait_until_served(operation: &Operation, facts: &Facts) -> Next {
                 return Next::Wait(Some(until));
             }
             give_up(operation, facts, Ending::Failed(not_served(operation, facts)))
+        }
+        // Its disk may never come: somebody may have detached it meanwhile. So CloudStack is asked again.
+        (Some(here), _) if !has_disk(facts) && here.state != State::Refused => {
+            Next::Wait(Some(facts.now.after(WITHOUT_DISK)))
         }
         _ => Next::Wait(None),
     }

@@ -53,6 +53,28 @@ async fn what_is_so_already_completes_at_once_and_is_adopted() {
     assert_eq!(world.state().log.len(), 1);
 }
 
+/// CloudStack's record is behind its hypervisor's: the disk goes before the volume is shown detached.
+#[tokio::test(start_paused = true)]
+async fn a_volume_that_turns_out_to_be_detached_while_its_adopted_attach_waits_for_the_disk_is_attached() {
+    let world = World::new();
+    let id = world.with(volume(1, Some(own())));
+    world.state().disks.remove(&id);
+    world.state().here.insert(id, here(State::Lost, IntentOrigin::Announced, id));
+    let later = Arc::clone(&world);
+    tokio::spawn(async move {
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        later.state().volumes.get_mut(&id).unwrap().vm = None;
+    });
+    let operations = world.start();
+    let operation = done(&operations, attach(id)).await;
+    assert!(completed(&operation), "{operation:#?}");
+    // It is served by its disk before the job has ended.
+    world.settled(&operations, operation.id).await;
+    assert!(!operation.response.as_ref().unwrap().adopted, "CloudStack was asked to attach it");
+    assert_eq!(world.state().volumes[&id].vm, Some(own()));
+    assert_eq!(world.state().log.len(), 1, "{:?}", world.state().log);
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_detach_of_what_cloudstack_has_detached_already_withdraws_it_here() {
     let world = World::new();
