@@ -6,6 +6,7 @@
 //! checked. The last line says what passed, and the exit status is 1 if anything failed.
 
 mod arrive;
+mod both_ends;
 mod check;
 mod crash;
 mod host;
@@ -39,6 +40,7 @@ const SCENES: &[(&str, Scene)] = &[
     ("a pulled disk, and its return", leave::pulled_disk),
     ("kill -9 between match and ready", crash::killed_between_match_and_ready),
     ("a second disk with the serial of a served volume", leave::second_disk_with_the_serial),
+    ("a volume that attachd has CloudStack make, attach, detach and delete", both_ends::made_attached_detached_deleted),
     ("at the end", stage::the_end),
 ];
 

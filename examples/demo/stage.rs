@@ -1,11 +1,13 @@
 //! The lab with nbdkit and attachd in it, and what several scenes do.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use jiff::Timestamp;
-use lab::{Api, Attachd, AttachdOptions, Disk, Lab, Volume};
+use lab::{Api, Attachd, AttachdOptions, Disk, Lab, LabCloud, Volume};
 use serde_json::{Value, json};
+use stand_in::Setup;
 
 use crate::check::{About, Checks};
 use crate::host;
@@ -20,6 +22,9 @@ const AT_ONCE_MS: f64 = 1000.0;
 /// The configuration: loop devices in place of virtio disks, everything else as shipped.
 const CONFIG: &str = "[device]\nschemes = [\"loop\"]\n";
 
+/// How long a job of the stand-in for CloudStack takes.
+const JOB_TAKES: Duration = Duration::from_millis(300);
+
 /// Fields are dropped in order: the disks first, the world last.
 pub(crate) struct Stage {
     /// The served volumes, which are read back at the end.
@@ -27,6 +32,7 @@ pub(crate) struct Stage {
     pub(crate) attachd: Attachd,
     pub(crate) api: Api,
     pub(crate) ear: Ear,
+    pub(crate) cloud: LabCloud,
     pub(crate) lab: Lab,
     pub(crate) checks: Checks,
     program: PathBuf,
@@ -36,12 +42,22 @@ impl Stage {
     /// Builds the world and starts udevd, nbdkit and attachd.
     pub(crate) fn set(program: PathBuf) -> Result<Self> {
         let mut lab = Lab::builder().build().context("building the lab")?;
-        lab.attachd_config(CONFIG)?;
+        let cloud = lab.cloud(Setup { job_takes: JOB_TAKES, ..Setup::default() })?;
+        lab.attachd_config(&format!("{CONFIG}{}", cloud.config()?))?;
         lab.nbdkit_start()?;
         let ear = Ear::new()?;
         let attachd = lab.attachd_start(&program, &AttachdOptions::default())?;
         println!("attachd: {}; a private world with its own udevd, nbdkit and loop devices", program.display());
-        Ok(Self { served: Vec::new(), api: attachd.api(), attachd, ear, lab, checks: Checks::default(), program })
+        Ok(Self {
+            served: Vec::new(),
+            api: attachd.api(),
+            attachd,
+            ear,
+            cloud,
+            lab,
+            checks: Checks::default(),
+            program,
+        })
     }
 
     /// Starts attachd again, on the same folders.
@@ -90,8 +106,13 @@ impl Stage {
 
     /// Reads the whole export with nbdcopy and compares it with the disk's own bytes.
     pub(crate) fn check_equal(&mut self, volume: &Volume, disk: &Disk) {
-        let result = self.lab.nbdcopy_equals(&volume.export(), disk.file());
-        let result = result.and_then(|()| Ok(std::fs::metadata(disk.file())?.len()));
+        self.check_bytes(volume, disk.file());
+    }
+
+    /// The same with the file that the disk is made of.
+    pub(crate) fn check_bytes(&mut self, volume: &Volume, file: &Path) {
+        let result = self.lab.nbdcopy_equals(&volume.export(), file);
+        let result = result.and_then(|()| Ok(std::fs::metadata(file)?.len()));
         let result = result.map(|size| format!("{size} bytes, {}", volume.export()));
         self.checks.add_about(About::Equal, "nbdcopy equals the disk", result);
     }

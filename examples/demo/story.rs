@@ -66,7 +66,8 @@ impl Story {
             let event = self.events.next(left)?;
             let event = event.with_context(|| format!("no event \"{name}\" of {} came", self.volume.id))?;
             ensure!(event.name != "missed", "the stream of events lost some: {}", event.data);
-            if event.data["volume_id"] == self.volume.id {
+            // A whole operation is told, too: its steps are in the story already.
+            if event.data["volume_id"] == self.volume.id && event.data["event"].is_string() {
                 self.add(&event.data)?;
                 if event.data["event"] == name {
                     return Ok(event.data);

@@ -89,6 +89,27 @@ impl GuestCloud {
             self.stand_in.address().port()
         )
     }
+
+    /// A script for the guest: attachd is told of the cloud and gets its keys, as an administrator would do it.
+    pub(crate) fn configured(&self) -> String {
+        let (key, port) = (self.stand_in.key(), self.stand_in.address().port());
+        let (id, secret) = (key.key, key.secret);
+        let url = format!("http://{THIS_SIDE}:{port}/client/api");
+        format!(
+            "umask 077 && printf %s '{id}' >/etc/attachd/cloudstack-key && printf %s '{secret}' >/etc/attachd/cloudstack-secret \
+             && sed -i '/^\\[cloudstack\\]/a url = \"{url}\"\\ninsecure = true' /etc/attachd/attachd.toml \
+             && attachctl check-config && systemctl restart attachd"
+        )
+    }
+
+    /// A script for the guest: its attachd may connect to the cloud.
+    pub(crate) fn let_out() -> String {
+        let place = "/etc/systemd/system/attachd.service.d";
+        format!(
+            "mkdir -p {place} && sed 's/^IPAddressAllow=.*/IPAddressAllow={THIS_SIDE}/' /usr/share/attachd/cloudstack.conf \
+             >{place}/cloudstack.conf && systemctl daemon-reload && systemctl restart attachd"
+        )
+    }
 }
 
 impl std::ops::Deref for GuestCloud {

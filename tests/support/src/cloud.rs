@@ -96,6 +96,9 @@ impl Deref for LabCloud {
     }
 }
 
+/// What a disk is called that shows no serial.
+const NO_SERIAL: &str = "no-serial";
+
 type BeforeUnplug = Box<dyn FnMut(&str) + Send>;
 
 /// The disks of the volumes that were ever plugged: their bytes stay when they are unplugged.
@@ -120,7 +123,9 @@ impl Disks {
 impl Plug for Disks {
     fn plug(&self, unit: &Unit) -> Result<()> {
         let mut disks = self.all();
-        if !disks.contains_key(&unit.volume) {
+        let serial = unit.serial.as_deref().unwrap_or(NO_SERIAL);
+        // A disk that has got its serial is another file here: that is where it is read from.
+        if disks.get(&unit.volume).is_none_or(|disk| disk.serial() != serial) {
             disks.insert(unit.volume.clone(), made(&self.shelf, unit)?);
         }
         disks.get_mut(&unit.volume).context("it is there")?.attach()
@@ -136,7 +141,7 @@ impl Plug for Disks {
 
 /// A large one has its serial at the beginning, at each eighth and at the end, and holes between.
 fn made(shelf: &Arc<Shelf>, unit: &Unit) -> Result<Disk> {
-    let serial = unit.serial.as_deref().unwrap_or("no-serial");
+    let serial = unit.serial.as_deref().unwrap_or(NO_SERIAL);
     let options = DiskOptions { blank: unit.size > FILLED, ..DiskOptions::default() };
     let disk = Disk::new(shelf, serial, unit.size, options)?;
     if options.blank {

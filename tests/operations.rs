@@ -1,0 +1,17 @@
+//! Operations end to end: callers, attachd, the stand-in for CloudStack, real disks. What a caller is told, and what CloudStack
+//! was asked.
+#![allow(clippy::unwrap_used, reason = "a test's panic is its failure")]
+
+#[path = "operations/already.rs"]
+mod already;
+mod common;
+#[path = "operations/many.rs"]
+mod many;
+#[path = "operations/not_possible.rs"]
+mod not_possible;
+#[path = "operations/trouble.rs"]
+mod trouble;
+#[path = "operations/world.rs"]
+mod world;
+#[path = "operations/writer.rs"]
+mod writer;
