@@ -1,4 +1,4 @@
-//! Intents on their way to being durable: who waits for the answer, and what is left of those that were refused.
+//! Intents that are not durable yet: who waits for the answer, and what remains of refused intents.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -9,7 +9,7 @@ use crate::device::facts::Facts;
 use crate::identity::{Serial, VolumeId};
 use crate::volume::{Intent, User};
 
-/// All of them.
+/// All intents that are not durable yet.
 #[derive(Default)]
 pub(super) struct Admissions {
     pending: BTreeMap<VolumeId, Admission>,
@@ -17,24 +17,24 @@ pub(super) struct Admissions {
     leftovers: BTreeSet<VolumeId>,
 }
 
-/// An intent on its way to being durable.
+/// An intent that is not durable yet.
 pub(super) struct Admission {
     intent: Intent,
-    /// Who asked for it.
+    /// The caller that asked first.
     first: Reply<Accepted>,
-    /// Who has asked for the same meanwhile.
+    /// Callers that have asked for the same since.
     also: Vec<Reply<Accepted>>,
-    /// A claim of its serial may be there, from whomever.
+    /// Whether a claim of its serial may exist, whoever added it.
     claim_unsure: bool,
 }
 
-/// An intent was not accepted.
+/// Why an intent was not accepted.
 pub(crate) enum NotAdmitted {
-    /// For this reason, and nothing is left of it.
+    /// Refused for this reason, and nothing of it remains.
     Refused(Rejection),
-    /// For this reason, and its row could not be deleted.
+    /// Refused for this reason, and its row could not be deleted.
     Left(Rejection),
-    /// It has no claim, for this reason, and is perhaps on record.
+    /// The claim failed for this reason, and the intent may be recorded.
     Unclaimed(String),
 }
 
@@ -44,37 +44,39 @@ impl NotAdmitted {
     }
 }
 
-/// What a new intent is held against.
+/// What a new intent is compared with.
 pub(super) struct Standing<'a> {
-    /// The same volume, if it is wanted already: its intent, and how far it is on its way out.
+    /// The intent of the same volume, if it is wanted already, and how far its withdrawal is.
     pub(super) known: Option<(&'a Intent, &'a Leaving)>,
     /// The volume that has the serial.
     pub(super) of_serial: Option<VolumeId>,
     /// How many volumes are wanted.
     pub(super) all: usize,
-    /// How many of them by this user.
+    /// How many of them this user wants.
     pub(super) of_user: usize,
-    /// How many there may be.
+    /// The limits.
     pub(super) limits: Limits,
-    /// This host's own VM, for an intent that names none.
+    /// The id of this host's own VM, for an intent that names none.
     pub(super) vm_id: &'a str,
 }
 
-/// What is to be done about a row that is left of a refused intent.
+/// What to do about the remaining row of a refused intent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Leftover {
-    /// Nothing: an accepted intent has taken it over.
+    /// Nothing: an accepted intent has taken the row over.
     Nothing,
-    /// The same volume is just being asked for: wait for that.
+    /// Wait, because another request for the same volume is being admitted.
     Wait,
-    /// Delete it.
+    /// Delete the row.
     Delete,
 }
 
 impl Admissions {
-    /// Somebody wants a volume. Says whether it is to be admitted now; else the answer is given, or comes with another's.
+    /// Handles an intent. Returns whether it must be admitted now. Otherwise the answer is given, or comes with
+    /// another intent's.
     ///
-    /// In this order: is it known already; is it on its way; does its serial belong to another; are there too many.
+    /// The order of the checks is: is the volume known already; is it being admitted; does its serial belong to
+    /// another volume; are there too many intents.
     pub(super) fn ask(&mut self, mut intent: Intent, reply: Reply<Accepted>, standing: &Standing<'_>) -> bool {
         let volume = intent.volume;
         if let Some((known, leaving)) = standing.known {
@@ -107,7 +109,7 @@ impl Admissions {
         true
     }
 
-    /// Why one more intent of this user is too many.
+    /// Returns why one more intent of this user is too many.
     fn too_many(&self, uid: Option<u32>, standing: &Standing<'_>) -> Option<Rejection> {
         let limits = standing.limits;
         let all = standing.all + self.pending.len();
@@ -115,7 +117,7 @@ impl Admissions {
             return Some(Rejection::TooMany { whose: "on this host".to_owned(), used: all, limit: limits.intents });
         }
         let own = standing.of_user + self.pending.values().filter(|pending| pending.intent.uid == uid).count();
-        // Root writes the limits.
+        // Root is not limited, because root writes the limits.
         let over = uid != Some(0) && own >= limits.intents_per_user as usize;
         over.then(|| Rejection::TooMany {
             whose: format!("of {}", User(uid)),
@@ -124,49 +126,50 @@ impl Admissions {
         })
     }
 
-    /// The intent of a volume that is on its way.
+    /// Returns the intent of a volume that is being admitted.
     pub(super) fn intent(&self, volume: VolumeId) -> Option<&Intent> {
         self.pending.get(&volume).map(|pending| &pending.intent)
     }
 
-    /// The volume of this serial that is on its way.
+    /// Returns the volume of this serial that is being admitted.
     pub(super) fn of(&self, serial: Serial) -> Option<VolumeId> {
         self.pending.keys().find(|pending| pending.serial() == serial).copied()
     }
 
-    /// Every volume that is on its way.
+    /// Returns every volume that is being admitted.
     pub(super) fn volumes(&self) -> impl Iterator<Item = VolumeId> {
         self.pending.keys().copied()
     }
 
-    /// The claims are looked at now, and what is on its way is left as it is.
+    /// Marks the claims of all intents as unsure, because a restoration of the claims starts and leaves these as they
+    /// are.
     pub(super) fn doubt_claims(&mut self) {
         self.pending.values_mut().for_each(|pending| pending.claim_unsure = true);
     }
 
-    /// A claim of this volume has come.
+    /// Records that a claim of this volume has appeared.
     pub(super) fn claim_came(&mut self, volume: VolumeId) {
         if let Some(pending) = self.pending.get_mut(&volume) {
             pending.claim_unsure = true;
         }
     }
 
-    /// It is on its way no more: who is to be answered.
+    /// Ends the admission, and returns the callers to answer.
     pub(super) fn end(&mut self, volume: VolumeId) -> Option<Admission> {
         self.pending.remove(&volume)
     }
 
-    /// The row of a refused intent could not be deleted. Says whether that is new.
+    /// Records that the row of a refused intent could not be deleted. Returns whether that is new.
     pub(super) fn left(&mut self, volume: VolumeId) -> bool {
         self.leftovers.insert(volume)
     }
 
-    /// No row is left of it, or it is an accepted intent's now.
+    /// Records that no row remains, or that the row is an accepted intent's now.
     pub(super) fn not_left(&mut self, volume: VolumeId) {
         self.leftovers.remove(&volume);
     }
 
-    /// It is time to delete such a row once more.
+    /// Returns what to do when the deletion of such a row is due again.
     pub(super) fn leftover(&self, volume: VolumeId) -> Leftover {
         match (self.leftovers.contains(&volume), self.pending.contains_key(&volume)) {
             (false, _) => Leftover::Nothing,
@@ -187,12 +190,12 @@ impl Admissions {
 }
 
 impl Admission {
-    /// Whether a claim may have been left for nobody, when this is the answer.
+    /// Returns whether a claim may remain that belongs to nobody when this is the answer.
     pub(super) fn leaves_claim(&self, answer: &Result<Accepted, Rejection>) -> bool {
         self.claim_unsure && answer.is_err()
     }
 
-    /// Answers everybody who waits.
+    /// Answers all callers.
     pub(super) fn answer(self, answer: &Result<Accepted, Rejection>) {
         let _ = self.first.send(answer.clone());
         for reply in self.also {
@@ -201,7 +204,7 @@ impl Admission {
     }
 }
 
-/// How the host uses the volume's disk, if one of these disks is it and the host does.
+/// Returns how the host uses the volume's disk, if one of these disks is the volume's and is used.
 pub(super) fn uses(volume: VolumeId, disks: &[Facts]) -> Option<String> {
     disks.iter().find_map(|disk| {
         let identity = disk.identity.as_ref().ok().filter(|identity| identity.serial == volume.serial())?;
@@ -210,7 +213,7 @@ pub(super) fn uses(volume: VolumeId, disks: &[Facts]) -> Option<String> {
     })
 }
 
-/// The first field in which a repeated request asks for something else. What it leaves out, it does not ask for.
+/// Returns the first field in which a repeated request differs. A field that the request leaves out does not differ.
 fn differs(have: &Intent, asked: &Intent) -> Option<Rejection> {
     let number = |value: Option<u64>| value.map_or_else(|| "unset".to_owned(), |value| value.to_string());
     let fields = [
@@ -228,7 +231,7 @@ fn differs(have: &Intent, asked: &Intent) -> Option<Rejection> {
     })
 }
 
-/// An intent in words.
+/// Describes an intent in words.
 pub(super) fn described(intent: &Intent) -> String {
     let mut words = Vec::new();
     if !intent.vm_id.is_empty() {
@@ -269,7 +272,7 @@ mod tests {
 
     /// Invariant 8.
     #[test]
-    fn who_asks_for_the_same_meanwhile_gets_the_same_answer_and_for_something_else_is_told_what_differs() {
+    fn a_repeated_pending_intent_gets_the_same_answer_and_a_different_one_the_difference() {
         let mut admissions = Admissions::default();
         let (begins, mut first) = ask(&mut admissions, intent(id(1), 7), &nobody());
         assert!(begins && admissions.intent(id(1)).is_some_and(|intent| intent.vm_id == "own"));
@@ -284,7 +287,7 @@ mod tests {
     }
 
     #[test]
-    fn a_volume_that_is_known_is_answered_by_how_far_it_is() {
+    fn the_answer_for_a_known_volume_depends_on_its_withdrawal() {
         let mut admissions = Admissions::default();
         let operation = "00000000-0000-4000-8000-000000000009".parse().unwrap();
         let known = intent(id(1), 7);
@@ -300,9 +303,9 @@ mod tests {
         assert_eq!(asked(&super::super::leaving::remembered(Some(By::Withdrawal))), Err(Rejection::Leaving(id(1))));
     }
 
-    /// Invariant 15. What is on its way counts.
+    /// Invariant 15. Intents that are not durable yet count.
     #[test]
-    fn nobody_gets_more_than_may_be_also_while_intents_are_on_their_way() {
+    fn the_limits_of_intents_count_pending_intents_too() {
         let mut admissions = Admissions::default();
         let one = Standing { all: 1, of_user: 1, ..nobody() };
         assert!(ask(&mut admissions, intent(id(1), 7), &one).0);
@@ -316,7 +319,7 @@ mod tests {
 
     /// Invariant 7.
     #[test]
-    fn a_serial_has_one_volume_wanted_or_on_its_way() {
+    fn a_serial_has_at_most_one_wanted_or_pending_volume() {
         let mut admissions = Admissions::default();
         let twin: VolumeId = "00000001-0000-4000-8000-00000000ffff".parse().unwrap();
         assert_eq!(twin.serial(), id(1).serial());
@@ -331,7 +334,7 @@ mod tests {
     }
 
     #[test]
-    fn a_row_that_is_left_is_deleted_unless_the_volume_is_wanted_again() {
+    fn the_row_of_a_refused_intent_is_deleted_unless_the_volume_is_wanted_again() {
         let mut admissions = Admissions::default();
         assert_eq!(admissions.leftover(id(1)), Leftover::Nothing);
         assert!(admissions.left(id(1)) && !admissions.left(id(1)));
@@ -343,7 +346,7 @@ mod tests {
     }
 
     #[test]
-    fn a_claim_that_came_meanwhile_is_looked_at_when_the_intent_is_refused() {
+    fn a_claim_that_appeared_meanwhile_is_checked_when_the_intent_is_refused() {
         let mut admissions = Admissions::default();
         let refused = Err(Rejection::NotDurable("x".to_owned()));
         ask(&mut admissions, intent(id(1), 7), &nobody());

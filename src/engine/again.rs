@@ -1,4 +1,4 @@
-//! Disks that could not be read: each is read again by itself until that succeeds.
+//! Disks that could not be read. Each is retried by itself until a read succeeds.
 
 use std::collections::BTreeMap;
 use std::time::Instant;
@@ -8,16 +8,16 @@ use crate::device::DevNum;
 use crate::device::event::Origin;
 use crate::device::table::Heard;
 
-/// The disks that are to be read again, and when. Empty when every disk could be read.
+/// The disks to retry, and when. Empty when every disk could be read.
 #[derive(Debug, Default)]
 pub(super) struct Again {
     by_devnum: BTreeMap<DevNum, Try>,
 }
 
-/// Reasons remembered for one disk: those that came last.
+/// The number of reasons remembered for one disk: the latest ones.
 const MOST_REASONS: usize = 8;
 
-/// Why a disk is to be read: each reason once. Which of them says something about the disk shows when it is read.
+/// Why a disk is to be read, each reason once. Only the read shows which of them concerns the disk.
 #[derive(Debug, Default)]
 pub(super) struct Reasons(Vec<Heard>);
 
@@ -26,10 +26,10 @@ impl Reasons {
         Self(vec![heard])
     }
 
-    /// With these, which came later.
+    /// Adds later reasons.
     pub(super) fn extend(&mut self, more: &[Heard]) {
         for heard in more {
-            // The kernel's events all say the same: read it.
+            // All events of the kernel mean the same: read the disk.
             let kernels = |heard: &Heard| matches!(heard, Heard::Event(Origin::Kernel, ..));
             if self.0.iter().any(|old| old == heard || kernels(old) && kernels(heard)) {
                 continue;
@@ -47,15 +47,15 @@ impl Reasons {
 
 #[derive(Debug, Default)]
 struct Try {
-    /// Why it was to be read, which is still to be heard.
+    /// The reasons for the read, which are still to be handled.
     heard: Reasons,
     attempts: u32,
-    /// `None`: it is being read.
+    /// `None` while the disk is being read.
     at: Option<Instant>,
 }
 
 impl Again {
-    /// A disk could not be read. Says whether that is new.
+    /// Records that a disk could not be read. Returns whether that is new.
     pub(super) fn failed(&mut self, devnum: DevNum, heard: &[Heard], now: Instant) -> bool {
         let known = self.by_devnum.entry(devnum).or_default();
         known.attempts += 1;
@@ -64,17 +64,17 @@ impl Again {
         known.attempts == 1
     }
 
-    /// It was read, or is gone. Says whether that is new.
+    /// Records that the disk was read, or is gone. Returns whether that is new.
     pub(super) fn over(&mut self, devnum: DevNum) -> bool {
         self.by_devnum.remove(&devnum).is_some()
     }
 
-    /// What is still to be heard of a disk that could not be read.
+    /// Returns the reasons that are still to be handled for a disk that could not be read.
     pub(super) fn heard(&self, devnum: DevNum) -> &[Heard] {
         self.by_devnum.get(&devnum).map_or(&[], |each| each.heard.as_slice())
     }
 
-    /// It could not be read the last time.
+    /// Returns whether the last read of the disk failed.
     pub(super) fn holds(&self, devnum: DevNum) -> bool {
         self.by_devnum.contains_key(&devnum)
     }
@@ -83,7 +83,7 @@ impl Again {
         self.by_devnum.values().filter_map(|each| each.at).min()
     }
 
-    /// The disks whose time has come; each is handed out once.
+    /// Returns the disks whose retry is due. Each is returned once.
     pub(super) fn due(&mut self, now: Instant) -> Vec<DevNum> {
         let due = self.by_devnum.iter_mut().filter(|(_, each)| each.at.is_some_and(|at| at <= now));
         due.map(|(devnum, each)| {
@@ -102,7 +102,7 @@ mod tests {
     const DISK: DevNum = DevNum { major: 254, minor: 16 };
 
     #[test]
-    fn of_many_reasons_the_last_are_remembered_and_a_look_always() {
+    fn the_latest_reasons_are_kept_and_a_reading_on_request_always() {
         let event = |seq| Heard::Event(Origin::Udev, Some(seq), Timestamp::UNIX_EPOCH);
         let mut reasons = Reasons::of(Heard::Look);
         for seq in (0..100).chain(98..100) {
@@ -114,7 +114,7 @@ mod tests {
     }
 
     #[test]
-    fn a_disk_is_tried_again_later_and_later_until_it_is_read_and_what_was_heard_is_kept() {
+    fn a_disk_is_retried_with_back_off_until_it_is_read_and_its_reasons_are_kept() {
         let (mut again, now) = (Again::default(), Instant::now());
         assert_eq!(again.wake(), None);
         let udev = Heard::Event(Origin::Udev, Some(5), Timestamp::UNIX_EPOCH);

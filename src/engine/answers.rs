@@ -1,4 +1,4 @@
-//! What callers are answered, and what listeners are told.
+//! The answers to callers, and the events for subscribers.
 
 use std::sync::Arc;
 
@@ -11,21 +11,21 @@ use crate::reason::StepName;
 use crate::store::StoreError;
 use crate::volume::{Reason, State};
 
-/// Where an answer goes.
+/// The sender of an answer.
 pub(crate) type Reply<T> = oneshot::Sender<Result<T, Rejection>>;
 
 /// Who is connected to an export.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Clients {
-    /// Nobody, for certain.
+    /// Certainly nobody.
     None,
-    /// These, as the NBD server's open files show.
+    /// These clients, as the NBD server's open files show.
     Connected(Holders),
-    /// Nobody can say.
+    /// Unknown.
     Unknown {
-        /// For what reason.
+        /// Why it is unknown.
         why: String,
-        /// Who is connected to the server: perhaps some of these.
+        /// The clients connected to the server, some of which may use the export.
         candidates: Vec<String>,
     },
 }
@@ -33,37 +33,38 @@ pub(crate) enum Clients {
 /// An intent was accepted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Accepted {
-    /// Just now.
+    /// The intent is new.
     New,
-    /// Already before, in the same words.
+    /// The same intent was accepted before.
     Known,
 }
 
 /// An intent was withdrawn.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Withdrawal {
-    /// Connections to the NBD server that were open and stay so: a server does not cut a client for a removed link.
+    /// Connections to the NBD server that stay open, because a server does not disconnect a client when its link is
+    /// removed.
     pub clients: Holders,
 }
 
-/// A request that cannot be met, for reasons the engine knows.
+/// Why the engine refuses a request.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Rejection {
-    /// There is no such intent.
+    /// The volume has no intent.
     #[error("there is no intent for volume {0}")]
     Unknown(VolumeId),
-    /// The volume is already wanted, with something else.
+    /// The volume has an intent that differs.
     #[error(
         "volume {volume} already has an intent whose {field} is {have}, not {asked}; withdraw it first to change that"
     )]
     Differs {
-        /// Which volume.
+        /// The volume.
         volume: VolumeId,
-        /// The name in the request.
+        /// The name of the field in the request.
         field: &'static str,
-        /// On record.
+        /// The recorded value.
         have: String,
-        /// In the request.
+        /// The requested value.
         asked: String,
     },
     /// Two volumes would show the same serial.
@@ -71,87 +72,87 @@ pub enum Rejection {
         "volumes {asked} and {have} have the same serial {serial}: their disks cannot be told apart. Withdraw {have} first, or give one of the volumes another id"
     )]
     SerialTaken {
-        /// In the request.
+        /// The requested volume.
         asked: VolumeId,
-        /// On record.
+        /// The recorded volume.
         have: VolumeId,
-        /// Of both.
+        /// The serial of both.
         serial: Serial,
     },
     /// This host uses the volume's disk itself.
     #[error("volume {volume} is a disk of this host's own: {uses}")]
     InUseByHost {
-        /// Which volume.
+        /// The volume.
         volume: VolumeId,
-        /// How, with the device's name.
+        /// How the host uses the disk, with the device's name.
         uses: String,
     },
-    /// Somebody uses the export.
+    /// Clients are connected to the export.
     #[error(
         "volume {volume} cannot be withdrawn: NBD clients are connected to it ({clients}); end them, or withdraw with force"
     )]
     ClientsConnected {
-        /// Which volume.
+        /// The volume.
         volume: VolumeId,
-        /// Their addresses.
+        /// The clients' addresses.
         clients: Holders,
     },
-    /// The export could not be taken away.
+    /// The export could not be revoked.
     #[error(
         "volume {0} cannot be withdrawn: its export could not be removed from the served folder; remove it by hand, or stop the NBD server, then ask again"
     )]
     ExportStuck(VolumeId),
-    /// Somebody may be reading or writing the export.
+    /// It is unknown whether clients use the export.
     #[error(
         "volume {volume} cannot be withdrawn: whether NBD clients use it is not known: {why}{}; end them, or withdraw with force",
         connected(clients)
     )]
     ClientsUnknown {
-        /// Which volume.
+        /// The volume.
         volume: VolumeId,
-        /// For what reason.
+        /// Why it is unknown.
         why: String,
-        /// The addresses of those who are connected to the server.
+        /// The addresses of the clients that are connected to the server.
         clients: Vec<String>,
     },
-    /// The volume is just being accepted or withdrawn by another request.
+    /// Another request is accepting or withdrawing the volume.
     #[error("volume {0} is just being withdrawn by another request; ask again")]
     Leaving(VolumeId),
-    /// An operation has taken the export away, and has not ended.
+    /// An operation has sealed the volume, and has not ended.
     #[error("volume {volume} is sealed by the operation {operation}; wait until that has ended, or cancel it")]
     Sealed {
-        /// Which volume.
+        /// The volume.
         volume: VolumeId,
-        /// Which operation.
+        /// The operation.
         operation: OperationId,
     },
-    /// What is to be released is not sealed.
+    /// The volume to release is not sealed by this operation.
     #[error("volume {volume} is not sealed by the operation {operation}: seal it first")]
     NotSealed {
-        /// Which volume.
+        /// The volume.
         volume: VolumeId,
-        /// Which operation.
+        /// The operation.
         operation: OperationId,
     },
-    /// There are as many intents as there may be.
+    /// The limit of intents is reached.
     #[error(
         "there are {used} intents {whose}, and at most {limit} may be: withdraw some that are not needed, or raise the limit ([limits] in attachd.toml)"
     )]
     TooMany {
-        /// Of all or of one user.
+        /// Whether the limit is of all intents or of one user's.
         whose: String,
-        /// How many there are.
+        /// How many intents there are.
         used: usize,
-        /// How many there may be.
+        /// The limit.
         limit: u32,
     },
-    /// The store did not take it; nothing was changed.
+    /// The store failed. Nothing was changed.
     #[error("{0}. Nothing was changed. {hint}", hint = .0.hint())]
     Store(StoreError),
-    /// The claims folder did not take it; nothing was changed.
+    /// The folder of claims failed. Nothing was changed.
     #[error("{0}. Nothing was changed; free space or repair the folder, then ask again")]
     NotDurable(String),
-    /// The folder of claims did not take it; nothing was changed.
+    /// The folder of claims failed. Nothing was changed.
     #[error("{0}. Nothing was changed; repair the folder of claims (attachctl health), then ask again")]
     NotClaimed(String),
 }
@@ -163,26 +164,26 @@ fn connected(clients: &[String]) -> String {
     }
 }
 
-/// One step in a volume's life, as it happens.
+/// One step in a volume's life.
 #[derive(Debug, Clone)]
 pub struct Event {
-    /// Counts up from 1 since the daemon started; a gap means events were missed.
+    /// Counts from 1 since the daemon's start. A gap means that events were missed.
     pub id: u64,
-    /// When.
+    /// When the step happened.
     pub at: Timestamp,
-    /// Which volume.
+    /// The volume.
     pub volume_id: VolumeId,
     /// Its serial.
     pub serial: Serial,
     /// The name of the step.
     pub event: StepName,
-    /// Particulars.
+    /// Details.
     pub detail: String,
-    /// Where the volume stands after it.
+    /// The state of the volume after the step.
     pub state: State,
-    /// Why it is not served.
+    /// Why the volume is not served.
     pub reason: Option<Reason>,
 }
 
-/// Events are shared by all who listen.
+/// An event that all subscribers share.
 pub type SharedEvent = Arc<Event>;

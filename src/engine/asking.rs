@@ -1,8 +1,8 @@
-//! Who is connected to a volume's disks: which device numbers are asked about, and what the answers come to.
+//! Finds out who is connected to a volume's disks: which device numbers to ask about, and what the answers add up to.
 //!
-//! attachd-helper tells by the NBD servers' open descriptors, whatever state the volume is in: a client keeps what it has
-//! opened when the export is taken away, and when the disk is pulled or used by the host meanwhile. Only a volume that has
-//! neither a disk here nor a mapping of this boot is nobody's for certain without a question.
+//! attachd-helper answers from the NBD servers' open descriptors, whatever the volume's state. A client keeps what it
+//! has opened even if the export is revoked, the disk is pulled, or the host begins to use the disk. Only a volume
+//! that has neither a present disk nor a mapping of this boot certainly has no clients without a question.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -19,22 +19,22 @@ use crate::device::table::Table;
 use crate::helper_client::{HelperClient, HelperError, Holders};
 use crate::identity::Serial;
 
-/// How long a server may take to close a disk that nobody seems to use, but that it has open: what attachd's own handshake,
-/// or a client that has hung up, had open.
+/// How long a server may take to close a disk that it has open though no client uses it. The open disk may be left
+/// from attachd's own handshake, or from a client that has disconnected.
 const CLOSING: Duration = Duration::from_millis(500);
 
 /// A device number under which a volume's disk may be open.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Question {
     devnum: DevNum,
-    /// The node that is there now.
+    /// The present device node.
     node: Option<PathBuf>,
-    /// Another disk has the number now: its clients cannot be told from those of the one that is gone.
+    /// Whether another disk has the number now. Its clients cannot be told from those of the absent disk.
     shared: bool,
 }
 
-/// What is to be asked: each present disk of the serial, and the number of the mapping. The server keeps a pulled disk's
-/// descriptor under it; a number of an earlier boot means nothing.
+/// Returns what to ask: each present disk of the serial, and the number of the mapping. The server keeps the
+/// descriptor of a pulled disk under that number. A number of an earlier boot means nothing.
 pub(super) fn questions(serial: Serial, mapping: Option<&Evidence>, boot_id: &str, table: &Table) -> Vec<Question> {
     let node = |name: &str| Path::new("/dev").join(name);
     let present = table.with_serial(serial).map(|device| Question {
@@ -55,10 +55,10 @@ pub(super) fn questions(serial: Serial, mapping: Option<&Evidence>, boot_id: &st
     questions
 }
 
-/// What the helper answered to one question; `None`: no server has that number open.
+/// The helper's answer to one question. `None`: no server has that number open.
 type Held = Result<Option<Holders>, HelperError>;
 
-/// Asks.
+/// Asks all questions.
 pub(super) async fn ask(helper: &dyn Helper, server: &dyn NbdServer, questions: &[Question]) -> Clients {
     let mut answers = Vec::new();
     for question in questions {
@@ -71,7 +71,7 @@ pub(super) async fn ask(helper: &dyn Helper, server: &dyn NbdServer, questions: 
     }
 }
 
-/// What several answers come to.
+/// What several answers add up to.
 #[derive(Debug, PartialEq, Eq)]
 enum Sum {
     Nobody,
@@ -79,7 +79,8 @@ enum Sum {
     Unknown(String),
 }
 
-/// Whoever is seen is named, also when another question has no answer; nobody is there only if each answer says so.
+/// Adds up the answers. Visible clients are named even if another question has no answer. The result is nobody only
+/// if each answer says so.
 fn sum(answers: Vec<Held>) -> Sum {
     let (mut seen, mut unknown) = (Holders { clients: Vec::new(), exact: true }, None);
     for answer in answers {
@@ -90,7 +91,7 @@ fn sum(answers: Vec<Held>) -> Sum {
             }
             Ok(Some(holders)) => {
                 seen.exact &= holders.exact;
-                // Two on a Unix socket look alike; one that has both disks open is one.
+                // Two clients on a Unix socket look alike. A client that has both disks open counts once.
                 let before = seen.clients.clone();
                 seen.clients.extend(holders.clients.into_iter().filter(|client| !before.contains(client)));
             }
@@ -105,9 +106,9 @@ fn sum(answers: Vec<Held>) -> Sum {
     }
 }
 
-/// Who has this disk open. One that nobody seems to have open, and yet is open, may be just being closed.
+/// Returns who has this disk open. If nobody seems to have it open and it is open, the server may be closing it.
 pub(super) async fn patiently(helper: &HelperClient, devnum: DevNum, node: Option<PathBuf>) -> Held {
-    // Before the question: what is closed after the answer was made up is not missed.
+    // The watch starts before the question, so that a close after the answer was made is not missed.
     let closing = node.and_then(|node| Closing::watch(&node).ok());
     let limit = Instant::now() + CLOSING;
     loop {
@@ -116,7 +117,7 @@ pub(super) async fn patiently(helper: &HelperClient, devnum: DevNum, node: Optio
         if last || !may_be_closing(&answer) {
             return answer;
         }
-        // Without a watch, asked once more when the time is over.
+        // Without a watch the question is repeated when the time is over.
         let _ = match &closing {
             Some(closing) => tokio::time::timeout_at(limit, closing.closed()).await,
             None => tokio::time::timeout_at(limit, std::future::pending()).await,
@@ -124,7 +125,8 @@ pub(super) async fn patiently(helper: &HelperClient, devnum: DevNum, node: Optio
     }
 }
 
-/// Who may be another disk's client is none of this one's, should it be closed in a moment.
+/// Returns whether the open disk may be closed in a moment. Then a client of another disk is not counted as this
+/// one's.
 fn may_be_closing(answer: &Held) -> bool {
     matches!(answer, Ok(Some(holders)) if !holders.exact || holders.clients.is_empty())
 }
@@ -144,7 +146,7 @@ mod tests {
         evidence::check(&ground(), &[&device()], None, jiff::Timestamp::UNIX_EPOCH).unwrap().unwrap()
     }
 
-    /// A table with the sample's disk, as the change makes it.
+    /// Returns a table with the sample's disk, changed by `change`.
     fn table(change: impl FnOnce(&mut crate::device::facts::Facts)) -> Table {
         let (mut table, mut facts) = (Table::default(), device().facts);
         change(&mut facts);
@@ -158,14 +160,14 @@ mod tests {
     }
 
     #[test]
-    fn a_present_disk_is_asked_about_with_and_without_a_mapping_and_once() {
+    fn the_clients_of_a_present_disk_are_asked_for_once_with_and_without_a_mapping() {
         let table = table(|_| {});
         assert_eq!(asked(None, &table), [(DEVNUM, false)]);
         assert_eq!(asked(Some(&mapping()), &table), [(DEVNUM, false)]);
     }
 
     #[test]
-    fn a_disk_that_is_gone_is_asked_about_by_the_number_it_had_in_this_boot() {
+    fn the_clients_of_an_absent_disk_are_asked_for_by_its_number_in_this_boot() {
         let none = Table::default();
         assert_eq!(asked(Some(&mapping()), &none), [(DEVNUM, false)]);
         let earlier = Evidence { boot_id: "an earlier one".into(), ..mapping() };
@@ -174,7 +176,7 @@ mod tests {
     }
 
     #[test]
-    fn a_disk_that_has_the_number_of_the_one_that_is_gone_is_said_to_share_it() {
+    fn a_disk_with_the_number_of_an_absent_one_is_reported_as_sharing_it() {
         let other = table(|facts| {
             facts.diskseq += 1;
             if let Ok(identity) = &mut facts.identity {
@@ -185,7 +187,7 @@ mod tests {
     }
 
     #[test]
-    fn nobody_is_there_only_if_every_answer_says_so() {
+    fn the_clients_are_nobody_only_if_every_answer_says_so() {
         let (none, silent) = (Ok(None), Err(HelperError::Silent("x".into(), "y".into())));
         let these = |name: &str| Ok(Some(Holders { clients: vec![name.into()], exact: true }));
         let nobody_seen = Ok(Some(Holders { clients: Vec::new(), exact: false }));

@@ -1,5 +1,5 @@
-//! What a part wants done outside is begun: readings of disks, looks at the folders, the helper's errands, what is prepared,
-//! what the server is told and asked. What comes of it is an input, taken up in [`super::results`].
+//! Starts what a part wants done outside: readings of disks, checks of the folders, requests to the helper,
+//! preparations, notifications of the server and handshakes. Each result is an input, handled in [`super::results`].
 
 use std::collections::BTreeSet;
 
@@ -12,27 +12,28 @@ use crate::device::table::Heard;
 use crate::identity::{Serial, VolumeId};
 
 impl Engine {
-    /// Has one disk read; it comes back as [`super::input::Input::Looked`].
+    /// Starts reading one disk. The result is [`super::input::Input::Looked`].
     pub(super) fn look(&mut self, devnum: DevNum, heard: Heard) {
         if let Some(reading) = self.world.looks.wish(devnum, heard) {
             self.steps.read(devnum, reading);
         }
     }
 
-    /// The same once more, for what happened while it was read.
+    /// Reads a disk again because of what happened while it was read.
     pub(super) fn look_again(&mut self, devnum: DevNum, reasons: Reasons) {
         let reading = self.world.looks.begin(devnum, reasons);
         self.steps.read(devnum, reading);
     }
 
-    /// Has all disks read; they come back as [`super::input::Input::Scanned`]. `done` is told when each volume was held against them.
+    /// Starts reading all disks. The result is [`super::input::Input::Scanned`]. `done` is notified when each volume
+    /// was compared with them.
     pub(super) fn scan(&mut self, reason: &'static str, done: Option<Done>) {
         let reading = self.world.looks.next();
         let round = self.waiting.begin(done);
         self.steps.read_all(reading, reason, round);
     }
 
-    /// Has the folders of exports listed. `done` is told when they have been compared.
+    /// Starts listing the folders of exports. `done` is notified when they have been compared.
     pub(super) fn list_exports(&mut self, done: Option<Done>) {
         let Some(waiting) = self.world.exported.upkeep.wish(done) else { return };
         let round = self.waiting.begin(waiting);
@@ -40,11 +41,13 @@ impl Engine {
         self.steps.list_exports(known, round);
     }
 
-    /// Has put right what was added to the claims or taken from them by hand. `done` is told of the end.
+    /// Starts restoring the claims, of which some may have been added or removed by hand. `done` is notified at the
+    /// end.
     pub(super) fn restore_claims(&mut self, done: Option<Done>) {
         let Some(waiting) = self.world.claimed.upkeep.wish(done) else { return };
         let round = self.waiting.begin(waiting);
-        // What is left as it is now, is looked at once more should it end the other way.
+        // Claims that are being added or removed now are left as they are. They are checked again if that ends the
+        // other way.
         self.world.admissions.doubt_claims();
         let (mut wanted, mut under_way) = (Vec::new(), self.world.admissions.volumes().collect::<Vec<_>>());
         for volume in self.world.volumes_mut() {
@@ -53,18 +56,19 @@ impl Engine {
             let to = if going { &mut under_way } else { &mut wanted };
             to.push(volume.intent.volume);
         }
-        // From here on: what is accepted or withdrawn while it runs is left as it is.
+        // From here on, the restoration leaves alone the claims of intents that are accepted or withdrawn while it
+        // runs.
         self.steps.restore_claims(wanted, under_way, round);
     }
 
-    /// Has udev take the mark off a disk that nobody wants any more.
+    /// Asks udev to remove the mark from a disk that nobody wants any more.
     pub(super) fn unmark(&mut self, serial: Serial) {
         if let Some(asked) = self.world.errands.unmark(serial) {
             self.steps.retrigger(serial, asked);
         }
     }
 
-    /// Gives back the nodes of disks that were withdrawn and, for a crash in between, never un-marked.
+    /// Removes the marks of disks that were withdrawn and, because of a crash in between, never un-marked.
     pub(super) fn unmark_unwanted(&mut self) {
         let serials: BTreeSet<_> = self.world.table.all().filter_map(|disk| self.world.marked_in_vain(disk)).collect();
         for serial in serials {
@@ -72,7 +76,8 @@ impl Engine {
         }
     }
 
-    /// Has an export prepared, unless it is, or that is under way or to be tried later. Says whether it is.
+    /// Starts preparing an export, unless it is prepared, is being prepared, or waits for a retry. Returns whether it
+    /// is prepared.
     pub(super) fn prepare(&mut self, id: VolumeId) -> bool {
         let needed = self.steps.tools.backend.prepares();
         let Some(volume) = self.world.volume_mut(id) else { return false };
@@ -82,7 +87,7 @@ impl Engine {
         wish == Wish::Done
     }
 
-    /// Somebody has touched what was prepared, or a caller wants it tried now.
+    /// Prepares again, because another program has touched the files, or because a caller wants it now.
     pub(super) fn prepare_again(&mut self, id: VolumeId) {
         let needed = self.steps.tools.backend.prepares();
         let Some(volume) = self.world.volume_mut(id) else { return };
@@ -97,7 +102,7 @@ impl Engine {
         }
     }
 
-    /// Takes note of a change to a volume's files that the server must be told of.
+    /// Records a change to a volume's files of which the server must be notified.
     pub(super) fn changed(&mut self, id: VolumeId) {
         if !self.steps.tools.backend.must_be_told() {
             return;
@@ -111,14 +116,14 @@ impl Engine {
         }
     }
 
-    /// Tells the server everything.
+    /// Notifies the server of all changes.
     pub(super) fn tell_server(&mut self) {
         if self.world.telling.begin() {
             self.steps.tell(self.world.telling.last());
         }
     }
 
-    /// Asks the server whether it answers at all. At most one question is under way.
+    /// Checks whether the server answers at all. At most one check runs.
     pub(super) fn greet_server(&mut self) {
         if let Some(life) = self.world.handshakes.begin(self.steps.tools.clock.now()) {
             self.steps.greet(life);

@@ -1,4 +1,4 @@
-//! What is known of the folder of claims.
+//! The state of the folder of claims.
 
 use std::io;
 use std::time::Instant;
@@ -7,26 +7,26 @@ use super::upkeep::Upkeep;
 use crate::claims::Restored;
 use crate::folder::Names;
 
-/// How far the folder is what it has to be.
+/// The state of the folder of claims.
 #[derive(Debug, Default)]
 pub struct Claimed {
-    /// What is in the folder and not attachd's.
+    /// The names in the folder that are not attachd's.
     pub foreign: Names,
-    /// Why the folder cannot be put right, if that is so.
+    /// Why the folder cannot be restored, if that fails.
     pub failed: Option<String>,
-    /// When it is put right.
+    /// When the folder is restored next.
     pub(super) upkeep: Upkeep,
 }
 
 impl Claimed {
-    /// What the start found.
+    /// Returns the state at the start.
     pub(super) fn new(restored: &io::Result<Restored>, now: Instant) -> Self {
         let mut claimed = Self::default();
         claimed.learn(restored, now);
         claimed
     }
 
-    /// Takes note, and says what is new.
+    /// Records the result of a restoration, and logs what is new.
     pub(super) fn learn(&mut self, restored: &io::Result<Restored>, now: Instant) {
         let (foreign, failed) = match restored {
             Ok(restored) => {
@@ -60,7 +60,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_folder_that_cannot_be_put_right_is_tried_again_and_what_was_known_of_it_stays() {
+    fn a_folder_that_cannot_be_restored_is_retried_and_its_known_state_stays() {
         let now = Instant::now();
         let foreign: Names = std::iter::once("notes.txt".to_owned()).collect();
         let mut claimed = Claimed::new(&Ok(Restored { foreign: foreign.clone(), ..Restored::default() }), now);

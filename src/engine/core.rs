@@ -1,4 +1,4 @@
-//! The engine itself: what it knows and what it works with. What it does with these is in the files above this one.
+//! The engine itself: its state and its tools. The files above this one use these.
 
 use tokio::sync::mpsc;
 
@@ -10,10 +10,10 @@ use super::waiting::Waiting;
 use super::world::World;
 use crate::export::server::Server;
 
-/// The engine; [`Engine::run`] consumes it.
+/// The engine. [`Engine::run`] consumes it.
 pub struct Engine {
     pub(super) world: World,
-    /// What it works with, and begins outside.
+    /// Starts the steps that run outside, and holds the tools.
     pub(super) steps: Steps,
     pub(super) inputs: mpsc::Receiver<Input>,
     pub(super) story: Story,

@@ -1,4 +1,4 @@
-//! What to do about one volume: the one place where that is decided. Pure.
+//! Decides what to do about one volume. This is the one place for that decision, and it is pure.
 
 use jiff::Timestamp;
 
@@ -11,89 +11,89 @@ use crate::identity::Serial;
 use crate::reason::Code;
 use crate::volume::{Intent, Reason, State};
 
-/// What is wanted, and what is on record.
+/// What is wanted, and what is recorded.
 #[derive(Debug, Clone, Copy)]
 pub struct Desired<'a> {
-    /// The wish.
+    /// The intent.
     pub intent: &'a Intent,
-    /// The recorded mapping, of whatever age.
+    /// The recorded mapping, of any age.
     pub mapping: Option<&'a Evidence>,
 }
 
-/// What is there.
+/// What was observed.
 #[derive(Debug, Clone, Copy)]
 #[allow(clippy::struct_excessive_bools, reason = "each is a fact of its own; together they are no state machine")]
 pub struct Observed<'a> {
-    /// The time, as evidence notes it.
+    /// The time, as evidence records it.
     pub now: Timestamp,
-    /// The same by the clock that deadlines go by.
+    /// The same time by the clock of the deadlines.
     pub steady: Steady,
-    /// Boot and group that evidence is held against.
+    /// The boot and the group with which evidence is compared.
     pub ground: &'a Ground,
     /// The present disks that show the volume's serial.
     pub present: &'a [&'a Device],
-    /// They were read after the last reason to distrust an older reading.
+    /// Whether they were read after the last reason to distrust an older reading.
     pub fresh: bool,
-    /// The export's link exists.
+    /// Whether the export's link exists.
     pub published: bool,
-    /// udev was asked once to look at this very disk again.
+    /// Whether udev was asked once to handle this very disk again.
     pub retriggered: bool,
-    /// The server knows of the export's files, or needs not be told.
+    /// Whether the server knows of the export's files, or need not be notified.
     pub told: bool,
-    /// Just now nobody had this very disk, or a partition of it, open exclusively.
+    /// Whether a moment ago nobody had this very disk, or a partition of it, open exclusively.
     pub free: bool,
-    /// A handshake has succeeded since the link was made and the server came up.
+    /// Whether a handshake has succeeded since the link was made and the server came up.
     pub proven: bool,
-    /// Why the disk cannot be read now. What was read of it before holds on; nothing new is begun with it.
+    /// Why the disk cannot be read now. The last reading stays valid, but no new step uses it.
     pub unread: Option<&'a str>,
-    /// udevd owes the event of this disk for too long, or is silent altogether.
+    /// Whether udevd owes the event of this disk for too long, or is silent.
     pub udevd_owes: bool,
-    /// The NBD server; `None`: not known yet.
+    /// The NBD server. `None`: not known yet.
     pub server: Option<&'a Server>,
-    /// The unit that runs it, for hints.
+    /// The server's unit, for hints.
     pub server_unit: &'a str,
-    /// The next step failed lately; `true`: it is to wait.
+    /// The reason for which the next step failed lately. `true`: the step must wait.
     pub trouble: Option<(&'a Reason, bool)>,
-    /// Where the volume stands.
+    /// The present state of the volume.
     pub standing: (State, Option<&'a Reason>),
 }
 
-/// Where the volume stands from now on, and what is to be done.
+/// The new state of a volume, and what to do.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Decision {
     /// The state.
     pub state: State,
-    /// Why it is not served, as far as there is something to say.
+    /// Why the volume is not served, if there is a reason to give.
     pub reason: Option<Reason>,
-    /// Take the export away, now.
+    /// Whether to revoke the export now.
     pub revoke: bool,
     /// The one next step.
     pub step: Option<Step>,
 }
 
-/// One step on the way to being served. Each may be repeated and then changes nothing.
+/// One step on the way to being served. Repeating a step changes nothing.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Step {
     /// Read the disk again.
     Look(DevNum),
-    /// Have udev look at the present disk again.
+    /// Ask udev to handle the present disk again.
     Retrigger(Serial),
     /// Make the mapping durable.
     Record(Evidence),
-    /// Ask the kernel whether anybody has the disk open exclusively.
+    /// Ask the kernel whether a process has the disk open exclusively.
     TryOpen(Evidence),
-    /// Let clients in.
+    /// Publish the export.
     Publish(Evidence),
-    /// Tell the server of its files.
+    /// Notify the server of its files.
     Tell,
-    /// Ask the server for it.
+    /// Make a handshake for the export.
     Probe(Evidence),
 }
 
 /// Decides.
 pub fn decide(desired: &Desired<'_>, observed: &Observed<'_>) -> Decision {
     let Some(device) = observed.present.first() else {
-        // No serial was read, but the disk on record has not gone: in this boot no other has its sequence number.
+        // No serial was read, but the recorded disk has not gone: in this boot no other disk has its sequence number.
         let on_record = desired.mapping.filter(|mapping| mapping.boot_id == observed.ground.boot_id);
         return match observed.unread.zip(on_record) {
             Some((why, mapping)) => held(desired, observed, mapping.clone(), why),
@@ -118,7 +118,7 @@ pub fn decide(desired: &Desired<'_>, observed: &Observed<'_>) -> Decision {
     match evidence::check(observed.ground, observed.present, desired.intent.size_bytes, observed.now) {
         Some(Ok(evidence)) => proven(desired, observed, evidence),
         Some(Err(refusal)) => refused(desired, observed, &refusal),
-        // Only disks that show a serial are looked up by it.
+        // Only disks that show a serial are found by it.
         None => absent(desired, observed),
     }
 }
@@ -139,7 +139,8 @@ fn absent(desired: &Desired<'_>, observed: &Observed<'_>) -> Decision {
     Decision { state, reason, revoke: observed.published, step: None }
 }
 
-/// The kernel shows the disk, udevd has not reported it: it is at its rules, which takes milliseconds, or held up, or dead.
+/// Decides for a disk that the kernel shows and udevd has not reported. udevd may be running its rules, which takes
+/// milliseconds, or be held up, or dead.
 fn unfinished(desired: &Desired<'_>, observed: &Observed<'_>, device: &Device) -> Decision {
     let state = without_disk(desired, observed.steady);
     let (stood, reason) = observed.standing;
@@ -149,18 +150,19 @@ fn unfinished(desired: &Desired<'_>, observed: &Observed<'_>, device: &Device) -
     } else {
         reason.filter(|_| stood == state).cloned()
     };
-    // What a udevd has missed while it was away it never makes up for: it has to be told again, until it reports the disk.
+    // udevd never repeats what it missed while it was away. So it is asked again until it reports the disk.
     let again = observed.udevd_owes && !observed.retriggered;
     let step = again.then(|| Step::Retrigger(desired.intent.serial()));
     Decision { state, reason, revoke: observed.published, step }
 }
 
-/// What was read last is of a past moment, and the disk is read once more. Nothing is done for it before that; but what was
-/// published on an earlier reading, and does not pass by this one, goes at once.
+/// Decides for a disk whose last reading is of a past moment. The disk is read again, and nothing is done for it
+/// before that. But an export that was published on an earlier reading, and does not pass the checks with this one,
+/// is revoked at once.
 fn stale(desired: &Desired<'_>, observed: &Observed<'_>, device: &Device) -> Decision {
     let step = Some(Step::Look(device.facts.devnum));
     let (stood, reason) = observed.standing;
-    // What was shown before counts no more, also while the disk is read.
+    // An earlier proof counts no more, also while the disk is read.
     let state =
         if stood == State::Ready && !(observed.published && observed.proven) { State::Exporting } else { stood };
     let stands = Decision { state, reason: reason.cloned(), revoke: false, step: step.clone() };
@@ -176,8 +178,8 @@ fn stale(desired: &Desired<'_>, observed: &Observed<'_>, device: &Device) -> Dec
     }
 }
 
-/// The disk cannot be read now. `evidence` is what held of it the last time: what is published on it stays so; nothing is
-/// recorded or published on it.
+/// Decides for a disk that cannot be read now. `evidence` is the last that was valid. An export that was published on
+/// it stays published. Nothing is recorded or published on it.
 fn held(desired: &Desired<'_>, observed: &Observed<'_>, evidence: Evidence, why: &str) -> Decision {
     let on_record = desired.mapping.is_some_and(|mapping| mapping.agrees(&evidence));
     if on_record && observed.published {
@@ -193,7 +195,7 @@ fn held(desired: &Desired<'_>, observed: &Observed<'_>, evidence: Evidence, why:
     Decision { state, reason: Some(reason), revoke: observed.published, step: None }
 }
 
-/// Why something waits that needs a disk that cannot be read.
+/// Returns why a step waits that needs a disk that cannot be read.
 pub(super) fn unread(disk: &str, why: &str) -> Reason {
     Reason::new(Code::DiskUnread, format!("{disk} is there, but could not be read: {why}"))
 }
@@ -216,7 +218,7 @@ fn refused(desired: &Desired<'_>, observed: &Observed<'_>, refusal: &Refusal) ->
 }
 
 fn proven(desired: &Desired<'_>, observed: &Observed<'_>, evidence: Evidence) -> Decision {
-    // The reason stays while the step is tried again: it is told once, not at every try.
+    // The reason stays while the step is retried, so that it is reported once and not at every attempt.
     let go = |state, step| match observed.trouble {
         None => Decision { state, reason: None, revoke: false, step: Some(step) },
         Some((reason, waits)) => {
@@ -224,7 +226,7 @@ fn proven(desired: &Desired<'_>, observed: &Observed<'_>, evidence: Evidence) ->
         }
     };
     if !desired.mapping.is_some_and(|mapping| mapping.agrees(&evidence)) {
-        // Not the disk on record: whatever is published under this name is not proven.
+        // The disk is not the recorded one, so whatever is published under this name is not proven.
         return Decision { revoke: observed.published, ..go(State::Matched, Step::Record(evidence)) };
     }
     if !observed.published && !observed.free {
@@ -260,7 +262,7 @@ mod tests {
         Timestamp::from_second(1_000_000).unwrap()
     }
 
-    /// When every scene begins.
+    /// The time at which every scene begins.
     const BEGIN: Steady = Steady::from_micros(7_000_000);
 
     fn intent(deadline_seconds: Option<u32>, origin: IntentOrigin) -> Intent {
@@ -276,7 +278,7 @@ mod tests {
         }
     }
 
-    /// Everything `decide` sees of one volume, owned.
+    /// Everything that `decide` sees of one volume, owned.
     #[derive(Debug, Clone)]
     #[allow(clippy::struct_excessive_bools, reason = "as in Observed")]
     struct Scene {
@@ -300,7 +302,7 @@ mod tests {
     }
 
     impl Scene {
-        /// A disk is there; nothing was done yet.
+        /// Returns a scene with a disk, for which nothing was done yet.
         fn new() -> Self {
             Self {
                 now: now(),
@@ -358,7 +360,8 @@ mod tests {
             decide(&Desired { intent: &intent, mapping: self.mapping.as_ref() }, &observed)
         }
 
-        /// Does what was decided, as the engine would when everything succeeds. False when there was nothing to do.
+        /// Does what was decided, as the engine would if everything succeeds. Returns false if there was nothing to
+        /// do.
         fn carry_out(&mut self, decision: &Decision) -> bool {
             if decision.revoke {
                 (self.published, self.proven, self.free) = (false, false, false);
@@ -411,7 +414,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_shown_of_a_server_before_is_no_longer_ready_while_the_disk_is_read_again() {
+    fn an_earlier_servers_proof_is_not_ready_while_the_disk_is_read_again() {
         let served = Scene { fresh: false, ..Scene::served() };
         assert_eq!(served.decide().state, State::Ready, "the control");
         let decision = Scene { proven: false, ..served }.decide();
@@ -419,7 +422,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_published_and_does_not_pass_by_the_last_reading_goes_before_the_next() {
+    fn an_export_that_fails_the_checks_is_revoked_before_the_next_reading() {
         let served = Scene { fresh: false, ..Scene::served() };
         assert!(!served.decide().revoke, "the control");
         let mounted = spoilt(|_, identity| identity.uses = vec![Use::Mounted("/srv".into())]);
@@ -432,7 +435,7 @@ mod tests {
     }
 
     #[test]
-    fn a_server_that_does_not_know_of_the_files_is_told_before_it_is_asked() {
+    fn a_server_is_notified_of_new_files_before_the_handshake() {
         let scene = Scene { told: false, proven: false, ..Scene::served() };
         assert_eq!(scene.decide().step, Some(Step::Tell));
         let down = Scene { server: Some(Server::Down { why: "x".into() }), ..scene.clone() };
@@ -447,7 +450,7 @@ mod tests {
     }
 
     #[test]
-    fn without_a_disk_it_waits_until_the_deadline_and_is_lost_when_it_had_one() {
+    fn a_volume_without_a_disk_waits_until_the_deadline_and_is_lost_if_it_had_one() {
         let empty = Scene { present: Vec::new(), ..Scene::new() };
         assert_eq!(empty.decide(), Decision { state: State::Waiting, reason: None, revoke: false, step: None });
         let at = |seconds: i64| Scene {
@@ -485,7 +488,7 @@ mod tests {
     }
 
     #[test]
-    fn the_kernels_word_alone_publishes_nothing_and_is_mentioned_only_when_udevd_is_silent() {
+    fn a_kernel_event_alone_publishes_nothing_and_is_mentioned_only_if_udevd_is_silent() {
         let unsettled = Device { settled: false, ..device() };
         let scene = Scene { present: vec![unsettled], ..Scene::new() };
         assert_eq!(scene.decide(), Decision { state: State::Waiting, reason: None, revoke: false, step: None });
@@ -495,18 +498,18 @@ mod tests {
         let silent = silent.decide();
         let again = Some(Step::Retrigger(volume().serial()));
         assert_eq!((silent.state, code(&silent), silent.step), (State::Waiting, Some(Code::UdevNotFinished), again));
-        // The disk of a lost volume is coming back: milliseconds that are not worth a word.
+        // The disk of a lost volume is coming back. That takes milliseconds, and needs no reason.
         let gone = Reason::new(Code::DeviceGone, "gone");
         let standing = (State::Lost, Some(gone.clone()));
         let back = Scene { mapping: Scene::served().mapping, standing, ..scene.clone() }.decide();
         assert_eq!(back, Decision { state: State::Lost, reason: Some(gone), revoke: false, step: None });
-        // The disk of a served volume was exchanged for another with its serial.
+        // The disk of a served volume was replaced by another with its serial.
         let swapped = Scene { present: scene.present, ..Scene::served() }.decide();
         assert_eq!((swapped.state, code(&swapped), swapped.revoke), (State::Lost, Some(Code::UdevNotFinished), true));
     }
 
     #[test]
-    fn an_old_reading_decides_nothing_but_to_read_again() {
+    fn an_old_reading_only_causes_another_reading() {
         let stale = Scene { fresh: false, ..Scene::served() }.decide();
         let step = Some(Step::Look(DEVNUM));
         assert_eq!(stale, Decision { state: State::Ready, reason: None, revoke: false, step });
@@ -514,12 +517,12 @@ mod tests {
 
     /// Invariant 13: "could not be read" is never "is not there".
     #[test]
-    fn a_disk_that_cannot_be_read_keeps_what_was_proven_and_begins_nothing_new() {
+    fn an_unreadable_disk_keeps_its_proof_and_starts_no_new_step() {
         for present in [vec![device()], Vec::new()] {
             let served = Scene { present, fresh: false, unread: true, ..Scene::served() };
             let kept = Decision { state: State::Ready, reason: None, revoke: false, step: None };
             assert_eq!(served.decide(), kept);
-            // Also after a start, when it is to be proven again that the server serves it.
+            // Also after a start, when the server must be proven again to serve it.
             let asked = Scene { proven: false, standing: (State::Exporting, None), ..served.clone() }.decide();
             assert!(matches!(asked.step, Some(Step::Probe(_))), "{asked:?}");
             let down = Scene { server: Some(Server::Down { why: "x".into() }), ..served.clone() }.decide();
@@ -530,7 +533,7 @@ mod tests {
         }
         let new = Scene { unread: true, fresh: false, ..Scene::new() }.decide();
         assert_eq!((new.state, code(&new), new.step), (State::Waiting, Some(Code::DiskUnread), None));
-        // The controls: it can be read, and is gone; it is of another boot; there are two.
+        // For comparison: the disk can be read, and is gone; it is of another boot; there are two disks.
         let gone = Scene { present: Vec::new(), ..Scene::served() };
         assert!(gone.decide().revoke);
         let before = gone.mapping.clone().map(|mapping| Evidence { boot_id: "before".into(), ..mapping });
@@ -540,7 +543,7 @@ mod tests {
     }
 
     #[test]
-    fn a_duplicate_is_refused_on_the_kernels_word_and_on_an_old_reading() {
+    fn a_duplicate_serial_is_refused_on_a_kernel_event_or_an_old_reading() {
         let twin = Device {
             settled: false,
             ..spoilt(|facts, _| facts.devnum = crate::device::DevNum { major: 254, minor: 32 })
@@ -553,7 +556,7 @@ mod tests {
     }
 
     #[test]
-    fn udev_is_asked_once_to_look_again_where_that_can_help() {
+    fn udev_is_retriggered_once_if_that_can_help() {
         let unmarked = spoilt(|_, identity| identity.link_target = LinkTarget::Device(DEVNUM, 0));
         let scene = Scene { present: vec![unmarked], ..Scene::new() };
         let decision = scene.decide();
@@ -566,7 +569,7 @@ mod tests {
     }
 
     #[test]
-    fn evidence_that_differs_from_the_record_takes_the_export_away_and_is_recorded_anew() {
+    fn evidence_that_differs_from_the_record_revokes_the_export_and_is_recorded_again() {
         let resized = spoilt(|facts, _| facts.size_bytes *= 2);
         let decision = Scene { present: vec![resized], ..Scene::served() }.decide();
         assert_eq!((decision.state, decision.revoke), (State::Matched, true));
@@ -574,7 +577,7 @@ mod tests {
     }
 
     #[test]
-    fn a_server_that_is_down_or_not_known_yet_is_not_asked() {
+    fn a_server_that_is_down_or_unknown_gets_no_handshake() {
         let down = Server::Down { why: "the process has ended".into() };
         let decision = Scene { server: Some(down), ..Scene::served() }.decide();
         assert_eq!((decision.state, code(&decision), decision.step), (State::Exporting, Some(Code::BackendDown), None));
@@ -584,7 +587,7 @@ mod tests {
     }
 
     #[test]
-    fn trouble_holds_the_next_step_back_and_is_shown() {
+    fn a_failure_delays_the_next_step_and_is_shown() {
         let trouble = Some((Reason::new(Code::StoreFailed, "disk full"), true));
         let record = Scene { trouble: trouble.clone(), ..Scene::new() };
         let publish = Scene { published: false, proven: false, trouble: trouble.clone(), ..Scene::served() };
@@ -600,7 +603,7 @@ mod tests {
     }
 
     #[test]
-    fn a_disk_that_somebody_has_open_exclusively_is_refused_and_tried_again_when_the_wait_is_over() {
+    fn an_exclusively_open_disk_is_refused_and_retried_after_the_wait() {
         let in_use = |waits| Some((Reason::new(Code::InUseByHost, "x"), waits));
         let scene = Scene { published: false, proven: false, trouble: in_use(true), ..Scene::served() };
         let waits = scene.decide();
@@ -657,8 +660,8 @@ mod tests {
     }
 
     proptest! {
-        /// Invariants 1, 4 and 7, for any situation at all: only a disk that passes every check, read afresh, reported
-        /// by udev and on record as it is, is published or ready; anything else that is published is taken away.
+        /// Invariants 1, 4 and 7, for any situation. Only a disk is published or ready that passes every check, was
+        /// read afresh, was reported by udev, and is recorded as it is. Anything else that is published is revoked.
         #[test]
         fn only_what_is_proven_is_published_or_ready(scene in scenes()) {
             let decision = scene.decide();
@@ -666,7 +669,7 @@ mod tests {
             let sound = evidence::check(&ground(), &present, None, now()).and_then(Result::ok);
             let settled = present.iter().all(|disk| disk.settled);
             let on_record = sound.as_ref().zip(scene.mapping.as_ref()).is_some_and(|(now, then)| then.agrees(now));
-            // Not read since the start, and not gone.
+            // The disk was not read since the start, and is not gone.
             let this_boot = scene.mapping.as_ref().is_some_and(|mapping| mapping.boot_id == ground().boot_id);
             let remembered = scene.unread && present.is_empty() && this_boot;
             let held = scene.unread && scene.published && (settled && on_record || remembered);
@@ -701,7 +704,7 @@ mod tests {
             }
         }
 
-        /// Doing what is decided comes to an end, and deciding again then changes nothing.
+        /// Doing what is decided ends, and deciding again then changes nothing.
         #[test]
         fn it_comes_to_rest_and_stays_there(mut scene in scenes()) {
             for _ in 0..9 {

@@ -1,5 +1,5 @@
-//! A volume's way out of service: how far it is, by whose wish, who waits for the answer, and what is told of it. What follows
-//! from each thing that can happen is decided in [`super::leaving`].
+//! The withdrawal of a volume: how far it is, who asked for it, who waits for the answer, and what is reported.
+//! [`super::leaving`] decides what follows from each event.
 
 use std::time::{Duration, Instant};
 
@@ -12,67 +12,70 @@ use crate::identity::VolumeId;
 use crate::reason::{Code, StoryStep};
 use crate::volume::{By, Entry, Reason, State, User};
 
-/// First and longest wait between two looks whether a lingering volume's clients are gone: nothing tells that by itself.
+/// The first and the longest wait between two checks whether a lingering volume's clients are gone. No event reports
+/// that.
 const LOOK_AGAIN: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(30));
 
-/// A volume's way out of service.
+/// The withdrawal of a volume.
 #[derive(Default)]
 pub(super) struct Departure {
-    /// How far it is.
+    /// How far the withdrawal is.
     pub(super) leaving: Leaving,
-    /// By whose wish, if that is known: it may have been before the daemon's start.
+    /// Who asked for it, if that is known. It may have been before the daemon's start.
     user: Option<User>,
-    /// Who waits for the answer.
+    /// The caller that waits for the answer.
     reply: Option<Reply<Holders>>,
-    /// When its clients are to be looked at again.
+    /// When the clients are checked again.
     look_at: Option<Instant>,
-    /// The step that is on record as soon as what is being written is.
+    /// The step that is recorded as soon as the running write is.
     entry: Option<Entry>,
-    /// Its claim went meanwhile, or was not looked for, which is nobody's concern as long as the volume goes itself.
+    /// Whether the claim disappeared in between, or was not checked. That does not matter as long as the volume
+    /// itself goes.
     pub(super) claim_unsure: bool,
-    /// A section came meanwhile: a thread that prepared the export was later than the one that removed what was prepared.
+    /// Whether a section appeared in between, because a thread that prepared the export was later than the one that
+    /// removed the preparation.
     pub(super) section_came: bool,
 }
 
-/// What is to be put on record, in one transaction.
+/// What to record in one transaction.
 #[derive(Debug)]
 pub(super) struct OnRecord {
-    /// The step that is told.
+    /// The step that is reported.
     pub(super) entry: Option<Entry>,
-    /// For whom it is sealed, and where it stands; `None`: its rows go.
+    /// What seals the volume, and its state. `None`: its rows are deleted.
     pub(super) stays: Option<(Option<By>, State, Option<Reason>)>,
 }
 
-/// What has become of the rest of a volume whose rows are gone.
+/// The result of removing the rest of a volume whose rows are deleted.
 pub(crate) struct Removed {
-    /// What was prepared for its export.
+    /// The result for what was prepared for its export.
     pub(super) prepared: std::io::Result<()>,
     pub(super) claim: std::io::Result<()>,
 }
 
-/// Who wants something of a volume, and waits for the answer.
+/// Who asks something about a volume, and waits for the answer.
 pub(crate) struct Caller {
     pub(super) user: User,
     pub(super) reply: Reply<Holders>,
 }
 
 impl Departure {
-    /// As the store remembers it.
+    /// Returns the withdrawal that the store remembers.
     pub(super) fn remembered(sealed: Option<By>) -> Self {
         Self { leaving: leaving::remembered(sealed), ..Self::default() }
     }
 
-    /// By whose wish its export is taken away, if that is known.
+    /// Returns who asked for the revocation of the export, if that is known.
     pub(super) fn user(&self) -> Option<User> {
         self.user.filter(|_| self.leaving.is_closed())
     }
 
-    /// When the clock is to be looked at.
+    /// Returns when the timer must end.
     pub(super) fn look_at(&self) -> Option<Instant> {
         self.look_at.filter(|_| matches!(self.leaving, Leaving::Lingering { asking: false, .. }))
     }
 
-    /// Why its export is not there.
+    /// Returns why the export does not exist.
     pub(super) fn reason(&self) -> Reason {
         match self.leaving.operation() {
             Some(operation) => {
@@ -82,14 +85,14 @@ impl Departure {
         }
     }
 
-    /// The same when clients are connected, and it was withdrawn by force.
+    /// Returns the reason when clients are connected and the withdrawal was forced.
     pub(super) fn insisted(&self, clients: &Holders, server_unit: &str) -> Reason {
         let by = self.user.map(|user| format!(" by {user}")).unwrap_or_default();
         let message = format!("withdrawn by force{by} while NBD clients are connected: {clients}");
         Reason::about(Code::ClientsConnected, server_unit, message)
     }
 
-    /// The step that is told when that is written, and its particulars.
+    /// Returns the step that is reported when `write` is durable, and its details.
     fn told(&self, write: &Write) -> Option<(StoryStep, String)> {
         let by = self.user.map(|user| format!(" by {user}")).unwrap_or_default();
         let (event, who, clients) = match (write, &self.leaving) {
@@ -112,7 +115,7 @@ impl Departure {
         Some((event, connected.map_or(who.clone(), |clients| format!("{who}; connected: {clients}"))))
     }
 
-    /// For what its export was taken away.
+    /// Returns for what the export was revoked.
     pub(super) fn purpose(&self) -> String {
         let by = |user: Option<User>| user.map(|user| format!(" asked for by {user}")).unwrap_or_default();
         match (self.leaving.operation(), self.user) {
@@ -122,16 +125,16 @@ impl Departure {
         }
     }
 
-    /// Takes up a call that was let in: how far the volume is now, and who waits for the answer.
+    /// Takes a call that was admitted: how far the volume is now, and who waits for the answer.
     pub(super) fn called(&mut self, leaving: &Leaving, caller: Caller) {
         self.reply = Some(caller.reply);
-        // Who asks once more for what lingers did not ask first.
+        // A caller that repeats a forced withdrawal did not ask first.
         if !matches!(leaving, Leaving::Lingering { .. }) {
             self.user = Some(caller.user);
         }
     }
 
-    /// What follows from what has come of the last step.
+    /// Returns what follows from the result of the last step.
     pub(super) fn next(&mut self, volume: VolumeId, outcome: Outcome) -> Next {
         if matches!(outcome, Outcome::Failed(_)) {
             self.entry = None;
@@ -139,18 +142,19 @@ impl Departure {
         leaving::next(volume, std::mem::take(&mut self.leaving), outcome)
     }
 
-    /// Who waits for the answer; nobody does after that.
+    /// Returns the caller that waits for the answer. Nobody waits after that.
     pub(super) fn take_reply(&mut self) -> Option<Reply<Holders>> {
         self.reply.take()
     }
 
-    /// Whether its claim is to be looked at: it stays, and the claim went meanwhile or was not looked for. Said once.
+    /// Returns once whether the claim must be checked: the volume stays, and the claim disappeared in between or was
+    /// not checked.
     pub(super) fn wants_claim(&mut self) -> bool {
         !self.leaving.may_go() && std::mem::take(&mut self.claim_unsure)
     }
 
-    /// What is written for this act: the step that is told, whether and for whom the volume is sealed then, and where it stands.
-    /// `given_back`: where it stands when it stays.
+    /// Returns what to write for this act: the step to report, whether and by what the volume is sealed then, and its
+    /// state. `given_back` is the state if the volume stays.
     pub(super) fn record(&mut self, write: &Write, at: Timestamp, server_unit: &str, given_back: State) -> OnRecord {
         self.entry = self.told(write).map(|(event, detail)| Entry { at, event: event.into(), detail });
         let entry = self.entry.clone();
@@ -165,12 +169,12 @@ impl Departure {
         OnRecord { entry, stays: Some((sealed, state, reason)) }
     }
 
-    /// The step that was written, to be told once.
+    /// Returns the recorded step once, to be reported.
     pub(super) fn take_entry(&mut self) -> Option<Entry> {
         self.entry.take()
     }
 
-    /// A volume that lingers is to be looked at again in a while.
+    /// Schedules the next check of a volume that lingers.
     pub(super) fn postpone(&mut self, now: Instant) {
         if let Leaving::Lingering { looks, .. } = self.leaving {
             let wait = (LOOK_AGAIN.0 * (1 << looks.saturating_sub(1).min(5))).min(LOOK_AGAIN.1);
@@ -178,7 +182,7 @@ impl Departure {
         }
     }
 
-    /// It stays after all: nothing of it is left, but who waits for the answer.
+    /// Ends the withdrawal because the volume stays. Only the waiting caller remains.
     pub(super) fn give_back(&mut self) {
         *self = Self { reply: self.reply.take(), ..Self::default() };
     }
@@ -219,7 +223,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_written_for_a_seal_says_for_whom_and_is_told_once_and_only_if_it_was_written() {
+    fn a_recorded_seal_names_its_operation_and_is_reported_once_if_it_was_written() {
         for written in [true, false] {
             let mut departure = Departure::default();
             let _answer = called(&mut departure, Call::Seal { by: By::Operation(operation()), force: false }, 7);
@@ -244,7 +248,7 @@ mod tests {
     }
 
     #[test]
-    fn a_volume_that_lingers_is_looked_at_later_and_later_and_by_whose_wish_it_goes_does_not_change() {
+    fn a_lingering_volume_is_checked_with_back_off_and_keeps_its_first_caller() {
         let mut departure = Departure::default();
         let _first = called(&mut departure, Call::Seal { by: By::Withdrawal, force: true }, 7);
         let clients = Holders { clients: vec!["10.0.0.1:5".to_owned()], exact: true };
@@ -269,7 +273,7 @@ mod tests {
     }
 
     #[test]
-    fn a_claim_that_went_meanwhile_is_looked_at_when_the_volume_stays() {
+    fn a_claim_that_disappeared_meanwhile_is_checked_when_the_volume_stays() {
         let mut departure = Departure { claim_unsure: true, ..Departure::remembered(Some(By::Withdrawal)) };
         assert!(!departure.wants_claim(), "it goes");
         departure.leaving = Leaving::No;

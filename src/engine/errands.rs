@@ -1,4 +1,4 @@
-//! What attachd-helper is asked to have udev do: to mark a disk, and to take the mark off one that nobody wants any more.
+//! The requests to attachd-helper to let udev mark a disk, or remove the mark of a disk that nobody wants any more.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -9,55 +9,56 @@ use super::volume::Ticket;
 use crate::helper_client::HelperError;
 use crate::identity::Serial;
 
-/// How often udev is asked to look at a disk again that stays as it was.
+/// How often udev is asked again for a disk that does not change.
 const IN_VAIN: u32 = 5;
 
-/// How much longer than for a helper that is away: udevd gets seconds (3 at first) to do it.
+/// The additional attempts in the pause, compared with a helper that is away: udevd gets seconds (3 at first) to do
+/// the work.
 const PATIENCE: u32 = 4;
 
 /// What the helper was asked for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Asked {
-    /// To have udev mark this volume's disk.
+    /// To let udev mark this volume's disk.
     Mark(Ticket),
-    /// To have udev un-mark the disk of a serial that is no longer claimed, for this many times now.
+    /// To let udev un-mark the disk of a serial that is no longer claimed, with the number of attempts.
     Unmark(Serial, u32),
-    /// To write down the host's own disks.
+    /// To record the host's own disks.
     HostDisks,
 }
 
-/// The marks that are to be taken off. A node that stays the NBD servers' is a door left open: it is asked for again until
-/// the mark is off.
+/// The marks to remove. A node that keeps the NBD servers' group would stay accessible, so the request is repeated
+/// until the mark is removed.
 #[derive(Debug, Default)]
 pub(super) struct Errands {
     unmarking: HashMap<Serial, Unmarking>,
 }
 
-/// How far the helper is of having a mark taken off.
+/// How far the removal of a mark is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Unmarking {
-    /// It is being asked. `again`: wished for again since.
+    /// The helper is being asked. `again`: another request has come since.
     Asking { again: bool },
-    /// It has not answered.
+    /// The helper has not answered.
     Unanswered,
-    /// It was done; whether the mark is off is still to be seen.
+    /// The request succeeded. Whether the mark is removed is not known yet.
     Done,
 }
 
-/// What follows from an answer about a mark that is to go.
+/// What follows from an answer about a mark to remove.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Unmarked {
-    /// Ask again, now.
+    /// Ask again now.
     Ask(Asked),
-    /// See how it is in a while; for this many times then.
+    /// Check after this time, with this number of attempts.
     Wait(Duration, u32),
     /// Nothing.
     Over,
 }
 
 impl Errands {
-    /// The mark of this serial's disk is to go. Says what the helper is to be asked for now. Wished for again while it is asked,
-    /// it is done once more, for the answer may be older than the wish.
+    /// Asks to remove the mark of this serial's disk. Returns what to ask the helper for now. If the helper is being
+    /// asked, another request follows, because the answer may be older than this call.
     pub(super) fn unmark(&mut self, serial: Serial) -> Option<Asked> {
         if let Some(Unmarking::Asking { again }) = self.unmarking.get_mut(&serial) {
             *again = true;
@@ -71,7 +72,7 @@ impl Errands {
         Asked::Unmark(serial, attempts)
     }
 
-    /// The helper has answered.
+    /// Handles the helper's answer.
     pub(super) fn unmarked(&mut self, serial: Serial, attempts: u32, answer: &Result<(), HelperError>) -> Unmarked {
         let again = matches!(self.unmarking.get(&serial), Some(Unmarking::Asking { again: true }));
         let (next, wait) = match answer {
@@ -88,18 +89,19 @@ impl Errands {
         Unmarked::Wait(wait, attempts + 1)
     }
 
-    /// It is time to see whether the mark is off, or to ask a helper again that has not answered. `marked`: it is on, and nobody
-    /// wants it; `owes`: udevd owes that disk's event.
+    /// Handles the end of a timer: checks whether the mark is removed, or asks a helper again that has not answered.
+    /// `marked`: the disk is marked and nobody wants it. `owes`: udevd owes that disk's event.
     pub(super) fn due(&mut self, serial: Serial, attempts: u32, marked: bool, owes: bool) -> Option<Asked> {
         match self.unmarking.get(&serial)? {
             Unmarking::Unanswered => Some(self.ask(serial, attempts)),
-            // It was done, and yet the disk may stay as it is: udevd may be away, or somebody else's rules may mark it, too.
+            // The request succeeded, and yet the disk may stay as it is: udevd may be away, or rules of another
+            // program may mark it, too.
             Unmarking::Done if marked && (owes || attempts <= IN_VAIN) => Some(self.ask(serial, attempts)),
             Unmarking::Done => {
                 self.unmarking.remove(&serial);
                 None
             }
-            // Asked again meanwhile.
+            // Another request has come since.
             Unmarking::Asking { .. } => None,
         }
     }
@@ -110,18 +112,19 @@ impl Errands {
     }
 }
 
-/// After the answer about a disk that is to be marked, for so many times now: when it is asked for again. `answered`: udev was
-/// asked to look at it; `refused`: the disk is refused as it is; `owes`: udevd owes its event.
+/// Returns when a disk that is to be marked is asked for again after this number of attempts. `answered`: udev was
+/// asked to handle it. `refused`: the disk is refused as it is. `owes`: udevd owes its event.
 pub(super) fn mark_again(answered: bool, attempts: u32, refused: bool, owes: bool) -> Option<Duration> {
     if !answered {
         return Some(pause(attempts));
     }
-    // It was done, and yet the disk may stay as it is: udevd may have had rules from before the package's, or be away.
+    // The request succeeded, and yet the disk may stay as it is: udevd may have older rules than the package's, or be
+    // away.
     let may_help = owes || attempts <= IN_VAIN && refused;
     may_help.then(|| pause(attempts + PATIENCE))
 }
 
-/// A task that panicked was no answer.
+/// Converts the panic of a task to an error.
 pub(super) fn unless_died<T>(answer: Result<Result<T, HelperError>, Died>) -> Result<T, HelperError> {
     answer.unwrap_or_else(|died| Err(HelperError::Died(died.to_string())))
 }
@@ -139,7 +142,7 @@ mod tests {
     }
 
     #[test]
-    fn a_mark_is_asked_to_go_until_it_is_off_and_not_for_ever_if_it_stays() {
+    fn the_removal_of_a_mark_is_retried_a_limited_number_of_times() {
         let mut errands = Errands::default();
         let mut asked = errands.unmark(serial());
         for attempts in 1..=IN_VAIN {
@@ -150,7 +153,7 @@ mod tests {
         }
         assert_eq!(asked, None, "somebody else's rules mark it, too");
         assert!(errands.is_empty());
-        // The controls: udevd has not looked at it yet; it is off.
+        // For comparison: udevd has not handled it yet; the mark is removed.
         errands.unmark(serial());
         errands.unmarked(serial(), IN_VAIN + 1, &Ok(()));
         assert!(errands.due(serial(), IN_VAIN + 2, true, true).is_some());
@@ -160,7 +163,7 @@ mod tests {
     }
 
     #[test]
-    fn a_helper_that_does_not_answer_is_asked_again_without_end() {
+    fn a_helper_that_does_not_answer_is_asked_again_for_ever() {
         let mut errands = Errands::default();
         errands.unmark(serial());
         for attempts in 1..50 {
@@ -173,7 +176,7 @@ mod tests {
     }
 
     #[test]
-    fn a_wish_that_comes_while_the_helper_is_asked_is_done_after_that() {
+    fn a_request_while_the_helper_is_asked_is_made_after_its_answer() {
         let mut errands = Errands::default();
         assert!(errands.unmark(serial()).is_some());
         assert_eq!(errands.unmark(serial()), None, "it is being asked");
@@ -182,7 +185,7 @@ mod tests {
     }
 
     #[test]
-    fn a_disk_is_marked_again_only_where_that_can_help() {
+    fn a_disk_is_marked_again_only_if_that_can_help() {
         assert_eq!(mark_again(false, 9, false, false), Some(pause(9)), "a helper that is away");
         assert_eq!(mark_again(true, 1, true, false), Some(pause(1 + PATIENCE)), "it stays refused");
         assert_eq!(mark_again(true, IN_VAIN + 1, true, false), None);

@@ -1,25 +1,25 @@
-//! What is known of the folders that the NBD server reads.
+//! The state of the folders that the NBD server reads.
 
 use std::time::Instant;
 
 use super::upkeep::Upkeep;
 use crate::folder::Names;
 
-/// How far these folders are what they have to be.
+/// The state of these folders.
 #[derive(Debug, Default)]
 pub struct Exported {
-    /// Names in them that attachd did not make.
+    /// Names in the folders that attachd did not make.
     pub foreign: Names,
-    /// Why nothing can be published, or what is published not be read, if that is so.
+    /// Why nothing can be published, or why what is published cannot be read, if so.
     pub failed: Option<String>,
     /// What is exported and should not be, one sentence each.
     pub(super) stuck: Names,
-    /// When they are listed.
+    /// When the folders are listed next.
     pub(super) upkeep: Upkeep,
 }
 
 impl Exported {
-    /// What attachd did not make, and is there.
+    /// Records the names that attachd did not make.
     pub(super) fn found_foreign(&mut self, foreign: Names) {
         if !foreign.is_empty() && foreign != self.foreign {
             tracing::warn!("the NBD server's folders hold what attachd did not make, and it offers: {foreign}");
@@ -27,8 +27,8 @@ impl Exported {
         self.foreign = foreign;
     }
 
-    /// Takes note of what a listing has come to, and says what is new. `more`: there was more than one listing takes away.
-    /// True: the folders can be used again, after they could not.
+    /// Records the result of a listing, and logs what is new. `more`: there were more strays than one listing
+    /// removes. Returns true if the folders can be used again after they could not.
     pub(super) fn learn(&mut self, failed: Option<String>, stuck: Names, more: bool, now: Instant) -> bool {
         if let Some(why) = failed.as_ref().filter(|why| self.failed.as_ref() != Some(*why)) {
             tracing::error!("the folder of exports: {why}; it is tried again by itself");
@@ -48,7 +48,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn folders_that_can_be_used_again_are_healed_once_and_what_is_stuck_is_tried_again() {
+    fn usable_folders_are_reported_once_and_stuck_exports_are_retried() {
         let (mut exported, now) = (Exported::default(), Instant::now());
         assert!(!exported.learn(None, Names::default(), false, now) && exported.upkeep.wake().is_none());
         assert!(!exported.learn(Some("away".to_owned()), Names::default(), false, now));

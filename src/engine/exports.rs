@@ -1,7 +1,8 @@
-//! What is published, held against what should be: the folders are listed outside, and watched; what differs is put right.
+//! Compares what is published with what should be. The folders are listed outside, and watched. Differences are
+//! repaired.
 //!
-//! A listing is of a past moment. Where it differs from what is known, the one name is looked at again before anything is
-//! done about it.
+//! A listing is of a past moment. Where it differs from what is known, that one name is checked again before anything
+//! is done about it.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
@@ -15,7 +16,7 @@ use crate::identity::{Serial, VolumeId};
 use crate::reason::{Code, StoryStep};
 
 impl Engine {
-    /// The folders were listed, or could not be.
+    /// Continues after the folders were listed, or after that failed.
     pub(super) fn exports_listed(&mut self, contents: io::Result<Contents>, round: Round) {
         self.world.exported.upkeep.ended();
         let changed = self.adopt(contents);
@@ -25,7 +26,7 @@ impl Engine {
         }
     }
 
-    /// The same at the start, before anything else is decided.
+    /// Compares the exports at the start, before anything else is decided.
     pub(super) async fn adopt_exports(&mut self) {
         let known = self.world.volume_ids().collect();
         let backend = self.steps.tools.backend.clone();
@@ -33,20 +34,20 @@ impl Engine {
         let _ = self.adopt(listed.flatten());
     }
 
-    /// Compares the folders with what is known: unknown exports go, known ones count as published. What cannot be taken away
-    /// is tried again by itself. Returns the volumes for which something has changed.
+    /// Compares the folders with what is known. Unknown exports are revoked, and known ones count as published. A
+    /// revocation that fails is retried by itself. Returns the volumes for which something has changed.
     fn adopt(&mut self, contents: io::Result<Contents>) -> Vec<VolumeId> {
         let (changed, failed, stuck, more) = match contents {
             Ok(contents) => {
                 self.world.exported.found_foreign(contents.foreign);
                 let mut changed = self.compare_all(&contents.links);
-                // Some may have become known since they were listed, and be sealed by now.
+                // Some may have become known since the listing, and may be sealed by now.
                 changed.extend(contents.strays.iter().filter(|id| self.compare_anew(**id)));
                 let mut stuck: Names = contents.strays.iter().filter_map(|id| self.take_unknown(*id).err()).collect();
                 stuck.extend(self.take_unpublished(contents.links.into_keys()));
                 (changed, contents.unusable, stuck, contents.more_strays)
             }
-            // Nothing is published, for anybody can see.
+            // Nothing is published, as anybody can see.
             Err(error) if is_away(&error) => {
                 (self.compare_all(&BTreeMap::new()), Some(error.to_string()), Names::default(), false)
             }
@@ -63,7 +64,7 @@ impl Engine {
         changed
     }
 
-    /// The folder is what it has to be: whoever waits to try again need not.
+    /// Ends the waits for a retry, because the folder is in order.
     fn forgive(&mut self) -> Vec<VolumeId> {
         let mut forgiven = Vec::new();
         for volume in self.world.volumes_mut() {
@@ -81,30 +82,30 @@ impl Engine {
         ids.into_iter().filter(|id| self.compare(*id, links.get(id).map(String::as_str))).collect()
     }
 
-    /// The same for one that is known by now, by a look at it.
+    /// Checks one export that is known by now.
     fn compare_anew(&mut self, id: VolumeId) -> bool {
         let known = self.world.volume(id).is_some();
         let seen = self.steps.tools.backend.look(id).ok().filter(|_| known);
         seen.is_some_and(|link| self.compare(id, link.as_deref()))
     }
 
-    /// Holds one volume against what its export was seen to lead to. Says whether something has changed.
+    /// Compares one volume with what its export was seen to lead to. Returns whether something has changed.
     fn compare(&mut self, id: VolumeId, seen: Option<&str>) -> bool {
         let published = |engine: &Self, link: Option<&str>| {
             engine.world.volume(id).is_some_and(|volume| {
                 let recorded = volume.mapping.as_ref().map(|mapping| &*mapping.link);
-                // What is on its way out goes wherever it leads, and not before the wish is durable.
+                // The export of a sealed volume counts wherever it leads, but only once the seal is durable.
                 link.is_some() && (volume.departure.leaving.is_closed() || link == recorded)
             })
         };
         let believed = self.world.volume(id).is_some_and(|volume| volume.published);
         let mut is = published(self, seen);
         if is != believed {
-            // It may be published or revoked since.
+            // The export may have been published or revoked since the listing.
             is = match self.steps.tools.backend.look(id) {
                 Ok(link) => published(self, link.as_deref()),
                 Err(error) if is_away(&error) => false,
-                // Not known: as it was.
+                // The state is unknown, so it stays as it was.
                 Err(_) => believed,
             };
         }
@@ -121,7 +122,7 @@ impl Engine {
         volume.proven = false;
         volume.epoch = epoch;
         if !is {
-            // It may still be in the folder that was there before.
+            // The export may still be in an earlier folder of this name.
             let _ = self.steps.tools.backend.revoke(id);
             self.world.stand_unserved(id);
             self.story.note(
@@ -134,7 +135,8 @@ impl Engine {
         true
     }
 
-    /// What is listed of volumes that are not to be published, and is there still. Returns what could not be taken away.
+    /// Revokes the listed exports of volumes that must not be published, if they still exist. Returns what could not
+    /// be revoked.
     fn take_unpublished(&mut self, listed: impl Iterator<Item = VolumeId>) -> Names {
         let unpublished = |id: &VolumeId| {
             self.world.volume(*id).is_none_or(|volume| !volume.published && !volume.departure.leaving.is_closed())
@@ -145,7 +147,7 @@ impl Engine {
     fn take_unknown(&self, id: VolumeId) -> Result<(), String> {
         let backend = &self.steps.tools.backend;
         let known = match self.world.volume(id) {
-            // It became one meanwhile.
+            // The volume became a known one in between.
             Some(volume) if volume.published || volume.departure.leaving.is_closed() => return Ok(()),
             known => known.is_some(),
         };
@@ -156,8 +158,8 @@ impl Engine {
         Ok(())
     }
 
-    /// What is published cannot be read: what is not known to be, is taken away by its name, for it may be all the same.
-    /// Returns why that is not enough.
+    /// Revokes by name, when what is published cannot be read, all exports that are not known to be published,
+    /// because they may exist all the same. Returns why that is not enough.
     fn revoke_unseen(&self, why: String) -> Names {
         let unseen = self.world.volumes().filter(|volume| !volume.published).map(|volume| volume.intent.volume);
         let failed = unseen.filter_map(|id| {
@@ -167,7 +169,8 @@ impl Engine {
         std::iter::once(why).chain(failed).collect()
     }
 
-    /// The folders have changed. What attachd has done itself is as it is known, and costs a look.
+    /// Handles changes in the folders. What attachd has changed itself agrees with what is known, and costs one
+    /// check.
     pub(super) fn folders_changed(&mut self, changes: FolderChanges) {
         for which in changes.whole {
             match which {
@@ -191,7 +194,7 @@ impl Engine {
 
     fn link_changed(&mut self, id: Option<VolumeId>, went: bool) {
         let Some(id) = id.filter(|id| self.world.volume(*id).is_some()) else {
-            // A stray, or a stranger; or what went was attachd's to take.
+            // This is a stray or a foreign file, or attachd itself has removed it.
             if id.is_none() || !went {
                 self.world.exported.upkeep.strangers(self.steps.tools.clock.now());
             }
@@ -210,7 +213,7 @@ impl Engine {
                     self.list_exports(None);
                 }
             }
-            // The folder itself, then: that is told besides.
+            // The folder itself is the problem, which is reported separately.
             Err(_) => self.list_exports(None),
         }
     }
@@ -243,7 +246,7 @@ impl Engine {
         match serial {
             Some(_) if went == wanted => self.restore_claims(None),
             Some(_) => {}
-            // A stranger's, which is told.
+            // This is a foreign file, which is reported.
             None => self.world.claimed.upkeep.strangers(self.steps.tools.clock.now()),
         }
     }

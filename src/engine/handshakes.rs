@@ -1,9 +1,10 @@
-//! Whether the NBD server serves: what the watch on its process tells, and what handshakes show.
+//! Tracks whether the NBD server serves: what the watch on its process reports, and what handshakes show.
 //!
-//! A process that runs need not answer: its port may be full, taken by another program or another one than attachd was
-//! told. Whoever meets that (a volume's proof, a check of the exports, a look at health) has the engine ask the server once
-//! itself, without an export. If it does not answer, it counts as silent: nothing is `ready`, health says so, and it is
-//! asked again at growing intervals. When it answers, everything is proven anew. Nobody asks while nobody doubts.
+//! A running process need not answer: its port may be full, or be taken by another program, or attachd may be
+//! configured with another port. Whoever notices that (a volume's proof, a check of the exports, a request for
+//! health) makes the engine check the server once itself, without an export. If the server does not answer, it counts
+//! as silent. Then nothing is `ready`, health shows the failure, and the check is repeated at growing intervals. When
+//! the server answers, everything is proven anew. As long as nobody has a doubt, nobody checks.
 
 use std::time::{Duration, Instant};
 
@@ -14,24 +15,24 @@ use super::tools::Greeted;
 use crate::export::probe::ProbeError;
 use crate::export::server::Server;
 
-/// An answer so old is taken for one of now.
+/// Up to this age an answer counts as present.
 const FRESH: Duration = Duration::from_secs(1);
 
-/// What is known of the server by its handshakes.
+/// What handshakes have shown about the server.
 #[derive(Debug, Default)]
 pub struct Handshakes {
-    /// What the watch tells.
+    /// What the watch reports.
     watched: Option<Server>,
-    /// Counts what the watch has told: an answer of the server before says nothing about this one.
+    /// The number of reports of the watch. An answer of an earlier server says nothing about this one.
     life: u64,
-    /// It was asked, and has not answered yet: since when.
+    /// Since when a check has been running.
     asking: Option<Instant>,
-    /// When it answered last.
+    /// When the server answered last.
     answered: Option<Instant>,
     silence: Option<Silence>,
-    /// A silent one will be asked again by itself.
+    /// Whether a timer for the check of a silent server runs.
     again: bool,
-    /// Who waits until it has been asked.
+    /// The callers that wait until the server has been checked.
     waiting: Vec<oneshot::Sender<()>>,
 }
 
@@ -43,12 +44,12 @@ struct Silence {
 }
 
 impl Handshakes {
-    /// How long an answer has been waited for.
+    /// Returns how long an answer has been waited for.
     pub fn asking_for(&self, now: Instant) -> Option<Duration> {
         self.asking.map(|since| now.saturating_duration_since(since))
     }
 
-    /// The server as it is: it has to run, and not to be silent.
+    /// Returns the server's state. It is up only if it runs and is not silent.
     pub(super) fn judged(&self) -> Option<Server> {
         match (&self.watched, &self.silence) {
             (Some(Server::Up { pid }), Some(silence)) => Some(Server::Silent { pid: *pid, why: silence.why.clone() }),
@@ -56,16 +57,16 @@ impl Handshakes {
         }
     }
 
-    /// A volume's handshake has succeeded: the server answers.
+    /// Records that a volume's handshake has succeeded, so that the server answers.
     pub(super) fn heard(&mut self, now: Instant) {
         self.answered = Some(now);
     }
 
-    /// Takes in an answer.
+    /// Handles an answer.
     fn take(&mut self, greeted: Greeted, now: Instant) {
         let asked = self.asking.take();
         match greeted {
-            // Somebody else was answered meanwhile: this one is of a past moment.
+            // Another caller was answered in between, so this failure is of a past moment.
             Err((error, _)) if error.is_own() => {}
             Err(_) if asked.is_some_and(|asked| self.answered.is_some_and(|answered| answered > asked)) => {}
             Ok(()) => {
@@ -75,7 +76,7 @@ impl Handshakes {
             Err((error, found)) => {
                 let attempts = self.silence.as_ref().map_or(0, |silence| silence.attempts) + 1;
                 let same = |old: &&mut Silence| std::mem::discriminant(&old.error) == std::mem::discriminant(&error);
-                // The same words as long as it is the same trouble: they are told once.
+                // The same failure keeps its words, so that it is logged once.
                 if let Some(silence) = self.silence.as_mut().filter(same) {
                     silence.attempts = attempts;
                 } else {
@@ -86,8 +87,8 @@ impl Handshakes {
         }
     }
 
-    /// The watch tells of the server. If that is new: who asked before it was known that there is one, and still wants to know
-    /// whether it answers.
+    /// Handles the watch's report. If it is new, returns the callers that asked before the server was known, and
+    /// still wait.
     pub(super) fn watched(&mut self, server: Server) -> Option<Vec<oneshot::Sender<()>>> {
         if self.watched.as_ref() == Some(&server) {
             return None;
@@ -97,11 +98,12 @@ impl Handshakes {
         Some(waiting)
     }
 
-    /// Somebody wants to know whether the server answers now. Says whether it is to be asked for that; else it is answered.
+    /// Handles a request whether the server answers now. Returns whether the server must be checked for that.
+    /// Otherwise the request is answered.
     pub(super) fn wish(&mut self, reply: oneshot::Sender<()>, costly: bool, now: Instant) -> bool {
         let fresh = self.answered.is_some_and(|at| now.saturating_duration_since(at) < FRESH);
         let enough = match self.watched {
-            // It is being looked for.
+            // The watch is looking for the server.
             None => false,
             Some(Server::Up { .. }) => fresh || costly,
             Some(Server::Down { .. } | Server::Silent { .. }) => true,
@@ -114,7 +116,7 @@ impl Handshakes {
         !enough
     }
 
-    /// The server is to be asked. Returns which life of it, if that begins now: at most one question is under way.
+    /// Starts a check of the server. Returns the server's life if the check starts now. At most one check runs.
     pub(super) fn begin(&mut self, now: Instant) -> Option<u64> {
         if self.asking.is_some() || !matches!(self.watched, Some(Server::Up { .. })) {
             return None;
@@ -123,7 +125,7 @@ impl Handshakes {
         Some(self.life)
     }
 
-    /// The server has answered in that life, or has not. False: that is of a past life.
+    /// Handles the result of a check in that life. Returns false if the life is past.
     pub(super) fn greeted(&mut self, life: u64, greeted: Greeted, now: Instant) -> bool {
         let current = life == self.life;
         if current {
@@ -132,13 +134,13 @@ impl Handshakes {
         current
     }
 
-    /// In how long a silent server is to be asked again by itself, if there is no timer yet.
+    /// Returns the time until a silent server is checked again, if no timer runs yet.
     pub(super) fn postpone(&mut self) -> Option<Duration> {
         let silence = self.silence.as_ref()?;
         (!std::mem::replace(&mut self.again, true)).then(|| pause(silence.attempts))
     }
 
-    /// Whether a silent server is to be asked once more: that time has come in that life of it.
+    /// Returns whether a silent server must be checked again, when the timer of that life ends.
     pub(super) fn is_due(&mut self, life: u64) -> bool {
         if life != self.life {
             return false;
@@ -147,7 +149,7 @@ impl Handshakes {
         self.silence.is_some()
     }
 
-    /// Whoever waits is told.
+    /// Notifies all waiting callers.
     pub(super) fn tell(&mut self) {
         self.waiting.clear();
     }
@@ -163,7 +165,7 @@ mod tests {
     }
 
     #[test]
-    fn who_asks_is_answered_by_what_is_known_or_waits_for_the_one_question() {
+    fn callers_are_answered_from_a_recent_check_or_wait_for_the_running_one() {
         let (mut handshakes, now) = (Handshakes::default(), Instant::now());
         let asked = |handshakes: &mut Handshakes, costly| {
             let (reply, answer) = oneshot::channel();
@@ -184,7 +186,7 @@ mod tests {
         assert_eq!(early.try_recv(), Err(oneshot::error::TryRecvError::Closed), "whoever waited is told");
         let (ask, mut answer) = asked(&mut handshakes, false);
         assert!(!ask && answer.try_recv().is_ok(), "it has just answered");
-        // The controls: an answer that is old, a server that is started for each question, one that is down.
+        // For comparison: an old answer; a server that is started for each connection; a server that is down.
         let late = now + FRESH;
         let wish = |handshakes: &mut Handshakes, costly| handshakes.wish(oneshot::channel().0, costly, late);
         assert!(wish(&mut handshakes, false) && !wish(&mut handshakes, true));
@@ -193,7 +195,7 @@ mod tests {
     }
 
     #[test]
-    fn a_silent_server_is_asked_again_by_one_timer_of_its_own_life() {
+    fn a_silent_server_is_checked_again_by_one_timer_per_life() {
         let (mut handshakes, now) = (Handshakes::default(), Instant::now());
         handshakes.watched(Server::Up { pid: Some(7) });
         let life = handshakes.begin(now).unwrap();

@@ -30,10 +30,11 @@ use crate::identity::{Serial, VolumeId};
 use crate::store::StoreError;
 use crate::volume::{Intent, Reason, User};
 
-/// Inputs that may wait. A full channel makes the monitor ask for a resync, and callers wait.
+/// The number of inputs that may wait. If the channel is full, the monitor asks for a resync, and callers wait.
 const QUEUE: usize = 8192;
 
-/// The channel on which everything reaches the engine: made before it, for tools that tell something by themselves.
+/// The channel on which all inputs reach the engine. It is made before the engine, for tools that send inputs by
+/// themselves.
 pub struct Inputs {
     pub(super) sender: mpsc::Sender<Input>,
     pub(super) receiver: mpsc::Receiver<Input>,
@@ -48,63 +49,63 @@ impl Default for Inputs {
 
 /// One thing that happened.
 pub(crate) enum Input {
-    /// It is time for something that was to wait.
+    /// A timer has ended.
     Tick,
-    /// The store can be written again, after it could not.
+    /// The store can be written again after it could not.
     StoreWorks,
-    /// The monitor heard or lost something.
+    /// The monitor received or lost an event.
     Monitor(monitor::Notice),
-    /// The NBD server came or went.
+    /// The NBD server has started or ended.
     Server(Server),
-    /// A caller asks.
+    /// The request of a caller.
     Request(Request),
-    /// The rest of many volumes that are to be settled, and who is told when they are.
+    /// The rest of many volumes to settle, and the round that ends with them.
     Settle { ids: Vec<VolumeId>, round: Option<Round> },
-    /// This host has begun to use disks, or has ceased to.
+    /// This host has begun or ceased to use disks.
     UseChanged(UseChanged),
     /// A disk was read.
     Looked { devnum: DevNum, reading: Reading, found: Found<Facts> },
-    /// A disk that did not answer in time has answered after all.
+    /// A disk that did not answer in time has answered.
     Answered(DevNum),
     /// Every disk was read.
     Scanned { reading: Reading, all: std::io::Result<AllDisks>, reason: &'static str, round: Round },
-    /// The disks of a new intent's serial were read before it was accepted.
+    /// The disks of a new intent's serial were read before it is accepted.
     Examined { volume: VolumeId, disks: Result<Vec<Facts>, Died> },
-    /// Something has happened in the folders.
+    /// Something has changed in the folders.
     Folders(FolderChanges),
-    /// The folders of exports were listed, or could not be.
+    /// The folders of exports were listed, or that failed.
     Exports { contents: std::io::Result<Contents>, round: Round },
-    /// What needs no disk was done for an export, or could not be. `true`: the server must be told.
+    /// An export was prepared, or that failed. `true`: the server must be notified.
     Prepared { ticket: Ticket, result: std::io::Result<bool> },
-    /// The claims were put right, or could not be.
+    /// The claims were restored, or that failed.
     Claims { result: std::io::Result<Restored>, round: Round },
-    /// A new intent is durable and claimed, or is not.
+    /// A new intent is durable and claimed, or that failed.
     Admitted { volume: VolumeId, result: Result<(), NotAdmitted> },
-    /// It is known who is connected to a volume's disks. `epoch`: which revocation was the last when it was asked.
+    /// It is known who is connected to a volume's disks. `epoch`: the last revocation at the time of the question.
     Clients { ticket: Ticket, epoch: u64, clients: Clients },
-    /// What was written of a volume on its way out is durable, or is not.
+    /// What was written about a volume's withdrawal is durable, or that failed.
     Leaving { ticket: Ticket, outcome: Outcome },
-    /// What was prepared for the export of a volume that goes is removed, and its claim, or could not be.
+    /// The preparation and the claim of a withdrawn volume were removed, or that failed.
     Unclaimed { ticket: Ticket, removed: Removed },
-    /// The row of a refused intent is deleted, or could not be, for this many times now.
+    /// The row of a refused intent was deleted, or that failed, with the number of attempts.
     TakenBack { volume: VolumeId, attempts: u32, result: Result<(), StoreError> },
-    /// It is time to try that once more.
+    /// The deletion is to be retried.
     TakeBackAgain(VolumeId, u32),
-    /// A mapping is durable, or is not.
+    /// A mapping is durable, or that failed.
     Recorded { ticket: Ticket, evidence: Evidence, result: Result<(), Reason> },
-    /// The server was told of all changes up to this one, or could not be.
+    /// The server was notified of all changes up to this one, or that failed.
     Told { last: Option<FileChange>, result: Result<(), NotTold> },
-    /// It is time to try that once more.
+    /// The notification is to be retried.
     TellAgain,
-    /// The helper has answered, or has not.
+    /// The helper answered, or failed.
     Helper { asked: Asked, answer: Result<(), HelperError> },
-    /// It is time to have the disk of a serial un-marked, for this many times now.
+    /// The disk of a serial is to be un-marked, with the number of attempts.
     UnmarkAgain(Serial, u32),
-    /// Whether anybody has the disk open exclusively.
+    /// The answer whether a process has the disk open exclusively.
     Tried { ticket: Ticket, evidence: Evidence, answer: Result<Exclusive, HelperError> },
-    /// A handshake without an export ended; in which life of the server.
+    /// A handshake without an export ended, in this life of the server.
     Greeted { life: u64, greeted: Greeted },
-    /// It is time to ask a silent server once more.
+    /// A silent server is to be checked again.
     GreetAgain { life: u64 },
     /// A handshake ended.
     Probed { ticket: Ticket, epoch: u64, evidence: Evidence, result: Result<Served, ProbeError> },
@@ -134,22 +135,22 @@ impl From<FolderChanges> for Input {
     }
 }
 
-/// What a caller can ask.
+/// The request of a caller.
 pub(crate) enum Request {
     /// Accept an intent.
     Intend(Intent, Reply<Accepted>),
-    /// Take a volume out of service, or back.
+    /// Seal, unseal or withdraw a volume.
     Leave(VolumeId, Call, Caller),
-    /// Read everything again: why, and who wants it, if it is not attachd itself.
+    /// Read everything again: the reason, and who asks for it, if it is not attachd itself.
     Resync(&'static str, Option<User>, Done),
-    /// Go by other settings: this host's own VM, and how many intents there may be.
+    /// Use new settings: the id of this host's own VM, and the limits of intents.
     TakeOver { vm_id: String, limits: Limits, done: oneshot::Sender<()> },
-    /// End the streams of events: the daemon is stopping.
+    /// End the streams of events, because the daemon stops.
     EndEventStreams,
-    /// Ask the NBD server whether it answers.
+    /// Check whether the NBD server answers.
     AskServer(oneshot::Sender<()>),
-    /// A client of these volumes would not have been served; perhaps it is the server's doing.
+    /// A client of these volumes would not have been served. The server may be the cause.
     Doubt { volumes: Vec<VolumeId>, server: bool },
-    /// Look at the world.
+    /// Read the world.
     Read(Box<dyn FnOnce(&World) + Send>),
 }

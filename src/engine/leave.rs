@@ -1,8 +1,8 @@
-//! Taking a volume out of service, for a while or for good: what [`super::leaving`] decides is done here.
+//! Seals, unseals and withdraws volumes: does what [`super::leaving`] decides.
 //!
-//! [`Engine::leave`] takes a caller's wish, [`Engine::go_on`] what has come of the last step; who is connected is found
-//! out in [`super::asking`]. How far a volume is, and who waits for the answer, is in its [`super::departure::Departure`] and
-//! nowhere else.
+//! [`Engine::leave`] handles a caller's request, and [`Engine::go_on`] the result of the last step. [`super::asking`]
+//! finds out who is connected. Only the volume's [`super::departure::Departure`] holds how far the withdrawal is and
+//! who waits for the answer.
 
 use super::answers::Rejection;
 use super::asking;
@@ -15,7 +15,7 @@ use crate::store::{Change, News};
 use crate::volume::State;
 
 impl Engine {
-    /// A caller wants a volume taken out of service, or back. True: it was given back, and is to be settled.
+    /// Handles the request of a caller. Returns true if the volume was given back, and must be settled.
     #[must_use]
     pub(super) fn leave(&mut self, id: VolumeId, call: Call, caller: Caller) -> bool {
         let Some(volume) = self.world.volume_mut(id) else {
@@ -34,7 +34,7 @@ impl Engine {
         }
     }
 
-    /// Something has come of the last step. True: it was given back, and is to be settled.
+    /// Handles the result of the last step. Returns true if the volume was given back, and must be settled.
     #[must_use]
     pub(super) fn go_on(&mut self, id: VolumeId, outcome: Outcome) -> bool {
         let Some(volume) = self.world.volume_mut(id) else { return false };
@@ -59,7 +59,7 @@ impl Engine {
             (Some(_), Some(volume)) => volume.departure.take_reply(),
             _ => None,
         };
-        // Who hears the answer sees where the volume stands after this turn.
+        // The caller that receives the answer sees the volume's state after this turn.
         let given_back = self.act(id, next.act);
         if let (Some(reply), Some(answer)) = (reply, next.answer) {
             let _ = reply.send(answer);
@@ -67,7 +67,7 @@ impl Engine {
         given_back
     }
 
-    /// True: it was given back.
+    /// Does what was decided. Returns true if the volume was given back.
     fn act(&mut self, id: VolumeId, act: Act) -> bool {
         match act {
             Act::Rest => self.world.wind(id),
@@ -110,7 +110,8 @@ impl Engine {
         self.steps.clients(ticket, epoch, questions);
     }
 
-    /// Writes it, with where the volume stands and what is told of it, in one transaction: whatever is killed, they agree.
+    /// Writes the change, the volume's state and the reported step in one transaction, so that they agree whatever is
+    /// killed.
     fn put_on_record(&mut self, id: VolumeId, write: &Write) {
         let unit = self.steps.tools.server_unit;
         let at = clock::whole(self.steps.tools.clock.wall());
@@ -125,7 +126,7 @@ impl Engine {
         };
         let note = record.entry.map(|entry| Change::News(id, News::Note(entry)));
         let changes = note.into_iter().chain(changes).collect();
-        // What has led here is told before.
+        // The steps that led here are posted before.
         self.story.post(&mut self.world, id);
         self.steps.leave(ticket, changes);
     }
@@ -138,9 +139,9 @@ impl Engine {
         self.world.wind(id);
     }
 
-    /// The rows are gone: from here on nothing brings the volume back.
+    /// Removes the rest of a volume whose rows are deleted. From here on nothing brings the volume back.
     fn unclaim(&mut self, id: VolumeId) {
-        // The volume stays known, and so nobody else's, until its claim is gone: a new intent for it would make one.
+        // The volume stays known until its claim is removed, because a new intent for it would add a claim.
         if let Some(ticket) = self.world.ticket(id) {
             self.steps.unclaim(ticket);
         }
@@ -150,12 +151,12 @@ impl Engine {
         self.story.post(&mut self.world, id);
         self.tell_recorded(id);
         if self.world.remove(id).is_some() && self.world.table.with_serial(id.serial()).next().is_some() {
-            // The claim is gone: the node goes back to its old group.
+            // The claim is removed, so the node gets its old group back.
             self.unmark(id.serial());
         }
     }
 
-    /// What was written with the rest is told.
+    /// Reports the step that was written with the change.
     fn tell_recorded(&mut self, id: VolumeId) {
         let entry = self.world.volume_mut(id).and_then(|volume| volume.departure.take_entry());
         if let Some(entry) = entry {

@@ -1,9 +1,10 @@
-//! How far a volume is on its way out, and what is next: pure. [`super::leave`] does what is decided here.
+//! How far the withdrawal of a volume is, and what is next. This is pure: [`super::leave`] does what is decided here.
 //!
-//! A volume is sealed first: its export is taken away, so that nobody new can come, and who is connected decides whether
-//! it stays away. An operation's seal is put on record, and the volume stays sealed until that operation unseals or
-//! releases it. A withdrawal is a seal that is released at once. A released volume goes: its rows, then its claim. With
-//! `force` a volume whose clients are known waits (lingers), on record, until they are gone.
+//! A volume is sealed first: its export is revoked, so that no new client can connect. Whether it stays revoked
+//! depends on the connected clients. An operation's seal is recorded, and the volume stays sealed until that
+//! operation unseals or releases it. A withdrawal is a seal that is released at once. For a released volume the rows
+//! are deleted, then the claim. With `force`, a volume whose clients are known waits (lingers) until they are gone,
+//! and that is recorded.
 
 use super::answers::{Clients, Rejection};
 use crate::helper_client::Holders;
@@ -13,49 +14,51 @@ use crate::volume::By;
 /// What a caller asks for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Call {
-    /// Take the export away, and keep it away. `force`: also while clients are connected, or may be.
+    /// Revoke the export, and keep it revoked. `force`: even if clients are or may be connected.
     Seal { by: By, force: bool },
     /// Give the export back.
     Unseal(OperationId),
-    /// Let a sealed volume go for good.
+    /// Withdraw a sealed volume for good.
     Release { operation: OperationId, force: bool },
 }
 
-/// How far a volume is on its way out.
+/// How far the withdrawal of a volume is.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub(super) enum Leaving {
-    /// It is not.
+    /// The volume is not being withdrawn.
     #[default]
     No,
-    /// It is being found out who is connected; it is served meanwhile, as before.
+    /// The clients are being asked for. Until then the volume is served as before.
     Asking { by: By, force: bool },
-    /// Its export is taken away.
+    /// The export is revoked.
     Sealed(By, Seal),
-    /// Withdrawn by force, on record: it goes when its clients are gone. `looks`: how often that was looked for;
-    /// `asking`: it is just being asked.
+    /// The volume was withdrawn by force, which is recorded. It goes when its clients are gone. `looks`: the number
+    /// of checks so far. `asking`: a check is running.
     Lingering { looks: u32, asking: bool },
-    /// Its rows are being deleted.
+    /// The rows are being deleted.
     Going { from: From, clients: Holders },
-    /// Its rows are gone: nothing brings it back. What was prepared for its export goes, and its claim.
+    /// The rows are deleted, and nothing brings the volume back. The preparation of its export and its claim are
+    /// removed.
     Gone { clients: Holders },
 }
 
 /// How far a seal is.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Seal {
-    /// It is asked once more who is connected. The export may yet be given back.
+    /// The clients are being asked for once more. The export may still be given back.
     Asking { force: bool },
-    /// An operation's seal is being put on record.
+    /// An operation's seal is being recorded.
     Recording { clients: Holders },
-    /// It is on record.
+    /// The seal is recorded.
     Kept,
-    /// On record; it is asked who is connected, for the operation seals once more.
+    /// The seal is recorded. The clients are being asked for, because the operation seals once more.
     Again { force: bool },
-    /// On record; it is asked who is connected before it is released.
+    /// The seal is recorded. The clients are being asked for before the release.
     Releasing { force: bool },
-    /// It is being put on record that it is sealed no more.
+    /// The end of the seal is being recorded.
     Unsealing,
-    /// Clients are connected, and it is released by force: it is being put on record that it goes when they are gone.
+    /// Clients are connected, and the release is forced. It is being recorded that the volume goes when they are
+    /// gone.
     Insisting { clients: Holders },
 }
 
@@ -64,39 +67,39 @@ pub(super) enum Seal {
 pub(super) enum From {
     /// Sealed for a withdrawal.
     Withdrawal { force: bool },
-    /// Sealed by this operation, on record.
+    /// Sealed by this operation, which is recorded.
     Operation(OperationId),
-    /// It lingered, and was looked at so often.
+    /// Lingering, with this number of checks.
     Lingering { looks: u32 },
 }
 
-/// What has come of the last [`Act`], or has happened.
+/// The result of the last [`Act`], or an event.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Outcome {
-    /// The answer to who is connected. `current`: nobody can have come since it was asked.
+    /// The answer who is connected. `current`: no new client can have connected since the question.
     Clients { clients: Clients, current: bool },
-    /// What was to be written is durable.
+    /// The write is durable.
     Written,
-    /// It is not, or the export could not be taken away.
+    /// The write failed, or the export could not be revoked.
     Failed(Rejection),
-    /// The claim is gone.
+    /// The claim is removed.
     Unclaimed,
-    /// Its time has come, or something happened to its disk.
+    /// The timer has ended, or something happened to the disk.
     Look,
 }
 
 /// What follows.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Next {
-    /// How far the volume is now.
+    /// How far the withdrawal is now.
     pub(super) leaving: Leaving,
-    /// What is to be done.
+    /// What to do.
     pub(super) act: Act,
-    /// What whoever waits is answered, after that: who is (or may be) still connected, or why it was not done.
+    /// What to answer the waiting caller after that: who is or may be still connected, or why it failed.
     pub(super) answer: Option<Result<Holders, Rejection>>,
 }
 
-/// What is to be done. The export is taken away before, if [`Next::closes`].
+/// What to do. The export is revoked before that if [`Next::closes`].
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Act {
     /// Nothing.
@@ -105,40 +108,40 @@ pub(super) enum Act {
     Ask,
     /// Make this durable.
     Write(Write),
-    /// Tell that it is sealed.
+    /// Report that the volume is sealed.
     TellSealed,
-    /// Tell that it lingers, with these clients, and look again later.
+    /// Report that the volume lingers with these clients, and check again later.
     TellLingering(Holders),
-    /// Look again later.
+    /// Check again later.
     LookLater,
-    /// It stays: bring it back to where it was.
+    /// Give the volume back to the state before.
     GiveBack,
-    /// Remove what was prepared for its export, and its claim.
+    /// Remove the preparation of its export, and its claim.
     Unclaim,
-    /// Forget it.
+    /// Remove the volume from memory.
     Forget,
 }
 
-/// What is to be made durable.
+/// What to make durable.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Write {
-    /// It is sealed by this operation.
+    /// The seal by this operation.
     Seal(OperationId),
-    /// It is sealed no more.
+    /// The end of the seal.
     Unseal(OperationId),
-    /// It was withdrawn by force, and goes when its clients are gone.
+    /// The forced withdrawal, which is completed when these clients are gone.
     Lingers(Holders),
-    /// Its rows go.
+    /// The deletion of the rows.
     Rows,
 }
 
 impl Leaving {
-    /// Nobody new is let in, and nothing new is begun for it.
+    /// Returns whether no new client is admitted and no new step begins for the volume.
     pub(super) fn is_closed(&self) -> bool {
         !matches!(self, Self::No | Self::Asking { .. })
     }
 
-    /// It is on record that nobody is let in.
+    /// Returns whether it is recorded that no client is admitted.
     pub(super) fn is_on_record(&self) -> bool {
         match self {
             Self::Lingering { .. } | Self::Going { from: From::Lingering { .. } | From::Operation(_), .. } => true,
@@ -147,7 +150,7 @@ impl Leaving {
         }
     }
 
-    /// The operation that has sealed it, or is about to.
+    /// Returns the operation that has sealed the volume, or is about to.
     pub(super) fn operation(&self) -> Option<OperationId> {
         match self {
             Self::Asking { by: By::Operation(operation), .. }
@@ -157,7 +160,7 @@ impl Leaving {
         }
     }
 
-    /// It is withdrawn, or about to be: its claim may go at any moment.
+    /// Returns whether the volume is or is being withdrawn, so that its claim may disappear at any moment.
     pub(super) fn may_go(&self) -> bool {
         match self {
             Self::No | Self::Asking { .. } => false,
@@ -167,7 +170,7 @@ impl Leaving {
     }
 }
 
-/// What a store remembers.
+/// Returns what the store remembers.
 pub(super) fn remembered(sealed: Option<By>) -> Leaving {
     match sealed {
         None => Leaving::No,
@@ -176,7 +179,7 @@ pub(super) fn remembered(sealed: Option<By>) -> Leaving {
     }
 }
 
-/// What becomes of a call: how far the volume is now and what is to be done, or the answer at once.
+/// Handles a call: returns how far the withdrawal is now and what to do, or the answer at once.
 pub(super) fn called(
     volume: VolumeId,
     leaving: &Leaving,
@@ -188,9 +191,9 @@ pub(super) fn called(
     };
     match (leaving, call) {
         (Leaving::No, Call::Seal { by, force }) => Ok((Leaving::Asking { by, force }, Act::Ask)),
-        // Asked for before, and the answer was lost.
+        // The caller asked before, and the answer was lost.
         (Leaving::No, Call::Unseal(_)) => Err(Ok(nobody())),
-        // Withdrawn by force before: the same answer again.
+        // The volume was withdrawn by force before, so the answer is the same.
         (Leaving::Lingering { looks, asking: false }, Call::Seal { by: By::Withdrawal, .. }) => {
             Ok((Leaving::Lingering { looks: *looks, asking: true }, Act::Ask))
         }
@@ -206,19 +209,19 @@ pub(super) fn called(
             Err(Err(Rejection::Sealed { volume, operation: *operation }))
         }
         (Leaving::No, Call::Release { operation, .. }) => Err(Err(Rejection::NotSealed { volume, operation })),
-        // Another call, or a look of attachd's own, is at it.
+        // Another call, or a check of attachd's own, is running.
         _ => Err(Err(Rejection::Leaving(volume))),
     }
 }
 
-/// What follows from what has come of the last act.
+/// Returns what follows from the result of the last act.
 pub(super) fn next(volume: VolumeId, leaving: Leaving, outcome: Outcome) -> Next {
     match (leaving, outcome) {
         (Leaving::Asking { by, force }, Outcome::Clients { clients, current }) => {
             match pass(volume, clients, current, force) {
                 Ok(None) => Next::act(Leaving::Sealed(by, Seal::Asking { force }), Act::Ask),
                 Ok(Some(clients)) => sealed(by, force, clients),
-                // It was served all the time.
+                // The volume was served all the time.
                 Err(why) => Next { leaving: Leaving::No, act: Act::Rest, answer: Some(Err(why)) },
             }
         }
@@ -287,14 +290,15 @@ impl Next {
         Self { leaving, act, answer: None }
     }
 
-    /// The export is taken away, should it be there, before anything else is done. A withdrawal by force while clients are
-    /// connected is put on record first; of a volume whose rows are gone everything goes at once.
+    /// Returns whether the export, if it exists, is revoked before anything else. A forced withdrawal while clients
+    /// are connected is recorded first. For a volume whose rows are deleted, everything is removed at once.
     pub(super) fn closes(&self) -> bool {
         let first = matches!(self.act, Act::Write(Write::Lingers(_))) || matches!(self.leaving, Leaving::Gone { .. });
         self.leaving.is_closed() && !first
     }
 
-    /// What follows when that could not be done. Nothing is begun then; what is under way or on record goes on.
+    /// Returns what follows when the revocation failed. Nothing new begins then. What is running or recorded
+    /// continues.
     pub(super) fn stuck(self, volume: VolumeId) -> Self {
         let why = Rejection::ExportStuck(volume);
         match self.act {
@@ -308,8 +312,8 @@ impl Next {
     }
 }
 
-/// Whether an answer lets a volume be sealed or released, and with whom connected; `None`: it is to be asked once more,
-/// now that nobody new can come.
+/// Returns the clients with which an answer permits the seal or the release, or why it does not. `None`: the question
+/// must be repeated, now that no new client can connect.
 fn pass(volume: VolumeId, clients: Clients, current: bool, force: bool) -> Result<Option<Clients>, Rejection> {
     match clients {
         Clients::None => Ok(current.then_some(Clients::None)),
@@ -319,7 +323,7 @@ fn pass(volume: VolumeId, clients: Clients, current: bool, force: bool) -> Resul
     }
 }
 
-/// Nobody new can come, and who is connected may be.
+/// Returns what follows when no new client can connect and the present clients are permitted.
 fn sealed(by: By, force: bool, clients: Clients) -> Next {
     match by {
         By::Withdrawal => released(by, force, clients),
@@ -336,7 +340,7 @@ fn released(by: By, force: bool, clients: Clients) -> Next {
             let write = Act::Write(Write::Lingers(clients.clone()));
             Next::act(Leaving::Sealed(by, Seal::Insisting { clients }), write)
         }
-        // Nobody, or nobody could say when they are gone.
+        // Nobody is connected, or it is unknown when they are gone.
         clients => {
             let from = match by {
                 By::Withdrawal => From::Withdrawal { force },
@@ -356,7 +360,7 @@ fn later(looks: u32, answer: Result<Holders, Rejection>) -> Next {
     Next { leaving, act: Act::LookLater, answer: Some(answer) }
 }
 
-/// It could not be done: what is on record stays, anything else is given back.
+/// Returns what follows after a failure: a recorded seal stays, and anything else is given back.
 fn back(by: By, recorded: bool, why: Rejection) -> Next {
     if recorded && by != By::Withdrawal {
         return Next::kept(by, Act::Rest, Err(why));
@@ -368,7 +372,7 @@ fn nobody() -> Holders {
     Holders { clients: Vec::new(), exact: true }
 }
 
-/// The clients of an answer, for whoever wants to see them.
+/// Returns the clients of an answer for display.
 fn listed(clients: Clients) -> Holders {
     match clients {
         Clients::None => nobody(),

@@ -1,7 +1,7 @@
-//! The readings of disks: which are under way, what is still to be heard of each disk, and what could not be read.
+//! The readings of disks: which are running, the reasons that are still to be handled, and what could not be read.
 //!
-//! One reading of a disk at a time. What happens to it meanwhile has it read once more afterwards. What the readings before were
-//! made for counts with the first that succeeds.
+//! Each disk has one reading at a time. An event meanwhile makes another reading follow. The reasons of earlier
+//! readings are handled with the first one that succeeds.
 
 use std::collections::HashMap;
 use std::time::Instant;
@@ -12,49 +12,50 @@ use crate::device::facts::Facts;
 use crate::device::found::Found;
 use crate::device::table::{Heard, Reading};
 
-/// All of them.
+/// All readings.
 #[derive(Debug, Default)]
 pub(super) struct Looks {
-    /// The number of the last.
+    /// The number of the last reading.
     last: Reading,
     under_way: HashMap<DevNum, Look>,
     /// Disks that could not be read.
     again: Again,
 }
 
-/// A disk being read.
+/// A disk that is being read.
 #[derive(Debug, Default)]
 struct Look {
     reading: Reading,
     reasons: Reasons,
-    /// What has happened to it meanwhile: read it again afterwards.
+    /// What has happened to the disk meanwhile, because of which it is read again.
     more: Reasons,
 }
 
-/// What follows when a disk was read, or could not be.
+/// What follows when a reading has ended.
 #[derive(Debug)]
 pub(super) struct Ended {
-    /// What was heard of it, as far as that tells something.
+    /// The events of the disk, if they say something about it.
     pub(super) heard: Heard,
-    /// Volumes are concerned although no serial tells so.
+    /// Whether volumes are concerned although no serial shows it.
     pub(super) turned: bool,
-    /// Begin another reading, for these reasons.
+    /// The reasons for another reading, if one must begin.
     pub(super) more: Option<Reasons>,
 }
 
 impl Looks {
-    /// The number of a reading that begins now.
+    /// Returns the number of a reading that begins now.
     pub(super) fn next(&mut self) -> Reading {
         self.last += 1;
         self.last
     }
 
-    /// The number of the last reading that was begun.
+    /// Returns the number of the last reading that was started.
     pub(super) fn last(&self) -> Reading {
         self.last
     }
 
-    /// The disk is to be read. Returns the reading that begins now; without one it is being read, and once more after that.
+    /// Asks for a reading of the disk. Returns the reading that begins now. `None`: the disk is being read, and
+    /// another reading follows.
     pub(super) fn wish(&mut self, devnum: DevNum, heard: Heard) -> Option<Reading> {
         if let Some(look) = self.under_way.get_mut(&devnum) {
             look.more.extend(&[heard]);
@@ -63,19 +64,19 @@ impl Looks {
         Some(self.begin(devnum, Reasons::of(heard)))
     }
 
-    /// A reading for these reasons.
+    /// Starts a reading for these reasons.
     pub(super) fn begin(&mut self, devnum: DevNum, reasons: Reasons) -> Reading {
         let reading = self.next();
         self.under_way.insert(devnum, Look { reading, reasons, more: Reasons::default() });
         reading
     }
 
-    /// Whether a later reading of the disk than this one is under way.
+    /// Returns whether a later reading of the disk than this one is running.
     pub(super) fn comes(&self, devnum: DevNum, after: Reading) -> bool {
         self.under_way.get(&devnum).is_some_and(|look| look.reading > after)
     }
 
-    /// The disk was read.
+    /// Handles the end of a reading.
     pub(super) fn ended(&mut self, devnum: DevNum, found: &Found<Facts>, now: Instant) -> Ended {
         let Look { reasons, more, .. } = self.under_way.remove(&devnum).unwrap_or_default();
         let mut all = Reasons::default();
@@ -86,7 +87,7 @@ impl Looks {
         Ended { heard: Heard::strongest(all.as_slice(), found), turned, more }
     }
 
-    /// Takes note of whether a disk could be read. True: volumes are concerned although no serial tells so.
+    /// Records whether a disk could be read. Returns true if volumes are concerned although no serial shows it.
     pub(super) fn learn(&mut self, devnum: DevNum, found: &Found<Facts>, heard: &[Heard], now: Instant) -> bool {
         let Some(why) = found.unread() else {
             let over = self.again.over(devnum);
@@ -101,17 +102,17 @@ impl Looks {
         true
     }
 
-    /// It could not be read the last time.
+    /// Returns whether the last reading of the disk failed.
     pub(super) fn is_unread(&self, devnum: DevNum) -> bool {
         self.again.holds(devnum)
     }
 
-    /// When a disk that could not be read is to be read again.
+    /// Returns when a disk that could not be read is read again.
     pub(super) fn wake(&self) -> Option<Instant> {
         self.again.wake()
     }
 
-    /// The disks whose time has come; each is handed out once.
+    /// Returns the disks whose retry is due. Each is returned once.
     pub(super) fn due(&mut self, now: Instant) -> Vec<DevNum> {
         self.again.due(now)
     }
@@ -138,7 +139,7 @@ mod tests {
     }
 
     #[test]
-    fn a_disk_is_read_once_at_a_time_and_once_more_for_all_that_happened_meanwhile() {
+    fn a_disk_has_one_reading_at_a_time_and_one_more_for_all_events_meanwhile() {
         let (mut looks, now) = (Looks::default(), Instant::now());
         let first = looks.wish(DEVNUM, Heard::Asked).unwrap();
         assert!(looks.wish(DEVNUM, udev()).is_none() && looks.wish(DEVNUM, Heard::Asked).is_none());
@@ -155,7 +156,7 @@ mod tests {
 
     /// Invariant 13.
     #[test]
-    fn what_was_heard_of_a_disk_that_cannot_be_read_counts_with_the_first_reading_that_succeeds() {
+    fn the_reasons_of_failed_readings_are_handled_with_the_first_successful_one() {
         let (mut looks, now) = (Looks::default(), Instant::now());
         looks.wish(DEVNUM, udev());
         let failed = looks.ended(DEVNUM, &Found::Unknown("no memory".to_owned()), now);

@@ -1,21 +1,23 @@
-//! The only writer: inputs come in on one channel, each is decided on, and what follows is done.
+//! The only writer of the state: inputs come in on one channel, each is decided on, and the steps that follow are
+//! started.
 //!
-//! Two floors. Below are the *parts*: [`looks`], [`admissions`], [`telling`], [`errands`], [`leaving`] with [`departure`],
-//! [`handshakes`], [`preparation`], [`upkeep`] with [`claimed`] and [`exported`], [`udevd`], [`waiting`], [`events`], and the
-//! [`volume`]s. Each keeps what belongs to it, is told what has happened and says what is to be done; none knows of the engine.
-//! [`world`] has them all.
+//! The module has two levels. Below are the *parts*: [`looks`], [`admissions`], [`telling`], [`errands`], [`leaving`]
+//! with [`departure`], [`handshakes`], [`preparation`], [`upkeep`] with [`claimed`] and [`exported`], [`udevd`],
+//! [`waiting`], [`events`], and the [`volume`]s. Each part keeps its own state. It is notified of what has happened,
+//! and returns what to do. No part knows the engine. [`world`] holds all parts.
 //!
-//! [`story`] tells what happened, and [`steps`] begins what is slow (reading a disk, a commit, a handshake) outside: each step
-//! comes back as another input.
+//! [`story`] reports what happened. [`steps`] starts slow work (reading a disk, a commit, a handshake) outside. Each
+//! step comes back as another input.
 //!
-//! Above is the [`core::Engine`], which has one of each, in files each of which calls only those before it: [`begin`] has
-//! done what a part wants, [`step`] takes a volume's next step, [`leave`] does what [`leaving`] says, [`settle`] brings a
-//! volume as far as it gets by [`decide::decide`], [`results`], [`exports`] and [`request`] take up what comes in, and
-//! [`Engine::run`], here, hands each [`input::Input`] to them. What is quick is done at once: a link is made or removed in
-//! microseconds. One slow step per volume at a time keeps each volume's order; different volumes go side by side.
-//! `tests/layers.rs` holds all of this.
+//! Above is the [`core::Engine`], which has one of each part, in files each of which calls only those before it.
+//! [`begin`] starts what a part wants done. [`step`] takes a volume's next step. [`leave`] does what [`leaving`]
+//! decides. [`settle`] advances a volume as far as possible by [`decide::decide`]. [`results`], [`exports`] and
+//! [`request`] handle what comes in. [`Engine::run`], in this file, passes each [`input::Input`] to them. Quick work
+//! is done at once: a link is made or removed in microseconds. Each volume has one slow step at a time, which keeps
+//! its order. Different volumes run side by side. `tests/layers.rs` checks all of this.
 //!
-//! No turn waits for anything: [`Engine::run`] alone is asynchronous, and what a turn has to write goes to the store after it.
+//! No turn waits for anything. Only [`Engine::run`] is asynchronous. What a turn has to write is posted to the store
+//! after it.
 
 mod admissions;
 mod again;
@@ -94,22 +96,22 @@ use crate::identity::{OperationId, VolumeId};
 use crate::store::StoreError;
 use crate::volume::{By, Intent, Record, User};
 
-/// What others hold of the engine.
+/// The handle of the engine.
 #[derive(Clone)]
 pub struct Handle {
     inputs: mpsc::Sender<Input>,
-    /// Weak: the stream ends with the engine.
+    /// Weak, because the stream ends with the engine.
     events: broadcast::WeakSender<SharedEvent>,
     turns: Turns,
 }
 
-/// The daemon is stopping.
+/// The error of a call while the daemon stops.
 #[derive(Debug, Clone, Copy, thiserror::Error)]
 #[error("attachd is stopping")]
 pub struct Stopping;
 
 impl Handle {
-    /// Looks at the world.
+    /// Reads the world.
     pub async fn read<T: Send + 'static>(
         &self,
         look: impl FnOnce(&World) -> T + Send + 'static,
@@ -120,14 +122,14 @@ impl Handle {
         answer.await.map_err(|_| Stopping)
     }
 
-    /// Accepts an intent; it is durable when this answers with success.
+    /// Accepts an intent. It is durable when this returns success.
     pub async fn intend(&self, intent: Intent) -> Result<Result<Accepted, Rejection>, Stopping> {
         let (reply, answer) = oneshot::channel();
         self.ask(Request::Intend(intent, reply)).await?;
         answer.await.map_err(|_| Stopping)
     }
 
-    /// Withdraws an intent, whatever its state; with `force` also while clients are connected.
+    /// Withdraws an intent in any state. With `force` also while clients are connected.
     pub async fn withdraw(
         &self,
         volume: VolumeId,
@@ -138,9 +140,9 @@ impl Handle {
         Ok(left.map(|clients| Withdrawal { clients }))
     }
 
-    /// Takes a volume's export away for an operation; on record when this answers with success, with who is still
-    /// connected. It stays away until that operation unseals or releases the volume. With `force` also while clients are
-    /// connected.
+    /// Seals a volume for an operation: revokes its export. The seal is recorded when this returns success, with the
+    /// clients that are still connected. The export stays revoked until that operation unseals or releases the
+    /// volume. With `force` also while clients are connected.
     pub async fn seal(
         &self,
         volume: VolumeId,
@@ -151,7 +153,7 @@ impl Handle {
         self.leave(volume, Call::Seal { by: By::Operation(operation), force }, user).await
     }
 
-    /// Gives the export back that the operation has taken away.
+    /// Gives back the export that the operation has revoked.
     pub async fn unseal(
         &self,
         volume: VolumeId,
@@ -161,8 +163,8 @@ impl Handle {
         Ok(self.leave(volume, Call::Unseal(operation), user).await?.map(drop))
     }
 
-    /// Withdraws a volume that the operation has sealed. With `force` also while clients are connected: then it goes when
-    /// these are gone.
+    /// Withdraws a volume that the operation has sealed. With `force` also while clients are connected; then it goes
+    /// when they are gone.
     pub async fn release(
         &self,
         volume: VolumeId,
@@ -179,51 +181,53 @@ impl Handle {
         answer.await.map_err(|_| Stopping)
     }
 
-    /// Reads everything again and answers when every volume has been compared with it, or says why that failed.
-    /// `by`: who wants it, if it is not attachd itself.
+    /// Reads everything again. Returns when every volume has been compared with it, or why that failed. `by` is who
+    /// asks for it, if it is not attachd itself.
     pub async fn resync(&self, reason: &'static str, by: Option<User>) -> Result<Result<(), String>, Stopping> {
         let (reply, answer) = oneshot::channel();
         self.ask(Request::Resync(reason, by, reply)).await?;
         answer.await.map_err(|_| Stopping)
     }
 
-    /// Goes by other settings from now on: this host's own VM for intents that name none, and how many there may be.
+    /// Uses new settings: the id of this host's own VM for intents that name none, and the limits of intents.
     pub async fn take_over(&self, vm_id: String, limits: Limits) -> Result<(), Stopping> {
         let (done, answer) = oneshot::channel();
         self.ask(Request::TakeOver { vm_id, limits, done }).await?;
         answer.await.map_err(|_| Stopping)
     }
 
-    /// Has the server asked whether it answers, unless that was just done or is costly, and waits for the answer.
+    /// Checks whether the server answers, and waits for the result. There is no check if the last one is recent or a
+    /// check is costly.
     pub async fn ask_server(&self) -> Result<(), Stopping> {
         let (reply, answer) = oneshot::channel();
         self.ask(Request::AskServer(reply)).await?;
-        // Whoever is not answered was told enough: the engine knows what it knows.
+        // A dropped answer is enough: the caller reads what the engine knows.
         let _ = answer.await;
         Ok(())
     }
 
-    /// A client would not have been served: these volumes are to be proven anew, and perhaps it is the server's doing.
+    /// Reports that a client would not have been served. These volumes are proven anew. `server`: the server may be
+    /// the cause.
     pub async fn doubt(&self, volumes: Vec<VolumeId>, server: bool) -> Result<(), Stopping> {
         self.ask(Request::Doubt { volumes, server }).await
     }
 
-    /// How long the engine's turns have taken.
+    /// Returns how long the engine's turns have taken.
     pub fn turns(&self) -> &Turns {
         &self.turns
     }
 
-    /// Listens to what happens from now on.
+    /// Subscribes to events from now on.
     pub fn events(&self) -> Result<broadcast::Receiver<SharedEvent>, Stopping> {
         self.events.upgrade().map(|events| events.subscribe()).ok_or(Stopping)
     }
 
-    /// Ends the streams of events; requests are still answered.
+    /// Ends the streams of events. Requests are still answered.
     pub async fn end_event_streams(&self) -> Result<(), Stopping> {
         self.ask(Request::EndEventStreams).await
     }
 
-    /// Where the monitor and the server's watch send.
+    /// Returns the sender for the monitor and the server's watch.
     pub(crate) fn inputs(&self) -> mpsc::Sender<Input> {
         self.inputs.clone()
     }
@@ -234,8 +238,8 @@ impl Handle {
 }
 
 impl Engine {
-    /// An engine that remembers `records`. Nothing happens before [`Engine::run`].
-    /// `claims`: how far these could be put right.
+    /// Returns an engine that remembers `records`. Nothing happens before [`Engine::run`]. `claims` is the result of
+    /// restoring the claims.
     pub fn new(
         ground: Ground,
         tools: Tools,
@@ -266,8 +270,8 @@ impl Engine {
         (engine, handle)
     }
 
-    /// Reads what is there and holds every volume against it. Until this is done nothing can be decided, so nothing else is
-    /// handled before: an empty table would read as "every disk is gone".
+    /// Reads what is present and compares every volume with it. Before this is done nothing can be decided, so
+    /// nothing else is handled: an empty table would mean that every disk is gone.
     pub async fn look_around(&mut self) -> std::io::Result<()> {
         self.adopt_exports().await;
         let reading = self.world.looks.next();
@@ -298,7 +302,7 @@ impl Engine {
             self.handle(input);
             self.turns.took(self.steps.tools.clock.now() - begun);
             if self.story.has_news() {
-                // Who listens first: what was told goes out before it is written down.
+                // Subscribers come first: events are sent before they are written.
                 tokio::task::yield_now().await;
                 self.story.post_all(&mut self.world);
             }
@@ -360,14 +364,14 @@ impl Engine {
         }
     }
 
-    /// udevd was away for a while, and never makes up for what it has missed: neither the kernel's events nor what it was
-    /// asked for.
+    /// Handles that udevd was away for a while. It never repeats what it has missed, neither the kernel's events nor
+    /// the requests.
     fn udevd_has_missed(&mut self, reason: &'static str) {
         self.world.try_again(self.steps.tools.clock.now());
         self.scan(reason, None);
     }
 
-    /// udevd or the kernel tells of a disk.
+    /// Handles an event of a disk from udevd or the kernel.
     fn event(&mut self, event: &DiskEvent) {
         let now = udevd::Moment { wall: event.at, steady: self.steps.tools.clock.now() };
         match event.origin {
@@ -383,7 +387,8 @@ impl Engine {
         self.look(event.devnum, Heard::Event(event.origin, event.diskseq, event.at));
     }
 
-    /// This host has begun to use these disks, or has ceased to: what is said of them was true a moment ago.
+    /// Handles that this host has begun or ceased to use these disks. The report is of a past moment, so the disks
+    /// are read.
     fn use_changed(&mut self, disks: Vec<DevNum>) {
         for devnum in disks {
             if self.world.table.of(devnum).is_some() {
@@ -392,8 +397,8 @@ impl Engine {
         }
     }
 
-    /// The disk that was known under this number is not there any more: what it served goes at once, whatever the disk
-    /// that may have its number now says of itself, and however long it takes to say it.
+    /// Revokes the exports of a disk that is gone. They go at once, whatever another disk with its number reports and
+    /// however long that takes.
     fn drop_exchanged(&mut self, devnum: DevNum) {
         let Some(diskseq) = self.world.known_diskseq(devnum) else { return };
         // What cannot be found out this quickly is found out by the reading that follows.
@@ -408,7 +413,7 @@ impl Engine {
         }
     }
 
-    /// The watch tells of the server.
+    /// Handles the watch's report about the server.
     fn server_changed(&mut self, server: Server) {
         let Some(waiting) = self.world.handshakes.watched(server) else { return };
         for reply in waiting {
@@ -417,7 +422,7 @@ impl Engine {
         self.judge_server();
     }
 
-    /// The store can be written again: who waits for that need not wait for his turn.
+    /// Handles that the store can be written again: volumes that wait for it are retried at once.
     fn store_is_back(&mut self) {
         let waits = |volume: &&Volume| volume.trouble.as_ref().is_some_and(|trouble| trouble.reason.code.is_of_store());
         let ids: Vec<VolumeId> = self.world.volumes().filter(waits).map(|volume| volume.intent.volume).collect();
@@ -462,14 +467,14 @@ impl Engine {
     }
 }
 
-/// The store can be written again after it could not.
+/// Resolves when the store can be written again after it could not.
 async fn works(condition: &mut watch::Receiver<Option<StoreError>>) {
     while condition.changed().await.is_ok() {
         if condition.borrow_and_update().is_none() {
             return;
         }
     }
-    // It has ended.
+    // The store has ended.
     std::future::pending::<()>().await;
 }
 

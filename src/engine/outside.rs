@@ -1,5 +1,5 @@
-//! Work that runs outside of the engine and comes back as an input, whatever becomes of it: a step whose task panics
-//! comes back as a failure, or its volume would wait for it for ever.
+//! Work that runs outside of the engine and always comes back as an input. A step whose task panics comes back as a
+//! failure; otherwise its volume would wait for ever.
 
 use std::panic::AssertUnwindSafe;
 
@@ -10,15 +10,15 @@ use super::input::Input;
 use super::tools::Died;
 use crate::effect;
 
-/// Runs a step. `back` makes the input of its result, and has what is to be answered in any case.
+/// Runs a step. `back` makes the input of its result, and owns what must be answered in any case.
 pub(super) async fn run<T>(
     name: &'static str,
     step: impl Future<Output = T>,
     back: impl FnOnce(Result<T, Died>) -> Input,
     inputs: mpsc::Sender<Input>,
 ) {
-    // What a step that panics leaves half done is its own: it shares nothing with anybody but by channels and locks that
-    // are used on.
+    // A step that panics leaves only its own data half-done: it shares nothing except channels and locks, which stay
+    // usable.
     let step = AssertUnwindSafe(async {
         effect::step(name);
         step.await
@@ -52,7 +52,7 @@ mod tests {
     #[tokio::test]
     async fn a_step_that_panics_comes_back_as_a_failure() {
         assert_eq!(outcome(async { 7 }).await, Ok(7), "the control");
-        // A panic, without its words in the log of a test that passes.
+        // A panic whose message does not appear in the log of a test that passes.
         let died = outcome(async { std::panic::resume_unwind(Box::new("no thread")) }).await.unwrap_err();
         assert!(died.to_string().contains("test: no thread"), "{died}");
     }

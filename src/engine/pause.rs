@@ -1,11 +1,11 @@
-//! How long to wait before something is tried again.
+//! How long to wait before a retry.
 
 use std::time::Duration;
 
-/// First and longest wait before a failed step is tried again; it doubles in between.
+/// The first and the longest wait before a failed step is retried. The wait doubles in between.
 const RETRY: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(30));
 
-/// How long to wait after so many failed attempts.
+/// Returns how long to wait after this number of failed attempts.
 pub(super) fn pause(attempts: u32) -> Duration {
     (RETRY.0 * (1 << attempts.min(10) >> 1)).min(RETRY.1)
 }

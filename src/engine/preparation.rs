@@ -1,5 +1,5 @@
-//! Doing beforehand, outside, what an export needs before there is a disk, so that little is left to do when it comes: how far
-//! that is for one volume.
+//! The preparation of one volume's export: what can be done outside before the disk is present, so that little is
+//! left when it comes.
 
 use std::io;
 use std::time::Instant;
@@ -9,40 +9,40 @@ use super::pause::pause;
 /// How far an export is prepared.
 #[derive(Debug, Default)]
 pub(super) enum Preparation {
-    /// Not begun.
+    /// Not started.
     #[default]
     No,
-    /// It is being done; `again`: something happened to it since that began. `failed`: why it could not be, before.
+    /// Running. `again`: something happened to it since the start. `failed`: why the attempt before failed.
     UnderWay { again: bool, failed: Option<String>, attempts: u32 },
-    /// It could not be, and is tried again.
+    /// Failed. It is retried.
     Failed { why: String, kind: io::ErrorKind, attempts: u32, again_at: Instant },
-    /// It is.
+    /// Done.
     Done,
 }
 
-/// What is to be done about it.
+/// What to do about the preparation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Wish {
-    /// Nothing: it is done.
+    /// Nothing, because it is done.
     Done,
     /// Nothing now.
     Wait,
-    /// It is to be begun.
+    /// Start it.
     Begin,
 }
 
-/// What has come of it.
+/// The result of a preparation.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Outcome {
-    /// It is done, and begun once more, for something happened to it meanwhile.
+    /// Whether it must be started once more, because something happened to it meanwhile.
     pub(super) again: bool,
-    /// Why it could not be, if that is new.
+    /// Why it failed, if that is new.
     pub(super) told: Option<String>,
 }
 
 impl Preparation {
-    /// It is wanted, when the volume is decided on at `judged`. `closed`: the volume is on its way out; `needed`: there is
-    /// anything to do.
+    /// Asks for the preparation when the volume is decided on at `judged`. `closed`: the volume is being withdrawn.
+    /// `needed`: there is anything to do.
     pub(super) fn wish(&mut self, judged: Instant, closed: bool, needed: bool) -> Wish {
         let (failed, attempts) = match self {
             Self::Done => return Wish::Done,
@@ -60,20 +60,20 @@ impl Preparation {
         Wish::Done
     }
 
-    /// Somebody has touched what was prepared, or a caller wants it tried now.
+    /// Handles that another program has touched the prepared files, or that a caller wants a retry now.
     pub(super) fn touched(&mut self, judged: Instant, closed: bool, needed: bool) -> Wish {
         match self {
             _ if closed => return Wish::Wait,
             Self::UnderWay { again, .. } => *again = true,
             Self::Failed { again_at, .. } => *again_at = judged,
-            // It is as it was until it is known to be otherwise.
+            // The preparation counts as done until the opposite is known.
             Self::Done => return Wish::Begin,
             Self::No => {}
         }
         self.wish(judged, closed, needed)
     }
 
-    /// It was done, or could not be.
+    /// Records that the preparation succeeded or failed.
     pub(super) fn ended(&mut self, result: &io::Result<bool>, judged: Instant, now: Instant) -> Outcome {
         let (again, failed, attempts) = match std::mem::replace(self, Self::Done) {
             Self::UnderWay { again, failed, attempts } => (again, failed, attempts),
@@ -81,21 +81,21 @@ impl Preparation {
         };
         let Err(error) = result else { return Outcome { again, told: None } };
         let (why, attempts) = (error.to_string(), attempts + 1);
-        // Said once: it is tried again and again.
+        // Reported once, although it is retried again and again.
         let told = Some(why.clone()).filter(|why| failed.as_ref() != Some(why));
         let again_at = if again { judged } else { now + pause(attempts) };
         *self = Self::Failed { why, kind: error.kind(), attempts, again_at };
         Outcome { again: false, told }
     }
 
-    /// What could not be done may be tried again at once.
+    /// Allows a retry at once.
     pub(super) fn forgive(&mut self, judged: Instant) {
         if let Self::Failed { again_at, .. } = self {
             *again_at = judged;
         }
     }
 
-    /// When it is to be tried again.
+    /// Returns when it is retried.
     pub(super) fn wake(&self) -> Option<Instant> {
         match self {
             Self::Failed { again_at, .. } => Some(*again_at),
@@ -109,7 +109,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn it_is_done_once_and_tried_again_later_and_later_when_it_fails() {
+    fn a_preparation_is_done_once_and_retried_with_back_off() {
         let (mut preparation, now) = (Preparation::default(), Instant::now());
         assert_eq!(preparation.wish(now, false, true), Wish::Begin);
         assert_eq!(preparation.wish(now, false, true), Wish::Wait, "it is under way");
@@ -128,7 +128,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_touched_is_done_again_and_what_leaves_is_not() {
+    fn touched_files_are_prepared_again_and_those_of_a_leaving_volume_are_not() {
         let (mut preparation, now) = (Preparation::default(), Instant::now());
         assert_eq!(preparation.touched(now, true, true), Wish::Wait, "it is on its way out");
         assert_eq!(preparation.touched(now, false, true), Wish::Begin);

@@ -1,4 +1,5 @@
-//! Reading disks outside, in a limited time: a serial is a request to the hypervisor that may never be answered.
+//! Reads disks outside of the engine, within a time limit. A serial is a request to the hypervisor, which may never
+//! answer it.
 
 use std::collections::HashSet;
 use std::io;
@@ -19,35 +20,36 @@ use crate::device::facts::{Facts, LinkTarget};
 use crate::device::found::Found;
 use crate::device::sysfs::Sysfs;
 
-/// How long a disk may take to tell its serial: it is a request to the hypervisor.
+/// How long a disk may take to report its serial.
 const LOOK_LIMIT: Duration = Duration::from_secs(5);
 
-/// Disks that may hang: each keeps a thread. More are not asked.
+/// The number of disks that may hang. Each of them keeps a thread. Beyond it no disk is asked.
 const MOST_HANGING: usize = 256;
 
-/// Disks read at one time.
+/// The number of disks read at one time.
 const AT_ONCE: usize = 16;
 
 /// Reads disks of the running kernel. Cheap to clone.
 #[derive(Clone)]
 pub struct Reader {
     sysfs: Sysfs,
-    /// Held until an answer or the limit, so that a disk that hangs keeps nobody else waiting for long.
+    /// A permit is held until the answer or the time limit, so that a disk that hangs delays the others only for a
+    /// limited time.
     places: Arc<Semaphore>,
-    /// Disks that owe an answer: none of them is asked again, so each costs no more threads.
+    /// Disks that owe an answer. None of them is asked again, so that each costs one thread only.
     hanging: Arc<Mutex<HashSet<DevNum>>>,
     back: mpsc::Sender<Input>,
 }
 
 impl Reader {
-    /// One that tells the engine of disks that answer late.
+    /// Returns a reader that notifies the engine of disks that answer late.
     pub fn new(sysfs: Sysfs, inputs: &Inputs) -> Self {
         let back = inputs.sender.clone();
         Self { sysfs, places: Arc::new(Semaphore::new(AT_ONCE)), hanging: Arc::default(), back }
     }
 
-    /// The disk's facts; without its identity when it does not answer in time. When it answers after all, that is told
-    /// by [`Input::Answered`].
+    /// Returns the disk's facts, or the facts without the identity if the disk does not answer in time. A late answer
+    /// is reported by [`Input::Answered`].
     async fn read(&self, devnum: DevNum) -> Found<Facts> {
         let why = format!("no answer within {} s", LOOK_LIMIT.as_secs());
         let place = Arc::clone(&self.places).acquire_owned().await;
@@ -62,7 +64,7 @@ impl Reader {
         };
         let mut reading = match begun {
             Ok(reading) => reading,
-            // What needs no thread is known all the same: whether the disk is gone.
+            // Whether the disk is gone is known without a thread.
             Err(error) => return self.sysfs.read_unanswered(devnum, &error.to_string()),
         };
         if let Ok(found) = tokio::time::timeout(LOOK_LIMIT, &mut reading).await {
@@ -72,7 +74,7 @@ impl Reader {
         self.hanging().insert(devnum);
         let reader = self.clone();
         tokio::spawn(async move {
-            // What it says now is of a past moment: it is read again.
+            // The late answer is of a past moment, so the disk is read again.
             let _ = reading.await;
             reader.hanging().remove(&devnum);
             let _ = reader.back.send(Input::Answered(devnum)).await;

@@ -1,4 +1,4 @@
-//! The tools of a daemon that runs.
+//! The tools of the running daemon.
 
 use std::io;
 use std::path::PathBuf;
@@ -20,7 +20,7 @@ use crate::helper_client::{Exclusive, HelperClient, HelperError, Holders};
 use crate::identity::{Serial, VolumeId};
 use crate::store::{Change, News, Store, StoreError};
 
-/// tokio's tasks and timers, and threads.
+/// Tasks and timers of tokio, and threads.
 pub struct Tokio;
 
 impl Outside for Tokio {

@@ -1,4 +1,5 @@
-//! What callers ask: intents, a resync, whether the server serves. Nothing is answered with success before it is durable.
+//! The requests of callers: intents, a resync, a check of the server. No request is answered with success before its
+//! effect is durable.
 
 use futures_util::FutureExt;
 use tokio::sync::oneshot;
@@ -17,8 +18,8 @@ use crate::reason::StoryStep;
 use crate::volume::{Intent, State, User};
 
 impl Engine {
-    /// Accepts an intent, or says why not: what is known is asked first, then the host's use of its disk (a look outside); then
-    /// the row, then the claim with its folder, synced; the answer.
+    /// Accepts an intent or refuses it. The order is: the checks in memory, the check of the host's use of the disk
+    /// (outside), the row, the claim with its folder synced, the answer.
     pub(super) fn intend(&mut self, intent: Intent, reply: Reply<Accepted>) {
         let (volume, serial) = (intent.volume, intent.serial());
         if !self.world.ask(intent, reply, self.steps.tools.limits, &self.steps.tools.vm_id) {
@@ -31,11 +32,11 @@ impl Engine {
         self.steps.examine(volume, present);
     }
 
-    /// The disks that were already present have been read.
+    /// Continues after the disks that were already present have been read.
     pub(super) fn examined(&mut self, volume: VolumeId, disks: Result<Vec<Facts>, Died>) {
         let refused = match disks {
             Ok(disks) => admissions::uses(volume, &disks).map(|uses| Rejection::InUseByHost { volume, uses }),
-            // What uses the disk is not known.
+            // It is unknown what uses the disk.
             Err(died) => Some(Rejection::NotDurable(format!("the volume's disk could not be looked at: {died}"))),
         };
         match refused {
@@ -50,8 +51,8 @@ impl Engine {
         }
     }
 
-    /// A refused intent is on record still: until its row is deleted there is a timer. (An intent for the same volume that is
-    /// accepted meanwhile takes the row over.)
+    /// Retries the deletion of a refused intent's row. A timer runs until the row is deleted. (An intent for the same
+    /// volume that is accepted in between takes the row over.)
     pub(super) fn take_back_again(&mut self, volume: VolumeId, attempts: u32) {
         match self.world.admissions.leftover(volume) {
             Leftover::Nothing => {}
@@ -60,7 +61,7 @@ impl Engine {
         }
     }
 
-    /// That was tried.
+    /// Continues after an attempt to delete the row.
     pub(super) fn taken_back(&mut self, volume: VolumeId, attempts: u32, done: bool) {
         if done {
             self.world.admissions.not_left(volume);
@@ -69,7 +70,7 @@ impl Engine {
         }
     }
 
-    /// The row and the claim are durable, or are not.
+    /// Continues after the row and the claim are durable, or after that failed.
     pub(super) fn admitted(&mut self, volume: VolumeId, result: Result<(), NotAdmitted>) {
         let result = match result {
             Ok(()) => Ok(()),
@@ -87,7 +88,7 @@ impl Engine {
             self.world.admissions.not_left(volume);
             self.take_up(&intent);
         }
-        // Perhaps the whole folder needs a look; and this claim was perhaps not removed.
+        // The whole folder may need a check, and this claim may not have been removed.
         let not_claimed = matches!(result, Err(Rejection::NotClaimed(_)));
         self.answer_admission(volume, &result.map(|()| Accepted::New));
         if not_claimed {
@@ -96,11 +97,11 @@ impl Engine {
         self.settle(volume);
     }
 
-    /// An intent is durable: from here on its volume is known.
+    /// Adds the volume of an intent that is durable.
     fn take_up(&mut self, intent: &Intent) {
         let volume = intent.volume;
         let mut new = Volume::new(intent.clone(), self.steps.tools.clock.wall(), self.steps.tools.clock.now());
-        // A disk that is already here was not yet held against this intent.
+        // A disk that is already present was not compared with this intent yet.
         new.look_after = self.world.looks.last();
         new.epoch = self.next_epoch();
         new.instance = new.epoch;
@@ -121,10 +122,10 @@ impl Engine {
     fn answer_admission(&mut self, volume: VolumeId, answer: &Result<Accepted, Rejection>) {
         let Some(admission) = self.world.admissions.end(volume) else { return };
         if admission.leaves_claim(answer) {
-            // Nobody wants it.
+            // Nobody wants the volume.
             self.restore_claims(None);
         }
-        // Its claim was there for a moment, if it is not wanted after all.
+        // If the volume is not wanted in the end, its claim existed for a moment and may have left a mark.
         let marked = self.world.table.with_serial(volume.serial()).find_map(|disk| self.world.marked_in_vain(disk));
         if let Some(serial) = marked {
             self.unmark(serial);
@@ -132,7 +133,7 @@ impl Engine {
         admission.answer(answer);
     }
 
-    /// Reads and compares everything. `done` is told when all of it was.
+    /// Reads and compares everything. `done` is notified at the end.
     pub(super) fn resync(&mut self, reason: &'static str, by: Option<User>, done: Done) {
         if let Some(by) = by {
             tracing::info!(EVENT = StoryStep::Resync.name(), UID = by.0, "a resync was asked for by {by}");
@@ -154,7 +155,7 @@ impl Engine {
         self.steps.tools.outside.start(all.boxed());
     }
 
-    /// Somebody wants to know whether the server answers now.
+    /// Handles a request whether the server answers now.
     pub(super) fn server_is_asked_for(&mut self, reply: oneshot::Sender<()>) {
         let (costly, now) = (self.steps.tools.server.is_started_for_each(), self.steps.tools.clock.now());
         if self.world.handshakes.wish(reply, costly, now) {
@@ -162,7 +163,7 @@ impl Engine {
         }
     }
 
-    /// A client of these volumes would not have been served.
+    /// Handles a report that a client of these volumes would not have been served.
     pub(super) fn doubt(&mut self, volumes: Vec<VolumeId>, server: bool) {
         let epoch = self.next_epoch();
         for id in &volumes {

@@ -1,4 +1,4 @@
-//! A volume that waits: what it waits for, and when its clock is to be looked at.
+//! Decides what a waiting volume waits for, and when its timer ends.
 
 use std::time::{Duration, Instant};
 
@@ -8,7 +8,7 @@ use crate::clock::Steady;
 use crate::volume::{Reason, State};
 
 impl Volume {
-    /// When its clock is to be looked at, from what each part of it waits for.
+    /// Returns when the volume's timer ends, from what each part of the volume waits for.
     pub(super) fn wakes_at(&self, steady: Steady, now: Instant) -> Option<Instant> {
         let again = self.trouble.as_ref().map(|trouble| trouble.again_at);
         let helper = self.helper_again.map(|(at, _)| at);
@@ -18,7 +18,8 @@ impl Volume {
         wake(steps, deadline, self.judged, (steady, now))
     }
 
-    /// A step failed: says why, and has it tried again later. `disk`: it failed for what this disk is.
+    /// Records a failed step with its reason, and schedules the retry. `disk` is the disk that caused the failure, if
+    /// one did.
     pub(super) fn fail(&mut self, reason: Reason, disk: Option<Disk>, now: Instant) {
         let attempts = self.trouble.as_ref().map_or(0, |trouble| trouble.attempts) + 1;
         let wait = pause(attempts);
@@ -27,23 +28,24 @@ impl Volume {
     }
 }
 
-/// Timers look no further ahead; a deadline that is farther away sets its clock again.
+/// The longest time of a timer. A later deadline sets its timer again.
 const LONGEST: Duration = Duration::from_hours(24 * 365);
 
-/// Whether a step that is to be tried again at that moment waits, when it is decided on at `judged`.
+/// Returns whether a step that is retried at `again` waits when it is decided on at `judged`.
 pub(super) fn waits(again: Instant, judged: Instant) -> bool {
     again > judged
 }
 
-/// The deadline that the clock is looked at for: none that had passed when the volume was decided on. That decision knew.
+/// Returns the deadline for which a timer is needed. A deadline that had passed when the volume was decided on needs
+/// none, because that decision knew.
 fn awaited(deadline: Option<Steady>, state: State, judged: Steady) -> Option<Steady> {
     deadline.filter(|deadline| matches!(state, State::Waiting | State::Attaching) && *deadline > judged)
 }
 
-/// When a volume needs a look at the clock that was decided on at `judged`, a moment before `now`.
+/// Returns when a volume that was decided on at `judged`, a moment before `now`, needs its timer.
 ///
-/// A step that waited at that moment gets a timer, also when its time has come since: a delay in between must not leave a
-/// volume that waits without one. A step that did not wait has been tried.
+/// A step that waited at that moment gets a timer, also when its time has come since. Otherwise a delay in between
+/// would leave a waiting volume without a timer. A step that did not wait has been tried.
 fn wake(
     steps: [Option<Instant>; 4],
     deadline: Option<Steady>,
@@ -51,7 +53,8 @@ fn wake(
     (now, clock): (Steady, Instant),
 ) -> Option<Instant> {
     let steps = steps.into_iter().flatten().filter(|again| waits(*again, judged));
-    // The timers' clock stands still while the host sleeps: a deadline that passes meanwhile is seen a little late.
+    // The timers' clock stands still while the host sleeps, so that a deadline that passes meanwhile is noticed a
+    // little late.
     let deadline = deadline.map(|deadline| clock + deadline.left(now).min(LONGEST));
     steps.chain(deadline).min()
 }
@@ -68,10 +71,10 @@ mod tests {
     }
 
     proptest! {
-        /// However long it took from the decision until the clock is set: whoever waits is woken, not later than what
-        /// comes first, and who waits for nothing is left alone.
+        /// For any time between the decision and the setting of the timer: a waiting volume is woken, no later than
+        /// at the first thing that it waits for. A volume that waits for nothing is not woken.
         #[test]
-        fn a_volume_that_waits_has_a_wake_up_and_any_other_has_none(
+        fn exactly_the_waiting_volumes_have_a_timer(
             steps in proptest::array::uniform4(proptest::option::of(moment())),
             deadline in proptest::option::of(moment()),
             judged in moment(),
@@ -85,14 +88,14 @@ mod tests {
             let woken = wake(steps.map(|step| step.map(steady)), deadline_at, steady(judged), now);
 
             let mut awaited: Vec<u64> = steps.into_iter().flatten().filter(|step| *step > judged).collect();
-            // A deadline that has passed is seen at once.
+            // A deadline that has passed is noticed at once.
             awaited.extend(deadline.map(|deadline| deadline.max(judged + slow)));
             prop_assert_eq!(woken, awaited.into_iter().min().map(steady));
         }
     }
 
     #[test]
-    fn a_deadline_far_away_or_long_gone_is_taken_as_it_is() {
+    fn a_very_late_or_long_past_deadline_is_used_as_it_is() {
         let (now, clock) = (Steady::now(), Instant::now());
         let never = now.after(SignedDuration::MAX);
         assert!(wake([None; 4], Some(never), clock, (now, clock)).is_some());
@@ -100,10 +103,10 @@ mod tests {
         assert_eq!(wake([None; 4], Some(passed), clock, (now, clock)), Some(clock), "it has passed");
     }
 
-    /// A volume whose disk is just being read stays as it stood. With a wake-up at once it would be decided on again and
-    /// again, and each time the reading would be too old.
+    /// A volume whose disk is being read keeps its state. With a timer that ends at once the volume would be decided
+    /// on again and again, and each time the reading would be too old.
     #[test]
-    fn a_deadline_that_had_passed_when_the_volume_was_decided_on_wakes_nobody_again() {
+    fn a_deadline_that_passed_before_the_decision_sets_no_timer() {
         let at = Steady::from_micros;
         for state in [State::Waiting, State::Attaching] {
             assert_eq!(awaited(Some(at(5)), state, at(5)), None);

@@ -1,4 +1,4 @@
-//! What has come of the steps that were begun outside: each is an input, and what follows from it is done here.
+//! Handles the results of steps that ran outside. Each result is an input.
 
 use std::io;
 
@@ -26,11 +26,11 @@ use crate::identity::{Serial, VolumeId};
 use crate::reason::{Case, Code, StoryStep};
 use crate::volume::{Reason, State};
 
-/// How long until the list of disks is read again after that failed.
+/// How long until the list of disks is read again after a failure.
 const LIST_AGAIN: std::time::Duration = std::time::Duration::from_secs(1);
 
 impl Engine {
-    /// One disk was read.
+    /// Continues after one disk was read.
     pub(super) fn looked(&mut self, devnum: DevNum, reading: Reading, found: Found<Facts>) {
         let ended = self.world.looks.ended(devnum, &found, self.steps.tools.clock.now());
         let concerned = if ended.turned { self.world.mapped_to(devnum) } else { Vec::new() };
@@ -40,20 +40,21 @@ impl Engine {
         if let Some(reasons) = ended.more {
             self.look_again(devnum, reasons);
         }
-        // udev had read the claim before a withdrawal took it away. Asked once: rules of somebody else's may do the same.
+        // udev had read the claim before a withdrawal removed it. udev is asked once, because rules of another
+        // program may set the same mark.
         if let Some(serial) = in_vain(self).filter(|serial| before != Some(*serial)) {
             self.unmark(serial);
         }
         let serial = self.world.table.of(devnum).and_then(|disk| disk.facts.serial());
         if serial.and_then(|serial| self.world.volume_of(serial)).is_none() {
-            // A loop device, LVM, MD or crypt may be on a disk of ours.
+            // A loop device, LVM, MD or crypt may be on one of attachd's disks.
             self.steps.tools.stacks.notify_one();
         }
         self.settle_serials(touched);
         self.settle_some(concerned, None);
     }
 
-    /// Every disk was read, or the list of them could not be.
+    /// Continues after every disk was read, or after the list could not be read.
     pub(super) fn scanned(
         &mut self,
         reading: Reading,
@@ -83,18 +84,18 @@ impl Engine {
             Err(error) => {
                 tracing::error!(%error, reason, "cannot read the list of disks; trying again shortly");
                 self.waiting.end(round, &Err(error.to_string()));
-                // What was lost is still lost: until this succeeds there is a timer.
+                // Lost events are still lost, so a timer runs until this succeeds.
                 self.steps.later(LIST_AGAIN, monitor::Notice::Lost("the list of disks could not be read").into());
             }
         }
     }
 
-    /// The claims were put right, or could not be.
+    /// Continues after the claims were restored, or after that failed.
     pub(super) fn claims_restored(&mut self, result: &io::Result<Restored>, round: Round) {
         self.world.claimed.learn(result, self.steps.tools.clock.now());
         self.world.claimed.upkeep.ended();
         if result.as_ref().is_ok_and(|restored| !restored.removed.is_empty()) {
-            // udev has read these until now.
+            // udev has read these claims until now.
             self.unmark_unwanted();
         }
         self.waiting.end(round, &Ok(()));
@@ -103,7 +104,7 @@ impl Engine {
         }
     }
 
-    /// An export is prepared, or could not be.
+    /// Continues after an export was prepared, or after that failed.
     pub(super) fn prepared(&mut self, ticket: Ticket, result: &io::Result<bool>) {
         let id = ticket.volume;
         if !self.world.holds(ticket) {
@@ -129,7 +130,7 @@ impl Engine {
         self.settle(id);
     }
 
-    /// The server was told, or could not be.
+    /// Continues after the server was notified, or after that failed.
     pub(super) fn told(&mut self, last: Option<FileChange>, result: &Result<(), NotTold>) {
         let told = self.world.telling.told(last, result);
         if let Some(wait) = told.later {
@@ -146,7 +147,7 @@ impl Engine {
         self.settle_some(told.waiting.into_iter().collect(), None);
     }
 
-    /// It is time to tell it once more.
+    /// Notifies the server again when the timer ends.
     pub(super) fn tell_again(&mut self) {
         let up = self.server_is_up();
         if self.world.telling.is_due(up) {
@@ -154,7 +155,7 @@ impl Engine {
         }
     }
 
-    /// The helper has answered, or has not.
+    /// Continues after the helper answered or failed.
     pub(super) fn helper_answered(&mut self, asked: Asked, answer: &Result<(), HelperError>) {
         if let Err(error) = &answer {
             tracing::warn!(?asked, "{error}");
@@ -179,7 +180,7 @@ impl Engine {
             let attempts = volume.helper_again.map_or(0, |(_, attempts)| attempts) + 1;
             let refused = volume.state == State::Refused;
             if answered && !refused {
-                // Should it be refused later, for what udev can put right, udev is asked anew.
+                // If the disk is refused later for a reason that udev can repair, udev is asked again.
                 volume.retriggered = None;
             }
             let wait = mark_again(answered, attempts, refused, owes);
@@ -188,7 +189,7 @@ impl Engine {
         }
     }
 
-    /// It is time to see whether a mark is off.
+    /// Checks whether a mark is removed.
     pub(super) fn unmark_again(&mut self, serial: Serial, attempts: u32) {
         let world = &mut self.world;
         let marked = world.table.with_serial(serial).any(|disk| world.marked_in_vain(disk).is_some());
@@ -198,7 +199,7 @@ impl Engine {
         }
     }
 
-    /// The server has answered, or has not.
+    /// Continues after the server answered or failed to answer.
     pub(super) fn greeted(&mut self, life: u64, greeted: Greeted) {
         if !self.world.handshakes.greeted(life, greeted, self.steps.tools.clock.now()) {
             return;
@@ -210,14 +211,14 @@ impl Engine {
         self.world.handshakes.tell();
     }
 
-    /// A silent server is asked once more.
+    /// Asks a silent server again.
     pub(super) fn greet_again(&mut self, life: u64) {
         if self.world.handshakes.is_due(life) {
             self.greet_server();
         }
     }
 
-    /// Draws the conclusions, if the server is another thing than it was.
+    /// Acts on a change of the server's state.
     pub(super) fn judge_server(&mut self) {
         let server = self.world.handshakes.judged();
         if self.world.server == server {
@@ -236,7 +237,7 @@ impl Engine {
             self.world.telling.forget();
             self.tell_server();
         }
-        // At one stroke, for each of them: what an earlier server has shown is never taken for this one's.
+        // All volumes are changed in one turn, so that an earlier server's proof is never taken for this one's.
         let (epoch, last) = (self.next_epoch(), self.world.looks.last());
         for volume in self.world.volumes_mut() {
             volume.disprove(epoch);
@@ -247,7 +248,7 @@ impl Engine {
         self.settle_some(self.world.ids(), None);
     }
 
-    /// A mapping is durable, or is not.
+    /// Continues after a mapping became durable, or after that failed.
     pub(super) fn recorded(&mut self, ticket: Ticket, evidence: Evidence, result: Result<(), Reason>) {
         let id = ticket.volume;
         if !self.world.holds(ticket) {
@@ -268,7 +269,7 @@ impl Engine {
         self.settle(id);
     }
 
-    /// It is known whether anybody has the disk open exclusively.
+    /// Continues when it is known whether a process has the disk open exclusively.
     pub(super) fn tried(&mut self, ticket: Ticket, evidence: &Evidence, answer: Result<Exclusive, HelperError>) {
         let id = ticket.volume;
         if !self.world.holds(ticket) {
@@ -279,20 +280,20 @@ impl Engine {
         if let Some(volume) = self.world.volume_mut(id) {
             volume.busy = false;
             volume.free = free.then_some(disk);
-            // Another failure, of the folder of exports for instance, is not over with that.
+            // Another failure, for example of the folder of exports, is not over with that.
             volume.trouble = volume.trouble.take().filter(|trouble| !free || trouble.disk.is_none());
         }
         if let Some(reason) = why_not(evidence, answer).filter(|_| !free) {
             self.world.trouble_with(id, reason, disk);
         }
         self.settle(id);
-        // Whatever came of it: the next export needs another answer.
+        // In any case the next export needs another answer.
         if let Some(volume) = self.world.volume_mut(id) {
             volume.free = None;
         }
     }
 
-    /// A handshake has ended.
+    /// Continues after a handshake has ended.
     pub(super) fn probed(
         &mut self,
         ticket: Ticket,
@@ -324,7 +325,7 @@ impl Engine {
                 Err(error @ ProbeError::Exchanged(_)) => {
                     self.not_this(id, Reason::new(Code::DiskExchanged, error.to_string()));
                 }
-                // The handshake is made again when that can be found out.
+                // The handshake is repeated when the disk can be read.
                 Err(ProbeError::Unread(_, why)) => {
                     self.world.trouble(id, unread(&format!("device {}", evidence.devnum), &why));
                 }
@@ -333,7 +334,8 @@ impl Engine {
                     self.greet_server();
                 }
                 Err(error) => {
-                    // Perhaps it never took notice: a file that goes while it reads the folder stops it.
+                    // The server may never have noticed the new file: a file that disappears while it reads the
+                    // folder stops the reading.
                     self.changed(id);
                     self.world.trouble(id, Reason::about(Code::ExportRefused, unit, error.to_string()));
                 }
@@ -342,28 +344,29 @@ impl Engine {
         self.settle(id);
     }
 
-    /// What the server serves under this name is not the disk on record: it goes, and is tried again later.
+    /// Revokes an export whose served disk is not the recorded one. The export is retried later.
     fn not_this(&mut self, id: VolumeId, reason: Reason) {
         if self.revoke(id, Some(&reason)) {
             self.world.trouble(id, reason);
         }
     }
 
-    /// It is known who is connected.
+    /// Continues when the clients are known.
     pub(super) fn clients_known(&mut self, ticket: Ticket, epoch: u64, clients: Clients) {
         let Some(volume) = self.world.volume(ticket.volume) else { return };
         let current = !volume.published && volume.epoch == epoch;
         self.gone_on(ticket, Outcome::Clients { clients, current });
     }
 
-    /// Something has come of a step of a volume that leaves: for this life of it.
+    /// Passes the result of a step to a volume that leaves, if the ticket is of its present life.
     pub(super) fn gone_on(&mut self, ticket: Ticket, outcome: Outcome) {
         if self.world.holds(ticket) && self.go_on(ticket.volume, outcome) {
             self.settle(ticket.volume);
         }
     }
 
-    /// The volume goes, whatever could not be removed: that is nobody's from now on, and is removed as such.
+    /// Lets the volume go even if something could not be removed. What remains belongs to no volume, and is removed
+    /// as such.
     pub(super) fn unclaimed(&mut self, ticket: Ticket, removed: &Removed) {
         let id = ticket.volume;
         let section_came = self.world.volume(id).is_some_and(|volume| volume.departure.section_came);
@@ -382,7 +385,7 @@ impl Engine {
     }
 }
 
-/// Why the disk is not published, if it was not shown to be free.
+/// Returns why the disk is not published if it was not shown to be free.
 fn why_not(evidence: &Evidence, answer: Result<Exclusive, HelperError>) -> Option<Reason> {
     let devnum = evidence.devnum;
     let unknown = |why: String| {

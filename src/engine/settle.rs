@@ -1,4 +1,5 @@
-//! Bringing one volume as far as it gets: ask [`super::decide`] what is next, begin it, and rest when there is nothing.
+//! Advances one volume as far as possible: asks [`super::decide`] for the next step, starts it, and stops when there
+//! is none.
 
 use std::time::Instant;
 
@@ -19,11 +20,11 @@ use crate::identity::{Serial, VolumeId};
 use crate::reason::StoryStep;
 use crate::volume::State;
 
-/// Volumes settled in one turn when many wait.
+/// The number of volumes settled in one turn when many wait.
 const AT_ONCE: usize = 64;
 
 impl Engine {
-    /// Brings one volume as far as it gets without waiting.
+    /// Advances one volume as far as possible without waiting.
     pub(super) fn settle(&mut self, id: VolumeId) {
         let clock = &self.steps.tools.clock;
         let (now, steady, clock) = (clock.wall(), clock.steady(), clock.now());
@@ -43,7 +44,7 @@ impl Engine {
             let this_disk = present.first().copied().map(disk);
             let several = present.len() > 1;
             if several {
-                // Which of them the link leads to changes without a word about the one that is left.
+                // The link may change between the two disks without an event for the disk that remains.
                 self.world.distrust(id);
             }
             if decision.revoke && !self.revoke(id, decision.reason.as_ref()) {
@@ -61,14 +62,15 @@ impl Engine {
                 return;
             }
             if busy {
-                // The step under way comes back as an input and settles again; only what is known to be wrong shows now.
+                // The running step's result is an input, which settles the volume again. Only what is known to be
+                // wrong is shown now.
                 if decision.revoke {
                     self.story.stand(&mut self.world, id, decision.state, decision.reason);
                 }
                 return;
             }
             if decision.revoke && troubled {
-                // That it could not be revoked before, or what else was waited for, is over.
+                // The failure to revoke, or any other reason for waiting, is over.
                 continue;
             }
             let owes = self.world.udevd_owes(id.serial());
@@ -76,7 +78,7 @@ impl Engine {
                 && !owes
                 && let Some(volume) = self.world.volume_mut(id)
             {
-                // What udev was asked for is over: the next trouble of this disk is another.
+                // The request to udev is done. The next trouble of this disk is a new one.
                 (volume.retriggered, volume.helper_again) = (None, None);
             }
             self.story.stand(&mut self.world, id, decision.state, decision.reason);
@@ -93,7 +95,7 @@ impl Engine {
                     self.retrigger(id, serial, this_disk);
                     break;
                 }
-                // First begun, then told: what is slow is not to wait for words.
+                // The step starts first. The notes follow, because they must not delay what is slow.
                 Some(Step::Record(evidence)) => {
                     self.record(id, evidence.clone());
                     if let Some(at) = heard {
@@ -130,7 +132,7 @@ impl Engine {
         self.story.rest(&mut self.world, id);
     }
 
-    /// What is next for a volume whose serial these disks show.
+    /// Returns the next step for a volume whose serial these disks show.
     fn decide_on(
         &self,
         volume: &Volume,
@@ -169,7 +171,8 @@ impl Engine {
         }
     }
 
-    /// It is to be published and is not prepared. Says whether that is now the reason for waiting.
+    /// Handles a volume that is to be published and is not prepared. Returns whether that is now the reason for
+    /// waiting.
     fn unprepared(&mut self, id: VolumeId) -> bool {
         let Some(volume) = self.world.volume_mut(id) else { return false };
         let Preparation::Failed { why, kind, attempts, again_at } = &volume.preparation else { return false };
@@ -179,7 +182,7 @@ impl Engine {
         waits
     }
 
-    /// A failure that was about one disk is none of another's.
+    /// Drops a failure that was about another disk.
     fn forget_trouble_of_another(&mut self, id: VolumeId) {
         let Some(volume) = self.world.volume(id) else { return };
         let here: Option<Disk> = self.world.table.with_serial(volume.intent.serial()).next().map(disk);
@@ -196,8 +199,8 @@ impl Engine {
         self.settle_some(ids, None);
     }
 
-    /// Settles the first of these, and the rest in turn with other inputs: ten thousand volumes keep nobody waiting. Says
-    /// that the round has ended after the last.
+    /// Settles the first of these volumes, and the others in turn with other inputs, so that ten thousand volumes
+    /// delay nobody. Ends the round after the last.
     pub(super) fn settle_some(&mut self, mut ids: Vec<VolumeId>, round: Option<Round>) {
         let rest = ids.split_off(ids.len().min(AT_ONCE));
         for id in ids {

@@ -1,4 +1,4 @@
-//! The steps that [`super::decide`] asks for: each is begun here. What comes of it is an input, taken up in [`super::results`].
+//! Starts the steps that [`super::decide`] asks for. The result of each is an input, handled in [`super::results`].
 
 use std::io;
 
@@ -17,7 +17,7 @@ use crate::reason::{Case, Code, StoryStep};
 use crate::volume::Reason;
 
 impl Engine {
-    /// What comes of it is an event of udev's.
+    /// Asks the helper to retrigger udev. The result is an event of udev.
     pub(super) fn retrigger(&mut self, id: VolumeId, serial: Serial, disk: Option<Disk>) {
         if let (Some(ticket), Some(volume)) = (self.world.ticket(id), self.world.volume_mut(id)) {
             volume.retriggered = disk;
@@ -33,7 +33,7 @@ impl Engine {
         self.steps.record(ticket, evidence);
     }
 
-    /// Has the helper find out whether anybody has the disk open exclusively.
+    /// Asks the helper whether a process has the disk open exclusively.
     pub(super) fn try_open(&mut self, id: VolumeId, evidence: Evidence) {
         let Some(ticket) = self.world.ticket(id) else { return };
         if let Some(volume) = self.world.volume_mut(id) {
@@ -42,9 +42,9 @@ impl Engine {
         self.steps.try_open(ticket, evidence);
     }
 
-    /// Lets clients in. Says when, if that was done.
+    /// Publishes the export, and returns when, if that succeeded.
     pub(super) fn publish(&mut self, id: VolumeId, evidence: &Evidence) -> Option<Timestamp> {
-        // The commit took a moment: the last look before.
+        // The commit took some time, so this is the last check before clients can connect.
         let disks = &self.steps.tools.disks;
         let leads_there = LinkTarget::Device(evidence.devnum, self.world.ground.nbd_gid);
         let still = disks.still(evidence.devnum, evidence.diskseq);
@@ -65,14 +65,14 @@ impl Engine {
                     volume.published = true;
                     volume.proven = false;
                     volume.trouble = None;
-                    // It was not served for a while.
+                    // The volume was not served for a while.
                     volume.stood = None;
                 }
                 Some(self.steps.tools.clock.wall())
             }
             Err(error) => {
                 self.world.trouble(id, folder_reason(&error));
-                // What was prepared may be what is missing.
+                // The missing file may be one that was prepared.
                 if self.steps.tools.backend.prepares() {
                     self.prepare_again(id);
                 }
@@ -81,7 +81,7 @@ impl Engine {
         }
     }
 
-    /// Takes the export away. False when that failed; it is tried again.
+    /// Revokes the export. Returns false if that failed; then it is retried.
     pub(super) fn revoke(&mut self, id: VolumeId, reason: Option<&Reason>) -> bool {
         let (epoch, unit) = (self.next_epoch(), self.steps.tools.server_unit);
         match self.steps.tools.backend.revoke(id) {
@@ -93,7 +93,7 @@ impl Engine {
                     volume.trouble = None;
                 }
                 self.world.stand_unserved(id);
-                // Whatever made it go, what was read before counts no more.
+                // Whatever made the export go, earlier readings count no more.
                 self.world.distrust(id);
                 let departure = self.world.volume(id).map(|volume| &volume.departure);
                 let why = match (reason, departure) {
@@ -122,7 +122,7 @@ impl Engine {
     }
 }
 
-/// Why nothing can be published.
+/// Returns why nothing can be published.
 pub(super) fn folder_reason(error: &io::Error) -> Reason {
     let message = format!("the export could not be made: {error}");
     if error.kind() == io::ErrorKind::AlreadyExists {

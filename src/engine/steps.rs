@@ -1,5 +1,5 @@
-//! The steps that are taken outside: each is begun here with what it needs, and comes back as an input, whatever becomes of it.
-//! Nothing here knows the engine, or what it knows.
+//! The steps that run outside. Each starts here with what it needs, and always comes back as an input. This file does
+//! not know the engine, or the engine's state.
 
 use std::collections::BTreeSet;
 use std::io;
@@ -34,10 +34,10 @@ use crate::reason::{Case, StoryStep};
 use crate::store::{Change, News, StoreError};
 use crate::volume::{Entry, Intent, Reason};
 
-/// Begins them.
+/// Starts the steps.
 pub(super) struct Steps {
     pub(super) tools: Tools,
-    /// Where each comes back.
+    /// The sender for the inputs.
     back: mpsc::Sender<Input>,
 }
 
@@ -46,7 +46,7 @@ impl Steps {
         Self { tools, back }
     }
 
-    /// Begins a step outside. `back` makes the input of its result, and has what is to be answered in any case.
+    /// Starts a step outside. `back` makes the input of its result, and owns what must be answered in any case.
     fn outside<T: Send + 'static>(
         &self,
         name: &'static str,
@@ -56,7 +56,7 @@ impl Steps {
         self.tools.outside.start(outside::run(name, step, back, self.back.clone()).boxed());
     }
 
-    /// Does what may block, for a step.
+    /// Runs work that may block, for a step.
     pub(super) fn work<T: Send + 'static>(
         &self,
         work: impl FnOnce() -> T + Send + 'static,
@@ -64,7 +64,7 @@ impl Steps {
         tools::work(&*self.tools.outside, work)
     }
 
-    /// Sends an input in a while.
+    /// Sends an input after this time.
     pub(super) fn later(&self, wait: Duration, input: Input) {
         let (back, pause) = (self.back.clone(), self.tools.outside.pause(wait));
         let step = async move {
@@ -84,7 +84,7 @@ impl Steps {
     pub(super) fn read(&self, devnum: DevNum, reading: Reading) {
         let (step, disks) = (self.tools.disks.read(devnum), Arc::clone(&self.tools.disks));
         self.outside("step.look", step, move |found| {
-            // What it is, is not known; that it is gone, neither.
+            // It is unknown what the disk is, and also whether it is gone.
             let found = found.unwrap_or_else(|died| disks.read_unanswered(devnum, &died.to_string()));
             Input::Looked { devnum, reading, found }
         });
@@ -104,7 +104,8 @@ impl Steps {
         let step = async move {
             let mut read = Vec::new();
             for devnum in present {
-                // One that does not answer in time names no use; evidence looks again before anything is published.
+                // A disk that does not answer in time names no use. Evidence reads it again before anything is
+                // published.
                 read.extend(disks.read(devnum).await.here());
             }
             read
@@ -112,7 +113,7 @@ impl Steps {
         self.outside("step.examine", step, move |disks| Input::Examined { volume, disks });
     }
 
-    /// Lists the folders of exports, as far as they are of these volumes.
+    /// Lists the folders of exports. Exports of volumes that are not in `known` are strays.
     pub(super) fn list_exports(&self, known: BTreeSet<VolumeId>, round: Round) {
         let backend = self.tools.backend.clone();
         let step = self.work(move || backend.list(&known));
@@ -122,7 +123,8 @@ impl Steps {
         });
     }
 
-    /// Puts the claims right: these are wanted, and those are just made or removed and left as they are.
+    /// Restores the claims: `wanted` volumes must have one. Claims of volumes in `under_way` are being added or
+    /// removed, and are left as they are.
     pub(super) fn restore_claims(&self, wanted: Vec<VolumeId>, under_way: Vec<VolumeId>, round: Round) {
         let step = self.tools.claims.restore(wanted, under_way);
         self.outside("step.claims", step, move |result| {
@@ -131,13 +133,14 @@ impl Steps {
         });
     }
 
-    /// Has udev look at the disk of this serial again.
+    /// Asks udev to handle the disk of this serial again.
     pub(super) fn retrigger(&self, serial: Serial, asked: Asked) {
         let step = self.tools.helper.retrigger(serial);
         self.outside("step.retrigger", step, move |answer| Input::Helper { asked, answer: unless_died(answer) });
     }
 
-    /// Has the disks this host lives on written down. Until then, what is mounted or swapped to is refused anyway.
+    /// Asks the helper to record the disks on which this host runs. Until then, mounted disks and swap are refused
+    /// anyway.
     pub(super) fn host_disks(&self) {
         self.outside("step.host-disks", self.tools.helper.host_disks(), |answer| Input::Helper {
             asked: Asked::HostDisks,
@@ -155,7 +158,7 @@ impl Steps {
         });
     }
 
-    /// Tells the server of all changes up to this one.
+    /// Notifies the server of all changes up to this one.
     pub(super) fn tell(&self, last: Option<FileChange>) {
         let backend = self.tools.backend.clone();
         let check = self.work(move || backend.check());
@@ -166,7 +169,7 @@ impl Steps {
         });
     }
 
-    /// Asks the server, in this life of it, whether it answers.
+    /// Checks whether the server answers in this life of it.
     pub(super) fn greet(&self, life: u64) {
         let step = self.tools.server.greet();
         self.outside("step.greet", step, move |greeted| {
@@ -185,8 +188,8 @@ impl Steps {
         });
     }
 
-    /// Has the helper find out whether anybody has the disk open exclusively. The answer is about one disk at one moment: it is
-    /// used for the export that is made in the same breath, or not at all.
+    /// Asks the helper whether a process has the disk open exclusively. The answer is about one disk at one moment.
+    /// It is used for the export that is made in the same turn, or not at all.
     pub(super) fn try_open(&self, ticket: Ticket, evidence: Evidence) {
         let step = self.tools.helper.exclusive(evidence.devnum, evidence.serial);
         self.outside("step.exclusive", step, move |answer| Input::Tried {
@@ -196,7 +199,7 @@ impl Steps {
         });
     }
 
-    /// Asks the server for an export, as a client does.
+    /// Makes a handshake for an export, as a client does.
     pub(super) fn probe(&self, ticket: Ticket, epoch: u64, evidence: Evidence) {
         let id = ticket.volume;
         let answer = self.tools.server.ask(id.export_name());
@@ -218,7 +221,7 @@ impl Steps {
                 }
             }
             if let Some(goodbye) = goodbye {
-                // The engine first: closing the connection wakes the server's threads.
+                // The engine goes first, because closing the connection wakes the server's threads.
                 let close = async move {
                     tokio::task::yield_now().await;
                     drop(goodbye);
@@ -233,7 +236,7 @@ impl Steps {
         });
     }
 
-    /// Asks who is connected. `epoch`: of the volume's last revocation.
+    /// Asks who is connected. `epoch` is the volume's last revocation.
     pub(super) fn clients(&self, ticket: Ticket, epoch: u64, questions: Vec<Question>) {
         let (helper, server) = (Arc::clone(&self.tools.helper), Arc::clone(&self.tools.server));
         let step = async move { asking::ask(&*helper, &*server, &questions).await };
@@ -243,7 +246,7 @@ impl Steps {
         });
     }
 
-    /// Makes durable what is written of a volume that leaves.
+    /// Makes the changes of a volume's withdrawal durable.
     pub(super) fn leave(&self, ticket: Ticket, changes: Vec<Change>) {
         let truth = Arc::clone(&self.tools.truth);
         self.outside("step.leave", async move { write(&*truth, changes).await }, move |written| {
@@ -256,7 +259,7 @@ impl Steps {
         });
     }
 
-    /// Removes what was prepared for a volume that goes, and its claim.
+    /// Removes the preparation and the claim of a withdrawn volume.
     pub(super) fn unclaim(&self, ticket: Ticket) {
         let id = ticket.volume;
         let (claims, backend) = (Arc::clone(&self.tools.claims), Arc::clone(&self.tools.backend));
@@ -274,7 +277,7 @@ impl Steps {
         });
     }
 
-    /// Makes an intent durable: the row, then the claim with its folder, synced.
+    /// Makes an intent durable: the row, then the claim with its folder synced.
     pub(super) fn admit(&self, intent: &Intent) {
         let volume = intent.volume;
         let (truth, claims) = (Arc::clone(&self.tools.truth), Arc::clone(&self.tools.claims));
@@ -285,13 +288,13 @@ impl Steps {
             claims.add(volume).await.map_err(|error| NotAdmitted::unclaimed(&error))
         };
         self.outside("step.admit", step, move |result| {
-            // Perhaps it is on record.
+            // The row may have been recorded.
             let result = result.unwrap_or_else(|died| Err(NotAdmitted::unclaimed(&died)));
             Input::Admitted { volume, result }
         });
     }
 
-    /// An intent that has no claim is none: its row goes too.
+    /// Deletes the row of an intent that has no claim, because such an intent does not count.
     pub(super) fn take_back(&self, volume: VolumeId, why: String) {
         let (truth, claims) = (Arc::clone(&self.tools.truth), Arc::clone(&self.tools.claims));
         let step = async move {
@@ -313,7 +316,7 @@ impl Steps {
         });
     }
 
-    /// Deletes the row that is left of a refused intent, for this many times now.
+    /// Deletes the remaining row of a refused intent. `attempts` is the number of attempts.
     pub(super) fn delete_leftover(&self, volume: VolumeId, attempts: u32) {
         let truth = Arc::clone(&self.tools.truth);
         let step = async move { write(&*truth, vec![Change::Withdraw(volume)]).await };
@@ -324,7 +327,7 @@ impl Steps {
     }
 }
 
-/// Whether it is still the disk, and its link leads to it.
+/// Returns whether the disk is still the same, and its link leads to it.
 pub(super) fn still_leads(
     still: &Found<()>,
     target: io::Result<LinkTarget>,

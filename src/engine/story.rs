@@ -1,4 +1,4 @@
-//! What happened to a volume, told to whoever listens, to the journal and to the store.
+//! Reports what happened to a volume to subscribers, to the journal and to the store.
 
 use std::sync::Arc;
 
@@ -16,11 +16,11 @@ use crate::reason::{Severity, StoryStep};
 use crate::store::News;
 use crate::volume::{Entry, Reason, State};
 
-/// Tells it.
+/// Reports what happened to volumes.
 pub(super) struct Story {
     pub(super) events: Events,
     truth: Arc<dyn Truth>,
-    /// Volumes of which something is to be handed to the store after this turn.
+    /// Volumes of which news are posted to the store after this turn.
     unposted: Vec<VolumeId>,
 }
 
@@ -29,7 +29,7 @@ impl Story {
         Self { events, truth, unposted: Vec::new() }
     }
 
-    /// Notes where a volume stands, and tells everybody when that has changed.
+    /// Sets a volume's state, and reports it if it has changed.
     pub(super) fn stand(&mut self, world: &mut World, id: VolumeId, state: State, reason: Option<Reason>) {
         let Some(volume) = world.volume(id) else { return };
         if volume.state == state && volume.reason == reason {
@@ -44,7 +44,7 @@ impl Story {
         if late {
             self.note(world, id, StoryStep::Late, "the disk came after the deadline".to_owned());
         }
-        // The steps between say the same with more to it: proven, recorded, published.
+        // The steps in between (proven, recorded, published) say the same with more detail.
         if !silent {
             self.note(world, id, state.step(), detail.unwrap_or_default());
         }
@@ -55,7 +55,7 @@ impl Story {
     }
 
     pub(super) fn note_at(&mut self, world: &mut World, id: VolumeId, at: Timestamp, event: StoryStep, detail: String) {
-        // As it is kept.
+        // The time is rounded as the store keeps it.
         let at = clock::whole(at);
         let Some(volume) = world.volume_mut(id) else { return };
         let serial = volume.intent.serial();
@@ -74,7 +74,7 @@ impl Story {
         });
     }
 
-    /// Tells of a step that is on record already, with what it has changed.
+    /// Reports a step that is recorded already, with what it has changed.
     pub(super) fn note_recorded(&mut self, world: &mut World, id: VolumeId, entry: Entry) {
         let Some(volume) = world.volume(id) else { return };
         let (state, reason, serial) = (volume.state, volume.reason.clone(), volume.intent.serial());
@@ -85,10 +85,11 @@ impl Story {
         self.events.tell(|number| Event { id: number, at, volume_id: id, serial, event, detail, state, reason });
     }
 
-    /// A volume waits for nothing but events: the store is told what happened, after this turn, and its clock is set.
+    /// Handles that a volume waits for nothing but events: its news are posted to the store after this turn, and its
+    /// timer is set.
     pub(super) fn rest(&mut self, world: &mut World, id: VolumeId) {
         let Some(volume) = world.volume_mut(id) else { return };
-        // What may yet be refused is not written down: a start would carry it out.
+        // A state that may still be refused is not written, because a start would act on it.
         let undecided = volume.departure.leaving.is_closed() && !volume.departure.leaving.is_on_record();
         if !undecided && std::mem::take(&mut volume.unwritten) {
             volume.news = Some(News::Stand(volume.state, volume.reason.clone(), volume.since));
@@ -97,19 +98,19 @@ impl Story {
         world.wind(id);
     }
 
-    /// Whether there is anything to be handed to the store.
+    /// Returns whether there is anything to post to the store.
     pub(super) fn has_news(&self) -> bool {
         !self.unposted.is_empty()
     }
 
-    /// What came to rest in this turn is handed to the store.
+    /// Posts to the store the news of the volumes that came to rest in this turn.
     pub(super) fn post_all(&mut self, world: &mut World) {
         for id in std::mem::take(&mut self.unposted) {
             self.post(world, id);
         }
     }
 
-    /// Hands news and the unwritten notes to the store; nobody waits for them.
+    /// Posts news and the unwritten notes to the store. Nobody waits for them.
     pub(super) fn post(&mut self, world: &mut World, id: VolumeId) {
         let Some(volume) = world.volume_mut(id) else { return };
         let mut news: Vec<News> = volume.news.take().into_iter().collect();
@@ -124,8 +125,8 @@ impl Story {
     }
 }
 
-/// One entry for each step, as loud as it deserves. Written with the store's copy: formatting on the way to `ready` would be
-/// felt.
+/// Writes one journal entry for each step, with the step's severity. This happens together with the store's copy,
+/// because formatting on the way to `ready` would cost noticeable time.
 fn log(id: VolumeId, state: State, disk: Option<&Facts>, notes: &[Note]) {
     macro_rules! entry {
         ($level:ident, $note:ident, $by:ident) => {
@@ -146,7 +147,7 @@ fn log(id: VolumeId, state: State, disk: Option<&Facts>, notes: &[Note]) {
     for Note { entry: note, by, asked } in notes {
         match note.event.known().map_or(Severity::Info, |step| step.severity(*asked)) {
             Severity::Warning => entry!(warn, note, by),
-            // There is no such level between: the journal's writer knows the step.
+            // tracing has no level in between. The journal's writer knows the step.
             Severity::Notice | Severity::Info => entry!(info, note, by),
         }
     }

@@ -1,7 +1,7 @@
-//! How far the NBD server was told that its files have changed: one signal for everything that waits.
+//! Tracks which changes of its files the NBD server was notified of. One signal covers all changes that wait.
 //!
-//! Only for a server that has to be told. What is told, it knows until it ends; when it comes back it has read everything
-//! that was there, but not certainly what was written while it started, so it is told once more.
+//! This is only for a server that must be notified. The server knows what it was notified of until it ends. When it
+//! is back it has read all files, but perhaps not those written while it started. So it is notified once more.
 
 use std::collections::BTreeSet;
 use std::io;
@@ -20,7 +20,7 @@ use crate::volume::Reason;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct FileChange(u64);
 
-/// How far the server has been told.
+/// What the server has been notified of.
 #[derive(Debug, Default)]
 pub struct Telling {
     /// The last change.
@@ -28,71 +28,71 @@ pub struct Telling {
     /// The server knows all changes up to this one.
     told: Option<FileChange>,
     under_way: bool,
-    /// Something changed since the one that is under way began.
+    /// Whether something changed since the running notification began.
     again: bool,
-    /// How often it could not be told since it was the last time, and whether it is to be tried again by itself.
+    /// How often notifying failed since the last success, and whether it is retried by itself.
     attempts: u32,
     postponed: bool,
-    /// Volumes that go on when it is told.
+    /// Volumes that continue when the server is notified.
     waiting: BTreeSet<VolumeId>,
-    /// Why it could not be told the last time.
+    /// Why the last notification failed.
     pub failed: Option<NotTold>,
 }
 
-/// Why a server could not be told.
+/// Why a server could not be notified.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum NotTold {
-    /// It would not have understood.
+    /// The server could not have read its files.
     #[error("{0}")]
     Files(String),
-    /// Nobody could tell it.
+    /// The helper could not notify the server.
     #[error("{0}")]
     Helper(HelperError),
 }
 
-/// What follows when the server was told, or could not be.
+/// What follows after a notification succeeded or failed.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Told {
-    /// The volumes that go on.
+    /// The volumes that continue.
     pub(super) waiting: BTreeSet<VolumeId>,
-    /// It is to be told once more: something has changed since.
+    /// Whether the server must be notified again, because something has changed since.
     pub(super) again: bool,
-    /// It is to be told once more in a while.
+    /// After which time the server must be notified again, if so.
     pub(super) later: Option<Duration>,
 }
 
 impl Telling {
-    /// A change the server does not know yet.
+    /// Adds a change that the server does not know yet.
     pub(super) fn change(&mut self) -> FileChange {
         let change = FileChange(self.last.map_or(1, |FileChange(last)| last + 1));
         self.last = Some(change);
         change
     }
 
-    /// The last change of all.
+    /// Returns the last change.
     pub(super) fn last(&self) -> Option<FileChange> {
         self.last
     }
 
-    /// Whether it knows that change, if there was one.
+    /// Returns whether the server knows that change, if there was one.
     pub(super) fn knows(&self, change: Option<FileChange>) -> bool {
         // `None` comes before every change.
         change <= self.told
     }
 
-    /// The volume goes on when the server has been told. Says whether it is to be told now.
+    /// Makes the volume wait for the notification. Returns whether the notification must start now.
     pub(super) fn wait(&mut self, volume: VolumeId) -> bool {
         self.waiting.insert(volume);
         !self.under_way
     }
 
-    /// It is to be told of everything. Says whether that begins now; else it is under way, and done once more after that.
+    /// Asks for a notification of everything. Returns whether it starts now. If one is running, another follows it.
     pub(super) fn begin(&mut self) -> bool {
         self.again = self.under_way;
         !std::mem::replace(&mut self.under_way, true)
     }
 
-    /// The server was told of all changes up to `last`, or could not be.
+    /// Records that the server was notified of all changes up to `last`, or that this failed.
     pub(super) fn told(&mut self, last: Option<FileChange>, result: &Result<(), NotTold>) -> Told {
         self.under_way = false;
         match result {
@@ -109,8 +109,8 @@ impl Telling {
                 self.attempts += 1;
             }
         }
-        // What was to be told is still to be told, also when no volume waits for it: until that succeeds there is a timer. (A
-        // bad file is looked at by whoever puts it right, and by the volumes that wait.)
+        // The changes are still to be notified even if no volume waits for them, so a timer runs until that succeeds.
+        // (A bad file is checked again by whoever repairs it, and for the volumes that wait.)
         let postponed = matches!(result, Err(NotTold::Helper(_))) && !std::mem::replace(&mut self.postponed, true);
         Told {
             waiting: std::mem::take(&mut self.waiting),
@@ -119,20 +119,21 @@ impl Telling {
         }
     }
 
-    /// It is time to tell it once more. Says whether that is still to be done; a server that is down is told when it is back.
+    /// Handles the end of the timer. Returns whether a notification is still due. A server that is down is notified
+    /// when it is back.
     pub(super) fn is_due(&mut self, server_is_up: bool) -> bool {
         self.postponed = false;
         self.failed.is_some() && !self.under_way && server_is_up
     }
 
-    /// The server was started again: it has forgotten what it was told.
+    /// Drops what the server was notified of, because it was restarted.
     pub(super) fn forget(&mut self) {
         self.told = None;
     }
 }
 
 impl NotTold {
-    /// Why a volume waits that the server has to be told of.
+    /// Returns why a volume waits of which the server must be notified.
     pub(super) fn reason(&self, server_unit: &str) -> Reason {
         match self {
             Self::Files(why) => {
@@ -146,12 +147,13 @@ impl NotTold {
     }
 }
 
-/// Tells the server to read its files, once these are checked.
+/// Notifies the server to read its files, after these were checked.
 pub(super) async fn tell(
     check: impl Future<Output = io::Result<Check>>,
     helper: Arc<dyn Helper>,
 ) -> Result<(), NotTold> {
-    // One file that it cannot read would keep it from all new ones, or end it. A check that broke is no leave to go on.
+    // One file that the server cannot read would keep it from all new ones, or end it. A check that failed does not
+    // permit the notification.
     let refused = match check.await {
         Ok(check) => check.refused,
         Err(error) => Some(format!("they cannot be checked: {error}")),
@@ -171,7 +173,7 @@ mod tests {
     }
 
     #[test]
-    fn what_changes_while_the_server_is_told_is_told_once_more() {
+    fn a_change_during_a_notification_causes_another_one() {
         let mut telling = Telling::default();
         let first = telling.change();
         assert!(telling.begin());
@@ -189,7 +191,7 @@ mod tests {
     }
 
     #[test]
-    fn a_helper_that_is_silent_is_asked_again_by_one_timer_and_a_bad_file_by_none() {
+    fn a_silent_helper_is_asked_again_by_one_timer_and_a_bad_file_sets_no_timer() {
         let mut telling = Telling::default();
         telling.change();
         let id: VolumeId = "00000000-0000-4000-8000-000000000001".parse().unwrap();
@@ -210,7 +212,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_server_whose_files_were_not_checked_is_not_told() {
+    async fn a_server_whose_files_were_not_checked_is_not_notified() {
         let helper: Arc<dyn Helper> = Arc::new(crate::helper_client::HelperClient::new("/nonexistent/socket".into()));
         let broken = tell(async { Err(io::Error::other("no thread")) }, helper.clone()).await;
         assert!(matches!(&broken, Err(NotTold::Files(why)) if why.contains("no thread")), "{broken:?}");

@@ -1,5 +1,5 @@
-//! What the engine works with: each tool behind a trait. The real ones are in [`super::real`]. With others a whole history can
-//! be played in a time of its own.
+//! The tools of the engine, each behind a trait. The real ones are in [`super::real`]. The simulation has others,
+//! with which a whole history runs in its own time.
 
 use std::io;
 use std::path::PathBuf;
@@ -22,47 +22,47 @@ use crate::helper_client::{Exclusive, HelperError, Holders};
 use crate::identity::{Serial, VolumeId};
 use crate::store::{Change, News, StoreError};
 
-/// What the engine works with.
+/// The tools of the engine.
 pub struct Tools {
-    /// Tells the time.
+    /// Returns the time.
     pub clock: Arc<dyn Clock>,
-    /// Runs what is slow.
+    /// Runs slow work.
     pub outside: Arc<dyn Outside>,
     /// Reads disks.
     pub disks: Arc<dyn Disks>,
-    /// Keeps the truth.
+    /// The store.
     pub truth: Arc<dyn Truth>,
-    /// Marks wanted serials.
+    /// Adds and removes claims.
     pub claims: Arc<dyn Claimant>,
-    /// Told when a device may have come to sit on another, or may have ceased to.
+    /// Notified when a device may have been set up on another, or removed from it.
     pub stacks: Arc<Notify>,
-    /// How many intents there may be.
+    /// The limits of the number of intents.
     pub limits: Limits,
     /// The NBD server's files.
     pub backend: Arc<dyn Backend>,
-    /// Does what takes privilege.
+    /// The client of the privileged helper.
     pub helper: Arc<dyn Helper>,
-    /// The NBD server, as its clients meet it.
+    /// The NBD server as its clients see it.
     pub server: Arc<dyn NbdServer>,
-    /// The unit that runs it.
+    /// The server's systemd unit.
     pub server_unit: &'static str,
-    /// This host's own VM, for intents that name none; empty while unknown.
+    /// The id of this host's own VM, for intents that name none. Empty while unknown.
     pub vm_id: String,
 }
 
-/// Runs what is slow, beside the engine.
+/// Runs slow work beside the engine.
 pub trait Outside: Send + Sync {
-    /// Begins it.
+    /// Starts a task.
     fn start(&self, work: BoxFuture<'static, ()>);
 
-    /// Lets time pass.
+    /// Returns a future that ends after this time.
     fn pause(&self, wait: Duration) -> BoxFuture<'static, ()>;
 
-    /// Does what may block. An error: it could not be begun, or has panicked.
+    /// Runs work that may block. Fails if the work could not be started or has panicked.
     fn block(&self, work: Box<dyn FnOnce() + Send>) -> BoxFuture<'static, io::Result<()>>;
 }
 
-/// Does what may block, and has its result.
+/// Runs work that may block, and returns its result.
 pub(super) fn work<T: Send + 'static>(
     outside: &dyn Outside,
     work: impl FnOnce() -> T + Send + 'static,
@@ -76,7 +76,7 @@ pub(super) fn work<T: Send + 'static>(
     step.boxed()
 }
 
-/// The task of a step has panicked.
+/// The error of a step whose task has panicked.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("the task panicked, a defect of attachd ({0}); please report it")]
 pub(crate) struct Died(pub(super) String);
@@ -87,113 +87,114 @@ impl From<Died> for io::Error {
     }
 }
 
-/// What each device number was found to be.
+/// The result of reading each device number.
 pub type AllDisks = Vec<(DevNum, Found<Facts>)>;
 
 /// Reads disks.
 pub trait Disks: Send + Sync {
-    /// One disk, in a limited time. One that answers too late is told of by an input of its own.
+    /// Reads one disk within a time limit. A late answer is reported by an input of its own.
     fn read(&self, devnum: DevNum) -> BoxFuture<'static, Found<Facts>>;
 
-    /// Every disk that is present.
+    /// Reads every disk that is present.
     fn read_all(&self) -> BoxFuture<'static, io::Result<AllDisks>>;
 
-    /// What is known of a disk that could not be asked, for this reason. Never blocks.
+    /// Returns what is known of a disk that could not be asked for this reason. Never blocks.
     fn read_unanswered(&self, devnum: DevNum, why: &str) -> Found<Facts>;
 
-    /// Whether the disk of this number is still the one with this sequence number. Never blocks.
+    /// Returns whether the disk of this number still has this sequence number. Never blocks.
     fn still(&self, devnum: DevNum, diskseq: u64) -> Found<()>;
 
-    /// What a by-id path resolves to now. Never blocks.
+    /// Returns what a by-id path resolves to now. Never blocks.
     fn resolve(&self, link: &str) -> io::Result<LinkTarget>;
 
-    /// Whether udevd has an event to work at. Never blocks.
+    /// Returns whether udevd has an event to handle. Never blocks.
     fn udevd_is_at_work(&self) -> bool;
 }
 
-/// Keeps the truth.
+/// The store.
 pub trait Truth: Send + Sync {
-    /// Queues changes that are made together or not at all, and returns the answer to wait for.
+    /// Queues changes that are made together or not at all, and returns the receiver of the answer.
     fn begin(&self, changes: Vec<Change>) -> Result<oneshot::Receiver<Result<(), StoreError>>, StoreError>;
 
-    /// Leaves news nobody waits for.
+    /// Posts news that nobody waits for.
     fn post(&self, volume: VolumeId, news: Vec<News>);
 
-    /// Has what is old forgotten.
+    /// Asks the store to delete old history.
     fn tidy(&self);
 
-    /// Why nothing can be written, and when that ends.
+    /// Returns a receiver of the reason for which writing fails.
     fn condition(&self) -> watch::Receiver<Option<StoreError>>;
 }
 
-/// Writes changes; durable when this answers with success, and not there at all otherwise.
+/// Writes changes. On success they are durable; on an error none of them is written.
 pub(super) async fn write(truth: &dyn Truth, changes: Vec<Change>) -> Result<(), StoreError> {
     answered(truth.begin(changes)).await
 }
 
-/// What became of what was queued.
+/// Waits for the answer to queued changes.
 pub(super) async fn answered(
     begun: Result<oneshot::Receiver<Result<(), StoreError>>, StoreError>,
 ) -> Result<(), StoreError> {
     begun?.await.unwrap_or(Err(StoreError::Closed))
 }
 
-/// Marks wanted serials. Everything is durable when it answers with success.
+/// Adds and removes claims. Each change is durable when it is answered with success.
 pub trait Claimant: Send + Sync {
     /// Claims a volume's serial.
     fn add(&self, volume: VolumeId) -> BoxFuture<'static, io::Result<()>>;
 
-    /// Ends a claim. Ending it again changes nothing.
+    /// Removes a claim. Removing it again changes nothing.
     fn remove(&self, serial: Serial) -> BoxFuture<'static, io::Result<()>>;
 
-    /// Makes the folder hold the claims of the wanted volumes and no others, those apart that are just being made or
-    /// removed. What is added or removed from now on is left as it is. One at a time.
+    /// Makes the folder contain the claims of the wanted volumes and no others, except for claims that are being
+    /// added or removed. Claims that are added or removed from now on are left as they are. Only one restoration runs
+    /// at a time.
     fn restore(&self, wanted: Vec<VolumeId>, under_way: Vec<VolumeId>) -> BoxFuture<'static, io::Result<Restored>>;
 }
 
-/// Does what takes privilege.
+/// Performs what needs privileges.
 pub trait Helper: Send + Sync {
-    /// Whether it answered when it was last asked, or why not; `None`: not asked yet.
+    /// Returns whether the helper answered the last request, or why not. `None`: it was not asked yet.
     fn state(&self) -> Option<Result<(), String>>;
 
-    /// Has udev look at the present disk of this serial again.
+    /// Asks udev to handle the present disk of this serial again.
     fn retrigger(&self, serial: Serial) -> BoxFuture<'static, Result<(), HelperError>>;
 
-    /// The clients that have this device open; `None`: no NBD server has it open. With its node, one that is just being
-    /// closed is waited for a moment.
+    /// Returns the clients that have this device open. `None`: no NBD server has it open. With `node`, a device that
+    /// is just being closed is waited for a moment.
     fn holders(
         &self,
         devnum: DevNum,
         node: Option<PathBuf>,
     ) -> BoxFuture<'static, Result<Option<Holders>, HelperError>>;
 
-    /// Whether anybody of this host has the disk open exclusively.
+    /// Returns whether a process of this host has the disk open exclusively.
     fn exclusive(&self, devnum: DevNum, serial: Serial) -> BoxFuture<'static, Result<Exclusive, HelperError>>;
 
-    /// Has the disks this host lives on written down.
+    /// Asks the helper to record the disks on which this host runs.
     fn host_disks(&self) -> BoxFuture<'static, Result<(), HelperError>>;
 
-    /// Has nbd-server told to read its files again.
+    /// Asks the helper to make nbd-server read its files again.
     fn reload(&self) -> BoxFuture<'static, Result<(), HelperError>>;
 }
 
-/// What a handshake without an export has shown; an error with what was found at the port.
+/// The result of a handshake without an export. The error has the listener found at the port.
 pub type Greeted = Result<(), (ProbeError, String)>;
 
-/// A handshake's end: to be dropped when nobody waits for it any more.
+/// The end of a handshake. It is dropped when nobody waits for the answer any more.
 pub type Goodbye = Box<dyn Send>;
 
-/// The NBD server, as its clients meet it.
+/// The NBD server as its clients see it.
 pub trait NbdServer: Send + Sync {
-    /// Whether it answers at all; else what was found at its port.
+    /// Checks whether the server answers at all. The error has what was found at its port.
     fn greet(&self) -> BoxFuture<'static, Greeted>;
 
-    /// A whole handshake for an export, on a new connection.
+    /// Makes a whole handshake for an export, on a new connection.
     fn ask(&self, export: String) -> BoxFuture<'static, Result<(Served, Goodbye), ProbeError>>;
 
-    /// Who is connected to its port.
+    /// Returns the clients connected to the server's port.
     fn connected(&self) -> BoxFuture<'static, Vec<String>>;
 
-    /// Whether asking it costs a start.
+    /// Returns whether each request to the server costs a start of it.
     fn is_started_for_each(&self) -> bool;
 }

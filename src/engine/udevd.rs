@@ -1,8 +1,9 @@
-//! Whether udevd is heard: each kernel event must come back from udevd under the same sequence number.
+//! Tracks whether udevd works: each kernel event must come back from udevd with the same sequence number.
 //!
-//! udevd works at many disks at one time, and at the events of one disk in their order. So an event that does not come back
-//! tells of its disk alone as long as udevd is heard about others: it is held up at that disk, by a rule that does not end or
-//! by a disk that does not answer. Only when nothing at all is heard since then does udevd count as silent.
+//! udevd handles many disks at one time, and the events of one disk in their order. As long as udevd reports other
+//! disks, an event that does not come back concerns its disk only. udevd is held up at that disk, by a rule that does
+//! not end or by a disk that does not answer. Only if udevd has reported nothing at all since then does it count as
+//! silent.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::time::{Duration, Instant};
@@ -13,44 +14,44 @@ use jiff::Timestamp;
 use crate::device::DevNum;
 use crate::device::table::{Device, Table};
 
-/// How long udevd may take for one event before it is overdue.
+/// How long udevd may take for one event before the event is overdue.
 pub const OVERDUE_AFTER: Duration = Duration::from_secs(10);
 
-/// Kernel events remembered while they wait; udevd is long silent before there are as many.
+/// The number of kernel events remembered while they wait. udevd counts as silent long before there are as many.
 const MOST: usize = 4096;
 
-/// udevd has this file as long as it has an event to work at.
+/// This file exists while udevd has an event to handle.
 const QUEUE: &str = "/run/udev/queue";
 
-/// What is known of udevd.
+/// The state of udevd.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum Udevd {
-    /// Nothing happened yet that would tell.
+    /// Nothing has happened yet that would show the state.
     #[default]
     Unknown,
-    /// Its last event was received then.
+    /// The last event from udevd was received at this time.
     Heard(Timestamp),
-    /// It owes the event of a disk since then, and nothing was heard of it since.
+    /// udevd owes the event of a disk since this time, and has reported nothing since.
     Silent(Timestamp),
 }
 
 /// A moment by both clocks: one is shown, the other cannot be set.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Moment {
-    /// The wall clock's.
+    /// The wall clock's time.
     pub wall: Timestamp,
-    /// The one to measure with.
+    /// The time for measuring.
     pub steady: Instant,
 }
 
-/// What a look at the clock has shown.
+/// The result of a check of the clock.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Late {
     /// Nothing new.
     Nothing,
     /// udevd owes an event for too long.
     Overdue,
-    /// udevd was away when an event came, and will never report it: what it has made of the disk has to be read.
+    /// udevd was away when an event came, and will never report it. So the disk must be read.
     Missed,
 }
 
@@ -61,25 +62,26 @@ struct Owed {
     since: Moment,
 }
 
-/// Pairs the two origins.
+/// Pairs the events of both origins.
 #[derive(Debug, Default)]
 pub struct Ear {
     owed: BTreeMap<u64, Owed>,
-    /// The overdue ones: each the oldest of its disk. Those behind it wait for it.
+    /// The overdue events: for each disk the oldest. Later events of the disk wait for it.
     overdue: BTreeMap<DevNum, u64>,
-    /// udevd's latest, for the case that both sockets were full and udevd's was read first.
+    /// udevd's latest events, in case both sockets were full and udevd's was read first.
     recent: VecDeque<(u64, DevNum)>,
     heard: Option<Moment>,
     silent: Option<Timestamp>,
 }
 
-/// Whether udevd has an event to work at. One that has none is held up by nothing: what it owes it has missed.
+/// Returns whether udevd has an event to handle. If it has none, nothing holds it up, and it has missed the events
+/// that it owes.
 pub fn at_work() -> bool {
     !matches!(fs::symlink_metadata(QUEUE), Err(error) if error.kind() == io::ErrorKind::NotFound)
 }
 
 impl Ear {
-    /// The kernel reported an event of this disk.
+    /// Records an event of this disk from the kernel.
     pub fn kernel(&mut self, seqnum: u64, devnum: DevNum, now: Moment) {
         if self.recent.contains(&(seqnum, devnum)) {
             return;
@@ -89,9 +91,10 @@ impl Ear {
         }
     }
 
-    /// udevd reported an event of this disk. Says whether it was silent before: what it missed meanwhile it never sends.
+    /// Records an event of this disk from udevd. Returns whether udevd was silent before, because it never sends the
+    /// events that it missed.
     pub fn udevd(&mut self, seqnum: u64, devnum: DevNum, now: Moment) -> bool {
-        // It takes the events of one disk in their order: those before this one are over, or were missed.
+        // udevd handles the events of one disk in their order. So the earlier ones are done, or were missed.
         let before = self.owed.range(..=seqnum).filter(|(_, owed)| owed.devnum == devnum);
         for over in before.map(|(seqnum, _)| *seqnum).collect::<Vec<u64>>() {
             self.owed.remove(&over);
@@ -107,14 +110,14 @@ impl Ear {
         self.silent.take().is_some()
     }
 
-    /// Events were lost: what is owed may have come.
+    /// Drops the owed events, because events were lost and the answers may be among them.
     pub fn forget(&mut self) {
         self.owed.clear();
         self.overdue.clear();
         self.recent.clear();
     }
 
-    /// When to look again, as long as something is owed that is not known to be overdue.
+    /// Returns the time of the next check, as long as an event is owed that is not known to be overdue.
     pub fn wake(&self) -> Option<Instant> {
         if self.silent.is_some() {
             return None;
@@ -124,7 +127,7 @@ impl Ear {
         waiting.map(|owed| owed.since.steady + OVERDUE_AFTER)
     }
 
-    /// Takes note of the time. `at_work`: [`at_work`], asked only when something has become overdue.
+    /// Checks the clock. `at_work` is [`at_work`]; it is called only when something has become overdue.
     pub fn tick(&mut self, now: Instant, at_work: impl FnOnce() -> bool) -> Late {
         if self.wake().is_none_or(|wake| wake > now) {
             return Late::Nothing;
@@ -140,7 +143,8 @@ impl Ear {
         let silent = oldest.filter(|owed| unheard(owed)).min_by_key(|owed| owed.since.steady);
         self.silent = silent.map(|owed| owed.since.wall);
         if self.silent.is_none() && !at_work() {
-            // It was heard since, and has nothing to do: it was away when these came, and will never report them.
+            // udevd has reported others since, and has nothing to do. So it was away when these events came, and will
+            // never report them.
             self.owed.retain(|_, owed| !overdue(owed));
             self.overdue.clear();
             return Late::Missed;
@@ -149,12 +153,13 @@ impl Ear {
         Late::Overdue
     }
 
-    /// The disks of which udevd owes an event for too long, and since when. With a silent udevd these are all that are known.
+    /// Returns the disks of which udevd owes an event for too long, and since when. If udevd is silent, these are
+    /// only the known ones.
     pub fn overdue(&self) -> impl Iterator<Item = (DevNum, Timestamp)> + '_ {
         self.overdue.values().filter_map(|seqnum| self.owed.get(seqnum)).map(|owed| (owed.devnum, owed.since.wall))
     }
 
-    /// Before all disks are read: an idle udevd has missed what it owes, and what is found counts.
+    /// Drops, before all disks are read, the events that an idle udevd has missed. What is read counts.
     pub(super) fn look_for_missed(&mut self, at_work: impl FnOnce() -> bool) {
         if self.silent.is_none() && !self.overdue.is_empty() && !at_work() {
             self.owed.retain(|_, owed| !self.overdue.contains_key(&owed.devnum));
@@ -162,18 +167,18 @@ impl Ear {
         }
     }
 
-    /// Whether udevd, which is heard about others, owes an event of this disk for too long.
+    /// Returns whether udevd owes an event of this disk for too long while it reports others.
     pub fn is_held_up_at(&self, devnum: DevNum) -> bool {
         self.silent.is_none() && self.overdue.contains_key(&devnum)
     }
 
-    /// Whether udevd owes an event of this disk for too long, or of any, when it is silent.
+    /// Returns whether udevd owes an event of this disk for too long, or of any disk if udevd is silent.
     pub fn owes(&self, devnum: DevNum) -> bool {
         self.silent.is_some() || self.overdue.contains_key(&devnum)
     }
 
-    /// The present disks that udevd is held up at while it is heard about others, and since when: the longest first.
-    /// `at_work`: [`at_work`], asked only when an event is overdue.
+    /// Returns the present disks at which udevd is held up while it reports others, and since when, the longest
+    /// first. `at_work` is [`at_work`]; it is called only when an event is overdue.
     pub(super) fn held_up(&self, table: &Table, at_work: impl FnOnce() -> bool) -> Vec<(String, Timestamp)> {
         if self.overdue.is_empty() || self.silent.is_some() || !at_work() {
             return Vec::new();
@@ -185,7 +190,7 @@ impl Ear {
         all
     }
 
-    /// The verdict.
+    /// Returns the state of udevd.
     pub fn udevd_is(&self) -> Udevd {
         match (self.silent, self.heard) {
             (Some(since), _) => Udevd::Silent(since),
@@ -210,7 +215,7 @@ mod tests {
         Timestamp::from_second(second).unwrap()
     }
 
-    /// The moments of one run, by the second.
+    /// Returns the moments of one run, by the second.
     fn clock() -> impl Fn(u32) -> Moment {
         let start = Instant::now();
         move |second| Moment { wall: wall(second.into()), steady: start + Duration::from_secs(second.into()) }
@@ -221,7 +226,7 @@ mod tests {
     }
 
     #[test]
-    fn an_answered_event_leaves_nothing_to_wait_for() {
+    fn an_answered_event_sets_no_timer() {
         let (at, mut ear) = (clock(), Ear::default());
         assert_eq!(ear.udevd_is(), Udevd::Unknown);
         ear.kernel(7, A, at(0));
@@ -231,7 +236,7 @@ mod tests {
     }
 
     #[test]
-    fn an_answer_that_is_read_first_counts() {
+    fn an_answer_that_is_read_before_its_kernel_event_counts() {
         let (at, mut ear) = (clock(), Ear::default());
         ear.udevd(7, A, at(0));
         ear.kernel(7, A, at(0));
@@ -239,7 +244,7 @@ mod tests {
     }
 
     #[test]
-    fn an_answer_for_another_disk_is_none_for_this_one() {
+    fn an_event_of_another_disk_does_not_answer_this_ones() {
         let (at, mut ear) = (clock(), Ear::default());
         ear.udevd(7, B, at(0));
         ear.kernel(7, A, at(0));
@@ -247,7 +252,7 @@ mod tests {
     }
 
     #[test]
-    fn ten_seconds_without_a_word_are_silence_until_udevd_is_heard_again() {
+    fn udevd_is_silent_after_ten_seconds_without_an_event_until_its_next_event() {
         let (at, mut ear) = (clock(), Ear::default());
         ear.kernel(7, A, at(0));
         ear.kernel(8, B, at(15));
@@ -267,7 +272,7 @@ mod tests {
     }
 
     #[test]
-    fn a_disk_that_udevd_is_held_up_at_is_named_while_others_are_heard() {
+    fn a_disk_that_holds_up_udevd_is_named_while_other_disks_are_reported() {
         let (at, mut ear) = (clock(), Ear::default());
         ear.kernel(7, A, at(0));
         ear.kernel(8, B, at(1));
@@ -275,7 +280,7 @@ mod tests {
         assert_eq!(ear.tick(at(10).steady, || true), Late::Overdue);
         assert_eq!((ear.udevd_is(), ear.wake()), (Udevd::Heard(wall(2)), None));
         assert_eq!((overdue(&ear), ear.owes(A), ear.owes(B)), (vec![(A, wall(0))], true, false));
-        // What follows of the same disk waits for it: udevd is not silent for that.
+        // Later events of the same disk wait for it. udevd is not silent because of them.
         ear.kernel(9, A, at(12));
         assert_eq!(ear.wake(), None);
         ear.kernel(10, B, at(30));

@@ -1,21 +1,21 @@
-//! Keeping a folder what it has to be: one look at it at a time, once more when something happened meanwhile, and again by
-//! itself as long as it is not as it has to be.
+//! Schedules the checks of a folder. One check runs at a time. Another follows if something happened meanwhile, and
+//! checks are retried as long as the folder is not in order.
 
 use std::time::{Duration, Instant};
 
 use super::pause::pause;
 use super::waiting::Done;
 
-/// How long strangers' files may come and go before the folder is looked at again for them.
+/// How long changes of foreign files may continue before the folder is checked because of them.
 const STRANGERS: Duration = Duration::from_secs(1);
 
-/// When a folder is looked at.
+/// When a folder is checked.
 #[derive(Debug, Default)]
 pub(super) struct Upkeep {
     under_way: bool,
-    /// Something happened since the one that is under way began.
+    /// Whether something happened since the running check began.
     again: bool,
-    /// Who waits for the end of one that begins from now on.
+    /// The callers that wait for the end of the next check.
     waiting: Vec<Done>,
     attempts: u32,
     ended_at: Option<Instant>,
@@ -23,8 +23,8 @@ pub(super) struct Upkeep {
 }
 
 impl Upkeep {
-    /// It is to be looked at; `done` is told of the end. Returns who waits for the one that begins now; without, one is under
-    /// way, and another follows.
+    /// Requests a check, and notifies `done` at its end. Returns the callers of the check that starts now. `None`: a
+    /// check is running, and another follows.
     pub(super) fn wish(&mut self, done: Option<Done>) -> Option<Vec<Done>> {
         self.waiting.extend(done);
         self.again_at = None;
@@ -33,12 +33,12 @@ impl Upkeep {
         begins.then(|| std::mem::take(&mut self.waiting))
     }
 
-    /// It has ended.
+    /// Marks that the check has ended.
     pub(super) fn ended(&mut self) {
         self.under_way = false;
     }
 
-    /// What it has shown: whether the folder is as it has to be, and whether there is more to do at once.
+    /// Records the result: whether the folder is in order, and whether there is more to do at once.
     pub(super) fn learn(&mut self, in_order: bool, more: bool, now: Instant) {
         self.attempts = if in_order { 0 } else { self.attempts + 1 };
         self.ended_at = Some(now);
@@ -46,23 +46,23 @@ impl Upkeep {
         self.again |= more;
     }
 
-    /// Whether it is to be looked at once more at once; said once.
+    /// Returns once whether another check must start at once.
     pub(super) fn again(&mut self) -> bool {
         std::mem::take(&mut self.again)
     }
 
-    /// A stranger's file came or went: not at once, and not for each.
+    /// Records that a foreign file came or went. The check is not made at once, and not for each file.
     pub(super) fn strangers(&mut self, now: Instant) {
         let earliest = self.ended_at.map_or(now, |ended| ended + STRANGERS);
         self.again_at = Some(self.again_at.map_or(earliest, |again| again.min(earliest)));
     }
 
-    /// When it is to be looked at by itself.
+    /// Returns when the next check is made without a request.
     pub(super) fn wake(&self) -> Option<Instant> {
         self.again_at
     }
 
-    /// Whether that has come.
+    /// Returns whether that time has come.
     pub(super) fn is_due(&self, now: Instant) -> bool {
         self.again_at.is_some_and(|again| again <= now)
     }
@@ -74,7 +74,7 @@ mod tests {
     use tokio::sync::oneshot;
 
     #[test]
-    fn one_look_at_a_time_and_who_asks_meanwhile_waits_for_the_next() {
+    fn one_check_runs_at_a_time_and_later_callers_wait_for_the_next() {
         let (mut upkeep, now) = (Upkeep::default(), Instant::now());
         let done = || Some(oneshot::channel().0);
         assert_eq!(upkeep.wish(done()).map(|waiting| waiting.len()), Some(1));
@@ -90,7 +90,7 @@ mod tests {
     }
 
     #[test]
-    fn a_folder_that_is_not_in_order_is_looked_at_later_and_later_and_one_that_is_never() {
+    fn a_folder_is_checked_with_back_off_until_it_is_in_order() {
         let (mut upkeep, now) = (Upkeep::default(), Instant::now());
         upkeep.learn(false, false, now);
         assert!(!upkeep.is_due(now) && upkeep.is_due(now + pause(1)));
@@ -103,7 +103,7 @@ mod tests {
     }
 
     #[test]
-    fn strangers_files_are_looked_for_once_a_second_at_most() {
+    fn changes_of_foreign_files_cause_at_most_one_check_per_second() {
         let (mut upkeep, now) = (Upkeep::default(), Instant::now());
         upkeep.strangers(now);
         assert!(upkeep.is_due(now), "the first at once");

@@ -1,4 +1,4 @@
-//! One volume, as the engine has it.
+//! One volume in the engine.
 
 use std::ops::{Deref, DerefMut};
 use std::sync::Arc;
@@ -17,91 +17,91 @@ use crate::identity::VolumeId;
 use crate::store::News;
 use crate::volume::{Entry, Intent, Reason, Record, State, User};
 
-/// One life of a volume in the engine. A volume that was withdrawn and announced again has another: what belongs to
-/// the one before must not touch it.
+/// Identifies one life of a volume in the engine. A volume that was withdrawn and announced again has another life,
+/// and results of the earlier life must not change it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Ticket {
     pub(super) volume: VolumeId,
     pub(super) instance: u64,
 }
 
-/// Which disk: its number and sequence number. Numbers are used again, sequence numbers are not.
+/// Identifies a disk: its number and sequence number. Numbers are reused; sequence numbers are not.
 pub(super) type Disk = (DevNum, u64);
 
-/// What others see of a volume.
+/// The part of a volume that others read.
 #[derive(Debug, Clone)]
 pub struct Shown {
-    /// The wish.
+    /// The intent.
     pub intent: Intent,
     /// The recorded mapping.
     pub mapping: Option<Evidence>,
-    /// Where it stands; changed by [`super::world::World::set_state`] alone, which counts.
+    /// The state. Only [`super::world::World::set_state`] changes it, because it counts the states.
     pub state: State,
-    /// Why it is not served.
+    /// Why the volume is not served.
     pub reason: Option<Reason>,
-    /// Since when it stands there.
+    /// Since when the volume has this state.
     pub since: Timestamp,
-    /// The export's link exists.
+    /// Whether the export's link exists.
     pub published: bool,
 }
 
-/// One volume: what is shown of it, and what the engine has besides.
+/// One volume: the part that others read, and what only the engine uses.
 pub struct Volume {
-    /// Shared with lists that are being made; what changes meanwhile is copied first.
+    /// Shared with lists that are being written. A change meanwhile copies the value first.
     shown: Arc<Shown>,
-    /// Where it stood before the start, and since when, until something else happens to it.
+    /// The state before the start, and since when, until something else happens to the volume.
     pub(super) stood: Option<(State, Timestamp)>,
-    /// A handshake has succeeded for this link and this run of the server.
+    /// Whether a handshake has succeeded for this link and this run of the server.
     pub proven: bool,
-    /// Steps the store has not been told yet.
+    /// Steps that are not posted to the store yet.
     pub notes: Vec<Note>,
-    /// Where it stands, as far as the store has not been told.
+    /// The state, if it is not posted to the store yet.
     pub(super) news: Option<News>,
-    /// How far it is on its way out.
+    /// How far the volume's withdrawal is.
     pub(super) departure: Departure,
-    /// Which life of this volume it is.
+    /// The number of this life of the volume.
     pub(super) instance: u64,
-    /// The helper could not have udev look at the disk: when it is asked again, and how often it was.
+    /// When the helper is asked again to retrigger udev, and how often it was asked.
     pub(super) helper_again: Option<(Instant, u32)>,
     pub(super) busy: bool,
-    /// Counts revocations, so that the answer to an older probe is not taken for one about the present link.
+    /// The number of revocations. With it the answer to an older probe is not taken for one about the present link.
     pub(super) epoch: u64,
     /// Only a later reading of the disk counts.
     pub(super) look_after: Reading,
-    /// Whether what needs no disk is done for its export.
+    /// Whether the preparation of the export that needs no disk is done.
     pub(super) preparation: Preparation,
-    /// The last change to its files that the server has to know of.
+    /// The last change to the volume's files of which the server must know.
     pub(super) change: Option<FileChange>,
     pub(super) trouble: Option<Trouble>,
-    /// Just now nobody had this disk open exclusively.
+    /// The disk that no process had open exclusively a moment ago.
     pub(super) free: Option<Disk>,
-    /// The moment it was last decided on.
+    /// The moment of the last decision.
     pub(super) judged: Instant,
-    /// The same by the clock that deadlines go by.
+    /// The moment of the last decision by the clock of the deadlines.
     pub(super) judged_steady: Steady,
-    /// The disk that udev was asked to look at again: its number and sequence number.
+    /// The disk for which udev was retriggered.
     pub(super) retriggered: Option<Disk>,
     pub(super) unwritten: bool,
-    /// When it needs a look at the clock; changed by [`super::world::World::set_wake`] alone.
+    /// When the volume's timer ends. Only [`super::world::World::set_wake`] changes it.
     pub(super) wake: Option<Instant>,
 }
 
 /// A step that happened to a volume.
 #[derive(Debug, Clone)]
 pub struct Note {
-    /// What.
+    /// The step.
     pub entry: Entry,
-    /// By whose wish, if somebody's.
+    /// The user who asked for it, if any.
     pub by: Option<User>,
-    /// On the way to a withdrawal, also where it is not known any more whose.
+    /// Whether the step belongs to a withdrawal that was asked for, even if it is unknown by whom.
     pub asked: bool,
 }
 
-/// A step failed and is tried again later.
+/// A failed step that is retried later.
 #[derive(Debug)]
 pub(super) struct Trouble {
     pub(super) reason: Reason,
-    /// The disk that it is about, if it is about one.
+    /// The disk that the failure is about, if any.
     pub(super) disk: Option<Disk>,
     pub(super) attempts: u32,
     pub(super) again_at: Instant,
@@ -122,12 +122,12 @@ impl DerefMut for Volume {
 }
 
 impl Volume {
-    /// What others see of it now, for whoever makes something of that later. Costs nothing.
+    /// Returns the readable part as it is now, for later use. This copies nothing.
     pub fn shown(&self) -> Arc<Shown> {
         Arc::clone(&self.shown)
     }
 
-    /// A new wish.
+    /// Returns the volume of a new intent.
     pub(super) fn new(intent: Intent, wall: Timestamp, now: Instant) -> Self {
         let since = Some(intent.created_at);
         Self::from_record(
@@ -144,13 +144,13 @@ impl Volume {
         )
     }
 
-    /// What was shown by an earlier handshake counts no more: an answer of an epoch before this one comes too late.
+    /// Drops the proof of earlier handshakes. An answer of an epoch before this one comes too late.
     pub(super) fn disprove(&mut self, epoch: u64) {
         (self.proven, self.trouble, self.epoch) = (false, None, epoch);
     }
 
-    /// Since when it stands where it comes to stand now. What was found after a start as it was before it, the proof's own
-    /// steps apart, has been so all the time.
+    /// Returns since when the volume has the state that it gets now. A state that is the same after a start as before
+    /// it has lasted all the time, except for the steps of the proof.
     pub(super) fn stands_since(&mut self, state: State, reason: Option<&Reason>, now: Timestamp) -> Timestamp {
         match self.stood {
             Some((stood, since)) if stood == state => since,
@@ -162,16 +162,16 @@ impl Volume {
         }
     }
 
-    /// Where it stands when it has just been given back.
+    /// Returns the state of a volume that has just been given back.
     pub(super) fn state_when_given_back(&self) -> State {
         if self.mapping.is_some() { State::Exporting } else { State::waiting_for(self.intent.origin) }
     }
 
-    /// As the store remembers it. What was `ready` is not so until it is proven again.
+    /// Returns the volume of a record. A volume that was `ready` must be proven again.
     pub(super) fn from_record(record: Record, wall: Timestamp, now: Instant) -> Self {
         let state = match record.state {
             State::Ready | State::Matched => State::Exporting,
-            // It was given back, and that was not written down any more.
+            // The volume was given back, and that was not recorded any more.
             State::Detaching if record.sealed.is_none() => State::Exporting,
             other => other,
         };
@@ -202,7 +202,7 @@ impl Volume {
     }
 }
 
-/// Which disk it is.
+/// Returns which disk this is.
 pub(super) fn disk(device: &Device) -> Disk {
     (device.facts.devnum, device.facts.diskseq)
 }
@@ -213,7 +213,7 @@ mod tests {
     use crate::volume::sample;
 
     #[test]
-    fn what_a_list_has_taken_stays_as_it_was_and_costs_no_copy_as_long_as_nothing_changes() {
+    fn a_value_taken_by_a_list_stays_unchanged_and_is_copied_only_on_a_change() {
         let id = "00000000-0000-4000-8000-000000000001".parse().unwrap();
         let mut volume = Volume::new(sample::intent(id), Timestamp::UNIX_EPOCH, Instant::now());
         let taken = volume.shown();

@@ -1,17 +1,18 @@
-//! Who waits for the end of something that takes several turns: they stay here, and only its number goes through the inputs.
+//! The callers that wait for the end of work that takes several turns. They stay here, and only the number of the
+//! work goes through the inputs.
 
 use std::collections::HashMap;
 
 use tokio::sync::oneshot;
 
-/// Where the end of a resync is told, or why there was none.
+/// Receives the end of a resync, or why there was none.
 pub(crate) type Done = oneshot::Sender<Result<(), String>>;
 
-/// Something whose end is waited for.
+/// Work whose end is waited for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) struct Round(u64);
 
-/// Who waits for what.
+/// The callers, by the work that they wait for.
 #[derive(Debug, Default)]
 pub(super) struct Waiting {
     begun: u64,
@@ -19,7 +20,7 @@ pub(super) struct Waiting {
 }
 
 impl Waiting {
-    /// It begins, and these wait for its end.
+    /// Starts a round. These callers wait for its end.
     pub(super) fn begin(&mut self, done: impl IntoIterator<Item = Done>) -> Round {
         self.begun += 1;
         let round = Round(self.begun);
@@ -27,7 +28,7 @@ impl Waiting {
         round
     }
 
-    /// It has ended like this.
+    /// Ends a round with this outcome.
     pub(super) fn end(&mut self, round: Round, outcome: &Result<(), String>) {
         for done in self.rounds.remove(&round).into_iter().flatten() {
             let _ = done.send(outcome.clone());
@@ -41,7 +42,7 @@ mod tests {
     use tokio::sync::oneshot;
 
     #[test]
-    fn each_who_waits_hears_of_the_end_of_its_own_round_and_nothing_is_kept_afterwards() {
+    fn each_caller_is_notified_of_the_end_of_its_own_round_and_then_dropped() {
         let mut waiting = Waiting::default();
         let ([one, two, other], mut heard): ([Done; 3], Vec<_>) = {
             let [a, b, c] = [(); 3].map(|()| oneshot::channel());

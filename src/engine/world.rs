@@ -1,4 +1,4 @@
-//! Everything the engine knows. Only the engine writes it; others read it through [`super::Handle::read`].
+//! Everything that the engine knows. Only the engine writes it; others read it through [`super::Handle::read`].
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, hash_map};
 use std::ops::Bound;
@@ -30,63 +30,63 @@ use crate::identity::{Serial, VolumeId};
 use crate::reason::Code;
 use crate::volume::{Intent, Reason, State};
 
-/// All of it.
+/// The whole state of the engine.
 pub struct World {
-    /// What evidence is held against.
+    /// What evidence is compared with.
     pub ground: Ground,
     /// The present disks.
     pub table: Table,
-    /// The NBD server; `None`: not known yet.
+    /// The state of the NBD server. `None`: not known yet.
     pub server: Option<Server>,
-    /// What is known of it by handshakes.
+    /// What handshakes have shown about the server.
     pub handshakes: Handshakes,
-    /// How far the NBD server was told of its files.
+    /// What the NBD server was notified of.
     pub telling: Telling,
-    /// Whether udevd is heard.
+    /// Whether udevd works.
     pub ear: Ear,
-    /// Tells the time.
+    /// Returns the time.
     pub(super) clock: Arc<dyn Clock>,
-    /// attachd-helper: whether it answers.
+    /// The client of attachd-helper.
     pub helper: Arc<dyn Helper>,
-    /// How often everything was read, and why last.
+    /// How often everything was read, and the last reason.
     pub resyncs: Resyncs,
-    /// How far the folders that the NBD server reads are what they have to be.
+    /// The state of the folders that the NBD server reads.
     pub exported: Exported,
-    /// How far the folder of claims is what it has to be.
+    /// The state of the folder of claims.
     pub claimed: Claimed,
     /// The readings of disks.
     pub(super) looks: Looks,
-    /// Intents on their way to being durable.
+    /// Intents that are not durable yet.
     pub(super) admissions: Admissions,
-    /// What the helper is asked to have udev do.
+    /// The requests to the helper to retrigger udev.
     pub(super) errands: Errands,
-    /// By id, so that they can be gone through in pieces. Boxed: a node of the tree has eleven places, and half of them are
-    /// empty as a rule.
+    /// The volumes by id, so that they can be visited in pieces. They are boxed because a node of the tree has eleven
+    /// entries, half of which are usually empty.
     volumes: BTreeMap<VolumeId, Box<Volume>>,
     by_serial: HashMap<Serial, VolumeId>,
-    /// How many volumes are in each state: kept, because it is asked for at each event.
+    /// How many volumes are in each state. This is kept because it is needed at each event.
     counts: BTreeMap<State, usize>,
     /// How many intents each user has.
     by_user: HashMap<Option<u32>, usize>,
-    /// When which volume needs a look at the clock. Empty when nothing is pending. By the clock that nobody can set.
+    /// When which volume's timer ends, by the clock that nobody can set. Empty when no timer is set.
     wakes: BTreeSet<(Instant, VolumeId)>,
 }
 
 /// The history of resyncs.
 #[derive(Debug, Clone, Default)]
 pub struct Resyncs {
-    /// Since the start.
+    /// The number of resyncs since the start.
     pub count: u64,
-    /// Why the last one was made.
+    /// The reason for the last one.
     pub last_reason: &'static str,
-    /// When it was complete.
+    /// When the last one was complete.
     pub last_at: Option<Timestamp>,
     /// How often events were lost.
     pub losses: u64,
 }
 
 impl World {
-    /// A world without volumes and disks.
+    /// Returns a world without volumes and disks.
     pub(super) fn new(ground: Ground, helper: Arc<dyn Helper>, clock: Arc<dyn Clock>) -> Self {
         Self {
             clock,
@@ -111,22 +111,23 @@ impl World {
         }
     }
 
-    /// The volume of that id.
+    /// Returns the volume of that id.
     pub fn volume(&self, id: VolumeId) -> Option<&Volume> {
         self.volumes.get(&id).map(Box::as_ref)
     }
 
-    /// The volume whose disks show this serial: at most one.
+    /// Returns the volume of this serial. There is at most one.
     pub fn volume_of(&self, serial: Serial) -> Option<VolumeId> {
         self.by_serial.get(&serial).copied()
     }
 
-    /// The volume of this serial that is wanted, or on its way to being so.
+    /// Returns the volume of this serial that is wanted, or is being admitted.
     pub(super) fn wanted(&self, serial: Serial) -> Option<VolumeId> {
         self.volume_of(serial).or_else(|| self.admissions.of(serial))
     }
 
-    /// Somebody wants a volume. Says whether it is to be admitted now; else the answer is given, or comes with another's.
+    /// Handles an intent. Returns whether it must be admitted now. Otherwise the answer is given, or comes with
+    /// another intent's.
     pub(super) fn ask(&mut self, intent: Intent, reply: Reply<Accepted>, limits: Limits, vm_id: &str) -> bool {
         let known = self.volumes.get(&intent.volume).map(|known| (&known.intent, &known.departure.leaving));
         let standing = Standing {
@@ -140,23 +141,26 @@ impl World {
         self.admissions.ask(intent, reply, &standing)
     }
 
-    /// The serial of a disk that is marked although nobody wants it.
+    /// Returns the serial of a disk that is marked although nobody wants it.
     pub(super) fn marked_in_vain(&self, disk: &Device) -> Option<Serial> {
         let marked = disk.facts.group() == Some(self.ground.nbd_gid);
         disk.facts.serial().filter(|serial| marked && self.wanted(*serial).is_none())
     }
 
-    /// Whether udevd owes an event of a disk with this serial for too long, or of any, when it is silent.
+    /// Returns whether udevd owes an event of a disk with this serial for too long, or of any disk if udevd is
+    /// silent.
     pub(super) fn udevd_owes(&self, serial: Serial) -> bool {
         self.table.with_serial(serial).any(|disk| self.ear.owes(disk.facts.devnum))
     }
 
-    /// The present disks that udevd is held up at while it is heard about others, and since when: the longest first.
+    /// Returns the present disks at which udevd is held up while it reports others, and since when, the longest
+    /// first.
     pub fn held_up(&self) -> Vec<(String, Timestamp)> {
         self.ear.held_up(&self.table, udevd::at_work)
     }
 
-    /// Which disk is taken to have this number: the one that was read, or, where none could be, the one on record.
+    /// Returns the sequence number of the disk that has this number: of the disk that was read, or else of the
+    /// recorded one.
     pub(super) fn known_diskseq(&self, devnum: DevNum) -> Option<u64> {
         let read = self.table.of(devnum).map(|device| device.facts.diskseq);
         let on_record = || {
@@ -166,40 +170,41 @@ impl World {
         read.or_else(|| self.looks.is_unread(devnum).then(on_record).flatten())
     }
 
-    /// Every volume, by id. However many there are: in one turn only what is quick for each.
+    /// Returns every volume, by id. There may be many, so one turn may only do what is quick for each.
     pub fn volumes(&self) -> impl ExactSizeIterator<Item = &Volume> {
         self.volumes.values().map(Box::as_ref)
     }
 
-    /// Every volume's id, in order.
+    /// Returns every volume's id, in order.
     pub fn volume_ids(&self) -> impl Iterator<Item = VolumeId> {
         self.volumes.keys().copied()
     }
 
-    /// The volumes whose id comes after this one, by id; from the first on without one.
+    /// Returns the volumes after this id, by id. Without an id, returns all.
     pub fn volumes_after(&self, id: Option<VolumeId>) -> impl Iterator<Item = &Volume> {
         let from = id.map_or(Bound::Unbounded, Bound::Excluded);
         self.volumes.range((from, Bound::Unbounded)).map(|(_, volume)| &**volume)
     }
 
-    /// The volumes whose mapping leads to this number. For the rare case that no serial tells: it looks at all of them.
+    /// Returns the volumes whose mapping has this number. This visits all volumes, for the rare case that no serial
+    /// identifies the volume.
     pub(super) fn mapped_to(&self, devnum: DevNum) -> Vec<VolumeId> {
         let to = |volume: &&Volume| volume.mapping.as_ref().is_some_and(|mapping| mapping.devnum == devnum);
         self.volumes().filter(to).map(|volume| volume.intent.volume).collect()
     }
 
-    /// Why nothing newer can be known of the volume's disk than what holds of it already.
+    /// Returns why nothing newer can be known of the volume's disk.
     pub(super) fn unread(&self, volume: &Volume, present: &[&Device]) -> Option<&str> {
         let (devnum, diskseq) = match (present, &volume.mapping) {
             ([device], _) => (device.facts.devnum, device.facts.diskseq),
-            // No serial was read since the start, but the number is still the very disk's that is on record.
+            // No serial was read since the start, but the number still belongs to the recorded disk.
             ([], Some(mapping)) if mapping.boot_id == self.ground.boot_id => (mapping.devnum, mapping.diskseq),
             _ => return None,
         };
         self.table.unread(devnum, diskseq)
     }
 
-    /// How many volumes are in each state; states without any are there with 0.
+    /// Returns how many volumes are in each state. States without volumes have 0.
     pub fn counts(&self) -> &BTreeMap<State, usize> {
         &self.counts
     }
@@ -212,7 +217,8 @@ impl World {
         self.count(state, |n| n + 1);
     }
 
-    /// Its export is gone: it is `ready` no more, before anybody can ask. What comes next is decided after that.
+    /// Ends the state `ready` of a volume whose export is gone, before anybody can ask. What comes next is decided
+    /// after that.
     pub(super) fn stand_unserved(&mut self, id: VolumeId) {
         let Some(volume) = self.volume(id) else { return };
         let (state, reason) = match volume.state {
@@ -224,13 +230,14 @@ impl World {
         self.stand_silently(id, state, reason);
     }
 
-    /// Its withdrawal was refused: it is on its way to being served, as any volume whose export is not there yet.
+    /// Sets the state of a volume whose withdrawal was refused. It is on its way to being served, as any volume
+    /// without an export.
     pub(super) fn stand_staying(&mut self, id: VolumeId) {
         let Some(volume) = self.volume(id).filter(|volume| volume.state == State::Detaching) else { return };
         self.stand_silently(id, volume.state_when_given_back(), None);
     }
 
-    /// Notes where it stands. Nobody is told.
+    /// Sets a volume's state without reporting it.
     pub(super) fn stand_silently(&mut self, id: VolumeId, state: State, reason: Option<Reason>) {
         let now = self.clock.wall();
         let Some(volume) = self.volume_mut(id) else { return };
@@ -240,14 +247,14 @@ impl World {
         self.set_state(id, state);
     }
 
-    /// Every volume, to be changed in passing: in one turn only what is quick for each, and nothing that others count or
-    /// find it by.
+    /// Returns every volume for a change. In one turn only what is quick for each may be changed, and nothing that
+    /// others count or look up.
     pub(super) fn volumes_mut(&mut self) -> impl Iterator<Item = &mut Volume> {
         self.volumes.values_mut().map(Box::as_mut)
     }
 
-    /// Lets udev be asked again, once, about every disk, and what could not be prepared be tried again. What was in use may be
-    /// free by `now`, too.
+    /// Allows udev to be asked once more about every disk, and retries failed preparations. A disk that was in use
+    /// may be free by `now`, too.
     pub(super) fn try_again(&mut self, now: Instant) {
         for volume in self.volumes.values_mut() {
             if let Some(trouble) = volume.trouble.as_mut().filter(|trouble| trouble.disk.is_some()) {
@@ -263,12 +270,12 @@ impl World {
         *count = change(*count);
     }
 
-    /// This life of the volume.
+    /// Returns the ticket of the volume's present life.
     pub(super) fn ticket(&self, id: VolumeId) -> Option<Ticket> {
         self.volumes.get(&id).map(|volume| Ticket { volume: id, instance: volume.instance })
     }
 
-    /// Whether that life of the volume is the present one.
+    /// Returns whether the ticket is of the volume's present life.
     pub(super) fn holds(&self, ticket: Ticket) -> bool {
         self.ticket(ticket.volume) == Some(ticket)
     }
@@ -277,7 +284,7 @@ impl World {
         self.volumes.get_mut(&id).map(Box::as_mut)
     }
 
-    /// Every volume's id, those first whose disk is here: they have somebody waiting.
+    /// Returns every volume's id. Volumes whose disk is present come first, because somebody waits for them.
     pub(super) fn ids(&self) -> Vec<VolumeId> {
         let serials = self.table.all().filter_map(|device| device.facts.serial());
         let here: BTreeSet<VolumeId> = serials.filter_map(|serial| self.volume_of(serial)).collect();
@@ -307,7 +314,7 @@ impl World {
         Some(volume)
     }
 
-    /// A step of a volume failed: says why, and has it tried again later.
+    /// Records a failed step of a volume with its reason, and schedules the retry.
     pub(super) fn trouble(&mut self, id: VolumeId, reason: Reason) {
         let now = self.clock.now();
         if let Some(volume) = self.volume_mut(id) {
@@ -315,7 +322,7 @@ impl World {
         }
     }
 
-    /// The same for a step that failed for what this disk is.
+    /// As [`Self::trouble`], for a step that failed because of this disk.
     pub(super) fn trouble_with(&mut self, id: VolumeId, reason: Reason, disk: Disk) {
         let now = self.clock.now();
         if let Some(volume) = self.volume_mut(id) {
@@ -323,7 +330,7 @@ impl World {
         }
     }
 
-    /// From now on only a new reading of this volume's disk counts.
+    /// Makes only a new reading of this volume's disk count from now on.
     pub(super) fn distrust(&mut self, id: VolumeId) {
         let last = self.looks.last();
         if let Some(volume) = self.volume_mut(id) {
@@ -331,7 +338,7 @@ impl World {
         }
     }
 
-    /// Sets a volume's clock. A part of it that waits keeps its moment in a field of its own.
+    /// Sets a volume's timer. Each part of a waiting volume keeps its time in a field of its own.
     pub(super) fn wind(&mut self, id: VolumeId) {
         let (steady, now) = (self.clock.steady(), self.clock.now());
         let wake = self.volume(id).and_then(|volume| volume.wakes_at(steady, now));
@@ -351,7 +358,7 @@ impl World {
         }
     }
 
-    /// Why exports that should be gone may still be there.
+    /// Returns why exports that should be gone may still exist.
     pub fn stuck_exports(&self) -> Names {
         let failed = self.volumes().filter(|volume| volume.published && volume.state != State::Ready);
         let failed = failed.filter_map(|volume| Some((volume, &volume.trouble.as_ref()?.reason)));
@@ -365,7 +372,7 @@ impl World {
         stuck
     }
 
-    /// The next time anything needs a look at the clock.
+    /// Returns when the next timer ends.
     pub(super) fn next_wake(&self) -> Option<Instant> {
         let volumes = self.wakes.first().map(|(at, _)| *at);
         let folders = [self.exported.upkeep.wake(), self.claimed.upkeep.wake()];
@@ -373,7 +380,7 @@ impl World {
         folders.into_iter().chain(others).flatten().min()
     }
 
-    /// The volumes whose time has come; each is handed out once.
+    /// Returns the volumes whose timer has ended. Each is returned once.
     pub(super) fn due(&mut self, now: Instant) -> Vec<VolumeId> {
         let later = self.wakes.split_off(&(now + Duration::from_micros(1), VolumeId::MIN));
         let due: Vec<VolumeId> = std::mem::replace(&mut self.wakes, later).into_iter().map(|(_, id)| id).collect();
@@ -386,7 +393,7 @@ impl World {
     }
 }
 
-/// Gives back the memory of what was many and is few.
+/// Gives back the memory of a map that was large and is small.
 fn shrink<K: Eq + std::hash::Hash, V>(map: &mut HashMap<K, V>) {
     const LEAST: usize = 32;
     if map.capacity() > LEAST && map.len() < map.capacity() / 8 {

@@ -17,10 +17,10 @@ fn unknown() -> Clients {
     Clients::Unknown { why: "silent".into(), candidates: Vec::new() }
 }
 
-/// What is under way outside.
+/// What is running outside.
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum UnderWay {
-    /// It was asked when so many exports had been taken away. Who comes later is not in the answer.
+    /// The question was asked after this number of revocations. Later clients are not in the answer.
     Asked {
         epoch: u32,
         client: bool,
@@ -29,23 +29,23 @@ enum UnderWay {
     Unclaims,
 }
 
-/// A volume, its export and its clients, and everybody who asks something of it.
+/// A volume, its export, its clients, and all callers.
 #[derive(Debug)]
 #[allow(clippy::struct_excessive_bools, reason = "each is a fact of its own; together they are no state machine")]
 struct Scene {
     leaving: Leaving,
     under_way: Option<UnderWay>,
-    /// What is on record.
+    /// The recorded seal.
     sealed: Option<By>,
     rows: bool,
     served: bool,
-    /// Exports that were taken away.
+    /// The number of revocations.
     epoch: u32,
-    /// A client is connected.
+    /// Whether a client is connected.
     client: bool,
-    /// Somebody waits for an answer: what was asked, and by force or not.
+    /// The call that waits for an answer.
     waits: Option<Call>,
-    /// The last answer was that nobody can say, and the caller insists.
+    /// Whether the last answer was unknown and the caller insists.
     on_a_guess: bool,
     forgotten: bool,
 }
@@ -53,14 +53,14 @@ struct Scene {
 #[derive(Debug, Clone, Copy)]
 enum Step {
     Call(Call),
-    /// What is under way comes to its end: well, or not.
+    /// The running work ends, with success or without.
     End(bool),
     ClientComes,
     ClientGoes,
     Look,
-    /// The export is made, if nothing keeps it from being so.
+    /// The export is made, if nothing prevents it.
     Serve,
-    /// The daemon dies. Well: what it was just writing is durable.
+    /// The daemon dies. `true`: what it was just writing is durable.
     Restart(bool),
 }
 
@@ -165,7 +165,7 @@ impl Scene {
         }
     }
 
-    /// What an answer promises holds.
+    /// Checks that an answer's promise holds.
     fn answered(&self, call: Call, done: bool) {
         if !done {
             return;
@@ -249,10 +249,10 @@ fn step() -> impl Strategy<Value = Step> {
 proptest! {
     #![proptest_config(ProptestConfig { cases: 2000, ..ProptestConfig::default() })]
 
-    /// Invariant 16, for any history: nothing goes from under a client, what is on record as sealed is not served and is
-    /// ended by its operation alone, also through restarts; and whoever asks is answered.
+    /// Invariant 16, for any history: no volume is withdrawn while a client is connected. A volume whose seal is
+    /// recorded is not served, and only its operation ends the seal, also after restarts. Every caller is answered.
     #[test]
-    fn whatever_happens_what_is_sealed_stays_so_and_nothing_goes_from_under_a_client(
+    fn in_any_history_a_seal_holds_and_no_volume_goes_while_a_client_is_connected(
         steps in proptest::collection::vec((step(), prop::bool::weighted(0.1)), 0..60),
     ) {
         let mut scene = Scene::new();
@@ -264,7 +264,7 @@ proptest! {
         }
     }
 
-    /// From wherever it is: when the parts work and the clients have gone, it comes to rest.
+    /// From any state: when the parts work and the clients have gone, it comes to rest.
     #[test]
     fn it_comes_to_rest(steps in proptest::collection::vec(step(), 0..30)) {
         let mut scene = Scene::new();
@@ -283,9 +283,9 @@ proptest! {
     }
 }
 
-/// A withdrawal is a seal and then a release: the same steps, one call.
+/// A withdrawal is a seal and then a release: the same steps in one call.
 #[test]
-fn an_operations_seal_and_release_and_a_withdrawal_come_to_the_same_end() {
+fn a_seal_and_a_release_end_as_a_withdrawal_does() {
     for calls in [
         vec![Call::Seal { by: By::Withdrawal, force: false }],
         vec![
@@ -305,7 +305,7 @@ fn an_operations_seal_and_release_and_a_withdrawal_come_to_the_same_end() {
 }
 
 #[test]
-fn an_operation_that_asks_again_is_told_who_is_connected_now() {
+fn a_repeated_seal_is_answered_with_the_present_clients() {
     let mut scene = Scene::new();
     let seal = |force| Step::Call(Call::Seal { by: By::Operation(operation(1)), force });
     scene.client = true;
@@ -321,7 +321,7 @@ fn an_operation_that_asks_again_is_told_who_is_connected_now() {
 }
 
 #[test]
-fn a_volume_that_an_operation_has_sealed_is_nobody_elses_to_withdraw() {
+fn only_the_sealing_operation_can_withdraw_a_sealed_volume() {
     let sealed = Leaving::Sealed(By::Operation(operation(1)), Seal::Kept);
     for call in [
         Call::Seal { by: By::Withdrawal, force: true },

@@ -1,4 +1,4 @@
-//! Who wants something of the engine, and what the answers promise: that is held against what is durable at that moment.
+//! The callers of the simulation. Each answer of the engine is compared with what is durable at that moment.
 
 use tokio::sync::oneshot;
 use tokio::sync::oneshot::error::TryRecvError;
@@ -20,7 +20,7 @@ pub(super) enum Call {
     Resync(oneshot::Receiver<Result<(), String>>),
 }
 
-/// The operations there are.
+/// Returns the id of operation `n`.
 pub(super) fn operation(n: usize) -> OperationId {
     format!("0000000{n}-0000-4000-8000-000000000000").parse().expect("an id")
 }
@@ -66,7 +66,7 @@ impl Play {
         self.send(Input::Request(Request::Resync("asked for", None, done)));
     }
 
-    /// Takes the answers that are there.
+    /// Takes the answers that have arrived.
     pub(super) fn hear_answers(&mut self) {
         for call in std::mem::take(&mut self.calls) {
             match call {

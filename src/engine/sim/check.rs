@@ -1,4 +1,4 @@
-//! What must hold after each step, and where everything comes to when nothing goes wrong for a while.
+//! Checks what must hold after each step, and what state is reached when nothing fails for a while.
 
 use super::moves;
 use super::play::Play;
@@ -10,19 +10,19 @@ use crate::export::server::Server;
 use crate::identity::VolumeId;
 use crate::volume::{By, Record, State};
 
-/// So long nothing goes wrong: the longest pause between two tries is half a minute.
+/// How long nothing fails, in microseconds. The longest pause between two attempts is half a minute.
 const CALM: u64 = 600_000_000;
 
-/// Turns in which everything has to come to rest.
+/// The number of turns within which everything must come to rest.
 const TURNS: u32 = 20_000;
 
 impl Play {
-    /// The first thing that must not be.
+    /// Returns the first violation.
     pub(super) fn check(&self) -> Option<String> {
         self.check_world().or_else(|| self.check_volumes())
     }
 
-    /// What holds whether the daemon runs or not.
+    /// Checks what holds whether the daemon runs or not.
     fn check_world(&self) -> Option<String> {
         let model = self.tool.model();
         for id in model.nbd.exports.keys() {
@@ -91,7 +91,7 @@ impl Play {
         (volume.state == State::Ready).then(|| unproven(&model, world.server.as_ref(), volume)).flatten()
     }
 
-    /// A kernel's event of this number was handled: what was served of a disk that is not there any more is gone.
+    /// Checks, after the kernel's event of this number was handled, that no absent disk of it is served.
     pub(super) fn check_exchanged(&self, devnum: DevNum) {
         let Some(daemon) = &self.daemon else { return };
         let mut model = self.tool.model();
@@ -109,7 +109,7 @@ impl Play {
         }
     }
 
-    /// Nothing goes wrong any more, and time passes: everything comes to where it has to be.
+    /// Stops all failures and lets time pass. Everything must then reach its expected state.
     pub(super) fn calm(&mut self) {
         self.tell("calm");
         let keeps_held = self.chance(50);
@@ -124,7 +124,7 @@ impl Play {
             let model = &mut *model;
             for (devnum, disk) in &mut model.host.disks {
                 disk.readable = super::host::Readable::Yes;
-                // What is held while it is served, or about to be, is not noticed.
+                // Exclusive use is not noticed while the disk is served, or is about to be.
                 let served = model.nbd.exports.keys().any(|id| id.serial() == disk.serial);
                 disk.held &= keeps_held && !served && !model.free.contains(&(*devnum, disk.diskseq));
             }
@@ -155,7 +155,7 @@ impl Play {
         self.count("calm".to_owned());
     }
 
-    /// Does all there is to do until nothing is left, or says what never ends.
+    /// Runs until nothing is left to do. Returns what never ends, if anything.
     fn come_to_rest(&mut self) -> Option<String> {
         let end = self.tool.micros() + CALM;
         for _ in 0..TURNS {
@@ -174,7 +174,7 @@ impl Play {
         Some(format!("no rest after {TURNS} turns: {:?}", volumes.collect::<Vec<_>>()))
     }
 
-    /// Does what is to be done now. False: nothing is.
+    /// Does what can be done now. Returns false if there is nothing.
     fn bring_forward(&mut self) -> bool {
         if self.turn() || self.open(0) {
             return true;
@@ -202,7 +202,7 @@ impl Play {
         self.tell_of_server()
     }
 
-    /// Everything has come to rest: is it where it has to be?
+    /// Checks the states after everything has come to rest.
     fn check_rest(&mut self) -> Option<String> {
         self.go_on();
         self.hear();
@@ -269,7 +269,8 @@ impl Play {
     }
 }
 
-/// What `ready` says was shown for this very link, in this life of the server or a later one.
+/// Checks that each volume in the state `ready` was proven for its present link, in this or a later life of the
+/// server.
 fn unproven(model: &super::model::Model, server: Option<&Server>, volume: &Volume) -> Option<String> {
     let id = volume.intent.volume;
     let leaving = &volume.departure.leaving;
@@ -296,7 +297,7 @@ fn unproven(model: &super::model::Model, server: Option<&Server>, volume: &Volum
     Some(format!("no handshake has shown it for its link {} in the server's life {life}: {proofs:?}", export.made))
 }
 
-/// Where a volume has to stand when nothing goes wrong any more.
+/// Returns the expected state of a volume when nothing fails any more.
 fn expected(host: &super::host::Host, record: &Record, now: Steady) -> State {
     if record.sealed.is_some() {
         return State::Detaching;

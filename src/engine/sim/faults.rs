@@ -1,4 +1,5 @@
-//! What goes wrong: parts that fail and come back, events that are lost or forged, and who else has a hand in the folders.
+//! The failures: parts that fail and recover, events that are lost or forged, and other programs that change the
+//! folders.
 
 use jiff::Timestamp;
 
@@ -10,7 +11,7 @@ use crate::device::event::Origin;
 use crate::device::monitor::Notice;
 use crate::store::StoreError;
 
-/// What goes wrong.
+/// The failures and their weights.
 pub(super) const FAULTS: &[(usize, Move)] = &[
     (14, lose_events),
     (8, forge),
@@ -61,7 +62,7 @@ fn forge(play: &mut Play) {
     let origin = if play.chance(50) { Origin::Kernel } else { Origin::Udev };
     let seqnum = match origin {
         Origin::Kernel => near(seqnum, play.roll(6)),
-        // One that says that udevd has answered what it has not cannot be told from the true one.
+        // An event that falsely reports udevd's answer cannot be told from a true one.
         Origin::Udev => 0,
     };
     let event = Uevent { action, devnum, seqnum, diskseq: near(diskseq, play.roll(6)) };
@@ -69,7 +70,7 @@ fn forge(play: &mut Play) {
     hand_on(play, event, origin, play.tool.wall());
 }
 
-/// Something that is on goes off more often than the other way round.
+/// Switches a failure on or off. Switching off is more likely than switching on.
 fn toggle(play: &mut Play, what: &str, place: impl Fn(&mut super::model::Model) -> &mut bool) {
     let on = *place(&mut play.tool.model());
     if play.chance(if on { 70 } else { 40 }) {
@@ -78,7 +79,7 @@ fn toggle(play: &mut Play, what: &str, place: impl Fn(&mut super::model::Model) 
     }
 }
 
-/// What is exported cannot be known for a while: at a start everything is taken away then.
+/// Marks that the exports cannot be known for a while. A start then revokes all of them.
 fn unsure(play: &mut Play) {
     play.tool.model().quiet.clear();
 }
@@ -110,7 +111,7 @@ pub(super) fn server_dies(play: &mut Play) {
     play.tell(format!("the server is up: {}", !up));
 }
 
-/// So fast that nobody saw it down.
+/// Restarts the server so fast that nobody sees it down.
 fn server_restarts(play: &mut Play) {
     let mut model = play.tool.model();
     if model.nbd.up {
@@ -168,7 +169,7 @@ fn threads(play: &mut Play) {
     toggle(play, "no threads", |model| &mut model.no_threads);
 }
 
-/// Somebody removes or makes what is attachd's.
+/// Removes or creates a file of attachd's, as another program could.
 fn strangers(play: &mut Play) {
     unsure(play);
     let (id, roll) = (play.any_volume(), play.roll(4));

@@ -1,4 +1,5 @@
-//! The host of the play: disks, the kernel's events, udevd with its links and marks, and what the host itself uses.
+//! The host of the simulation: disks, the kernel's events, udevd with its links and marks, and what the host itself
+//! uses.
 
 use std::collections::{BTreeMap, VecDeque};
 
@@ -10,26 +11,26 @@ use crate::device::facts::{Facts, Identity, LinkTarget, NoIdentity, Use};
 use crate::device::found::Found;
 use crate::identity::{Serial, VolumeId};
 
-/// The NBD servers' group, and the one a node has at first.
+/// The NBD servers' group, and the group that a node has at first.
 pub(super) const NBD: u32 = 990;
 pub(super) const ROOT: u32 = 6;
 
-/// The device numbers there are.
+/// The device numbers of the simulation.
 pub(super) const SLOTS: [DevNum; 6] = [slot(0), slot(1), slot(2), slot(3), slot(4), slot(5)];
 
 const fn slot(n: u32) -> DevNum {
     DevNum { major: 254, minor: 16 * n }
 }
 
-/// How a disk can be read.
+/// Which parts of a disk can be read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Readable {
     Yes,
-    /// Nothing of it.
+    /// Nothing can be read.
     Not,
-    /// All but its serial.
+    /// Everything but the serial can be read.
     NoSerial,
-    /// The same, because it does not answer in time.
+    /// Everything but the serial can be read, because the disk does not answer in time.
     Hangs,
 }
 
@@ -38,16 +39,16 @@ pub(super) struct Disk {
     pub(super) serial: Serial,
     pub(super) diskseq: u64,
     pub(super) size: u64,
-    /// Its node's.
+    /// The group of the disk's node.
     pub(super) group: u32,
-    /// Used by the host, as its tables show.
+    /// Whether the host uses the disk, as its tables show.
     pub(super) mounted: bool,
-    /// Used by the host, as the kernel alone knows.
+    /// Whether the host uses the disk in a way that only the kernel knows.
     pub(super) held: bool,
     pub(super) readable: Readable,
 }
 
-/// One event before anybody has received it.
+/// An event that nobody has received yet.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Uevent {
     pub(super) action: &'static str,
@@ -61,7 +62,7 @@ pub(super) struct Udevd {
     pub(super) alive: bool,
     pub(super) held_up_at: Option<DevNum>,
     pub(super) queue: VecDeque<Uevent>,
-    /// Which serial it has found under each number.
+    /// The serial that udevd found under each number.
     pub(super) known: BTreeMap<DevNum, Serial>,
 }
 
@@ -71,26 +72,26 @@ pub(super) struct Host {
     /// The by-id links.
     pub(super) links: BTreeMap<Serial, DevNum>,
     pub(super) udevd: Udevd,
-    /// On the way to the monitor, on each of its sockets.
+    /// The events on the way to the monitor, on each of its sockets.
     pub(super) kernel: VecDeque<Uevent>,
     pub(super) udev: VecDeque<Uevent>,
-    /// The monitor listens.
+    /// Whether the monitor listens.
     pub(super) heard: bool,
-    /// What the host has begun to use or has ceased to, and is not told yet.
+    /// Disks that the host has begun or ceased to use, and of which the engine is not notified yet.
     pub(super) use_changed: Vec<DevNum>,
-    /// Nothing can be read: descriptors, memory.
+    /// Whether nothing can be read because descriptors or memory are short.
     pub(super) unreadable: bool,
     pub(super) diskseq: u64,
     seqnum: u64,
 }
 
-/// The device's scheme, as virtio's.
+/// Returns the link of a device, in virtio's scheme.
 pub(super) fn link(serial: Serial) -> String {
     format!("/dev/disk/by-id/virtio-{serial}")
 }
 
 impl Host {
-    /// The kernel tells.
+    /// Sends an event of the kernel.
     pub(super) fn uevent(&mut self, action: &'static str, devnum: DevNum, diskseq: u64) {
         self.seqnum += 1;
         let event = Uevent { action, devnum, seqnum: self.seqnum, diskseq };
@@ -102,7 +103,7 @@ impl Host {
         }
     }
 
-    /// Of the last event.
+    /// Returns the sequence number of the last event.
     pub(super) fn seqnum(&self) -> u64 {
         self.seqnum
     }
@@ -129,7 +130,7 @@ impl Host {
         }
     }
 
-    /// udevd takes its next event. Says which.
+    /// Lets udevd handle its next event, and returns the event.
     pub(super) fn udevd_works(&mut self, claimed: impl Fn(Serial) -> bool) -> Option<Uevent> {
         let held_up = self.udevd.held_up_at;
         let next = self.udevd.queue.iter().position(|event| Some(event.devnum) != held_up)?;
@@ -219,7 +220,7 @@ impl Host {
 }
 
 impl Uevent {
-    /// As the monitor hands it on.
+    /// Converts the event to the monitor's form.
     pub(super) fn received(self, origin: Origin, at: Timestamp) -> DiskEvent {
         DiskEvent {
             origin,

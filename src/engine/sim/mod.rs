@@ -1,8 +1,9 @@
-//! The engine whole, in a world and a time of its own: a seed decides what happens next, and after each step what must
-//! always hold is held against what is true in that world. The same seed is the same play to the last word.
+//! A simulation of the whole engine in its own world and time. A seed decides what happens next. After each step the
+//! invariants are checked against what is true in that world. The same seed gives the same run.
 //!
-//! [`play`] makes the steps, [`moves`] and [`faults`] are what may be chosen, [`check`] holds what comes of them against [`model`]: [`host`],
-//! [`store`], [`server`]. The engine sees all of it through [`tools`]; what it has begun waits in [`tasks`].
+//! [`play`] runs the steps. [`moves`] and [`faults`] are the actions that may be chosen. [`check`] compares the
+//! results with [`model`], which consists of [`host`], [`store`] and [`server`]. The engine sees all of it through
+//! [`tools`]. The work that it has started waits in [`tasks`].
 
 mod callers;
 mod check;
@@ -19,10 +20,10 @@ mod trace;
 
 use play::play;
 
-/// Steps of each play in `make test`.
+/// The number of steps of each run in `make test`.
 const STEPS: u64 = 10_000;
 
-/// Says how a play that failed is repeated.
+/// Runs a seed. If the run fails, the panic tells how to repeat it.
 fn played(seed: u64, steps: u64) -> play::Ended {
     play(seed, steps).unwrap_or_else(|failed| {
         let play::Failed { step, what, last } = failed;
@@ -39,7 +40,7 @@ fn fixed(seeds: std::ops::Range<u64>) {
             *seen.entry(what).or_insert(0) += times;
         }
     }
-    // The control: all of it has happened.
+    // Shows that the run is not empty: each of these events has happened.
     println!("{seen:?}");
     for what in
         ["ready", "kill", "start", "client", "intend true", "withdraw true", "seal true", "unseal true", "release true"]
@@ -59,7 +60,7 @@ fn twenty_more_histories_of_ten_thousand_steps_break_nothing() {
 }
 
 #[test]
-fn the_same_seed_is_the_same_history_and_another_is_another() {
+fn the_same_seed_gives_the_same_history_and_another_seed_another() {
     let [one, again, other] = [77, 77, 78].map(|seed| played(seed, 2_000));
     assert_eq!((one.sum, one.lines), (again.sum, again.lines));
     assert_ne!(one.sum, other.sum);

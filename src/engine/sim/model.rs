@@ -1,4 +1,4 @@
-//! All of the play's world: what is true, whatever the engine believes.
+//! The world of the simulation: what is true, whatever the engine believes.
 
 use std::collections::BTreeSet;
 
@@ -15,7 +15,7 @@ use crate::identity::{Serial, VolumeId};
 use crate::store::Change;
 use crate::volume::By;
 
-/// How many volumes there are; the last two have the same serial.
+/// The number of volumes. The last two have the same serial.
 pub(super) const VOLUMES: u32 = 7;
 
 pub(super) fn volume(n: u32) -> VolumeId {
@@ -31,29 +31,29 @@ pub(super) struct Model {
     pub(super) store: Durable,
     pub(super) nbd: Nbd,
     pub(super) claims: BTreeSet<Serial>,
-    /// Claims that were made or ended since a restoration began.
+    /// Claims that were added or removed since a restoration began.
     pub(super) claims_touched: BTreeSet<Serial>,
-    /// Claims cannot be made or ended.
+    /// Whether claims cannot be added or removed.
     pub(super) claims_broken: bool,
     pub(super) helper_is_away: bool,
-    /// No thread can be had.
+    /// Whether no thread can be started.
     pub(super) no_threads: bool,
     /// Disks that owe an answer.
     pub(super) hanging: BTreeSet<DevNum>,
-    /// Counts the boots.
+    /// The number of boots.
     pub(super) boot: u32,
-    /// Disks of which the helper has last said that they are free, and that were not published since.
+    /// Disks that the helper has last reported as free, and that were not published since.
     pub(super) free: BTreeSet<(DevNum, u64)>,
-    /// Volumes that somebody wanted out by force.
+    /// Volumes whose withdrawal was forced.
     pub(super) forced: BTreeSet<VolumeId>,
-    /// Serials whose claim a stranger has removed.
+    /// Serials whose claim another program has removed.
     pub(super) stolen: BTreeSet<Serial>,
-    /// Volumes that are served, and to which nothing has happened since: whatever cannot be read, is forged, dies or is
-    /// killed, they stay served.
+    /// Volumes that are served and to which nothing has happened since. They stay served whatever cannot be read, is
+    /// forged, dies or is killed.
     pub(super) quiet: BTreeSet<VolumeId>,
-    /// Nothing goes wrong now.
+    /// Whether no failure happens now.
     pub(super) calm: bool,
-    /// What must not be, and was.
+    /// The violations found so far.
     pub(super) violations: Vec<String>,
 }
 
@@ -94,7 +94,7 @@ impl Model {
         format!("boot {}", self.boot).into()
     }
 
-    /// Something happens to disks with this serial.
+    /// Marks that something happens to disks with this serial.
     pub(super) fn disturb(&mut self, serial: Serial) {
         self.quiet.retain(|id| id.serial() != serial);
     }
@@ -115,7 +115,7 @@ impl Model {
         self.violations.push(what);
     }
 
-    /// Whoever is connected to the disk of this mapping, or to a present one of the volume.
+    /// Returns the clients that are connected to the disk of this mapping, or to a present disk of the volume.
     pub(super) fn clients_of(&self, volume: VolumeId, mapping: Option<&Evidence>) -> Vec<String> {
         let boot = self.boot_id();
         let present: Vec<u64> = self.host.with_serial(volume.serial()).map(|(_, disk)| disk.diskseq).collect();
@@ -125,7 +125,7 @@ impl Model {
         of.map(|client| client.name.clone()).collect()
     }
 
-    /// Commits: all of these are durable from here on.
+    /// Commits changes. All of them are durable from here on.
     pub(super) fn commit(&mut self, changes: Vec<Change>) {
         for change in changes {
             self.check_commit(&change);
@@ -133,7 +133,7 @@ impl Model {
         }
     }
 
-    /// No volume goes, and none is sealed, while a client is connected, unless that was wanted by force.
+    /// Checks that no volume is withdrawn or sealed while a client is connected, unless that was forced.
     fn check_commit(&mut self, change: &Change) {
         let (id, what) = match change {
             Change::Withdraw(id) => (*id, "goes"),
@@ -151,7 +151,7 @@ impl Model {
         }
     }
 
-    /// What is published is on record, proven and free, at that moment.
+    /// Checks that a volume that is published is recorded, proven and free at that moment.
     pub(super) fn check_published(&mut self, id: VolumeId, target: &str) {
         let boot = self.boot_id();
         let Some(record) = self.store.records.get(&id) else {

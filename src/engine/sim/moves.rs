@@ -1,4 +1,4 @@
-//! What may happen next, and how often.
+//! The actions that may happen next, and their weights.
 
 use jiff::Timestamp;
 
@@ -19,7 +19,7 @@ use crate::volume::{By, Intent, IntentOrigin};
 
 pub(super) type Move = fn(&mut Play);
 
-/// What brings things forward.
+/// Actions that advance the work.
 const WORK: &[(usize, Move)] = &[
     (300, turn),
     (240, gate),
@@ -36,11 +36,11 @@ const WORK: &[(usize, Move)] = &[
     (12, |play| wait(play, 20_000_000)),
 ];
 
-/// What happens in the world.
+/// Actions of the world.
 const WORLD: &[(usize, Move)] =
     &[(30, plug), (20, pull), (10, exchange), (6, twin), (8, mount), (5, hold), (35, connect), (25, disconnect)];
 
-/// What callers want.
+/// Actions of callers.
 const CALLERS: &[(usize, Move)] =
     &[(50, intend), (20, withdraw), (20, seal), (14, unseal), (12, release), (4, Play::resync), (6, doubt)];
 
@@ -56,7 +56,7 @@ fn one_of(play: &mut Play, moves: &[(usize, Move)]) {
     }
 }
 
-/// The next step.
+/// Runs the next step.
 pub(super) fn any(play: &mut Play, step: u64) {
     if play.daemon.is_none() && play.chance(30) {
         play.start();
@@ -71,7 +71,7 @@ pub(super) fn any(play: &mut Play, step: u64) {
     }
 }
 
-/// Something that has an effect, if that is found soon.
+/// Runs a work action that has an effect, if one is found within a few attempts.
 fn work(play: &mut Play) {
     let before = play.trace.lines;
     for _ in 0..5 {
@@ -82,7 +82,7 @@ fn work(play: &mut Play) {
     }
 }
 
-/// Something that needs no daemon.
+/// Runs an action that needs no daemon.
 pub(super) fn world(play: &mut Play) {
     let act =
         if play.chance(70) { WORLD } else { &[(1, udevd as Move), (1, faults::server_dies), (1, faults::udevd_dies)] };
@@ -101,7 +101,7 @@ fn gate(play: &mut Play) {
     let waiting = play.tool.model().gates.len();
     if waiting > 0 {
         let place = play.roll(waiting);
-        // Answers that are late are so for a while.
+        // A late answer stays late for a while.
         if !play.tool.model().gates.is_late(place) || play.chance(30) {
             play.open(place);
         }
@@ -112,7 +112,7 @@ pub(super) fn full() -> StoreError {
     StoreError::Full { path: "attachd.db".into(), message: "no room".into() }
 }
 
-/// The store takes what is queued, or fails.
+/// Lets the store write what is queued, or fail.
 pub(super) fn commit(play: &mut Play) {
     let mut model = play.tool.model();
     if model.store.queue.is_empty() && model.store.posted.is_empty() {
@@ -152,7 +152,7 @@ pub(super) fn commit(play: &mut Play) {
     play.go_on();
 }
 
-/// One socket's next event reaches the engine.
+/// Passes the next event of one socket to the engine.
 fn receive(play: &mut Play, origin: Origin) {
     let at = play.tool.wall();
     let event = {
@@ -227,7 +227,7 @@ pub(super) fn late_answer(play: &mut Play) {
     }
 }
 
-/// Lets time pass, not further than to the next timer.
+/// Lets time pass, but no further than to the next timer.
 fn wait(play: &mut Play, most: usize) {
     let micros = play.roll(most) as u64;
     let to = play.tool.micros() + micros;
@@ -243,7 +243,7 @@ fn wait_for_the_next(play: &mut Play) {
 }
 
 impl Play {
-    /// When the next timer ends.
+    /// Returns when the next timer ends.
     pub(super) fn next_moment(&self) -> Option<u64> {
         let timer = self.tool.model().gates.next_timer();
         let wake = self.daemon.as_ref().and_then(|daemon| daemon.engine.world.next_wake());
@@ -262,7 +262,7 @@ impl Play {
         volume(u32::try_from(self.roll(VOLUMES as usize)).unwrap_or(0))
     }
 
-    /// One that is on record, if there is any.
+    /// Returns a recorded volume, if there is any.
     fn wanted_volume(&self) -> VolumeId {
         let ids: Vec<VolumeId> = self.tool.model().store.records.keys().copied().collect();
         if ids.is_empty() || self.chance(10) { self.any_volume() } else { ids[self.roll(ids.len())] }
@@ -288,7 +288,7 @@ fn pull(play: &mut Play) {
     play.tool.model().pull(slot);
 }
 
-/// Another disk has the number at once.
+/// Replaces a disk by another one with the same number at once.
 fn exchange(play: &mut Play) {
     let (Some(slot), id, size) = (play.slot(true), play.any_volume(), play.size()) else { return };
     play.tell(format!("exchange {slot} {id} {size}"));
@@ -297,7 +297,7 @@ fn exchange(play: &mut Play) {
     model.plug(slot, id, size);
 }
 
-/// A second disk with the serial of one that is there.
+/// Adds a second disk with the serial of a present one.
 fn twin(play: &mut Play) {
     let (Some(slot), id, size) = (play.slot(false), play.wanted_volume(), play.size()) else { return };
     play.tell(format!("twin {slot} {id}"));
@@ -325,7 +325,7 @@ fn hold(play: &mut Play) {
 }
 
 fn connect(play: &mut Play) {
-    // Above all while it is on its way out.
+    // A volume that is leaving is the preferred choice.
     let leaving = play.calls.iter().find_map(|call| match call {
         Call::Leave(id, ..) => Some(*id),
         _ => None,
@@ -380,7 +380,7 @@ fn seal(play: &mut Play) {
     play.leave(id, Leave::Seal { by: By::Operation(operation(n)), force });
 }
 
-/// The operation that has sealed one, mostly.
+/// Returns a volume and, mostly, the operation that has sealed it.
 fn sealed(play: &Play) -> (VolumeId, crate::identity::OperationId) {
     let sealed = {
         let model = play.tool.model();

@@ -1,4 +1,4 @@
-//! The play: the engine in the world of [`super::model`], step by step, as a seed has it.
+//! Runs the engine in the world of [`super::model`], step by step, as a seed decides.
 
 use std::collections::BTreeMap;
 use std::pin::pin;
@@ -22,7 +22,7 @@ use crate::export::server::Server;
 use crate::store::StoreError;
 use crate::volume::State;
 
-/// The daemon, as long as it runs.
+/// The daemon while it runs.
 pub(super) struct Daemon {
     pub(super) engine: Engine,
     pub(super) inputs: mpsc::Sender<Input>,
@@ -36,11 +36,12 @@ pub(super) struct Play {
     pub(super) daemon: Option<Daemon>,
     pub(super) calls: Vec<Call>,
     pub(super) trace: Trace,
-    /// How often each state was reached, and each kind of answer given: a play in which nothing happens shows nothing.
+    /// How often each state was reached and each kind of answer was given. A run in which nothing happens shows
+    /// nothing.
     pub(super) seen: BTreeMap<String, u64>,
 }
 
-/// A play that found what must not be.
+/// A run that found a violation.
 #[derive(Debug)]
 pub(super) struct Failed {
     pub(super) step: u64,
@@ -48,14 +49,14 @@ pub(super) struct Failed {
     pub(super) last: String,
 }
 
-/// A play that ended well.
+/// A run without violations.
 pub(super) struct Ended {
     pub(super) sum: u64,
     pub(super) lines: u64,
     pub(super) seen: BTreeMap<String, u64>,
 }
 
-/// Plays so many steps.
+/// Runs this many steps.
 pub(super) fn play(seed: u64, steps: u64) -> Result<Ended, Failed> {
     let mut play = Play {
         tool: Tool::new(Model::new(seed)),
@@ -77,7 +78,7 @@ pub(super) fn play(seed: u64, steps: u64) -> Result<Ended, Failed> {
 }
 
 impl Play {
-    /// So many of a hundred.
+    /// Returns true with this probability in percent.
     pub(super) fn chance(&self, percent: u32) -> bool {
         self.tool.model().chance(percent)
     }
@@ -107,7 +108,7 @@ impl Play {
         }
     }
 
-    /// Opens one gate. False: nothing waits.
+    /// Opens one gate. Returns false if nothing waits.
     pub(super) fn open(&mut self, place: usize) -> bool {
         let opened = self.tool.model().gates.open(place);
         let Some(what) = opened else { return false };
@@ -116,7 +117,7 @@ impl Play {
         true
     }
 
-    /// One turn of the engine, as [`Engine::run`] makes it. False: there is nothing to do.
+    /// Runs one turn of the engine, as [`Engine::run`] does. Returns false if there is nothing to do.
     pub(super) fn turn(&mut self) -> bool {
         let now = crate::clock::Clock::now(&self.tool);
         let Some(daemon) = &mut self.daemon else { return false };
@@ -148,7 +149,7 @@ impl Play {
         true
     }
 
-    /// What the engine has told, and answered.
+    /// Takes the events and answers of the engine.
     pub(super) fn hear(&mut self) {
         let Some(daemon) = &mut self.daemon else { return };
         let mut lines = Vec::new();
@@ -167,7 +168,7 @@ impl Play {
         self.hear_answers();
     }
 
-    /// Starts the daemon, as it is told in `daemon.rs`. False: it was killed or failed meanwhile.
+    /// Starts the daemon, as `daemon.rs` does. Returns false if it was killed or failed meanwhile.
     pub(super) fn start(&mut self) -> bool {
         self.tell("start");
         let tool = self.tool.clone();
@@ -236,7 +237,7 @@ impl Play {
         true
     }
 
-    /// Kills the daemon. What it has begun may yet be done.
+    /// Kills the daemon. Work that it has started may still be done.
     pub(super) fn kill(&mut self) {
         self.tell("kill");
         self.calls.clear();
@@ -273,7 +274,7 @@ impl Play {
         self.count("kill".to_owned());
     }
 
-    /// The host starts anew.
+    /// Reboots the host.
     pub(super) fn reboot(&mut self) {
         self.kill();
         self.tell("reboot");
@@ -301,7 +302,7 @@ impl Play {
         self.count("reboot".to_owned());
     }
 
-    /// The server's watch tells.
+    /// Reports the server's state, as the server's watch does.
     pub(super) fn tell_of_server(&mut self) -> bool {
         let server = {
             let nbd = &mut self.tool.model().nbd;
@@ -319,7 +320,7 @@ impl Play {
         true
     }
 
-    /// A slot that is empty, or has a disk.
+    /// Returns a slot that is empty, or one with a disk.
     pub(super) fn slot(&self, with_disk: bool) -> Option<crate::device::DevNum> {
         let mut model = self.tool.model();
         let slots: Vec<_> = SLOTS.into_iter().filter(|slot| model.host.disks.contains_key(slot) == with_disk).collect();
@@ -332,7 +333,7 @@ fn works(condition: &mut watch::Receiver<Option<StoreError>>) -> bool {
     condition.has_changed().unwrap_or(false) && condition.borrow_and_update().is_none()
 }
 
-/// For the trace.
+/// Returns the input's name for the trace.
 fn name(input: &Input) -> String {
     match input {
         Input::Tick => "tick".into(),

@@ -1,4 +1,4 @@
-//! The NBD server of the play, its clients, and the folders that it reads.
+//! The NBD server of the simulation, its clients, and the folders that it reads.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
@@ -14,11 +14,11 @@ use crate::identity::{Serial, VolumeId};
 #[derive(Debug, Clone)]
 pub(super) struct Export {
     pub(super) target: String,
-    /// Which of all that were ever made.
+    /// The number of this link among all that were ever made.
     pub(super) made: u64,
 }
 
-/// A handshake that has succeeded: for which link, in which life of the server, and what was served.
+/// A successful handshake: for which link, in which life of the server, and what was served.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Proof {
     pub(super) made: u64,
@@ -31,7 +31,7 @@ pub(super) struct Proof {
 pub(super) struct Client {
     pub(super) name: String,
     pub(super) volume: VolumeId,
-    /// What it has open, as long as it is connected.
+    /// The disk that the client has open while it is connected.
     pub(super) devnum: DevNum,
     pub(super) diskseq: u64,
 }
@@ -39,28 +39,28 @@ pub(super) struct Client {
 #[derive(Default)]
 #[allow(clippy::struct_excessive_bools, reason = "each is a fact of its own")]
 pub(super) struct Nbd {
-    /// It has to know of sections, and be told of new ones.
+    /// Whether the server needs sections, and must be notified of new ones.
     pub(super) is_told: bool,
     pub(super) exports: BTreeMap<VolumeId, Export>,
     pub(super) made: u64,
     pub(super) sections: BTreeSet<VolumeId>,
-    /// What it has read of them.
+    /// The sections that the server has read.
     pub(super) known: BTreeSet<VolumeId>,
-    /// Links that somebody else has touched, and of which the engine has not learnt since.
+    /// Links that another program has touched, and of which the engine has not learnt since.
     pub(super) touched: BTreeSet<VolumeId>,
-    /// Links that somebody else has made: they look as attachd's.
+    /// Links that another program has made. They look like attachd's.
     pub(super) remade: BTreeSet<VolumeId>,
-    /// Revocations that have failed since the last one succeeded.
+    /// Revocations that have failed since the last successful one.
     pub(super) stuck: BTreeSet<VolumeId>,
-    /// Nothing can be made, taken away or listed.
+    /// Whether nothing can be made, removed or listed.
     pub(super) broken: bool,
     pub(super) up: bool,
     pub(super) silent: bool,
-    /// Counts its starts.
+    /// The number of starts.
     pub(super) life: u64,
-    /// The watch has something to tell.
+    /// Whether the watch has something to report.
     pub(super) changed: bool,
-    /// What has happened in the folders.
+    /// The changes in the folders.
     pub(super) folders: FolderChanges,
     pub(super) clients: Vec<Client>,
     pub(super) proofs: BTreeMap<VolumeId, Vec<Proof>>,
@@ -68,12 +68,12 @@ pub(super) struct Nbd {
 }
 
 impl Nbd {
-    /// Whether a client that asks now is answered at all.
+    /// Returns whether the server answers a client now.
     pub(super) fn answers(&self) -> bool {
         self.up && !self.silent
     }
 
-    /// What a client gets that asks for this export now.
+    /// Returns the disk that a client of this export gets now.
     pub(super) fn opens<'a>(&self, host: &'a Host, volume: VolumeId) -> Option<(DevNum, &'a Disk)> {
         let export = self.exports.get(&volume)?;
         if self.is_told && !(self.sections.contains(&volume) && self.known.contains(&volume)) {
@@ -106,7 +106,7 @@ impl Nbd {
         self.clients.clear();
     }
 
-    /// What was shown of links that are gone.
+    /// Drops the proofs of links that are gone.
     pub(super) fn forget_old_proofs(&mut self) {
         let exports = &self.exports;
         self.proofs.retain(|id, proofs| {

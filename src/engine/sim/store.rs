@@ -1,4 +1,4 @@
-//! The store of the play: what is committed is kept whatever is killed, and nothing else is.
+//! The store of the simulation. Committed changes survive a kill; all others are lost.
 
 use std::collections::{BTreeMap, VecDeque};
 
@@ -11,11 +11,11 @@ use crate::volume::{Record, State};
 type Answer = oneshot::Sender<Result<(), StoreError>>;
 
 pub(super) struct Durable {
-    /// What is on record.
+    /// The recorded volumes.
     pub(super) records: BTreeMap<VolumeId, Record>,
     pub(super) queue: VecDeque<(Vec<Change>, Answer)>,
     pub(super) posted: BTreeMap<VolumeId, Vec<News>>,
-    /// Why nothing can be written.
+    /// Why writing fails.
     pub(super) failure: Option<StoreError>,
     pub(super) condition: watch::Sender<Option<StoreError>>,
 }
@@ -54,7 +54,8 @@ impl Durable {
         });
     }
 
-    /// Takes these writes out of the queue, and what was posted of their volumes before them; with `all` of all volumes.
+    /// Takes these writes out of the queue, with the earlier posted news of their volumes. With `all`, takes the news
+    /// of all volumes.
     pub(super) fn take(&mut self, writes: usize, all: bool) -> (Vec<Change>, Vec<(Vec<Change>, Answer)>) {
         let writes: Vec<_> = self.queue.drain(..writes.min(self.queue.len())).collect();
         let concerned =
@@ -67,7 +68,7 @@ impl Durable {
         (told, writes)
     }
 
-    /// What was taken out and not written.
+    /// Puts back what was taken out and not written.
     pub(super) fn put_back(&mut self, told: Vec<Change>) {
         let since = std::mem::take(&mut self.posted);
         for change in told {
@@ -109,12 +110,12 @@ impl Durable {
                     (record.state, record.reason, record.since) = (state, reason, Some(since));
                 }
             }
-            // The engine writes none of the rest.
+            // The engine writes none of the others.
             Change::News(..) | Change::Operation(_) | Change::Place(_) | Change::Displace(_) => {}
         }
     }
 
-    /// The process was killed: what it had not handed over is gone.
+    /// Drops what the killed process had not written.
     pub(super) fn kill(&mut self) {
         self.queue.clear();
         self.posted.clear();
@@ -122,7 +123,7 @@ impl Durable {
     }
 }
 
-/// Which volume a change is about.
+/// Returns the volume that a change is about.
 pub(super) fn about(change: &Change) -> VolumeId {
     match change {
         Change::Intend(intent) => intent.volume,

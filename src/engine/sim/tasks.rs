@@ -1,5 +1,5 @@
-//! What runs outside of the engine, in a time of its own: nothing goes on by itself. A step waits at a gate until the play
-//! opens it, a timer until the play has let so much time pass.
+//! The work outside of the engine, in its own time. Nothing advances by itself: a step waits at a gate until the
+//! simulation opens it, and a timer waits until the simulation lets enough time pass.
 
 use std::collections::BTreeMap;
 use std::task::{Context, Poll, Waker};
@@ -7,10 +7,10 @@ use std::task::{Context, Poll, Waker};
 use futures_util::future::BoxFuture;
 use tokio::sync::oneshot;
 
-/// How the gate of an answer is called that takes its time.
+/// How the name of a gate begins that delays an answer.
 pub(super) const LATE: &str = "the answer to: ";
 
-/// Everything that waits.
+/// All gates and timers.
 #[derive(Default)]
 pub(super) struct Gates {
     next: u64,
@@ -26,7 +26,7 @@ impl Gates {
         self.next
     }
 
-    /// A gate that is passed when the play opens it.
+    /// Returns a gate that the simulation opens.
     pub(super) fn close(&mut self, what: String) -> oneshot::Receiver<()> {
         let (open, opened) = oneshot::channel();
         let number = self.number();
@@ -34,7 +34,7 @@ impl Gates {
         opened
     }
 
-    /// A gate that opens at that microsecond.
+    /// Returns a gate that opens at that microsecond.
     pub(super) fn timer(&mut self, at: u64) -> oneshot::Receiver<()> {
         let (open, opened) = oneshot::channel();
         let number = self.number();
@@ -46,17 +46,17 @@ impl Gates {
         self.begun.push(work);
     }
 
-    /// How many steps wait.
+    /// Returns the number of closed gates.
     pub(super) fn len(&self) -> usize {
         self.closed.len()
     }
 
-    /// Whether what waits in this place is an answer on its way.
+    /// Returns whether the gate at this index delays an answer.
     pub(super) fn is_late(&self, place: usize) -> bool {
         self.closed.values().nth(place).is_some_and(|(what, _)| what.starts_with(LATE))
     }
 
-    /// Opens the gate in this place. Says what waited there.
+    /// Opens the gate at this index, and returns what waited there.
     pub(super) fn open(&mut self, place: usize) -> Option<String> {
         let number = *self.closed.keys().nth(place)?;
         let (what, open) = self.closed.remove(&number)?;
@@ -64,7 +64,7 @@ impl Gates {
         Some(what)
     }
 
-    /// When the next timer ends.
+    /// Returns when the next timer ends.
     pub(super) fn next_timer(&self) -> Option<u64> {
         self.timers.keys().next().map(|(at, _)| *at)
     }
@@ -76,7 +76,7 @@ impl Gates {
         }
     }
 
-    /// The process was killed.
+    /// Drops everything, because the process was killed.
     pub(super) fn kill(&mut self) {
         *self = Self { next: self.next, ..Self::default() };
     }
@@ -86,14 +86,14 @@ impl Gates {
     }
 }
 
-/// The tasks, in the order in which they were begun.
+/// The tasks, in the order in which they started.
 #[derive(Default)]
 pub(super) struct Tasks {
     tasks: Vec<BoxFuture<'static, ()>>,
 }
 
 impl Tasks {
-    /// Lets each go on as far as it can. `gates`: where new ones are begun, locked for a moment only.
+    /// Polls each task as far as it gets. `gates` gives access to the new tasks, and locks them for a moment only.
     pub(super) fn poll(&mut self, gates: impl Fn(&mut dyn FnMut(&mut Gates))) {
         let mut context = Context::from_waker(Waker::noop());
         loop {

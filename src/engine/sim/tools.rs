@@ -1,4 +1,5 @@
-//! The tools of the play: what the engine asks for waits at a gate; what comes of it is what is true when that is opened.
+//! The tools of the simulation. A request of the engine waits at a gate. Its result is what is true when the gate is
+//! opened.
 
 use std::collections::{BTreeSet, HashSet};
 use std::io;
@@ -31,10 +32,10 @@ use crate::identity::{Serial, VolumeId};
 use crate::reason::HelperCode;
 use crate::store::{Change, News, StoreError};
 
-/// When the play begins, by the wall clock.
+/// The wall clock's time at the start of the run, in microseconds.
 const BEGIN: i64 = 1_700_000_000_000_000;
 
-/// The world, for all tools at once. Cheap to clone.
+/// The world, shared by all tools. Cheap to clone.
 #[derive(Clone)]
 pub(super) struct Tool(Arc<Inner>);
 
@@ -42,7 +43,7 @@ struct Inner {
     model: Mutex<Model>,
     /// Microseconds that have passed.
     now: AtomicU64,
-    /// How far the wall clock was set.
+    /// By how much the wall clock was set.
     shift: AtomicI64,
     begin: Instant,
 }
@@ -62,7 +63,7 @@ impl Tool {
         self.0.now.load(Ordering::Relaxed)
     }
 
-    /// The microsecond of a moment.
+    /// Returns the microsecond of a moment.
     pub(super) fn micros_at(&self, at: Instant) -> u64 {
         u64::try_from(at.saturating_duration_since(self.0.begin).as_micros()).unwrap_or(u64::MAX)
     }
@@ -76,7 +77,7 @@ impl Tool {
         self.0.shift.store(shift, Ordering::Relaxed);
     }
 
-    /// Waits at a gate; then this is done, and is the answer, which may take its time.
+    /// Waits at a gate, then runs `act`. Its result is the answer, which may be delayed.
     fn errand<T: Send + 'static>(
         &self,
         what: impl Into<String>,
@@ -101,7 +102,7 @@ impl Tool {
         step.boxed()
     }
 
-    /// The same for the helper, which may be away.
+    /// As [`Self::errand`], for the helper, which may be away.
     fn ask<T: Send + 'static>(
         &self,
         what: String,
@@ -159,7 +160,7 @@ impl Outside for Tool {
 }
 
 impl Model {
-    /// One reading, with what a reader does about disks that hang.
+    /// Reads one disk, with a reader's treatment of disks that hang.
     fn read(&mut self, devnum: DevNum) -> Found<Facts> {
         if self.hanging.contains(&devnum) {
             return self.host.read_unanswered(devnum, "no answer");
@@ -176,7 +177,7 @@ impl Disks for Tool {
         let before = self.model().host.disks.get(&devnum).map(|disk| disk.diskseq);
         self.errand(format!("read {devnum}"), move |model| {
             let mut found = model.read(devnum);
-            // Exchanged while it was read: the first number is that of the disk before.
+            // The disk was replaced while it was read, so that the first number is the earlier disk's.
             if let (Found::Here(facts), Some(before)) = (&mut found, before)
                 && facts.diskseq != before
                 && model.rng.bool()
@@ -188,7 +189,7 @@ impl Disks for Tool {
     }
 
     fn read_all(&self) -> BoxFuture<'static, io::Result<AllDisks>> {
-        // Some are read early, and some late.
+        // Some disks are read early and some late.
         let mut model = self.model();
         let there: Vec<DevNum> = model.host.disks.keys().copied().collect();
         let mut early: AllDisks = Vec::new();
@@ -278,7 +279,7 @@ impl Model {
         }
     }
 
-    /// What a restoration that was begun with `touched` empty comes to.
+    /// Returns the result of a restoration that began with an empty `touched`.
     pub(super) fn restore(&mut self, wanted: &[VolumeId], under_way: &[VolumeId]) -> io::Result<Restored> {
         if self.claims_broken {
             return Err(io::Error::other("the folder of claims is broken"));

@@ -1,13 +1,14 @@
-//! What has happened, one line each: a sum over all of it, and the last lines for whoever has to find out.
+//! The trace of a run, one line for each event: a checksum of all lines, and the last lines for whoever searches for
+//! a failure.
 
 use std::collections::VecDeque;
 use std::hash::{DefaultHasher, Hasher};
 
-/// Lines shown of a play that fails, unless `ATTACHD_SIM_LINES` says more.
+/// The number of lines shown of a run that fails, unless `ATTACHD_SIM_LINES` is set.
 const KEPT: usize = 60;
 
 pub(super) struct Trace {
-    /// Always begins with the same keys.
+    /// This hasher always begins with the same keys.
     sum: DefaultHasher,
     pub(super) lines: u64,
     last: VecDeque<String>,
@@ -32,7 +33,7 @@ impl Trace {
         self.last.push_back(line);
     }
 
-    /// The same for the same lines.
+    /// Returns the checksum. It is the same for the same lines.
     pub(super) fn sum(&self) -> u64 {
         self.sum.finish()
     }
