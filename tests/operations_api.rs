@@ -6,7 +6,7 @@ mod common;
 use common::*;
 use lab::{Api, Attachd, Lab, LabCloud, Volume};
 use serde_json::{Value, json};
-use stand_in::Setup;
+use stand_in::{Gate, JobFault, Setup};
 
 const OPERATIONS: &str = "/api/v1/operations";
 
@@ -123,4 +123,178 @@ fn without_cloudstack_an_operation_is_refused_with_the_reason_and_the_list_is_th
     assert_eq!((status, code.as_str()), (503, "NO_CLOUD"), "{answer}");
     assert!(answer["error"].as_str().unwrap().contains("[cloudstack] url"), "{answer}");
     assert_eq!(api.get(OPERATIONS).unwrap().text, "null");
+}
+
+/// A lab as [`with_cloud`], with the helper.
+fn with_cloud_and_helper() -> (Lab, LabCloud, Attachd, Api, Helper) {
+    let mut lab = Lab::new();
+    let cloud = lab.cloud(Setup::default()).unwrap();
+    lab.attachd_config(&format!("{CONFIG}{}", cloud.config().unwrap())).unwrap();
+    lab.nbdkit_start().unwrap();
+    let helper = Helper::start();
+    let attachd = start(&lab);
+    let api = attachd.api();
+    (lab, cloud, attachd, api, helper)
+}
+
+fn volume_in(cloud: &LabCloud) -> Volume {
+    let volume = Volume::random();
+    cloud.add(&volume, 4 * MIB);
+    volume
+}
+
+fn begin(api: &Api, body: &Value) -> Value {
+    api.post(OPERATIONS, body).unwrap().expect(201).unwrap()
+}
+
+fn done(api: &Api, operation: &Value) -> Value {
+    let id = operation["id"].as_str().unwrap();
+    api.get(&format!("{OPERATIONS}/{id}?wait=done&timeout_seconds=20")).unwrap().expect(200).unwrap()
+}
+
+#[test]
+fn an_attach_is_followed_to_its_end_by_the_answer_the_events_and_the_list() {
+    let (_lab, cloud, _attachd, api, _helper) = with_cloud_and_helper();
+    let volume = volume_in(&cloud);
+    let mut events = api.events().unwrap();
+    let begun = begin(&api, &json!({ "type": "attach", "volume_id": volume.id, "deadline_seconds": 60 }));
+    assert_eq!((&begun["type"], &begun["volume_id"], &begun["uid"]), (&json!("attach"), &json!(volume.id), &json!(0)));
+    assert_eq!(begun["request"]["deadline_seconds"], 60);
+    let ended = done(&api, &begun);
+    assert_eq!((&ended["status"], &ended["id"]), (&json!("completed"), &begun["id"]), "{ended}");
+    assert_eq!(ended["response"]["device_path"], volume.link().to_str().unwrap());
+    assert_eq!((&ended["vm_id"], &ended["request"]["vm_id"]), (&json!(cloud.vm_here()), &json!(cloud.vm_here())));
+    assert!(ended["completed_at"].is_string() && ended["step"].is_null() && ended.get("error").is_none(), "{ended}");
+    let state = api.get(&format!("/api/v1/volumes/{}", volume.id)).unwrap().expect(200).unwrap()["state"].clone();
+    assert_eq!(state, "ready", "completed means served");
+
+    // The stream has told of it: it was under way, and it has ended.
+    let of_it = |status: &str| {
+        let (id, status) = (begun["id"].clone(), status.to_owned());
+        move |event: &Value| event["id"] == id && event["status"] == *status
+    };
+    let under_way = events.wait_for(of_it("executing"), SOON).unwrap();
+    assert!(under_way["step"]["waits_for"].is_string() && under_way["step"]["since"].is_string(), "{under_way}");
+    events.wait_for(of_it("completed"), SOON).unwrap();
+    let list = api.get(OPERATIONS).unwrap().expect(200).unwrap();
+    assert_eq!(list, json!([ended]), "a bare array");
+}
+
+#[test]
+fn the_same_request_again_is_the_same_operation_and_a_key_used_for_another_names_the_field_that_differs() {
+    let (_lab, cloud, _attachd, api, _helper) = with_cloud_and_helper();
+    let (volume, other) = (volume_in(&cloud), volume_in(&cloud));
+    let gate = Gate::new();
+    cloud.next_job("attachVolume", JobFault::Held(gate.clone()));
+    let attach = |volume: &Volume| json!({ "type": "attach", "volume_id": volume.id }).to_string();
+    let keyed = |body: &str| send(&api, "POST", OPERATIONS, "Idempotency-Key: job-17\r\n", body);
+    let (status, _, first) = keyed(&attach(&volume));
+    assert_eq!((status, &first["key"]), (201, &json!("job-17")));
+    let (status, _, again) = keyed(&attach(&volume));
+    assert_eq!((status, &again["id"]), (200, &first["id"]));
+    let (status, _, natural) = send(&api, "POST", OPERATIONS, "", &attach(&volume));
+    assert_eq!((status, &natural["id"]), (200, &first["id"]), "while it is open, what it asks for is its name");
+    let (status, code, refused) = keyed(&attach(&other));
+    assert_eq!((status, code.as_str()), (409, "IDEMPOTENCY_KEY_USED"), "{refused}");
+    assert_eq!((&refused["details"]["field"], &refused["details"]["operation"]), (&json!("volume_id"), &first["id"]));
+    assert_eq!((&refused["details"]["have"], &refused["details"]["asked"]), (&json!(volume.id), &json!(other.id)));
+    let detach = json!({ "type": "detach", "volume_id": volume.id }).to_string();
+    assert_eq!(keyed(&detach).2["details"]["field"], "type");
+
+    gate.open();
+    assert_eq!(done(&api, &first)["status"], "completed");
+    let (status, _, ended) = keyed(&attach(&volume));
+    assert_eq!(
+        (status, &ended["id"], &ended["status"]),
+        (200, &first["id"], &json!("completed")),
+        "also after its end"
+    );
+    let (status, _, new) = send(&api, "POST", OPERATIONS, "", &attach(&volume));
+    assert_eq!(status, 201, "without the key it is another one: {new}");
+    let adopted = done(&api, &new);
+    assert_eq!((&adopted["status"], &adopted["response"]["adopted"]), (&json!("completed"), &json!(true)), "{adopted}");
+    assert_eq!(cloud.calls_of("attachVolume").len(), 1, "CloudStack was asked once");
+}
+
+#[test]
+fn who_waits_is_told_where_it_is_and_what_waits_for_its_turn_can_be_cancelled_and_what_was_asked_for_cannot() {
+    let (_lab, cloud, _attachd, api, _helper) = with_cloud_and_helper();
+    let volume = volume_in(&cloud);
+    let gate = Gate::new();
+    cloud.next_job("attachVolume", JobFault::Held(gate.clone()));
+    let attach = begin(&api, &json!({ "type": "attach", "volume_id": volume.id }));
+    cloud.wait_calls("attachVolume", 1, SOON).unwrap();
+    let path = |operation: &Value| format!("{OPERATIONS}/{}", operation["id"].as_str().unwrap());
+    let waited = api.get(&format!("{}?wait=done&timeout_seconds=0", path(&attach))).unwrap().expect(504).unwrap();
+    assert_eq!((&waited["code"], &waited["details"]["status"]), (&json!("WAIT_TIMEOUT"), &json!("executing")));
+    let step = &waited["details"]["step"];
+    assert_eq!((&step["name"], &step["waits_for"]), (&json!("attach"), &json!("cloud")), "{waited}");
+    assert!(step["job_id"].is_string() && step["cancellable"] == false, "{waited}");
+    let late = api.delete(&path(&attach)).unwrap().expect(409).unwrap();
+    assert_eq!((&late["code"], &late["details"]["operation"]["status"]), (&json!("TOO_LATE"), &json!("executing")));
+
+    let detach = begin(&api, &json!({ "type": "detach", "volume_id": volume.id }));
+    let shown = api.get(&path(&detach)).unwrap().expect(200).unwrap();
+    assert_eq!((&shown["status"], &shown["step"]["waits_for"]), (&json!("pending"), &json!("turn")), "{shown}");
+    assert!(shown["step"]["text"].as_str().unwrap().contains(attach["id"].as_str().unwrap()), "{shown}");
+    let cancelled = api.delete(&path(&detach)).unwrap().expect(200).unwrap();
+    assert_eq!(cancelled["status"], "cancelled");
+    let again = api.delete(&path(&detach)).unwrap().expect(200).unwrap();
+    assert_eq!(again["status"], "cancelled", "asked twice, the same answer");
+    gate.open();
+    assert_eq!(done(&api, &attach)["status"], "completed");
+    assert_eq!(api.delete(&path(&attach)).unwrap().expect(409).unwrap()["code"], "TOO_LATE");
+    assert_eq!(cloud.calls_of("detachVolume").len(), 0, "what was cancelled was never asked for");
+}
+
+#[test]
+fn a_list_goes_on_where_its_last_part_ended_also_when_new_operations_come_in_between() {
+    let (_lab, cloud, _attachd, api) = with_cloud();
+    let nobody = || json!({ "type": "attach", "volume_id": Volume::random().id });
+    let ids: Vec<Value> = (0..5).map(|_| done(&api, &begin(&api, &nobody()))["id"].clone()).collect();
+    let newest_first: Vec<&Value> = ids.iter().rev().collect();
+    let mut path = format!("{OPERATIONS}?status=failed&limit=2");
+    let mut seen = Vec::new();
+    loop {
+        let part = api.get(&path).unwrap();
+        assert_eq!(part.status, 200, "{}", part.text);
+        let operations = part.json.as_array().unwrap();
+        assert!(operations.iter().all(|operation| operation["code"] == "NO_SUCH_VOLUME"), "{}", part.text);
+        seen.extend(operations.iter().map(|operation| operation["id"].clone()));
+        // Rows that came in at the front would move an offset.
+        done(&api, &begin(&api, &nobody()));
+        let Some(link) = part.header("link") else { break };
+        let (target, relation) = link.split_once(">; ").unwrap();
+        assert_eq!(relation, "rel=\"next\"");
+        target.strip_prefix('<').unwrap().clone_into(&mut path);
+        assert!(path.contains("status=failed"), "the filter stays: {path}");
+    }
+    assert_eq!(seen.iter().collect::<Vec<_>>(), newest_first, "each once, and none that came later");
+    let other = api.get(&format!("{OPERATIONS}?status=completed")).unwrap();
+    assert_eq!((other.status, other.text.as_str()), (200, "null"));
+    let volume = api.get(&format!("{OPERATIONS}/{}", ids[0].as_str().unwrap())).unwrap().json["volume_id"].clone();
+    let filter = format!("{OPERATIONS}?type=attach&volume_id={}&vm_id={}", volume.as_str().unwrap(), cloud.vm_here());
+    assert_eq!(api.get(&filter).unwrap().json.as_array().unwrap().len(), 1);
+}
+
+#[test]
+fn no_answer_of_the_api_and_no_line_of_the_daemon_has_the_key_or_the_secret() {
+    let (lab, cloud, attachd, api) = with_cloud();
+    lab.not_restarted("health tells what the last call of CloudStack has met, and after a start none was made");
+    let key = cloud.key();
+    cloud.change_keys(Vec::clear);
+    let create = json!({
+        "type": "create", "name": "n", "size_bytes": 1, "disk_offering_id": cloud.offering(), "zone_id": cloud.zone(),
+        "deadline_seconds": 2
+    });
+    let failed = done(&api, &begin(&api, &create));
+    assert_eq!(failed["status"], "failed", "{failed}");
+    let why = failed["error"].as_str().unwrap();
+    assert!(why.contains("verify user credentials"), "the control: the keys were used: {why}");
+    let paths = ["/api/v1/operations", "/api/v1/health", "/metrics", "/api/v1/openapi.json"];
+    let mut said: String = paths.map(|path| api.get(path).unwrap().text).concat();
+    said += &attachd.stderr_text();
+    for secret in [&key.key, &key.secret] {
+        assert!(!said.contains(secret.as_str()), "{said}");
+    }
 }

@@ -99,7 +99,7 @@ async fn list(client: &ApiClient, filter: &Filter, output: &Output) -> Result<()
         ("vm_id", filter.vm.map(|vm| vm.to_string())),
     ];
     let mut query: Vec<_> = filters.into_iter().filter_map(|(name, value)| Some((name, value?))).collect();
-    let nothing = if query.is_empty() { "There are no operations." } else { "No operation is like that." };
+    let nothing = if query.is_empty() { "There are no operations." } else { "No operation matches." };
     query.push(("limit", filter.limit.to_string()));
     let answer = client.get("operations", &query).await?;
     // Without any, the predecessor's callers want `null`.

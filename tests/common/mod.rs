@@ -2,6 +2,8 @@
 #![allow(dead_code, reason = "each test binary uses a part")]
 #![allow(clippy::unwrap_used, reason = "a test's panic is its failure")]
 
+pub(crate) mod attachctl;
+
 use std::io::Read;
 use std::os::unix::fs::chown;
 use std::path::Path;
