@@ -207,6 +207,9 @@ codes! {
     ClaimsFolder "CLAIMS_FOLDER" [Unhealthy, Http(503), Operation]
         "the folder of claims is not as it must be"
         "Correct it (`systemd-tmpfiles --create` makes it): until then no intent is accepted. attachd then continues by itself."
+    OperationsLate "OPERATIONS_LATE" [Degraded]
+        "operations have not ended although their time is over"
+        "See `attachctl operations` for the step each is at; mostly the store, or the folder of exports, is named in health, too."
     UdevdSilent "UDEVD_SILENT" [Degraded]
         "udevd has not sent the event of a disk for more than 10 s"
         "Check `systemctl status systemd-udevd`; removals are still noticed, new disks are not served."

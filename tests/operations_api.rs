@@ -298,3 +298,27 @@ fn no_answer_of_the_api_and_no_line_of_the_daemon_has_the_key_or_the_secret() {
         assert!(!said.contains(secret.as_str()), "{said}");
     }
 }
+
+#[test]
+fn health_and_metrics_count_what_is_open_and_what_has_failed_also_after_a_restart() {
+    let (lab, cloud, mut attachd, api, _helper) = with_cloud_and_helper();
+    let health = || api.get("/api/v1/health").unwrap().json["operations"].clone();
+    assert_eq!(health(), json!({ "open": 0, "oldest_at": null, "late": 0, "failed_last_hour": 0 }), "the control");
+    let failed = done(&api, &begin(&api, &json!({ "type": "attach", "volume_id": Volume::random().id })));
+    assert_eq!(failed["status"], "failed");
+    let volume = volume_in(&cloud);
+    let gate = Gate::new();
+    cloud.next_job("attachVolume", JobFault::Held(gate.clone()));
+    let open = begin(&api, &json!({ "type": "attach", "volume_id": volume.id }));
+    cloud.wait_calls("attachVolume", 1, SOON).unwrap();
+    assert_eq!(health(), json!({ "open": 1, "oldest_at": open["created_at"], "late": 0, "failed_last_hour": 1 }));
+    let metrics = api.get("/metrics").unwrap().text;
+    let sample = "attachd_operations_open{type=\"attach\",state=\"executing\"} 1.0\n";
+    assert!(metrics.contains(sample), "{metrics}");
+    gate.open();
+    assert_eq!(done(&api, &open)["status"], "completed");
+    assert!(!api.get("/metrics").unwrap().text.contains(sample), "it has ended");
+    attachd.kill9().unwrap();
+    let _attachd = start(&lab);
+    assert_eq!((&health()["open"], &health()["failed_last_hour"]), (&json!(0), &json!(1)));
+}

@@ -157,6 +157,8 @@ async fn health(context: &Context) -> Health {
     let cloud = access.map(|(access, settings)| super::cloud::health(access, settings));
     let of_cloud = access.map(|(access, settings)| super::cloud::problems(access, settings)).unwrap_or_default();
     problems.extend(of_cloud.into_iter().map(|(code, message)| Problem::new(code, message)));
+    let (operations, late) = super::operations::health(context).await;
+    problems.extend(late.map(|(code, message)| Problem::new(code, message)));
     if stopping {
         let message = "the engine does not run: attachd is stopping".to_owned();
         problems.push(Problem::new(Code::Stopping, message));
@@ -203,6 +205,7 @@ async fn health(context: &Context) -> Health {
         },
         cloudstack_health: super::cloud::in_short(cloud.as_ref()),
         cloud,
+        operations,
         volumes: seen.volumes,
         service: "volume-management-daemon".into(),
         device_monitor: match udevd_state {

@@ -62,6 +62,7 @@ async fn encoded(context: &Context) -> Result<String, ApiError> {
     if let Some(access) = &context.inner.cloud {
         super::cloud::figures(&mut registry, access);
     }
+    super::operations::figures(&mut registry, &context.inner.operations.open(), crate::clock::wall());
     let turns = context.inner.engine.turns().histogram();
     registry.register("engine_turn_seconds", "How long each turn of the engine took", turns);
     let mut counter = |name: &str, help: &str, value: u64| registry.register(name, help, ConstCounter::new(value));

@@ -1,5 +1,6 @@
 //! Operations: begin one, list them, follow one, cancel one.
 
+mod figures;
 mod view;
 
 use axum::extract::{FromRequestParts, State};
@@ -28,6 +29,7 @@ use crate::store::OperationFilter;
 use crate::wire::{
     ErrorBody, NewOperation, OperationStanding, OperationView, WrongField, as_asked, difference, whole_in_query,
 };
+pub(super) use figures::{figures, health};
 pub(super) use view::{view, views};
 
 /// The header by which a caller names an operation.
@@ -78,10 +80,6 @@ pub(super) async fn begin(
     JsonBody(new): JsonBody<NewOperation>,
 ) -> Result<Response, ApiError> {
     let (request, limit_seconds) = new.request()?;
-    if let Some(access) = &context.inner.cloud {
-        // Operations see what was found out last.
-        access.own_vm().find().await;
-    }
     let submission = Submission { request: request.clone(), key, limit_seconds, uid: peer.uid };
     let submitted = unless_silent(&context, context.inner.operations.submit(submission)).await?;
     let Submitted { operation, new } = match submitted {

@@ -13,8 +13,8 @@ use super::output::Output;
 use super::systemd::{self, Unit};
 use crate::volume::{State, counted};
 use crate::wire::{
-    BackendMode, BackendState, CloudHealth, ErrorBody, Health, HealthProblem, HealthStatus, OwnVmHealth,
-    ProjectionHealth, Remark, ResyncHealth, SocketHealth,
+    BackendMode, BackendState, CloudHealth, ErrorBody, Health, HealthProblem, HealthStatus, OperationsHealth,
+    OwnVmHealth, ProjectionHealth, Remark, ResyncHealth, SocketHealth,
 };
 
 const DEGRADED: u8 = 1;
@@ -76,7 +76,7 @@ fn in_words(health: &Health) -> String {
     for Remark { code, message } in &health.remarks {
         let _ = writeln!(text, "  to know, {code}: {message}");
     }
-    let Health { monitor, udevd, store, projection, backend, cloud, .. } = health;
+    let Health { monitor, udevd, store, projection, backend, cloud, operations, .. } = health;
     let ResyncHealth { count, last_reason, last_at, losses } = &health.resync;
     let pid = backend.pid.map_or(String::new(), |pid| format!(" (pid {pid})"));
     let way = backend.mode.as_ref().zip(backend.because.as_ref());
@@ -86,6 +86,7 @@ fn in_words(health: &Health) -> String {
         ("backend", format!("{} {}{pid}, {}{way}", backend.name, backend.state, backend.listen)),
         ("store", store.state.to_string()),
         ("tables", projection.iter().map(shown_in).collect::<Vec<_>>().join("; ")),
+        ("requests", of_operations(operations)),
         ("cloud", cloud.as_ref().map_or("not configured".to_owned(), of_cloud)),
         ("udevd", udevd.since.map_or(udevd.state.to_string(), |since| format!("{}, since {since:.3}", udevd.state))),
         ("udev", socket(&monitor.udev)),
@@ -96,6 +97,14 @@ fn in_words(health: &Health) -> String {
         let _ = writeln!(text, "{name:<9}{line}");
     }
     text
+}
+
+/// Describes what callers have asked for and has not ended.
+fn of_operations(operations: &OperationsHealth) -> String {
+    let OperationsHealth { open, oldest_at, failed_last_hour, .. } = operations;
+    let oldest = oldest_at.map_or(String::new(), |at| format!(", the oldest since {}", moment(Some(at))));
+    let failed = failed_last_hour.map_or("unknown how many".to_owned(), |failed| failed.to_string());
+    format!("{open} operations open{oldest}; {failed} failed in the last hour")
 }
 
 /// Describes what is known of CloudStack and of this host's own VM.

@@ -265,6 +265,11 @@ impl Operations {
         self.registry().before(operation)
     }
 
+    /// Those that have not ended, in no order.
+    pub fn open(&self) -> Vec<Arc<Operation>> {
+        self.registry().all_open()
+    }
+
     /// Operations that are on record, the newest first.
     pub async fn list(&self, filter: OperationFilter) -> Result<Vec<Operation>, Refused> {
         self.inner.tools.records.list(filter).await.map_err(Refused::Store)

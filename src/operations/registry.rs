@@ -150,6 +150,12 @@ impl Registry {
         all.into_iter().find(|operation| operation.uid == uid && operation.key.as_ref() == Some(key))
     }
 
+    /// Those that have not ended.
+    pub(super) fn all_open(&self) -> Vec<Arc<Operation>> {
+        let all = self.entries.values().map(|entry| entry.operation());
+        all.filter(|operation| !operation.state.is_ended()).collect()
+    }
+
     /// How many are open, and how many of this user's.
     pub(super) fn open(&self, uid: Option<u32>) -> (usize, usize) {
         let own = self.entries.values().filter(|entry| entry.current.borrow().uid == uid).count();

@@ -39,6 +39,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
+use jiff::Timestamp;
 use tokio::sync::{mpsc, oneshot, watch as channel};
 use tokio::task::JoinHandle;
 
@@ -244,6 +245,11 @@ impl Store {
     /// placeholder.
     pub async fn open_operations(&self) -> Result<(Vec<Operation>, u64, Vec<Placeholder>), StoreError> {
         self.reader.open_operations().await
+    }
+
+    /// Returns how many of the last 1000 operations have failed since then.
+    pub async fn operations_failed_since(&self, since: Timestamp) -> Result<u64, StoreError> {
+        self.reader.operations_failed_since(since).await
     }
 
     /// Returns the operation with this id.

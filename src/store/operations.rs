@@ -123,6 +123,14 @@ pub(super) async fn last_number(connection: &mut SqliteConnection) -> sqlx::Resu
     Ok(last.unwrap_or_default().cast_unsigned())
 }
 
+/// Returns how many operations have failed since then, of the last 1000. This takes the same time however many there are.
+pub(super) async fn failed_since(connection: &mut SqliteConnection, since: Timestamp) -> sqlx::Result<u64> {
+    let query = "SELECT count(*) FROM (SELECT state, completed_at FROM operations ORDER BY number DESC LIMIT 1000) \
+         WHERE state = 'failed' AND completed_at >= ?";
+    let count: i64 = sqlx::query_scalar(query).bind(since.as_microsecond()).fetch_one(connection).await?;
+    Ok(count.unsigned_abs())
+}
+
 /// Returns the operation with this id.
 pub(super) async fn one(connection: &mut SqliteConnection, id: OperationId) -> sqlx::Result<Option<Operation>> {
     let query = format!("SELECT {COLUMNS} FROM operations WHERE id = ?");

@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::path::Path;
 use std::sync::Arc;
 
+use jiff::Timestamp;
 use sqlx::Connection;
 use sqlx::sqlite::SqliteConnection;
 use tokio::sync::Mutex;
@@ -41,6 +42,10 @@ impl ReadConnection {
             Ok((open, operations::last_number(connection).await?, operations::placeholders(connection).await?))
         })
         .await
+    }
+
+    pub(super) async fn operations_failed_since(&self, since: Timestamp) -> Result<u64, StoreError> {
+        self.ask(async |connection| operations::failed_since(connection, since).await).await
     }
 
     pub(super) async fn operation(&self, id: OperationId) -> Result<Option<Operation>, StoreError> {

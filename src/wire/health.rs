@@ -41,6 +41,7 @@ pub(crate) struct Health {
     /// `null`: attachd is not told of any CloudStack.
     #[serde(deserialize_with = "nullable")]
     pub(crate) cloud: Option<CloudHealth>,
+    pub(crate) operations: OperationsHealth,
     /// The number of volumes in each state.
     #[schema(value_type = BTreeMap<String, usize>)]
     #[serde(serialize_with = "by_name")]
@@ -162,6 +163,22 @@ pub(crate) struct ProjectionHealth {
     /// Why nothing can be written there.
     #[serde(deserialize_with = "nullable")]
     pub(crate) error: Option<String>,
+}
+
+/// What callers have asked for with `POST /api/v1/operations`.
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+pub(crate) struct OperationsHealth {
+    /// How many have not ended.
+    pub(crate) open: usize,
+    /// When the oldest of them was asked for.
+    #[schema(value_type = Option<String>, format = DateTime)]
+    #[serde(deserialize_with = "nullable")]
+    pub(crate) oldest_at: Option<Timestamp>,
+    /// How many of them should have ended long ago.
+    pub(crate) late: usize,
+    /// How many of the last 1000 have failed in the last hour; `null`: unknown.
+    #[serde(deserialize_with = "nullable")]
+    pub(crate) failed_last_hour: Option<u64>,
 }
 
 /// `ok` or `failing`.

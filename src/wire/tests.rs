@@ -89,6 +89,7 @@ fn health() -> Value {
             "insecure": false
         },
         "helper": { "state": "silent", "why": "w" }, "volumes": { "lost": 1, "ready": 2 },
+        "operations": { "open": 1, "oldest_at": AT, "late": 2, "failed_last_hour": 3 },
         "cloud": {
             "url": "u", "state": "failing", "why": "w", "since": AT, "last_answer": AT,
             "last_refusal": { "at": AT, "command": "c", "message": "m" }, "own_vm": { "id": "i", "from": "f", "why": "w" }
