@@ -5,6 +5,8 @@
 #[path = "operations/already.rs"]
 mod already;
 mod common;
+#[path = "operations/cut.rs"]
+mod cut;
 #[path = "operations/many.rs"]
 mod many;
 #[path = "operations/not_possible.rs"]
