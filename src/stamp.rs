@@ -3,6 +3,10 @@
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
+use jiff::{SignedDuration, Timestamp};
+
+use crate::clock;
+
 /// How a file was at one moment. It may block to take one, as every file system may.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Stamp {
@@ -25,6 +29,13 @@ impl Stamp {
             changed: (data.ctime(), data.ctime_nsec()),
         })
     }
+
+    /// Returns whether the file was written less than so long ago, by the wall clock.
+    pub(crate) fn is_younger_than(&self, age: SignedDuration) -> bool {
+        let nanoseconds = i32::try_from(self.modified.1).unwrap_or_default();
+        let written = Timestamp::new(self.modified.0, nanoseconds);
+        written.is_ok_and(|written| clock::wall().duration_since(written) < age)
+    }
 }
 
 #[cfg(test)]
@@ -46,5 +57,7 @@ mod tests {
         fs::write(&other, "longer").unwrap();
         fs::rename(&other, &file).unwrap();
         assert_ne!(Stamp::of(&file), second);
+        assert!(second.unwrap().is_younger_than(SignedDuration::from_mins(1)));
+        assert!(!second.unwrap().is_younger_than(SignedDuration::ZERO), "the control");
     }
 }

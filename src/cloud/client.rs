@@ -22,6 +22,10 @@ use crate::identity::{JobId, VmId, VolumeId};
 /// The pauses before a call that only reads is sent again after a failed connection.
 const AGAIN: [Duration; 2] = [Duration::from_millis(200), Duration::from_secs(1)];
 
+/// The pauses before the keys are looked at again, if CloudStack does not accept them and one of the files was written a moment
+/// ago: only one of the two may have been replaced so far.
+const ROTATION: [Duration; 3] = [Duration::from_millis(300), Duration::from_secs(1), Duration::from_secs(2)];
+
 /// A client of CloudStack's API. Nothing is opened, read or started before the first call, and no connection is kept between
 /// calls.
 pub struct Client {
@@ -146,11 +150,12 @@ impl From<Unanswered> for CallError {
 }
 
 impl Parts {
-    /// Makes the call with the present keys. If CloudStack does not accept these and the files have changed meanwhile, makes it
-    /// once more with the new keys: a call that was not accepted was not carried out.
+    /// Makes the call with the present keys. If CloudStack does not accept these and the files change meanwhile, makes it again
+    /// with the new keys: a call that was not accepted was not carried out.
     async fn as_somebody(&self, command: &str, parameters: &[Parameter<'_>]) -> Result<Object, Unanswered> {
         let not_able = |why: String| Unanswered::Error(CallError::NotAble { why });
         let mut keys = self.keys.current().await.map_err(not_able)?;
+        let mut pauses = ROTATION.iter();
         loop {
             let body = sign::body(command, parameters, &keys, clock::wall());
             let body = body.map_err(|error| not_able(format!("it cannot be signed: {error}")))?;
@@ -159,7 +164,13 @@ impl Parts {
             if !matches!(&answer, Err(CallError::Refused(refusal)) if refusal.kind == RefusalKind::NotLetIn) {
                 return answer.map_err(Unanswered::Error);
             }
-            match self.keys.current().await {
+            let mut now = self.keys.current().await;
+            while now.as_ref().is_ok_and(|now| *now == keys) && self.keys.may_be_changing().await {
+                let Some(pause) = pauses.next() else { break };
+                tokio::time::sleep(*pause).await;
+                now = self.keys.current().await;
+            }
+            match now {
                 Ok(now) if now != keys => keys = now,
                 _ => return answer.map_err(Unanswered::Error),
             }

@@ -7,6 +7,8 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use jiff::SignedDuration;
+
 use super::settings::SecretFile;
 use crate::blocking::blocking;
 use crate::stamp::Stamp;
@@ -16,6 +18,9 @@ const SIZE: u64 = 4096;
 
 /// The permissions of users who are neither the owner nor in the group.
 const EVERYBODY: u32 = 0o007;
+
+/// How long one file may be newer than the other while somebody replaces both.
+const A_MOMENT: SignedDuration = SignedDuration::from_secs(5);
 
 /// How often both files are read if one changes meanwhile.
 const READINGS: usize = 5;
@@ -53,6 +58,14 @@ impl KeyFiles {
     pub(super) async fn current(self: &Arc<Self>) -> Result<Arc<Keys>, String> {
         let this = Arc::clone(self);
         blocking(move || this.fresh()).await.map_err(|error| error.to_string())?
+    }
+
+    /// Returns whether a file was written a moment ago, so that the other one may follow.
+    pub(super) async fn may_be_changing(self: &Arc<Self>) -> bool {
+        let paths = self.files.each_ref().map(SecretFile::path);
+        let is_new =
+            move || paths.iter().filter_map(|path| Stamp::of(path)).any(|stamp| stamp.is_younger_than(A_MOMENT));
+        blocking(is_new).await.unwrap_or_default()
     }
 
     fn fresh(&self) -> Result<Arc<Keys>, String> {

@@ -108,6 +108,12 @@ fn write(path: &Path, text: &str) {
     fs::set_permissions(path, fs::Permissions::from_mode(0o600)).unwrap();
 }
 
+/// Gives a file a time of long ago, so that it does not look as if somebody was replacing it.
+fn write_long_ago(path: &Path) {
+    let file = fs::File::options().write(true).open(path).unwrap();
+    file.set_modified(std::time::SystemTime::UNIX_EPOCH).unwrap();
+}
+
 /// A client of that address, with keys of its own.
 struct Caller {
     dir: tempfile::TempDir,
@@ -248,6 +254,7 @@ async fn keys_that_have_changed_meanwhile_are_tried_once_more_and_the_same_ones_
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let caller = Caller::of(&format!("http://{}", listener.local_addr().unwrap()));
     let (key, secret) = (caller.dir.path().join("key"), caller.dir.path().join("secret"));
+    let old = [key.clone(), secret.clone()];
     let server = thread::spawn(move || {
         let mut keys = Vec::new();
         for (round, act) in [not_let_in(), listed(), not_let_in()].into_iter().enumerate() {
@@ -263,11 +270,39 @@ async fn keys_that_have_changed_meanwhile_are_tried_once_more_and_the_same_ones_
         keys
     });
     assert!(caller.volume().await.unwrap().is_some(), "the new keys were used at once");
+    for path in &old {
+        write_long_ago(path);
+    }
     let error = caller.volume().await.unwrap_err();
     assert!(matches!(&error, CallError::Refused(refusal) if refusal.kind == RefusalKind::NotLetIn), "{error}");
     assert!(!error.may_be_done() && !error.to_string().contains("-KEY"), "{error}");
     assert_eq!(server.join().unwrap(), ["apikey=THE-KEY", "apikey=NEW-KEY", "apikey=NEW-KEY"]);
     assert_eq!(caller.client.has_seen().trouble.unwrap().kind, TroubleKind::NotLetIn);
+}
+
+/// The key is replaced before the call and its secret after the refusal, as a script does it that writes one file after the
+/// other.
+#[tokio::test]
+async fn a_call_between_the_two_halves_of_a_rotation_waits_for_the_second() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let caller = Caller::of(&format!("http://{}", listener.local_addr().unwrap()));
+    write(&caller.dir.path().join("key"), "NEW-KEY");
+    let secret = caller.dir.path().join("secret");
+    let server = thread::spawn(move || {
+        let mut signatures = Vec::new();
+        for act in [not_let_in(), listed()] {
+            let (stream, _) = listener.accept().unwrap();
+            let got = request(&stream);
+            assert!(got.contains("apikey=NEW-KEY&"), "{got}");
+            signatures.push(got.rsplit_once("signature=").unwrap().1.to_owned());
+            answer(stream, act);
+            write(&secret, "NEW-SECRET");
+        }
+        signatures
+    });
+    assert!(caller.volume().await.unwrap().is_some());
+    let signatures = server.join().unwrap();
+    assert_ne!(signatures[0], signatures[1], "the second was made with the new secret");
 }
 
 #[tokio::test]
