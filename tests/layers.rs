@@ -159,8 +159,8 @@ fn knows<'a>(folder: &str, files: &'a BTreeMap<String, String>) -> BTreeMap<&'a 
     all
 }
 
-/// The files that are in a circle: each comes back to itself.
-fn circle<'a>(knows: &BTreeMap<&'a str, BTreeSet<&'a str>>) -> BTreeSet<&'a str> {
+/// The files that are in a cycle: each comes back to itself.
+fn cycle<'a>(knows: &BTreeMap<&'a str, BTreeSet<&'a str>>) -> BTreeSet<&'a str> {
     let comes_back = |start: &&&str| {
         let (mut seen, mut next) = (BTreeSet::new(), vec![**start]);
         while let Some(file) = next.pop() {
@@ -175,19 +175,19 @@ fn circle<'a>(knows: &BTreeMap<&'a str, BTreeSet<&'a str>>) -> BTreeSet<&'a str>
 fn no_file_of_the_engine_comes_back_to_itself_by_what_it_imports_or_calls() {
     let mut files = of_folder("engine");
     let (imports, none) = (knows("engine", &files), BTreeSet::new());
-    assert_eq!(circle(&imports), none, "{imports:?}");
+    assert_eq!(cycle(&imports), none, "{imports:?}");
     assert!(imports["settle"].contains("step") && imports["mod"].contains("core"), "{imports:?}");
     assert!(imports["results"].contains("settle"), "by a method alone: {imports:?}");
     // The controls: a part that imports what is built on it; a method that calls one of a file above.
     let part = files.insert("pause".to_owned(), "use super::{again, settle::AT_ONCE};".to_owned()).unwrap();
-    assert!(circle(&knows("engine", &files)).is_superset(&["pause", "settle"].into()));
+    assert!(cycle(&knows("engine", &files)).is_superset(&["pause", "settle"].into()));
     files.insert("pause".to_owned(), part);
-    assert_eq!(circle(&knows("engine", &files)), none);
+    assert_eq!(cycle(&knows("engine", &files)), none);
     files
         .get_mut("step")
         .unwrap()
         .push_str("impl Engine {\n    fn tell_and_go_on(&mut self) {\n        self.settle(id);\n    }\n}\n");
-    assert!(circle(&knows("engine", &files)).is_superset(&["settle", "step"].into()));
+    assert!(cycle(&knows("engine", &files)).is_superset(&["settle", "step"].into()));
 }
 
 /// A part is told what it needs, and says what is to be done: only the files that make up the engine name it.
