@@ -3,10 +3,12 @@
 
 mod common;
 
+use std::io::{Read, Write};
+
 use common::*;
 use lab::{Api, Attachd, Lab, LabCloud, Volume};
 use serde_json::{Value, json};
-use stand_in::{Gate, JobFault, Setup};
+use stand_in::{Gate, JobFault, Setup, Vm};
 
 const OPERATIONS: &str = "/api/v1/operations";
 
@@ -122,6 +124,8 @@ fn without_cloudstack_an_operation_is_refused_with_the_reason_and_the_list_is_th
         send(&api, "POST", OPERATIONS, "", &json!({ "type": "attach", "volume_id": Volume::random().id }).to_string());
     assert_eq!((status, code.as_str()), (503, "NO_CLOUD"), "{answer}");
     assert!(answer["error"].as_str().unwrap().contains("[cloudstack] url"), "{answer}");
+    let refused = api.post(OPERATIONS, &json!({ "type": "attach", "volume_id": Volume::random().id })).unwrap();
+    assert_eq!(refused.header("retry-after"), None, "it would be the same a moment later");
     assert_eq!(api.get(OPERATIONS).unwrap().text, "null");
 }
 
@@ -200,6 +204,20 @@ fn the_same_request_again_is_the_same_operation_and_a_key_used_for_another_names
     assert_eq!((&refused["details"]["have"], &refused["details"]["asked"]), (&json!(volume.id), &json!(other.id)));
     let detach = json!({ "type": "detach", "volume_id": volume.id }).to_string();
     assert_eq!(keyed(&detach).2["details"]["field"], "type");
+    // This host, said or not, is one VM; another one differs, whichever of the two was first.
+    let elsewhere = Volume::random().id;
+    cloud.add_vm(Vm::running(&elsewhere, "other"));
+    let to = |volume: &Volume, vm: &str| json!({ "type": "attach", "volume_id": volume.id, "vm_id": vm }).to_string();
+    let (status, _, here) = keyed(&to(&volume, cloud.vm_here()));
+    assert_eq!((status, &here["id"]), (200, &first["id"]), "{here}");
+    let (_, _, refused) = keyed(&to(&volume, &elsewhere));
+    let details = &refused["details"];
+    assert_eq!((&details["have"], &details["asked"]), (&json!(cloud.vm_here()), &json!(elsewhere)), "{refused}");
+    let other_key = |body: &str| send(&api, "POST", OPERATIONS, "Idempotency-Key: job-18\r\n", body);
+    assert_eq!(other_key(&to(&other, &elsewhere)).0, 201);
+    let (_, _, refused) = other_key(&attach(&other));
+    let details = &refused["details"];
+    assert_eq!((&details["field"], &details["have"]), (&json!("vm_id"), &json!(elsewhere)), "{refused}");
 
     gate.open();
     assert_eq!(done(&api, &first)["status"], "completed");
@@ -213,7 +231,9 @@ fn the_same_request_again_is_the_same_operation_and_a_key_used_for_another_names
     assert_eq!(status, 201, "without the key it is another one: {new}");
     let adopted = done(&api, &new);
     assert_eq!((&adopted["status"], &adopted["response"]["adopted"]), (&json!("completed"), &json!(true)), "{adopted}");
-    assert_eq!(cloud.calls_of("attachVolume").len(), 1, "CloudStack was asked once");
+    let calls = cloud.calls_of("attachVolume");
+    let of_it = calls.iter().filter(|call| call.get("id") == volume.id).count();
+    assert_eq!(of_it, 1, "CloudStack was asked once");
 }
 
 #[test]
@@ -321,4 +341,69 @@ fn health_and_metrics_count_what_is_open_and_what_has_failed_also_after_a_restar
     attachd.kill9().unwrap();
     let _attachd = start(&lab);
     assert_eq!((&health()["open"], &health()["failed_last_hour"]), (&json!(0), &json!(1)));
+}
+
+#[test]
+fn the_stream_can_be_of_one_operation_or_of_one_volume_with_its_operations() {
+    let (_lab, cloud, _attachd, api, _helper) = with_cloud_and_helper();
+    let volume = volume_in(&cloud);
+    let gate = Gate::new();
+    cloud.next_job("attachVolume", JobFault::Held(gate.clone()));
+    let mut all = api.events().unwrap();
+    let mut of_volume = api.events_of(&format!("?volume_id={}", volume.id)).unwrap();
+    let attach = begin(&api, &json!({ "type": "attach", "volume_id": volume.id }));
+    cloud.wait_calls("attachVolume", 1, SOON).unwrap();
+    let mut of_attach = api.events_of(&format!("?operation={}", attach["id"].as_str().unwrap())).unwrap();
+    // Events of others, and of the volume, come in between.
+    let other = done(&api, &begin(&api, &json!({ "type": "attach", "volume_id": Volume::random().id })));
+    gate.open();
+    assert_eq!(done(&api, &attach)["status"], "completed");
+
+    let of_other = |event: &Value| event["id"] == other["id"];
+    all.wait_for(of_other, SOON).unwrap();
+    // Each stream up to the end of the attach, by name and what it is about.
+    let up_to_the_end = |events: &mut lab::sse::Events| {
+        let mut names = Vec::new();
+        loop {
+            let event = events.next(SOON).unwrap().unwrap();
+            assert!(!of_other(&event.data), "it was not asked for: {event:?}");
+            let ended = event.data["id"] == attach["id"] && event.data["status"] == "completed";
+            names.push(event.name);
+            if ended {
+                return names;
+            }
+        }
+    };
+    assert!(up_to_the_end(&mut of_attach).iter().all(|name| name == "operation"));
+    let names = up_to_the_end(&mut of_volume);
+    assert!(names.contains(&"operation".to_owned()) && names.contains(&"volume".to_owned()), "{names:?}");
+}
+
+#[test]
+fn who_waits_for_an_operation_takes_one_of_its_users_slots_and_is_answered_when_attachd_stops() {
+    /// A user's share of the requests that wait.
+    const WAITING: usize = 64;
+    let (_lab, cloud, mut attachd, api, _helper) = with_cloud_and_helper();
+    let volume = volume_in(&cloud);
+    let gate = Gate::new();
+    cloud.next_job("attachVolume", JobFault::Held(gate.clone()));
+    let attach = begin(&api, &json!({ "type": "attach", "volume_id": volume.id }));
+    let path = format!("{OPERATIONS}/{}?wait=done&timeout_seconds=3600", attach["id"].as_str().unwrap());
+    let somebody = api.by(60_001);
+    let listening: Vec<_> = (0..WAITING).map(|_| somebody.events().unwrap()).collect();
+    let refused = somebody.get(&path).unwrap();
+    assert_eq!((refused.status, &refused.json["code"]), (503, &json!("TOO_MANY_LISTENERS")), "{}", refused.text);
+    drop(listening);
+
+    let mut waiting = api.connect(SOON).unwrap();
+    let request = |path: &str| format!("GET {path} HTTP/1.1\r\nHost: attachd\r\n\r\n");
+    waiting.write_all((request("/api/v1/health") + &request(&path)).as_bytes()).unwrap();
+    // The first answer is here, so the second request, which came with the first one, is being answered.
+    assert!(waiting.read(&mut [0; 16]).unwrap() > 0);
+    attachd.terminate().unwrap();
+    let mut answer = String::new();
+    waiting.read_to_string(&mut answer).unwrap();
+    assert!(answer.contains("\r\nretry-after: 1\r\n") && answer.ends_with('}'), "whole: {answer}");
+    assert!(answer.contains("HTTP/1.1 503") && answer.contains("\"STOPPING\""), "{answer}");
+    gate.open();
 }

@@ -67,8 +67,9 @@ impl ApiError {
 
 impl IntoResponse for ApiError {
     fn into_response(self) -> Response {
+        let passes = PASSING.contains(&self.status) && self.body.code != Code::NoCloud.into();
         let mut response = (self.status, Json(self.body)).into_response();
-        if PASSING.contains(&self.status) {
+        if passes {
             response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
         }
         response

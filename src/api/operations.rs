@@ -19,6 +19,7 @@ use super::error::ApiError;
 use super::serve::Peer;
 use super::volumes::{long_request, wait_limit};
 use super::{Context, Ctx, unless_silent};
+use crate::cloud::OwnVm;
 use crate::effect;
 use crate::engine::Stopping;
 use crate::identity::{OperationId, VmId, VolumeId};
@@ -98,7 +99,11 @@ async fn key_used(context: &Context, key: &IdempotencyKey, used_by: OperationId,
     let Ok(have) = context.inner.operations.get(used_by).await else {
         return ApiError::new(Code::KeyUsed, text, json!({ "operation": used_by }));
     };
-    match difference(&as_asked(&have.request, have.vm), &as_asked(request, have.vm)) {
+    let own = match context.inner.cloud.as_ref().and_then(|access| access.own_vm().last_found()) {
+        Some(OwnVm::Known { id, .. }) => Some(id),
+        _ => None,
+    };
+    match difference(&as_asked(&have.request, own), &as_asked(request, own)) {
         Some((field, have, asked)) => {
             let details = json!({ "operation": used_by, "field": field, "have": have, "asked": asked });
             let text = format!("{text}: its {field} is {have}, not {asked}. Use a new key for a new operation");

@@ -144,7 +144,13 @@ impl Api {
 
     /// Subscribes to `/api/v1/events`. Returns when the server has answered, so no later event is missed.
     pub fn events(&self) -> Result<Events> {
-        let request = "GET /api/v1/events HTTP/1.1\r\nHost: attachd\r\nAccept: text/event-stream\r\n\r\n";
+        self.events_of("")
+    }
+
+    /// The same for some of the events: `query` is empty, or begins with `?`.
+    pub fn events_of(&self, query: &str) -> Result<Events> {
+        let request =
+            format!("GET /api/v1/events{query} HTTP/1.1\r\nHost: attachd\r\nAccept: text/event-stream\r\n\r\n");
         Events::open(self.send(request.as_bytes(), LIMIT)?)
     }
 
