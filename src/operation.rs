@@ -1,4 +1,4 @@
-//! What a caller asked for and can follow: an operation, as it is kept. [`crate::operations`] carries it out.
+//! An operation: a request that its caller can follow, as it is recorded. [`crate::operations`] carries it out.
 
 mod request;
 mod step;
@@ -17,53 +17,54 @@ pub use step::{Ending, Flush, Progress, Step};
 /// An operation.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Operation {
-    /// Its name.
+    /// The operation's id.
     pub id: OperationId,
-    /// Its place in the order in which they came; only grows.
+    /// The position in the order in which operations came. It only grows.
     pub number: u64,
-    /// What was asked for.
+    /// The request.
     pub request: Request,
-    /// The caller's own name for it: asked for again with the same one, it is the answer.
+    /// The caller's idempotency key. A repeated request with the same key is answered with this operation.
     pub key: Option<IdempotencyKey>,
     /// The user who asked, from the socket's peer credentials.
     pub uid: Option<u32>,
-    /// The volume; of a create, as soon as it is known.
+    /// The volume. For a create it is set as soon as it is known.
     pub volume: Option<VolumeId>,
-    /// The VM that it is about, as soon as it is known.
+    /// The VM of the operation, as soon as it is known.
     pub vm: Option<VmId>,
-    /// How far it is, for its callers.
+    /// How far the operation is, for callers.
     pub state: OperationState,
-    /// How far it is, for itself.
+    /// How far the operation is, for its own task.
     pub progress: Progress,
     /// Why it failed.
     pub fault: Option<Fault>,
-    /// What came of it.
+    /// The result.
     pub response: Option<Response>,
-    /// How long it may take, in seconds.
+    /// The time limit, in seconds.
     pub limit_seconds: u32,
-    /// When that is over, by the clock that nobody can set.
+    /// When the time limit ends, by the clock that nobody can set.
     pub deadline: Steady,
-    /// When it was accepted.
+    /// When the operation was accepted.
     pub created_at: Timestamp,
-    /// When it was last put on record: since then it is in its step.
+    /// When the operation was last recorded. It has been in its step since then.
     pub updated_at: Timestamp,
-    /// When it ended.
+    /// When the operation ended.
     pub completed_at: Option<Timestamp>,
 }
 
-/// How far an operation is.
+/// The state of an operation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum OperationState {
-    /// It has not begun: another one of its volume goes first, or it is just being looked at.
+    /// Not started: an earlier operation of the volume goes first, or the volume is being looked up.
     Pending,
-    /// It is under way.
+    /// Running.
     Executing,
-    /// It is done: served, for this host; confirmed by CloudStack and on record, for another VM.
+    /// Succeeded: for this host the volume is served; for another VM CloudStack has confirmed the attach, and it is
+    /// recorded.
     Completed,
-    /// It could not be done.
+    /// Failed.
     Failed,
-    /// It was called off before anything was asked of CloudStack.
+    /// Cancelled before anything was asked of CloudStack.
     Cancelled,
 }
 
@@ -71,7 +72,7 @@ impl OperationState {
     /// Every state.
     pub const ALL: [Self; 5] = [Self::Pending, Self::Executing, Self::Completed, Self::Failed, Self::Cancelled];
 
-    /// The name in the API and the store.
+    /// Returns the name in the API and the store.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Pending => "pending",
@@ -82,12 +83,12 @@ impl OperationState {
         }
     }
 
-    /// The state of that name.
+    /// Returns the state of that name.
     pub fn from_name(name: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|state| state.as_str() == name)
     }
 
-    /// Whether nothing changes about it any more.
+    /// Returns whether the state is final.
     pub const fn is_ended(self) -> bool {
         matches!(self, Self::Completed | Self::Failed | Self::Cancelled)
     }
@@ -102,14 +103,14 @@ impl std::fmt::Display for OperationState {
 /// Why an operation failed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Fault {
-    /// For programs.
+    /// The code for programs.
     pub code: Code,
     /// What happened, to what, and what to do next.
     pub message: String,
 }
 
 impl Fault {
-    /// One with this message.
+    /// Returns a fault with this message.
     pub fn new(code: Code, message: impl Into<String>) -> Self {
         Self { code, message: message.into() }
     }
@@ -121,7 +122,7 @@ impl std::fmt::Display for Fault {
     }
 }
 
-/// What came of an operation that was done.
+/// The result of an operation that succeeded.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct Response {
     /// The volume.
@@ -129,57 +130,58 @@ pub struct Response {
     /// The VM that has it, or had it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub vm_id: Option<VmId>,
-    /// The by-id path of its disk; for another VM what stands for it: `remote-vm-<vm>-<volume>`.
+    /// The by-id path of the volume's disk. For another VM it is the placeholder `remote-vm-<vm>-<volume>`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub device_path: Option<String>,
-    /// Of a cleanup: whether the VM was deleted.
+    /// For a cleanup: whether the VM was deleted.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub vm_deleted: Option<bool>,
-    /// Of what was served here and detached: whether what clients had written was flushed.
+    /// For a detach of a served volume: whether the clients' writes were flushed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub flush: Option<Flush>,
-    /// It was so already.
+    /// Whether nothing had to be done.
     #[serde(default)]
     pub adopted: bool,
-    /// The same in a sentence.
+    /// The result in a sentence.
     pub message: String,
 }
 
-/// A volume that CloudStack has attached to another VM, by an operation. It is not served here.
+/// A volume that an operation has attached to another VM in CloudStack. This host does not serve it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Placeholder {
-    /// Which volume.
+    /// The volume.
     pub volume: VolumeId,
     /// The VM that has it.
     pub vm: VmId,
-    /// As its root disk.
+    /// Whether it is the VM's root disk.
     pub root: bool,
-    /// The operation that had it attached there.
+    /// The operation that attached the volume.
     pub operation: OperationId,
-    /// Since when.
+    /// Since when the VM has the volume.
     pub since: Timestamp,
 }
 
 impl Placeholder {
-    /// What stands in the place of a device path: one for each volume, so that two of one VM do not collide.
+    /// Returns the text that replaces a device path. Each volume has its own, so that two volumes of one VM do not
+    /// collide.
     pub fn device_path(&self) -> String {
         remote_path(self.vm, self.volume)
     }
 }
 
-/// What stands in the place of a device path, for a volume that another VM has.
+/// Returns the text that replaces a device path, for a volume that another VM has.
 pub fn remote_path(vm: VmId, volume: VolumeId) -> String {
     format!("remote-vm-{vm}-{volume}")
 }
 
 impl Operation {
-    /// Whether something of it may still happen in CloudStack or has to be seen to here, although its caller was answered.
-    /// Another operation of the volume waits for that.
+    /// Returns whether the operation may still change something in CloudStack or on this host, although its caller
+    /// was answered. Another operation of the volume waits for that.
     pub fn is_settled(&self) -> bool {
         self.state.is_ended() && !self.progress.unsettled
     }
 
-    /// Whether asking for this is asking for the same once more.
+    /// Returns whether the request is a repetition of this one.
     pub fn is_asked_again_by(&self, request: &Request) -> bool {
         !self.state.is_ended() && self.request == *request
     }

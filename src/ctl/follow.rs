@@ -49,7 +49,7 @@ pub(super) struct Follow<'a> {
     interrupted: Signals,
 }
 
-/// How the waiting ended.
+/// Why the wait ended.
 enum Outcome {
     Ended(Box<OperationView>, String),
     Interrupted,
@@ -134,7 +134,7 @@ impl<'a> Follow<'a> {
         }
     }
 
-    /// Shows what an event says. Returns whether the operation has to be read again.
+    /// Shows an event. Returns whether the operation must be read again.
     fn told(&mut self, message: &Message, id: OperationId, phases: &mut Phases) -> Result<bool, Failure> {
         match message.event.as_str() {
             OPERATION => {
@@ -209,7 +209,7 @@ pub(super) fn ended(output: &Output, operation: &OperationView, text: &str) -> R
     }
 }
 
-/// What came of it, in a sentence.
+/// Returns the result in a sentence.
 pub(super) fn outcome(operation: &OperationView) -> String {
     let Some(response) = &operation.response else { return operation.kind.to_string() };
     let volume = response.volume_id.map_or(String::new(), |volume| format!(", volume {volume}"));
@@ -218,7 +218,7 @@ pub(super) fn outcome(operation: &OperationView) -> String {
     format!("{}{adopted}{volume}{path}", response.message)
 }
 
-/// The waiting is over, and the operation is not.
+/// The error for a wait that ended before the operation.
 fn goes_on(status: u8, code: Code, what: &str, operation: &OperationView) -> Failure {
     let id = operation.id;
     let place =

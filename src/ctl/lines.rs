@@ -1,4 +1,4 @@
-//! One thing told on several lines: names on the left, what they are on the right.
+//! Shows one thing on several lines: the names on the left, the values on the right.
 
 use std::fmt::{self, Write};
 
@@ -7,7 +7,7 @@ use std::fmt::{self, Write};
 pub(super) struct Lines(String);
 
 impl Lines {
-    /// Adds a line. Without a name it belongs to the one before.
+    /// Adds a line. A line without a name belongs to the line before.
     pub(super) fn line(&mut self, name: &str, text: &str) {
         let _ = writeln!(self.0, "{name:<12}{text}");
     }

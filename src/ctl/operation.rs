@@ -1,4 +1,4 @@
-//! `attachctl create`, `attach`, `attach-root`, `detach`, `delete` and `cleanup`: each begins an operation.
+//! `attachctl create`, `attach`, `attach-root`, `detach`, `delete` and `cleanup`. Each begins an operation.
 
 use super::client::ApiClient;
 use super::failure::Failure;
@@ -31,22 +31,23 @@ pub(super) const DELETE: &str = "\
 pub(super) const CLEANUP: &str = "\
   attachctl cleanup b3bb9310-1b59-4f62-97e8-cefffdfe3804 --vm 5a0a2f4c-6a3e-4d5b-9f0e-2b1c3d4e5f60 --delete-vm --wait";
 
-/// What the `--help` of each ends with.
+/// The text at the end of each command's `--help`.
 pub(super) fn help(examples: &str) -> String {
     format!("Examples:\n{examples}\n\n{WAITING}")
 }
 
-/// What every such command takes.
+/// The options of every such command.
 #[derive(clap::Args)]
 struct Common {
-    /// Wait until the operation has ended, at most this long; without a number, until its own time limit ends it.
+    /// Wait until the operation has ended, at most this long. Without a number: until its own time limit ends it.
     #[arg(long, value_name = "SECONDS", num_args = 0..=1, require_equals = true, default_missing_value = TO_THE_END)]
     wait: Option<u32>,
-    /// A name of your own for the operation: the same command with the same key is the same operation, also after it
-    /// has ended.
+    /// An idempotency key that you choose. The same command with the same key is the same operation, even after the
+    /// operation has ended.
     #[arg(long, value_name = "KEY")]
     key: Option<String>,
-    /// How long the operation may take; then it ends and says how far it came. By default 300, for cleanup 900.
+    /// The time limit of the operation. When it ends, the operation reports how far it came. By default 300, for
+    /// cleanup 900.
     #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u32).range(1..=i64::from(MOST_SECONDS)))]
     deadline: Option<u32>,
 }
@@ -54,9 +55,9 @@ struct Common {
 /// A volume to create.
 #[derive(clap::Args)]
 pub(super) struct Create {
-    /// What people are to call the volume; CloudStack's name for it has an id at its end.
+    /// The volume's name for people. In CloudStack the name ends with an id.
     name: String,
-    /// How large. CloudStack makes whole GiB, never less than this.
+    /// The size. CloudStack makes whole GiB, and never less than this.
     #[arg(long, value_name = "BYTES", value_parser = clap::value_parser!(u64).range(1..=i64::MAX.unsigned_abs()))]
     size: u64,
     /// CloudStack's disk offering.
@@ -98,10 +99,11 @@ pub(super) struct AttachRoot {
 pub(super) struct Detach {
     /// The CloudStack volume's UUID.
     volume_id: VolumeId,
-    /// The VM that has it, as you believe: it is refused if another one has. By default where attachd has it on record.
+    /// The VM that you believe has the volume. The request is refused if another VM has it. By default the VM on
+    /// record.
     #[arg(long, value_name = "ID")]
     vm: Option<VmId>,
-    /// Also while NBD clients are connected: what they wrote is flushed, and then the disk goes.
+    /// Detach even if NBD clients are connected. What they have written is flushed before the disk goes.
     #[arg(long)]
     force: bool,
     #[command(flatten)]
@@ -113,7 +115,7 @@ pub(super) struct Detach {
 pub(super) struct Cleanup {
     /// The CloudStack volume's UUID.
     volume_id: VolumeId,
-    /// The VM of the test, which has the volume.
+    /// The VM of the test. It has the volume.
     #[arg(long, value_name = "ID")]
     vm: VmId,
     /// Delete that VM afterwards.
@@ -126,7 +128,7 @@ pub(super) struct Cleanup {
     common: Common,
 }
 
-/// What to begin, and how to wait for it.
+/// The request for the operation, and how to wait for it.
 pub(super) struct Begin<'a> {
     body: NewOperation,
     volume: Option<VolumeId>,
@@ -185,7 +187,7 @@ impl<'a> Begin<'a> {
         let Some(seconds) = common.wait else {
             let answer = client.post_keyed("operations", Some(&body), key).await?;
             let operation: OperationView = answer.read()?;
-            // With a key it may have ended long ago.
+            // An operation with a key may have ended long ago.
             if operation.status.is_ended() {
                 return ended(output, &operation, &answer.text);
             }

@@ -21,7 +21,7 @@ const LONGEST_ERROR: usize = 60;
 /// How many operations are listed by default.
 const LISTED: u32 = 50;
 
-/// What to do with operations; without a command they are listed.
+/// What to do with operations. Without a command they are listed.
 #[derive(clap::Args)]
 #[command(args_conflicts_with_subcommands = true)]
 pub(super) struct Options {
@@ -35,28 +35,28 @@ pub(super) struct Options {
 enum Command {
     /// List operations, the newest first.
     List(Filter),
-    /// Show one operation: what was asked for, where it is, and what came of it.
+    /// Show one operation: the request, the present step, and the result.
     #[command(after_help = WAITING)]
     Show(Show),
-    /// Call an operation off, while that is harmless: nothing was asked of CloudStack yet.
+    /// Cancel an operation. This works only as long as nothing was asked of CloudStack.
     Cancel(Cancel),
 }
 
 #[derive(clap::Args)]
 struct Filter {
-    /// Only those of this type.
+    /// Only operations of this type.
     #[arg(long = "type", value_name = "TYPE", value_parser = PossibleValuesParser::new(Kind::ALL.map(Kind::as_str)))]
     kind: Option<String>,
-    /// Only those in this state.
+    /// Only operations in this state.
     #[arg(long, value_parser = PossibleValuesParser::new(OperationState::ALL.map(OperationState::as_str)))]
     status: Option<String>,
-    /// Only those of this volume.
+    /// Only operations of this volume.
     #[arg(long, value_name = "ID")]
     volume: Option<VolumeId>,
-    /// Only those of this VM.
+    /// Only operations of this VM.
     #[arg(long, value_name = "ID")]
     vm: Option<VmId>,
-    /// At most so many.
+    /// The highest number of operations to list.
     #[arg(long, value_name = "NUMBER", default_value_t = LISTED,
         value_parser = clap::value_parser!(u32).range(1..=1000))]
     limit: u32,
@@ -66,7 +66,7 @@ struct Filter {
 struct Show {
     /// The operation's id.
     operation_id: OperationId,
-    /// Wait until it has ended, at most this long; without a number, until its own time limit ends it.
+    /// Wait until the operation has ended, at most this long. Without a number: until its own time limit ends it.
     #[arg(long, value_name = "SECONDS", num_args = 0..=1, require_equals = true, default_missing_value = TO_THE_END)]
     wait: Option<u32>,
 }
@@ -102,7 +102,7 @@ async fn list(client: &ApiClient, filter: &Filter, output: &Output) -> Result<()
     let nothing = if query.is_empty() { "There are no operations." } else { "No operation matches." };
     query.push(("limit", filter.limit.to_string()));
     let answer = client.get("operations", &query).await?;
-    // Without any, the predecessor's callers want `null`.
+    // If there are none, the predecessor's callers expect `null`.
     output.answer(&answer, |list: &Option<Vec<OperationView>>| table(list.as_deref().unwrap_or_default()).or(nothing))
 }
 
@@ -144,7 +144,7 @@ async fn show(client: &ApiClient, options: &Show, output: &Output) -> Result<(),
         return ended(output, &operation, &answer.text);
     }
     let follow = Follow::listen(client, output, operation.volume_id.parse().ok()).await?;
-    // It may have ended before the events were listened to.
+    // The operation may have ended before the subscription began.
     let answer = client.get(&path, &[]).await?;
     follow.until_ended(&answer, seconds).await
 }

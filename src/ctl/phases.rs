@@ -1,7 +1,7 @@
-//! The progress of an operation as lines: which part of the way it is on, and since when. Pure.
+//! Shows the progress of an operation as lines: the present phase, and since when. Pure.
 //!
-//! On a terminal each part has one line, which shows how long it has taken so far and then how long it took. Elsewhere
-//! each step is one plain line.
+//! On a terminal each phase has one line. The line shows how long the phase has taken so far, and at its end how long
+//! it took. Elsewhere each step is one plain line.
 
 use jiff::Timestamp;
 
@@ -10,7 +10,7 @@ use super::units;
 use crate::reason::StoryStep;
 use crate::wire::{EventView, StepView};
 
-/// The longest line that is written again and again: a longer one would not fit into a narrow terminal.
+/// The longest line that is rewritten, in characters. A longer line would not fit into a narrow terminal.
 const LIVE_WIDTH: usize = 78;
 
 /// Moves the cursor to the start of the line.
@@ -41,12 +41,12 @@ pub(super) struct Step {
 }
 
 impl Step {
-    /// Makes a step of where the operation is.
+    /// Returns the step for an operation's progress.
     pub(super) fn of_operation(step: &StepView) -> Self {
         Self { party: step.waits_for.to_string(), text: step.text.clone(), at: step.since }
     }
 
-    /// Makes a step of what happened to the volume, if that is progress of an operation.
+    /// Returns the step for a volume's event, if that event is progress of an operation.
     pub(super) fn of_volume(event: &EventView) -> Option<Self> {
         let (party, text) = match event.event.known()? {
             StoryStep::Heard => ("udev", "the kernel shows the disk, and udev has finished with it".to_owned()),
@@ -70,7 +70,7 @@ impl Step {
 }
 
 impl Phases {
-    /// Begins. `is_live`: for a terminal.
+    /// Starts the output. `is_live`: the output is a terminal.
     pub(super) fn new(is_live: bool, begun: Timestamp) -> Self {
         Self { is_live, begun, phase: None }
     }
@@ -97,7 +97,7 @@ impl Phases {
         self.phase.as_ref().filter(|_| self.is_live).map_or_else(String::new, |phase| phase.live(now))
     }
 
-    /// Returns what to write at the end of a part.
+    /// Returns what to write at the end of a phase.
     pub(super) fn end(&mut self, at: Timestamp) -> String {
         match self.phase.take().filter(|_| self.is_live) {
             Some(phase) => format!("{BACK}{}{CLEAR}\n", phase.line(at)),
@@ -108,7 +108,7 @@ impl Phases {
 
 impl Phase {
     fn line(&self, now: Timestamp) -> String {
-        // Events and operations have clocks of their own for a moment.
+        // The time of an event and that of the operation can differ for a moment.
         let took = units::between(Some(self.since), Some(now.max(self.since)));
         let took = took.trim_start_matches('+');
         format!("{:<8}{took:>10}  {}", self.party, self.text)

@@ -1,4 +1,4 @@
-//! From the body of a request for an operation to what it asks for, or to the field that is wrong. And back.
+//! Converts the body of a request for an operation to the request, or to the field that is wrong; and back.
 
 use std::str::FromStr;
 
@@ -7,18 +7,18 @@ use super::operation_schema::MOST_SECONDS;
 use crate::identity::VmId;
 use crate::operation::{Attach, CleanUp, Create, Detach, Kind, Place, Request, Size};
 
-/// A field that cannot be used.
+/// A field with a value that cannot be used.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{name}: {why}", name = .field.name())]
 pub(crate) struct WrongField {
-    /// Which.
+    /// The field.
     pub(crate) field: Field,
-    /// Why, and what it takes.
+    /// Why the value is refused, and which values are accepted.
     pub(crate) why: String,
 }
 
 impl NewOperation {
-    /// What it asks for, and how long that may take.
+    /// Returns the request, and its time limit.
     pub(crate) fn request(&self) -> Result<(Request, Option<u32>), WrongField> {
         self.check_fields()?;
         if self.deadline_seconds.is_some_and(|seconds| !(1..=MOST_SECONDS).contains(&seconds)) {
@@ -46,7 +46,7 @@ impl NewOperation {
         Ok((request, self.deadline_seconds))
     }
 
-    /// Everything is there that the type needs, and nothing else that would silently do nothing.
+    /// Checks that all fields are present that the type needs, and no field that would have no effect.
     fn check_fields(&self) -> Result<(), WrongField> {
         for field in Field::ALL {
             let why = match field.is_needed(self.kind) {
@@ -89,7 +89,8 @@ fn read<T: FromStr<Err: std::fmt::Display>>(field: Field, text: Option<&str>) ->
     read.map_err(|error| WrongField { field, why: error.to_string() })
 }
 
-/// A request as its caller could ask for it again, without its time limit. `own`: this host's VM, if it is known.
+/// Returns the body with which a caller could repeat the request, without its time limit. `own` is this host's VM, if
+/// it is known.
 pub(crate) fn as_asked(request: &Request, own: Option<VmId>) -> NewOperation {
     let asked = NewOperation {
         volume_id: request.volume().map(|volume| volume.to_string()),
@@ -119,7 +120,7 @@ pub(crate) fn as_asked(request: &Request, own: Option<VmId>) -> NewOperation {
     }
 }
 
-/// The first field in which two requests differ, and its values in both.
+/// Returns the first field in which two requests differ, and its value in each.
 pub(crate) fn difference(have: &NewOperation, asked: &NewOperation) -> Option<(&'static str, String, String)> {
     if have.kind != asked.kind {
         return Some(("type", have.kind.to_string(), asked.kind.to_string()));
@@ -145,7 +146,7 @@ mod tests {
     const VOLUME: &str = "b3bb9310-1b59-4f62-97e8-cefffdfe3804";
 
     fn asked(body: &Value) -> Result<(Request, Option<u32>), WrongField> {
-        // As text, as it comes.
+        // The value as text.
         serde_json::from_str::<NewOperation>(&body.to_string()).unwrap().request()
     }
 

@@ -1,4 +1,4 @@
-//! An operation: as it is asked for, and as it goes on.
+//! An operation: the request for it, and its progress.
 
 use std::borrow::Cow;
 
@@ -15,10 +15,10 @@ use crate::identity::{JobId, OperationId, VmId, VolumeId};
 use crate::operation::{self, Kind, OperationState};
 use crate::reason::{Code, Named};
 
-/// The name, in the stream of events, of those that are an [`OperationView`].
+/// The name of the events that are an [`OperationView`].
 pub(crate) const OPERATION: &str = "operation";
 
-/// An operation to begin. Which fields a type takes, [`Field::is_needed`] says.
+/// A request for an operation. [`Field::is_needed`] returns which fields a type takes.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct NewOperation {
@@ -59,7 +59,7 @@ pub(crate) enum Field {
 }
 
 impl Field {
-    /// Every one.
+    /// Every field.
     pub(crate) const ALL: [Self; 9] = [
         Self::VolumeId,
         Self::VmId,
@@ -72,7 +72,7 @@ impl Field {
         Self::DeadlineSeconds,
     ];
 
-    /// Its name in JSON.
+    /// Returns the field's name in JSON.
     pub(crate) const fn name(self) -> &'static str {
         match self {
             Self::VolumeId => "volume_id",
@@ -87,7 +87,8 @@ impl Field {
         }
     }
 
-    /// Whether a request of this kind has to say it (`Some(true)`), may say it (`Some(false)`), or must not (`None`).
+    /// Returns whether a request of this kind needs the field (`Some(true)`), may have it (`Some(false)`), or must
+    /// not have it (`None`).
     pub(crate) const fn is_needed(self, kind: Kind) -> Option<bool> {
         let is_create = matches!(kind, Kind::Create);
         let is_cleanup = matches!(kind, Kind::Cleanup);
@@ -104,7 +105,7 @@ impl Field {
 }
 
 impl NewOperation {
-    /// One of this kind, with nothing said yet.
+    /// Returns a request of this kind without other fields.
     pub(crate) const fn of(kind: Kind) -> Self {
         Self {
             kind,
@@ -120,7 +121,7 @@ impl NewOperation {
         }
     }
 
-    /// Whether the request says this.
+    /// Returns whether the request has this field.
     pub(crate) const fn says(&self, field: Field) -> bool {
         match field {
             Field::VolumeId => self.volume_id.is_some(),
@@ -137,7 +138,7 @@ impl NewOperation {
 }
 
 impl NewOperation {
-    /// Its fields but the type, as JSON.
+    /// Returns its fields except for the type, as JSON.
     pub(crate) fn fields(&self) -> Map<String, Value> {
         match json!(self) {
             Value::Object(mut fields) => {
@@ -156,78 +157,79 @@ pub(crate) struct OperationView {
     #[serde(rename = "type")]
     pub(crate) kind: Kind,
     pub(crate) status: OperationState,
-    /// The volume's UUID; empty while that of a create is not known.
+    /// The volume's UUID. Empty while the volume of a create is not known.
     pub(crate) volume_id: String,
-    /// The VM that it is about, if that is known; of a cleanup the VM of the test.
+    /// The VM of the operation, if it is known. For a cleanup it is the VM of the test.
     #[schema(nullable = false)]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) vm_id: Option<VmId>,
-    /// What was asked for: the fields of the request's body.
+    /// The fields of the request's body.
     #[schema(value_type = Object)]
     pub(crate) request: Map<String, Value>,
-    /// What came of it, when it is done.
+    /// The result, when the operation has succeeded.
     #[schema(nullable = false)]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) response: Option<ResponseView>,
-    /// Why it failed: a sentence.
+    /// Why the operation failed: a sentence.
     #[schema(nullable = false)]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) error: Option<String>,
-    /// Why it failed, for programs.
+    /// Why the operation failed: the code for programs.
     #[schema(value_type = Option<FaultCode>)]
     #[serde(deserialize_with = "nullable")]
     pub(crate) code: Option<Named<Code>>,
-    /// What to do next, where the error does not say it.
+    /// What to do next, if the error does not say it.
     #[schema(value_type = Option<String>)]
     #[serde(deserialize_with = "nullable")]
     pub(crate) hint: Option<Cow<'static, str>>,
-    /// Where it is now; `null` when it has ended.
+    /// The present step. `null` when the operation has ended.
     #[serde(deserialize_with = "nullable")]
     pub(crate) step: Option<StepView>,
-    /// When its time ends, as the clock goes now: it goes by a clock that nobody can set.
+    /// When the time limit ends, by the present wall clock. The limit itself is measured by a clock that nobody can
+    /// set.
     #[schema(value_type = String, format = DateTime)]
     pub(crate) deadline_at: Timestamp,
-    /// The caller's own name for it (`Idempotency-Key`).
+    /// The caller's idempotency key (`Idempotency-Key`).
     #[serde(deserialize_with = "nullable")]
     pub(crate) key: Option<String>,
-    /// The user who asked.
+    /// The user who made the request.
     #[serde(deserialize_with = "nullable")]
     pub(crate) uid: Option<u32>,
     #[schema(value_type = String, format = DateTime)]
     pub(crate) created_at: Timestamp,
     #[schema(value_type = String, format = DateTime)]
     pub(crate) updated_at: Timestamp,
-    /// When it ended.
+    /// When the operation ended.
     #[schema(value_type = String, format = DateTime, nullable = false)]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) completed_at: Option<Timestamp>,
 }
 
-/// Where an operation is.
+/// The progress of an operation.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[schema(as = OperationStep)]
 pub(crate) struct StepView {
-    /// The step that is being taken.
+    /// The present step.
     #[schema(value_type = String)]
     pub(crate) name: Cow<'static, str>,
-    /// Who has to do something now.
+    /// Who must act now.
     #[schema(inline)]
     pub(crate) waits_for: Party,
-    /// The same in words.
+    /// The step in words.
     pub(crate) text: String,
-    /// Since when it is in this step.
+    /// Since when the operation has been in this step.
     #[schema(value_type = String, format = DateTime)]
     pub(crate) since: Timestamp,
-    /// The job that CloudStack was asked for: its own `queryAsyncJobResult` shows it.
+    /// The id of CloudStack's job. CloudStack's `queryAsyncJobResult` shows the job.
     #[serde(deserialize_with = "nullable")]
     #[schema(value_type = Option<String>, format = "uuid")]
     pub(crate) job_id: Option<JobId>,
-    /// Whether it can be called off now.
+    /// Whether the operation can be cancelled now.
     pub(crate) cancellable: bool,
 }
 
-/// `turn` (an earlier operation of the volume), `cloud`, `udev` (the kernel shows the disk, udev has not finished with it)
-/// or `attachd`.
+/// `turn` (an earlier operation of the volume), `cloud`, `udev` (the kernel shows the disk, and udev has not finished
+/// with it) or `attachd`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum Party {
@@ -238,7 +240,7 @@ pub(crate) enum Party {
 }
 shown_as_written!(Party);
 
-/// What came of an operation.
+/// The result of an operation.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[schema(as = OperationResponse)]
 pub(crate) struct ResponseView {
@@ -248,31 +250,31 @@ pub(crate) struct ResponseView {
     #[schema(nullable = false)]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) vm_id: Option<VmId>,
-    /// The by-id path of its disk; for another VM what stands for it: `remote-vm-<vm>-<volume>`.
+    /// The by-id path of the volume's disk. For another VM it is the placeholder `remote-vm-<vm>-<volume>`.
     #[schema(nullable = false)]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) device_path: Option<String>,
-    /// Of a cleanup: whether the VM was deleted.
+    /// For a cleanup: whether the VM was deleted.
     #[schema(nullable = false)]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) vm_deleted: Option<bool>,
-    /// Of what was served here and detached: whether what clients had written was flushed to the disk.
+    /// For a detach of a served volume: whether the clients' writes were flushed to the disk.
     #[schema(nullable = false)]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) flush: Option<FlushView>,
-    /// It was so already: nothing was asked of CloudStack.
+    /// Whether nothing had to be done, so that nothing was asked of CloudStack.
     pub(crate) adopted: bool,
-    /// The same in a sentence.
+    /// The result in a sentence.
     pub(crate) message: String,
 }
 
-/// Whether what clients had written was flushed to the disk before it was given away.
+/// Whether the clients' writes were flushed to the disk before it was detached.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[schema(as = Flush)]
 pub(crate) struct FlushView {
     #[schema(inline)]
     pub(crate) state: FlushState,
-    /// Why it failed.
+    /// Why the flush failed.
     #[serde(deserialize_with = "nullable")]
     pub(crate) why: Option<String>,
 }
@@ -304,12 +306,12 @@ impl From<operation::Flush> for FlushView {
     }
 }
 
-/// The particulars of `WAIT_TIMEOUT` of an operation.
+/// The details of `WAIT_TIMEOUT` of an operation.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct OperationStanding {
-    /// How far it is.
+    /// The operation's state.
     pub(crate) status: OperationState,
-    /// Where it is.
+    /// The operation's progress.
     #[serde(deserialize_with = "nullable")]
     pub(crate) step: Option<StepView>,
 }

@@ -1,5 +1,5 @@
-//! What the OpenAPI document says of a request for an operation: one shape for each type, with exactly the fields that the
-//! type takes.
+//! Describes the request for an operation in the OpenAPI document: one shape for each type, with exactly the fields
+//! that the type takes.
 
 use utoipa::openapi::schema::{AdditionalProperties, OneOfBuilder, SchemaType};
 use utoipa::openapi::{KnownFormat, ObjectBuilder, RefOr, Schema, SchemaFormat, Type};
@@ -9,7 +9,7 @@ use super::names::uuid_pattern;
 use super::operation::{Field, NewOperation};
 use crate::operation::Kind;
 
-/// Longest time limit of an operation that can be asked for, in seconds.
+/// The longest time limit of an operation that a request may have, in seconds.
 pub(crate) const MOST_SECONDS: u32 = 86_400;
 
 impl PartialSchema for NewOperation {
@@ -37,7 +37,7 @@ fn of(kind: Kind) -> RefOr<Schema> {
     RefOr::T(Schema::Object(object.build()))
 }
 
-/// `null` is as good as nothing.
+/// `null` means the same as an absent field.
 fn property(field: Field, is_needed: bool) -> ObjectBuilder {
     let one = |of| {
         let types = if is_needed { SchemaType::new(of) } else { SchemaType::from_iter([of, Type::Null]) };

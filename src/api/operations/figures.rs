@@ -1,4 +1,4 @@
-//! Operations in health and in the metrics. Only what is in memory, and one bounded question to the store.
+//! Operations in health and in the metrics. The sources are memory and one query of the store with a time limit.
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
@@ -15,10 +15,11 @@ use crate::operation::Operation;
 use crate::reason::Code;
 use crate::wire::OperationsHealth;
 
-/// How long an operation may be open past its time limit before health reports it: what it began is still taken back.
+/// How long an operation may be open past its time limit before health reports it. In that time the operation may
+/// still undo what it began.
 const LATE: SignedDuration = SignedDuration::from_secs(30);
 
-/// How long ago failed operations are counted.
+/// The period in which failed operations are counted.
 const RECENT: SignedDuration = SignedDuration::from_hours(1);
 
 /// The time limit for the store's answer, after which the number of failed operations is unknown.

@@ -1,4 +1,4 @@
-//! Operations as callers see them: what is on record, and where the disk is that is waited for.
+//! Operations as callers see them: the record, and the state of the disk that the operation waits for.
 
 use std::borrow::Cow;
 use std::collections::HashMap;
@@ -12,19 +12,19 @@ use crate::wire::{NewOperation, OperationView, Party, StepView, as_asked};
 
 use super::super::Context;
 
-/// Shows one operation.
+/// Returns the view of one operation.
 pub(in crate::api) async fn view(context: &Context, operation: &Operation) -> Result<OperationView, Stopping> {
     let disks = disks(context, std::slice::from_ref(operation)).await?;
     Ok(shown(context, operation, &disks))
 }
 
-/// Shows operations.
+/// Returns the views of operations.
 pub(in crate::api) async fn views(context: &Context, operations: &[Operation]) -> Result<Vec<OperationView>, Stopping> {
     let disks = disks(context, operations).await?;
     Ok(operations.iter().map(|operation| shown(context, operation, &disks)).collect())
 }
 
-/// Whether a disk is here, and udev has finished with it.
+/// Whether a disk is present, and whether udev has finished with it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Disk {
     Absent,
@@ -32,7 +32,7 @@ enum Disk {
     Settled,
 }
 
-/// Finds out, in one look, where the disks are that operations wait for.
+/// Returns the states of the disks for which operations wait, from one read of the engine.
 async fn disks(context: &Context, operations: &[Operation]) -> Result<HashMap<Serial, Disk>, Stopping> {
     let serials: Vec<Serial> = operations.iter().filter_map(awaited).collect();
     if serials.is_empty() {
@@ -49,7 +49,7 @@ async fn disks(context: &Context, operations: &[Operation]) -> Result<HashMap<Se
     context.inner.engine.read(look).await
 }
 
-/// The serial of the disk that the operation waits for on this host.
+/// Returns the serial of the disk for which the operation waits on this host.
 fn awaited(operation: &Operation) -> Option<Serial> {
     let attaches_here = match &operation.request {
         Request::Attach(Attach { to, .. }) | Request::AttachRoot(Attach { to, .. }) => *to == Place::Here,
@@ -90,7 +90,7 @@ fn shown(context: &Context, operation: &Operation, disks: &HashMap<Serial, Disk>
     }
 }
 
-/// What to do next, if the code knows it.
+/// Returns what to do next, if the code knows it.
 fn hint(fault: &Fault, unit: &str) -> Option<Cow<'static, str>> {
     match fault.code.hint() {
         "" => None,
@@ -117,7 +117,7 @@ fn step(operation: &Operation, waits_for: Option<OperationId>, disk: Disk) -> St
     }
 }
 
-/// Who has to do something now, and what.
+/// Returns who must act now, and what the operation waits for.
 fn words(step: &Step, waits_for: Option<OperationId>, disk: Disk) -> (Party, Cow<'static, str>) {
     let (party, text) = match (step, disk) {
         (Step::Accepted, _) => match waits_for {
