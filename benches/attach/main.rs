@@ -11,6 +11,7 @@
 
 mod backends;
 mod burst;
+mod cloud;
 mod flood;
 mod idle;
 mod intents;
@@ -50,10 +51,11 @@ impl Plan {
 type Bench = fn(Plan) -> Result<Section>;
 
 /// The quiet ones come first, so that no leftover of a flood disturbs them.
-const BENCHES: [(&str, Bench); 12] = [
+const BENCHES: [(&str, Bench); 13] = [
     ("idle", idle::switches),
     ("memory", idle::memory),
     ("served", served::bench),
+    ("cloud", cloud::bench),
     ("backends", backends::bench),
     ("throughput", throughput::bench),
     ("scale", scale::bench),

@@ -220,6 +220,8 @@ pub(super) fn not_served(operation: &Operation, facts: &Facts) -> Fault {
         },
         None => "it is not wanted here any more".to_owned(),
     };
+    // A hint is a sentence of its own.
+    let why = why.trim_end_matches('.');
     Fault::new(
         Code::NotServed,
         format!(

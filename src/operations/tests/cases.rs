@@ -271,6 +271,7 @@ async fn a_disk_that_is_refused_for_long_ends_the_attach_with_its_reason() {
     let operation = done(&world.start(), attach(id)).await;
     let (code, message) = failed(&operation);
     assert!(code == "NOT_SERVED" && message.contains("SCHEME_OFF") && message.contains("bus scsi"), "{message}");
+    assert!(!message.contains(".."), "each sentence ends once: {message}");
     let took = operation.completed_at.unwrap().duration_since(operation.created_at);
     assert!(took.as_secs() < 60, "not at its deadline: {took}");
 }
