@@ -22,9 +22,8 @@ use crate::identity::{JobId, VmId, VolumeId};
 /// The pauses before a call that only reads is sent again after a failed connection.
 const AGAIN: [Duration; 2] = [Duration::from_millis(200), Duration::from_secs(1)];
 
-/// The pauses before the keys are looked at again, if CloudStack does not accept them and one of the files was written a moment
-/// ago: only one of the two may have been replaced so far.
-const ROTATION: [Duration; 3] = [Duration::from_millis(300), Duration::from_secs(1), Duration::from_secs(2)];
+/// How often a call is made while CloudStack does not accept the keys and these change.
+const ATTEMPTS: usize = 3;
 
 /// A client of CloudStack's API. Nothing is opened, read or started before the first call, and no connection is kept between
 /// calls.
@@ -155,24 +154,20 @@ impl Parts {
     async fn as_somebody(&self, command: &str, parameters: &[Parameter<'_>]) -> Result<Object, Unanswered> {
         let not_able = |why: String| Unanswered::Error(CallError::NotAble { why });
         let mut keys = self.keys.current().await.map_err(not_able)?;
-        let mut pauses = ROTATION.iter();
+        let mut attempts = 0;
         loop {
+            attempts += 1;
             let body = sign::body(command, parameters, &keys, clock::wall());
             let body = body.map_err(|error| not_able(format!("it cannot be signed: {error}")))?;
             let raw = self.http.post(body).await.map_err(Unanswered::Http)?;
             let answer = opened(command, &raw, clock::wall());
-            if !matches!(&answer, Err(CallError::Refused(refusal)) if refusal.kind == RefusalKind::NotLetIn) {
+            let refused = matches!(&answer, Err(CallError::Refused(refusal)) if refusal.kind == RefusalKind::NotLetIn);
+            if !refused || attempts == ATTEMPTS {
                 return answer.map_err(Unanswered::Error);
             }
-            let mut now = self.keys.current().await;
-            while now.as_ref().is_ok_and(|now| *now == keys) && self.keys.may_be_changing().await {
-                let Some(pause) = pauses.next() else { break };
-                tokio::time::sleep(*pause).await;
-                now = self.keys.current().await;
-            }
-            match now {
-                Ok(now) if now != keys => keys = now,
-                _ => return answer.map_err(Unanswered::Error),
+            match self.keys.other_than(&keys, tokio::time::sleep).await {
+                Some(other) => keys = other,
+                None => return answer.map_err(Unanswered::Error),
             }
         }
     }

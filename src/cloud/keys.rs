@@ -6,6 +6,7 @@ use std::io::Read;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use jiff::SignedDuration;
 
@@ -21,6 +22,9 @@ const EVERYBODY: u32 = 0o007;
 
 /// How long one file may be newer than the other while somebody replaces both.
 const A_MOMENT: SignedDuration = SignedDuration::from_secs(5);
+
+/// The pauses before files that may be changing are looked at again.
+const ROTATION: [Duration; 3] = [Duration::from_millis(300), Duration::from_secs(1), Duration::from_secs(2)];
 
 /// How often both files are read if one changes meanwhile.
 const READINGS: usize = 5;
@@ -60,8 +64,21 @@ impl KeyFiles {
         blocking(move || this.fresh()).await.map_err(|error| error.to_string())?
     }
 
-    /// Returns whether a file was written a moment ago, so that the other one may follow.
-    pub(super) async fn may_be_changing(self: &Arc<Self>) -> bool {
+    /// Returns other keys than these, if the files have changed. If one of the files was written a moment ago, only one of the two
+    /// may have been replaced so far: then they are looked at again after a pause, which `wait` makes.
+    pub(super) async fn other_than(self: &Arc<Self>, used: &Keys, wait: impl AsyncFn(Duration)) -> Option<Arc<Keys>> {
+        for pause in ROTATION.into_iter().map(Some).chain([None]) {
+            match self.current().await {
+                Ok(now) if *now != *used => return Some(now),
+                _ if self.may_be_changing().await => wait(pause?).await,
+                _ => return None,
+            }
+        }
+        None
+    }
+
+    /// Returns whether a file was written a moment ago.
+    async fn may_be_changing(self: &Arc<Self>) -> bool {
         let paths = self.files.each_ref().map(SecretFile::path);
         let is_new =
             move || paths.iter().filter_map(|path| Stamp::of(path)).any(|stamp| stamp.is_younger_than(A_MOMENT));
@@ -219,6 +236,34 @@ mod tests {
         assert!(read(files.0.path()).unwrap_err().contains("not a file"));
         let shown = format!("{:?} {:?}", Keys { key: "hunter2".into(), secret: "hunter2".into() }, files.keys());
         assert!(!shown.contains("hunter2"), "{shown}");
+    }
+
+    /// A script replaces one file after the other. The pause is where it writes the second one.
+    #[tokio::test]
+    async fn a_pair_of_which_one_file_is_new_is_looked_at_again_until_the_other_is_new_too() {
+        let files = Files::new();
+        let keys = files.keys();
+        files.write("key", "new-key", 0o600);
+        let half = keys.current().await.unwrap();
+        assert_eq!((&*half.key, &*half.secret), ("new-key", "the-secret"), "the control: half of the rotation");
+        let pauses = std::cell::Cell::new(0);
+        let second = async |_| {
+            pauses.set(pauses.get() + 1);
+            if pauses.get() == 2 {
+                files.write("secret", "new-secret", 0o600);
+            }
+        };
+        let whole = keys.other_than(&half, second).await.unwrap();
+        assert_eq!((&*whole.key, &*whole.secret, pauses.get()), ("new-key", "new-secret", 2));
+        assert_eq!(keys.other_than(&whole, async |_| ()).await, None, "the second file does not come: an end");
+
+        for name in ["key", "secret"] {
+            let file = File::options().write(true).open(files.at(name)).unwrap();
+            file.set_modified(std::time::SystemTime::UNIX_EPOCH).unwrap();
+        }
+        let old = keys.current().await.unwrap();
+        let never = async |_| panic!("nothing changes: nobody waits");
+        assert_eq!(keys.other_than(&old, never).await, None);
     }
 
     /// Both files are replaced again and again, one after the other, while they are read: no pair is ever read that goes half

@@ -280,31 +280,6 @@ async fn keys_that_have_changed_meanwhile_are_tried_once_more_and_the_same_ones_
     assert_eq!(caller.client.has_seen().trouble.unwrap().kind, TroubleKind::NotLetIn);
 }
 
-/// The key is replaced before the call and its secret after the refusal, as a script does it that writes one file after the
-/// other.
-#[tokio::test]
-async fn a_call_between_the_two_halves_of_a_rotation_waits_for_the_second() {
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let caller = Caller::of(&format!("http://{}", listener.local_addr().unwrap()));
-    write(&caller.dir.path().join("key"), "NEW-KEY");
-    let secret = caller.dir.path().join("secret");
-    let server = thread::spawn(move || {
-        let mut signatures = Vec::new();
-        for act in [not_let_in(), listed()] {
-            let (stream, _) = listener.accept().unwrap();
-            let got = request(&stream);
-            assert!(got.contains("apikey=NEW-KEY&"), "{got}");
-            signatures.push(got.rsplit_once("signature=").unwrap().1.to_owned());
-            answer(stream, act);
-            write(&secret, "NEW-SECRET");
-        }
-        signatures
-    });
-    assert!(caller.volume().await.unwrap().is_some());
-    let signatures = server.join().unwrap();
-    assert_ne!(signatures[0], signatures[1], "the second was made with the new secret");
-}
-
 #[tokio::test]
 async fn without_usable_keys_nothing_is_sent_and_the_file_is_named() {
     let server = Server::start(vec![listed()]);
