@@ -41,6 +41,7 @@ use crate::helper_client::HelperClient;
 use crate::identity::VolumeId;
 use crate::limits;
 use crate::memory;
+use crate::operations::host::ThisHost;
 use crate::operations::tools::{NoVm, OwnVm};
 use crate::operations::{self, Operations};
 use crate::projection;
@@ -110,12 +111,12 @@ async fn serve(settings: Settings, config: &Path) -> anyhow::Result<()> {
     let listener = api::Listener::open(&settings.api.socket)
         .with_context(|| format!("cannot listen on {}", settings.api.socket.display()))?;
 
-    let others = settings.clone();
-    blocking(move || close_others(&others)).await.context("cannot look for other exports")?;
+    others_closed(settings.clone()).await?;
     let stats = monitor.stats();
     let server = endpoint(&settings, &tls, server_file);
     let backend = backend(&settings, ground.nbd_gid)?;
     let inputs = Inputs::default();
+    let helper = HelperClient::new(settings.helper.socket.clone());
     let tools = Tools {
         clock: Arc::new(clock::System),
         outside: Arc::new(Tokio),
@@ -125,7 +126,7 @@ async fn serve(settings: Settings, config: &Path) -> anyhow::Result<()> {
         limits: settings.limits,
         stacks: host_changes.stacks(),
         backend: Arc::clone(&backend),
-        helper: Arc::new(HelperClient::new(settings.helper.socket.clone())),
+        helper: Arc::new(helper.clone()),
         vm_id: settings.host.vm_id.clone(),
         server: Arc::new(server.clone()),
         server_unit: settings.export.server.unit(),
@@ -142,7 +143,7 @@ async fn serve(settings: Settings, config: &Path) -> anyhow::Result<()> {
     let watch_server = tokio::spawn(watch_server.follow(handle.inputs()));
     let cloud = settings.cloudstack.clone().map(|cloudstack| cloud::Access::new(cloudstack, &settings.host.vm_id));
     let reload = Reload::new(config, settings, handle.clone(), store.clone(), tls, cloud.clone());
-    let operations = operations(&store, &handle, cloud.as_ref()).await?;
+    let operations = operations(&store, (&handle, &server, helper), cloud.as_ref()).await?;
     let context = api::Context::new(api::Parts {
         operations: operations.clone(),
         engine: handle.clone(),
@@ -195,20 +196,29 @@ async fn closed(store_task: JoinHandle<()>) {
 }
 
 /// Continues the operations that are open.
-async fn operations(store: &Store, engine: &Handle, cloud: Option<&cloud::Access>) -> anyhow::Result<Operations> {
+async fn operations(
+    store: &Store,
+    (engine, server, helper): (&Handle, &Endpoint, HelperClient),
+    cloud: Option<&cloud::Access>,
+) -> anyhow::Result<Operations> {
     let own_vm: Arc<dyn OwnVm> = match cloud {
         Some(cloud) => Arc::clone(cloud.own_vm()) as Arc<dyn OwnVm>,
         None => Arc::new(NoVm),
     };
     let tools = operations::Tools {
         cloud: cloud.map(cloud::Access::cloud),
-        host: Arc::new(engine.clone()),
+        host: Arc::new(ThisHost::new(engine.clone(), server.clone(), helper)),
         records: Arc::new(store.clone()),
         own_vm,
         clock: Arc::new(clock::System),
     };
     let (open, last_number, placeholders) = store.open_operations().await.context("cannot read the operations")?;
     Ok(Operations::start(tools, open, last_number, placeholders))
+}
+
+/// See [`close_others`].
+async fn others_closed(settings: Settings) -> anyhow::Result<()> {
+    blocking(move || close_others(&settings)).await.context("cannot look for other exports")
 }
 
 /// Watches the folders of exports and the folder of claims.

@@ -3,6 +3,7 @@
 //! A request is one line; the answer is one line of JSON. No answer means "unknown". A silent helper is asked again
 //! with a back-off until it answers, so that health does not report it as silent when it is back.
 
+use std::collections::HashMap;
 use std::fmt;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -49,6 +50,26 @@ struct Shared {
     limit: Duration,
     slots: Semaphore,
     known: Mutex<LastKnown>,
+    /// How many connections attachd itself has just now that have a disk open, and that are no handshakes.
+    opened: Mutex<HashMap<DevNum, usize>>,
+}
+
+/// As long as it is held, attachd itself has a disk open by a connection to the NBD server.
+pub struct HasOpen {
+    shared: Arc<Shared>,
+    devnum: DevNum,
+}
+
+impl Drop for HasOpen {
+    fn drop(&mut self) {
+        let mut opened = self.shared.opened.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(count) = opened.get_mut(&self.devnum) {
+            *count -= 1;
+            if *count == 0 {
+                opened.remove(&self.devnum);
+            }
+        }
+    }
 }
 
 /// The known state of the helper.
@@ -125,6 +146,9 @@ struct Answer {
 pub(crate) struct HoldersAnswer {
     /// The number of descriptors that the NBD servers have of the disk.
     pub(crate) open: usize,
+    /// The number of connections of attachd's own to those servers: each may have one of these descriptors.
+    #[serde(default, skip_serializing_if = "is_none")]
+    pub(crate) own: usize,
     /// See [`Holders`].
     pub(crate) clients: Vec<String>,
     /// See [`Holders`].
@@ -138,6 +162,11 @@ pub(crate) struct ExclusiveAnswer {
     pub(crate) diskseq: u64,
 }
 
+#[allow(clippy::trivially_copy_pass_by_ref, reason = "serde asks so")]
+fn is_none(count: &usize) -> bool {
+    *count == 0
+}
+
 impl HelperClient {
     /// Makes a client of the helper at this socket.
     pub fn new(socket: PathBuf) -> Self {
@@ -145,7 +174,8 @@ impl HelperClient {
     }
 
     fn with(socket: PathBuf, limit: Duration) -> Self {
-        let shared = Shared { socket, limit, slots: Semaphore::new(AT_ONCE), known: Mutex::default() };
+        let shared =
+            Shared { socket, limit, slots: Semaphore::new(AT_ONCE), known: Mutex::default(), opened: Mutex::default() };
         Self { shared: Arc::new(shared) }
     }
 
@@ -168,8 +198,10 @@ impl HelperClient {
     pub async fn holders(&self, devnum: DevNum) -> Result<Option<Holders>, HelperError> {
         match self.ask(&format!("holders {devnum}\n")).await {
             Ok(answer) => {
-                let HoldersAnswer { clients, exact, .. } = self.read(answer)?;
-                Ok(Some(Holders { clients, exact }))
+                let HoldersAnswer { clients, exact, open, own } = self.read(answer)?;
+                // A server opens a disk once for each connection: then these are attachd's.
+                let nobody = open > 0 && open <= own.min(self.opened(devnum));
+                Ok((!nobody).then_some(Holders { clients, exact }))
             }
             Err(HelperError::Refused { code: HelperCode::NotOpen, .. }) => Ok(None),
             Err(error) => Err(error),
@@ -196,6 +228,18 @@ impl HelperClient {
     /// Makes nbd-server's main process read its files again.
     pub async fn reload(&self) -> Result<(), HelperError> {
         self.ask("reload\n").await.map(drop)
+    }
+
+    /// Says that attachd itself has this disk open, by one connection that is alive all the time: it is no client.
+    pub fn has_open(&self, devnum: DevNum) -> HasOpen {
+        let shared = Arc::clone(&self.shared);
+        *shared.opened.lock().unwrap_or_else(PoisonError::into_inner).entry(devnum).or_default() += 1;
+        HasOpen { shared, devnum }
+    }
+
+    fn opened(&self, devnum: DevNum) -> usize {
+        let opened = self.shared.opened.lock().unwrap_or_else(PoisonError::into_inner);
+        opened.get(&devnum).copied().unwrap_or_default()
     }
 
     /// Reads the fields of an answer. An answer without a field counts as no answer, because it could be read as "no

@@ -7,6 +7,7 @@
 
 pub mod backend;
 pub mod clients;
+pub mod flush;
 pub mod links;
 pub mod nbd_server;
 pub mod nbdkit;

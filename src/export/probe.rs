@@ -184,7 +184,7 @@ enum Stream {
 }
 
 /// The operations that both kinds of connection have.
-trait Io: AsyncRead + AsyncWrite + Send + Unpin {}
+pub(super) trait Io: AsyncRead + AsyncWrite + Send + Unpin {}
 
 impl<T: AsyncRead + AsyncWrite + Send + Unpin> Io for T {}
 
@@ -200,6 +200,13 @@ impl Stream {
 /// A connection whose handshake is done. Dropping it disconnects in order, so that the server reports no broken
 /// client.
 pub struct Goodbye(Stream);
+
+impl Goodbye {
+    /// Returns the connection, for requests.
+    pub(super) fn io(&mut self) -> &mut dyn Io {
+        self.0.io()
+    }
+}
 
 impl Drop for Goodbye {
     fn drop(&mut self) {

@@ -29,7 +29,7 @@ pub(super) fn holders(devnum: DevNum) -> Result<Value, ErrorAnswer> {
 /// Sums what all servers have open of the disk.
 fn read_all(devnum: DevNum) -> io::Result<Held> {
     let (servers, attachd) = (Servers::known()?, id_of("/etc/passwd", CALLER).ok());
-    let mut sum = Held { open: 0, exact: true, clients: Vec::new() };
+    let mut sum = Held { open: 0, own: 0, exact: true, clients: Vec::new() };
     for entry in fs::read_dir("/proc")? {
         let process = entry?.path();
         // Other entries of /proc are no processes.
@@ -37,7 +37,7 @@ fn read_all(devnum: DevNum) -> io::Result<Held> {
         if named_by_number && servers.has(&process)? {
             let its = read_process(&process, devnum, attachd)?;
             let clients = [sum.clients, its.clients].concat();
-            sum = Held { open: sum.open + its.open, exact: sum.exact && its.exact, clients };
+            sum = Held { open: sum.open + its.open, own: sum.own + its.own, exact: sum.exact && its.exact, clients };
         }
     }
     Ok(sum)
@@ -50,6 +50,7 @@ impl Held {
     fn lasting(mut self, before: &Self) -> Self {
         self.exact &= self.clients.iter().all(|client| before.clients.contains(client));
         self.clients.retain(|client| before.clients.contains(client));
+        self.own = self.own.min(before.own);
         self
     }
 }
@@ -78,14 +79,15 @@ fn read_process(process: &Path, devnum: DevNum, attachd: Option<u32>) -> io::Res
         }
     }
     if open == 0 {
-        return Ok(Held { open, exact: true, clients: Vec::new() });
+        return Ok(Held { open, own: 0, exact: true, clients: Vec::new() });
     }
     let seen = connections(process, &sockets, attachd)?;
     // The only connections are handshakes of attachd, which opened the disk.
     if seen.complete && seen.clients.is_empty() && seen.own >= open {
         open = 0;
     }
-    Ok(Held { open, exact: seen.complete && is_exact(open, others, seen.clients.len()), clients: seen.clients })
+    let own = if open == 0 { 0 } else { seen.own };
+    Ok(Held { open, own, exact: seen.complete && is_exact(open, others, seen.clients.len()), clients: seen.clients })
 }
 
 enum DescriptorKind {
@@ -125,6 +127,7 @@ mod tests {
     fn only_clients_seen_twice_are_named_and_the_disk_still_counts_as_open() {
         let held = |clients: &[&str]| Held {
             open: clients.len(),
+            own: 0,
             exact: true,
             clients: clients.iter().map(ToString::to_string).collect(),
         };

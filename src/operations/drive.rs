@@ -330,7 +330,7 @@ impl Drive {
             Act::Withdraw(volume) => host.withdraw(volume, user).await?,
             Act::Seal { volume, force } => {
                 let sealed = host.seal(volume, id, force, user).await?;
-                sealed.map(drop)
+                sealed.map(|flush| self.known.flush = Some(flush))
             }
             Act::Unseal(volume) => host.unseal(volume, id, user).await?,
             Act::Release(volume) => host.release(volume, id, user).await?,

@@ -13,6 +13,7 @@
 mod drive;
 mod facts;
 mod faults;
+pub mod host;
 mod next;
 mod registry;
 #[cfg(test)]

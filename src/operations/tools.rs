@@ -8,10 +8,9 @@ use tokio::sync::broadcast::error::RecvError;
 use uuid::Uuid;
 
 use crate::cloud::{self, OwnVmFinder};
-use crate::engine::{Handle, Rejection, SharedEvent, Stopping};
-use crate::helper_client::Holders;
+use crate::engine::{Rejection, SharedEvent, Stopping};
 use crate::identity::{OperationId, VmId, VolumeId};
-use crate::operation::{IdempotencyKey, Operation};
+use crate::operation::{Flush, IdempotencyKey, Operation};
 use crate::store::{Change, OperationFilter, Store, StoreError};
 use crate::volume::{Intent, IntentOrigin, Reason, State, User};
 
@@ -39,14 +38,14 @@ pub trait Host: Send + Sync {
     /// It is wanted here no more.
     fn withdraw(&self, volume: VolumeId, user: User) -> BoxFuture<'_, Result<Result<(), Rejection>, Stopping>>;
 
-    /// Its export is taken away, and stays away.
+    /// Its export is taken away, and stays away. What clients had written is flushed.
     fn seal(
         &self,
         volume: VolumeId,
         operation: OperationId,
         force: bool,
         user: User,
-    ) -> BoxFuture<'_, Result<Result<Holders, Rejection>, Stopping>>;
+    ) -> BoxFuture<'_, Result<Result<Flush, Rejection>, Stopping>>;
 
     /// Its export is given back.
     fn unseal(
@@ -142,60 +141,6 @@ impl Records for Store {
 
     fn list(&self, filter: OperationFilter) -> BoxFuture<'_, Result<Vec<Operation>, StoreError>> {
         async move { self.operations(&filter).await }.boxed()
-    }
-}
-
-impl Host for Handle {
-    fn look(&self, volume: VolumeId) -> BoxFuture<'_, Result<Option<Here>, Stopping>> {
-        let look = self.read(move |world| {
-            world.volume(volume).map(|volume| Here {
-                state: volume.state,
-                reason: volume.reason.clone(),
-                origin: volume.intent.origin,
-                device_path: volume.mapping.as_ref().map(|mapping| mapping.link.clone()),
-            })
-        });
-        look.boxed()
-    }
-
-    fn intend(&self, intent: Intent) -> BoxFuture<'_, Result<Result<(), Rejection>, Stopping>> {
-        async move { Ok(self.intend(intent).await?.map(drop)) }.boxed()
-    }
-
-    fn withdraw(&self, volume: VolumeId, user: User) -> BoxFuture<'_, Result<Result<(), Rejection>, Stopping>> {
-        async move { Ok(self.withdraw(volume, false, user).await?.map(drop)) }.boxed()
-    }
-
-    fn seal(
-        &self,
-        volume: VolumeId,
-        operation: OperationId,
-        force: bool,
-        user: User,
-    ) -> BoxFuture<'_, Result<Result<Holders, Rejection>, Stopping>> {
-        self.seal(volume, operation, force, user).boxed()
-    }
-
-    fn unseal(
-        &self,
-        volume: VolumeId,
-        operation: OperationId,
-        user: User,
-    ) -> BoxFuture<'_, Result<Result<(), Rejection>, Stopping>> {
-        self.unseal(volume, operation, user).boxed()
-    }
-
-    fn release(
-        &self,
-        volume: VolumeId,
-        operation: OperationId,
-        user: User,
-    ) -> BoxFuture<'_, Result<Result<(), Rejection>, Stopping>> {
-        async move { Ok(self.release(volume, operation, true, user).await?.map(drop)) }.boxed()
-    }
-
-    fn listen(&self) -> Result<Listener, Stopping> {
-        self.events().map(Listener)
     }
 }
 

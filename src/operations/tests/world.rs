@@ -21,7 +21,7 @@ use crate::cloud::{
 use crate::engine::{Event, Rejection, SharedEvent, Stopping};
 use crate::helper_client::Holders;
 use crate::identity::{JobId, OperationId, VmId, VolumeId};
-use crate::operation::{IdempotencyKey, Operation, Placeholder};
+use crate::operation::{Flush, IdempotencyKey, Operation, Placeholder};
 use crate::reason::{Code, StoryStep};
 use crate::store::{Change, OperationFilter, StoreError};
 use crate::volume::{Intent, IntentOrigin, Reason, State, User};
@@ -553,7 +553,7 @@ impl Host for Double {
         operation: OperationId,
         force: bool,
         _: User,
-    ) -> BoxFuture<'_, Result<Result<Holders, Rejection>, Stopping>> {
+    ) -> BoxFuture<'_, Result<Result<Flush, Rejection>, Stopping>> {
         let sealed = self.done("host.seal", move |state| {
             let clients: Vec<String> =
                 state.clients.get(&volume).map(|_| "127.0.0.1:7".to_owned()).into_iter().collect();
@@ -564,7 +564,7 @@ impl Host for Double {
             let here = state.here.get_mut(&volume).ok_or(Rejection::Unknown(volume))?;
             here.state = State::Detaching;
             state.sealed.insert(volume, operation);
-            Ok(clients)
+            Ok(Flush::Done)
         });
         sealed.boxed()
     }

@@ -1,0 +1,133 @@
+//! This host's volumes, as the engine's handle has them; with what makes their clients' writes durable before they go.
+
+use futures_util::FutureExt;
+use futures_util::future::BoxFuture;
+
+use super::tools::{Here, Host, Listener};
+use crate::device::DevNum;
+use crate::engine::{Handle, Rejection, Stopping};
+use crate::export::flush::Flusher;
+use crate::export::probe::Endpoint;
+use crate::helper_client::HelperClient;
+use crate::identity::{OperationId, VolumeId};
+use crate::operation::Flush;
+use crate::volume::{Intent, State, User};
+
+/// The engine's handle, and how the NBD server is reached.
+pub struct ThisHost {
+    engine: Handle,
+    server: Endpoint,
+    helper: HelperClient,
+}
+
+impl ThisHost {
+    /// Through this handle, with this server and this helper, which the engine asks too.
+    pub fn new(engine: Handle, server: Endpoint, helper: HelperClient) -> Self {
+        Self { engine, server, helper }
+    }
+
+    /// The export is taken away; what was written to it is flushed before, and once more when nobody new can come.
+    async fn seal(
+        &self,
+        volume: VolumeId,
+        operation: OperationId,
+        force: bool,
+        user: User,
+    ) -> Result<Result<Flush, Rejection>, Stopping> {
+        let look = self.engine.read(move |world| {
+            world.volume(volume).map(|volume| (volume.state, volume.mapping.as_ref().map(|mapping| mapping.devnum)))
+        });
+        let seal = || self.engine.seal(volume, operation, force, user);
+        let devnum = match look.await? {
+            Some((State::Ready, Some(devnum))) => devnum,
+            Some((State::Detaching, _)) => {
+                let why = "its export was taken away before a restart of attachd";
+                return Ok(seal().await?.map(|_| Flush::Failed(why.to_owned())));
+            }
+            _ => return Ok(seal().await?.map(|_| Flush::NotServed)),
+        };
+        let mut flusher = match Flusher::open(&self.server, &volume.export_name()).await {
+            Ok(flusher) => flusher,
+            Err(why) => return Ok(seal().await?.map(|_| Flush::Failed(why))),
+        };
+        let before = flusher.flush().await;
+        let sealed = self.seal_beside(devnum, seal()).await?;
+        if let Err(rejection) = sealed {
+            return Ok(Err(rejection));
+        }
+        // After the last client.
+        let after = flusher.flush().await;
+        drop(flusher);
+        // Without that connection it is not certain whose the disk was while it was asked.
+        if after.is_err()
+            && !force
+            && let Err(rejection) = seal().await?
+        {
+            return Ok(Err(rejection));
+        }
+        Ok(Ok(match before.and(after) {
+            Ok(()) => Flush::Done,
+            Err(why) => Flush::Failed(why),
+        }))
+    }
+
+    /// Asked while attachd itself has the disk open, once.
+    async fn seal_beside<T>(&self, devnum: DevNum, seal: impl Future<Output = T>) -> T {
+        let _own = self.helper.has_open(devnum);
+        seal.await
+    }
+}
+
+impl Host for ThisHost {
+    fn look(&self, volume: VolumeId) -> BoxFuture<'_, Result<Option<Here>, Stopping>> {
+        let look = self.engine.read(move |world| {
+            world.volume(volume).map(|volume| Here {
+                state: volume.state,
+                reason: volume.reason.clone(),
+                origin: volume.intent.origin,
+                device_path: volume.mapping.as_ref().map(|mapping| mapping.link.clone()),
+            })
+        });
+        look.boxed()
+    }
+
+    fn intend(&self, intent: Intent) -> BoxFuture<'_, Result<Result<(), Rejection>, Stopping>> {
+        async move { Ok(self.engine.intend(intent).await?.map(drop)) }.boxed()
+    }
+
+    fn withdraw(&self, volume: VolumeId, user: User) -> BoxFuture<'_, Result<Result<(), Rejection>, Stopping>> {
+        async move { Ok(self.engine.withdraw(volume, false, user).await?.map(drop)) }.boxed()
+    }
+
+    fn seal(
+        &self,
+        volume: VolumeId,
+        operation: OperationId,
+        force: bool,
+        user: User,
+    ) -> BoxFuture<'_, Result<Result<Flush, Rejection>, Stopping>> {
+        self.seal(volume, operation, force, user).boxed()
+    }
+
+    fn unseal(
+        &self,
+        volume: VolumeId,
+        operation: OperationId,
+        user: User,
+    ) -> BoxFuture<'_, Result<Result<(), Rejection>, Stopping>> {
+        self.engine.unseal(volume, operation, user).boxed()
+    }
+
+    fn release(
+        &self,
+        volume: VolumeId,
+        operation: OperationId,
+        user: User,
+    ) -> BoxFuture<'_, Result<Result<(), Rejection>, Stopping>> {
+        async move { Ok(self.engine.release(volume, operation, true, user).await?.map(drop)) }.boxed()
+    }
+
+    fn listen(&self) -> Result<Listener, Stopping> {
+        self.engine.events().map(Listener)
+    }
+}
