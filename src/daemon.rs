@@ -99,7 +99,7 @@ async fn serve(settings: Settings, config: &Path) -> anyhow::Result<()> {
         spare: settings.api.socket.parent().unwrap_or(Path::new("/run")),
     })
     .await?;
-    let projection = projection::start(&store, settings.export.listen.port());
+    let projection = projections(&store, &settings);
     let claims = Claims::new(settings.store.claims.clone());
     let restored = restored_claims(&claims, &records).await;
     let server_file = server_file(&settings.export.server);
@@ -183,9 +183,17 @@ async fn serve(settings: Settings, config: &Path) -> anyhow::Result<()> {
     engine.await.context("the engine failed")?;
     drop((handle, store, reload, operations));
     closed(store_task).await;
-    projection.abort();
+    projection.iter().for_each(JoinHandle::abort);
     tracing::info!("attachd has stopped; exports stay served");
     Ok(())
+}
+
+/// Starts to show the store to those who read the predecessor's tables.
+fn projections(store: &Store, settings: &Settings) -> Vec<JoinHandle<()>> {
+    let volumes = projection::start(store, settings.export.listen.port());
+    // Without CloudStack there are no operations.
+    let operations = settings.cloudstack.is_some().then(|| projection::start_operations(store));
+    [Some(volumes), operations].into_iter().flatten().collect()
 }
 
 /// Waits until the store is closed, but not for long.

@@ -9,6 +9,7 @@
 //! pace, with a connection of its own for each [`Target`]. [`rows()`] computes what is shown of a volume; [`sqlite`]
 //! writes it into the store's own file.
 
+mod operations;
 mod rows;
 mod sqlite;
 mod task;
@@ -41,6 +42,9 @@ pub enum TargetError {
     Refused(String),
 }
 
+/// The name of the table of operations in the store's own file.
+const SQLITE_OPERATIONS: &str = "sqlite-operations";
+
 /// The target name of the store's own file.
 const SQLITE: &str = "sqlite";
 
@@ -48,6 +52,11 @@ const SQLITE: &str = "sqlite";
 /// volumes in another way: then all rows are written once more.
 fn basis(port: u16) -> String {
     format!("1, port {port}")
+}
+
+/// Starts to show the store's operations in its own file.
+pub fn start_operations(store: &Store) -> JoinHandle<()> {
+    tokio::spawn(operations::run(store.follow(SQLITE_OPERATIONS)))
 }
 
 /// Starts to show the store's volumes in its own file. The task ends when the store closes, and the next start writes

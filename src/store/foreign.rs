@@ -21,7 +21,7 @@ const MAGIC: &[u8] = b"SQLite format 3\0";
 const NUMBER: std::ops::Range<usize> = 68..72;
 
 /// The tables that this and earlier versions create.
-const TABLES: [&str; 14] = [
+const TABLES: [&str; 15] = [
     MIGRATIONS,
     "intents",
     "mappings",
@@ -36,6 +36,7 @@ const TABLES: [&str; 14] = [
     "volume_operations",
     "operations",
     "placeholders",
+    "changed_operations",
 ];
 
 /// sqlx creates this table first.

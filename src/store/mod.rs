@@ -54,6 +54,7 @@ pub use holder::Holder;
 pub use news::News;
 use news::Posted;
 pub use operations::OperationFilter;
+pub(crate) use operations::changed as changed_operations;
 use reader::ReadConnection;
 use task::{Command, Task};
 use turn::Given;

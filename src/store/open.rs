@@ -73,7 +73,7 @@ async fn noted(connection: &mut SqliteConnection) -> sqlx::Result<Arc<AtomicBool
     let noted = Arc::<AtomicBool>::default();
     let note = Arc::clone(&noted);
     connection.lock_handle().await?.set_update_hook(move |row| {
-        if row.table == "changed" {
+        if ["changed", "changed_operations"].contains(&row.table) {
             note.store(true, Ordering::Relaxed);
         }
     });
@@ -140,6 +140,7 @@ fn migrations() -> Migrator {
         (3, "seal", include_str!("../../migrations/0003_seal.sql")),
         (4, "changed", include_str!("../../migrations/0004_changed.sql")),
         (5, "operations", include_str!("../../migrations/0005_operations.sql")),
+        (6, "shown", include_str!("../../migrations/0006_shown.sql")),
     ];
     let migration = |(number, name, sql): (i64, &'static str, &'static str)| {
         Migration::new(number, name.into(), MigrationType::Simple, sql.into_sql_str(), false)

@@ -183,6 +183,24 @@ impl Wanted {
     }
 }
 
+/// Returns the operations whose row in the predecessor's table is not what is on record, in order: a number, the id, and what
+/// is on record. `None`: it is forgotten. An error: nothing of ours has written that.
+pub(crate) async fn changed(
+    connection: &mut SqliteConnection,
+    limit: i64,
+) -> sqlx::Result<Vec<(i64, String, sqlx::Result<Option<Operation>>)>> {
+    let query = format!(
+        "SELECT c.seq, c.operation_id AS changed_id, o.* FROM changed_operations c \
+         LEFT JOIN (SELECT {COLUMNS} FROM operations) o ON o.id = c.operation_id WHERE NOT c.refused ORDER BY c.seq LIMIT ?"
+    );
+    let rows = sqlx::query(AssertSqlSafe(query)).bind(limit).fetch_all(connection).await?;
+    let read = rows.iter().map(|row| {
+        let kept = row.try_get::<Option<String>, _>("id")?.is_some();
+        Ok((row.try_get("seq")?, row.try_get("changed_id")?, kept.then(|| operation(row)).transpose()))
+    });
+    read.collect()
+}
+
 /// Returns every placeholder.
 pub(super) async fn placeholders(connection: &mut SqliteConnection) -> sqlx::Result<Vec<Placeholder>> {
     let rows = sqlx::query("SELECT volume_id, vm_id, root, operation_id, since FROM placeholders")

@@ -2,6 +2,7 @@
 
 mod cases;
 mod deaths;
+mod rules;
 mod world;
 
 use std::sync::Arc;
