@@ -6,6 +6,7 @@ mod common;
 use common::attachctl::{Running, ctl};
 use common::*;
 use lab::{Attachd, Lab, LabCloud, Volume};
+use rustix::process::Signal;
 use serde_json::json;
 use stand_in::{Gate, JobFault, Setup};
 
@@ -123,17 +124,22 @@ fn each_end_of_an_operation_has_its_exit_status() {
 }
 
 #[test]
-fn a_wait_goes_on_when_attachd_is_killed_and_started_again() {
+fn a_wait_ends_with_an_operation_that_ended_while_attachd_was_restarted() {
     let (lab, cloud, mut attachd, _helper) = with_cloud();
     let volume = volume_in(&cloud);
     let gate = Gate::new();
     cloud.next_job("attachVolume", JobFault::Held(gate.clone()));
-    let mut waiting = Running::start(&["attach", &volume.id, "--wait", "--key", "job-17"]);
-    waiting.line();
+    let mut waiting = Running::start(&["attach", &volume.id, "--wait=20", "--key", "job-17"]);
+    let id = operation_of(&waiting.line());
     cloud.wait_calls("attachVolume", 1, SOON).unwrap();
+    // It ends while attachctl hears nothing of it.
+    waiting.signal(Signal::STOP);
     attachd.kill9().unwrap();
-    let _attachd = start(&lab);
     gate.open();
+    let attachd = start(&lab);
+    let path = format!("/api/v1/operations/{id}?wait=done&timeout_seconds=20");
+    assert_eq!(attachd.api().get(&path).unwrap().expect(200).unwrap()["status"], "completed");
+    waiting.signal(Signal::CONT);
     let ended = waiting.end().expect(0);
     assert!(
         ended.err.contains("looking for it again") && ended.out.contains("is completed: "),

@@ -4,6 +4,7 @@ use std::io::{BufRead, BufReader, Read};
 use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
 
+use rustix::process::Signal;
 use serde_json::Value;
 
 pub(crate) fn program() -> &'static Path {
@@ -71,7 +72,11 @@ impl Running {
     }
 
     pub(crate) fn interrupt(&self) {
-        lab::child::Held::open(self.child.id()).unwrap().signal(rustix::process::Signal::INT);
+        self.signal(Signal::INT);
+    }
+
+    pub(crate) fn signal(&self, signal: Signal) {
+        lab::child::Held::open(self.child.id()).unwrap().signal(signal);
     }
 
     pub(crate) fn end(mut self) -> Ran {
