@@ -7,7 +7,7 @@
 //! ```
 //!
 //! Everything is real (udevd, loop devices, nbdkit, the daemon as its own user) in the tests' lab; see
-//! `tests/support`. Needs root. No time is asserted: goals are printed beside the measurements.
+//! `tests/support`. Only CloudStack is a stand-in (`tests/support/cloud`). Needs root. No time is asserted: goals are printed beside the measurements.
 
 mod backends;
 mod burst;
@@ -16,6 +16,8 @@ mod flood;
 mod idle;
 mod intents;
 mod listing;
+mod operations;
+mod predecessor;
 mod report;
 mod scale;
 mod served;
@@ -51,11 +53,12 @@ impl Plan {
 type Bench = fn(Plan) -> Result<Section>;
 
 /// The quiet ones come first, so that no leftover of a flood disturbs them.
-const BENCHES: [(&str, Bench); 13] = [
+const BENCHES: [(&str, Bench); 14] = [
     ("idle", idle::switches),
     ("memory", idle::memory),
     ("served", served::bench),
     ("cloud", cloud::bench),
+    ("operations", operations::bench),
     ("backends", backends::bench),
     ("throughput", throughput::bench),
     ("scale", scale::bench),

@@ -24,6 +24,9 @@ pub struct LabCloud {
 }
 
 impl LabCloud {
+    /// The files with the key and with the secret.
+    pub const KEY_FILES: [&str; 2] = [KEY_FILE, SECRET_FILE];
+
     pub(crate) fn start(shelf: &Arc<Shelf>, setup: Setup) -> Result<LabCloud> {
         let disks =
             Arc::new(Disks { shelf: Arc::clone(shelf), by_volume: Mutex::default(), before_unplug: Mutex::default() });
@@ -77,6 +80,11 @@ impl LabCloud {
     /// guest's disk does: the client has to go first.
     pub fn before_unplug(&self, act: impl FnMut(&str) + Send + 'static) {
         *self.disks.before_unplug.lock().unwrap_or_else(PoisonError::into_inner) = Some(Box::new(act));
+    }
+
+    /// When a volume's disk was last plugged (`CLOCK_MONOTONIC`): just before the kernel was told of it.
+    pub fn plugged_ns(&self, volume: &Volume) -> Option<u64> {
+        self.disks.all().get(&volume.id).and_then(Disk::bound_ns)
     }
 
     /// The node of a volume's disk, if it is plugged.

@@ -1,5 +1,6 @@
 //! A disk of the lab: a file of pseudo-random bytes that can be attached as a loop device and detached again.
 
+use crate::listen::monotonic_ns;
 use crate::loops;
 use crate::slot::{NUMBERS, Slot};
 use crate::world::{BACKSTAGE, node};
@@ -92,6 +93,7 @@ pub struct Disk {
     file: PathBuf,
     options: DiskOptions,
     state: State,
+    bound_ns: Option<u64>,
 }
 
 /// The state of the disk. The held descriptor keeps AUTOCLEAR from freeing the device, and pins an unbound number.
@@ -122,7 +124,14 @@ impl Disk {
         } else {
             fill(&image, size, options.seed.unwrap_or_else(|| seed_of(serial)))?;
         }
-        Ok(Disk { shelf: Arc::clone(shelf), serial: serial.to_owned(), file, options, state: State::Detached })
+        Ok(Disk {
+            shelf: Arc::clone(shelf),
+            serial: serial.to_owned(),
+            file,
+            options,
+            state: State::Detached,
+            bound_ns: None,
+        })
     }
 
     /// Makes a loop device on top of another device, as `losetup` does; not attached yet. It has no serial.
@@ -134,6 +143,7 @@ impl Disk {
             file: below.to_owned(),
             options,
             state: State::Detached,
+            bound_ns: None,
         }
     }
 
@@ -181,6 +191,7 @@ impl Disk {
     fn bind(&mut self, number: u32) -> Result<()> {
         let backing = File::options().read(true).write(!self.options.read_only).open(&self.file)?;
         let device = loops::open(&backstage(number))?;
+        self.bound_ns = Some(monotonic_ns());
         loops::configure(&device, &backing, self.options.read_only)?;
         self.state = State::Attached { number, held: device };
         Ok(())
@@ -283,6 +294,11 @@ impl Disk {
     /// The serial.
     pub fn serial(&self) -> &str {
         &self.serial
+    }
+
+    /// When it was last attached (`CLOCK_MONOTONIC`): just before the kernel was told of its file.
+    pub fn bound_ns(&self) -> Option<u64> {
+        self.bound_ns
     }
 
     /// Whether it is bound to a loop device.

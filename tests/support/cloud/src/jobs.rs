@@ -109,6 +109,9 @@ fn run(inner: &Inner, id: &str, work: &Work, fault: Option<JobFault>) {
     if result.is_ok() {
         inner.change(|state| state.job(id).done = true);
     }
+    if let Some(JobFault::SaysLater(time)) = &fault {
+        thread::sleep(*time);
+    }
     match (fault, result) {
         (Some(JobFault::FailsAfter(refusal)), Ok(_)) => says(inner, id, Says::Failed(&refusal)),
         (Some(JobFault::CancelledAfter), Ok(_)) => says(inner, id, Says::Cancelled),

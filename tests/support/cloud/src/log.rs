@@ -24,6 +24,8 @@ pub struct Call {
     pub outcome: Outcome,
     /// The server's answer was sent whole.
     pub answered: bool,
+    /// When that was.
+    pub answered_at: Option<Timestamp>,
     /// Nothing more becomes of it.
     pub over: bool,
 }
@@ -52,7 +54,17 @@ impl Call {
         let parameters = said.filter(|(name, _)| !NOT_LOGGED.contains(&name.as_str())).collect();
         let (method, command) = (method.to_owned(), command.to_owned());
         let outcome = Outcome::Pending;
-        Call { number, at: Timestamp::now(), method, command, parameters, outcome, answered: false, over: false }
+        Call {
+            number,
+            at: Timestamp::now(),
+            method,
+            command,
+            parameters,
+            outcome,
+            answered: false,
+            answered_at: None,
+            over: false,
+        }
     }
 
     /// Whether the server has done what was asked.

@@ -39,6 +39,8 @@ pub enum JobFault {
     Takes(Duration),
     /// It begins when the gate opens.
     Held(Gate),
+    /// It is done, and says so only so much later: the guest knows of its disk before the caller hears of it.
+    SaysLater(Duration),
     /// It fails, and nothing was done.
     Fails(Refusal),
     /// It is done, and the job says that it failed.

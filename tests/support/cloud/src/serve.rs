@@ -8,6 +8,7 @@ use crate::request::Request;
 use crate::script::Fault;
 use crate::world::Age;
 use anyhow::{Context, Result};
+use jiff::Timestamp;
 use rustix::net::sockopt::set_socket_linger;
 use std::collections::BTreeMap;
 use std::io::BufReader;
@@ -156,7 +157,11 @@ fn answer(inner: &Arc<Inner>, request: &Request, stream: &mut TcpStream, number:
         _ => {}
     }
     let written = answer.write(stream, inner.now(), true);
-    inner.change(|state| of(&mut state.log, number).answered = written.is_ok());
+    let at = written.is_ok().then(Timestamp::now);
+    inner.change(|state| {
+        let call = of(&mut state.log, number);
+        (call.answered, call.answered_at) = (at.is_some(), at);
+    });
     sent(written)
 }
 
