@@ -41,6 +41,13 @@ impl World {
     pub(crate) fn attached(&self) -> Volume {
         let volume = self.volume();
         self.completed("attach", &volume, json!({}));
+        // It is served before CloudStack has said how the job ended: attachd asks for that afterwards.
+        let is_asked = |cloud: &stand_in::Cloud| {
+            let Some(job) = cloud.jobs().pop() else { return false };
+            let asked = cloud.calls_of("queryAsyncJobResult");
+            job.completed.is_some_and(|end| asked.iter().any(|call| call.answered && call.at > end))
+        };
+        assert!(self.cloud.wait(SOON, is_asked), "{}", self.told());
         volume
     }
 
