@@ -158,8 +158,10 @@ fn points(all: &[String]) -> Vec<String> {
     let mut by_name: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
     for point in all {
         let (name, number) = point.rsplit_once(':').unwrap();
-        // How often CloudStack is asked for a job depends on how long that takes.
-        let counts = !name.ends_with("cloud.job") || number == "1";
+        // How often CloudStack is asked how something is depends on how long that takes.
+        let asks =
+            ["cloud.job", "cloud.volume", "cloud.volume-named", "cloud.vm"].iter().any(|read| name.ends_with(read));
+        let counts = !asks || number == "1";
         if counts && (name.contains(":cloud.") || name.contains(":record.") || name.contains("placeholder")) {
             by_name.entry(name).or_default().push(number);
         }
