@@ -82,11 +82,9 @@ fn read_process(process: &Path, devnum: DevNum, attachd: Option<u32>) -> io::Res
         return Ok(Held { open, own: 0, exact: true, clients: Vec::new() });
     }
     let seen = connections(process, &sockets, attachd)?;
-    // The only connections are handshakes of attachd, which opened the disk.
-    if seen.complete && seen.clients.is_empty() && seen.own >= open {
-        open = 0;
-    }
-    let own = if open == 0 { 0 } else { seen.own };
+    // Connections of attachd's own that have opened the disk, and no others, count as nobody.
+    let only_own = seen.complete && seen.clients.is_empty() && seen.own >= open;
+    let (open, own) = if only_own { (0, 0) } else { (open, seen.own) };
     Ok(Held { open, own, exact: seen.complete && is_exact(open, others, seen.clients.len()), clients: seen.clients })
 }
 
