@@ -11,7 +11,6 @@
 
 mod backends;
 mod burst;
-mod cloud;
 mod flood;
 mod idle;
 mod intents;
@@ -53,11 +52,10 @@ impl Plan {
 type Bench = fn(Plan) -> Result<Section>;
 
 /// The quiet ones come first, so that no leftover of a flood disturbs them.
-const BENCHES: [(&str, Bench); 14] = [
+const BENCHES: [(&str, Bench); 13] = [
     ("idle", idle::switches),
     ("memory", idle::memory),
     ("served", served::bench),
-    ("cloud", cloud::bench),
     ("operations", operations::bench),
     ("backends", backends::bench),
     ("throughput", throughput::bench),
