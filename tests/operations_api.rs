@@ -305,7 +305,7 @@ fn no_answer_of_the_api_and_no_line_of_the_daemon_has_the_key_or_the_secret() {
     cloud.change_keys(Vec::clear);
     let create = json!({
         "type": "create", "name": "n", "size_bytes": 1, "disk_offering_id": cloud.offering(), "zone_id": cloud.zone(),
-        "deadline_seconds": 2
+        "deadline_seconds": 5
     });
     let failed = done(&api, &begin(&api, &create));
     assert_eq!(failed["status"], "failed", "{failed}");

@@ -16,7 +16,7 @@ use super::sign::{self, Parameter};
 use super::vm::CloudVm;
 use super::volume::{CloudVolume, NewVolume};
 use super::{Answer, Cloud, shapes};
-use crate::clock;
+use crate::clock::{self, Steady};
 use crate::identity::{JobId, VmId, VolumeId};
 
 /// The pauses before a call that only reads is sent again after a failed connection.
@@ -68,7 +68,7 @@ impl Client {
     /// Uses other settings from the next call on.
     pub fn change(&self, settings: CloudSettings) {
         *self.parts.write().unwrap_or_else(PoisonError::into_inner) = Parts::new(settings);
-        self.seen().trouble = None;
+        self.seen().begin_anew(Steady::now());
     }
 
     /// Returns what the calls so far have shown.
@@ -94,6 +94,7 @@ impl Client {
         let parts = self.parts();
         let mut again = AGAIN.iter().filter(|_| does == Does::Read);
         loop {
+            let began = Steady::now();
             let outcome = parts.as_somebody(command, &parameters).await;
             if let Err(Unanswered::Http(Failed::NotSent(_) | Failed::Broke(_))) = &outcome
                 && let Some(pause) = again.next()
@@ -103,7 +104,7 @@ impl Client {
             }
             let kept_in = matches!(&outcome, Err(Unanswered::Http(Failed::KeptIn(_))));
             let result = outcome.map_err(CallError::from).and_then(|answer| read(&answer));
-            self.seen().note(command, &result, kept_in, clock::wall());
+            self.seen().note(command, &result, kept_in, (began, clock::wall()));
             if let Err(error) = &result {
                 tracing::debug!(command, %error, "a call to CloudStack has failed");
             }

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use jiff::Timestamp;
 
 use super::error::{CallError, Refusal};
+use crate::clock::Steady;
 
 /// What is known from the calls so far.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -15,6 +16,9 @@ pub struct Seen {
     pub last_refusal: Option<(Timestamp, &'static str, Refusal)>,
     /// Why calls fail; `None` after a call that succeeded or was refused for itself.
     pub trouble: Option<Trouble>,
+    /// When the call began that decided on `trouble`. Calls go side by side, and a result that comes late says nothing
+    /// about the time after its call began.
+    decided: Option<Steady>,
     /// How many calls there were, by command and outcome.
     pub calls: BTreeMap<(&'static str, Outcome), u64>,
 }
@@ -77,7 +81,7 @@ impl Seen {
         command: &'static str,
         result: &Result<T, CallError>,
         kept_in: bool,
-        now: Timestamp,
+        (began, now): (Steady, Timestamp),
     ) {
         use super::error::RefusalKind::NotLetIn;
         let (outcome, trouble) = match result {
@@ -96,9 +100,18 @@ impl Seen {
             self.last_answer = Some(now);
         }
         *self.calls.entry((command, outcome)).or_default() += 1;
+        if self.decided > Some(began) {
+            return;
+        }
+        self.decided = Some(began);
         let since = self.trouble.as_ref().map_or(now, |before| before.since);
         let why = || result.as_ref().err().map(ToString::to_string).unwrap_or_default();
         self.trouble = trouble.map(|kind| Trouble { since, kind, why: why() });
+    }
+
+    /// Other settings are used from now on: what earlier calls met says nothing about these.
+    pub(super) fn begin_anew(&mut self, now: Steady) {
+        (self.trouble, self.decided) = (None, Some(now));
     }
 }
 
@@ -113,7 +126,8 @@ mod tests {
         let (mut seen, mut second) = (Seen::default(), 0);
         let mut note = |seen: &mut Seen, result: Result<(), CallError>| {
             second += 1;
-            seen.note("listVolumes", &result, false, Timestamp::from_second(second).unwrap());
+            let began = Steady::from_micros(second);
+            seen.note("listVolumes", &result, false, (began, Timestamp::from_second(second).unwrap()));
         };
         let away = || Err(CallError::Unreachable { sent: Sent::No, why: "away".into() });
         note(&mut seen, away());
@@ -130,5 +144,22 @@ mod tests {
         assert_eq!(seen.trouble, None);
         assert_eq!(seen.last_refusal.as_ref().unwrap().0.as_second(), 4, "the refusal stays to be read");
         assert_eq!(seen.calls[&("listVolumes", Outcome::Failed)], 2);
+    }
+
+    #[test]
+    fn a_late_result_of_an_earlier_call_or_of_earlier_settings_changes_no_trouble() {
+        let mut seen = Seen::default();
+        let mut note = |seen: &mut Seen, began, result: &Result<(), CallError>| {
+            seen.note("listVolumes", result, false, (Steady::from_micros(began), Timestamp::UNIX_EPOCH));
+            seen.trouble.is_some()
+        };
+        let away = Err(CallError::Unreachable { sent: Sent::No, why: "away".into() });
+        assert!(!note(&mut seen, 2, &Ok(())));
+        assert!(!note(&mut seen, 1, &away), "it began before the call that succeeded");
+        assert!(note(&mut seen, 3, &away), "the control: it began after it");
+        assert!(note(&mut seen, 2, &Ok(())), "nor does a late success end it");
+        seen.begin_anew(Steady::from_micros(5));
+        assert!(!note(&mut seen, 4, &away), "it was made with other settings");
+        assert!(note(&mut seen, 5, &away), "the control: with these");
     }
 }

@@ -89,15 +89,15 @@ fn request(operation: &Operation) -> Value {
 
 /// Shows what has changed, until the store closes.
 pub(super) async fn run(mut follower: Follower) {
-    let mut failures = 0;
+    let (mut failures, mut first) = (0, true);
     loop {
         // Asked before the look, so that nothing that is noted meanwhile is missed.
         let last = follower.is_last();
-        match show_some(&mut follower).await {
-            Ok(true) => {}
+        match show_some(&mut follower, first).await {
+            Ok(true) => first = false,
             Ok(false) | Err(_) if last => break,
             Ok(false) => {
-                failures = 0;
+                (failures, first) = (0, false);
                 follower.stands(Progress::default());
                 if tokio::time::timeout(QUIET, follower.noted()).await.is_err() {
                     follower.rest().await;
@@ -117,10 +117,17 @@ pub(super) async fn run(mut follower: Follower) {
     follower.close().await;
 }
 
-/// False: nothing is owed.
-async fn show_some(follower: &mut Follower) -> Result<bool, String> {
+/// Returns false when nothing is owed. At the first time after a start, what was set aside is owed again: the table may
+/// take it now.
+async fn show_some(follower: &mut Follower, first: bool) -> Result<bool, String> {
     let (_turn, connection) = follower.at_the_file(Some(LIMIT)).await.map_err(|error| error.to_string())?;
-    let shown = shown(connection).await;
+    let shown = async {
+        if first {
+            sqlx::query("UPDATE changed_operations SET refused = 0 WHERE refused = 1").execute(&mut *connection).await?;
+        }
+        shown(connection).await
+    };
+    let shown = shown.await;
     shown.map_err(|error| {
         follower.failed(&error);
         error.to_string()
@@ -235,7 +242,7 @@ mod tests {
         }
     }
 
-    async fn rows(path: &std::path::Path) -> Vec<(String, String, String, Option<String>)> {
+    async fn rows_of(path: &std::path::Path) -> Vec<(String, String, String, Option<String>)> {
         let mut connection = SqliteConnection::connect(&format!("sqlite://{}", path.display())).await.unwrap();
         let rows = sqlx::query("SELECT type, status, request, error FROM volume_operations ORDER BY id")
             .fetch_all(&mut connection)
@@ -275,11 +282,23 @@ mod tests {
         drop(store);
         showing.await.unwrap();
         task.await.unwrap();
-        let rows = rows(&path).await;
+        let rows = rows_of(&path).await;
         let brief: Vec<_> =
             rows.iter().map(|(kind, status, _, error)| (&**kind, &**status, error.as_deref())).collect();
         assert_eq!(brief, [("attach", "failed", Some("it is Migrating")), ("attach", "completed", None)]);
         assert!(rows[1].2.contains("\"attach_as\":\"root\"") && rows[1].2.contains("\"device_id\":0"), "{}", rows[1].2);
         assert!(!rows[0].2.contains("root"), "the control");
+
+        // After a start the table is asked once more about the one that it refused.
+        let mut stranger = SqliteConnection::connect(&format!("sqlite://{}", path.display())).await.unwrap();
+        sqlx::query("DROP TRIGGER theirs").execute(&mut stranger).await.unwrap();
+        stranger.close().await.unwrap();
+        let options = Options { path: &path, history_days: 90, boot_id: "boot", spare: dir.path() };
+        let (store, task, _) = Store::open(options).await.unwrap();
+        let showing = tokio::spawn(run(store.follow("sqlite-operations")));
+        drop(store);
+        showing.await.unwrap();
+        task.await.unwrap();
+        assert_eq!(rows_of(&path).await.len(), 3);
     }
 }
