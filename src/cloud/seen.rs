@@ -149,7 +149,7 @@ mod tests {
     #[test]
     fn a_late_result_of_an_earlier_call_or_of_earlier_settings_changes_no_trouble() {
         let mut seen = Seen::default();
-        let mut note = |seen: &mut Seen, began, result: &Result<(), CallError>| {
+        let note = |seen: &mut Seen, began, result: &Result<(), CallError>| {
             seen.note("listVolumes", result, false, (Steady::from_micros(began), Timestamp::UNIX_EPOCH));
             seen.trouble.is_some()
         };

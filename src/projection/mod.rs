@@ -16,7 +16,7 @@ mod task;
 #[cfg(test)]
 mod tests;
 
-pub use rows::{Rows, Shown, rows};
+pub use rows::{Mode, Rows, Shown, rows, rows_elsewhere};
 pub use sqlite::Sqlite;
 
 use tokio::task::JoinHandle;

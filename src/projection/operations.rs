@@ -123,7 +123,9 @@ async fn show_some(follower: &mut Follower, first: bool) -> Result<bool, String>
     let (_turn, connection) = follower.at_the_file(Some(LIMIT)).await.map_err(|error| error.to_string())?;
     let shown = async {
         if first {
-            sqlx::query("UPDATE changed_operations SET refused = 0 WHERE refused = 1").execute(&mut *connection).await?;
+            sqlx::query("UPDATE changed_operations SET refused = 0 WHERE refused = 1")
+                .execute(&mut *connection)
+                .await?;
         }
         shown(connection).await
     };

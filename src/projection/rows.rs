@@ -7,6 +7,7 @@
 use jiff::Timestamp;
 
 use crate::identity::VolumeId;
+use crate::operation::Placeholder;
 use crate::volume::{Record, State};
 
 /// The rows of one volume.
@@ -18,20 +19,34 @@ pub struct Rows {
     pub present: Option<Shown>,
 }
 
+/// Which host has the volume.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Mode {
+    /// This host has it: the predecessor's `oma`.
+    Here,
+    /// Another VM has it: the predecessor's `failover`. There is nothing of it on this host.
+    Elsewhere {
+        /// It is that VM's root disk.
+        root: bool,
+    },
+}
+
 /// The columns that attachd owns.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Shown {
+    /// Which host has the volume.
+    pub mode: Mode,
     /// The VM; empty while unknown.
     pub vm_id: String,
-    /// The by-id path of the last disk that was proven to be the volume's.
+    /// The by-id path of the last disk that was proven to be the volume's; on another VM, a name in its place.
     pub device_path: String,
-    /// The disk's size in bytes.
+    /// The disk's size in bytes; 0 on another VM, as the predecessor has it.
     pub size_bytes: i64,
-    /// `detected`: the disk is here. Otherwise the state that says what is wrong.
+    /// `detected`: the disk is here. `n/a`: another VM has it. Otherwise the state that says what is wrong.
     pub linux_state: &'static str,
     /// `active`: the volume is served; `pending`: it will be served. Otherwise the state that says why it is not
-    /// served.
-    pub export_status: &'static str,
+    /// served. `None`: there is no row of an export.
+    pub export_status: Option<&'static str>,
     /// The time of the last change.
     pub at: Timestamp,
 }
@@ -41,16 +56,31 @@ pub fn rows(record: &Record) -> Rows {
     let present = record.mapping.as_ref().map(|mapping| {
         let (linux_state, export_status) = words(record.state);
         Shown {
+            mode: Mode::Here,
             vm_id: record.intent.vm_id.clone(),
             device_path: mapping.link.clone(),
             // The column is a signed integer.
             size_bytes: mapping.size_bytes.try_into().unwrap_or(i64::MAX),
             linux_state,
-            export_status,
+            export_status: Some(export_status),
             at: record.since.map_or(mapping.at, |since| since.max(mapping.at)),
         }
     });
     Rows { volume: record.intent.volume, present }
+}
+
+/// Returns the rows of a volume that another VM has.
+pub fn rows_elsewhere(placeholder: &Placeholder) -> Rows {
+    let present = Shown {
+        mode: Mode::Elsewhere { root: placeholder.root },
+        vm_id: placeholder.vm.to_string(),
+        device_path: placeholder.device_path(),
+        size_bytes: 0,
+        linux_state: "n/a",
+        export_status: None,
+        at: placeholder.since,
+    };
+    Rows { volume: placeholder.volume, present: Some(present) }
 }
 
 /// Returns `linux_state` and `status`, with the predecessor's words where it had one.
@@ -90,7 +120,7 @@ mod tests {
     fn a_served_volume_has_the_predecessors_status_and_another_one_says_its_state() {
         let shown = State::ALL.map(|state| {
             let present = rows(&record(state)).present.unwrap();
-            (state.as_str(), present.linux_state, present.export_status)
+            (state.as_str(), present.linux_state, present.export_status.unwrap())
         });
         let expected = [
             ("attaching", "attaching", "attaching"),
@@ -138,8 +168,10 @@ mod tests {
             if let Ok(size) = i64::try_from(size) {
                 prop_assert_eq!(present.size_bytes, size);
             }
-            prop_assert_eq!(present.export_status == "active", state == State::Ready);
-            prop_assert!(present.linux_state.len() <= 32 && present.export_status.len() <= 191, "the columns' width");
+            prop_assert_eq!(present.mode, Mode::Here);
+            let status = present.export_status.unwrap();
+            prop_assert_eq!(status == "active", state == State::Ready);
+            prop_assert!(present.linux_state.len() <= 32 && status.len() <= 191, "the columns' width");
             prop_assert!(present.at >= time(proven_at) && since.is_none_or(|since| present.at >= time(since)));
             let reason = Some(Reason::new(Code::StoreFailed, "why"));
             let sealed = sealed.then_some(By::Withdrawal);

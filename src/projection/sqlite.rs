@@ -8,18 +8,23 @@ use std::time::Duration;
 
 use sqlx::sqlite::SqliteConnection;
 
-use super::{Rows, Shown, Target, TargetError};
+use super::{Mode, Rows, Shown, Target, TargetError};
 use crate::effect;
 use crate::identity::VolumeId;
 use crate::store::batch::Batch;
 use crate::store::{Follower, begin, end};
 
+/// A row of the other kind is of an earlier life of the volume: it was withdrawn here and then attached to another VM, or
+/// the reverse, and only the end was seen.
+const DELETE_EARLIER: &str =
+    "DELETE FROM device_mappings WHERE volume_uuid = ? AND (device_path LIKE 'remote-vm-%') <> ?";
+
 const UPDATE_MAPPING: &str = "UPDATE device_mappings SET vm_id = ?, device_path = ?, linux_state = ?, size = ?, \
     last_sync = ?, updated_at = ? WHERE volume_uuid = ?";
 
 const INSERT_MAPPING: &str = "INSERT INTO device_mappings (id, volume_uuid, vm_id, operation_mode, \
-    requires_device_correlation, device_path, cloudstack_state, linux_state, size, last_sync, created_at, updated_at) \
-    SELECT ?, ?, ?, 'oma', 1, ?, 'attached', ?, ?, ?, ?, ? \
+    requires_device_correlation, cloudstack_device_id, device_path, cloudstack_state, linux_state, size, last_sync, \
+    created_at, updated_at) SELECT ?, ?, ?, ?, ?, ?, ?, 'attached', ?, ?, ?, ?, ? \
     WHERE NOT EXISTS (SELECT 1 FROM device_mappings WHERE volume_uuid = ?)";
 
 const UPDATE_EXPORT: &str =
@@ -83,7 +88,8 @@ async fn judged(connection: &mut SqliteConnection, error: &sqlx::Error) -> Targe
 
 /// Returns whether the statements could be executed at all: the tables, columns and triggers exist.
 async fn tables_fit(connection: &mut SqliteConnection) -> bool {
-    let all = [UPDATE_MAPPING, INSERT_MAPPING, UPDATE_EXPORT, INSERT_EXPORT, DELETE_EXPORT, DELETE_MAPPING];
+    let all =
+        [DELETE_EARLIER, UPDATE_MAPPING, INSERT_MAPPING, UPDATE_EXPORT, INSERT_EXPORT, DELETE_EXPORT, DELETE_MAPPING];
     for statement in all {
         // The statement is compiled but not executed.
         let explained = sqlx::query(sqlx::AssertSqlSafe(format!("EXPLAIN {statement}"))).persistent(false);
@@ -113,9 +119,14 @@ impl Target for Sqlite {
 }
 
 fn show(batch: &mut Batch, volume: VolumeId, present: &Shown, port: u16) {
-    let Shown { vm_id, device_path, size_bytes, linux_state, export_status, at } = present;
+    let Shown { mode, vm_id, device_path, size_bytes, linux_state, export_status, at } = present;
+    let (mode, elsewhere, device_id) = match mode {
+        Mode::Here => ("oma", false, None),
+        Mode::Elsewhere { root } => ("failover", true, root.then_some(0_i64)),
+    };
     let (id, export) = (volume.to_string(), volume.export_name());
     let at = at.strftime("%Y-%m-%d %H:%M:%S%.3f").to_string();
+    batch.add(DELETE_EARLIER).bind(&id).bind(elsewhere);
     batch
         .add(UPDATE_MAPPING)
         .bind(vm_id)
@@ -130,6 +141,9 @@ fn show(batch: &mut Batch, volume: VolumeId, present: &Shown, port: u16) {
         .bind(&id)
         .bind(&id)
         .bind(vm_id)
+        .bind(mode)
+        .bind(i64::from(!elsewhere))
+        .bind(device_id)
         .bind(device_path)
         .bind(*linux_state)
         .bind(*size_bytes)
@@ -137,6 +151,10 @@ fn show(batch: &mut Batch, volume: VolumeId, present: &Shown, port: u16) {
         .bind(&at)
         .bind(&at)
         .bind(&id);
+    let Some(export_status) = export_status else {
+        batch.add(DELETE_EXPORT).bind(export);
+        return;
+    };
     let port = i64::from(port);
     batch.add(UPDATE_EXPORT).bind(port).bind(device_path).bind(*export_status).bind(&at).bind(&export);
     batch

@@ -8,12 +8,12 @@ use std::time::Duration;
 
 use tokio::time::{Instant, sleep, sleep_until};
 
-use super::rows::{Rows, rows};
+use super::rows::{Rows, rows, rows_elsewhere};
 use super::{Target, TargetError};
 use crate::clock;
 use crate::identity::VolumeId;
 use crate::reason::Code;
-use crate::store::{Changed, Follower, Progress};
+use crate::store::{Changed, Follower, Present, Progress};
 
 /// The number of volumes written in one transaction; during the transaction the store's own writer waits.
 const AT_ONCE: i64 = 24;
@@ -239,9 +239,10 @@ impl<T: Target> ProjectionTask<T> {
 
 /// Returns the rows to write for a changed volume.
 fn present(changed: &Changed) -> Result<Rows, String> {
-    match &changed.record {
-        Ok(Some(record)) => Ok(rows(record)),
-        Ok(None) => Ok(Rows::none(changed.volume)),
+    match &changed.present {
+        Ok(Present::Wanted(record)) => Ok(rows(record)),
+        Ok(Present::Elsewhere(placeholder)) => Ok(rows_elsewhere(placeholder)),
+        Ok(Present::Absent) => Ok(Rows::none(changed.volume)),
         Err(why) => Err(why.clone()),
     }
 }

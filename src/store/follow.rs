@@ -20,6 +20,7 @@ use super::turn::{Turn, Turns};
 use super::{StoreError, open, read, write};
 use crate::effect;
 use crate::identity::VolumeId;
+use crate::operation::Placeholder;
 use crate::volume::Record;
 
 /// A volume that has changed.
@@ -29,9 +30,19 @@ pub struct Changed {
     pub number: i64,
     /// The volume.
     pub volume: VolumeId,
-    /// The present record of the volume. `None`: the volume was withdrawn. An error: the row holds a value that
-    /// attachd did not write.
-    pub record: Result<Option<Record>, String>,
+    /// What is on record of the volume now. An error: the row holds a value that attachd did not write.
+    pub present: Result<Present, String>,
+}
+
+/// What is on record of a volume.
+#[derive(Debug)]
+pub enum Present {
+    /// The volume is wanted on this host.
+    Wanted(Box<Record>),
+    /// An operation had the volume attached to another VM.
+    Elsewhere(Placeholder),
+    /// Neither: the volume was withdrawn here, or detached there.
+    Absent,
 }
 
 /// The state of a follower, as it reports it.
@@ -154,10 +165,10 @@ impl Follower {
             None => read::changed(self.at_the_file(None).await?.1, done, limit).await,
         };
         let rows = self.checked(rows)?;
-        let known = rows.into_iter().filter_map(|(number, volume, record)| {
+        let known = rows.into_iter().filter_map(|(number, volume, present)| {
             // The triggers note only ids of volumes.
             let volume = volume.parse().ok()?;
-            Some(Changed { number, volume, record: record.map_err(|error| error.to_string()) })
+            Some(Changed { number, volume, present: present.map_err(|error| error.to_string()) })
         });
         Ok(known.collect())
     }

@@ -48,7 +48,7 @@ use crate::operation::{IdempotencyKey, Operation, Placeholder};
 use crate::volume::{Entry, Record};
 pub use error::{Saved, StoreError};
 use follow::AllProgress;
-pub use follow::{Changed, Follower, Progress};
+pub use follow::{Changed, Follower, Present, Progress};
 pub use foreign::judge_at_once;
 pub use holder::Holder;
 pub use news::News;

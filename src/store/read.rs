@@ -10,10 +10,12 @@ use sqlx::Row;
 use sqlx::sqlite::{SqliteConnection, SqliteRow};
 
 use super::Owed;
+use super::follow::Present;
 use crate::clock::Steady;
 use crate::device::evidence::Evidence;
 use crate::device::scheme;
 use crate::identity::{OperationId, VolumeId};
+use crate::operation::Placeholder;
 use crate::reason::Code;
 use crate::volume::{By, Entry, Intent, IntentOrigin, Reason, Record, State};
 
@@ -79,23 +81,41 @@ pub(super) async fn owed(connection: &mut SqliteConnection) -> sqlx::Result<Hash
     read.collect()
 }
 
-/// Returns some of the volumes that changed after `done`, in order: the number, the volume, and its present record.
+/// Returns some of the volumes that changed after `done`, in order: the number, the volume, and what is on record of it.
 pub(super) async fn changed(
     connection: &mut SqliteConnection,
     done: i64,
     limit: i64,
-) -> sqlx::Result<Vec<(i64, String, sqlx::Result<Option<Record>>)>> {
+) -> sqlx::Result<Vec<(i64, String, sqlx::Result<Present>)>> {
     let query = sqlx::query(sqlx::AssertSqlSafe(format!(
-        "SELECT c.seq, c.volume_id AS changed_id, {RECORD} FROM changed c LEFT JOIN intents i USING (volume_id) \
-         LEFT JOIN mappings m USING (volume_id) WHERE c.seq > ? ORDER BY c.seq LIMIT ?"
+        "SELECT c.seq, c.volume_id AS changed_id, {RECORD}, p.vm_id AS place_vm, p.root AS place_root, \
+         p.operation_id AS place_operation, p.since AS place_since FROM changed c LEFT JOIN intents i USING (volume_id) \
+         LEFT JOIN mappings m USING (volume_id) LEFT JOIN placeholders p USING (volume_id) \
+         WHERE c.seq > ? ORDER BY c.seq LIMIT ?"
     )));
     let rows = query.bind(done).bind(limit).fetch_all(connection).await?;
     let mut boots = Boots::default();
-    let read = rows.iter().map(|row| {
-        let wanted = row.try_get::<Option<String>, _>("volume_id")?.is_some();
-        Ok((row.try_get("seq")?, row.try_get("changed_id")?, wanted.then(|| record(row, &mut boots)).transpose()))
-    });
+    let read = rows.iter().map(|row| Ok((row.try_get("seq")?, row.try_get("changed_id")?, present(row, &mut boots))));
     read.collect()
+}
+
+/// Returns what is on record of a volume. A wanted volume that never had a disk here has nothing to show, so its
+/// placeholder goes first.
+fn present(row: &SqliteRow, boots: &mut Boots) -> sqlx::Result<Present> {
+    let is_some = |column| Ok::<_, sqlx::Error>(row.try_get::<Option<String>, _>(column)?.is_some());
+    if is_some("place_vm")? && !is_some("mapped_serial")? {
+        return Ok(Present::Elsewhere(Placeholder {
+            volume: text(row, "changed_id")?,
+            vm: text(row, "place_vm")?,
+            root: row.try_get("place_root")?,
+            operation: text(row, "place_operation")?,
+            since: time(row, "place_since")?,
+        }));
+    }
+    if is_some("volume_id")? {
+        return Ok(Present::Wanted(Box::new(record(row, boots)?)));
+    }
+    Ok(Present::Absent)
 }
 
 /// A hint that is the code's own is kept once for all volumes.

@@ -137,7 +137,9 @@ fn words(step: &Step, waits_for: Option<OperationId>, disk: Disk) -> (Party, Cow
         (Step::Attach { .. }, Disk::NotSettled) => {
             (Party::Udev, "the kernel shows the disk, and udev has not finished with it")
         }
-        (Step::Attach { .. }, Disk::Settled) => (Party::Attachd, "the disk is here, and attachd checks it before it is served"),
+        (Step::Attach { .. }, Disk::Settled) => {
+            (Party::Attachd, "the disk is here, and attachd checks it before it is served")
+        }
         (Step::Seal, _) => (Party::Attachd, "the export is taken away"),
         (Step::Unseal, _) => (Party::Attachd, "the export is given back"),
         (Step::Release, _) => (Party::Attachd, "the volume is withdrawn from this host"),

@@ -168,7 +168,12 @@ pub(super) fn trouble(facts: &Facts) -> Option<String> {
     let seen = [failure(&facts.volume), failure(&facts.job), failure(&facts.vm), failure(&facts.named), call];
     let done = facts.done.as_ref().and_then(|done| done.as_ref().err());
     let seen = seen.into_iter().flatten().next();
-    seen.map(ToString::to_string).or_else(|| done.map(ToString::to_string))
+    let refused = match &facts.call {
+        Call::Refused(refusal) => Some(CallError::Refused(refusal.clone())),
+        _ => None,
+    };
+    let seen = seen.map(ToString::to_string).or_else(|| refused.map(|error| error.to_string()));
+    seen.or_else(|| done.map(ToString::to_string))
 }
 
 fn failure<T>(seen: &Seen<T>) -> Option<&CallError> {

@@ -13,6 +13,7 @@ use crate::clock;
 use crate::device::evidence::Evidence;
 use crate::device::facts::sample;
 use crate::identity::VolumeId;
+use crate::operation::Placeholder;
 use crate::store::sample::{StoreFolder, run};
 use crate::store::{Change, Following, News};
 use crate::volume::{Record, State};

@@ -51,6 +51,58 @@ async fn a_lost_or_refused_volume_keeps_its_rows_and_foreign_columns_until_its_w
     assert_eq!(text(&mut other, "SELECT volume_uuid FROM device_mappings").await, [""; 0]);
 }
 
+/// What the predecessor's readers see of a volume that an operation had attached to another VM.
+#[tokio::test]
+async fn a_volume_of_another_vm_has_a_row_in_the_predecessors_words_and_no_export() {
+    let place = |n: u32, root| Placeholder {
+        volume: volume(n),
+        vm: "00000008-1b59-4f62-97e8-cefffdfe3804".parse().unwrap(),
+        root,
+        operation: "00000009-1b59-4f62-97e8-cefffdfe3804".parse().unwrap(),
+        since: clock::wall(),
+    };
+    let all = "SELECT concat_ws(' ', operation_mode, vm_id, cloudstack_device_id, requires_device_correlation, device_path, \
+        cloudstack_state, linux_state, size) FROM device_mappings ORDER BY volume_uuid";
+    let exports = "SELECT export_name FROM nbd_exports";
+    let path = |n| format!("remote-vm-{}-{}", place(n, false).vm, volume(n));
+    let row = |n, device: &str| format!("failover {} {device}0 {} attached n/a 0", place(n, false).vm, path(n));
+    let folder = StoreFolder::new();
+    let running = folder.start().await;
+    let mut other = folder.other().await;
+    running.store.write(vec![Change::Place(place(1, false)), Change::Place(place(2, true))]).await.unwrap();
+    running.until_shown().await;
+    assert_eq!(text(&mut other, all).await, [row(1, ""), row(2, "0 ")]);
+    assert_eq!(text(&mut other, exports).await, [""; 0]);
+
+    // It comes here, and goes there again. The middle of that is not seen where the task is slower than the changes.
+    for seen in [true, false] {
+        let mut here = vec![Change::Displace(volume(1))];
+        here.extend(ready(volume(1)));
+        let there = vec![Change::Withdraw(volume(1)), Change::Place(place(1, false))];
+        if seen {
+            running.store.write(here).await.unwrap();
+            running.until_shown().await;
+            assert_eq!(text(&mut other, STATES).await, ["detected active"], "the control");
+            running.store.write(there).await.unwrap();
+        } else {
+            running.store.write([there, here].into_iter().flatten().collect()).await.unwrap();
+        }
+        running.until_shown().await;
+        let mapped = text(&mut other, all).await;
+        if seen {
+            assert_eq!(mapped, [row(1, ""), row(2, "0 ")]);
+            assert_eq!(text(&mut other, exports).await, [""; 0]);
+        } else {
+            assert!(mapped[0].starts_with("oma ") && mapped[0].contains("virtio-"), "{mapped:?}");
+            assert_eq!(text(&mut other, exports).await, [volume(1).export_name()]);
+        }
+    }
+    running.store.write(vec![Change::Withdraw(volume(1)), Change::Displace(volume(2))]).await.unwrap();
+    running.until_shown().await;
+    assert_eq!(text(&mut other, all).await, [""; 0]);
+    running.stop().await;
+}
+
 /// The port is part of the configuration.
 #[tokio::test]
 async fn another_port_rewrites_all_rows_and_the_same_port_none() {

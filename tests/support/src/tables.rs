@@ -9,9 +9,10 @@ use std::process::Command;
 /// The daemon's store with these tables, unless a test uses another path.
 const STORE: &str = "/var/lib/attachd/attachd.db";
 
-/// The query for the volumes in both tables, with what these show.
+/// The query for this host's volumes in both tables, with what these show. Volumes of other VMs are operations' matter.
 const ROWS: &str = "SELECT volume_uuid || '|' || device_mappings.device_path || ' ' || size || ' ' || linux_state || ' ' || status \
-    FROM device_mappings LEFT JOIN nbd_exports ON export_name = 'migration-vol-' || volume_uuid";
+    FROM device_mappings LEFT JOIN nbd_exports ON export_name = 'migration-vol-' || volume_uuid \
+    WHERE device_mappings.device_path NOT LIKE 'remote-vm-%'";
 
 /// The query for volumes whose rows are not written yet.
 const OWED: &str = "SELECT volume_id || '|' FROM changed";
