@@ -71,7 +71,7 @@ fn a_stopped_vm_gets_its_volume_and_this_host_waits_for_the_disk_until_it_is_sta
 
     let here = world.cloud.vm_here().to_owned();
     world.cloud.switch_vm(&here, false).unwrap();
-    let error = world.failed("attach", &volume, json!({ "deadline_seconds": 3 }), "NOT_SERVED");
+    let error = world.failed("attach", &volume, json!({ "deadline_seconds": 8 }), "NOT_SERVED");
     assert!(error.contains(&volume.serial), "{error}");
     // It is attached, and wanted: served as soon as the disk comes.
     world.cloud.switch_vm(&here, true).unwrap();
@@ -110,7 +110,7 @@ fn a_restored_volume_without_serial_is_told_with_its_cure_and_served_after_it() 
     let world = World::new();
     let volume = world.volume();
     world.cloud.change_volume(&volume.id, |volume| volume.has_serial = false);
-    let error = world.failed("attach", &volume, json!({ "deadline_seconds": 3 }), "NOT_SERVED");
+    let error = world.failed("attach", &volume, json!({ "deadline_seconds": 8 }), "NOT_SERVED");
     assert!(error.contains("stopped and started") && error.contains(&volume.serial), "{error}");
     let here = world.cloud.vm_here().to_owned();
     assert_eq!(world.vm_of(&volume).as_deref(), Some(&*here));
