@@ -5,19 +5,17 @@ mod common;
 
 use std::io::{Read, Write};
 
+use common::cloud::lab_in_cloud;
 use common::*;
 use lab::{Api, Attachd, Lab, LabCloud, Volume};
 use serde_json::{Value, json};
-use stand_in::{Gate, JobFault, Setup, Vm};
+use stand_in::{Gate, JobFault, Vm};
 
 const OPERATIONS: &str = "/api/v1/operations";
 
 /// A lab whose host is a VM of the stand-in.
 fn with_cloud() -> (Lab, LabCloud, Attachd, Api) {
-    let mut lab = Lab::new();
-    let cloud = lab.cloud(Setup::default()).unwrap();
-    lab.attachd_config(&format!("{CONFIG}{}", cloud.config().unwrap())).unwrap();
-    lab.nbdkit_start().unwrap();
+    let (lab, cloud) = lab_in_cloud();
     let attachd = start(&lab);
     let api = attachd.api();
     (lab, cloud, attachd, api)
@@ -131,10 +129,7 @@ fn without_cloudstack_an_operation_is_refused_with_the_reason_and_the_list_is_th
 
 /// A lab as [`with_cloud`], with the helper.
 fn with_cloud_and_helper() -> (Lab, LabCloud, Attachd, Api, Helper) {
-    let mut lab = Lab::new();
-    let cloud = lab.cloud(Setup::default()).unwrap();
-    lab.attachd_config(&format!("{CONFIG}{}", cloud.config().unwrap())).unwrap();
-    lab.nbdkit_start().unwrap();
+    let (lab, cloud) = lab_in_cloud();
     let helper = Helper::start();
     let attachd = start(&lab);
     let api = attachd.api();

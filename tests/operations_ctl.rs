@@ -4,18 +4,16 @@
 mod common;
 
 use common::attachctl::{Running, ctl};
+use common::cloud::lab_in_cloud;
 use common::*;
 use lab::{Attachd, Lab, LabCloud, Volume};
 use rustix::process::Signal;
 use serde_json::json;
-use stand_in::{Gate, JobFault, Setup};
+use stand_in::{Gate, JobFault};
 
 /// A lab whose host is a VM of the stand-in, with the helper.
 fn with_cloud() -> (Lab, LabCloud, Attachd, Helper) {
-    let mut lab = Lab::new();
-    let cloud = lab.cloud(Setup::default()).unwrap();
-    lab.attachd_config(&format!("{CONFIG}{}", cloud.config().unwrap())).unwrap();
-    lab.nbdkit_start().unwrap();
+    let (lab, cloud) = lab_in_cloud();
     let helper = Helper::start();
     let attachd = start(&lab);
     (lab, cloud, attachd, helper)

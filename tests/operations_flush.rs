@@ -6,18 +6,16 @@ mod common;
 
 use std::os::unix::fs::FileExt;
 
+use common::cloud::lab_in_cloud;
 use common::*;
 use lab::{Api, Lab, LabCloud, Volume};
 use serde_json::{Value, json};
-use stand_in::{Gate, JobFault, Setup};
+use stand_in::{Gate, JobFault};
 
 const SIZE: u64 = 1 << 30;
 
 fn with_cloud() -> (Lab, LabCloud, lab::Attachd, Api) {
-    let mut lab = Lab::new();
-    let cloud = lab.cloud(Setup::default()).unwrap();
-    lab.attachd_config(&format!("{CONFIG}{}", cloud.config().unwrap())).unwrap();
-    lab.nbdkit_start().unwrap();
+    let (lab, cloud) = lab_in_cloud();
     let attachd = start(&lab);
     let api = attachd.api();
     (lab, cloud, attachd, api)

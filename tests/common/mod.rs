@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "a test's panic is its failure")]
 
 pub(crate) mod attachctl;
+pub(crate) mod cloud;
 
 use std::io::Read;
 use std::os::unix::fs::chown;
