@@ -37,9 +37,14 @@ fn main() -> ExitCode {
     if matches!(arguments.command, Some(Command::ReadAttributes)) {
         return reader_process::serve();
     }
-    let _flush = telemetry::init();
-    match daemon::run(&arguments.config) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => telemetry::failed(&error),
+    let flush = telemetry::init();
+    let outcome = daemon::run(&arguments.config);
+    if let Err(error) = outcome {
+        return telemetry::failed(&error);
     }
+    drop(flush);
+    // A thread that still calls CloudStack may be in OpenSSL, whose exit handler frees what that thread uses: the process
+    // would end with a segmentation fault.
+    // SAFETY: it ends the process and nothing else. What has to be written is written: the store is closed, the journal flushed.
+    unsafe { libc::_exit(0) }
 }
