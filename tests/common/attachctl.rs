@@ -1,5 +1,6 @@
 //! attachctl, as a person or a script runs it.
 
+use std::ffi::OsStr;
 use std::io::{BufRead, BufReader, Read};
 use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
@@ -58,7 +59,12 @@ pub(crate) struct Running {
 
 impl Running {
     pub(crate) fn start(arguments: &[&str]) -> Self {
-        let mut command = Command::new(program());
+        Self::of(program(), arguments)
+    }
+
+    /// Another program, which runs attachctl.
+    pub(crate) fn of(program: impl AsRef<OsStr>, arguments: &[&str]) -> Self {
+        let mut command = Command::new(program);
         command.args(arguments).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = command.spawn().unwrap();
         let out = BufReader::new(child.stdout.take().unwrap());
@@ -69,6 +75,14 @@ impl Running {
         let mut line = String::new();
         self.out.read_line(&mut line).unwrap();
         line.trim_end().to_owned()
+    }
+
+    /// What it has written since the last call; waits until that is something.
+    pub(crate) fn some(&mut self) -> String {
+        let some = self.out.fill_buf().unwrap().to_vec();
+        assert!(!some.is_empty(), "it has ended");
+        self.out.consume(some.len());
+        String::from_utf8_lossy(&some).into_owned()
     }
 
     pub(crate) fn interrupt(&self) {

@@ -53,7 +53,10 @@ fn begin(operation: &Operation, facts: &Facts, cleanup: &CleanUp, own: VmId) -> 
         return Ok(fail(operation, facts, Code::NoSuchVolume, no_such_volume(id)));
     };
     if volume.kind == VolumeKind::Root {
-        let message = format!("volume {id} is the root disk of a VM: a cleanup brings data volumes back only");
+        let message = format!(
+            "volume {id} is the root disk of a VM, which no cleanup touches. To bring it back: stop the VM, `attachctl detach {id} --vm {}`, then `attachctl attach {id}`",
+            volume.vm.unwrap_or(cleanup.test_vm)
+        );
         return Ok(fail(operation, facts, Code::RootVolume, message));
     }
     match volume.vm {

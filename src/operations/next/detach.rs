@@ -79,7 +79,12 @@ fn begin(operation: &Operation, facts: &Facts, detach: &Detach, delete: bool) ->
 fn may_be_deleted(operation: &Operation, facts: &Facts, volume: &CloudVolume) -> Result<(), Next> {
     let id = volume.id;
     if volume.kind == VolumeKind::Root {
-        let message = format!("volume {id} is the root disk of a VM: it goes with its VM only");
+        let detach = match volume.vm {
+            Some(vm) => format!("stop the VM and detach it first (`attachctl detach {id} --vm {vm}`)"),
+            None => "attach it to a VM as a data volume and detach it first".to_owned(),
+        };
+        let message =
+            format!("volume {id} is the root disk of a VM, which no delete touches: {detach}, then ask again");
         return Err(fail(operation, facts, Code::RootVolume, message));
     }
     if volume.delete_protection {
