@@ -99,7 +99,10 @@ fn every_view_has_output_for_people_and_json() {
     let exports = ctl(&["exports"]).expect(0).out;
     let columns: Vec<_> = exports.lines().nth(1).unwrap().split_whitespace().collect();
     assert_eq!(columns, [&volume.export(), "yes", "yes", "yes", "yes", "no"]);
-    assert_eq!(ctl(&["--json", "exports"]).json()["exports"][0]["state"], "served");
+    assert!(exports.ends_with("\n1 of 1 volumes with a proven disk can be opened.\n"), "{exports}");
+    let json = ctl(&["--json", "exports"]).json();
+    assert_eq!(json["exports"][0]["state"], "served");
+    assert_eq!((&json["count"], &json["served"]), (&1.into(), &serde_json::json!({ "due": 1, "openable": 1 })));
 
     let health = ctl(&["health"]).expect(1).out;
     let parts = [

@@ -17,7 +17,7 @@ use super::pages;
 use super::volumes::export;
 use crate::engine::world::{Shown, Volume, World};
 use crate::volume::State as VolumeState;
-use crate::wire::{ExportEntry, ExportList, PredecessorStatus};
+use crate::wire::{ExportEntry, ExportList, PredecessorStatus, ServedCount};
 
 /// The options of the listing.
 #[derive(Deserialize, IntoParams)]
@@ -45,9 +45,10 @@ pub(super) async fn list(
         })
         .await?;
     let checked = if wish.check { Some(checked::exports(&context).await?) } else { None };
+    let served = checked.as_deref().map(ServedCount::of);
     let make = move |exports: Vec<Arc<Shown>>| {
         let exports: Vec<_> = exports.iter().map(|volume| entry(volume, listen)).collect();
-        ExportList { count: exports.len(), exports, foreign, foreign_count, checked }
+        ExportList { count: exports.len(), exports, foreign, foreign_count, checked, served }
     };
     pages::list(engine, pick, make).await
 }

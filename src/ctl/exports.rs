@@ -7,7 +7,7 @@ use super::client::ApiClient;
 use super::failure::{DONE, FAILED, Failure};
 use super::output::Output;
 use super::table::TextTable;
-use crate::wire::{CheckedExport, ExportList};
+use crate::wire::{CheckedExport, ExportList, ServedCount};
 
 /// The exit statuses of this command, for `--help`.
 pub(super) const EXIT_STATUSES: &str = "\
@@ -18,8 +18,8 @@ Exit statuses:
 pub(super) async fn run(client: &ApiClient, output: &Output) -> Result<ExitCode, Failure> {
     let answer = client.get("exports", &[("check", "true".to_owned())]).await?;
     let list: ExportList = output.answer_and_read(&answer, |list| Ok(in_words(list, checked(list)?)))?;
-    let served = checked(&list)?.iter().all(|export| !export.due || export.openable == Some(true));
-    Ok(if served { DONE } else { FAILED }.into())
+    let ServedCount { due, openable } = ServedCount::of(checked(&list)?);
+    Ok(if due == openable { DONE } else { FAILED }.into())
 }
 
 /// Returns the checked exports; a failure if the answer has none.
@@ -35,6 +35,10 @@ fn in_words(list: &ExportList, checked: &[CheckedExport]) -> String {
         table.row([export.name.clone(), wanted, published, listed, openable, stale]);
     }
     let mut text = table.or("There are no exports.");
+    if !checked.is_empty() {
+        let ServedCount { due, openable } = ServedCount::of(checked);
+        let _ = writeln!(text, "{openable} of {due} volumes with a proven disk can be opened.");
+    }
     for export in checked {
         // An export that should not be served needs no reason why it is not.
         if let Some(why) = export.why.as_ref().filter(|_| export.published || export.due) {

@@ -53,6 +53,27 @@ pub(crate) struct ExportList {
     /// With `check`: what the server reports about each export that it lists or should serve.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) checked: Option<Vec<CheckedExport>>,
+    /// With `check`: two numbers that should be the same.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) served: Option<ServedCount>,
+}
+
+/// How many volumes clients should be served, and how many they are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub(crate) struct ServedCount {
+    /// Volumes whose disk is here and proven.
+    pub(crate) due: usize,
+    /// Those of them that a new client would be served.
+    pub(crate) openable: usize,
+}
+
+impl ServedCount {
+    /// Counts the exports that were checked.
+    pub(crate) fn of(checked: &[CheckedExport]) -> Self {
+        let due = checked.iter().filter(|export| export.due);
+        let openable = due.clone().filter(|export| export.openable == Some(true)).count();
+        Self { due: due.count(), openable }
+    }
 }
 
 /// One export, as attachd wants it and as the server has it.

@@ -26,7 +26,7 @@ pub(crate) use asked::{WrongField, as_asked, difference};
 pub(crate) use cloud::{CloudHealth, CloudState, LastRefusal, OwnVmHealth};
 pub(crate) use device::{DeviceList, DeviceView, Resynced};
 pub(crate) use error::{ErrorBody, WaitTimeoutDetails};
-pub(crate) use export::{CheckedExport, ExportEntry, ExportList, PredecessorStatus};
+pub(crate) use export::{CheckedExport, ExportEntry, ExportList, PredecessorStatus, ServedCount};
 pub(crate) use health::{
     BackendHealth, BackendMode, BackendState, Health, HealthProblem, HealthStatus, HelperHealth, HelperState,
     MonitorHealth, OperationsHealth, ProjectionHealth, Remark, ResyncHealth, SocketHealth, StoreHealth, StoreState,

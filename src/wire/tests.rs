@@ -72,7 +72,7 @@ fn exports() -> Value {
         "name": "n", "volume_id": VOLUME_ID, "wanted": true, "published": true, "due": true, "listed": true,
         "openable": true, "why": "w", "stale": false, "clear": "c"
     });
-    json!({ "exports": [entry], "count": 1, "foreign": ["f"], "foreign_count": 1, "checked": [checked] })
+    json!({ "exports": [entry], "count": 1, "foreign": ["f"], "foreign_count": 1, "checked": [checked], "served": { "due": 1, "openable": 1 } })
 }
 
 fn health() -> Value {
@@ -152,7 +152,7 @@ fn a_renamed_field_is_refused_and_an_additional_field_is_ignored() {
     holds::<WithdrawnView>(&withdrawn, &[]);
     holds::<DeviceList>(&json!({ "devices": [device()], "count": 1 }), &[]);
     holds::<Resynced>(&json!({ "message": "m" }), &[]);
-    holds::<ExportList>(&exports(), &["checked"]);
+    holds::<ExportList>(&exports(), &["checked", "served"]);
     holds::<Health>(&health(), &[]);
     holds::<ErrorBody>(&json!({ "error": "e", "code": "C", "details": [1] }), &[]);
     holds::<WaitTimeoutDetails>(
