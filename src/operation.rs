@@ -1,5 +1,6 @@
 //! An operation: a request that its caller can follow, as it is recorded. [`crate::operations`] carries it out.
 
+pub mod predecessor;
 mod request;
 mod step;
 
@@ -9,8 +10,10 @@ use serde::{Deserialize, Serialize};
 use crate::clock::Steady;
 use crate::identity::{OperationId, VmId, VolumeId};
 use crate::reason::Code;
+pub use predecessor::Written;
 pub use request::{
     Attach, CleanUp, Create, Detach, IdempotencyKey, InvalidRequest, Kind, Name, Place, Request, ResourceId, Size,
+    Unusable,
 };
 pub use step::{Ending, Flush, Progress, Step};
 
@@ -23,6 +26,8 @@ pub struct Operation {
     pub number: u64,
     /// The request.
     pub request: Request,
+    /// The request as its caller wrote it, if it came by one of the predecessor's routes.
+    pub written: Option<Written>,
     /// The caller's idempotency key. A repeated request with the same key is answered with this operation.
     pub key: Option<IdempotencyKey>,
     /// The user who asked, from the socket's peer credentials.

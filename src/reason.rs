@@ -256,6 +256,8 @@ codes! {
     NotAVolumeId "NOT_A_VOLUME_ID" [Http(400)] "the id is no volume's UUID" ""
     ClientGone "CLIENT_GONE" [Http(400)] "the client has hung up" ""
     NoSuchRoute "NO_SUCH_ROUTE" [Http(404)] "there is no such path" ""
+    NoDevice "NO_DEVICE" [Http(404)] "the volume has no disk on this host, and is not attached to another VM by attachd" ""
+    NoExport "NO_EXPORT" [Http(404)] "the volume has no export" ""
     NoSuchIntent "NO_SUCH_INTENT" [Http(404)] "there is no intent for this volume" ""
     MethodNotAllowed "METHOD_NOT_ALLOWED" [Http(405)] "the path does not take this method" ""
     BodyTooSlow "BODY_TOO_SLOW" [Http(408)] "the body did not arrive in time" ""
@@ -265,7 +267,7 @@ codes! {
     ClientsUnknown "CLIENTS_UNKNOWN" [Http(409), Command, Operation] "it is unknown which clients are connected" ""
     BodyTooLarge "BODY_TOO_LARGE" [Http(413)] "the body is too long" ""
     UriTooLong "URI_TOO_LONG" [Http(414)] "the path and query are too long" ""
-    InvalidBody "INVALID_BODY" [Http(422)] "the body does not have the fields that this request takes" ""
+    InvalidBody "INVALID_BODY" [Http(422), Operation] "the body does not have the fields that this request takes" ""
     TooManyIntents "TOO_MANY_INTENTS" [Http(429), Operation] "no more intents are accepted" ""
     HeadTooLarge "HEAD_TOO_LARGE" [Http(431)] "the request's head is too long" ""
     Failed "FAILED" [Http(500), Http(503), Operation] "the request failed because of a failure or a defect in attachd" ""
@@ -277,7 +279,7 @@ codes! {
     WaitTimeout "WAIT_TIMEOUT" [Http(504), Command] "the time limit passed before the state was reached" ""
 
     // Operations.
-    NoCloud "NO_CLOUD" [Http(503)] "attachd does not work with CloudStack here: there is no [cloudstack] url in attachd.toml" ""
+    NoCloud "NO_CLOUD" [Http(503), Operation] "attachd does not work with CloudStack here: there is no [cloudstack] url in attachd.toml" ""
     NoSuchOperation "NO_SUCH_OPERATION" [Http(404)] "there is no operation of this id" ""
     InvalidKey "INVALID_KEY" [Http(400)] "the Idempotency-Key header is none that can be used" ""
     NotAnOperationId "NOT_AN_OPERATION_ID" [Http(400)] "the id is no operation's UUID" ""

@@ -39,6 +39,11 @@ impl ApiError {
         Self { status: StatusCode::SERVICE_UNAVAILABLE, ..Self::of(Code::Failed, error) }
     }
 
+    /// Gives the error another status than its code has, for callers who know only that one.
+    pub(super) fn at(self, status: StatusCode) -> Self {
+        Self { status, ..self }
+    }
+
     pub(super) fn no_such_volume(volume: VolumeId) -> Self {
         Rejection::Unknown(volume).into()
     }

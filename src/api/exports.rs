@@ -6,7 +6,6 @@ use std::sync::Arc;
 use axum::extract::State;
 use axum::response::Response;
 use serde::Deserialize;
-use serde_json::Map;
 use utoipa::IntoParams;
 
 use super::Ctx;
@@ -53,7 +52,7 @@ pub(super) async fn list(
     pages::list(engine, pick, make).await
 }
 
-fn entry(volume: &Shown, listen: SocketAddr) -> ExportEntry {
+pub(super) fn entry(volume: &Shown, listen: SocketAddr) -> ExportEntry {
     ExportEntry {
         export: export(volume, listen),
         volume_id: volume.intent.volume,
@@ -67,6 +66,6 @@ fn entry(volume: &Shown, listen: SocketAddr) -> ExportEntry {
         },
         created_at: volume.intent.created_at,
         updated_at: volume.since,
-        metadata: Map::new(),
+        metadata: ["job_id", "config_path"].map(|name| (name.to_owned(), "".into())).into_iter().collect(),
     }
 }

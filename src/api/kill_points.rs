@@ -48,7 +48,7 @@ async fn operate(State(context): Ctx, Extension(peer): Extension<Peer>, body: St
         Err(error) => return (StatusCode::BAD_REQUEST, error.to_string()).into_response(),
     };
     let operations = &context.inner.operations;
-    let submission = Submission { request, key, limit_seconds, uid: peer.uid };
+    let submission = Submission { request, written: None, key, limit_seconds, uid: peer.uid };
     let followed = async {
         let submitted = operations.submit(submission).await?;
         operations.ended(submitted.operation.id).await

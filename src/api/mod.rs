@@ -16,6 +16,7 @@ mod health;
 mod intents;
 #[cfg(feature = "kill-points")]
 mod kill_points;
+mod legacy;
 mod metrics;
 mod middleware;
 mod operations;
@@ -136,6 +137,7 @@ pub fn router(context: Context) -> axum::Router {
         .layer(from_fn_with_state(context.clone(), middleware::list));
     let (router, document) = OpenApiRouter::with_openapi(document::Base::openapi())
         .merge(lists)
+        .merge(legacy::routes(&context))
         .routes(routes!(intents::show, intents::withdraw))
         .routes(routes!(volumes::show))
         .routes(routes!(operations::show, operations::cancel))

@@ -81,7 +81,7 @@ pub(super) async fn begin(
     JsonBody(new): JsonBody<NewOperation>,
 ) -> Result<Response, ApiError> {
     let (request, limit_seconds) = new.request()?;
-    let submission = Submission { request: request.clone(), key, limit_seconds, uid: peer.uid };
+    let submission = Submission { request: request.clone(), written: None, key, limit_seconds, uid: peer.uid };
     let submitted = unless_silent(&context, context.inner.operations.submit(submission)).await?;
     let Submitted { operation, new } = match submitted {
         Err(Refused::KeyUsed { key, operation }) => return Err(key_used(&context, &key, operation, &request).await),

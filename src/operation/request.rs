@@ -22,6 +22,8 @@ pub enum Request {
     Delete(Detach),
     /// Bring a volume back from the VM of a test.
     Cleanup(CleanUp),
+    /// On record only: it can never be carried out.
+    Unusable(Unusable),
 }
 
 /// A volume to make.
@@ -55,6 +57,9 @@ pub struct Detach {
     pub from: Option<Place>,
     /// Also while NBD clients are connected, or may be.
     pub force: bool,
+    /// How long connected clients are waited for, in seconds.
+    #[serde(default)]
+    pub client_wait_seconds: u32,
 }
 
 /// A test to clean up after.
@@ -68,13 +73,28 @@ pub struct CleanUp {
     pub delete_vm: bool,
     /// Cut its power instead of asking it to stop.
     pub force: bool,
+    /// To which VM the volume comes back; only this host can have it.
+    #[serde(default)]
+    pub back_to: Place,
+}
+
+/// What somebody has asked for that no operation can do.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Unusable {
+    /// What it was to be.
+    pub kind: Kind,
+    /// The volume, if it names one.
+    pub volume: Option<VolumeId>,
+    /// What is wrong with it.
+    pub why: String,
 }
 
 /// Where a volume is attached.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Place {
     /// This host, whatever its VM is called.
+    #[default]
     Here,
     /// Another VM.
     Vm(VmId),
@@ -146,6 +166,7 @@ impl Request {
             Self::Detach(_) => Kind::Detach,
             Self::Delete(_) => Kind::Delete,
             Self::Cleanup(_) => Kind::Cleanup,
+            Self::Unusable(unusable) => unusable.kind,
         }
     }
 
@@ -156,13 +177,14 @@ impl Request {
             Self::Attach(attach) | Self::AttachRoot(attach) => Some(attach.volume),
             Self::Detach(detach) | Self::Delete(detach) => Some(detach.volume),
             Self::Cleanup(cleanup) => Some(cleanup.volume),
+            Self::Unusable(unusable) => unusable.volume,
         }
     }
 
     /// The VM that it names. This host's own is `None`.
     pub const fn vm(&self) -> Option<VmId> {
         let place = match self {
-            Self::Create(_) => None,
+            Self::Create(_) | Self::Unusable(_) => None,
             Self::Attach(attach) | Self::AttachRoot(attach) => Some(attach.to),
             Self::Detach(detach) | Self::Delete(detach) => detach.from,
             Self::Cleanup(cleanup) => Some(Place::Vm(cleanup.test_vm)),
@@ -173,13 +195,22 @@ impl Request {
         }
     }
 
+    /// How long NBD clients that are connected are waited for, in seconds.
+    pub const fn client_wait_seconds(&self) -> u32 {
+        match self {
+            Self::Detach(detach) | Self::Delete(detach) => detach.client_wait_seconds,
+            _ => 0,
+        }
+    }
+
     /// The same with this host's own VM called [`Place::Here`]: one wish has one form.
     #[must_use]
     pub fn seen_from(mut self, own: Option<VmId>) -> Self {
         let place = match &mut self {
             Self::Attach(attach) | Self::AttachRoot(attach) => Some(&mut attach.to),
             Self::Detach(detach) | Self::Delete(detach) => detach.from.as_mut(),
-            Self::Create(_) | Self::Cleanup(_) => None,
+            Self::Cleanup(cleanup) => Some(&mut cleanup.back_to),
+            Self::Create(_) | Self::Unusable(_) => None,
         };
         if let Some(place) = place
             && let (Place::Vm(vm), Some(own)) = (*place, own)

@@ -47,22 +47,29 @@ fn request() -> impl Strategy<Value = Request> {
     let vm = any::<u32>().prop_map(id::<VmId>);
     let place = prop_oneof![Just(Place::Here), vm.clone().prop_map(Place::Vm)];
     let attach = (volume.clone(), place.clone()).prop_map(|(volume, to)| Attach { volume, to });
-    let detach = (volume.clone(), proptest::option::of(place), any::<bool>());
-    let detach = detach.prop_map(|(volume, from, force)| Detach { volume, from, force });
+    let detach = (volume.clone(), proptest::option::of(place.clone()), any::<bool>(), any::<u32>());
+    let detach = detach.prop_map(|(volume, from, force, client_wait_seconds)| Detach {
+        volume,
+        from,
+        force,
+        client_wait_seconds,
+    });
     let create = ("[^\\pC]{1,30}x", 1..=i64::MAX.unsigned_abs()).prop_map(|(name, bytes)| {
         let (disk_offering, zone) = ("offering-1".parse().unwrap(), "zone-1".parse().unwrap());
         Request::Create(Create { name: name.parse().unwrap(), size: bytes.try_into().unwrap(), disk_offering, zone })
     });
-    let cleanup = (volume, vm, any::<bool>(), any::<bool>());
+    let unusable = (0..Kind::ALL.len(), proptest::option::of(volume.clone()), ".{0,20}");
+    let cleanup = (volume, vm, any::<bool>(), any::<bool>(), place);
     prop_oneof![
         create,
         attach.clone().prop_map(Request::Attach),
         attach.prop_map(Request::AttachRoot),
         detach.clone().prop_map(Request::Detach),
         detach.prop_map(Request::Delete),
-        cleanup.prop_map(|(volume, test_vm, delete_vm, force)| {
-            Request::Cleanup(CleanUp { volume, test_vm, delete_vm, force })
+        cleanup.prop_map(|(volume, test_vm, delete_vm, force, back_to)| {
+            Request::Cleanup(CleanUp { volume, test_vm, delete_vm, force, back_to })
         }),
+        unusable.prop_map(|(kind, volume, why)| Request::Unusable(Unusable { kind: Kind::ALL[kind], volume, why })),
     ]
 }
 

@@ -27,6 +27,9 @@ const AGAIN: (Duration, Duration) = (Duration::from_millis(500), Duration::from_
 /// First and longest wait before something is put on record again that could not be.
 const RECORD_AGAIN: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
 
+/// The longest wait between two looks whether the clients of a volume are gone. No event tells of that.
+const LOOK_FOR_CLIENTS: Duration = Duration::from_secs(2);
+
 /// How long a call without an answer is given to be carried out, before CloudStack is asked what has come of it.
 const UNCLEAR: Duration = Duration::from_millis(200);
 
@@ -321,6 +324,7 @@ impl Drive {
     async fn act_here(&mut self, act: Act) -> Result<(), Stopping> {
         let host = Arc::clone(&self.inner.tools.host);
         let (id, user) = (self.operation.id, User(self.operation.uid));
+        let seals = matches!(act, Act::Seal { .. });
         let answer = match act {
             Act::Intend(volume) => {
                 // Should that not be known just now, the engine's own setting stands for it.
@@ -339,11 +343,17 @@ impl Drive {
         let progress = &self.operation.progress;
         // What is given back, or gone already, is seen through; else whoever asked hears why not.
         let insists = progress.given_up.is_some() || progress.step == crate::operation::Step::Release;
+        let wait = SignedDuration::from_secs(self.operation.request.client_wait_seconds().into());
+        let (now, waits_until) = (self.now(), self.known.call_at.after(wait));
+        let mut pause = |longest| {
+            self.known.tries += 1;
+            let pause = (RECORD_AGAIN.0 * (1 << self.known.tries.min(10))).min(longest);
+            SignedDuration::try_from(pause).ok().map(|pause| now.after(pause))
+        };
         self.known.again = match &answer {
-            Err(rejection) if insists && faults::passes(rejection) => {
-                self.known.tries += 1;
-                let pause = (RECORD_AGAIN.0 * (1 << self.known.tries.min(10))).min(RECORD_AGAIN.1);
-                SignedDuration::try_from(pause).ok().map(|pause| self.now().after(pause))
+            Err(rejection) if insists && faults::passes(rejection) => pause(RECORD_AGAIN.1),
+            Err(rejection) if seals && faults::is_of_clients(rejection) && now < waits_until => {
+                pause(LOOK_FOR_CLIENTS).map(|again| again.min(waits_until))
             }
             _ => None,
         };

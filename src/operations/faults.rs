@@ -24,6 +24,11 @@ pub(super) fn of(rejection: &Rejection) -> Fault {
     Fault::new(code, rejection.to_string())
 }
 
+/// Whether clients of the volume are in the way, or may be.
+pub(super) fn is_of_clients(rejection: &Rejection) -> bool {
+    matches!(rejection, Rejection::ClientsConnected { .. } | Rejection::ClientsUnknown { .. })
+}
+
 /// Whether it may be otherwise a moment later.
 pub(super) fn passes(rejection: &Rejection) -> bool {
     matches!(

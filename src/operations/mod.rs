@@ -26,9 +26,11 @@ use tokio::sync::{Mutex, Semaphore, broadcast};
 
 use crate::clock::Clock;
 use crate::cloud::Cloud;
-use crate::identity::{OperationId, VmId};
-use crate::operation::{IdempotencyKey, Operation, OperationState, Place, Placeholder, Progress, Request};
-use crate::reason::Code;
+use crate::identity::{OperationId, VmId, VolumeId};
+use crate::operation::{
+    CleanUp, Fault, IdempotencyKey, Operation, OperationState, Place, Placeholder, Progress, Request, Written,
+};
+use crate::reason::{Code, StoryStep};
 use crate::store::{Change, OperationFilter, StoreError};
 use registry::{Entry, Registry};
 use tools::{Host, OwnVm, Records};
@@ -87,6 +89,9 @@ pub struct Submitted {
 pub struct Submission {
     /// What.
     pub request: Request,
+    /// As its caller wrote it, if it came by one of the predecessor's routes. Then what cannot be carried out is put on record
+    /// as failed and not refused: that is where such a caller looks.
+    pub written: Option<Written>,
     /// The caller's own name for it.
     pub key: Option<IdempotencyKey>,
     /// How long it may take, in seconds; `None`: as long as is usual.
@@ -116,6 +121,12 @@ pub enum Refused {
         /// What cannot be done to it.
         why: &'static str,
     },
+    /// The volume is to come back to another host.
+    #[error("{0} is not this host's VM: a volume comes back to the host that is asked")]
+    NotThisHost(VmId),
+    /// It is none that can be carried out.
+    #[error("{0}")]
+    Unusable(String),
     /// The name belongs to another request.
     #[error("the idempotency key {key} belongs to the operation {operation}, which asks for something else")]
     KeyUsed {
@@ -153,12 +164,22 @@ pub enum Refused {
 }
 
 impl Refused {
+    /// Whether the same request would be refused a moment later, too.
+    const fn is_final(&self) -> bool {
+        matches!(
+            self,
+            Self::NoCloud | Self::OwnVmUnknown(_) | Self::OwnVm { .. } | Self::NotThisHost(_) | Self::Unusable(_)
+        )
+    }
+
     /// For programs.
     pub fn code(&self) -> Code {
         match self {
             Self::NoCloud => Code::NoCloud,
             Self::OwnVmUnknown(_) => Code::OwnVmUnknown,
             Self::OwnVm { .. } => Code::OwnVm,
+            Self::NotThisHost(_) => Code::VolumeElsewhere,
+            Self::Unusable(_) => Code::InvalidBody,
             Self::KeyUsed { .. } => Code::KeyUsed,
             Self::TooMany { .. } => Code::TooManyOperations,
             Self::Unknown(_) => Code::NoSuchOperation,
@@ -190,9 +211,9 @@ impl Operations {
     /// Accepts an operation; it is on record when this answers with success. One that asks for the same as an open one, or has
     /// the name of an earlier one, is that one.
     pub async fn submit(&self, submission: Submission) -> Result<Submitted, Refused> {
-        let Submission { request, key, limit_seconds, uid } = submission;
+        let Submission { request, written, key, limit_seconds, uid } = submission;
         let tools = &self.inner.tools;
-        if tools.cloud.is_none() {
+        if tools.cloud.is_none() && written.is_none() {
             return Err(Refused::NoCloud);
         }
         let own = tools.own_vm.find().await;
@@ -211,7 +232,14 @@ impl Operations {
         {
             return Ok(Submitted { operation, new: false });
         }
-        let own = fit(&request, own)?;
+        let fits = if tools.cloud.is_none() { Err(Refused::NoCloud) } else { fit(&request, own) };
+        let (own, fault) = match fits {
+            Ok(own) => (own, None),
+            Err(refused) if written.is_some() && refused.is_final() => {
+                (None, Some(Fault::new(refused.code(), refused.to_string())))
+            }
+            Err(refused) => return Err(refused),
+        };
         self.too_many(uid)?;
         let (wall, now) = (tools.clock.wall(), tools.clock.steady());
         let limit = limit_seconds.unwrap_or_else(|| request.kind().usual_limit());
@@ -221,17 +249,18 @@ impl Operations {
             volume: request.volume(),
             vm: request.vm().or_else(|| own.filter(|_| is_here(&request))),
             request,
+            written,
             key,
             uid,
-            state: OperationState::Pending,
+            state: if fault.is_some() { OperationState::Failed } else { OperationState::Pending },
             progress: Progress::begin(),
-            fault: None,
             response: None,
             limit_seconds: limit,
             deadline: now.after(jiff::SignedDuration::from_secs(limit.into())),
             created_at: wall,
             updated_at: wall,
-            completed_at: None,
+            completed_at: fault.is_some().then_some(wall),
+            fault,
         };
         // Whether its caller stays or not: what is on record is carried out.
         let inner = Arc::clone(&self.inner);
@@ -239,7 +268,7 @@ impl Operations {
             let change = vec![Change::Operation(Box::new(operation.clone()))];
             inner.tools.records.write(change).await?;
             let operation = Arc::new(operation);
-            inner.begin(Arc::clone(&operation), false);
+            inner.accepted(&operation);
             drop(accepting);
             Ok(operation)
         });
@@ -328,6 +357,11 @@ impl Operations {
         self.inner.tools.cloud.is_some()
     }
 
+    /// The other VM that has the volume, as far as operations have attached it there.
+    pub fn placeholder(&self, volume: VolumeId) -> Option<Placeholder> {
+        self.registry().placeholder(volume).cloned()
+    }
+
     fn same(&self, request: &Request) -> Option<Arc<Operation>> {
         self.registry().same(request)
     }
@@ -362,6 +396,20 @@ impl Inner {
         self.registry.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// It is carried out from now on, unless it has ended with its request.
+    fn accepted(self: &Arc<Self>, operation: &Arc<Operation>) {
+        if !operation.state.is_ended() {
+            return self.begin(Arc::clone(operation), false);
+        }
+        let (id, kind, volume) = (operation.id, operation.request.kind(), operation.volume);
+        let (volume, why) =
+            (volume.map(|volume| volume.to_string()), operation.fault.as_ref().map(ToString::to_string));
+        let step = StoryStep::OperationFailed.name();
+        tracing::warn!(EVENT = step, OPERATION_ID = %id, VOLUME_ID = volume, "{kind}: {}", why.unwrap_or_default());
+        // Perhaps nobody listens.
+        let _ = self.news.send(Arc::clone(operation));
+    }
+
     /// It has a task from now on.
     fn begin(self: &Arc<Self>, operation: Arc<Operation>, resumed: bool) {
         let id = operation.id;
@@ -382,6 +430,7 @@ impl Inner {
 fn fit(request: &Request, own: Result<VmId, String>) -> Result<Option<VmId>, Refused> {
     let refused = |vm, why| Err(Refused::OwnVm { vm, why });
     match (request, own) {
+        (Request::Unusable(unusable), _) => Err(Refused::Unusable(unusable.why.clone())),
         // Which of the two it is would be a guess.
         (Request::Attach(_) | Request::AttachRoot(_) | Request::Cleanup(_), Err(why)) => {
             Err(Refused::OwnVmUnknown(why))
@@ -392,6 +441,7 @@ fn fit(request: &Request, own: Result<VmId, String>) -> Result<Option<VmId>, Ref
         (Request::Cleanup(cleanup), Ok(own)) if cleanup.test_vm == own => {
             refused(own, "a test is cleaned up after in another VM, which is stopped")
         }
+        (Request::Cleanup(CleanUp { back_to: Place::Vm(vm), .. }), Ok(_)) => Err(Refused::NotThisHost(*vm)),
         (_, own) => Ok(own.ok()),
     }
 }
@@ -400,7 +450,7 @@ fn is_here(request: &Request) -> bool {
     match request {
         Request::Attach(attach) | Request::AttachRoot(attach) => attach.to == Place::Here,
         Request::Detach(detach) | Request::Delete(detach) => detach.from == Some(Place::Here),
-        Request::Create(_) | Request::Cleanup(_) => false,
+        Request::Create(_) | Request::Cleanup(_) | Request::Unusable(_) => false,
     }
 }
 

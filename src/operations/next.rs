@@ -46,6 +46,7 @@ pub(super) fn next(operation: &Operation, facts: &Facts) -> Next {
         Request::Detach(detach) => detach::detach(operation, detach, false, facts),
         Request::Delete(detach) => detach::detach(operation, detach, true, facts),
         Request::Cleanup(cleanup) => cleanup::cleanup(operation, cleanup, facts),
+        Request::Unusable(unusable) => fail(operation, facts, Code::InvalidBody, unusable.why.clone()),
     }
 }
 

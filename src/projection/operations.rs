@@ -6,12 +6,12 @@
 use std::time::Duration;
 
 use jiff::Timestamp;
-use serde_json::{Value, json};
+use serde_json::Value;
 use sqlx::sqlite::SqliteConnection;
 use tokio::time::sleep;
 
 use crate::effect;
-use crate::operation::{Operation, Place, Request};
+use crate::operation::{Operation, predecessor};
 use crate::store::batch::Batch;
 use crate::store::{Follower, Progress, begin, changed_operations, end};
 
@@ -44,46 +44,17 @@ pub(super) struct Row {
 
 /// What is shown of an operation, in the predecessor's words.
 pub(super) fn row(operation: &Operation) -> Row {
-    let kind = match &operation.request {
-        // A root disk is told by its request alone.
-        Request::AttachRoot(_) => "attach",
-        request => request.kind().as_str(),
-    };
     Row {
-        kind,
+        kind: predecessor::kind(&operation.request).as_str(),
         status: operation.state.as_str(),
         volume_id: operation.volume.map(|volume| volume.to_string()).unwrap_or_default(),
         vm_id: operation.vm.map(|vm| vm.to_string()),
-        request: request(operation),
-        response: operation.response.as_ref().map(|response| json!(response)),
-        error: operation.fault.as_ref().map(ToString::to_string),
+        request: Value::Object(predecessor::request(operation)),
+        response: predecessor::response(operation),
+        error: predecessor::error(operation),
         created_at: operation.created_at,
         updated_at: operation.updated_at,
         completed_at: operation.completed_at,
-    }
-}
-
-fn request(operation: &Operation) -> Value {
-    let vm = operation.vm;
-    match &operation.request {
-        Request::Create(create) => json!({
-            "name": create.name, "size": create.size, "disk_offering_id": create.disk_offering, "zone_id": create.zone,
-        }),
-        Request::Attach(attach) => json!({ "volume_id": attach.volume, "vm_id": vm }),
-        Request::AttachRoot(attach) => {
-            json!({ "volume_id": attach.volume, "vm_id": vm, "device_id": 0, "attach_as": "root" })
-        }
-        Request::Detach(detach) | Request::Delete(detach) => {
-            let from = match detach.from {
-                Some(Place::Vm(vm)) => Some(vm),
-                _ => None,
-            };
-            json!({ "volume_id": detach.volume, "vm_id": from, "force": detach.force })
-        }
-        Request::Cleanup(cleanup) => json!({
-            "test_vm_id": cleanup.test_vm, "volume_id": cleanup.volume, "delete_vm": cleanup.delete_vm,
-            "force_clean": cleanup.force,
-        }),
     }
 }
 
@@ -217,7 +188,7 @@ mod tests {
 
     use super::*;
     use crate::clock::Steady;
-    use crate::operation::{Attach, OperationState, Progress as Step, Response};
+    use crate::operation::{Attach, OperationState, Place, Progress as Step, Request, Response};
     use crate::reason::Code;
     use crate::store::{Change, Options, Store};
 
@@ -228,6 +199,7 @@ mod tests {
             id: id(number).parse().unwrap(),
             number,
             request: if root { Request::AttachRoot(attach) } else { Request::Attach(attach) },
+            written: None,
             key: None,
             uid: Some(7),
             volume: Some(id(7).parse().unwrap()),

@@ -142,6 +142,7 @@ fn migrations() -> Migrator {
         (5, "operations", include_str!("../../migrations/0005_operations.sql")),
         (6, "shown", include_str!("../../migrations/0006_shown.sql")),
         (7, "placeholder rows", include_str!("../../migrations/0007_placeholder_rows.sql")),
+        (8, "written", include_str!("../../migrations/0008_written.sql")),
     ];
     let migration = |(number, name, sql): (i64, &'static str, &'static str)| {
         Migration::new(number, name.into(), MigrationType::Simple, sql.into_sql_str(), false)

@@ -29,7 +29,7 @@ pub struct OperationFilter {
 }
 
 const COLUMNS: &str = "number, id, state, volume_id, vm_id, request, progress, response, fault, idempotency_key, uid, \
-    limit_seconds, waits_until, created_at, updated_at, completed_at";
+    limit_seconds, waits_until, created_at, updated_at, completed_at, written";
 
 /// Returns the name of the kill point at which an operation is recorded.
 pub(super) fn effect(operation: &Operation) -> &'static str {
@@ -61,7 +61,7 @@ pub(super) fn put<'b>(batch: &'b mut Batch, operation: &Operation, boot_id: &str
         .add(
             "INSERT INTO operations (number, id, type, state, settled, volume_id, vm_id, request, progress, response, \
              fault, idempotency_key, uid, limit_seconds, waits_boot, waits_until, waits_left, created_at, updated_at, \
-             completed_at) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) \
+             completed_at, written) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) \
              ON CONFLICT (number) DO UPDATE SET state = excluded.state, settled = excluded.settled, \
              volume_id = excluded.volume_id, vm_id = excluded.vm_id, progress = excluded.progress, \
              response = excluded.response, fault = excluded.fault, updated_at = excluded.updated_at, \
@@ -87,6 +87,7 @@ pub(super) fn put<'b>(batch: &'b mut Batch, operation: &Operation, boot_id: &str
         .bind(operation.created_at.as_microsecond())
         .bind(operation.updated_at.as_microsecond())
         .bind(operation.completed_at.map(Timestamp::as_microsecond))
+        .bind(operation.written.as_ref().map(json))
 }
 
 /// Writes which VM has a volume.
@@ -229,6 +230,7 @@ fn operation(row: &SqliteRow) -> sqlx::Result<Operation> {
         id: text(row, "id")?,
         number: row.try_get::<i64, _>("number")?.cast_unsigned(),
         request: read(row, "request")?.ok_or_else(|| not_ours("request", "it is missing"))?,
+        written: read(row, "written")?,
         key: texts(row, "idempotency_key")?,
         uid: row.try_get("uid")?,
         volume: texts(row, "volume_id")?,

@@ -41,6 +41,7 @@ impl NewOperation {
                 test_vm: read(Field::VmId, self.vm_id.as_deref())?,
                 delete_vm: self.delete_vm.unwrap_or_default(),
                 force: self.force.unwrap_or_default(),
+                back_to: Place::Here,
             }),
         };
         Ok((request, self.deadline_seconds))
@@ -71,7 +72,12 @@ impl NewOperation {
 
     fn detach(&self) -> Result<Detach, WrongField> {
         let volume = read(Field::VolumeId, self.volume_id.as_deref())?;
-        Ok(Detach { volume, from: self.place()?, force: self.force.unwrap_or_default() })
+        let client_wait_seconds = self.client_wait_seconds.unwrap_or_default();
+        if client_wait_seconds > MOST_SECONDS {
+            let why = format!("it takes at most {MOST_SECONDS} seconds");
+            return Err(WrongField { field: Field::ClientWaitSeconds, why });
+        }
+        Ok(Detach { volume, from: self.place()?, force: self.force.unwrap_or_default(), client_wait_seconds })
     }
 
     fn place(&self) -> Result<Option<Place>, WrongField> {
@@ -109,10 +115,11 @@ pub(crate) fn as_asked(request: &Request, own: Option<VmId>) -> NewOperation {
         Request::Attach(Attach { to: Place::Here, .. }) | Request::AttachRoot(Attach { to: Place::Here, .. }) => {
             NewOperation { vm_id: here(), ..asked }
         }
-        Request::Attach(_) | Request::AttachRoot(_) => asked,
+        Request::Attach(_) | Request::AttachRoot(_) | Request::Unusable(_) => asked,
         Request::Detach(detach) | Request::Delete(detach) => {
             let vm_id = if detach.from == Some(Place::Here) { here() } else { asked.vm_id };
-            NewOperation { vm_id, force: Some(detach.force), ..asked }
+            let client_wait_seconds = Some(detach.client_wait_seconds).filter(|seconds| *seconds > 0);
+            NewOperation { vm_id, force: Some(detach.force), client_wait_seconds, ..asked }
         }
         Request::Cleanup(cleanup) => {
             NewOperation { delete_vm: Some(cleanup.delete_vm), force: Some(cleanup.force), ..asked }
@@ -201,7 +208,7 @@ mod tests {
             asked(&json!({ "type": "attach", "volume_id": VOLUME, "deadline_seconds": 60.0 })).unwrap();
         assert_eq!((attach, limit), (Request::Attach(Attach { volume, to: Place::Here }), Some(60)));
         let (detach, _) = asked(&json!({ "type": "detach", "volume_id": VOLUME })).unwrap();
-        assert_eq!(detach, Request::Detach(Detach { volume, from: None, force: false }));
+        assert_eq!(detach, Request::Detach(Detach { volume, from: None, force: false, client_wait_seconds: 0 }));
     }
 
     #[test]

@@ -33,8 +33,8 @@ pub(crate) use health::{
     UdevdHealth, UdevdState,
 };
 pub(crate) use intent::{IntentList, IntentView, NewIntent, WithdrawnView};
-pub(crate) use number::whole_in_query;
-pub(crate) use operation::{NewOperation, OPERATION, OperationStanding, OperationView, Party, StepView};
+pub(crate) use number::{whole_in_query, whole_or_negative};
+pub(crate) use operation::{NewOperation, OPERATION, OperationStanding, OperationView, Party, ResponseView, StepView};
 pub(crate) use operation_schema::MOST_SECONDS;
 pub(crate) use volume::{
     EntryView, EventView, EvidenceView, ExportState, ExportView, MISSED, Missed, ReasonView, VOLUME, VolumeList,

@@ -20,6 +20,18 @@ pub(crate) fn whole_in_query<'de, N: TryFrom<u64>, D: Deserializer<'de>>(
     number(&text).map(Some)
 }
 
+/// Reads an optional field with a whole number that may be negative.
+pub(crate) fn whole_or_negative<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<i64>, D::Error> {
+    let text = Option::<&RawValue>::deserialize(deserializer)?.map(RawValue::get);
+    let number = |text: &str| {
+        let (sign, amount) = text.strip_prefix('-').map_or((1, text), |amount| (-1, amount));
+        let number = exactly(amount).and_then(|amount| i64::try_from(sign * i128::from(amount)).ok());
+        let shown: String = text.chars().take(40).collect();
+        number.ok_or_else(|| D::Error::custom(format!("{shown} is not a whole number of 64 bits with a sign")))
+    };
+    text.filter(|text| *text != "null").map(number).transpose()
+}
+
 fn number<N: TryFrom<u64>, E: Error>(text: &str) -> Result<N, E> {
     let number = exactly(text).and_then(|number| N::try_from(number).ok());
     let shown: String = text.chars().take(40).collect();

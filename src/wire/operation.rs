@@ -12,6 +12,7 @@ use super::nullable;
 use super::number::whole;
 use super::shown_as_written;
 use crate::identity::{JobId, OperationId, VmId, VolumeId};
+use crate::operation::predecessor::More;
 use crate::operation::{self, Kind, OperationState};
 use crate::reason::{Code, Named};
 
@@ -41,6 +42,8 @@ pub(crate) struct NewOperation {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) delete_vm: Option<bool>,
     #[serde(default, deserialize_with = "whole", skip_serializing_if = "Option::is_none")]
+    pub(crate) client_wait_seconds: Option<u32>,
+    #[serde(default, deserialize_with = "whole", skip_serializing_if = "Option::is_none")]
     pub(crate) deadline_seconds: Option<u32>,
 }
 
@@ -55,12 +58,13 @@ pub(crate) enum Field {
     ZoneId,
     Force,
     DeleteVm,
+    ClientWaitSeconds,
     DeadlineSeconds,
 }
 
 impl Field {
     /// Every field.
-    pub(crate) const ALL: [Self; 9] = [
+    pub(crate) const ALL: [Self; 10] = [
         Self::VolumeId,
         Self::VmId,
         Self::Name,
@@ -69,6 +73,7 @@ impl Field {
         Self::ZoneId,
         Self::Force,
         Self::DeleteVm,
+        Self::ClientWaitSeconds,
         Self::DeadlineSeconds,
     ];
 
@@ -83,6 +88,7 @@ impl Field {
             Self::ZoneId => "zone_id",
             Self::Force => "force",
             Self::DeleteVm => "delete_vm",
+            Self::ClientWaitSeconds => "client_wait_seconds",
             Self::DeadlineSeconds => "deadline_seconds",
         }
     }
@@ -99,6 +105,7 @@ impl Field {
             Self::VmId if !is_create => Some(is_cleanup),
             Self::DeleteVm if is_cleanup => Some(false),
             Self::Force if is_cleanup || matches!(kind, Kind::Detach | Kind::Delete) => Some(false),
+            Self::ClientWaitSeconds if matches!(kind, Kind::Detach | Kind::Delete) => Some(false),
             _ => None,
         }
     }
@@ -117,6 +124,7 @@ impl NewOperation {
             zone_id: None,
             force: None,
             delete_vm: None,
+            client_wait_seconds: None,
             deadline_seconds: None,
         }
     }
@@ -132,6 +140,7 @@ impl NewOperation {
             Field::ZoneId => self.zone_id.is_some(),
             Field::Force => self.force.is_some(),
             Field::DeleteVm => self.delete_vm.is_some(),
+            Field::ClientWaitSeconds => self.client_wait_seconds.is_some(),
             Field::DeadlineSeconds => self.deadline_seconds.is_some(),
         }
     }
@@ -254,10 +263,22 @@ pub(crate) struct ResponseView {
     #[schema(nullable = false)]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) device_path: Option<String>,
+    /// For a root disk that was attached by the predecessor's route: 0.
+    #[schema(nullable = false)]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) device_id: Option<u32>,
     /// For a cleanup: whether the VM was deleted.
     #[schema(nullable = false)]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) vm_deleted: Option<bool>,
+    /// For a cleanup by the predecessor's route: the VM of the test.
+    #[schema(nullable = false)]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) test_vm_id: Option<String>,
+    /// For a cleanup by the predecessor's route: the VM to which the volume came back.
+    #[schema(nullable = false)]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) oma_vm_id: Option<String>,
     /// For a detach of a served volume: whether the clients' writes were flushed to the disk.
     #[schema(nullable = false)]
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -289,10 +310,13 @@ pub(crate) enum FlushState {
 }
 shown_as_written!(FlushState);
 
-impl From<operation::Response> for ResponseView {
-    fn from(response: operation::Response) -> Self {
+impl ResponseView {
+    /// Returns the view of a response, with what callers of the predecessor's routes read besides.
+    pub(crate) fn new(response: operation::Response, more: More) -> Self {
         let operation::Response { volume_id, vm_id, device_path, vm_deleted, flush, adopted, message } = response;
-        Self { volume_id, vm_id, device_path, vm_deleted, flush: flush.map(FlushView::from), adopted, message }
+        let More { device_id, device_path: or_path, test_vm_id, oma_vm_id } = more;
+        let (device_path, flush) = (device_path.or(or_path), flush.map(FlushView::from));
+        Self { volume_id, vm_id, device_path, device_id, vm_deleted, test_vm_id, oma_vm_id, flush, adopted, message }
     }
 }
 

@@ -43,10 +43,11 @@ fn property(field: Field, is_needed: bool) -> ObjectBuilder {
         let types = if is_needed { SchemaType::new(of) } else { SchemaType::from_iter([of, Type::Null]) };
         ObjectBuilder::new().schema_type(types)
     };
-    let whole = |most: i64| {
+    let whole_from = |least: i64, most: i64| {
         let format = Some(SchemaFormat::KnownFormat(KnownFormat::Int64));
-        one(Type::Integer).format(format).minimum(Some(1)).maximum(Some(most))
+        one(Type::Integer).format(format).minimum(Some(least)).maximum(Some(most))
     };
+    let whole = |most| whole_from(1, most);
     let text = |description| one(Type::String).description(Some(description));
     match field {
         Field::VolumeId => text("The CloudStack volume's UUID.").pattern(Some(uuid_pattern())),
@@ -63,6 +64,9 @@ fn property(field: Field, is_needed: bool) -> ObjectBuilder {
         Field::Force => one(Type::Boolean)
             .description(Some("Also while NBD clients are connected; of a cleanup: cut the VM's power.")),
         Field::DeleteVm => one(Type::Boolean).description(Some("Delete the VM of the test afterwards.")),
+        Field::ClientWaitSeconds => whole_from(0, MOST_SECONDS.into()).description(Some(
+            "How long connected NBD clients are waited for before it fails. They are served meanwhile. By default 0.",
+        )),
         Field::DeadlineSeconds => whole(MOST_SECONDS.into())
             .description(Some("How long it may take; then it ends with the truth. By default 300, of a cleanup 900.")),
     }

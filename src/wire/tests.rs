@@ -223,6 +223,7 @@ fn an_operation_is_asked_for_in_fields_that_are_known() {
         zone_id: Some("z".to_owned()),
         force: Some(true),
         delete_vm: Some(true),
+        client_wait_seconds: Some(30),
         deadline_seconds: Some(7),
         ..NewOperation::of(Kind::Cleanup)
     };
@@ -258,9 +259,9 @@ fn what_an_operation_shows_as_its_request_asks_for_the_same_again() {
         Request::Create(create),
         Request::Attach(Attach { volume, to: Place::Here }),
         Request::AttachRoot(Attach { volume, to: Place::Vm(vm) }),
-        Request::Detach(Detach { volume, from: None, force: true }),
-        Request::Delete(Detach { volume, from: Some(Place::Here), force: false }),
-        Request::Cleanup(CleanUp { volume, test_vm: vm, delete_vm: true, force: false }),
+        Request::Detach(Detach { volume, from: None, force: true, client_wait_seconds: 0 }),
+        Request::Delete(Detach { volume, from: Some(Place::Here), force: false, client_wait_seconds: 0 }),
+        Request::Cleanup(CleanUp { volume, test_vm: vm, delete_vm: true, force: false, back_to: Place::Here }),
     ];
     for request in requests {
         let shown = as_asked(&request, Some(own));

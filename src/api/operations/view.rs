@@ -7,8 +7,8 @@ use crate::clock::{self, Steady};
 use crate::engine::Stopping;
 use crate::engine::world::World;
 use crate::identity::{OperationId, Serial};
-use crate::operation::{Attach, Ending, Fault, Operation, Place, Request, Step};
-use crate::wire::{NewOperation, OperationView, Party, StepView, as_asked};
+use crate::operation::{Attach, Ending, Fault, Operation, Place, Request, Step, predecessor};
+use crate::wire::{NewOperation, OperationView, Party, ResponseView, StepView, as_asked};
 
 use super::super::Context;
 
@@ -54,7 +54,7 @@ fn awaited(operation: &Operation) -> Option<Serial> {
     let attaches_here = match &operation.request {
         Request::Attach(Attach { to, .. }) | Request::AttachRoot(Attach { to, .. }) => *to == Place::Here,
         Request::Cleanup(_) => true,
-        Request::Create(_) | Request::Detach(_) | Request::Delete(_) => false,
+        Request::Create(_) | Request::Detach(_) | Request::Delete(_) | Request::Unusable(_) => false,
     };
     let waits = !operation.state.is_ended() && matches!(operation.progress.step, Step::Attach { .. });
     operation.volume.filter(|_| waits && attaches_here).map(|volume| volume.serial())
@@ -67,17 +67,24 @@ fn shown(context: &Context, operation: &Operation, disks: &HashMap<Serial, Disk>
     let (now, wall) = (Steady::now(), clock::wall());
     let limit = jiff::SignedDuration::from_secs(operation.limit_seconds.into());
     let planned = operation.created_at.checked_add(limit).unwrap_or(jiff::Timestamp::MAX);
-    let asked = as_asked(&operation.request, operation.vm);
-    let asked = NewOperation { deadline_seconds: Some(operation.limit_seconds), ..asked };
+    // Callers of the predecessor's routes find what they have written, in its words.
+    let (kind, request) = if operation.written.is_some() {
+        (predecessor::kind(&operation.request), predecessor::request(operation))
+    } else {
+        let asked = as_asked(&operation.request, operation.vm);
+        let asked = NewOperation { deadline_seconds: Some(operation.limit_seconds), ..asked };
+        (operation.request.kind(), asked.fields())
+    };
+    let more = operation.written.as_ref().map(|_| predecessor::more(operation)).unwrap_or_default();
     OperationView {
         id: operation.id,
-        kind: operation.request.kind(),
+        kind,
         status: operation.state,
         volume_id: operation.volume.map_or(String::new(), |volume| volume.to_string()),
         vm_id: operation.vm,
-        request: asked.fields(),
-        response: operation.response.clone().map(Into::into),
-        error: operation.fault.as_ref().map(|fault| fault.message.clone()),
+        request,
+        response: operation.response.clone().map(|response| ResponseView::new(response, more)),
+        error: predecessor::error(operation),
         code: operation.fault.as_ref().map(|fault| fault.code.into()),
         hint: operation.fault.as_ref().and_then(|fault| hint(fault, unit)),
         step: (!operation.state.is_ended()).then(|| step(operation, waits_for, disk)),
@@ -101,7 +108,13 @@ fn hint(fault: &Fault, unit: &str) -> Option<Cow<'static, str>> {
 
 fn step(operation: &Operation, waits_for: Option<OperationId>, disk: Disk) -> StepView {
     let progress = &operation.progress;
-    let (party, text) = words(&progress.step, waits_for, disk);
+    let (party, text) = match (&progress.step, operation.request.client_wait_seconds()) {
+        (Step::Seal, seconds @ 1..) => {
+            let text = format!("the export is taken away; clients that are connected are waited for up to {seconds} s");
+            (Party::Attachd, text.into())
+        }
+        _ => words(&progress.step, waits_for, disk),
+    };
     let back = match &progress.given_up {
         Some(Ending::Cancelled) => "it was cancelled; ",
         Some(Ending::Failed(_)) => "it fails; ",

@@ -86,7 +86,7 @@ fn attaches_here(request: &Request) -> bool {
     match request {
         Request::Attach(attach) | Request::AttachRoot(attach) => attach.to == Place::Here,
         Request::Cleanup(_) => true,
-        Request::Create(_) | Request::Detach(_) | Request::Delete(_) => false,
+        Request::Create(_) | Request::Detach(_) | Request::Delete(_) | Request::Unusable(_) => false,
     }
 }
 

@@ -16,11 +16,11 @@ fn to(volume: VolumeId, vm: VmId) -> Request {
 }
 
 fn from(volume: VolumeId, vm: VmId) -> Request {
-    Request::Detach(Detach { volume, from: Some(Place::Vm(vm)), force: false })
+    Request::Detach(Detach { volume, from: Some(Place::Vm(vm)), force: false, client_wait_seconds: 0 })
 }
 
 fn forced(volume: VolumeId) -> Request {
-    Request::Detach(Detach { volume, from: None, force: true })
+    Request::Detach(Detach { volume, from: None, force: true, client_wait_seconds: 0 })
 }
 
 /// It fails with this code and these words, and CloudStack was asked for nothing.
@@ -121,7 +121,8 @@ async fn a_volume_that_cloudstack_does_not_know_is_named() {
 async fn delete_and_cleanup_touch_no_root_volume_and_delete_none_that_is_protected() {
     let world = World::new();
     let root = world.with(crate::cloud::CloudVolume { kind: VolumeKind::Root, ..volume(1, Some(test_vm())) });
-    let delete_there = Request::Delete(Detach { volume: root, from: Some(Place::Vm(test_vm())), force: true });
+    let delete_there =
+        Request::Delete(Detach { volume: root, from: Some(Place::Vm(test_vm())), force: true, client_wait_seconds: 0 });
     refused(&world, delete_there, "ROOT_VOLUME", &["root disk"]).await;
     refused(&world, cleanup(root, true), "ROOT_VOLUME", &["root disk"]).await;
     let protected = world.with(crate::cloud::CloudVolume { delete_protection: true, ..volume(2, Some(own())) });
@@ -136,7 +137,8 @@ async fn a_cleanup_touches_neither_the_own_vm_nor_one_that_does_not_have_the_vol
     let world = World::new();
     let (elsewhere, here) = (world.with(volume(1, Some(id(0xc)))), world.with(volume(2, Some(own()))));
     refused(&world, cleanup(elsewhere, true), "VOLUME_ELSEWHERE", &["0000000c-", "0000000b-"]).await;
-    let of_own = Request::Cleanup(CleanUp { volume: here, test_vm: own(), delete_vm: true, force: true });
+    let of_own =
+        Request::Cleanup(CleanUp { volume: here, test_vm: own(), delete_vm: true, force: true, back_to: Place::Here });
     let why = world.start().submit(submission(of_own)).await.unwrap_err();
     assert_eq!(why.code(), Code::OwnVm, "{why}");
     // The volume is back already: the VM is somebody else's by now.

@@ -51,7 +51,10 @@ impl Story {
             Self::DetachHere | Self::DetachRefused => (Some(own()), detach(id(VOLUME))),
             Self::DetachThere => {
                 let from = Some(Place::Vm(test_vm()));
-                (Some(test_vm()), Request::Detach(Detach { volume: id(VOLUME), from, force: false }))
+                (
+                    Some(test_vm()),
+                    Request::Detach(Detach { volume: id(VOLUME), from, force: false, client_wait_seconds: 0 }),
+                )
             }
             Self::Delete => (Some(own()), delete(id(VOLUME))),
             Self::Cleanup => (Some(test_vm()), cleanup(id(VOLUME), true)),

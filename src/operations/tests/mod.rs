@@ -13,7 +13,7 @@ use crate::operation::{Attach, CleanUp, Create, Detach, Operation, OperationStat
 use world::{World, id, own, test_vm, volume};
 
 fn submission(request: Request) -> Submission {
-    Submission { request, key: None, limit_seconds: None, uid: Some(7) }
+    Submission { request, written: None, key: None, limit_seconds: None, uid: Some(7) }
 }
 
 async fn submit(operations: &Operations, request: Request) -> Submitted {
@@ -32,11 +32,11 @@ fn attach(volume: VolumeId) -> Request {
 }
 
 fn detach(volume: VolumeId) -> Request {
-    Request::Detach(Detach { volume, from: None, force: false })
+    Request::Detach(Detach { volume, from: None, force: false, client_wait_seconds: 0 })
 }
 
 fn delete(volume: VolumeId) -> Request {
-    Request::Delete(Detach { volume, from: None, force: false })
+    Request::Delete(Detach { volume, from: None, force: false, client_wait_seconds: 0 })
 }
 
 fn create() -> Request {
@@ -49,7 +49,7 @@ fn create() -> Request {
 }
 
 fn cleanup(volume: VolumeId, delete_vm: bool) -> Request {
-    Request::Cleanup(CleanUp { volume, test_vm: test_vm(), delete_vm, force: true })
+    Request::Cleanup(CleanUp { volume, test_vm: test_vm(), delete_vm, force: true, back_to: Place::Here })
 }
 
 fn failed(operation: &Operation) -> (&'static str, String) {

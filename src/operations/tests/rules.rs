@@ -154,7 +154,7 @@ prop_compose! {
         let given_up = given_up.then(|| Ending::Failed(fault.clone()));
         let state = if ended { OperationState::Failed } else { OperationState::Executing };
         Operation {
-            id: id(5), number: 1, volume: Some(id(1)), vm: None, request, key: None, uid: None, state,
+            id: id(5), number: 1, volume: Some(id(1)), vm: None, request, written: None, key: None, uid: None, state,
             progress: Progress { step, given_up, adopted, vm, flush: None, unsettled: ended && unsettled },
             fault: ended.then_some(fault), response: None, limit_seconds: 60, deadline: at(if late { -1 } else { 1000 }),
             created_at: jiff::Timestamp::UNIX_EPOCH, updated_at: jiff::Timestamp::UNIX_EPOCH, completed_at: None,
