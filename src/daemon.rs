@@ -108,8 +108,7 @@ async fn serve(settings: Settings, config: &Path) -> anyhow::Result<()> {
         program: settings.export.server.name(),
         listen: settings.export.listen,
     });
-    let listener = api::Listener::open(&settings.api.socket)
-        .with_context(|| format!("cannot listen on {}", settings.api.socket.display()))?;
+    let listeners = api::Listeners::open(&settings.api)?;
 
     others_closed(settings.clone()).await?;
     let stats = monitor.stats();
@@ -153,9 +152,10 @@ async fn serve(settings: Settings, config: &Path) -> anyhow::Result<()> {
         monitor: stats,
         backend,
         server: &server,
+        listeners: listeners.shown(),
     });
     let (stop_serving, serving_stops) = watch::channel(false);
-    let server = tokio::spawn(api::serve(listener, api::router(context), serving_stops));
+    let server = tokio::spawn(api::serve(listeners, api::router(context), serving_stops));
     tracing::info!(version = env!("CARGO_PKG_VERSION"), "attachd is up");
     let manager = tokio::spawn(telemetry::manager::report(handle.clone()));
 

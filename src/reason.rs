@@ -210,6 +210,12 @@ codes! {
     OperationsLate "OPERATIONS_LATE" [Degraded]
         "operations have not ended although their time is over"
         "See `attachctl operations` for the step each is at; mostly the store, or the folder of exports, is named in health, too."
+    TcpNotServed "TCP_NOT_SERVED" [Degraded]
+        "the API is not served over TCP, as it should be"
+        "The message names the address and why. `ss -ltnp` shows the program that has the port; when that is mended, restart attachd. The Unix socket works meanwhile."
+    TcpDiffers "TCP_DIFFERS" [Degraded]
+        "[api] tcp is another address than systemd hands over"
+        "Take [api] tcp out, or make ListenStream= of attachd-tcp.socket the same (`systemctl edit attachd-tcp.socket`)."
     UdevdSilent "UDEVD_SILENT" [Degraded]
         "udevd has not sent the event of a disk for more than 10 s"
         "Check `systemctl status systemd-udevd`; removals are still noticed, new disks are not served."
@@ -255,6 +261,9 @@ codes! {
     InvalidQuery "INVALID_QUERY" [Http(400)] "the request does not take this query" ""
     NotAVolumeId "NOT_A_VOLUME_ID" [Http(400)] "the id is no volume's UUID" ""
     ClientGone "CLIENT_GONE" [Http(400)] "the client has hung up" ""
+    NotLetIn "NOT_LET_IN" [Http(403)] "the user may not use the API over TCP" ""
+    FromABrowser "FROM_A_BROWSER" [Http(403)] "a browser sent the request" ""
+    ForeignHost "FOREIGN_HOST" [Http(403)] "the request names another host" ""
     NoSuchRoute "NO_SUCH_ROUTE" [Http(404)] "there is no such path" ""
     NoDevice "NO_DEVICE" [Http(404)] "the volume has no disk on this host, and is not attached to another VM by attachd" ""
     NoExport "NO_EXPORT" [Http(404)] "the volume has no export" ""

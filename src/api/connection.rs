@@ -1,9 +1,8 @@
 //! One client's connection. A client that reads nothing is disconnected after a time limit. A client's hang-up is
-//! noticed whatever the client sent before. A request that hyper's HTTP parser refuses gets an error with a body,
-//! like every other error.
+//! noticed whatever the client sent before.
 
 use std::io::{self, IoSlice};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -14,10 +13,9 @@ use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::net::{RecvFlags, SendFlags, Shutdown};
 use tokio::io::unix::AsyncFd;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::UnixStream;
+use tokio::net::{TcpStream, UnixStream};
 use tokio::time::{Sleep, sleep};
 
-use super::error;
 use crate::readable;
 
 /// The time limit after which a client that reads nothing of its response is disconnected.
@@ -29,21 +27,63 @@ const EVENTS_LIMIT: Duration = Duration::from_mins(5);
 /// The number of reads of superfluous data before a connection is closed.
 const READS_AT_THE_END: usize = 16;
 
+/// The socket of a connection.
+pub(super) enum Socket {
+    /// Of the Unix socket.
+    Unix(UnixStream),
+    /// Of the TCP listener.
+    Tcp(TcpStream),
+}
+
+impl Socket {
+    fn poll_read_ready(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self {
+            Self::Unix(stream) => stream.poll_read_ready(cx),
+            Self::Tcp(stream) => stream.poll_read_ready(cx),
+        }
+    }
+
+    fn poll_write_ready(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self {
+            Self::Unix(stream) => stream.poll_write_ready(cx),
+            Self::Tcp(stream) => stream.poll_write_ready(cx),
+        }
+    }
+
+    fn try_read(&self, buffer: &mut [u8]) -> io::Result<usize> {
+        match self {
+            Self::Unix(stream) => stream.try_read(buffer),
+            Self::Tcp(stream) => stream.try_read(buffer),
+        }
+    }
+
+    fn try_write_vectored(&self, buffers: &[IoSlice<'_>]) -> io::Result<usize> {
+        match self {
+            Self::Unix(stream) => stream.try_write_vectored(buffers),
+            Self::Tcp(stream) => stream.try_write_vectored(buffers),
+        }
+    }
+}
+
+impl AsFd for Socket {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        match self {
+            Self::Unix(stream) => stream.as_fd(),
+            Self::Tcp(stream) => stream.as_fd(),
+        }
+    }
+}
+
 /// A connection, as its request handlers see it.
 pub(super) struct Connection {
-    stream: UnixStream,
+    socket: Socket,
     /// Seconds without progress after which the client is disconnected.
     limit: AtomicU64,
 }
 
 impl Connection {
-    pub(super) fn new(stream: UnixStream) -> Self {
-        Self { stream, limit: AtomicU64::new(ANSWER_LIMIT.as_secs()) }
-    }
-
-    /// Returns the user of the client process.
-    pub(super) fn uid(&self) -> Option<u32> {
-        self.stream.peer_cred().ok().map(|credentials| credentials.uid())
+    pub(super) fn new(socket: Socket) -> Self {
+        Self { socket, limit: AtomicU64::new(ANSWER_LIMIT.as_secs()) }
     }
 
     /// Sets the longer time limit of an event stream.
@@ -54,25 +94,25 @@ impl Connection {
     /// Watches for the client's hang-up. `None` if the watch cannot be made; then only hyper notices a hang-up.
     pub(super) fn watch(&self) -> Option<HangUp> {
         // The watch has a descriptor of its own, so that hyper does not miss a wake-up because of it.
-        let own = rustix::io::fcntl_dupfd_cloexec(&self.stream, 0).ok()?;
+        let own = rustix::io::fcntl_dupfd_cloexec(&self.socket, 0).ok()?;
         Some(HangUp(readable::register(own).ok()?))
     }
 
     /// Sends this response and closes the connection, without blocking.
     pub(super) fn refuse(self, answer: &[u8]) {
         // The response is short and the socket's buffer is empty.
-        let _ = rustix::net::send(&self.stream, answer, SendFlags::DONTWAIT | SendFlags::NOSIGNAL);
-        let _ = rustix::net::shutdown(&self.stream, Shutdown::Write);
-        read_away(&self.stream);
+        let _ = rustix::net::send(&self.socket, answer, SendFlags::DONTWAIT | SendFlags::NOSIGNAL);
+        let _ = rustix::net::shutdown(&self.socket, Shutdown::Write);
+        read_away(&self.socket);
     }
 }
 
 /// Reads and drops unread data. Otherwise the client would see a connection error, possibly in place of the response.
 /// Data that arrives later is not waited for.
-fn read_away(stream: &UnixStream) {
+fn read_away(socket: &Socket) {
     let mut unread = [0_u8; 16 * 1024];
     for _ in 0..READS_AT_THE_END {
-        if !rustix::net::recv(stream, &mut unread, RecvFlags::DONTWAIT).is_ok_and(|(_, n)| n > 0) {
+        if !rustix::net::recv(socket, &mut unread, RecvFlags::DONTWAIT).is_ok_and(|(_, n)| n > 0) {
             return;
         }
     }
@@ -95,71 +135,32 @@ impl HangUp {
     }
 }
 
-fn hung_up(socket: &OwnedFd) -> bool {
+/// Returns whether the client has hung up, or the connection is over.
+pub(super) fn hung_up(socket: &impl AsFd) -> bool {
     let mut poll = [PollFd::new(socket, PollFlags::RDHUP)];
     let looked = rustix::event::poll(&mut poll, Some(&Timespec { tv_sec: 0, tv_nsec: 0 }));
     looked.is_ok() && poll[0].revents().intersects(PollFlags::RDHUP | PollFlags::HUP | PollFlags::ERR)
 }
 
-/// The stream that hyper reads from and writes to.
+/// The stream of a connection's bytes, with the time limit for a client that reads nothing.
 pub(super) struct ConnectionIo {
     connection: Arc<Connection>,
     /// The timer, which runs only while the client reads nothing.
     stalled: Option<Pin<Box<Sleep>>>,
-    /// attachd's error in place of the parser's response, and how many of its bytes are written.
-    refusal: Option<(Vec<u8>, usize)>,
 }
 
 impl ConnectionIo {
     pub(super) fn new(connection: Arc<Connection>) -> Self {
-        Self { connection, stalled: None, refusal: None }
-    }
-
-    /// Writes once; fails if the client has read nothing for too long.
-    fn poll_once(
-        &mut self,
-        cx: &mut Context<'_>,
-        write: impl Fn(&UnixStream) -> io::Result<usize>,
-    ) -> Poll<io::Result<usize>> {
-        loop {
-            if self.connection.stream.poll_write_ready(cx)?.is_pending() {
-                let limit = Duration::from_secs(self.connection.limit.load(Ordering::Relaxed));
-                let stalled = self.stalled.get_or_insert_with(|| Box::pin(sleep(limit)));
-                ready!(stalled.as_mut().poll(cx));
-                let text = format!("the client took nothing for {} s", limit.as_secs());
-                return Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, text)));
-            }
-            match write(&self.connection.stream) {
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-                done => {
-                    self.stalled = None;
-                    return Poll::Ready(done);
-                }
-            }
-        }
-    }
-
-    /// Writes attachd's error, and then reports to hyper that the parser's response was written.
-    fn poll_refusal(&mut self, cx: &mut Context<'_>, offered: usize) -> Poll<io::Result<usize>> {
-        while let Some((text, written)) = self.refusal.take() {
-            if written == text.len() {
-                return Poll::Ready(Ok(offered));
-            }
-            let step = self.poll_once(cx, |stream| stream.try_write(&text[written..]));
-            let more = if let Poll::Ready(Ok(n)) = step { n } else { 0 };
-            self.refusal = Some((text, written + more));
-            ready!(step)?;
-        }
-        Poll::Ready(Ok(offered))
+        Self { connection, stalled: None }
     }
 }
 
 impl AsyncRead for ConnectionIo {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        let stream = &self.connection.stream;
+        let socket = &self.connection.socket;
         loop {
-            ready!(stream.poll_read_ready(cx))?;
-            match stream.try_read(buf.initialize_unfilled()) {
+            ready!(socket.poll_read_ready(cx))?;
+            match socket.try_read(buf.initialize_unfilled()) {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
                 done => return Poll::Ready(done.map(|n| buf.advance(n))),
             }
@@ -172,21 +173,29 @@ impl AsyncWrite for ConnectionIo {
         self.poll_write_vectored(cx, &[IoSlice::new(buf)])
     }
 
+    /// Writes once; fails if the client has read nothing for too long.
     fn poll_write_vectored(
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
         bufs: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
-        if this.refusal.is_none()
-            && let Some(refusal) = bufs.first().and_then(|head| error::of_the_parser(head))
-        {
-            this.refusal = Some((refusal, 0));
+        loop {
+            if this.connection.socket.poll_write_ready(cx)?.is_pending() {
+                let limit = Duration::from_secs(this.connection.limit.load(Ordering::Relaxed));
+                let stalled = this.stalled.get_or_insert_with(|| Box::pin(sleep(limit)));
+                ready!(stalled.as_mut().poll(cx));
+                let text = format!("the client took nothing for {} s", limit.as_secs());
+                return Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, text)));
+            }
+            match this.connection.socket.try_write_vectored(bufs) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                done => {
+                    this.stalled = None;
+                    return Poll::Ready(done);
+                }
+            }
         }
-        if this.refusal.is_some() {
-            return this.poll_refusal(cx, bufs.iter().map(|buf| buf.len()).sum());
-        }
-        this.poll_once(cx, |stream| stream.try_write_vectored(bufs))
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -198,8 +207,8 @@ impl AsyncWrite for ConnectionIo {
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
-        rustix::net::shutdown(&self.connection.stream, Shutdown::Write)?;
-        read_away(&self.connection.stream);
+        rustix::net::shutdown(&self.connection.socket, Shutdown::Write)?;
+        read_away(&self.connection.socket);
         Poll::Ready(Ok(()))
     }
 }

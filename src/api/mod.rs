@@ -1,4 +1,4 @@
-//! The API for automation and for `attachctl`: HTTP/1.1 with JSON on a Unix socket.
+//! The API for automation and for `attachctl`: HTTP/1.1 with JSON on a Unix socket, and over TCP if that is wanted.
 //!
 //! Handlers only ask: the engine for the present, the store for the past. [`serve`], [`middleware`] and
 //! [`connection`] limit what one client can use, [`shares`] what one user can use.
@@ -17,13 +17,16 @@ mod intents;
 #[cfg(feature = "kill-points")]
 mod kill_points;
 mod legacy;
+mod listeners;
 mod metrics;
 mod middleware;
 mod operations;
 mod pages;
 mod pieces;
+mod refusing;
 mod serve;
 mod shares;
+mod tcp;
 mod volumes;
 
 use std::sync::Arc;
@@ -49,7 +52,8 @@ use crate::operations::Operations;
 use crate::reload::InUse;
 use crate::store::Store;
 use error::ApiError;
-pub use serve::{Listener, serve};
+pub use listeners::{Listeners, Shown};
+pub use serve::serve;
 use shares::Slots;
 
 /// The limit of requests in progress that change something.
@@ -73,6 +77,7 @@ struct Inner {
     monitor: Arc<monitor::Stats>,
     backend: Arc<dyn Backend>,
     checks: checked::Checks,
+    listeners: Shown,
     started: Timestamp,
     long_requests: Slots,
     changes: Slots,
@@ -97,12 +102,14 @@ pub struct Parts<'a> {
     pub backend: Arc<dyn Backend>,
     /// The NBD server.
     pub server: &'a Endpoint,
+    /// Where the API is served.
+    pub listeners: Shown,
 }
 
 impl Context {
     /// Makes the context for the router.
     pub fn new(parts: Parts<'_>) -> Self {
-        let Parts { engine, operations, store, cloud, in_use, monitor, backend, server } = parts;
+        let Parts { engine, operations, store, cloud, in_use, monitor, backend, server, listeners } = parts;
         let inner = Inner {
             engine,
             operations,
@@ -112,6 +119,7 @@ impl Context {
             monitor,
             backend,
             checks: checked::Checks::of(server),
+            listeners,
             started: clock::wall(),
             long_requests: Slots::new(budget::clients().watched),
             changes: Slots::new(CHANGES),
@@ -157,6 +165,7 @@ pub fn router(context: Context) -> axum::Router {
             ApiError::method_not_allowed(&method, uri.path())
         })
         .layer(from_fn(middleware::read_body))
+        .layer(from_fn(tcp::refuse_browsers))
         .with_state(context)
 }
 

@@ -1,23 +1,22 @@
 //! The accept loop, with a client's limits: connections, and the time and size of a request's head.
 
 use std::io;
-use std::os::fd::{FromRawFd, RawFd};
-use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use rustix::io::Errno;
-use tokio::net::UnixListener;
 use tokio::sync::watch;
 use tower::ServiceExt;
 
 use super::connection::{Connection, ConnectionIo};
 use super::error::{self, ApiError};
+use super::listeners::{Listeners, Visitor};
+use super::refusing::Refusing;
 use super::shares::{HEAD_BYTES, HEADERS, Slots};
+use super::tcp::Site;
 use crate::budget::{self, ClientDescriptors};
-use crate::config;
 use crate::reason::Code;
 
 /// The time limit for a request's head, idle time included.
@@ -32,51 +31,16 @@ const OUT_OF_DESCRIPTORS: Duration = Duration::from_millis(200);
 /// The client of a connection.
 #[derive(Clone)]
 pub(super) struct Peer {
-    /// The user, from the socket's credentials.
+    /// The user: from the Unix socket's credentials, or from the kernel's table of connections.
     pub(super) uid: Option<u32>,
     /// The connection.
     pub(super) connection: Arc<Connection>,
-}
-
-/// The API's listening socket.
-pub struct Listener {
-    socket: UnixListener,
-}
-
-impl Listener {
-    /// Takes the socket from systemd, or else binds this path.
-    pub fn open(path: &Path) -> io::Result<Self> {
-        match sd_notify::listen_fds()?.next() {
-            Some(fd) => Self::inherited(fd),
-            None => Self::bind(path),
-        }
-    }
-
-    fn inherited(fd: RawFd) -> io::Result<Self> {
-        // SAFETY: systemd has opened this descriptor for this process (LISTEN_PID is this process), and nothing else
-        // takes it: this function is called once, at the start.
-        let socket = unsafe { std::os::unix::net::UnixListener::from_raw_fd(fd) };
-        socket.set_nonblocking(true)?;
-        Ok(Self { socket: UnixListener::from_std(socket)? })
-    }
-
-    /// Binds the path. Replaces a socket that a dead daemon left there, and nothing else. Mode 0660, so the group may
-    /// connect.
-    fn bind(path: &Path) -> io::Result<Self> {
-        use std::os::unix::fs::PermissionsExt;
-        match config::is_dead_socket_of(path, rustix::process::geteuid().as_raw()) {
-            Ok(()) => std::fs::remove_file(path)?,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-            Err(error) => return Err(error),
-        }
-        let socket = UnixListener::bind(path)?;
-        std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o660))?;
-        Ok(Self { socket })
-    }
+    /// The TCP listener's address; `None`: the Unix socket.
+    pub(super) tcp: Option<Site>,
 }
 
 /// Answers requests until `stop` changes, then lets running requests end. The caller limits how long that takes.
-pub async fn serve(listener: Listener, router: axum::Router, mut stop: watch::Receiver<bool>) {
+pub async fn serve(mut listeners: Listeners, router: axum::Router, mut stop: watch::Receiver<bool>) {
     let ClientDescriptors { served, waiting, .. } = budget::clients();
     let (slots, waiting) = (Arc::new(Slots::new(served)), Slots::new(waiting));
     let connections = hyper_util::server::graceful::GracefulShutdown::new();
@@ -87,9 +51,9 @@ pub async fn serve(listener: Listener, router: axum::Router, mut stop: watch::Re
         .max_buf_size(HEAD_BYTES)
         .half_close(false);
     loop {
-        let stream = tokio::select! {
-            accepted = listener.socket.accept() => match accepted {
-                Ok((stream, _)) => stream,
+        let arrival = tokio::select! {
+            accepted = listeners.accept() => match accepted {
+                Ok(arrival) => arrival,
                 Err(error) => {
                     rest_after(&error).await;
                     continue;
@@ -97,15 +61,20 @@ pub async fn serve(listener: Listener, router: axum::Router, mut stop: watch::Re
             },
             _ = stop.changed() => break,
         };
-        let client = Connection::new(stream);
-        let uid = client.uid();
+        let Visitor { connection: client, uid, tcp } = match arrival {
+            Ok(visitor) => visitor,
+            Err((client, refusal)) => {
+                client.refuse(&error::raw(&refusal));
+                continue;
+            }
+        };
         let slot = slots.try_take(uid);
         let queued = if slot.is_none() { waiting.try_take(uid) } else { None };
         if slot.is_none() && queued.is_none() {
             client.refuse(&error::raw(&no_slot(slots.share(uid))));
             continue;
         }
-        let peer = Peer { uid, connection: Arc::new(client) };
+        let peer = Peer { uid, connection: Arc::new(client), tcp };
         let (slots, watcher, mut stop) = (Arc::clone(&slots), connections.watcher(), stop.clone());
         let (http, router) = (http.clone(), router.clone());
         tokio::spawn(async move {
@@ -118,7 +87,7 @@ pub async fn serve(listener: Listener, router: axum::Router, mut stop: watch::Re
                 }
             };
             drop(queued);
-            let io = ConnectionIo::new(Arc::clone(&peer.connection));
+            let io = Refusing::new(ConnectionIo::new(Arc::clone(&peer.connection)));
             let service = router.map_request(move |mut request: axum::http::Request<_>| {
                 request.extensions_mut().insert(peer.clone());
                 request

@@ -63,8 +63,11 @@ mod tests {
 
     /// Each key of the configuration with a value other than its default: section, line, reported name, and whether
     /// it takes effect at a reload.
-    const OTHERS: [(&str, &str, &str, bool); 23] = [
+    const OTHERS: [(&str, &str, &str, bool); 26] = [
         ("api", "socket = \"/run/x\"", "[api] socket", false),
+        ("api", "tcp = \"127.0.0.1:8090\"", "[api] tcp", false),
+        ("api", "tcp_uids = [7]", "[api] tcp_uids", false),
+        ("api", "tls_certificate = \"/c\"\ntoken_file = \"/t\"", "[api] tls_certificate", false),
         ("store", "path = \"/x/db\"", "[store] path", false),
         ("store", "claims = \"/x/claims\"", "[store] claims", false),
         ("device", "schemes = [\"loop\"]", "[device] schemes", false),

@@ -23,7 +23,7 @@ use std::process::ExitCode;
 
 use crate::cloud::{CloudSettings, VmId};
 use crate::place;
-pub use api::ApiSettings;
+pub use api::{ApiSettings, RemoteSettings, is_loopback};
 pub use changes::Changes;
 pub use device::DeviceSettings;
 pub use export::{ExportSettings, HostFacts, LINKS_FOLDER, Program, SECTIONS_FOLDER, ServerSettings};

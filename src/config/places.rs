@@ -308,7 +308,7 @@ mod tests {
             let dir = tempfile::tempdir().unwrap();
             let at = |name: &str| dir.path().join(name);
             let settings = Settings {
-                api: ApiSettings { socket: at("api") },
+                api: ApiSettings { socket: at("api"), ..ApiSettings::default() },
                 store: StoreSettings { path: at("attachd.db"), claims: at("claims") },
                 device: DeviceSettings { host_disks: at("host-disks"), ..DeviceSettings::default() },
                 export: ExportSettings { folder: at("exports"), ..ExportSettings::default() },

@@ -173,6 +173,13 @@ impl Setting for bool {
     }
 }
 
+impl Setting for Vec<u32> {
+    fn read(value: &Spanned<DeValue<'_>>) -> Result<Self, String> {
+        let list = value.get_ref().as_array().and_then(|list| list.iter().map(|one| u32::read(one).ok()).collect());
+        list.ok_or_else(|| format!("takes a list of whole numbers from 0 to {}", u32::MAX))
+    }
+}
+
 impl Setting for u32 {
     fn read(value: &Spanned<DeValue<'_>>) -> Result<Self, String> {
         let number = value.get_ref().as_integer().map(|number| (number.as_str(), number.radix()));

@@ -13,8 +13,8 @@ use super::output::Output;
 use super::systemd::{self, Unit};
 use crate::volume::{State, counted};
 use crate::wire::{
-    BackendMode, BackendState, CloudHealth, ErrorBody, Health, HealthProblem, HealthStatus, OperationsHealth,
-    OwnVmHealth, ProjectionHealth, Remark, ResyncHealth, SocketHealth,
+    BackendMode, BackendState, CloudHealth, ErrorBody, Health, HealthProblem, HealthStatus, ListenerHealth,
+    ListenerOrigin, OperationsHealth, OwnVmHealth, ProjectionHealth, Remark, ResyncHealth, SocketHealth,
 };
 
 const DEGRADED: u8 = 1;
@@ -91,12 +91,26 @@ fn in_words(health: &Health) -> String {
         ("udevd", udevd.since.map_or(udevd.state.to_string(), |since| format!("{}, since {since:.3}", udevd.state))),
         ("udev", socket(&monitor.udev)),
         ("kernel", socket(&monitor.kernel)),
+        ("api", health.listeners.iter().map(listener).collect::<Vec<_>>().join("; ")),
         ("resync", format!("{count}, last {} ({last_reason}); {losses} losses of events", moment(*last_at))),
     ];
     for (name, line) in lines {
         let _ = writeln!(text, "{name:<9}{line}");
     }
     text
+}
+
+/// Describes a socket at which the API is served.
+fn listener(listener: &ListenerHealth) -> String {
+    let ListenerHealth { address, from, tls } = listener;
+    format!(
+        "{address} ({}{})",
+        if *tls { "TLS, " } else { "" },
+        match from {
+            ListenerOrigin::Systemd => "from systemd",
+            ListenerOrigin::Attachd => "opened by attachd: callers are refused while it restarts",
+        }
+    )
 }
 
 /// Describes what callers have asked for and has not ended.

@@ -42,6 +42,8 @@ pub(crate) struct Health {
     #[serde(deserialize_with = "nullable")]
     pub(crate) cloud: Option<CloudHealth>,
     pub(crate) operations: OperationsHealth,
+    /// Where the API is served.
+    pub(crate) listeners: Vec<ListenerHealth>,
     /// The number of volumes in each state.
     #[schema(value_type = BTreeMap<String, usize>)]
     #[serde(serialize_with = "by_name")]
@@ -87,6 +89,27 @@ pub(crate) struct Remark {
     #[schema(value_type = RemarkCode)]
     pub(crate) code: Named<Code>,
     pub(crate) message: String,
+}
+
+/// One socket at which the API is served.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[schema(as = Listener)]
+pub(crate) struct ListenerHealth {
+    /// A path, or an address with a port.
+    pub(crate) address: String,
+    #[schema(inline)]
+    pub(crate) from: ListenerOrigin,
+    /// Whether it takes TLS, and a token.
+    pub(crate) tls: bool,
+}
+
+/// Who has opened a listener: a socket unit of systemd's, whose queue callers wait in while attachd restarts, or attachd
+/// itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum ListenerOrigin {
+    Systemd,
+    Attachd,
 }
 
 #[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]

@@ -29,8 +29,8 @@ pub(crate) use error::{ErrorBody, WaitTimeoutDetails};
 pub(crate) use export::{CheckedExport, ExportEntry, ExportList, PredecessorStatus, ServedCount};
 pub(crate) use health::{
     BackendHealth, BackendMode, BackendState, Health, HealthProblem, HealthStatus, HelperHealth, HelperState,
-    MonitorHealth, OperationsHealth, ProjectionHealth, Remark, ResyncHealth, SocketHealth, StoreHealth, StoreState,
-    UdevdHealth, UdevdState,
+    ListenerHealth, ListenerOrigin, MonitorHealth, OperationsHealth, ProjectionHealth, Remark, ResyncHealth,
+    SocketHealth, StoreHealth, StoreState, UdevdHealth, UdevdState,
 };
 pub(crate) use intent::{IntentList, IntentView, NewIntent, WithdrawnView};
 pub(crate) use number::{whole_in_query, whole_or_negative};

@@ -94,6 +94,7 @@ fn health() -> Value {
             "url": "u", "state": "failing", "why": "w", "since": AT, "last_answer": AT,
             "last_refusal": { "at": AT, "command": "c", "message": "m" }, "own_vm": { "id": "i", "from": "f", "why": "w" }
         },
+        "listeners": [{ "address": "a", "from": "systemd", "tls": true }],
         "service": "s", "cloudstack_health": "c", "database_health": "d", "device_monitor": "m"
     })
 }

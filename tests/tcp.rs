@@ -1,0 +1,200 @@
+//! The API over TCP: who may come in, who may not, and what a stranger cannot do.
+#![allow(clippy::unwrap_used, reason = "a test's panic is its failure")]
+
+mod common;
+
+use std::fs;
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpStream};
+
+use common::*;
+use lab::{Attachd, Lab, TcpCaller, Volume};
+use serde_json::{Value, json};
+
+/// The predecessor's port, which is free in the lab's own network.
+const ADDRESS: &str = "127.0.0.1:8090";
+
+/// Users who are neither root nor the daemon. Only the first two may come in.
+const NAMED: u32 = 60_001;
+const MEMBER: u32 = 60_002;
+const STRANGER: u32 = 60_003;
+
+/// Makes a lab whose daemon listens on TCP too.
+fn on_tcp(more: &str) -> (Lab, Attachd) {
+    let lab = with_nbdkit();
+    lab.attachd_config(&format!("{CONFIG}[api]\ntcp = \"{ADDRESS}\"\ntcp_uids = [{NAMED}]\n{more}")).unwrap();
+    let attachd = start(&lab);
+    (lab, attachd)
+}
+
+fn by(uid: u32) -> TcpCaller {
+    TcpCaller::new(ADDRESS.parse().unwrap(), uid)
+}
+
+/// Puts a user into the group `attachd`, in a file that also has a name that is not UTF-8.
+fn make_member(uid: u32) {
+    let mut passwd = fs::read("/etc/passwd").unwrap();
+    passwd.extend(format!("member:x:{uid}:{uid}::/:/bin/sh\n").bytes());
+    passwd.extend(b"ren\xe9:x:60009:60009:Ren\xe9:/:/bin/sh\n");
+    fs::write("/etc/passwd", passwd).unwrap();
+    let group = fs::read_to_string("/etc/group").unwrap();
+    let line = group.lines().find(|line| line.starts_with("attachd:")).unwrap();
+    fs::write("/etc/group", group.replace(line, &format!("{line}member"))).unwrap();
+}
+
+#[test]
+fn without_the_setting_nothing_listens() {
+    let (_lab, _attachd, api) = up();
+    let refused = TcpStream::connect(ADDRESS).unwrap_err();
+    assert_eq!(refused.kind(), std::io::ErrorKind::ConnectionRefused);
+    let listeners = health(&api)["listeners"].clone();
+    assert_eq!(listeners, json!([{ "address": lab::attachd::SOCKET, "from": "attachd", "tls": false }]));
+}
+
+#[test]
+fn root_members_of_the_group_and_named_users_are_served_and_others_are_told_how_to_come_in() {
+    let (_lab, attachd) = on_tcp("");
+    for uid in [0, NAMED, lab::people::ATTACHD.id] {
+        by(uid).get("/api/v1/health").unwrap().expect(200).unwrap();
+    }
+    for uid in [MEMBER, STRANGER] {
+        let refused = by(uid).get("/api/v1/health").unwrap();
+        assert_eq!((refused.status, &refused.json["code"]), (403, &json!("NOT_LET_IN")), "{}", refused.text);
+        let text = refused.json["error"].as_str().unwrap();
+        assert!(text.contains("usermod -aG attachd") && text.contains(&uid.to_string()), "{text}");
+    }
+    // A new member comes in at once.
+    make_member(MEMBER);
+    by(MEMBER).get("/api/v1/health").unwrap().expect(200).unwrap();
+    assert_eq!(by(STRANGER).get("/api/v1/health").unwrap().status, 403, "the control");
+    let listeners = health(&attachd.api())["listeners"].clone();
+    assert_eq!(listeners[1], json!({ "address": ADDRESS, "from": "attachd", "tls": false }));
+}
+
+#[test]
+fn a_socket_for_ipv6_with_ipv4_addresses_is_judged_by_its_user_too() {
+    let (_lab, _attachd) = on_tcp("");
+    let mapped: SocketAddr = "[::ffff:127.0.0.1]:8090".parse().unwrap();
+    TcpCaller::new(mapped, NAMED).get("/api/v1/health").unwrap().expect(200).unwrap();
+    assert_eq!(TcpCaller::new(mapped, STRANGER).get("/api/v1/health").unwrap().status, 403);
+}
+
+#[test]
+fn on_ipv6_users_are_known_too() {
+    let lab = with_nbdkit();
+    lab.attachd_config(&format!("{CONFIG}[api]\ntcp = \"[::1]:8090\"\ntcp_uids = [{NAMED}]\n")).unwrap();
+    let _attachd = start(&lab);
+    let at: SocketAddr = "[::1]:8090".parse().unwrap();
+    TcpCaller::new(at, NAMED).get("/api/v1/health").unwrap().expect(200).unwrap();
+    assert_eq!(TcpCaller::new(at, STRANGER).get("/api/v1/health").unwrap().status, 403);
+}
+
+/// Returns whether an intent is on record.
+fn is_known(attachd: &Attachd, volume: &Volume) -> bool {
+    attachd.api().get(&format!("/api/v1/intents/{}", volume.id)).unwrap().status == 200
+}
+
+fn intent(volume: &Volume) -> String {
+    let body = json!({ "volume_id": volume.id }).to_string();
+    format!("POST /api/v1/intents HTTP/1.1\r\nHost: localhost\r\nContent-Length: {}\r\n\r\n{body}", body.len())
+}
+
+/// A stranger's request waits in the queue when its sender closes. Many kernels show such a socket as root's.
+#[test]
+fn a_request_whose_sender_has_closed_is_nobodys_and_is_not_carried_out() {
+    let (lab, attachd) = on_tcp("");
+    let (volume, control) = (lab.volume(), lab.volume());
+    attachd.sigstop().unwrap();
+    let mut stranger = by(STRANGER).connect().unwrap();
+    stranger.write_all(intent(&volume).as_bytes()).unwrap();
+    let row = |local: SocketAddr| {
+        let table = fs::read_to_string("/proc/thread-self/net/tcp").unwrap();
+        let port = format!(":{:04X}", local.port());
+        let row = table.lines().find(|row| row.split_whitespace().nth(1).is_some_and(|at| at.ends_with(&port)));
+        let fields: Vec<String> = row.unwrap().split_whitespace().map(str::to_owned).collect();
+        (fields[7].clone(), fields[9].clone())
+    };
+    let local = stranger.local_addr().unwrap();
+    assert_eq!(row(local).0, STRANGER.to_string());
+    drop(stranger);
+    assert_eq!(row(local).1, "0", "the trap: no inode, and the user may be shown as 0");
+    let mut named = by(NAMED).connect().unwrap();
+    named.write_all(intent(&control).as_bytes()).unwrap();
+    attachd.sigcont().unwrap();
+    let mut status = [0; 12];
+    named.read_exact(&mut status).unwrap();
+    assert_eq!(&status, b"HTTP/1.1 201", "the control: who stays is served, and came later");
+    assert!(is_known(&attachd, &control) && !is_known(&attachd, &volume));
+}
+
+/// A stranger's connection is reset while it waits, and a member's takes its addresses: the row is the member's then, and
+/// the stranger's request is still readable.
+#[test]
+fn a_request_left_by_a_stranger_is_not_a_members_who_connects_from_the_same_port() {
+    let (lab, attachd) = on_tcp("");
+    let (volume, control) = (lab.volume(), lab.volume());
+    for volume in [&volume, &control] {
+        intend(&attachd.api(), volume);
+    }
+    let withdrawal =
+        |volume: &Volume| format!("DELETE /api/v1/intents/{} HTTP/1.1\r\nHost: localhost\r\n\r\n", volume.id);
+    attachd.sigstop().unwrap();
+    let mut stranger = by(STRANGER).connect_from(45_678).unwrap();
+    // More than one request: the HTTP parser then does not look first whether the client is still there.
+    stranger.write_all(withdrawal(&volume).repeat(2).as_bytes()).unwrap();
+    lab::tcp::reset(stranger).unwrap();
+    let mut named = by(NAMED).connect_from(45_678).unwrap();
+    named.write_all(withdrawal(&control).as_bytes()).unwrap();
+    attachd.sigcont().unwrap();
+    let mut status = [0; 12];
+    named.read_exact(&mut status).unwrap();
+    assert_eq!(&status, b"HTTP/1.1 200", "the control: the port's present user is served");
+    assert!(!is_known(&attachd, &control) && is_known(&attachd, &volume));
+}
+
+#[test]
+fn browsers_and_foreign_hosts_are_refused_whatever_they_ask_and_no_answer_lets_a_page_read() {
+    let (lab, attachd) = on_tcp("");
+    let volume = lab.volume();
+    let body = json!({ "volume_id": volume.id }).to_string();
+    let cases = [
+        ("POST", ("Origin", "http://evil.example"), "FROM_A_BROWSER"),
+        ("POST", ("Origin", "null"), "FROM_A_BROWSER"),
+        ("POST", ("Origin", "http://localhost:8090"), "FROM_A_BROWSER"),
+        ("GET", ("Sec-Fetch-Site", "cross-site"), "FROM_A_BROWSER"),
+        ("OPTIONS", ("Origin", "http://evil.example"), "FROM_A_BROWSER"),
+        ("POST", ("Host", "evil.example:8090"), "FOREIGN_HOST"),
+    ];
+    for (method, header, code) in cases {
+        let body = (method == "POST").then_some(&*body);
+        let refused = by(NAMED).request(method, "/api/v1/intents", &[header], body).unwrap();
+        assert_eq!((refused.status, &refused.json["code"]), (403, &json!(code)), "{header:?}: {}", refused.text);
+        let allowed = |(name, _): &&(String, String)| name.starts_with("access-control");
+        assert_eq!(refused.headers.iter().find(allowed), None);
+    }
+    assert!(!is_known(&attachd, &volume));
+    for host in ["localhost", "127.0.0.1:8090", "[::1]:8090", "LOCALHOST:1234"] {
+        by(NAMED).request("GET", "/api/v1/health", &[("Host", host)], None).unwrap().expect(200).unwrap();
+    }
+    by(NAMED).request("POST", "/api/v1/intents", &[], Some(&body)).unwrap().expect(201).unwrap();
+    let preflight = by(NAMED).request("OPTIONS", "/api/v1/intents", &[], None).unwrap();
+    assert_eq!((preflight.status, &preflight.json["code"]), (405, &json!("METHOD_NOT_ALLOWED")));
+}
+
+#[test]
+fn an_address_that_is_taken_is_said_in_health_and_the_unix_socket_works() {
+    let lab = with_nbdkit();
+    lab.attachd_config(&format!("{CONFIG}[api]\ntcp = \"{ADDRESS}\"\n")).unwrap();
+    let taken = std::net::TcpListener::bind(ADDRESS).unwrap();
+    let mut attachd = start(&lab);
+    let told = |attachd: &Attachd| -> Vec<Value> {
+        let problems = health(&attachd.api())["problems"].as_array().unwrap().clone();
+        problems.into_iter().filter(|problem| problem["code"] == "TCP_NOT_SERVED").collect()
+    };
+    let problems = told(&attachd);
+    assert!(problems.len() == 1 && problems[0]["message"].as_str().unwrap().contains(ADDRESS), "{problems:?}");
+    drop(taken);
+    attachd.terminate().unwrap();
+    let attachd = start(&lab);
+    assert_eq!(told(&attachd), Vec::<Value>::new(), "the control");
+}
