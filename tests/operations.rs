@@ -7,6 +7,8 @@ mod already;
 mod common;
 #[path = "operations/cut.rs"]
 mod cut;
+#[path = "operations/flush.rs"]
+mod flush;
 #[path = "operations/limits.rs"]
 mod limits;
 #[path = "operations/many.rs"]

@@ -9,11 +9,13 @@ use std::fs;
 use std::path::Path;
 use std::time::Duration;
 
+use anyhow::Result;
 use common::*;
-use lab::{Attachd, AttachdOptions, Lab, LabCloud, Volume};
+use lab::{Attachd, AttachdOptions, Lab, LabCloud, Reply, Volume};
 use serde_json::{Value, json};
 use stand_in::{Fault, Setup, Vm};
 
+const OPERATIONS: &str = "/api/v1/operations";
 const EFFECTS: &str = "/run/attachd/effects";
 const CLAIMS: &str = "/var/lib/attachd/claims";
 const TEST_VM: &str = "00000000-0000-4000-8000-0000000000bb";
@@ -65,26 +67,10 @@ impl Scene {
 
     /// Asks until there is an answer, as a caller does whose answer was lost; the key is the same each time.
     fn ask(&mut self, asked: Asked) -> Value {
-        let volume = self.volume.clone();
-        let request = match asked {
-            Asked::Create => json!({
-                "type": "create", "name": "disk", "size": GIB - 5,
-                "disk_offering": self.cloud.offering(), "zone": self.cloud.zone(),
-            }),
-            Asked::Attach => json!({ "type": "attach", "volume": volume, "to": "here" }),
-            Asked::AttachThere => json!({ "type": "attach", "volume": volume, "to": { "vm": TEST_VM } }),
-            Asked::Detach => json!({ "type": "detach", "volume": volume, "from": null, "force": false }),
-            Asked::Delete => json!({ "type": "delete", "volume": volume, "from": null, "force": false }),
-            Asked::Cleanup => json!({
-                "type": "cleanup", "volume": volume, "test_vm": TEST_VM, "delete_vm": true, "force": true,
-            }),
-        };
-        let body = json!({ "request": request, "key": format!("{asked:?}"), "limit_seconds": 60 });
+        let body = self.body(asked);
         for _ in 0..5 {
-            let reply = self.attachd.api().post("/kill-points/operations", &body);
-            match reply {
-                Ok(reply) if reply.status == 200 => return reply.json,
-                Ok(reply) => panic!("{asked:?}: {}\n{}", reply.text, self.attachd.stderr_text()),
+            match self.answer(asked, &body) {
+                Ok(ended) => return ended,
                 Err(error) => {
                     self.attachd
                         .wait_exit(SOON)
@@ -97,11 +83,45 @@ impl Scene {
         panic!("{asked:?}: it dies again and again\n{}", self.attachd.stderr_text());
     }
 
+    /// The operation when it has ended. An error: there is no answer.
+    fn answer(&self, asked: Asked, body: &Value) -> Result<Value> {
+        let api = self.attachd.api();
+        let told = |reply: &Reply| format!("{asked:?}: {}\n{}", reply.text, self.attachd.stderr_text());
+        let begun = api.post_keyed(OPERATIONS, body, &format!("{asked:?}"))?;
+        assert!(matches!(begun.status, 200 | 201), "{}", told(&begun));
+        let path = format!("{OPERATIONS}/{}?wait=done", begun.json["id"].as_str().unwrap());
+        let ended = api.request("GET", &path, None, Duration::from_secs(80))?;
+        assert_eq!(ended.status, 200, "{}", told(&ended));
+        let mut ended = ended.json;
+        // It is recorded once more when a job that goes on after the answer has ended.
+        ended.as_object_mut().unwrap().remove("updated_at");
+        Ok(ended)
+    }
+
+    fn body(&self, asked: Asked) -> Value {
+        let mut body = match asked {
+            Asked::Create => json!({
+                "type": "create", "name": "disk", "size_bytes": GIB - 5,
+                "disk_offering_id": self.cloud.offering(), "zone_id": self.cloud.zone(),
+            }),
+            Asked::Attach => json!({ "type": "attach" }),
+            Asked::AttachThere => json!({ "type": "attach", "vm_id": TEST_VM }),
+            Asked::Detach => json!({ "type": "detach" }),
+            Asked::Delete => json!({ "type": "delete" }),
+            Asked::Cleanup => json!({ "type": "cleanup", "vm_id": TEST_VM, "delete_vm": true, "force": true }),
+        };
+        if let Some(volume) = self.volume.as_ref().filter(|_| asked != Asked::Create) {
+            body["volume_id"] = json!(volume);
+        }
+        body["deadline_seconds"] = json!(60);
+        body
+    }
+
     /// Asked for, and then everybody agrees on how it is. Asked once more, it is the same answer.
     fn through(&mut self, asked: Asked) {
         let ended = self.ask(asked);
         assert_eq!(
-            ended["state"],
+            ended["status"],
             "completed",
             "{asked:?}: {ended:#}\n{}\n{}",
             self.cloud.told(),

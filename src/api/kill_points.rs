@@ -1,6 +1,6 @@
 //! A route to the engine's calls for operations, for tests only. It is compiled with the feature `kill-points`, never
 //! in a release. `POST /kill-points/{intend,seal,unseal,release}/{volume}/{operation}`; `?force=true` has the same
-//! meaning as for a withdrawal. `POST /kill-points/operations` carries an operation out.
+//! meaning as for a withdrawal.
 
 use axum::extract::{Path, State};
 use axum::http::StatusCode;
@@ -18,8 +18,6 @@ use crate::clock;
 use crate::effect;
 use crate::helper_client::Holders;
 use crate::identity::{OperationId, VolumeId};
-use crate::operation::{IdempotencyKey, Request};
-use crate::operations::Submission;
 use crate::volume::{Intent, IntentOrigin, User};
 
 #[derive(Deserialize)]
@@ -30,43 +28,7 @@ struct Options {
 
 /// Adds the route.
 pub(super) fn add(router: Router<Context>) -> Router<Context> {
-    router.route("/kill-points/{call}/{volume}/{operation}", post(call)).route("/kill-points/operations", post(operate))
-}
-
-/// An operation in the words of the domain.
-#[derive(Deserialize)]
-struct Wished {
-    request: Request,
-    key: Option<IdempotencyKey>,
-    limit_seconds: Option<u32>,
-}
-
-/// Submits an operation and answers when it has ended.
-async fn operate(State(context): Ctx, Extension(peer): Extension<Peer>, body: String) -> Response {
-    let Wished { request, key, limit_seconds } = match serde_json::from_str(&body) {
-        Ok(wished) => wished,
-        Err(error) => return (StatusCode::BAD_REQUEST, error.to_string()).into_response(),
-    };
-    let operations = &context.inner.operations;
-    let submission = Submission { request, written: None, key, limit_seconds, uid: peer.uid };
-    let followed = async {
-        let submitted = operations.submit(submission).await?;
-        operations.ended(submitted.operation.id).await
-    };
-    let body = match followed.await {
-        Ok(operation) => json!({
-            "id": operation.id,
-            "state": operation.state,
-            "volume_id": operation.volume,
-            "fault": operation.fault,
-            "response": operation.response,
-        }),
-        Err(refused) => {
-            let body = Json(json!({ "code": refused.code().name(), "error": refused.to_string() }));
-            return (StatusCode::CONFLICT, body).into_response();
-        }
-    };
-    effect::at("answer", || Json(body).into_response())
+    router.route("/kill-points/{call}/{volume}/{operation}", post(call))
 }
 
 async fn call(

@@ -81,6 +81,11 @@ impl Api {
         self.request("POST", path, Some(&body.to_string()), LIMIT)
     }
 
+    /// POST with the caller's own name for what it asks for, in `Idempotency-Key`.
+    pub fn post_keyed(&self, path: &str, body: &Value, key: &str) -> Result<Reply> {
+        self.send_request("POST", path, &format!("Idempotency-Key: {key}\r\n"), Some(&body.to_string()), LIMIT)
+    }
+
     /// DELETE.
     pub fn delete(&self, path: &str) -> Result<Reply> {
         self.request("DELETE", path, None, LIMIT)
@@ -88,7 +93,19 @@ impl Api {
 
     /// Sends a request with any method, body and time limit.
     pub fn request(&self, method: &str, path: &str, body: Option<&str>, limit: Duration) -> Result<Reply> {
-        let mut request = format!("{method} {path} HTTP/1.1\r\nHost: attachd\r\nConnection: close\r\n");
+        self.send_request(method, path, "", body, limit)
+    }
+
+    /// `headers` are whole lines.
+    fn send_request(
+        &self,
+        method: &str,
+        path: &str,
+        headers: &str,
+        body: Option<&str>,
+        limit: Duration,
+    ) -> Result<Reply> {
+        let mut request = format!("{method} {path} HTTP/1.1\r\nHost: attachd\r\nConnection: close\r\n{headers}");
         if let Some(body) = body {
             request.push_str(&format!("Content-Length: {}\r\n\r\n{body}", body.len()));
         } else {
