@@ -15,6 +15,8 @@ mod limits;
 mod many;
 #[path = "operations/not_possible.rs"]
 mod not_possible;
+#[path = "operations/shown.rs"]
+mod shown;
 #[path = "operations/trouble.rs"]
 mod trouble;
 #[path = "operations/world.rs"]

@@ -225,29 +225,30 @@ fn store(pulse: &Pulse) -> StoreHealth {
 }
 
 fn projection(following: Following) -> ProjectionHealth {
-    let Following { name, owed, progress } = following;
+    let Following { name, owed, progress, .. } = following;
     let Progress { behind_since, failure, .. } = progress;
-    let (refused, owed) = (owed.map(|owed| owed.set_aside), owed.map(|owed| owed.volumes));
+    let (refused, owed) = (owed.map(|owed| owed.set_aside), owed.map(|owed| owed.records));
     ProjectionHealth { target: name.into(), owed, behind_since, refused, error: failure }
 }
 
 /// Reports whether the predecessor's tables have been out of date for longer than a moment.
 fn of_projection(following: &Following, now: Timestamp) -> Vec<Problem> {
-    let Following { name, owed, progress } = following;
+    let Following { name, follows, owed, progress } = following;
+    let record = follows.word();
     let mut problems = Vec::new();
     let unknown = "an unknown number of".to_owned();
     let (owed, refused) =
-        owed.map_or((unknown.clone(), unknown), |owed| (owed.volumes.to_string(), owed.set_aside.to_string()));
+        owed.map_or((unknown.clone(), unknown), |owed| (owed.records.to_string(), owed.set_aside.to_string()));
     let since = progress.behind_since;
     if progress.failure.is_some() || since.is_some_and(|since| now.duration_since(since).unsigned_abs() >= BEHIND) {
         let since = since.map_or(String::new(), |since| format!(", since {since}"));
         let why = progress.failure.as_ref().map_or(String::new(), |why| format!(": {why}"));
-        let message = format!("the target {name} does not show {owed} volume(s) as they are now{since}{why}");
+        let message = format!("the target {name} does not show {owed} {record}(s) as they are now{since}{why}");
         problems.push(Problem::new(Code::ProjectionBehind, message));
     }
-    if let Some((volume, why)) = &progress.example {
+    if let Some((id, why)) = &progress.example {
         let message =
-            format!("the target {name} does not take the rows of {refused} volume(s); one of them: {volume}: {why}");
+            format!("the target {name} does not take the rows of {refused} {record}(s); one of them: {id}: {why}");
         problems.push(Problem::new(Code::ProjectionRefused, message));
     }
     problems

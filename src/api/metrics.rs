@@ -85,13 +85,13 @@ fn by_target(registry: &mut Registry, followers: &[Following]) {
         // An unknown number gets no sample.
         if let Some(count) = count {
             let label = vec![("target", *name)];
-            owed.get_or_create(&label).set(number(count.volumes));
+            owed.get_or_create(&label).set(number(count.records));
             refused.get_or_create(&label).set(number(count.set_aside));
         }
     }
-    let help = "Volumes whose rows in the predecessor's tables are still to be written";
+    let help = "Volumes and operations whose rows in the predecessor's tables are still to be written";
     registry.register("projection_owed", help, owed);
-    registry.register("projection_refused", "Volumes whose rows the database refuses", refused);
+    registry.register("projection_refused", "Volumes and operations whose rows the database refuses", refused);
 }
 
 fn figures(registry: &mut Registry, stats: &SocketStats) {

@@ -132,7 +132,7 @@ fn of_cloud(cloud: &CloudHealth) -> String {
 /// Describes how far the predecessor's tables are behind.
 fn shown_in(projection: &ProjectionHealth) -> String {
     let number = |count: Option<u64>| count.map_or("unknown".to_owned(), |count| count.to_string());
-    format!("{}, {} volumes owed, {} refused", projection.target, number(projection.owed), number(projection.refused))
+    format!("{}, {} to be written, {} refused", projection.target, number(projection.owed), number(projection.refused))
 }
 
 fn socket(socket: &SocketHealth) -> String {

@@ -1,34 +1,36 @@
-//! The predecessor's tables `device_mappings` and `nbd_exports`, for programs that read them with SQL: the present
-//! row of each volume in a database.
+//! The predecessor's tables `device_mappings`, `nbd_exports` and `volume_operations`, for programs that read them with
+//! SQL: the present row of each volume and of each operation in a database.
 //!
 //! ```text
-//!  store ─▶ which volumes have changed ─▶ task ─▶ rows (pure) ─▶ target
+//!  store ─▶ source: which records have changed ─▶ task ─▶ rows (pure) ─▶ target
 //! ```
 //!
-//! No answer of attachd comes from these tables, and nothing waits for them. [`task`] follows the store at its own
-//! pace, with a connection of its own for each [`Target`]. [`rows()`] computes what is shown of a volume; [`sqlite`]
-//! writes it into the store's own file.
+//! No answer of attachd comes from these tables, and nothing waits for them. [`task`] follows a [`source`] at its own
+//! pace, with a connection of its own for each [`Target`]. [`rows()`] computes what is shown of a volume, and [`sqlite`]
+//! writes it into the store's own file; [`operations`] has both for operations.
 
+mod judge;
 mod operations;
 mod rows;
+mod source;
 mod sqlite;
 mod task;
 #[cfg(test)]
 mod tests;
 
-pub use rows::{Mode, Rows, Shown, rows, rows_elsewhere};
+pub use rows::{Mode, Rows, ShownVolume, rows, rows_elsewhere};
+pub use source::Shown;
 pub use sqlite::Sqlite;
 
 use tokio::task::JoinHandle;
 
-use crate::store::{Follower, Store};
+use crate::store::{Follower, Follows, Store};
 
 /// A database to which rows are written.
-pub trait Target: Send + 'static {
+pub trait Target<S: Shown>: Send + 'static {
     /// Writes all of these rows or none. A repetition changes nothing. With no rows it checks whether rows could be
     /// written. `follower` has the connection to the store's file, for a target in that file.
-    fn write(&mut self, rows: &[Rows], follower: &mut Follower)
-    -> impl Future<Output = Result<(), TargetError>> + Send;
+    fn write(&mut self, rows: &[S], follower: &mut Follower) -> impl Future<Output = Result<(), TargetError>> + Send;
 }
 
 /// Why a target did not accept rows.
@@ -56,12 +58,13 @@ fn basis(port: u16) -> String {
 
 /// Starts to show the store's operations in its own file.
 pub fn start_operations(store: &Store) -> JoinHandle<()> {
-    tokio::spawn(operations::run(store.follow(SQLITE_OPERATIONS)))
+    let source = source::Operations(store.follow(SQLITE_OPERATIONS, Follows::Operations));
+    tokio::spawn(task::run(source, operations::SqliteOperations, task::PACE))
 }
 
 /// Starts to show the store's volumes in its own file. The task ends when the store closes, and the next start writes
 /// what is missing. `port` is the NBD server's.
 pub fn start(store: &Store, port: u16) -> JoinHandle<()> {
-    let follower = store.follow(SQLITE);
-    tokio::spawn(task::run(follower, Sqlite::new(port), basis(port), task::PACE))
+    let source = source::Volumes::new(store.follow(SQLITE, Follows::Volumes), basis(port));
+    tokio::spawn(task::run(source, Sqlite::new(port), task::PACE))
 }

@@ -16,7 +16,7 @@ pub struct Rows {
     /// The volume.
     pub volume: VolumeId,
     /// What the rows show; `None`: there are no rows.
-    pub present: Option<Shown>,
+    pub present: Option<ShownVolume>,
 }
 
 /// Which host has the volume.
@@ -33,7 +33,7 @@ pub enum Mode {
 
 /// The columns that attachd owns.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Shown {
+pub struct ShownVolume {
     /// Which host has the volume.
     pub mode: Mode,
     /// The VM; empty while unknown.
@@ -55,7 +55,7 @@ pub struct Shown {
 pub fn rows(record: &Record) -> Rows {
     let present = record.mapping.as_ref().map(|mapping| {
         let (linux_state, export_status) = words(record.state);
-        Shown {
+        ShownVolume {
             mode: Mode::Here,
             vm_id: record.intent.vm_id.clone(),
             device_path: mapping.link.clone(),
@@ -71,7 +71,7 @@ pub fn rows(record: &Record) -> Rows {
 
 /// Returns the rows of a volume that another VM has.
 pub fn rows_elsewhere(placeholder: &Placeholder) -> Rows {
-    let present = Shown {
+    let present = ShownVolume {
         mode: Mode::Elsewhere { root: placeholder.root },
         vm_id: placeholder.vm.to_string(),
         device_path: placeholder.device_path(),

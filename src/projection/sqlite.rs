@@ -4,11 +4,10 @@
 //! row is inserted. These are two statements, because an insert must meet conditions (of columns that somebody has
 //! added, for instance) that an existing row already meets.
 
-use std::time::Duration;
-
 use sqlx::sqlite::SqliteConnection;
 
-use super::{Mode, Rows, Shown, Target, TargetError};
+use super::judge::{LIMIT, judged};
+use super::{Mode, Rows, ShownVolume, Target, TargetError};
 use crate::effect;
 use crate::identity::VolumeId;
 use crate::store::batch::Batch;
@@ -37,10 +36,6 @@ const INSERT_EXPORT: &str = "INSERT INTO nbd_exports (volume_id, device_mapping_
 const DELETE_EXPORT: &str = "DELETE FROM nbd_exports WHERE export_name = ?";
 
 const DELETE_MAPPING: &str = "DELETE FROM device_mappings WHERE volume_uuid = ?";
-
-/// The time limit for one write. Other programs can have triggers on these tables, and the store waits in the
-/// meantime.
-const LIMIT: Duration = Duration::from_millis(200);
 
 /// The target in the store's own file.
 pub struct Sqlite {
@@ -73,53 +68,23 @@ impl Sqlite {
     }
 }
 
-/// Decides whether the rows are at fault, or the tables, which may have been changed.
-async fn judged(connection: &mut SqliteConnection, error: &sqlx::Error) -> TargetError {
-    let message = error.to_string();
-    let sqlx::Error::Database(database) = error else { return TargetError::Away(message) };
-    // The low byte is the kind of error (https://www.sqlite.org/rescode.html).
-    match database.code().and_then(|code| code.parse::<u32>().ok()).map(|code| code & 0xff) {
-        Some(SQLITE_CONSTRAINT | SQLITE_MISMATCH | SQLITE_TOOBIG | SQLITE_ABORT) => TargetError::Refused(message),
-        Some(SQLITE_INTERRUPT) => TargetError::Refused(format!("it takes longer than {} ms", LIMIT.as_millis())),
-        Some(SQLITE_ERROR) if tables_fit(connection).await => TargetError::Refused(message),
-        _ => TargetError::Away(message),
-    }
-}
+/// All statements of a write.
+const STATEMENTS: [&str; 7] =
+    [DELETE_EARLIER, UPDATE_MAPPING, INSERT_MAPPING, UPDATE_EXPORT, INSERT_EXPORT, DELETE_EXPORT, DELETE_MAPPING];
 
-/// Returns whether the statements could be executed at all: the tables, columns and triggers exist.
-async fn tables_fit(connection: &mut SqliteConnection) -> bool {
-    let all =
-        [DELETE_EARLIER, UPDATE_MAPPING, INSERT_MAPPING, UPDATE_EXPORT, INSERT_EXPORT, DELETE_EXPORT, DELETE_MAPPING];
-    for statement in all {
-        // The statement is compiled but not executed.
-        let explained = sqlx::query(sqlx::AssertSqlSafe(format!("EXPLAIN {statement}"))).persistent(false);
-        if explained.execute(&mut *connection).await.is_err() {
-            return false;
-        }
-    }
-    true
-}
-
-const SQLITE_ERROR: u32 = 1;
-const SQLITE_ABORT: u32 = 4;
-const SQLITE_INTERRUPT: u32 = 9;
-const SQLITE_TOOBIG: u32 = 18;
-const SQLITE_CONSTRAINT: u32 = 19;
-const SQLITE_MISMATCH: u32 = 20;
-
-impl Target for Sqlite {
+impl Target<Rows> for Sqlite {
     async fn write(&mut self, rows: &[Rows], follower: &mut Follower) -> Result<(), TargetError> {
         let (_turn, connection) =
             follower.at_the_file(Some(LIMIT)).await.map_err(|error| TargetError::Away(error.to_string()))?;
         let Err(error) = self.written(connection, rows).await else { return Ok(()) };
-        let failure = judged(connection, &error).await;
+        let failure = judged(connection, &error, &STATEMENTS).await;
         follower.failed(&error);
         Err(failure)
     }
 }
 
-fn show(batch: &mut Batch, volume: VolumeId, present: &Shown, port: u16) {
-    let Shown { mode, vm_id, device_path, size_bytes, linux_state, export_status, at } = present;
+fn show(batch: &mut Batch, volume: VolumeId, present: &ShownVolume, port: u16) {
+    let ShownVolume { mode, vm_id, device_path, size_bytes, linux_state, export_status, at } = present;
     let (mode, elsewhere, device_id) = match mode {
         Mode::Here => ("oma", false, None),
         Mode::Elsewhere { root } => ("failover", true, root.then_some(0_i64)),

@@ -8,14 +8,13 @@ use std::time::Duration;
 
 use tokio::time::{Instant, sleep, sleep_until};
 
-use super::rows::{Rows, rows, rows_elsewhere};
+use super::source::{Log, Noted, Shown, Source};
 use super::{Target, TargetError};
 use crate::clock;
-use crate::identity::VolumeId;
 use crate::reason::Code;
-use crate::store::{Changed, Follower, Present, Progress};
+use crate::store::Progress;
 
-/// The number of volumes written in one transaction; during the transaction the store's own writer waits.
+/// The number of records written in one transaction; during the transaction the store's own writer waits.
 const AT_ONCE: i64 = 24;
 
 /// The times that the task waits.
@@ -39,10 +38,10 @@ pub(super) const PACE: Pace = Pace {
     quiet: Duration::from_secs(1),
 };
 
-/// Writes the changes that the follower reports to the target, until the store closes.
-pub(super) async fn run<T: Target>(follower: Follower, target: T, basis: String, pace: Pace) {
+/// Writes what has changed in the source to the target, until the store closes.
+pub(super) async fn run<S: Source, T: Target<S::Shown>>(source: S, target: T, pace: Pace) {
     let mut task = ProjectionTask {
-        follower,
+        source,
         target,
         pace,
         progress: Progress::default(),
@@ -50,31 +49,33 @@ pub(super) async fn run<T: Target>(follower: Follower, target: T, basis: String,
         attempts: 0,
         again: None,
     };
-    task.begin(&basis).await;
+    task.begin().await;
     while task.turn().await {}
-    task.follower.close().await;
+    task.source.follower().rest().await;
 }
 
-struct ProjectionTask<T> {
-    follower: Follower,
+type Id<S> = <<S as Source>::Shown as Shown>::Id;
+
+struct ProjectionTask<S: Source, T> {
+    source: S,
     target: T,
     pace: Pace,
     progress: Progress,
-    /// The volumes whose rows the target has refused, with the reason.
-    set_aside: BTreeMap<VolumeId, String>,
+    /// The records whose rows the target has refused, with the reason.
+    set_aside: BTreeMap<Id<S>, String>,
     /// How often in a row the target accepted nothing.
     attempts: u32,
     /// When the rows that are set aside are tried again, and the back-off before that.
     again: Option<(Instant, Duration)>,
 }
 
-impl<T: Target> ProjectionTask<T> {
+impl<S: Source, T: Target<S::Shown>> ProjectionTask<S, T> {
     /// Resumes where the last run stopped, and checks whether the target can be written.
-    async fn begin(&mut self, basis: &str) {
+    async fn begin(&mut self) {
         loop {
-            let last = self.follower.is_last();
-            let begun = match self.follower.resume(basis).await {
-                Ok(()) => self.target.write(&[], &mut self.follower).await.map_err(|error| error.to_string()),
+            let last = self.source.follower().is_last();
+            let begun = match self.source.resume().await {
+                Ok(()) => self.target.write(&[], self.source.follower()).await.map_err(|error| error.to_string()),
                 Err(error) => Err(error.to_string()),
             };
             match begun {
@@ -89,7 +90,7 @@ impl<T: Target> ProjectionTask<T> {
     /// possible.
     async fn turn(&mut self) -> bool {
         // This is read before the changes. A change that is noted later is handled in the next turn.
-        let last = self.follower.is_last();
+        let last = self.source.follower().is_last();
         match self.show_some().await {
             Ok(true) => true,
             Ok(false) | Err(_) if last => false,
@@ -108,59 +109,55 @@ impl<T: Target> ProjectionTask<T> {
 
     /// Writes some pending rows. Returns false if nothing is pending.
     async fn show_some(&mut self) -> Result<bool, String> {
-        let changed = self.follower.next(AT_ONCE).await.map_err(|error| error.to_string())?;
-        let Some(last) = changed.last().map(|changed| changed.number) else { return Ok(false) };
+        let noted = self.source.next(AT_ONCE).await.map_err(|error| error.to_string())?;
+        let Some(last) = noted.last().map(|noted| noted.number) else { return Ok(false) };
         if self.progress.behind_since.is_none() {
             self.progress.behind_since = Some(clock::wall());
-            self.follower.stands(self.progress.clone());
+            self.source.follower().stands(self.progress.clone());
         }
-        let mut refused: BTreeMap<VolumeId, String> = BTreeMap::new();
+        let ids: Vec<Id<S>> = noted.iter().map(|noted| noted.id).collect();
+        let mut refused: BTreeMap<Id<S>, String> = BTreeMap::new();
         let mut rows = Vec::new();
-        for changed in &changed {
-            match present(changed) {
-                Ok(present) => rows.push(present),
-                Err(why) => drop(refused.insert(changed.volume, why)),
+        for Noted { id, shown, .. } in noted {
+            match shown {
+                Ok(shown) => rows.push(shown),
+                Err(why) => drop(refused.insert(id, why)),
             }
         }
-        match self.target.write(&rows, &mut self.follower).await {
+        match self.target.write(&rows, self.source.follower()).await {
             Ok(()) => {}
             Err(TargetError::Away(why)) => return Err(why),
-            // One write for each volume, so that no volume fails because of another.
+            // One write for each record, so that none fails because of another.
             Err(TargetError::Refused(_)) => {
                 for row in rows {
-                    match self.target.write(std::slice::from_ref(&row), &mut self.follower).await {
+                    match self.target.write(std::slice::from_ref(&row), self.source.follower()).await {
                         Ok(()) => {}
                         Err(TargetError::Away(why)) => return Err(why),
-                        Err(TargetError::Refused(why)) => drop(refused.insert(row.volume, why)),
+                        Err(TargetError::Refused(why)) => drop(refused.insert(row.id(), why)),
                     }
                 }
             }
         }
-        let names: Vec<VolumeId> = refused.keys().copied().collect();
-        let shown = changed.iter().map(|changed| changed.volume);
-        let shown: Vec<VolumeId> =
-            shown.filter(|volume| self.set_aside.contains_key(volume) && !refused.contains_key(volume)).collect();
-        self.follower.settle(last, &names, &shown).await.map_err(|error| error.to_string())?;
+        let names: Vec<Id<S>> = refused.keys().copied().collect();
+        let shown = ids.into_iter().filter(|id| self.set_aside.contains_key(id) && !refused.contains_key(id));
+        let shown: Vec<Id<S>> = shown.collect();
+        self.source.settle(last, &names, &shown).await.map_err(|error| error.to_string())?;
         self.set_apart(refused, &shown);
         self.works();
         Ok(true)
     }
 
     /// Remembers what was refused, and logs it once.
-    fn set_apart(&mut self, refused: BTreeMap<VolumeId, String>, shown: &[VolumeId]) {
-        for volume in shown {
-            self.set_aside.remove(volume);
-            tracing::info!(VOLUME_ID = %volume, target = self.follower.name(), "the volume is shown again");
+    fn set_apart(&mut self, refused: BTreeMap<Id<S>, String>, shown: &[Id<S>]) {
+        for id in shown {
+            self.set_aside.remove(id);
+            self.source.log(*id, &Log::Taken);
         }
-        for (volume, why) in refused {
-            if self.set_aside.get(&volume) != Some(&why) {
-                let code = Code::ProjectionRefused;
-                tracing::error!(
-                    VOLUME_ID = %volume, CODE = %code, target = self.follower.name(),
-                    "the predecessor's tables refuse the volume: {why}. {}", code.hint()
-                );
+        for (id, why) in refused {
+            if self.set_aside.get(&id) != Some(&why) {
+                self.source.log(id, &Log::Refused(&why));
             }
-            self.set_aside.insert(volume, why);
+            self.set_aside.insert(id, why);
         }
         if self.set_aside.is_empty() {
             self.again = None;
@@ -174,7 +171,7 @@ impl<T: Target> ProjectionTask<T> {
         self.attempts = 0;
         if let Some(before) = self.progress.failure.take() {
             tracing::info!(
-                target = self.follower.name(),
+                target = self.source.follower().name(),
                 "the predecessor's tables can be written again; before: {before}"
             );
         }
@@ -187,7 +184,7 @@ impl<T: Target> ProjectionTask<T> {
         if self.attempts > 0 && self.progress.failure.as_ref() != Some(&why) {
             let code = Code::ProjectionBehind;
             tracing::error!(
-                CODE = %code, target = self.follower.name(),
+                CODE = %code, target = self.source.follower().name(),
                 "the predecessor's tables cannot be written: {why}. {}", code.hint()
             );
             self.progress.failure = Some(why);
@@ -198,25 +195,25 @@ impl<T: Target> ProjectionTask<T> {
         self.attempts += 1;
         tokio::select! {
             () = sleep(pause) => {}
-            () = closing(&mut self.follower) => {}
+            () = closing(self.source.follower()) => {}
         }
     }
 
     fn say(&mut self) {
-        self.progress.example = self.set_aside.first_key_value().map(|(volume, why)| (*volume, why.clone()));
-        self.follower.stands(self.progress.clone());
+        self.progress.example = self.set_aside.first_key_value().map(|(id, why)| (id.to_string(), why.clone()));
+        self.source.follower().stands(self.progress.clone());
     }
 
     /// Waits until something may have changed, or until rows that were set aside are due again.
     async fn sleep(&mut self) {
         tokio::select! {
-            noted = self.follower.noted() => return self.gather(noted).await,
+            noted = self.source.follower().noted() => return self.gather(noted).await,
             () = until(self.again.map(|(at, _)| at)) => return self.try_set_aside_again().await,
             () = sleep(self.pace.quiet) => {}
         }
-        self.follower.rest().await;
+        self.source.follower().rest().await;
         tokio::select! {
-            noted = self.follower.noted() => self.gather(noted).await,
+            noted = self.source.follower().noted() => self.gather(noted).await,
             () = until(self.again.map(|(at, _)| at)) => self.try_set_aside_again().await,
         }
     }
@@ -229,7 +226,7 @@ impl<T: Target> ProjectionTask<T> {
 
     /// Makes the rows that were set aside pending again. If one is refused once more, that is noted again.
     async fn try_set_aside_again(&mut self) {
-        if let Err(error) = self.follower.try_set_aside_again().await {
+        if let Err(error) = self.source.try_set_aside_again().await {
             tracing::debug!(%error, "what is set aside could not be tried again");
         }
         let pause = self.again.map_or(self.pace.set_aside.0, |(_, pause)| (pause * 2).min(self.pace.set_aside.1));
@@ -237,18 +234,8 @@ impl<T: Target> ProjectionTask<T> {
     }
 }
 
-/// Returns the rows to write for a changed volume.
-fn present(changed: &Changed) -> Result<Rows, String> {
-    match &changed.present {
-        Ok(Present::Wanted(record)) => Ok(rows(record)),
-        Ok(Present::Elsewhere(placeholder)) => Ok(rows_elsewhere(placeholder)),
-        Ok(Present::Absent) => Ok(Rows::none(changed.volume)),
-        Err(why) => Err(why.clone()),
-    }
-}
-
 /// Waits until nothing will change any more.
-async fn closing(follower: &mut Follower) {
+async fn closing(follower: &mut crate::store::Follower) {
     while follower.noted().await {}
 }
 

@@ -52,16 +52,36 @@ pub struct Progress {
     pub behind_since: Option<Timestamp>,
     /// Why the follower can show nothing at present.
     pub failure: Option<String>,
-    /// One of the volumes that are set aside, and the reason.
-    pub example: Option<(VolumeId, String)>,
+    /// The id of one of the records that are set aside, and the reason.
+    pub example: Option<(String, String)>,
 }
 
-/// The states of all followers, by name.
-pub(super) type AllProgress = Arc<Mutex<BTreeMap<&'static str, Progress>>>;
+/// What a follower shows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Follows {
+    /// Volumes.
+    Volumes,
+    /// Operations.
+    Operations,
+}
 
-/// Reads the volumes that have changed, and shows them elsewhere.
+impl Follows {
+    /// Returns the word for one of them.
+    pub const fn word(self) -> &'static str {
+        match self {
+            Self::Volumes => "volume",
+            Self::Operations => "operation",
+        }
+    }
+}
+
+/// What all followers show, and their states, by name.
+pub(super) type AllProgress = Arc<Mutex<BTreeMap<&'static str, (Follows, Progress)>>>;
+
+/// Reads the records that have changed, and shows them elsewhere.
 pub struct Follower {
     name: &'static str,
+    follows: Follows,
     path: PathBuf,
     turns: Turns,
     noted: watch::Receiver<()>,
@@ -80,14 +100,24 @@ const STEPS: i32 = 10_000;
 
 impl Follower {
     pub(super) fn new(
-        name: &'static str,
+        (name, follows): (&'static str, Follows),
         path: PathBuf,
         turns: Turns,
         noted: watch::Receiver<()>,
         all_progress: AllProgress,
     ) -> Self {
-        all_progress.lock().unwrap_or_else(PoisonError::into_inner).insert(name, Progress::default());
-        Self { name, path, turns, noted, all_progress, connection: None, deadline: Deadline::default(), done: 0 }
+        all_progress.lock().unwrap_or_else(PoisonError::into_inner).insert(name, (follows, Progress::default()));
+        Self {
+            name,
+            follows,
+            path,
+            turns,
+            noted,
+            all_progress,
+            connection: None,
+            deadline: Deadline::default(),
+            done: 0,
+        }
     }
 
     /// Returns the follower's name in the store.
@@ -97,10 +127,10 @@ impl Follower {
 
     /// Reports the follower's state.
     pub fn stands(&self, progress: Progress) {
-        self.all_progress().insert(self.name, progress);
+        self.all_progress().insert(self.name, (self.follows, progress));
     }
 
-    fn all_progress(&self) -> MutexGuard<'_, BTreeMap<&'static str, Progress>> {
+    fn all_progress(&self) -> MutexGuard<'_, BTreeMap<&'static str, (Follows, Progress)>> {
         self.all_progress.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -158,13 +188,7 @@ impl Follower {
     /// Returns some of the owed volumes, in order.
     pub async fn next(&mut self, limit: i64) -> Result<Vec<Changed>, StoreError> {
         let done = self.done;
-        self.let_go_on_until(None);
-        let rows = match &mut self.connection {
-            // A reading connection waits for no lock.
-            Some(connection) => read::changed(connection, done, limit).await,
-            None => read::changed(self.at_the_file(None).await?.1, done, limit).await,
-        };
-        let rows = self.checked(rows)?;
+        let rows = self.read(async |connection| read::changed(connection, done, limit).await).await?;
         let known = rows.into_iter().filter_map(|(number, volume, present)| {
             // The triggers note only ids of volumes.
             let volume = volume.parse().ok()?;
@@ -211,8 +235,22 @@ impl Follower {
         .await
     }
 
+    /// Reads from the store's file.
+    pub(super) async fn read<T>(
+        &mut self,
+        question: impl AsyncFnOnce(&mut SqliteConnection) -> sqlx::Result<T>,
+    ) -> Result<T, StoreError> {
+        self.let_go_on_until(None);
+        let answer = match &mut self.connection {
+            // A reading connection waits for no lock.
+            Some(connection) => question(connection).await,
+            None => question(self.at_the_file(None).await?.1).await,
+        };
+        self.checked(answer)
+    }
+
     /// Runs one transaction in a turn of its own.
-    async fn write<T>(
+    pub(super) async fn write<T>(
         &mut self,
         changes: impl AsyncFnOnce(&mut SqliteConnection) -> sqlx::Result<T>,
     ) -> Result<T, StoreError> {
@@ -270,18 +308,13 @@ impl Follower {
             tracing::debug!(follower = self.name, %error, "a connection to the store did not close");
         }
     }
-
-    /// Closes the connection in order.
-    pub async fn close(mut self) {
-        self.rest().await;
-    }
 }
 
 impl Drop for Follower {
     /// Reports that the follower has ended.
     fn drop(&mut self) {
         let mut all_progress = self.all_progress.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(progress) = all_progress.get_mut(self.name) {
+        if let Some((_, progress)) = all_progress.get_mut(self.name) {
             progress.failure.get_or_insert_with(|| {
                 "the task that writes there has ended; a restart of attachd starts it".to_owned()
             });

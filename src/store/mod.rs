@@ -14,6 +14,7 @@ pub(crate) mod batch;
 mod error;
 mod files;
 mod follow;
+mod follow_operations;
 mod foreign;
 mod history;
 mod holder;
@@ -48,13 +49,12 @@ use crate::operation::{IdempotencyKey, Operation, Placeholder};
 use crate::volume::{Entry, Record};
 pub use error::{Saved, StoreError};
 use follow::AllProgress;
-pub use follow::{Changed, Follower, Present, Progress};
+pub use follow::{Changed, Follower, Follows, Present, Progress};
 pub use foreign::judge_at_once;
 pub use holder::Holder;
 pub use news::News;
 use news::Posted;
 pub use operations::OperationFilter;
-pub(crate) use operations::changed as changed_operations;
 use reader::ReadConnection;
 use task::{Command, Task};
 use turn::Given;
@@ -118,18 +118,20 @@ pub struct Story {
 pub struct Following {
     /// The follower's name.
     pub name: &'static str,
+    /// What it shows.
+    pub follows: Follows,
     /// What the follower has yet to show. `None`: unknown.
     pub owed: Option<Owed>,
     /// The state that the follower reports.
     pub progress: Progress,
 }
 
-/// The number of volumes that a follower has yet to show.
+/// The number of records that a follower has yet to show.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Owed {
-    /// Volumes that have changed.
-    pub volumes: u64,
-    /// Volumes that the follower could not show and has set aside.
+    /// Records that have changed.
+    pub records: u64,
+    /// Records that the follower could not show and has set aside.
     pub set_aside: u64,
 }
 
@@ -218,9 +220,9 @@ impl Store {
 
     /// Adds a follower. It does not keep the store open. When the store closes, it waits for the follower for a
     /// limited time.
-    pub fn follow(&self, name: &'static str) -> Follower {
+    pub fn follow(&self, name: &'static str, follows: Follows) -> Follower {
         let (turns, noted) = (self.turns.clone(), self.noted.clone());
-        Follower::new(name, self.watch.path().to_owned(), turns, noted, Arc::clone(&self.followers))
+        Follower::new((name, follows), self.watch.path().to_owned(), turns, noted, Arc::clone(&self.followers))
     }
 
     /// Returns a volume's timeline in the order of events. It is empty when the volume has none.
@@ -292,10 +294,20 @@ impl Store {
     }
 
     async fn followers(&self) -> Vec<Following> {
-        let owed = self.reader.owed().await;
         let all = self.followers.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        let owed = |name: &str| owed.as_ref().ok()?.get(name).copied();
-        all.into_iter().map(|(name, progress)| Following { name, owed: owed(name), progress }).collect()
+        let volumes = self.reader.owed().await.unwrap_or_default();
+        let operations = match all.values().any(|(follows, _)| *follows == Follows::Operations) {
+            true => self.reader.owed_operations().await.ok(),
+            false => None,
+        };
+        let following = all.into_iter().map(|(name, (follows, progress))| {
+            let owed = match follows {
+                Follows::Volumes => volumes.get(name).copied(),
+                Follows::Operations => operations,
+            };
+            Following { name, follows, owed, progress }
+        });
+        following.collect()
     }
 
     /// Returns the store's health without waiting for a store that hangs. A failed write is retried first.

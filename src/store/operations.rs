@@ -5,6 +5,7 @@ use sqlx::Row;
 use sqlx::sqlite::{SqliteArguments, SqliteConnection, SqliteRow};
 use sqlx::{Arguments, AssertSqlSafe, Encode, Sqlite, Type};
 
+use super::Owed;
 use super::batch::{Batch, Values};
 use super::read::{moment, not_ours, text, time};
 use crate::clock::Steady;
@@ -184,12 +185,12 @@ impl Wanted {
     }
 }
 
-/// Returns the operations whose row in the predecessor's table is not what is on record, in order: a number, the id, and what
-/// is on record. `None`: it is forgotten. An error: nothing of ours has written that.
-pub(crate) async fn changed(
-    connection: &mut SqliteConnection,
-    limit: i64,
-) -> sqlx::Result<Vec<(i64, String, sqlx::Result<Option<Operation>>)>> {
+/// A change's number, the operation's id as it is noted, and what is on record of it.
+type ChangedRow = (i64, String, sqlx::Result<Option<Operation>>);
+
+/// Returns some of the operations whose row in the predecessor's table is out of date, in order: the number of the change,
+/// the id, and what is on record. `None`: it was deleted. An error: the row holds a value that attachd did not write.
+pub(super) async fn changed(connection: &mut SqliteConnection, limit: i64) -> sqlx::Result<Vec<ChangedRow>> {
     let query = format!(
         "SELECT c.seq, c.operation_id AS changed_id, o.* FROM changed_operations c \
          LEFT JOIN (SELECT {COLUMNS} FROM operations) o ON o.id = c.operation_id WHERE NOT c.refused ORDER BY c.seq LIMIT ?"
@@ -200,6 +201,18 @@ pub(crate) async fn changed(
         Ok((row.try_get("seq")?, row.try_get("changed_id")?, kept.then(|| operation(row)).transpose()))
     });
     read.collect()
+}
+
+/// Returns whether the predecessor's table has refused an operation that has not changed since.
+pub(super) async fn any_set_aside(connection: &mut SqliteConnection) -> sqlx::Result<bool> {
+    sqlx::query_scalar("SELECT EXISTS (SELECT 1 FROM changed_operations WHERE refused)").fetch_one(connection).await
+}
+
+/// Returns how many operations the predecessor's table does not show yet, and how many it has refused.
+pub(super) async fn owed(connection: &mut SqliteConnection) -> sqlx::Result<Owed> {
+    let query = "SELECT count(*) FILTER (WHERE NOT refused), count(*) FILTER (WHERE refused) FROM changed_operations";
+    let (records, set_aside): (i64, i64) = sqlx::query_as(query).fetch_one(connection).await?;
+    Ok(Owed { records: records.unsigned_abs(), set_aside: set_aside.unsigned_abs() })
 }
 
 /// Returns every placeholder.

@@ -75,7 +75,7 @@ pub(super) async fn owed(connection: &mut SqliteConnection) -> sqlx::Result<Hash
     let rows = query.fetch_all(connection).await?;
     let number = |row: &SqliteRow, column| row.try_get::<i64, _>(column).map(i64::unsigned_abs);
     let read = rows.iter().map(|row| {
-        let owed = Owed { volumes: number(row, "owed")?, set_aside: number(row, "set_aside")? };
+        let owed = Owed { records: number(row, "owed")?, set_aside: number(row, "set_aside")? };
         Ok((row.try_get("name")?, owed))
     });
     read.collect()

@@ -36,6 +36,10 @@ impl ReadConnection {
         self.ask(async |connection| read::owed(connection).await).await
     }
 
+    pub(super) async fn owed_operations(&self) -> Result<Owed, StoreError> {
+        self.ask(async |connection| operations::owed(connection).await).await
+    }
+
     pub(super) async fn open_operations(&self) -> Result<(Vec<Operation>, u64, Vec<Placeholder>), StoreError> {
         self.ask(async |connection| {
             let open = operations::open(connection).await?;

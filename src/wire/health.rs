@@ -173,14 +173,14 @@ pub(crate) struct ProjectionHealth {
     /// The database.
     #[schema(value_type = String)]
     pub(crate) target: Cow<'static, str>,
-    /// Volumes whose rows are still to be written; `null`: unknown.
+    /// Volumes or operations whose rows are still to be written; `null`: unknown.
     #[serde(deserialize_with = "nullable")]
     pub(crate) owed: Option<u64>,
-    /// Since when there has always been such a volume.
+    /// Since when there has always been one.
     #[schema(value_type = Option<String>, format = DateTime)]
     #[serde(deserialize_with = "nullable")]
     pub(crate) behind_since: Option<Timestamp>,
-    /// Volumes whose rows the database refuses; `null`: unknown.
+    /// Volumes or operations whose rows the database refuses; `null`: unknown.
     #[serde(deserialize_with = "nullable")]
     pub(crate) refused: Option<u64>,
     /// Why nothing can be written there.

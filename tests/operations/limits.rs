@@ -57,6 +57,8 @@ fn health_names_an_operation_that_has_not_ended_although_its_time_is_over_until_
     answers.open();
     world.is_failed(&world.end(&begun), "TIME_IS_UP");
     assert_eq!(late(&world), None, "it has ended");
+    // CloudStack has attached it after all, and it is still wanted.
+    world.is_served(&volume);
 }
 
 #[test]

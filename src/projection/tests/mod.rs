@@ -1,3 +1,4 @@
+mod operations;
 mod refused;
 mod tables;
 mod target;
@@ -42,16 +43,27 @@ impl StoreFolder {
 
     async fn start_on(&self, port: u16, pace: Pace) -> Running {
         let (store, closing, records) = self.open().await;
-        let follower = store.follow(SQLITE);
-        let following = tokio::spawn(task::run(follower, Sqlite::new(port), basis(port), pace));
+        let source = source::Volumes::new(store.follow(SQLITE, Follows::Volumes), basis(port));
+        let following = tokio::spawn(task::run(source, Sqlite::new(port), pace));
         Running { store, closing, following, records }
     }
 
     /// Starts a projection to another target.
     async fn start_in(&self, target: target::Memory) -> Running {
         let (store, closing, records) = self.open().await;
-        let following = tokio::spawn(task::run(store.follow("memory"), target, "1".into(), QUICK));
+        let source = source::Volumes::new(store.follow("memory", Follows::Volumes), "1".into());
+        let following = tokio::spawn(task::run(source, target, QUICK));
         Running { store, closing, following, records }
+    }
+}
+
+impl StoreFolder {
+    /// Makes the tables, and returns a connection as another program would have.
+    async fn open_once_and_connect(&self) -> SqliteConnection {
+        let (store, closing, _) = self.open().await;
+        drop(store);
+        closing.await.unwrap();
+        self.other().await
     }
 }
 
@@ -95,7 +107,7 @@ impl Running {
     }
 
     async fn until_shown(&self) {
-        self.until("something is owed", |following| following.owed.is_some_and(|owed| owed.volumes == 0)).await;
+        self.until("something is owed", |following| following.owed.is_some_and(|owed| owed.records == 0)).await;
     }
 }
 

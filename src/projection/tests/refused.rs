@@ -21,10 +21,10 @@ async fn an_obligatory_column_of_another_program_does_not_stop_updates() {
     running.store.write(vec![stand(volume(1), State::Lost)]).await.unwrap();
     running.until_shown().await;
     assert_eq!(text(&mut other, STATES).await, ["lost lost"]);
-    assert_eq!(running.following().await.owed, Some(Owed { volumes: 0, set_aside: 0 }));
+    assert_eq!(running.following().await.owed, Some(Owed { records: 0, set_aside: 0 }));
     running.store.write(ready(volume(2))).await.unwrap();
     let following = running.until_set_aside(1).await;
-    assert_eq!(following.progress.example.unwrap().0, volume(2));
+    assert_eq!(following.progress.example.unwrap().0, volume(2).to_string());
 }
 
 const REFUSE: &str = "CREATE TRIGGER refuse BEFORE INSERT ON nbd_exports WHEN NEW.volume_id LIKE '00000002%' BEGIN \
@@ -55,7 +55,7 @@ async fn a_refused_row_is_set_aside_and_named_and_other_rows_are_written() {
         text(&mut other, "SELECT substr(volume_uuid, 8, 1) FROM device_mappings WHERE id <> 'x' ORDER BY 1").await;
     assert_eq!(mapped, shown, "all of a volume's rows or none");
     let (named, why) = following.progress.example.unwrap();
-    assert_eq!(named, volume(2));
+    assert_eq!(named, volume(2).to_string());
     assert!(why.contains("not this one"), "{why}");
     assert_eq!(running.store.pulse().await.failure, None, "the store itself works");
     // The trigger is removed, and the volume changes.
@@ -85,7 +85,7 @@ async fn rows_set_aside_are_tried_again_after_a_while_and_at_a_start() {
         } else {
             run(&mut other, "DROP TRIGGER refuse").await;
         }
-        running.until("all is shown", |following| following.owed == Some(Owed { volumes: 0, set_aside: 0 })).await;
+        running.until("all is shown", |following| following.owed == Some(Owed { records: 0, set_aside: 0 })).await;
         assert_eq!(text(&mut other, STATES).await, ["detected active"]);
     }
 }
@@ -106,7 +106,7 @@ async fn an_endless_trigger_delays_neither_the_store_nor_other_rows() {
     running.store.write((1..=3).flat_map(|n| ready(volume(n))).collect()).await.unwrap();
     let following = running.until_set_aside(1).await;
     let (named, why) = following.progress.example.unwrap();
-    assert_eq!((named, &*why), (volume(2), "it takes longer than 200 ms"));
+    assert_eq!((named, &*why), (volume(2).to_string(), "it takes longer than 200 ms"));
     assert_eq!(text(&mut other, STATES).await, ["detected active", "detected active"]);
     // The second write makes the trigger run once more. It would count for hours, so the answers and the third row prove
     // that neither the store nor the other rows waited for its end.
@@ -127,7 +127,7 @@ async fn a_missing_table_is_reported_and_filled_when_it_is_back() {
     running.store.write((1..=50).flat_map(|n| ready(volume(n))).collect()).await.unwrap();
     let no_table = |why: &String| why.contains("no such table");
     let following = running.until("told", |following| following.progress.failure.as_ref().is_some_and(no_table)).await;
-    assert_eq!(following.owed, Some(Owed { volumes: 50, set_aside: 0 }));
+    assert_eq!(following.owed, Some(Owed { records: 50, set_aside: 0 }));
     assert!(following.progress.behind_since.is_some());
     run(&mut other, "ALTER TABLE aside RENAME TO nbd_exports").await;
     running.until_shown().await;

@@ -149,7 +149,7 @@ async fn rows_that_an_earlier_version_had_not_written_are_written_withdrawn_volu
     .await;
     assert_eq!(text(&mut other, STATES).await.len(), 2, "the control: one row too many, two missing");
     let running = folder.start().await;
-    running.until("all are shown", |following| following.owed.is_some_and(|owed| owed.volumes == 0)).await;
+    running.until("all are shown", |following| following.owed.is_some_and(|owed| owed.records == 0)).await;
     let shown = text(&mut other, "SELECT substr(volume_id, 8, 1) || ' ' || status FROM nbd_exports ORDER BY 1").await;
     assert_eq!(shown, ["1 lost", "3 active", "4 active"]);
     assert_eq!(running.records.len(), 3);

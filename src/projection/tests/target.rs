@@ -14,7 +14,7 @@ pub(super) struct Memory(Arc<Mutex<Inner>>);
 
 #[derive(Default)]
 struct Inner {
-    rows: BTreeMap<VolumeId, Shown>,
+    rows: BTreeMap<VolumeId, ShownVolume>,
     away: bool,
     panics: bool,
     hangs: bool,
@@ -22,7 +22,7 @@ struct Inner {
     writes: usize,
 }
 
-impl Target for Memory {
+impl Target<Rows> for Memory {
     async fn write(&mut self, rows: &[Rows], _: &mut Follower) -> Result<(), TargetError> {
         if self.0.lock().unwrap().hangs {
             std::future::pending::<()>().await;
@@ -66,7 +66,7 @@ async fn a_target_that_is_away_costs_one_row_per_changed_volume_and_gets_everyth
     }
     running.store.write(vec![Change::Withdraw(volume(3))]).await.unwrap();
     let following = running.until("told", |following| following.progress.failure.is_some()).await;
-    assert_eq!(following.owed, Some(Owed { volumes: 3, set_aside: 0 }));
+    assert_eq!(following.owed, Some(Owed { records: 3, set_aside: 0 }));
     assert_eq!(following.progress.failure.as_deref(), Some("it is away"));
     let behind = following.progress.behind_since.unwrap();
     assert!(behind <= clock::wall());
@@ -220,10 +220,10 @@ async fn after_any_steps_the_target_shows_the_records() {
             let mut inner = target.0.lock().unwrap();
             (inner.away, inner.refuses) = (false, BTreeSet::new());
         }
-        running.until("nothing is owed", |following| following.owed == Some(Owed { volumes: 0, set_aside: 0 })).await;
+        running.until("nothing is owed", |following| following.owed == Some(Owed { records: 0, set_aside: 0 })).await;
         running.stop().await;
         let (_store, _closing, records) = folder.open().await;
-        let expected: BTreeMap<VolumeId, Shown> = records
+        let expected: BTreeMap<VolumeId, ShownVolume> = records
             .iter()
             .filter_map(|record| rows(record).present.map(|present| (record.intent.volume, present)))
             .collect();
