@@ -296,9 +296,10 @@ impl Store {
     async fn followers(&self) -> Vec<Following> {
         let all = self.followers.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let volumes = self.reader.owed().await.unwrap_or_default();
-        let operations = match all.values().any(|(follows, _)| *follows == Follows::Operations) {
-            true => self.reader.owed_operations().await.ok(),
-            false => None,
+        let operations = if all.values().any(|(follows, _)| *follows == Follows::Operations) {
+            self.reader.owed_operations().await.ok()
+        } else {
+            None
         };
         let following = all.into_iter().map(|(name, (follows, progress))| {
             let owed = match follows {
