@@ -38,13 +38,24 @@ fn main() -> ExitCode {
         return reader_process::serve();
     }
     let flush = telemetry::init();
-    let outcome = daemon::run(&arguments.config);
-    if let Err(error) = outcome {
-        return telemetry::failed(&error);
-    }
+    // A panic has been written by then; its status is the one that a panic has.
+    let outcome = std::panic::catch_unwind(|| daemon::run(&arguments.config));
+    let status = match outcome {
+        Ok(Ok(())) => 0,
+        Ok(Err(error)) => telemetry::failed(&error),
+        Err(_) => PANICKED,
+    };
     drop(flush);
-    // A thread that still calls CloudStack may be in OpenSSL, whose exit handler frees what that thread uses: the process
-    // would end with a segmentation fault.
-    // SAFETY: it ends the process and nothing else. What has to be written is written: the store is closed, the journal flushed.
-    unsafe { libc::_exit(0) }
+    end(status)
+}
+
+/// The exit status after a panic, as the standard library has it.
+const PANICKED: u8 = 101;
+
+/// Ends the process without exit handlers, whatever the reason. A thread that still calls CloudStack may be in OpenSSL,
+/// whose exit handler frees what that thread uses: the process would end with a segmentation fault.
+fn end(status: u8) -> ! {
+    // SAFETY: it ends the process and nothing else. What has to be written is written: the store is closed, if it was
+    // opened, and the journal flushed. Standard error has no buffer.
+    unsafe { libc::_exit(status.into()) }
 }

@@ -4,7 +4,6 @@ pub mod journal;
 pub mod manager;
 
 use std::io::IsTerminal;
-use std::process::ExitCode;
 
 use tracing::level_filters::LevelFilter;
 use tracing_subscriber::layer::SubscriberExt;
@@ -14,6 +13,9 @@ use crate::config::Invalid;
 
 /// The exit status for an invalid configuration (`EX_CONFIG` of sysexits.h): a restart would not help.
 const EXIT_CONFIG: u8 = 78;
+
+/// The exit status for any other failure.
+const EXIT_FAILURE: u8 = 1;
 
 /// Sends the program's events to the journal if standard error is the journal, else to standard error. `ATTACHD_LOG`
 /// can be `error`, `warn`, `info`, `debug` or `trace`. Keep the returned guard until the end.
@@ -32,7 +34,7 @@ pub fn init() -> Option<journal::FlushGuard> {
 }
 
 /// Reports why the program ends, and returns the exit status.
-pub fn failed(error: &anyhow::Error) -> ExitCode {
+pub fn failed(error: &anyhow::Error) -> u8 {
     tracing::error!("attachd cannot go on: {error:#}");
-    if error.is::<Invalid>() { ExitCode::from(EXIT_CONFIG) } else { ExitCode::FAILURE }
+    if error.is::<Invalid>() { EXIT_CONFIG } else { EXIT_FAILURE }
 }
