@@ -1,6 +1,6 @@
 # The way in. Each target installs what it needs from Debian's packages and says so; run as root.
 
-.PHONY: help setup setup-bench setup-lintian setup-test fmt fmt-check lint lintian test steady soak sim sim-faults vm-test demo bench
+.PHONY: help setup setup-bench setup-lintian setup-test fmt fmt-check lint lintian test steady soak sim sim-faults vm-test demo bench callers
 .PHONY: mutants deb
 .PHONY: cargo-deb
 
@@ -12,6 +12,7 @@ help:
 	@echo "make sim      the engine in a simulated world, for STEPS steps of each of SEEDS (7,8,9)"
 	@echo "make sim-faults  shows that the simulation finds faults that are put into the engine (not part of CI)"
 	@echo "make vm-test  the tests in a virtual machine (VM_TESTS='name ...' for some)"
+	@echo "make callers  docs/callers.md written from tests/callers/rows"
 	@echo "make bench    measurements side by side, written to docs/benchmarks.md"
 	@echo "make deb      the Debian package"
 	@echo "make lintian  the same, held against Debian's policy"
@@ -72,6 +73,10 @@ lintian: setup-lintian deb
 demo: setup
 	cargo build --release --bins
 	cargo run --release --quiet --example demo
+
+# The page of today's callers, from the data that the test replays.
+callers: setup
+	UPDATE=1 cargo test --features kill-points --test callers -- the_page_of_the_callers
 
 bench: setup-bench
 	cargo bench --bench attach

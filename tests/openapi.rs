@@ -14,6 +14,7 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use attachd::reason::{Code, SaidAt, StoryStep};
+use common::cloud::lab_in_cloud;
 use common::*;
 use lab::child::Proc;
 use lab::{Api, Lab};
@@ -28,11 +29,18 @@ const CONFIG_FILE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/openapi/sc
 /// Hooks that keep requests from waiting for events that do not come.
 const HOOKS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/openapi/hooks.py");
 
-/// The limit of requests of each kind.
-const EXAMPLES: &str = "100";
+/// The limit of requests of each kind; `ATTACHD_OPENAPI_EXAMPLES` in the environment sets another one.
+const EXAMPLES: u32 = 100;
 
 /// The time limit of one run, on a busy machine; the number of examples limits it too.
 const LIMIT: Duration = Duration::from_mins(4);
+
+/// Returns the limit of requests of each kind, and how many times the usual one it is.
+fn examples(usual: u32) -> (String, u32) {
+    let wished = std::env::var("ATTACHD_OPENAPI_EXAMPLES").ok();
+    let wished = wished.map_or(usual, |wished| wished.parse().expect("ATTACHD_OPENAPI_EXAMPLES is a number"));
+    (wished.to_string(), wished.div_ceil(EXAMPLES).max(1))
+}
 
 /// Starts a proxy, because schemathesis supports only TCP. It passes each connection on to attachd's socket. Returns
 /// the address.
@@ -68,7 +76,7 @@ fn pass(mut from: impl Read, mut to: impl Write) {
 }
 
 /// Tests the daemon against this document. Returns what was found; `None` if nothing was.
-fn findings(lab: &Lab, document: &Path, address: &str, more: &[&str]) -> Option<String> {
+fn findings(lab: &Lab, document: &Path, address: &str, more: &[&str], limit: Duration) -> Option<String> {
     assert!(Path::new(SCHEMATHESIS).exists(), "schemathesis is not installed: run `make setup-test`");
     let said = lab.dir().join("schemathesis.txt");
     let output = fs::File::create(&said).unwrap();
@@ -100,7 +108,7 @@ fn findings(lab: &Lab, document: &Path, address: &str, more: &[&str]) -> Option<
         .stdout(output.try_clone().unwrap())
         .stderr(output);
     let begun = Instant::now();
-    let status = Proc::spawn("schemathesis", &mut command).unwrap().wait(LIMIT).unwrap();
+    let status = Proc::spawn("schemathesis", &mut command).unwrap().wait(limit).unwrap();
     let text = fs::read_to_string(&said).unwrap();
     let counts =
         text.lines().filter(|line| line.contains("generated") || line.contains("(in ") || line.contains("covered"));
@@ -115,14 +123,47 @@ fn written(lab: &Lab, name: &str, document: &Value) -> PathBuf {
     path
 }
 
+/// The daemon's document without the event stream, which never ends: schemathesis reads whole answers.
+fn readable(api: &Api) -> Value {
+    let mut document = api.get("/api/v1/openapi.json").unwrap().expect(200).unwrap();
+    document["paths"].as_object_mut().unwrap().remove("/api/v1/events").unwrap();
+    document
+}
+
+/// Tests the daemon against its document with all phases.
+fn nothing_is_found(lab: &Lab, document: &Value, address: &str, usual: u32) {
+    let (examples, times) = examples(usual);
+    let document = written(lab, "openapi.json", document);
+    let found = findings(lab, &document, address, &["--max-examples", &examples], LIMIT * times);
+    assert!(found.is_none(), "{}", found.unwrap_or_default());
+}
+
+#[test]
+fn the_openapi_document_matches_a_daemon_that_calls_cloudstack() {
+    let (lab, cloud) = lab_in_cloud();
+    let attachd = start(&lab);
+    let api = attachd.api();
+    // Some volumes whose ids callers of an earlier request can use: operations that complete, and some that fail.
+    for _ in 0..3 {
+        let volume = lab.volume();
+        cloud.add(&volume, MIB);
+        let body = json!({ "type": "attach", "volume_id": volume.id });
+        let begun = api.post("/api/v1/operations", &body).unwrap().expect(201).unwrap();
+        let path = format!("/api/v1/operations/{}?wait=done", begun["id"].as_str().unwrap());
+        assert_eq!(api.get(&path).unwrap().json["status"], "completed");
+    }
+    let before = cloud.calls().len();
+    nothing_is_found(&lab, &readable(&api), &bridge(&api), EXAMPLES / 2);
+    assert!(cloud.calls().len() > before, "the control: CloudStack was called");
+    drop(attachd);
+}
+
 #[test]
 fn the_openapi_document_matches_the_daemon() {
     let (lab, attachd, api) = up();
     let (_volume, _disk) = served(&lab, &api);
     (0..3).for_each(|_| drop(intend(&api, &lab.volume())));
-    let mut document = api.get("/api/v1/openapi.json").unwrap().expect(200).unwrap();
-    // The event stream never ends, and schemathesis reads whole answers.
-    document["paths"].as_object_mut().unwrap().remove("/api/v1/events").unwrap();
+    let document = readable(&api);
     let address = bridge(&api);
 
     // The control: documents with one mistake each.
@@ -130,13 +171,13 @@ fn the_openapi_document_matches_the_daemon() {
     let mut wrong = document.clone();
     wrong["components"]["schemas"]["IntentView"]["properties"]["serial"] = json!({ "type": "integer" });
     wrong["paths"]["/api/v1/intents"]["post"]["responses"].as_object_mut().unwrap().remove("422").unwrap();
-    let found = findings(&lab, &written(&lab, "wrong.json", &wrong), &address, &only_intents).unwrap_or_default();
+    let found =
+        findings(&lab, &written(&lab, "wrong.json", &wrong), &address, &only_intents, LIMIT).unwrap_or_default();
     for finding in ["Response violates schema", "Undocumented status code"] {
         assert!(found.contains(finding), "{finding} is found: {found}");
     }
 
-    let found = findings(&lab, &written(&lab, "openapi.json", &document), &address, &["--max-examples", EXAMPLES]);
-    assert!(found.is_none(), "{}", found.unwrap_or_default());
+    nothing_is_found(&lab, &document, &address, EXAMPLES);
     // The daemon runs until it is stopped, and a restart must keep the volumes that schemathesis has left; the lab
     // checks both.
     drop(attachd);

@@ -221,7 +221,7 @@ pub(crate) struct StepView {
     /// The present step.
     #[schema(value_type = String)]
     pub(crate) name: Cow<'static, str>,
-    /// Who must act now.
+    // Without a description of its own: beside an inline schema it would become a second one, of another type.
     #[schema(inline)]
     pub(crate) waits_for: Party,
     /// The step in words.
@@ -237,8 +237,8 @@ pub(crate) struct StepView {
     pub(crate) cancellable: bool,
 }
 
-/// `turn` (an earlier operation of the volume), `cloud`, `udev` (the kernel shows the disk, and udev has not finished
-/// with it) or `attachd`.
+/// Who must act now: `turn` (an earlier operation of the volume), `cloud`, `udev` (the kernel shows the disk, and udev
+/// has not finished with it) or `attachd`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum Party {

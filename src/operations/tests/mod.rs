@@ -1,6 +1,5 @@
 //! Operations against doubles, in virtual time.
 
-mod asked_before;
 mod cases;
 mod deaths;
 mod rules;

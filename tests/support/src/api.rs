@@ -239,7 +239,7 @@ pub(crate) fn read_head(reader: &mut impl BufRead) -> Result<(u16, Vec<(String, 
 }
 
 /// Reads a whole answer.
-pub(crate) fn read_reply(reader: &mut impl BufRead) -> Result<Reply> {
+pub fn read_reply(reader: &mut impl BufRead) -> Result<Reply> {
     let (status, headers) = read_head(reader)?;
     let header = |name: &str| headers.iter().find(|(n, _)| n == name).map(|(_, v)| v.as_str());
     let mut body = Vec::new();
