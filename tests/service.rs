@@ -29,6 +29,8 @@ mod port;
 mod privilege;
 #[path = "service/server_down.rs"]
 mod server_down;
+#[path = "service/tcp.rs"]
+mod tcp;
 #[path = "service/tls.rs"]
 mod tls;
 #[path = "service/withdrawal.rs"]
@@ -40,7 +42,7 @@ use host::Host;
 use lab::nbd_server::Release;
 
 /// The units of the package.
-const UNITS: [&str; 12] = [
+const UNITS: [&str; 13] = [
     "attachd.service",
     "attachd.socket",
     "attachd-helper.service",
@@ -53,6 +55,7 @@ const UNITS: [&str; 12] = [
     "attachd-nbd-server@.service",
     "attachd-nbdkit.service",
     "attachd-nbdkit.socket",
+    "attachd-tcp.socket",
 ];
 
 #[test]

@@ -8,7 +8,7 @@ use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
 
 use common::*;
-use lab::{Attachd, Lab, TcpCaller, Volume};
+use lab::{Attachd, AttachdOptions, Lab, TcpCaller, Volume};
 use serde_json::{Value, json};
 
 /// The predecessor's port, which is free in the lab's own network.
@@ -187,14 +187,70 @@ fn an_address_that_is_taken_is_said_in_health_and_the_unix_socket_works() {
     lab.attachd_config(&format!("{CONFIG}[api]\ntcp = \"{ADDRESS}\"\n")).unwrap();
     let taken = std::net::TcpListener::bind(ADDRESS).unwrap();
     let mut attachd = start(&lab);
-    let told = |attachd: &Attachd| -> Vec<Value> {
-        let problems = health(&attachd.api())["problems"].as_array().unwrap().clone();
-        problems.into_iter().filter(|problem| problem["code"] == "TCP_NOT_SERVED").collect()
-    };
-    let problems = told(&attachd);
-    assert!(problems.len() == 1 && problems[0]["message"].as_str().unwrap().contains(ADDRESS), "{problems:?}");
+    let problems = problems_of_tcp(&attachd);
+    assert!(problems.len() == 1 && problems[0].0 == "TCP_NOT_SERVED" && problems[0].1.contains(ADDRESS), "{problems:?}");
     drop(taken);
     attachd.terminate().unwrap();
     let attachd = start(&lab);
-    assert_eq!(told(&attachd), Vec::<Value>::new(), "the control");
+    assert_eq!(problems_of_tcp(&attachd), [], "the control");
+}
+
+/// Returns the codes of health's problems about TCP, with their messages.
+fn problems_of_tcp(attachd: &Attachd) -> Vec<(String, String)> {
+    let problems = health(&attachd.api())["problems"].as_array().unwrap().clone();
+    let text = |value: &Value| value.as_str().unwrap().to_owned();
+    let told = problems.iter().map(|problem| (text(&problem["code"]), text(&problem["message"])));
+    told.filter(|(code, _)| code.starts_with("TCP_")).collect()
+}
+
+#[test]
+fn a_listener_from_systemd_is_used_without_a_setting_and_callers_wait_while_attachd_restarts() {
+    let lab = with_nbdkit();
+    lab.attachd_config(&format!("{CONFIG}[api]\ntcp_uids = [{NAMED}]\n")).unwrap();
+    let held = lab.held_socket().unwrap().and_tcp(ADDRESS.parse().unwrap()).unwrap();
+    let mut attachd = lab.attachd_start_activated(bin(), &AttachdOptions::default(), &held).unwrap();
+    let listeners = health(&attachd.api())["listeners"].clone();
+    assert_eq!(listeners[1], json!({ "address": ADDRESS, "from": "systemd", "tls": false }));
+    assert_eq!(by(STRANGER).get("/api/v1/health").unwrap().status, 403);
+    let (before, after) = (lab.volume(), lab.volume());
+    by(NAMED).post("/api/v1/intents", &json!({ "volume_id": before.id })).unwrap().expect(201).unwrap();
+    attachd.kill9().unwrap();
+    let mut waiting = by(NAMED).connect().unwrap();
+    waiting.write_all(intent(&after).as_bytes()).unwrap();
+    let attachd = lab.attachd_start_activated(bin(), &AttachdOptions::default(), &held).unwrap();
+    let mut status = [0; 12];
+    waiting.read_exact(&mut status).unwrap();
+    assert_eq!(&status, b"HTTP/1.1 201", "asked while attachd was away");
+    assert!(is_known(&attachd, &before) && is_known(&attachd, &after));
+    assert_eq!(problems_of_tcp(&attachd), []);
+}
+
+#[test]
+fn callers_are_refused_while_attachd_is_away_if_it_has_opened_the_address_itself() {
+    let (lab, mut attachd) = on_tcp("");
+    by(NAMED).get("/api/v1/health").unwrap().expect(200).unwrap();
+    attachd.kill9().unwrap();
+    assert!(by(NAMED).connect().is_err(), "the control for the test above");
+    let _attachd = start(&lab);
+    by(NAMED).get("/api/v1/health").unwrap().expect(200).unwrap();
+}
+
+#[test]
+fn another_address_from_systemd_than_in_the_setting_is_served_and_said() {
+    let lab = with_nbdkit();
+    let other = "127.0.0.1:8091";
+    let held = lab.held_socket().unwrap().and_tcp(ADDRESS.parse().unwrap()).unwrap();
+    for (tcp, told) in [(other, 1), (ADDRESS, 0)] {
+        lab.attachd_config(&format!("{CONFIG}[api]\ntcp = \"{tcp}\"\ntcp_uids = [{NAMED}]\n")).unwrap();
+        let mut attachd = lab.attachd_start_activated(bin(), &AttachdOptions::default(), &held).unwrap();
+        by(NAMED).get("/api/v1/health").unwrap().expect(200).unwrap();
+        assert!(TcpStream::connect(other).is_err());
+        let problems = problems_of_tcp(&attachd);
+        assert_eq!(problems.len(), told, "{problems:?}");
+        let names_both = |(code, text): &(String, String)| {
+            code == "TCP_DIFFERS" && text.contains(ADDRESS) && text.contains(other)
+        };
+        assert!(problems.iter().all(names_both), "{problems:?}");
+        attachd.terminate().unwrap();
+    }
 }

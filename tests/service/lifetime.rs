@@ -31,7 +31,7 @@ fn while_clients_connect(host: &Host, volume: &Volume, act: impl FnOnce()) -> us
 }
 
 /// Ends a loop, even if the code beside it panics.
-struct End<'a>(&'a AtomicBool);
+pub(crate) struct End<'a>(pub(crate) &'a AtomicBool);
 
 impl Drop for End<'_> {
     fn drop(&mut self) {

@@ -4,6 +4,7 @@ use anyhow::{Context, Result};
 use rustix::fs::{AtFlags, CWD, Mode, chmodat, chownat};
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketType, bind, listen, recv, socket};
 use std::fs;
+use std::net::{SocketAddr, TcpListener};
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -11,9 +12,10 @@ use std::time::{Duration, Instant};
 use crate::people;
 use crate::watch::readable;
 
-/// The API socket as attachd.socket holds it: it stays over restarts, and connections wait in its queue in between.
+/// The API's sockets as attachd.socket and attachd-tcp.socket hold them: they stay over restarts, and connections wait in
+/// their queues in between.
 #[derive(Debug)]
-pub struct HeldSocket(pub(crate) OwnedFd);
+pub struct HeldSocket(pub(crate) Vec<OwnedFd>);
 
 impl HeldSocket {
     pub(crate) fn listen(path: &Path) -> Result<HeldSocket> {
@@ -23,12 +25,19 @@ impl HeldSocket {
         bind(&held, &SocketAddrUnix::new(path)?).with_context(|| format!("binding {}", path.display()))?;
         own(path)?;
         listen(&held, 128)?;
-        Ok(HeldSocket(held))
+        Ok(HeldSocket(vec![held]))
+    }
+
+    /// Listens at this TCP address, too.
+    pub fn and_tcp(mut self, address: SocketAddr) -> Result<HeldSocket> {
+        let listener = TcpListener::bind(address).with_context(|| format!("listening on {address}"))?;
+        self.0.push(listener.into());
+        Ok(self)
     }
 
     /// Returns a second handle of the same socket.
     pub(crate) fn try_clone(&self) -> Result<HeldSocket> {
-        Ok(HeldSocket(self.0.try_clone()?))
+        Ok(HeldSocket(self.0.iter().map(OwnedFd::try_clone).collect::<std::io::Result<_>>()?))
     }
 }
 

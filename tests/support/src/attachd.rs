@@ -10,7 +10,7 @@ use anyhow::{Context, Result, bail, ensure};
 use rustix::process::Signal;
 use std::fs::{self, File};
 use std::mem::ManuallyDrop;
-use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::fd::{FromRawFd, OwnedFd, RawFd};
 use std::os::unix::fs::MetadataExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -23,6 +23,9 @@ use std::time::{Duration, Instant};
 pub const SOCKET: &str = "/run/attachd/attachd.sock";
 /// The file that [`crate::Lab::attachd_config`] writes.
 pub const CONFIG: &str = "/etc/attachd/attachd.toml";
+
+/// The first descriptor that systemd passes to a service.
+const FIRST_HELD: RawFd = 3;
 
 /// How a start differs from the usual one.
 #[derive(Debug, Clone)]
@@ -88,26 +91,29 @@ impl Attachd {
         let log = File::options().create(true).append(true).open(stderr).context("opening attachd's log")?;
         let mut line: Vec<String> = options.wrapper.clone();
         line.extend(people::run_as(people::ATTACHD));
-        if activation.is_some() {
+        if let Some(HeldSocket(held)) = activation {
             // LISTEN_PID must be the service's own pid, so the shell sets it and then becomes the service.
-            line.extend(["sh", "-c", "LISTEN_PID=$$ LISTEN_FDS=1 exec \"$@\"", "sh"].map(str::to_owned));
+            let become_it = format!("LISTEN_PID=$$ LISTEN_FDS={} exec \"$@\"", held.len());
+            line.extend(["sh".to_owned(), "-c".to_owned(), become_it, "sh".to_owned()]);
         }
         line.push(program.to_string_lossy().into_owned());
         line.extend(options.args.iter().cloned());
         let mut command = Command::new(&line[0]);
         command.args(&line[1..]).envs(options.env.iter().cloned()).current_dir("/");
         command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
-        if let Some(HeldSocket(held)) = activation {
-            let held = held.as_raw_fd();
-            // SAFETY: between fork and exec there is only dup2, on a descriptor that is open for the whole call.
-            // Descriptor 3 of the child is passed on and must not be closed when the Rust value is dropped.
+        // Out of the way of the numbers that they get in the child.
+        let high = |held: &OwnedFd| rustix::io::fcntl_dupfd_cloexec(held, FIRST_HELD + 100);
+        let held = activation.iter().flat_map(|HeldSocket(held)| held.iter().map(high)).collect::<Result<Vec<_>, _>>()?;
+        if !held.is_empty() {
+            // SAFETY: between fork and exec there is only dup2, on descriptors that are open for the whole call. The
+            // child's new descriptors are passed on and must not be closed when the Rust value is dropped.
             unsafe {
                 command.pre_exec(move || {
-                    let mut third = ManuallyDrop::new(OwnedFd::from_raw_fd(3));
-                    if held == 3 {
-                        return Ok(rustix::io::fcntl_setfd(&*third, rustix::io::FdFlags::empty())?);
+                    for (number, held) in (FIRST_HELD..).zip(&held) {
+                        let mut passed = ManuallyDrop::new(OwnedFd::from_raw_fd(number));
+                        rustix::io::dup2(held, &mut passed)?;
                     }
-                    Ok(rustix::io::dup2(BorrowedFd::borrow_raw(held), &mut third)?)
+                    Ok(())
                 });
             }
         }

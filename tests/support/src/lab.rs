@@ -237,7 +237,7 @@ impl Lab {
         self.start(program, options, None)
     }
 
-    /// As [`Lab::attachd_start`], with socket activation: systemd passes attachd.socket as descriptor 3.
+    /// As [`Lab::attachd_start`], with socket activation: systemd passes the sockets as descriptors 3 and up.
     pub fn attachd_start_activated(
         &self,
         program: &Path,
