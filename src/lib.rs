@@ -48,5 +48,6 @@ pub mod operations;
 pub mod daemon;
 pub mod helper;
 pub mod reload;
+pub mod remote;
 mod signals;
 pub mod telemetry;

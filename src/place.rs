@@ -15,6 +15,9 @@ pub const ROOT: u32 = 0;
 /// The mode bits that let other users write.
 const OTHERS_WRITE: u32 = 0o022;
 
+/// The permissions of users who are neither the owner nor in the group.
+const EVERYBODY: u32 = 0o007;
+
 /// The kind of a file; symlinks are not followed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
@@ -177,6 +180,22 @@ pub fn small_file_and_owner(path: &Path, limit: u64) -> io::Result<(Vec<u8>, u32
     read_small(path, OFlags::NOFOLLOW, limit)
 }
 
+/// Reads a file of root's with a secret, which not every user may read. Links are followed. An error names the file and
+/// never repeats its content.
+pub fn secret_file(path: &Path, limit: u64) -> Result<Vec<u8>, String> {
+    let failed = |why: &dyn fmt::Display| format!("{}: {why}", path.display());
+    let (bytes, found) = read_file(path, OFlags::empty(), limit).map_err(|error| failed(&error))?;
+    let mode = found.mode;
+    if mode & EVERYBODY != 0 {
+        let right = mode & !EVERYBODY;
+        return Err(failed(&format_args!(
+            "every user may use it (mode {mode:04o}): `chmod {right:04o} {}`, and get a new secret if somebody has read it",
+            path.display()
+        )));
+    }
+    Ok(bytes)
+}
+
 /// Returns whether a process listens at a Unix socket. Never blocks.
 pub fn somebody_listens(path: &Path) -> io::Result<bool> {
     use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
@@ -191,6 +210,10 @@ pub fn somebody_listens(path: &Path) -> io::Result<bool> {
 }
 
 fn read_small(path: &Path, links: OFlags, limit: u64) -> io::Result<(Vec<u8>, u32)> {
+    read_file(path, links, limit).map(|(bytes, found)| (bytes, found.owner))
+}
+
+fn read_file(path: &Path, links: OFlags, limit: u64) -> io::Result<(Vec<u8>, Inode)> {
     // Opening a fifo or a device could block or have an effect.
     let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC | links;
     let file = match rustix::fs::openat(CWD, path, flags, Mode::empty()) {
@@ -204,7 +227,7 @@ fn read_small(path: &Path, links: OFlags, limit: u64) -> io::Result<(Vec<u8>, u3
     if bytes.len() as u64 > limit {
         return Err(io::Error::other(format!("it is larger than {limit} bytes")));
     }
-    Ok((bytes, found.owner))
+    Ok((bytes, found))
 }
 
 #[cfg(test)]

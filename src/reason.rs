@@ -186,6 +186,9 @@ codes! {
         "`attachctl check-config` reports every mistake; correct them, then `systemctl reload attachd`."
     RestartNeeded "RESTART_NEEDED" [Remark]
         "the configuration has changes that take effect when attachd is restarted" ""
+    ApiFiles "API_FILES" [Degraded]
+        "changed TLS files or a changed token of the API cannot be used, so the old ones stay in use"
+        "Correct the file that is named ([api] tls_certificate, tls_key, token_file): it is read again by itself."
     TlsFiles "TLS_FILES" [Degraded]
         "changed TLS files cannot be used, so the old ones stay in use"
         "Correct the files ([export] tls_ and so on): they are read again by themselves."
@@ -261,6 +264,7 @@ codes! {
     InvalidQuery "INVALID_QUERY" [Http(400)] "the request does not take this query" ""
     NotAVolumeId "NOT_A_VOLUME_ID" [Http(400)] "the id is no volume's UUID" ""
     ClientGone "CLIENT_GONE" [Http(400)] "the client has hung up" ""
+    TokenNeeded "TOKEN_NEEDED" [Http(401)] "the request has no token, or another one" ""
     NotLetIn "NOT_LET_IN" [Http(403)] "the user may not use the API over TCP" ""
     FromABrowser "FROM_A_BROWSER" [Http(403)] "a browser sent the request" ""
     ForeignHost "FOREIGN_HOST" [Http(403)] "the request names another host" ""

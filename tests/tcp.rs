@@ -188,7 +188,10 @@ fn an_address_that_is_taken_is_said_in_health_and_the_unix_socket_works() {
     let taken = std::net::TcpListener::bind(ADDRESS).unwrap();
     let mut attachd = start(&lab);
     let problems = problems_of_tcp(&attachd);
-    assert!(problems.len() == 1 && problems[0].0 == "TCP_NOT_SERVED" && problems[0].1.contains(ADDRESS), "{problems:?}");
+    assert!(
+        problems.len() == 1 && problems[0].0 == "TCP_NOT_SERVED" && problems[0].1.contains(ADDRESS),
+        "{problems:?}"
+    );
     drop(taken);
     attachd.terminate().unwrap();
     let attachd = start(&lab);
@@ -247,9 +250,8 @@ fn another_address_from_systemd_than_in_the_setting_is_served_and_said() {
         assert!(TcpStream::connect(other).is_err());
         let problems = problems_of_tcp(&attachd);
         assert_eq!(problems.len(), told, "{problems:?}");
-        let names_both = |(code, text): &(String, String)| {
-            code == "TCP_DIFFERS" && text.contains(ADDRESS) && text.contains(other)
-        };
+        let names_both =
+            |(code, text): &(String, String)| code == "TCP_DIFFERS" && text.contains(ADDRESS) && text.contains(other);
         assert!(problems.iter().all(names_both), "{problems:?}");
         attachd.terminate().unwrap();
     }

@@ -98,8 +98,8 @@ impl Connection {
         Some(HangUp(readable::register(own).ok()?))
     }
 
-    /// Sends this response and closes the connection, without blocking.
-    pub(super) fn refuse(self, answer: &[u8]) {
+    /// Sends this response, and nothing more, without blocking.
+    pub(super) fn refuse(&self, answer: &[u8]) {
         // The response is short and the socket's buffer is empty.
         let _ = rustix::net::send(&self.socket, answer, SendFlags::DONTWAIT | SendFlags::NOSIGNAL);
         let _ = rustix::net::shutdown(&self.socket, Shutdown::Write);

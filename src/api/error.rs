@@ -74,6 +74,9 @@ impl IntoResponse for ApiError {
     fn into_response(self) -> Response {
         let passes = PASSING.contains(&self.status) && self.body.code != Code::NoCloud.into();
         let mut response = (self.status, Json(self.body)).into_response();
+        if response.status() == StatusCode::UNAUTHORIZED {
+            response.headers_mut().insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+        }
         if passes {
             response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
         }

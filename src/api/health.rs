@@ -12,7 +12,7 @@ use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use jiff::Timestamp;
 
-use super::{Context, Ctx, Shown};
+use super::{Context, Ctx};
 use crate::blocking::blocking;
 use crate::clock;
 use crate::config::{ServerSettings, Settings};
@@ -159,8 +159,7 @@ async fn health(context: &Context) -> Health {
     problems.extend(of_cloud.into_iter().map(|(code, message)| Problem::new(code, message)));
     let (operations, late) = super::operations::health(context).await;
     problems.extend(late.map(|(code, message)| Problem::new(code, message)));
-    let Shown { listeners, problems: of_listeners } = context.inner.listeners.clone();
-    problems.extend(of_listeners.into_iter().map(|(code, message)| Problem::new(code, message)));
+    problems.extend(context.inner.listeners.problems().into_iter().map(|(code, message)| Problem::new(code, message)));
     if stopping {
         let message = "the engine does not run: attachd is stopping".to_owned();
         problems.push(Problem::new(Code::Stopping, message));
@@ -205,7 +204,7 @@ async fn health(context: &Context) -> Health {
             Some(Ok(())) => HelperHealth { state: HelperState::Answers, why: None },
             Some(Err(why)) => HelperHealth { state: HelperState::Silent, why: Some(why) },
         },
-        listeners,
+        listeners: context.inner.listeners.listeners.clone(),
         cloudstack_health: super::cloud::in_short(cloud.as_ref()),
         cloud,
         operations,

@@ -12,9 +12,11 @@ use tokio::net::{TcpStream, UnixListener, UnixStream};
 
 use super::connection::{Connection, Socket, hung_up};
 use super::error::ApiError;
-use super::tcp::{Site, TcpDoor};
+use super::shares::Owner;
+use super::tcp::{Admitted, Site, TcpDoor};
 use crate::config::{self, ApiSettings};
 use crate::reason::Code;
+use crate::remote::Remote;
 use crate::wire::{ListenerHealth, ListenerOrigin};
 
 /// The sockets.
@@ -31,7 +33,18 @@ pub struct Listeners {
 pub struct Shown {
     pub(super) listeners: Vec<ListenerHealth>,
     /// What is wrong.
-    pub(super) problems: Vec<(Code, String)>,
+    problems: Vec<(Code, String)>,
+    /// What was read from files, which can change.
+    remotes: Vec<Remote>,
+}
+
+impl Shown {
+    /// Returns what is wrong now.
+    pub(super) fn problems(&self) -> Vec<(Code, String)> {
+        let of_files = self.remotes.iter().filter_map(Remote::trouble);
+        let of_files = of_files.map(|why| (Code::ApiFiles, format!("the API's files cannot be used: {why}")));
+        self.problems.iter().cloned().chain(of_files).collect()
+    }
 }
 
 /// A client who has come in.
@@ -39,8 +52,10 @@ pub(super) struct Visitor {
     pub(super) connection: Connection,
     /// The user; `None`: unknown.
     pub(super) uid: Option<u32>,
-    /// The listener's address; `None`: the Unix socket.
-    pub(super) tcp: Option<Site>,
+    /// Whose share counts.
+    pub(super) owner: Owner,
+    /// The TCP listener; `None`: the Unix socket.
+    pub(super) site: Option<Site>,
 }
 
 /// Somebody who has connected: a visitor, or a connection and what to answer.
@@ -88,7 +103,9 @@ impl Listeners {
             match opened {
                 Ok(door) => {
                     let address = door.address().to_string();
-                    shown.listeners.push(ListenerHealth { address, from: origin(handed_over), tls: false });
+                    let tls = door.remote().is_some();
+                    shown.listeners.push(ListenerHealth { address, from: origin(handed_over), tls });
+                    shown.remotes.extend(door.remote().cloned());
                     doors.push(door);
                 }
                 Err(error) => {
@@ -123,16 +140,16 @@ impl Listeners {
         Ok(match accepted {
             Accepted::Unix(stream) => {
                 let uid = stream.peer_cred().ok().map(|credentials| credentials.uid());
-                Ok(Visitor { connection: Connection::new(Socket::Unix(stream)), uid, tcp: None })
+                let owner = uid.map_or(Owner::Unknown, Owner::User);
+                Ok(Visitor { connection: Connection::new(Socket::Unix(stream)), uid, owner, site: None })
             }
             Accepted::Tcp(door, stream, theirs) => {
-                let door = &mut self.doors[door];
                 // Whether the connection is over is looked at last: as long as it is not, nobody else has its addresses.
-                let judged = door.judge(&stream, theirs);
-                let judged = judged.and_then(|uid| if hung_up(&stream) { Err(TcpDoor::over()) } else { Ok(uid) });
+                let judged = self.doors[door].judge(&stream, theirs);
+                let judged = judged.and_then(|who| if hung_up(&stream) { Err(TcpDoor::over()) } else { Ok(who) });
                 let connection = Connection::new(Socket::Tcp(stream));
                 match judged {
-                    Ok(uid) => Ok(Visitor { connection, uid: Some(uid), tcp: Some(door.address().ip()) }),
+                    Ok(Admitted { uid, owner, site }) => Ok(Visitor { connection, uid, owner, site: Some(site) }),
                     Err(refusal) => Err((connection, refusal)),
                 }
             }

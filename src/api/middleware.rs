@@ -99,7 +99,7 @@ pub(super) async fn change(
     if request.method() == Method::GET || request.method() == Method::HEAD {
         return next.run(request).await;
     }
-    let Ok(slot) = timeout(PLACE_LIMIT, context.inner.changes.take(peer.uid)).await else {
+    let Ok(slot) = timeout(PLACE_LIMIT, context.inner.changes.take(peer.owner)).await else {
         return no_slot("changes").into_response();
     };
     let done = tokio::spawn(async move {
@@ -123,7 +123,7 @@ pub(super) async fn list(
     if request.method() != Method::GET {
         return next.run(request).await;
     }
-    let Ok(Some(slot)) = timeout(PLACE_LIMIT, context.inner.lists.take(peer.uid)).await else {
+    let Ok(Some(slot)) = timeout(PLACE_LIMIT, context.inner.lists.take(peer.owner)).await else {
         return no_slot("lists").into_response();
     };
     let (head, body) = next.run(request).await.into_parts();

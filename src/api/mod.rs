@@ -165,7 +165,7 @@ pub fn router(context: Context) -> axum::Router {
             ApiError::method_not_allowed(&method, uri.path())
         })
         .layer(from_fn(middleware::read_body))
-        .layer(from_fn(tcp::refuse_browsers))
+        .layer(from_fn(tcp::admit))
         .with_state(context)
 }
 

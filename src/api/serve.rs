@@ -4,9 +4,12 @@ use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
+use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::server::graceful::{GracefulShutdown, Watcher};
 use hyper_util::service::TowerToHyperService;
 use rustix::io::Errno;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::watch;
 use tower::ServiceExt;
 
@@ -14,10 +17,11 @@ use super::connection::{Connection, ConnectionIo};
 use super::error::{self, ApiError};
 use super::listeners::{Listeners, Visitor};
 use super::refusing::Refusing;
-use super::shares::{HEAD_BYTES, HEADERS, Slots};
+use super::shares::{HEAD_BYTES, HEADERS, Owner, Slots};
 use super::tcp::Site;
 use crate::budget::{self, ClientDescriptors};
 use crate::reason::Code;
+use crate::remote::NotTls;
 
 /// The time limit for a request's head, idle time included.
 const HEAD_LIMIT: Duration = Duration::from_secs(10);
@@ -35,16 +39,18 @@ pub(super) struct Peer {
     pub(super) uid: Option<u32>,
     /// The connection.
     pub(super) connection: Arc<Connection>,
-    /// The TCP listener's address; `None`: the Unix socket.
-    pub(super) tcp: Option<Site>,
+    /// Whose share of slots counts.
+    pub(super) owner: Owner,
+    /// The TCP listener; `None`: the Unix socket.
+    pub(super) site: Option<Arc<Site>>,
 }
 
 /// Answers requests until `stop` changes, then lets running requests end. The caller limits how long that takes.
 pub async fn serve(mut listeners: Listeners, router: axum::Router, mut stop: watch::Receiver<bool>) {
     let ClientDescriptors { served, waiting, .. } = budget::clients();
     let (slots, waiting) = (Arc::new(Slots::new(served)), Slots::new(waiting));
-    let connections = hyper_util::server::graceful::GracefulShutdown::new();
-    let mut http = hyper::server::conn::http1::Builder::new();
+    let connections = GracefulShutdown::new();
+    let mut http = http1::Builder::new();
     http.timer(TokioTimer::new())
         .header_read_timeout(HEAD_LIMIT)
         .max_headers(HEADERS)
@@ -61,20 +67,20 @@ pub async fn serve(mut listeners: Listeners, router: axum::Router, mut stop: wat
             },
             _ = stop.changed() => break,
         };
-        let Visitor { connection: client, uid, tcp } = match arrival {
+        let Visitor { connection: client, uid, owner, site } = match arrival {
             Ok(visitor) => visitor,
             Err((client, refusal)) => {
                 client.refuse(&error::raw(&refusal));
                 continue;
             }
         };
-        let slot = slots.try_take(uid);
-        let queued = if slot.is_none() { waiting.try_take(uid) } else { None };
+        let slot = slots.try_take(owner);
+        let queued = if slot.is_none() { waiting.try_take(owner) } else { None };
         if slot.is_none() && queued.is_none() {
-            client.refuse(&error::raw(&no_slot(slots.share(uid))));
+            client.refuse(&error::raw(&no_slot(slots.share(owner))));
             continue;
         }
-        let peer = Peer { uid, connection: Arc::new(client), tcp };
+        let peer = Peer { uid, connection: Arc::new(client), owner, site: site.map(Arc::new) };
         let (slots, watcher, mut stop) = (Arc::clone(&slots), connections.watcher(), stop.clone());
         let (http, router) = (http.clone(), router.clone());
         tokio::spawn(async move {
@@ -82,26 +88,54 @@ pub async fn serve(mut listeners: Listeners, router: axum::Router, mut stop: wat
                 slot
             } else {
                 tokio::select! {
-                    slot = slots.take(uid) => slot,
+                    slot = slots.take(owner) => slot,
                     _ = stop.changed() => return,
                 }
             };
             drop(queued);
-            let io = Refusing::new(ConnectionIo::new(Arc::clone(&peer.connection)));
-            let service = router.map_request(move |mut request: axum::http::Request<_>| {
-                request.extensions_mut().insert(peer.clone());
-                request
-            });
-            let connection = http.serve_connection(TokioIo::new(io), TowerToHyperService::new(service));
-            // An error means that the client hung up, read nothing, or did not send HTTP; it has been answered as far
-            // as possible.
-            let _ = watcher.watch(connection).await;
+            let io = ConnectionIo::new(Arc::clone(&peer.connection));
+            let remote = peer.site.as_ref().and_then(|site| site.remote.clone());
+            match remote {
+                None => talk(io, peer, router, &http, watcher).await,
+                Some(remote) => {
+                    let handshake = tokio::select! {
+                        handshake = tokio::time::timeout(HEAD_LIMIT, remote.accept(io)) => handshake,
+                        _ = stop.changed() => return,
+                    };
+                    match handshake {
+                        Ok(Ok(io)) => talk(io, peer, router, &http, watcher).await,
+                        Ok(Err(NotTls { is_http: true })) => peer.connection.refuse(&error::raw(&no_tls())),
+                        Ok(Err(NotTls { is_http: false })) | Err(_) => {}
+                    }
+                }
+            }
             drop(slot);
         });
     }
     // hyper would close a connection as idle if its request is sent but not read yet. So these requests get a moment.
     let _ = tokio::time::timeout(LAST_REQUESTS, slots.all_free()).await;
     connections.shutdown().await;
+}
+
+/// Answers one client's requests.
+async fn talk(
+    io: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    peer: Peer,
+    router: axum::Router,
+    http: &http1::Builder,
+    watcher: Watcher,
+) {
+    let service = router.map_request(move |mut request: axum::http::Request<_>| {
+        request.extensions_mut().insert(peer.clone());
+        request
+    });
+    let connection = http.serve_connection(TokioIo::new(Refusing::new(io)), TowerToHyperService::new(service));
+    // An error means that the client hung up, read nothing, or did not send HTTP; it has been answered as far as possible.
+    let _ = watcher.watch(connection).await;
+}
+
+fn no_tls() -> ApiError {
+    ApiError::of(Code::BadHttp, "this address takes TLS: use https://")
 }
 
 fn no_slot(share: usize) -> ApiError {

@@ -1,8 +1,9 @@
 //! Slots for each limited resource, and each user's share of them. No user can take all slots from the others: a user
 //! has at most a quarter of the slots, root half, and all users without root three quarters. So root's operator
-//! always finds a slot.
+//! always finds a slot. Callers from other hosts have a quarter together, and each of their addresses a sixteenth.
 
 use std::collections::HashMap;
+use std::net::IpAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
@@ -13,11 +14,19 @@ pub(super) const HEAD_BYTES: usize = 16 * 1024;
 /// The limit of header lines in a request.
 pub(super) const HEADERS: usize = 64;
 
-/// Stands for a user whose credentials could not be read.
-const NOBODY_KNOWN: u32 = u32::MAX;
+/// Whose share a slot is of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(super) enum Owner {
+    /// A user of this host.
+    User(u32),
+    /// A user of this host whose credentials could not be read.
+    Unknown,
+    /// Whoever calls from this address.
+    Address(IpAddr),
+}
 
-/// The number of users above which the semaphores of users without a slot are dropped.
-const USERS: usize = 64;
+/// The number of owners above which the semaphores of those without a slot are dropped.
+const OWNERS: usize = 64;
 
 /// The slots of one resource.
 pub(super) struct Slots {
@@ -25,50 +34,58 @@ pub(super) struct Slots {
     all: Arc<Semaphore>,
     /// The slots for all users but root.
     others: Arc<Semaphore>,
-    users: Mutex<HashMap<u32, Arc<Semaphore>>>,
+    /// The slots for all other hosts.
+    hosts: Arc<Semaphore>,
+    owners: Mutex<HashMap<Owner, Arc<Semaphore>>>,
 }
 
 /// One slot, released when dropped.
 #[derive(Debug)]
 pub(super) struct Slot {
-    _user: OwnedSemaphorePermit,
-    _others: Option<OwnedSemaphorePermit>,
-    _all: OwnedSemaphorePermit,
+    _permits: Vec<OwnedSemaphorePermit>,
 }
 
 impl Slots {
     /// Makes this many slots; `total` must be at least four.
     pub(super) fn new(total: usize) -> Self {
         let semaphore = |slots: usize| Arc::new(Semaphore::new(slots));
-        Self { total, all: semaphore(total), others: semaphore(total / 4 * 3), users: Mutex::default() }
+        let (others, hosts) = (semaphore(total / 4 * 3), semaphore(total / 4));
+        Self { total, all: semaphore(total), others, hosts, owners: Mutex::default() }
     }
 
-    /// Returns how many slots a user may have at one time.
-    pub(super) fn share(&self, uid: Option<u32>) -> usize {
-        if uid == Some(0) { self.total / 2 } else { self.total / 4 }
+    /// Returns how many slots an owner may have at one time.
+    pub(super) fn share(&self, owner: Owner) -> usize {
+        match owner {
+            Owner::User(0) => self.total / 2,
+            Owner::User(_) | Owner::Unknown => self.total / 4,
+            Owner::Address(_) => (self.total / 16).max(1),
+        }
     }
 
     /// Takes a slot if one is free.
-    pub(super) fn try_take(&self, uid: Option<u32>) -> Option<Slot> {
-        let user = self.of_user(uid).try_acquire_owned().ok()?;
-        let others = match uid {
-            Some(0) => None,
-            _ => Some(Arc::clone(&self.others).try_acquire_owned().ok()?),
-        };
-        let all = Arc::clone(&self.all).try_acquire_owned().ok()?;
-        Some(Slot { _user: user, _others: others, _all: all })
+    pub(super) fn try_take(&self, owner: Owner) -> Option<Slot> {
+        let permits = self.shares_of(owner).into_iter().map(|share| share.try_acquire_owned().ok());
+        Some(Slot { _permits: permits.collect::<Option<_>>()? })
     }
 
     /// Waits for a slot, first come, first served. Never returns `None`, because the semaphores are never closed.
-    pub(super) async fn take(&self, uid: Option<u32>) -> Option<Slot> {
-        // A caller that waits for its own user's share holds none of the common slots.
-        let user = self.of_user(uid).acquire_owned().await.ok()?;
-        let others = match uid {
-            Some(0) => None,
-            _ => Some(Arc::clone(&self.others).acquire_owned().await.ok()?),
+    pub(super) async fn take(&self, owner: Owner) -> Option<Slot> {
+        let mut permits = Vec::new();
+        for share in self.shares_of(owner) {
+            permits.push(share.acquire_owned().await.ok()?);
+        }
+        Some(Slot { _permits: permits })
+    }
+
+    /// Returns what a slot is taken of, the owner's own share first: a caller that waits for that holds none of the
+    /// common slots.
+    fn shares_of(&self, owner: Owner) -> Vec<Arc<Semaphore>> {
+        let common = match owner {
+            Owner::User(0) => vec![&self.all],
+            Owner::User(_) | Owner::Unknown => vec![&self.others, &self.all],
+            Owner::Address(_) => vec![&self.hosts, &self.others, &self.all],
         };
-        let all = Arc::clone(&self.all).acquire_owned().await.ok()?;
-        Some(Slot { _user: user, _others: others, _all: all })
+        std::iter::once(self.own(owner)).chain(common.into_iter().map(Arc::clone)).collect()
     }
 
     /// Waits until no slot is taken.
@@ -77,14 +94,14 @@ impl Slots {
         let _ = self.all.acquire_many(all).await;
     }
 
-    fn of_user(&self, uid: Option<u32>) -> Arc<Semaphore> {
-        let share = self.share(uid);
-        let mut users = self.users.lock().unwrap_or_else(PoisonError::into_inner);
-        if users.len() > USERS {
+    fn own(&self, owner: Owner) -> Arc<Semaphore> {
+        let share = self.share(owner);
+        let mut owners = self.owners.lock().unwrap_or_else(PoisonError::into_inner);
+        if owners.len() > OWNERS {
             // A slot and each waiting caller hold a reference to the semaphore.
-            users.retain(|_, slots| Arc::strong_count(slots) > 1);
+            owners.retain(|_, slots| Arc::strong_count(slots) > 1);
         }
-        Arc::clone(users.entry(uid.unwrap_or(NOBODY_KNOWN)).or_insert_with(|| Arc::new(Semaphore::new(share))))
+        Arc::clone(owners.entry(owner).or_insert_with(|| Arc::new(Semaphore::new(share))))
     }
 }
 
@@ -93,7 +110,7 @@ mod tests {
     use super::*;
 
     fn fill(slots: &Slots, uid: u32) -> Vec<Slot> {
-        std::iter::from_fn(|| slots.try_take(Some(uid))).collect()
+        std::iter::from_fn(|| slots.try_take(Owner::User(uid))).collect()
     }
 
     #[test]
@@ -104,7 +121,18 @@ mod tests {
         assert_eq!(fill(&slots, 0).len(), 4, "what is left");
         drop(held);
         assert_eq!(fill(&slots, 0).len(), 8, "and no more than half");
-        assert!(slots.try_take(None).is_some(), "who is not known is a user, too");
+        assert!(slots.try_take(Owner::Unknown).is_some(), "who is not known is a user, too");
+    }
+
+    #[test]
+    fn other_hosts_have_a_quarter_together_and_each_address_a_sixteenth() {
+        let slots = Slots::new(64);
+        let from = |host: u8| Owner::Address([192, 0, 2, host].into());
+        let fill = |owner| std::iter::from_fn(|| slots.try_take(owner)).collect::<Vec<_>>();
+        let held: Vec<_> = (1..=5).map(|host| fill(from(host))).collect();
+        assert_eq!(held.iter().map(Vec::len).collect::<Vec<_>>(), [4, 4, 4, 4, 0]);
+        assert_eq!(fill(Owner::User(7)).len(), 16, "a user of this host has its share all the same");
+        assert_eq!(Slots::new(8).share(from(1)), 1, "never none");
     }
 
     #[tokio::test]
@@ -112,10 +140,10 @@ mod tests {
         let slots = Slots::new(4);
         let held = fill(&slots, 7);
         assert_eq!(held.len(), 1);
-        let mut waiting = Box::pin(slots.take(Some(7)));
+        let mut waiting = Box::pin(slots.take(Owner::User(7)));
         let at_once = tokio::time::timeout(std::time::Duration::ZERO, &mut waiting).await;
         assert!(at_once.is_err(), "the control: its share is used up");
-        assert!(slots.try_take(Some(8)).is_some());
+        assert!(slots.try_take(Owner::User(8)).is_some());
         drop(held);
         assert!(waiting.await.is_some());
     }
@@ -123,10 +151,10 @@ mod tests {
     #[test]
     fn semaphores_of_users_without_slots_are_dropped() {
         let slots = Slots::new(4096);
-        let kept = slots.try_take(Some(1));
-        (2..10_000).for_each(|uid| drop(slots.try_take(Some(uid))));
-        let users = slots.users.lock().unwrap();
-        assert!(users.len() <= USERS + 1 && users.contains_key(&1), "{}", users.len());
+        let kept = slots.try_take(Owner::User(1));
+        (2..10_000).for_each(|uid| drop(slots.try_take(Owner::User(uid))));
+        let owners = slots.owners.lock().unwrap();
+        assert!(owners.len() <= OWNERS + 1 && owners.contains_key(&Owner::User(1)), "{}", owners.len());
         drop(kept);
     }
 }

@@ -195,8 +195,8 @@ async fn reached(
 /// Takes a slot for a request that may stay open.
 pub(super) fn long_request(context: &Context, peer: &Peer) -> Result<Slot, ApiError> {
     let slots = &context.inner.long_requests;
-    slots.try_take(peer.uid).ok_or_else(|| {
-        let share = slots.share(peer.uid);
+    slots.try_take(peer.owner).ok_or_else(|| {
+        let share = slots.share(peer.owner);
         let text =
             format!("this user already has its share of {share} requests that wait for events, or all are in use");
         ApiError::of(Code::TooManyListeners, text + "; close some")

@@ -1,9 +1,6 @@
 //! The key and its secret. Both are read from files, together, and again when a file changes. They appear in no message.
 
 use std::fmt;
-use std::fs::File;
-use std::io::Read;
-use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -12,13 +9,11 @@ use jiff::SignedDuration;
 
 use super::settings::SecretFile;
 use crate::blocking::blocking;
+use crate::place::secret_file;
 use crate::stamp::Stamp;
 
 /// The size limit of a file with a key.
 const SIZE: u64 = 4096;
-
-/// The permissions of users who are neither the owner nor in the group.
-const EVERYBODY: u32 = 0o007;
 
 /// How long one file may be newer than the other while somebody replaces both.
 const A_MOMENT: SignedDuration = SignedDuration::from_secs(5);
@@ -136,25 +131,7 @@ pub fn judge_secret_file(path: &Path) -> Result<(), String> {
 /// Reads a file. No error repeats its content.
 fn read(path: &Path) -> Result<String, String> {
     let failed = |why: &dyn fmt::Display| format!("{}: {why}", path.display());
-    // It is the administrator's file and may be a link. Opening a fifo would block.
-    let found = std::fs::metadata(path).map_err(|error| failed(&error))?;
-    if !found.is_file() {
-        return Err(failed(&"it is not a file"));
-    }
-    let file = File::open(path).map_err(|error| failed(&error))?;
-    let mode = file.metadata().map_err(|error| failed(&error))?.permissions().mode() & 0o7777;
-    if mode & EVERYBODY != 0 {
-        let right = mode & !EVERYBODY;
-        return Err(failed(&format_args!(
-            "every user may use it (mode {mode:04o}): `chmod {right:04o} {}`, and get a new secret if somebody has read it",
-            path.display()
-        )));
-    }
-    let mut bytes = Vec::new();
-    file.take(SIZE + 1).read_to_end(&mut bytes).map_err(|error| failed(&error))?;
-    if bytes.len() as u64 > SIZE {
-        return Err(failed(&format_args!("it is larger than {SIZE} bytes")));
-    }
+    let bytes = secret_file(path, SIZE)?;
     let text = bytes.trim_ascii();
     if text.is_empty() {
         return Err(failed(&"it is empty"));
@@ -169,6 +146,7 @@ fn read(path: &Path) -> Result<String, String> {
 mod tests {
     use super::*;
     use std::fs;
+    use std::os::unix::fs::PermissionsExt;
     use std::path::PathBuf;
 
     struct Files(tempfile::TempDir);
@@ -258,7 +236,7 @@ mod tests {
         assert_eq!(keys.other_than(&whole, async |_| ()).await, None, "the second file does not come: an end");
 
         for name in ["key", "secret"] {
-            let file = File::options().write(true).open(files.at(name)).unwrap();
+            let file = fs::File::options().write(true).open(files.at(name)).unwrap();
             file.set_modified(std::time::SystemTime::UNIX_EPOCH).unwrap();
         }
         let old = keys.current().await.unwrap();

@@ -4,7 +4,9 @@ use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 
 use super::changes::Changes;
+use super::places::is_unseen;
 use super::text::TomlSection;
+use crate::remote::{RemoteFiles, RemoteKeys};
 
 /// The settings of the API.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -16,18 +18,7 @@ pub struct ApiSettings {
     /// `tcp_uids`: users who may use the TCP listener, beside root and the group `attachd`.
     pub tcp_uids: Vec<u32>,
     /// TLS and a token, for an address that other hosts can reach.
-    pub remote: Option<RemoteSettings>,
-}
-
-/// What callers from other hosts need.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct RemoteSettings {
-    /// `tls_certificate`: the certificate with its chain, in PEM.
-    pub certificate: PathBuf,
-    /// `tls_key`: its key, in PEM; by default in the file of the certificate.
-    pub key: PathBuf,
-    /// `token_file`: the file with the token that callers send.
-    pub token: PathBuf,
+    pub remote: Option<RemoteFiles>,
 }
 
 /// The way out for an address that is refused.
@@ -51,7 +42,7 @@ impl ApiSettings {
         let first = others.into_iter().flatten().min();
         self.remote = match (certificate, token) {
             (Some(certificate), Some(token)) => {
-                Some(RemoteSettings { key: key.unwrap_or_else(|| certificate.clone()), certificate, token })
+                Some(RemoteFiles { key: key.unwrap_or_else(|| certificate.clone()), certificate, token })
             }
             _ => None,
         };
@@ -74,6 +65,12 @@ impl ApiSettings {
         changes.restart("[api] tcp_uids", *tcp_uids != new.tcp_uids);
         changes.restart("[api] tls_certificate", *remote != new.remote);
     }
+}
+
+/// Returns the file that cannot be used, with its key and a message.
+pub(super) fn unusable_file(settings: &ApiSettings) -> Option<(&'static str, String)> {
+    let error = RemoteKeys::load(settings.remote.as_ref()?).err()?;
+    (!is_unseen(&error.path)).then(|| (error.key, format!("[api] {}: {error}", error.key)))
 }
 
 /// Returns whether only this host can reach the address.

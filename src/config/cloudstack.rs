@@ -1,14 +1,13 @@
 //! The section `[cloudstack]`. Without a `url` attachd does not call CloudStack.
 
-use std::io;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use toml::Spanned;
 use toml::de::DeValue;
 
 use super::changes::Changes;
-use super::places::daemons_user;
+use super::places::is_unseen;
 use super::text::{Setting, TomlSection, text_of};
 use crate::cloud::{ApiUrl, CloudSettings, ProxyUrl, SecretFile, judge_authorities, judge_secret_file};
 
@@ -83,16 +82,6 @@ pub(super) fn unusable_files(settings: &CloudSettings) -> Vec<(&'static str, Str
         Some((key, format!("[cloudstack] {key}: {why}")))
     });
     unusable.collect()
-}
-
-/// Returns whether the file may be right although this process cannot read it: credentials from systemd exist only while
-/// attachd runs, and other users' secrets can be read only by their owner.
-fn is_unseen(path: &Path) -> bool {
-    match std::fs::File::open(path).map_err(|error| error.kind()) {
-        Err(io::ErrorKind::NotFound) => path.starts_with("/run/credentials"),
-        Err(io::ErrorKind::PermissionDenied) => daemons_user() != Some(rustix::process::geteuid().as_raw()),
-        _ => false,
-    }
 }
 
 /// Compares the settings in use with new ones. Whether there is a client at all is decided at the start.

@@ -1,14 +1,14 @@
 //! The section `[export]`: which NBD server serves, what it reads, and how attachd connects to it.
 
+use std::fmt;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
-use std::{fmt, io};
 
 use toml::Spanned;
 use toml::de::DeValue;
 
 use super::changes::Changes;
-use super::places::daemons_user;
+use super::places::is_unseen;
 use super::text::{Setting, TomlSection, text_of};
 use crate::export::nbd_server::mode::{self, ChosenMode, Mode};
 use crate::export::nbd_server::version::Installed;
@@ -185,13 +185,7 @@ impl ExportSettings {
     pub(super) fn unusable_tls(&self) -> Option<(&'static str, String)> {
         let error = Tls::new(self.tls.clone(), self.listen.ip()).err()?;
         let path = error.path();
-        // Credentials from systemd exist only while attachd runs, and other users' secrets can be read only by their
-        // owner. Both are passed over here.
-        let unseen = match std::fs::File::open(path).map_err(|error| error.kind()) {
-            Err(io::ErrorKind::NotFound) => path.starts_with("/run/credentials"),
-            Err(io::ErrorKind::PermissionDenied) => daemons_user() != Some(rustix::process::geteuid().as_raw()),
-            _ => false,
-        };
+        let unseen = is_unseen(path);
         let key = match &self.tls {
             Some(TlsSettings::Certificates(TlsFiles { ca, .. })) if ca == path => "tls_ca",
             Some(TlsSettings::Certificates(TlsFiles { identity: Some((_, key)), .. })) if key == path => "tls_key",

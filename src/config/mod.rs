@@ -23,7 +23,7 @@ use std::process::ExitCode;
 
 use crate::cloud::{CloudSettings, VmId};
 use crate::place;
-pub use api::{ApiSettings, RemoteSettings, is_loopback};
+pub use api::{ApiSettings, is_loopback};
 pub use changes::Changes;
 pub use device::DeviceSettings;
 pub use export::{ExportSettings, HostFacts, LINKS_FOLDER, Program, SECTIONS_FOLDER, ServerSettings};
@@ -121,6 +121,10 @@ fn read_and_check(path: &Path, everything: bool) -> Result<Settings, Invalid> {
     let mut problems: Vec<ConfigMistake> = wrong.into_iter().filter(counts).map(problem).collect();
     if everything && let Some((key, message)) = settings.export.unusable_tls() {
         let at = offsets.get(&("export", key));
+        problems.push(ConfigMistake { place: at.map(|at| line_and_column(&text, *at)), message });
+    }
+    if everything && let Some((key, message)) = api::unusable_file(&settings.api) {
+        let at = offsets.get(&("api", key)).or_else(|| offsets.get(&("api", "tls_certificate")));
         problems.push(ConfigMistake { place: at.map(|at| line_and_column(&text, *at)), message });
     }
     if everything && let Some(cloudstack) = &settings.cloudstack {

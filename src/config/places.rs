@@ -126,6 +126,16 @@ pub(super) fn daemons_user() -> Option<u32> {
     if me == ROOT { named } else { named.or(Some(me)) }
 }
 
+/// Returns whether the file may be right although this process cannot read it: credentials from systemd exist only while
+/// attachd runs, and other users' secrets can be read only by their owner.
+pub(super) fn is_unseen(path: &Path) -> bool {
+    match std::fs::File::open(path).map_err(|error| error.kind()) {
+        Err(io::ErrorKind::NotFound) => path.starts_with("/run/credentials"),
+        Err(io::ErrorKind::PermissionDenied) => daemons_user() != Some(rustix::process::geteuid().as_raw()),
+        _ => false,
+    }
+}
+
 /// Returns what is wrong with each path. `owner` is the user that the daemon runs as, if known.
 pub(super) fn wrong(settings: &Settings, owner: Option<u32>) -> Vec<Wrong> {
     let wrong = |place: NamedPath| {

@@ -82,13 +82,18 @@ fn the_shipped_configuration_is_valid_as_it_is_and_with_every_line_in_force() {
     let without = |prefix: &str| -> String {
         in_force.lines().filter(|line| !line.starts_with(prefix)).flat_map(|line| [line, "\n"]).collect()
     };
-    let (certificates, key) = (without("tls_psk_"), without("tls_"));
+    // TLS of the API is for an address that other hosts can reach.
+    let certificates = without("tls_psk_").replace("\"127.0.0.1:8090\"", "\"0.0.0.0:8090\"");
+    let key = without("tls_").replace("token_file = \"/etc/attachd/tls/api-token\"\n", "");
     let key = key.replace("[helper]", "tls_psk_file = \"/etc/attachd/tls/keys.psk\"\n[helper]");
     let dir = tempfile::tempdir().unwrap();
     // The files that the example names are checked too.
     let tls = Certificates::make(&dir.path().join("tls"), "127.0.0.1").unwrap();
     std::fs::write(tls.file("keys.psk"), "attachd:000102030405060708090a0b0c0d0e0f\n").unwrap();
-    std::fs::set_permissions(tls.file("keys.psk"), std::fs::Permissions::from_mode(0o600)).unwrap();
+    std::fs::write(tls.file("api-token"), "0123456789abcdef\n").unwrap();
+    for secret in ["keys.psk", "api-token"] {
+        std::fs::set_permissions(tls.file(secret), std::fs::Permissions::from_mode(0o600)).unwrap();
+    }
     let [certificates, key] =
         [certificates, key].map(|text| text.replace("/etc/attachd/tls", tls.folder().to_str().unwrap()));
     for (name, text) in [("shipped.toml", shipped), ("certificates.toml", &certificates), ("key.toml", &key)] {

@@ -103,7 +103,8 @@ impl Attachd {
         command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
         // Out of the way of the numbers that they get in the child.
         let high = |held: &OwnedFd| rustix::io::fcntl_dupfd_cloexec(held, FIRST_HELD + 100);
-        let held = activation.iter().flat_map(|HeldSocket(held)| held.iter().map(high)).collect::<Result<Vec<_>, _>>()?;
+        let held =
+            activation.iter().flat_map(|HeldSocket(held)| held.iter().map(high)).collect::<Result<Vec<_>, _>>()?;
         if !held.is_empty() {
             // SAFETY: between fork and exec there is only dup2, on descriptors that are open for the whole call. The
             // child's new descriptors are passed on and must not be closed when the Rust value is dropped.

@@ -1,24 +1,29 @@
-//! Keeps browsers out. A page from anywhere can make a browser on this host send requests to a loopback address, with
-//! the rights of the browser's user.
+//! Judges each request over TCP before anything else is done with it: the token, where one is needed, and whether a browser
+//! sent it. A page from anywhere can make a browser on this host send requests to a loopback address, with the rights of
+//! the browser's user.
 
 use std::net::IpAddr;
 
 use axum::extract::{Extension, Request};
+use axum::http::uri::Authority;
 use axum::http::{HeaderMap, HeaderValue, Uri, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 
+use super::Site;
 use crate::api::error::ApiError;
 use crate::api::serve::Peer;
 use crate::reason::Code;
+use crate::remote::RemoteKeys;
 
 /// Headers that browsers send and programs do not. A page cannot leave them out.
 const OF_BROWSERS: [&str; 2] = ["origin", "sec-fetch-site"];
 
-/// Refuses a browser's request before anything is read of it. Over the Unix socket no browser comes.
-pub(crate) async fn refuse(Extension(peer): Extension<Peer>, request: Request, next: Next) -> Response {
-    let Some(address) = peer.tcp else { return next.run(request).await };
-    match judge(request.headers(), request.uri(), address) {
+/// Lets a request pass, or refuses it before anything is read of its body. The Unix socket's are not judged: its mode has
+/// said who may connect, and no browser can.
+pub(crate) async fn admit(Extension(peer): Extension<Peer>, request: Request, next: Next) -> Response {
+    let judged = peer.site.map_or(Ok(()), |site| judge(request.headers(), request.uri(), &site));
+    match judged {
         Ok(()) => next.run(request).await,
         Err(refusal) => {
             let mut response = refusal.into_response();
@@ -28,19 +33,26 @@ pub(crate) async fn refuse(Extension(peer): Extension<Peer>, request: Request, n
     }
 }
 
-fn judge(headers: &HeaderMap, uri: &Uri, address: IpAddr) -> Result<(), ApiError> {
+fn judge(headers: &HeaderMap, uri: &Uri, site: &Site) -> Result<(), ApiError> {
+    if let Some(remote) = &site.remote
+        && !has_token(headers, remote)
+    {
+        let text = "the request needs the token of [api] token_file, in the header `Authorization: Bearer <token>`";
+        return Err(ApiError::of(Code::TokenNeeded, text));
+    }
     if let Some(name) = OF_BROWSERS.into_iter().find(|name| headers.contains_key(*name)) {
         let text =
             format!("browsers are not served, and only they send the header {name}: use attachctl, curl or a program");
         return Err(ApiError::of(Code::FromABrowser, text));
     }
     let hosts = headers.get_all(header::HOST).iter().map(|host| host.to_str().unwrap_or_default());
-    let named = uri.authority().map(axum::http::uri::Authority::as_str);
+    let named = uri.authority().map(Authority::as_str);
     for host in hosts.chain(named) {
-        if !is_ours(host, address) {
+        if !is_ours(host, site) {
             let text = format!(
-                "the request is for another host (Host: {host:.64}): name this one, as localhost or by the address of \
-                 the listener ({address})"
+                "the request is for another host (Host: {host:.64}): name this one, as localhost, by the address of the \
+                 listener ({}), or by a name in its certificate",
+                site.address
             );
             return Err(ApiError::of(Code::ForeignHost, text));
         }
@@ -48,18 +60,28 @@ fn judge(headers: &HeaderMap, uri: &Uri, address: IpAddr) -> Result<(), ApiError
     Ok(())
 }
 
+fn has_token(headers: &HeaderMap, remote: &RemoteKeys) -> bool {
+    let mut told = headers.get_all(header::AUTHORIZATION).iter();
+    let (Some(one), None) = (told.next(), told.next()) else { return false };
+    let token = one.as_bytes().split_at_checked("Bearer ".len());
+    token.is_some_and(|(scheme, token)| scheme.eq_ignore_ascii_case(b"Bearer ") && remote.is_token(token.trim_ascii()))
+}
+
 /// Returns whether a `Host` means this host. A name that a stranger's DNS leads here is a stranger's name. The port may
 /// be a forwarded one.
-fn is_ours(host: &str, address: IpAddr) -> bool {
-    let Ok(authority) = host.parse::<axum::http::uri::Authority>() else { return false };
+fn is_ours(host: &str, site: &Site) -> bool {
+    let Ok(authority) = host.parse::<Authority>() else { return false };
     if host.contains('@') {
         return false;
     }
     let name = authority.host();
     let literal = name.strip_prefix('[').and_then(|name| name.strip_suffix(']')).unwrap_or(name);
     match literal.parse::<IpAddr>() {
-        Ok(ip) => ip.to_canonical().is_loopback() || ip.to_canonical() == address.to_canonical(),
-        Err(_) => name.strip_suffix('.').unwrap_or(name).eq_ignore_ascii_case("localhost"),
+        Ok(ip) => ip.to_canonical().is_loopback() || ip.to_canonical() == site.address.to_canonical(),
+        Err(_) => {
+            name.strip_suffix('.').unwrap_or(name).eq_ignore_ascii_case("localhost")
+                || site.remote.as_ref().is_some_and(|remote| remote.is_named(name))
+        }
     }
 }
 
@@ -70,7 +92,8 @@ mod tests {
     fn judged(headers: &[(&str, &str)], uri: &str) -> Result<(), ApiError> {
         let headers =
             headers.iter().map(|(name, value)| (name.parse().unwrap(), HeaderValue::from_str(value).unwrap()));
-        judge(&headers.collect(), &uri.parse().unwrap(), "127.0.0.2".parse().unwrap())
+        let site = Site { address: "127.0.0.2".parse().unwrap(), remote: None };
+        judge(&headers.collect(), &uri.parse().unwrap(), &site)
     }
 
     #[test]
