@@ -4,6 +4,8 @@
 
 #[path = "operations/already.rs"]
 mod already;
+#[path = "operations/away.rs"]
+mod away;
 mod common;
 #[path = "operations/cut.rs"]
 mod cut;
@@ -15,8 +17,14 @@ mod limits;
 mod many;
 #[path = "operations/not_possible.rs"]
 mod not_possible;
+#[path = "operations/old_server.rs"]
+mod old_server;
+#[path = "operations/progress.rs"]
+mod progress;
 #[path = "operations/shown.rs"]
 mod shown;
+#[path = "operations/silent.rs"]
+mod silent;
 #[path = "operations/trouble.rs"]
 mod trouble;
 #[path = "operations/world.rs"]

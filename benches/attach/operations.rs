@@ -8,7 +8,8 @@
 //! by a bare socket on udev's group:
 //!
 //! 1. each call that is answered before `attachVolume` is called (attachd: one `listVolumes`): from the moment the stand-in has
-//!    read the request to the moment it has written the answer;
+//!    read the request to the moment it has written the answer. attachd makes this call while it puts the operation on record;
+//!    what lies before the answer to the caller's request is not subtracted, because attachd had work of its own then;
 //! 2. the cloud: from the moment the stand-in has read `attachVolume` to the moment just before the kernel is told of the disk;
 //! 3. the kernel and udevd: from there to udev's event, as in the row `served`;
 //! 4. only for the predecessor's way, which needs the job's answer: from udev's event to the end of the job.
@@ -75,13 +76,20 @@ struct Stage {
 
 /// What the stand-in and udevd did, on the clock of the daemon's timeline.
 struct Seen {
-    /// Waited for before the call of `attachVolume`.
-    before_ns: i128,
+    /// The calls before that of `attachVolume`: read and answered when.
+    before: Vec<(i128, i128)>,
     called: i128,
     plugged: i128,
     announced: i128,
     /// The job has said so.
     job_ended: i128,
+}
+
+impl Seen {
+    /// What was waited for before the call of `attachVolume`, from this moment on.
+    fn before_ns(&self, from: i128) -> i128 {
+        self.before.iter().map(|(read, answered)| (answered - (*read).max(from)).max(0)).sum()
+    }
 }
 
 impl Stage {
@@ -108,9 +116,8 @@ impl Stage {
         let attach = calls.iter().position(|call| call.command == "attachVolume").context("it was called")?;
         let (before, attach) = (&calls[..attach], &calls[attach]);
         let answered = |at: Option<Timestamp>| at.map(Timestamp::as_nanosecond).context("it was answered");
-        let before_ns = before
-            .iter()
-            .try_fold(0, |sum, call| anyhow::Ok(sum + answered(call.answered_at)? - call.at.as_nanosecond()))?;
+        let before = before.iter().map(|call| Ok((call.at.as_nanosecond(), answered(call.answered_at)?)));
+        let before = before.collect::<Result<_>>()?;
         let jobs = self.cloud.jobs();
         let job = jobs.last().context("a job was begun")?;
         ensure!(job.command == "attachVolume" && job.status == 1, "{job:?}");
@@ -121,7 +128,7 @@ impl Stage {
         let ours =
             |heard: &lab::Heard| heard.get("ID_SERIAL") == volume.serial && heard.get("DISKSEQ") == diskseq.trim();
         Ok(Seen {
-            before_ns,
+            before,
             called: attach.at.as_nanosecond(),
             plugged: on_timeline(self.cloud.plugged_ns(volume).context("it was plugged")?),
             announced: on_timeline(self.witness.wait_for(ours)?.monotonic_ns),
@@ -137,7 +144,7 @@ impl Stage {
         let Reached { asked, job_seen, done } = predecessor.attach(&volume)?;
         let seen = self.seen(&volume, calls)?;
         let free = seen.announced.max(seen.job_ended);
-        times.predecessor.add_between(seen.before_ns + free - seen.called, done - asked);
+        times.predecessor.add_between(seen.before_ns(asked) + free - seen.called, done - asked);
         times.predecessor_steps[0].add_between(free, job_seen);
         times.predecessor_steps[1].add_between(job_seen, done);
 
@@ -176,7 +183,7 @@ impl Daemon {
         let asked = now_ns();
         let begun = self.api.post("/api/v1/operations", &request)?.expect(201)?;
         let accepted = now_ns();
-        // The step that follows the durable intent.
+        // The step with which the intent is put on record.
         let calls_now = |event: &Value| event["id"] == begun["id"] && event["step"]["name"] == "attach";
         let calling = self.events.wait_for(calls_now, LIMIT).with_context(|| self.attachd.stderr_text())?;
         let over = |event: &Value| event["id"] == begun["id"] && !event["completed_at"].is_null();
@@ -188,16 +195,17 @@ impl Daemon {
         let seen = stage.seen(&volume, calls)?;
         // On a busy machine the witness may be woken after the daemon, so the earlier of the two counts.
         let announced = seen.announced.min(step_ns(&shown, "heard")?);
-        let (intended, ready) = (time_ns(&calling["updated_at"])?, step_ns(&shown, "ready")?);
+        let (decided_to_call, ready) = (time_ns(&calling["updated_at"])?, step_ns(&shown, "ready")?);
         let decided = time_ns(&ended["completed_at"])?;
-        times.attachd.add_between(seen.before_ns + announced - seen.called, done - asked);
+        let before_ns = seen.before_ns(accepted);
+        times.attachd.add_between(before_ns + announced - seen.called, done - asked);
         times.accepted.add_between(asked, accepted);
         times.before_jobs_end += usize::from(done < seen.job_ended);
         let steps = [
-            // The call of listVolumes lies before the intent.
-            (asked + seen.before_ns, intended),
-            (intended, seen.called),
-            (0, seen.before_ns),
+            // The call of listVolumes lies before that step.
+            (asked + before_ns, decided_to_call),
+            (decided_to_call, seen.called),
+            (0, before_ns),
             (seen.called, seen.plugged),
             (seen.plugged, announced),
             (announced, ready),
@@ -214,9 +222,9 @@ impl Daemon {
 
 /// The steps of an attach by attachd, in order but for the third, which lies within the first.
 const STEPS: [&str; 8] = [
-    "request → intent durable",
-    "intent durable → `attachVolume` is at the cloud (a commit, the call)",
-    "cloud: `listVolumes`",
+    "request → the attach is decided (a commit; beside it the call of `listVolumes`)",
+    "decided → `attachVolume` is at the cloud (a commit with the intent, its claim, the call)",
+    "cloud: `listVolumes`, as far as it was waited for",
     "cloud: `attachVolume` → disk plugged",
     "kernel and udevd: disk plugged → udev's event",
     "udev's event → ready",
@@ -275,7 +283,8 @@ impl Times {
         let about = format!(
             "From the caller's request to the moment it knows that the volume is served, minus what is waited for: the \
              cloud (from the moment the stand-in for CloudStack has read `attachVolume` to the moment before the kernel is \
-             told of the disk; and `listVolumes` before it, from read to answered), and the kernel and udevd (from there to \
+             told of the disk; and `listVolumes` before it, from read to answered, but not the part of it during which attachd put \
+             the operation on record), and the kernel and udevd (from there to \
              udev's event, as a bare socket receives it, or attachd, where it is woken first). attachd: `POST \
              /api/v1/operations`, then `completed` on an open event stream. The predecessor's way: `attachVolume`, the job \
              asked for every {} s, the by-id link looked for every 100 ms, the export written; its tables and its signal to \
@@ -290,7 +299,7 @@ impl Times {
             SAYS_LATER.as_millis(),
         );
         let mut raw = vec![("attachd".to_owned(), self.attachd), ("predecessor".to_owned(), self.predecessor)];
-        let names = ["intent", "call", "listVolumes", "plugged", "udev", "ready", "decided", "caller"];
+        let names = ["decision", "call", "listVolumes", "plugged", "udev", "ready", "decided", "caller"];
         raw.extend(names.map(|name| format!("attachd to {name}")).into_iter().zip(self.steps));
         raw.push(("attachd to answer".to_owned(), self.accepted));
         raw.extend(

@@ -119,7 +119,7 @@ impl Client {
         mut parameters: Vec<Parameter<'_>>,
     ) -> Result<Started, CallError> {
         parameters.push(("customjobid", job.to_string()));
-        self.call(Does::Change, command, parameters, |answer| shapes::started(job, answer)).await
+        self.call(Does::Change, command, parameters, shapes::started).await
     }
 
     async fn list_volumes(&self, parameter: Parameter<'_>) -> Result<Vec<CloudVolume>, CallError> {

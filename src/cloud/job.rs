@@ -6,7 +6,7 @@ use crate::identity::{JobId, VolumeId};
 /// A job has begun.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Started {
-    /// Its id: the one that the caller has chosen.
+    /// Its id: the one that the caller has chosen, or, from an old server, another one.
     pub job: JobId,
     /// The volume that it makes, if it makes one.
     pub volume: Option<VolumeId>,

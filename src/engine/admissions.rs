@@ -7,6 +7,7 @@ use super::leaving::Leaving;
 use crate::config::Limits;
 use crate::device::facts::Facts;
 use crate::identity::{Serial, VolumeId};
+use crate::store::Change;
 use crate::volume::{Intent, User};
 
 /// All intents that are not durable yet.
@@ -20,10 +21,12 @@ pub(super) struct Admissions {
 /// An intent that is not durable yet.
 pub(super) struct Admission {
     intent: Intent,
+    /// What is written in the same transaction.
+    also: Vec<Change>,
     /// The caller that asked first.
     first: Reply<Accepted>,
     /// Callers that have asked for the same since.
-    also: Vec<Reply<Accepted>>,
+    others: Vec<Reply<Accepted>>,
     /// Whether a claim of its serial may exist, whoever added it.
     claim_unsure: bool,
 }
@@ -77,7 +80,12 @@ impl Admissions {
     ///
     /// The order of the checks is: is the volume known already; is it being admitted; does its serial belong to
     /// another volume; are there too many intents.
-    pub(super) fn ask(&mut self, mut intent: Intent, reply: Reply<Accepted>, standing: &Standing<'_>) -> bool {
+    pub(super) fn ask(
+        &mut self,
+        (mut intent, also): (Intent, Vec<Change>),
+        reply: Reply<Accepted>,
+        standing: &Standing<'_>,
+    ) -> bool {
         let volume = intent.volume;
         if let Some((known, leaving)) = standing.known {
             let answer = match leaving.operation().filter(|_| leaving.is_closed()) {
@@ -91,7 +99,7 @@ impl Admissions {
         if let Some(pending) = self.pending.get_mut(&volume) {
             match differs(&pending.intent, &intent) {
                 Some(rejection) => drop(reply.send(Err(rejection))),
-                None => pending.also.push(reply),
+                None => pending.others.push(reply),
             }
             return false;
         }
@@ -105,7 +113,7 @@ impl Admissions {
         if intent.vm_id.is_empty() {
             standing.vm_id.clone_into(&mut intent.vm_id);
         }
-        self.pending.insert(volume, Admission { intent, first: reply, also: Vec::new(), claim_unsure: false });
+        self.pending.insert(volume, Admission { intent, also, first: reply, others: Vec::new(), claim_unsure: false });
         true
     }
 
@@ -129,6 +137,11 @@ impl Admissions {
     /// Returns the intent of a volume that is being admitted.
     pub(super) fn intent(&self, volume: VolumeId) -> Option<&Intent> {
         self.pending.get(&volume).map(|pending| &pending.intent)
+    }
+
+    /// Returns the same, with what is written in the same transaction.
+    pub(super) fn to_write(&self, volume: VolumeId) -> Option<(&Intent, &[Change])> {
+        self.pending.get(&volume).map(|pending| (&pending.intent, pending.also.as_slice()))
     }
 
     /// Returns the volume of this serial that is being admitted.
@@ -198,7 +211,7 @@ impl Admission {
     /// Answers all callers.
     pub(super) fn answer(self, answer: &Result<Accepted, Rejection>) {
         let _ = self.first.send(answer.clone());
-        for reply in self.also {
+        for reply in self.others {
             let _ = reply.send(answer.clone().map(|_| Accepted::Known));
         }
     }
@@ -267,7 +280,7 @@ mod tests {
 
     fn ask(admissions: &mut Admissions, intent: Intent, standing: &Standing<'_>) -> (bool, Answer) {
         let (reply, answer) = oneshot::channel();
-        (admissions.ask(intent, reply, standing), answer)
+        (admissions.ask((intent, Vec::new()), reply, standing), answer)
     }
 
     /// Invariant 8.

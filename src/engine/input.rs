@@ -27,7 +27,7 @@ use crate::export::server::Server;
 use crate::folder_watch::FolderChanges;
 use crate::helper_client::{Exclusive, HelperError};
 use crate::identity::{Serial, VolumeId};
-use crate::store::StoreError;
+use crate::store::{Change, StoreError};
 use crate::volume::{Intent, Reason, User};
 
 /// The number of inputs that may wait. If the channel is full, the monitor asks for a resync, and callers wait.
@@ -138,7 +138,7 @@ impl From<FolderChanges> for Input {
 /// The request of a caller.
 pub(crate) enum Request {
     /// Accept an intent.
-    Intend(Intent, Reply<Accepted>),
+    Intend { intent: Intent, also: Vec<Change>, reply: Reply<Accepted> },
     /// Seal, unseal or withdraw a volume.
     Leave(VolumeId, Call, Caller),
     /// Read everything again: the reason, and who asks for it, if it is not attachd itself.

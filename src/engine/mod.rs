@@ -93,7 +93,7 @@ use crate::device::{DevNum, monitor};
 use crate::export::server::Server;
 use crate::helper_client::Holders;
 use crate::identity::{OperationId, VolumeId};
-use crate::store::StoreError;
+use crate::store::{Change, StoreError};
 use crate::volume::{By, Intent, Record, User};
 
 /// The handle of the engine.
@@ -124,8 +124,17 @@ impl Handle {
 
     /// Accepts an intent. It is durable when this returns success.
     pub async fn intend(&self, intent: Intent) -> Result<Result<Accepted, Rejection>, Stopping> {
+        self.intend_with(intent, Vec::new()).await
+    }
+
+    /// The same. `also` is written in the same transaction if the intent is [`Accepted::New`], and else not.
+    pub async fn intend_with(
+        &self,
+        intent: Intent,
+        also: Vec<Change>,
+    ) -> Result<Result<Accepted, Rejection>, Stopping> {
         let (reply, answer) = oneshot::channel();
-        self.ask(Request::Intend(intent, reply)).await?;
+        self.ask(Request::Intend { intent, also, reply }).await?;
         answer.await.map_err(|_| Stopping)
     }
 
@@ -332,7 +341,7 @@ impl Engine {
             Input::Folders(changes) => self.folders_changed(changes),
             Input::Prepared { ticket, result } => self.prepared(ticket, &result),
             Input::Claims { result, round } => self.claims_restored(&result, round),
-            Input::Request(Request::Intend(intent, reply)) => self.intend(intent, reply),
+            Input::Request(Request::Intend { intent, also, reply }) => self.intend(intent, also, reply),
             Input::Request(Request::Leave(volume, call, caller)) => {
                 if self.leave(volume, call, caller) {
                     self.settle(volume);

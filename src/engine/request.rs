@@ -15,14 +15,15 @@ use super::waiting::Done;
 use crate::device::facts::Facts;
 use crate::identity::VolumeId;
 use crate::reason::StoryStep;
+use crate::store::Change;
 use crate::volume::{Intent, State, User};
 
 impl Engine {
     /// Accepts an intent or refuses it. The order is: the checks in memory, the check of the host's use of the disk
     /// (outside), the row, the claim with its folder synced, the answer.
-    pub(super) fn intend(&mut self, intent: Intent, reply: Reply<Accepted>) {
+    pub(super) fn intend(&mut self, intent: Intent, also: Vec<Change>, reply: Reply<Accepted>) {
         let (volume, serial) = (intent.volume, intent.serial());
-        if !self.world.ask(intent, reply, self.steps.tools.limits, &self.steps.tools.vm_id) {
+        if !self.world.ask((intent, also), reply, self.steps.tools.limits, &self.steps.tools.vm_id) {
             return;
         }
         let present: Vec<_> = self.world.table.with_serial(serial).map(|device| device.facts.devnum).collect();
@@ -46,8 +47,8 @@ impl Engine {
     }
 
     fn admit(&self, volume: VolumeId) {
-        if let Some(intent) = self.world.admissions.intent(volume) {
-            self.steps.admit(intent);
+        if let Some((intent, also)) = self.world.admissions.to_write(volume) {
+            self.steps.admit(intent, also);
         }
     }
 

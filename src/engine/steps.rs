@@ -277,12 +277,13 @@ impl Steps {
         });
     }
 
-    /// Makes an intent durable: the row, then the claim with its folder synced.
-    pub(super) fn admit(&self, intent: &Intent) {
+    /// Makes an intent durable: the row, with `also` in the same transaction, then the claim with its folder synced.
+    pub(super) fn admit(&self, intent: &Intent, also: &[Change]) {
         let volume = intent.volume;
         let (truth, claims) = (Arc::clone(&self.tools.truth), Arc::clone(&self.tools.claims));
         let entry = Entry { at: intent.created_at, event: StoryStep::Intent.into(), detail: described(intent) };
-        let row = vec![Change::Intend(intent.clone()), Change::News(volume, News::Note(entry))];
+        let mut row = vec![Change::Intend(intent.clone()), Change::News(volume, News::Note(entry))];
+        row.extend_from_slice(also);
         let step = async move {
             write(&*truth, row).await.map_err(|error| NotAdmitted::Refused(Rejection::Store(error)))?;
             claims.add(volume).await.map_err(|error| NotAdmitted::unclaimed(&error))

@@ -28,6 +28,7 @@ use crate::export::server::Server;
 use crate::folder::Names;
 use crate::identity::{Serial, VolumeId};
 use crate::reason::Code;
+use crate::store::Change;
 use crate::volume::{Intent, Reason, State};
 
 /// The whole state of the engine.
@@ -128,7 +129,13 @@ impl World {
 
     /// Handles an intent. Returns whether it must be admitted now. Otherwise the answer is given, or comes with
     /// another intent's.
-    pub(super) fn ask(&mut self, intent: Intent, reply: Reply<Accepted>, limits: Limits, vm_id: &str) -> bool {
+    pub(super) fn ask(
+        &mut self,
+        (intent, also): (Intent, Vec<Change>),
+        reply: Reply<Accepted>,
+        limits: Limits,
+        vm_id: &str,
+    ) -> bool {
         let known = self.volumes.get(&intent.volume).map(|known| (&known.intent, &known.departure.leaving));
         let standing = Standing {
             known,
@@ -138,7 +145,7 @@ impl World {
             limits,
             vm_id,
         };
-        self.admissions.ask(intent, reply, &standing)
+        self.admissions.ask((intent, also), reply, &standing)
     }
 
     /// Returns the serial of a disk that is marked although nobody wants it.

@@ -11,6 +11,10 @@ use crate::reason::Code;
 pub struct Progress {
     /// The step it is in.
     pub step: Step,
+    /// The id that CloudStack has given to the step's job, if it is not the one that was asked for: an old server chooses it
+    /// itself.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub job_given: Option<JobId>,
     /// It will not be done, for this reason: what it has begun is taken back.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub given_up: Option<Ending>,
@@ -31,13 +35,32 @@ pub struct Progress {
 impl Progress {
     /// The beginning.
     pub const fn begin() -> Self {
-        Self { step: Step::Accepted, given_up: None, adopted: false, vm: None, flush: None, unsettled: false }
+        Self {
+            step: Step::Accepted,
+            job_given: None,
+            given_up: None,
+            adopted: false,
+            vm: None,
+            flush: None,
+            unsettled: false,
+        }
     }
 
     /// The same, in another step.
     #[must_use]
     pub fn at(&self, step: Step) -> Self {
-        Self { step, ..self.clone() }
+        Self { step, job_given: None, ..self.clone() }
+    }
+
+    /// The same, with the id that CloudStack has given to the step's job.
+    #[must_use]
+    pub fn with_job(&self, given: JobId) -> Self {
+        Self { job_given: Some(given), ..self.clone() }
+    }
+
+    /// The id of the step's job, by which CloudStack knows it.
+    pub fn job(&self) -> Option<JobId> {
+        self.step.job().map(|asked| self.job_given.unwrap_or(asked))
     }
 }
 

@@ -94,8 +94,15 @@ fn a_progress_reads_the_same_again() {
     for step in [Step::Accepted, Step::Create { job, earlier: vec![job] }, Step::Detach { job }, Step::Seal] {
         for given_up in [None, Some(Ending::Cancelled), Some(Ending::Failed(fault.clone()))] {
             let flush = Some(Flush::Failed("why".to_owned()));
-            let progress =
-                Progress { step: step.clone(), given_up, adopted: true, vm: Some(id(3)), flush, unsettled: true };
+            let progress = Progress {
+                step: step.clone(),
+                job_given: Some(job),
+                given_up,
+                adopted: true,
+                vm: Some(id(3)),
+                flush,
+                unsettled: true,
+            };
             let kept = serde_json::to_string(&progress).unwrap();
             assert_eq!(serde_json::from_str::<Progress>(&kept).unwrap(), progress);
         }

@@ -69,10 +69,12 @@ pub(super) enum Call {
     Unknown,
     /// It was not.
     NotMade,
+    /// It is being made, and has no answer yet.
+    UnderWay,
     /// It was made and surely not carried out; it may be made again then.
     NotTaken { why: CallError, again: Steady },
-    /// CloudStack has taken it. The volume that it makes, if it said so.
-    Taken(Option<VolumeId>),
+    /// CloudStack has taken it, and named the job and the volume that it makes, if it has these.
+    Taken { job: Option<JobId>, volume: Option<VolumeId> },
     /// CloudStack has refused it.
     Refused(Refusal),
     /// It may have been carried out. CloudStack is to be asked then.
@@ -86,8 +88,12 @@ pub(super) enum Next {
     Look(Look),
     /// Put this on record: the next step, say. The volume, when it has become known.
     Record(Box<Progress>, Option<VolumeId>),
-    /// Take the step that is on record.
+    /// Put it on record that the volume is wanted on this host, and this step, in one transaction.
+    Intend(VolumeId, Box<Progress>),
+    /// Take the step that is on record: have CloudStack change something.
     Act(Act),
+    /// Take the step that is on record: do something on this host.
+    Here(HereAct),
     /// Wait, until then at most, until something happens.
     Wait(Option<Steady>),
     /// Put the end on record.
@@ -112,7 +118,7 @@ pub(super) enum Look {
     Job(JobId),
 }
 
-/// A step.
+/// A change in CloudStack.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Act {
     Create {
@@ -141,12 +147,14 @@ pub(super) enum Act {
         job: JobId,
         vm: VmId,
     },
+}
+
+/// A change on this host.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum HereAct {
     Intend(VolumeId),
     Withdraw(VolumeId),
-    Seal {
-        volume: VolumeId,
-        force: bool,
-    },
+    Seal { volume: VolumeId, force: bool },
     Unseal(VolumeId),
     Release(VolumeId),
 }

@@ -3,14 +3,15 @@
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 
-use super::tools::{Here, Host, Listener};
+use super::tools::{Here, Host, Listener, Recorded};
 use crate::device::DevNum;
-use crate::engine::{Handle, Rejection, Stopping};
+use crate::engine::{Accepted, Handle, Rejection, Stopping};
 use crate::export::flush::Flusher;
 use crate::export::probe::Endpoint;
 use crate::helper_client::HelperClient;
 use crate::identity::{OperationId, VolumeId};
 use crate::operation::Flush;
+use crate::store::Change;
 use crate::volume::{Intent, State, User};
 
 /// The engine's handle, and how the NBD server is reached.
@@ -91,8 +92,18 @@ impl Host for ThisHost {
         look.boxed()
     }
 
-    fn intend(&self, intent: Intent) -> BoxFuture<'_, Result<Result<(), Rejection>, Stopping>> {
-        async move { Ok(self.engine.intend(intent).await?.map(drop)) }.boxed()
+    fn intend(
+        &self,
+        intent: Intent,
+        also: Vec<Change>,
+    ) -> BoxFuture<'_, Result<Result<Recorded, Rejection>, Stopping>> {
+        let intended = async move {
+            Ok(self.engine.intend_with(intent, also).await?.map(|accepted| match accepted {
+                Accepted::New => Recorded::Together,
+                Accepted::Known => Recorded::Not,
+            }))
+        };
+        intended.boxed()
     }
 
     fn withdraw(&self, volume: VolumeId, user: User) -> BoxFuture<'_, Result<Result<(), Rejection>, Stopping>> {

@@ -1,15 +1,16 @@
-//! Operations: what a caller asks for at both ends, of CloudStack and of this host, and can follow.
+//! Operations: requests that change something both in CloudStack and on this host, and that a caller can follow.
 //!
 //! ```text
 //!  caller ─▶ Operations::submit ─▶ on record ─▶ a task ─▶ next (pure) ─▶ CloudStack, the engine's handle
 //!                                                 ▲  └──────────────────────────┐
-//!                                                 └─ what came of it (facts) ◀──┘
+//!                                                 └──── the results (facts) ◀───┘
 //! ```
 //!
-//! Each open operation has a task (`drive`), which asks [`next::next`] what is to be done, puts the step on record, does it,
-//! and asks again with what came of it. It is a client of the engine's handle and of [`Cloud`], as the API is of the former.
-//! There is no task while nothing is open.
+//! Each open operation has a task ([`drive`]). It asks [`next::next`] what is next, puts the step on record, takes it, and asks
+//! again with the result. It is a client of the engine's handle and of [`crate::cloud::Cloud`], as the API is of the handle.
+//! Without an open operation there is no task.
 
+mod core;
 mod drive;
 mod facts;
 mod faults;
@@ -20,142 +21,113 @@ mod registry;
 mod tests;
 pub mod tools;
 
-use std::sync::{Arc, PoisonError};
+use std::sync::{Arc, MutexGuard};
 
-use tokio::sync::{Mutex, Semaphore, broadcast};
+use jiff::Timestamp;
+use tokio::sync::broadcast;
 
-use crate::clock::Clock;
-use crate::cloud::Cloud;
+use self::core::Core;
+pub use self::core::Tools;
 use crate::identity::{OperationId, VmId, VolumeId};
 use crate::operation::{
     CleanUp, Fault, IdempotencyKey, Operation, OperationState, Place, Placeholder, Progress, Request, Written,
 };
 use crate::reason::{Code, StoryStep};
 use crate::store::{Change, OperationFilter, StoreError};
-use registry::{Entry, Registry};
-use tools::{Host, OwnVm, Records};
+use drive::{Asked, UnderWay};
+use registry::Registry;
 
-/// Operations that may be open at one time, and those of one user but root.
+/// The limits of operations that are open at one time: of all users, and of one user except root.
 const MOST_OPEN: usize = 1024;
 const MOST_OPEN_OF_ONE: usize = 256;
-
-/// Calls of CloudStack at one time: more would only wait there.
-const CALLS_AT_ONCE: usize = 16;
-
-/// States that who listens may be behind.
-const NEWS: usize = 256;
 
 /// A handle to the operations. Cheap to clone.
 #[derive(Clone)]
 pub struct Operations {
-    inner: Arc<Inner>,
+    core: Arc<Core>,
 }
 
-/// What operations work with.
-pub struct Tools {
-    /// CloudStack; `None`: attachd does not work with one.
-    pub cloud: Option<Arc<dyn Cloud>>,
-    /// This host's volumes.
-    pub host: Arc<dyn Host>,
-    /// What is on record.
-    pub records: Arc<dyn Records>,
-    /// Which VM this host is.
-    pub own_vm: Arc<dyn OwnVm>,
-    /// The time.
-    pub clock: Arc<dyn Clock>,
-}
-
-struct Inner {
-    tools: Tools,
-    registry: std::sync::Mutex<Registry>,
-    /// One request is accepted at a time: two that ask for the same are one.
-    accepting: Arc<Mutex<()>>,
-    news: broadcast::Sender<Arc<Operation>>,
-    /// Turns to ask CloudStack.
-    calls: Arc<Semaphore>,
-}
-
-/// An operation was accepted.
+/// The answer to a request that is accepted.
 #[derive(Debug, Clone)]
 pub struct Submitted {
-    /// As it is now.
+    /// The operation as it is now.
     pub operation: Arc<Operation>,
-    /// It has begun with this request; else it was asked for before.
+    /// Whether it begins with this request. Otherwise it was asked for before.
     pub new: bool,
 }
 
-/// What is asked for, and by whom.
+/// A request, with its caller.
 #[derive(Debug, Clone)]
 pub struct Submission {
-    /// What.
+    /// The request.
     pub request: Request,
     /// As its caller wrote it, if it came by one of the predecessor's routes. Then what cannot be carried out is put on record
     /// as failed and not refused: that is where such a caller looks.
     pub written: Option<Written>,
-    /// The caller's own name for it.
+    /// The caller's idempotency key.
     pub key: Option<IdempotencyKey>,
-    /// How long it may take, in seconds; `None`: as long as is usual.
+    /// The time limit in seconds; `None`: the usual one.
     pub limit_seconds: Option<u32>,
     /// The user, from the socket's peer credentials.
     pub uid: Option<u32>,
 }
 
-/// A request was not accepted, and nothing has begun.
+/// Why a request is not accepted. Nothing has begun.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Refused {
-    /// Without CloudStack.
+    /// attachd works without CloudStack.
     #[error(
         "attachd does not work with CloudStack here: set [cloudstack] url and the keys in attachd.toml and restart it"
     )]
     NoCloud,
-    /// It cannot be told whether the VM is this one.
+    /// The own VM is unknown, so it cannot be told whether the request is about this host.
     #[error(
         "it is not known which VM of CloudStack's this host is: {0}. Set [host] vm_id in attachd.toml, or see `attachctl health`"
     )]
     OwnVmUnknown(String),
-    /// What is asked for is done to other VMs only.
+    /// The request can be carried out for other VMs only.
     #[error("{vm} is this host's own VM: {why}")]
     OwnVm {
         /// The VM.
         vm: VmId,
-        /// What cannot be done to it.
+        /// Why it is refused.
         why: &'static str,
     },
     /// The volume is to come back to another host.
     #[error("{0} is not this host's VM: a volume comes back to the host that is asked")]
     NotThisHost(VmId),
-    /// It is none that can be carried out.
+    /// The request cannot be carried out.
     #[error("{0}")]
     Unusable(String),
-    /// The name belongs to another request.
+    /// The idempotency key belongs to another request.
     #[error("the idempotency key {key} belongs to the operation {operation}, which asks for something else")]
     KeyUsed {
-        /// The name.
+        /// The key.
         key: IdempotencyKey,
         /// The operation that has it.
         operation: OperationId,
     },
-    /// So many are open already.
+    /// Too many operations are open.
     #[error("there are {used} open operations {whose}, and at most {limit} may be: wait until some have ended")]
     TooMany {
-        /// Of all or of one user.
+        /// Whether the limit is of all users or of one.
         whose: &'static str,
-        /// How many.
+        /// How many are open.
         used: usize,
-        /// How many may be.
+        /// The limit.
         limit: usize,
     },
-    /// There is none.
+    /// There is no such operation.
     #[error("there is no operation {0}")]
     Unknown(OperationId),
-    /// It cannot be called off.
+    /// The operation cannot be cancelled any more.
     #[error("the operation {id} can be called off no more: it is {state}, at the step {step}; follow it to its end")]
     TooLate {
-        /// Which.
+        /// The operation.
         id: OperationId,
-        /// How far it is.
+        /// Its state.
         state: OperationState,
-        /// Where.
+        /// Its step.
         step: &'static str,
     },
     /// The store did not take it, or could not be asked.
@@ -172,7 +144,7 @@ impl Refused {
         )
     }
 
-    /// For programs.
+    /// Returns the code for programs.
     pub fn code(&self) -> Code {
         match self {
             Self::NoCloud => Code::NoCloud,
@@ -190,35 +162,27 @@ impl Refused {
 }
 
 impl Operations {
-    /// Operations as they are on record: those that are open go on.
+    /// Starts with the operations that are on record: the open ones go on.
     pub fn start(tools: Tools, open: Vec<Operation>, last_number: u64, placeholders: Vec<Placeholder>) -> Self {
-        let (news, _) = broadcast::channel(NEWS);
-        let registry = std::sync::Mutex::new(Registry::new(last_number, placeholders));
-        let inner = Arc::new(Inner {
-            tools,
-            registry,
-            accepting: Arc::default(),
-            news,
-            calls: Arc::new(Semaphore::new(CALLS_AT_ONCE)),
-        });
-        // Without CloudStack they stay as they are until it is back.
-        for operation in open.into_iter().filter(|_| inner.tools.cloud.is_some()) {
-            inner.begin(Arc::new(operation), true);
+        let core = Core::new(tools, last_number, placeholders);
+        // Without CloudStack in the configuration they wait for it.
+        for operation in open.into_iter().filter(|_| core.tools.cloud.is_some()) {
+            begin(&core, Arc::new(operation), true, None);
         }
-        Self { inner }
+        Self { core }
     }
 
-    /// Accepts an operation; it is on record when this answers with success. One that asks for the same as an open one, or has
-    /// the name of an earlier one, is that one.
+    /// Accepts a request. The operation is on record when this succeeds. A request that is the same as that of an open
+    /// operation, or that has the idempotency key of an earlier one, is answered with that operation.
     pub async fn submit(&self, submission: Submission) -> Result<Submitted, Refused> {
         let Submission { request, written, key, limit_seconds, uid } = submission;
-        let tools = &self.inner.tools;
+        let tools = &self.core.tools;
         if tools.cloud.is_none() && written.is_none() {
             return Err(Refused::NoCloud);
         }
         let own = tools.own_vm.find().await;
         let request = request.seen_from(own.as_ref().ok().copied());
-        let accepting = Arc::clone(&self.inner.accepting).lock_owned().await;
+        let accepting = Arc::clone(&self.core.accepting).lock_owned().await;
         if let Some(key) = &key
             && let Some(known) = self.known(uid, key).await?
         {
@@ -262,13 +226,20 @@ impl Operations {
             completed_at: fault.is_some().then_some(wall),
             fault,
         };
-        // Whether its caller stays or not: what is on record is carried out.
-        let inner = Arc::clone(&self.inner);
+        // What it has to know first is asked while it is put on record.
+        let first = next::first(&operation.request).filter(|_| {
+            let free = |volume| self.registry().is_free(volume);
+            !operation.state.is_ended() && operation.volume.is_some_and(free)
+        });
+        let call = first.zip(tools.cloud.as_ref());
+        let call = call.map(|(look, cloud)| UnderWay::begin(&self.core, cloud, Asked::Look(look)));
+        // What is on record is carried out, also if its caller does not wait.
+        let core = Arc::clone(&self.core);
         let accepted = tokio::spawn(async move {
             let change = vec![Change::Operation(Box::new(operation.clone()))];
-            inner.tools.records.write(change).await?;
+            core.tools.records.write(change).await?;
             let operation = Arc::new(operation);
-            inner.accepted(&operation);
+            accepted_now(&core, &operation, call);
             drop(accepting);
             Ok(operation)
         });
@@ -277,35 +248,40 @@ impl Operations {
         Ok(Submitted { operation, new: true })
     }
 
-    /// An operation as it is now.
+    /// Returns an operation as it is now.
     pub async fn get(&self, id: OperationId) -> Result<Arc<Operation>, Refused> {
         let entry = self.registry().entry(id);
         if let Some(entry) = entry {
             return Ok(entry.operation());
         }
-        match self.inner.tools.records.operation(id).await {
+        match self.core.tools.records.operation(id).await {
             Ok(Some(operation)) => Ok(Arc::new(operation)),
             Ok(None) => Err(Refused::Unknown(id)),
             Err(error) => Err(Refused::Store(error)),
         }
     }
 
-    /// The operation of the same volume that goes first.
+    /// Returns the operation of the same volume that goes first.
     pub fn waits_for(&self, operation: &Operation) -> Option<OperationId> {
         self.registry().before(operation)
     }
 
-    /// Those that have not ended, in no order.
+    /// Returns since when CloudStack says that it has attached the operation's volume to this host, if it says so.
+    pub fn attached_since(&self, id: OperationId) -> Option<Timestamp> {
+        self.registry().entry(id).and_then(|entry| entry.attached_since())
+    }
+
+    /// Returns the operations that have not ended, in no order.
     pub fn open(&self) -> Vec<Arc<Operation>> {
         self.registry().all_open()
     }
 
-    /// Operations that are on record, the newest first.
+    /// Returns operations that are on record, the newest first.
     pub async fn list(&self, filter: OperationFilter) -> Result<Vec<Operation>, Refused> {
-        self.inner.tools.records.list(filter).await.map_err(Refused::Store)
+        self.core.tools.records.list(filter).await.map_err(Refused::Store)
     }
 
-    /// Calls an operation off, as long as that is harmless, and returns when that is decided.
+    /// Cancels an operation if that is harmless. Returns when that is decided.
     pub async fn cancel(&self, id: OperationId) -> Result<Arc<Operation>, Refused> {
         let entry = self.registry().entry(id);
         let Some(entry) = entry else {
@@ -325,7 +301,7 @@ impl Operations {
         }
     }
 
-    /// Returns when the operation has ended, with how.
+    /// Waits until the operation has ended, and returns it.
     pub async fn ended(&self, id: OperationId) -> Result<Arc<Operation>, Refused> {
         let entry = self.registry().entry(id);
         if let Some(entry) = entry {
@@ -337,12 +313,12 @@ impl Operations {
         self.get(id).await
     }
 
-    /// Each operation, each time that it changes from now on.
+    /// Subscribes to operations: each is sent each time that it changes.
     pub fn subscribe(&self) -> broadcast::Receiver<Arc<Operation>> {
-        self.inner.news.subscribe()
+        self.core.news.subscribe()
     }
 
-    /// The volumes that operations had attached to other VMs.
+    /// Returns the volumes that operations had attached to other VMs.
     pub fn placeholders(&self) -> Vec<Placeholder> {
         self.registry().placeholders()
     }
@@ -354,7 +330,7 @@ impl Operations {
 
     /// Whether attachd works with CloudStack here.
     pub fn has_cloud(&self) -> bool {
-        self.inner.tools.cloud.is_some()
+        self.core.tools.cloud.is_some()
     }
 
     /// The other VM that has the volume, as far as operations have attached it there.
@@ -371,7 +347,7 @@ impl Operations {
         if open.is_some() {
             return Ok(open);
         }
-        let kept = self.inner.tools.records.keyed(uid, key.clone()).await.map_err(Refused::Store)?;
+        let kept = self.core.tools.records.keyed(uid, key.clone()).await.map_err(Refused::Store)?;
         Ok(kept.map(Arc::new))
     }
 
@@ -386,52 +362,39 @@ impl Operations {
         Ok(())
     }
 
-    fn registry(&self) -> std::sync::MutexGuard<'_, Registry> {
-        self.inner.registry()
+    fn registry(&self) -> MutexGuard<'_, Registry> {
+        self.core.registry()
     }
 }
 
-impl Inner {
-    fn registry(&self) -> std::sync::MutexGuard<'_, Registry> {
-        self.registry.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// It is carried out from now on, unless it has ended with its request.
-    fn accepted(self: &Arc<Self>, operation: &Arc<Operation>) {
-        if !operation.state.is_ended() {
-            return self.begin(Arc::clone(operation), false);
-        }
-        let (id, kind, volume) = (operation.id, operation.request.kind(), operation.volume);
-        let (volume, why) =
-            (volume.map(|volume| volume.to_string()), operation.fault.as_ref().map(ToString::to_string));
-        let step = StoryStep::OperationFailed.name();
-        tracing::warn!(EVENT = step, OPERATION_ID = %id, VOLUME_ID = volume, "{kind}: {}", why.unwrap_or_default());
-        // Perhaps nobody listens.
-        let _ = self.news.send(Arc::clone(operation));
-    }
-
-    /// It has a task from now on.
-    fn begin(self: &Arc<Self>, operation: Arc<Operation>, resumed: bool) {
-        let id = operation.id;
-        let entry = self.registry().insert(operation);
-        self.tell(&entry);
-        let task = tokio::spawn(drive::run(Arc::clone(self), id, resumed));
-        self.registry().carried_out_by(id, task.abort_handle());
-    }
-
-    /// Says how far an operation is.
-    fn tell(&self, entry: &Entry) {
-        // Perhaps nobody listens.
-        let _ = self.news.send(entry.operation());
-    }
+/// Starts the task of an operation. `call`: the question that it begins with, if it is asked already.
+fn begin(core: &Arc<Core>, operation: Arc<Operation>, resumed: bool, call: Option<UnderWay>) {
+    let id = operation.id;
+    let entry = core.registry().insert(operation);
+    core.tell(&entry);
+    let task = tokio::spawn(drive::run(Arc::clone(core), id, resumed, call));
+    core.registry().carried_out_by(id, task.abort_handle());
 }
 
-/// Whether the request can be met at all, as far as that is known without CloudStack; this host's VM, if it is known.
+/// Carries an operation out from now on, unless it has ended with its request.
+fn accepted_now(core: &Arc<Core>, operation: &Arc<Operation>, call: Option<UnderWay>) {
+    if !operation.state.is_ended() {
+        return begin(core, Arc::clone(operation), false, call);
+    }
+    let (id, kind, volume) = (operation.id, operation.request.kind(), operation.volume);
+    let (volume, why) = (volume.map(|volume| volume.to_string()), operation.fault.as_ref().map(ToString::to_string));
+    let step = StoryStep::OperationFailed.name();
+    tracing::warn!(EVENT = step, OPERATION_ID = %id, VOLUME_ID = volume, "{kind}: {}", why.unwrap_or_default());
+    // An error means that nobody has subscribed.
+    let _ = core.news.send(Arc::clone(operation));
+}
+
+/// Checks what can be checked without CloudStack. Returns this host's own VM, if it is known.
 fn fit(request: &Request, own: Result<VmId, String>) -> Result<Option<VmId>, Refused> {
     let refused = |vm, why| Err(Refused::OwnVm { vm, why });
     match (request, own) {
         (Request::Unusable(unusable), _) => Err(Refused::Unusable(unusable.why.clone())),
-        // Which of the two it is would be a guess.
+        // Whether this host or another VM is meant would be a guess.
         (Request::Attach(_) | Request::AttachRoot(_) | Request::Cleanup(_), Err(why)) => {
             Err(Refused::OwnVmUnknown(why))
         }
@@ -454,7 +417,7 @@ fn is_here(request: &Request) -> bool {
     }
 }
 
-/// What came of calling it off, if that is decided.
+/// Returns the answer to a cancellation, if it is decided.
 fn called_off(operation: &Arc<Operation>) -> Option<Result<Arc<Operation>, Refused>> {
     match operation.state {
         OperationState::Cancelled => Some(Ok(Arc::clone(operation))),

@@ -1,4 +1,4 @@
-//! What an operation does next: a pure function of what is on record of it and of what is known.
+//! What an operation does next: a pure function of its record and of the facts.
 //!
 //! The same rules hold for every kind. A step is on record before it is taken, and may be repeated. Nothing is inferred from an
 //! error: after each call whose outcome is not plain, CloudStack is asked for the job, and then for the volume, which decides.
@@ -11,10 +11,23 @@ mod cleanup;
 mod create;
 mod detach;
 
-use super::facts::{Act, Call, End, Facts, Look, Next, Placed, Seen};
+use jiff::SignedDuration;
+
+use super::facts::{Act, Call, End, Facts, HereAct, Look, Next, Placed, Seen};
 use crate::clock::Steady;
+use crate::cloud::JobStatus;
 use crate::operation::{Ending, Fault, Flush, Operation, OperationState, Progress, Request, Response, Step};
 use crate::reason::Code;
+pub(super) use attach::is_attached_here;
+
+/// How long CloudStack may take to answer a question after the operation's time has ended, before its caller is answered.
+pub(super) const LAST_QUESTION: SignedDuration = SignedDuration::from_secs(1);
+
+/// Returns the question to CloudStack with which an operation begins. It may be asked before the operation is on record, because
+/// it changes nothing.
+pub(super) fn first(request: &Request) -> Option<Look> {
+    request.volume().map(Look::Volume)
+}
 
 /// What is next.
 pub(super) fn next(operation: &Operation, facts: &Facts) -> Next {
@@ -26,6 +39,7 @@ pub(super) fn next(operation: &Operation, facts: &Facts) -> Next {
         return match back::back(operation, facts, ending) {
             // Its caller is answered in time; the rest is seen to afterwards.
             Next::Wait(_) if late => unsettled(ending, facts),
+            Next::Look(_) if facts.now >= operation.deadline.after(LAST_QUESTION) => unsettled(ending, facts),
             next => next,
         };
     }
@@ -58,8 +72,7 @@ fn settle(operation: &Operation, facts: &Facts) -> Next {
     let ending = match (&operation.progress.given_up, operation.state) {
         // Done, but for a job that has not ended: another operation of the volume would meet it.
         (_, OperationState::Completed) | (None, _) => {
-            let Some(job) = operation.progress.step.job() else { return Next::Settled };
-            return ask::job(facts, job, None).err().unwrap_or(Next::Settled);
+            return ask::job(operation, facts, None).err().unwrap_or(Next::Settled);
         }
         (Some(ending), _) => ending,
     };
@@ -117,8 +130,8 @@ fn completed(operation: &Operation, facts: &Facts, response: Response, at: Place
     Next::End(Box::new(End { state, fault: None, response: Some(response), placed, unsettled }))
 }
 
-fn is_running(status: Option<&crate::cloud::JobStatus>) -> bool {
-    matches!(status, Some(crate::cloud::JobStatus::Running))
+fn is_running(status: Option<&JobStatus>) -> bool {
+    matches!(status, Some(JobStatus::Running))
 }
 
 /// What CloudStack shows is what is on record of other VMs.
@@ -156,7 +169,7 @@ fn time_is_up(operation: &Operation, facts: &Facts) -> Fault {
             format!("CloudStack has not finished; it was at the step {}", operation.progress.step.name())
         }
     };
-    let cure = match operation.progress.step.job() {
+    let cure = match operation.progress.job() {
         Some(job) => format!(". The job {job} in CloudStack may go on: its outcome is seen to when it has ended"),
         None => String::new(),
     };

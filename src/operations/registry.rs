@@ -1,49 +1,53 @@
-//! The operations of which something is still to come, in memory: who waits for whom, and who follows which.
+//! The operations that are not settled, in memory: which operation waits for which, and who follows them.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use jiff::Timestamp;
 use tokio::sync::{Notify, watch};
 use tokio::task::AbortHandle;
 
 use crate::identity::{OperationId, VolumeId};
 use crate::operation::{IdempotencyKey, Operation, Placeholder, Request};
 
-/// All of them.
+/// All operations that are not settled.
 pub(super) struct Registry {
     last_number: u64,
     entries: HashMap<OperationId, Arc<Entry>>,
-    /// Those of each volume, in the order in which they came: one at a time.
+    /// The operations of each volume, in the order in which they came. Only the first is carried out.
     queues: HashMap<VolumeId, BTreeMap<u64, OperationId>>,
     placeholders: BTreeMap<VolumeId, Placeholder>,
 }
 
-/// One of them.
+/// One operation that is not settled.
 pub(super) struct Entry {
     current: watch::Sender<Arc<Operation>>,
     called_off: AtomicBool,
+    /// When CloudStack said that it has attached the volume to this host, as long as it says so.
+    attached: Mutex<Option<Timestamp>>,
     task: Mutex<Option<AbortHandle>>,
-    /// Something has happened that its task may wait for.
+    /// Wakes the operation's task.
     pub(super) wake: Notify,
 }
 
 impl Entry {
-    /// As it is now, and on record.
+    /// Returns the operation as it is on record.
     pub(super) fn operation(&self) -> Arc<Operation> {
         Arc::clone(&self.current.borrow())
     }
 
-    /// As it is from now on.
+    /// Sets the operation as it is on record from now on.
     pub(super) fn publish(&self, operation: Operation) {
         self.current.send_replace(Arc::new(operation));
     }
 
+    /// Follows the operation's changes.
     pub(super) fn follow(&self) -> watch::Receiver<Arc<Operation>> {
         self.current.subscribe()
     }
 
-    /// Its caller wants it no more.
+    /// Asks the operation's task to cancel it.
     pub(super) fn call_off(&self) {
         self.called_off.store(true, Ordering::Relaxed);
         self.wake.notify_one();
@@ -51,6 +55,22 @@ impl Entry {
 
     pub(super) fn is_called_off(&self) -> bool {
         self.called_off.load(Ordering::Relaxed)
+    }
+
+    /// Notes that CloudStack says now that it has attached the volume to this host, or `None`: that it does not. Returns whether
+    /// that has changed.
+    pub(super) fn attached(&self, now: Option<Timestamp>) -> bool {
+        let mut attached = self.attached.lock().unwrap_or_else(PoisonError::into_inner);
+        let changed = attached.is_some() != now.is_some();
+        if changed {
+            *attached = now;
+        }
+        changed
+    }
+
+    /// Since when CloudStack says so.
+    pub(super) fn attached_since(&self) -> Option<Timestamp> {
+        *self.attached.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -60,18 +80,20 @@ impl Registry {
         Self { last_number, entries: HashMap::new(), queues: HashMap::new(), placeholders }
     }
 
-    /// A number that no operation has had.
+    /// Returns a number that no operation has had.
     pub(super) fn next_number(&mut self) -> u64 {
         self.last_number += 1;
         self.last_number
     }
 
+    /// Adds an operation.
     pub(super) fn insert(&mut self, operation: Arc<Operation>) -> Arc<Entry> {
         let (id, number, volume) = (operation.id, operation.number, operation.volume);
         let current = watch::Sender::new(operation);
         let entry = Arc::new(Entry {
             current,
             called_off: AtomicBool::new(false),
+            attached: Mutex::default(),
             task: Mutex::default(),
             wake: Notify::new(),
         });
@@ -82,7 +104,7 @@ impl Registry {
         entry
     }
 
-    /// Nothing of it is still to come: those of its volume that wait go on.
+    /// Removes an operation that is settled. The operations of its volume that wait are woken.
     pub(super) fn remove(&mut self, operation: &Operation) {
         self.entries.remove(&operation.id);
         let Some(volume) = operation.volume else { return };
@@ -97,28 +119,33 @@ impl Registry {
         }
     }
 
-    /// Its volume has become known.
+    /// Returns whether no operation of the volume is open.
+    pub(super) fn is_free(&self, volume: VolumeId) -> bool {
+        !self.queues.contains_key(&volume)
+    }
+
+    /// Adds an operation to the queue of its volume, which has become known.
     pub(super) fn volume_known(&mut self, operation: &Operation) {
         if let Some(volume) = operation.volume {
             self.queues.entry(volume).or_default().insert(operation.number, operation.id);
         }
     }
 
-    /// The operation of the same volume that this one waits for.
+    /// Returns the operation of the same volume that goes first.
     pub(super) fn before(&self, operation: &Operation) -> Option<OperationId> {
         let queue = self.queues.get(&operation.volume?)?;
         queue.first_key_value().filter(|(number, _)| **number < operation.number).map(|(_, id)| *id)
     }
 
-    /// Its task, to be ended with the rest.
+    /// Sets the task of an operation, which [`Self::stop`] ends.
     pub(super) fn carried_out_by(&mut self, id: OperationId, task: AbortHandle) {
-        // Perhaps it has ended already.
+        // The task may have ended already.
         if let Some(entry) = self.entries.get(&id) {
             *entry.task.lock().unwrap_or_else(PoisonError::into_inner) = Some(task);
         }
     }
 
-    /// All tasks end where they are.
+    /// Ends all tasks where they are.
     pub(super) fn stop(&mut self) {
         for (_, entry) in self.entries.drain() {
             if let Some(task) = entry.task.lock().unwrap_or_else(PoisonError::into_inner).take() {
@@ -127,15 +154,16 @@ impl Registry {
         }
     }
 
+    /// Returns the entry of an operation that is not settled.
     pub(super) fn entry(&self, id: OperationId) -> Option<Arc<Entry>> {
         self.entries.get(&id).map(Arc::clone)
     }
 
-    /// The open one that asks for the same.
+    /// Returns the open operation that has the same request.
     pub(super) fn same(&self, request: &Request) -> Option<Arc<Operation>> {
         let same = |operation: &Arc<Operation>| operation.is_asked_again_by(request);
         match request.volume() {
-            // Of those that wait one after the other the last: what was asked for in between was meant.
+            // Only the last of the volume's queue counts: after attach and detach, another attach is a new wish.
             Some(volume) => {
                 let last = self.queues.get(&volume)?.last_key_value()?.1;
                 self.entries.get(last).map(|entry| entry.operation()).filter(same)
@@ -144,33 +172,35 @@ impl Registry {
         }
     }
 
-    /// The open one to which this user gave this name.
+    /// Returns the operation to which this user gave this idempotency key.
     pub(super) fn keyed(&self, uid: Option<u32>, key: &IdempotencyKey) -> Option<Arc<Operation>> {
         let all = self.entries.values().map(|entry| entry.operation());
         all.into_iter().find(|operation| operation.uid == uid && operation.key.as_ref() == Some(key))
     }
 
-    /// Those that have not ended.
+    /// Returns all operations that have not ended.
     pub(super) fn all_open(&self) -> Vec<Arc<Operation>> {
         let all = self.entries.values().map(|entry| entry.operation());
         all.filter(|operation| !operation.state.is_ended()).collect()
     }
 
-    /// How many are open, and how many of this user's.
+    /// Returns how many operations are not settled, and how many of these are this user's.
     pub(super) fn open(&self, uid: Option<u32>) -> (usize, usize) {
         let own = self.entries.values().filter(|entry| entry.current.borrow().uid == uid).count();
         (self.entries.len(), own)
     }
 
+    /// Returns every placeholder.
     pub(super) fn placeholders(&self) -> Vec<Placeholder> {
         self.placeholders.values().cloned().collect()
     }
 
+    /// Returns the placeholder of a volume.
     pub(super) fn placeholder(&self, volume: VolumeId) -> Option<&Placeholder> {
         self.placeholders.get(&volume)
     }
 
-    /// Where a volume is from now on; `None`: with no other VM.
+    /// Sets or removes the placeholder of a volume.
     pub(super) fn place(&mut self, volume: VolumeId, placeholder: Option<Placeholder>) {
         match placeholder {
             Some(placeholder) => drop(self.placeholders.insert(volume, placeholder)),

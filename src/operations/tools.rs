@@ -27,13 +27,23 @@ pub struct Here {
     pub device_path: Option<String>,
 }
 
+/// Whether what was to be written together with an intent is on record.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Recorded {
+    /// It is.
+    Together,
+    /// It is not: the volume was wanted before.
+    Not,
+}
+
 /// This host's volumes. Each call may be repeated.
 pub trait Host: Send + Sync {
     /// As it is now; `None`: it is not wanted here.
     fn look(&self, volume: VolumeId) -> BoxFuture<'_, Result<Option<Here>, Stopping>>;
 
-    /// It is wanted here from now on.
-    fn intend(&self, intent: Intent) -> BoxFuture<'_, Result<Result<(), Rejection>, Stopping>>;
+    /// The volume is wanted here from now on. `also` is written in the same transaction, if the volume was not wanted before.
+    fn intend(&self, intent: Intent, also: Vec<Change>)
+    -> BoxFuture<'_, Result<Result<Recorded, Rejection>, Stopping>>;
 
     /// It is wanted here no more.
     fn withdraw(&self, volume: VolumeId, user: User) -> BoxFuture<'_, Result<Result<(), Rejection>, Stopping>>;
@@ -71,9 +81,16 @@ pub trait Host: Send + Sync {
 pub trait OwnVm: Send + Sync {
     /// Which, or why that is not known.
     fn find(&self) -> BoxFuture<'_, Result<VmId, String>>;
+
+    /// CloudStack does not know something that it was asked to change, perhaps this VM: it is found out again.
+    fn doubt(&self);
 }
 
 impl OwnVm for OwnVmFinder {
+    fn doubt(&self) {
+        self.forget();
+    }
+
     fn find(&self) -> BoxFuture<'_, Result<VmId, String>> {
         let found = async move {
             match self.find().await {
@@ -89,6 +106,8 @@ impl OwnVm for OwnVmFinder {
 pub struct NoVm;
 
 impl OwnVm for NoVm {
+    fn doubt(&self) {}
+
     fn find(&self) -> BoxFuture<'_, Result<VmId, String>> {
         async { Err("attachd does not work with CloudStack here".to_owned()) }.boxed()
     }
@@ -98,17 +117,22 @@ impl OwnVm for NoVm {
 pub struct Listener(pub broadcast::Receiver<SharedEvent>);
 
 impl Listener {
-    /// Resolves when something has happened to this volume, or may have.
+    /// Resolves when something has happened to this volume, or may have. A disk that is on its way to be served is nothing to act
+    /// on, and the way is not to be slowed down.
     pub async fn heard(&mut self, volume: VolumeId) -> Result<(), Stopping> {
         loop {
             match self.0.recv().await {
-                Ok(event) if event.volume_id == volume => return Ok(()),
+                Ok(event) if event.volume_id == volume && !is_on_the_way(event.state) => return Ok(()),
                 Ok(_) => {}
                 Err(RecvError::Lagged(_)) => return Ok(()),
                 Err(RecvError::Closed) => return Err(Stopping),
             }
         }
     }
+}
+
+const fn is_on_the_way(state: State) -> bool {
+    matches!(state, State::Matched | State::Exporting)
 }
 
 /// What is on record.

@@ -26,6 +26,7 @@ mod parts;
 mod read;
 mod reader;
 mod rescue;
+mod room;
 #[cfg(test)]
 pub(crate) mod sample;
 mod task;

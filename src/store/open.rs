@@ -12,7 +12,7 @@ use sqlx::{Connection, SqlSafeStr};
 use super::files::Files;
 use super::foreign;
 use super::history::{self, Seen};
-use super::{Options, StoreError, read, write};
+use super::{Options, StoreError, read, room, write};
 use crate::volume::Record;
 
 /// SQLite's page cache: 256 KiB. The default of two megabytes would fill over weeks with the timelines of old
@@ -24,7 +24,7 @@ const CACHE: &str = "-256";
 const LAST_RESORT_PAGES: &str = "10000";
 
 /// The size up to which the log's file stays after use: 4 MiB.
-const LOG_STAYS: &str = "4194304";
+pub(super) const LOG_STAYS: u64 = 4 << 20;
 
 /// The number of rows read ahead. With fewer, SQLite's thread and this one keep waking each other.
 const ROWS: usize = 1000;
@@ -64,6 +64,7 @@ pub(super) async fn writer(options: Options<'_>) -> Result<Writer, StoreError> {
     };
     let seen = prepared.await.map_err(failed)?;
     let noted = noted(&mut connection).await.map_err(failed)?;
+    room::make(&mut connection, options.path).await;
     let files = Files::of(options.path).map_err(|error| failed(error.into()))?;
     Ok(Writer { connection, files, seen, noted })
 }
@@ -89,7 +90,7 @@ pub(super) async fn migrated(options: Options<'_>) -> sqlx::Result<SqliteConnect
         .synchronous(SqliteSynchronous::Full)
         .foreign_keys(true)
         .pragma("wal_autocheckpoint", LAST_RESORT_PAGES)
-        .pragma("journal_size_limit", LOG_STAYS)
+        .pragma("journal_size_limit", LOG_STAYS.to_string())
         .busy_timeout(LOCKED_AT_START);
     let mut connection = SqliteConnection::connect_with(&connect).await?;
     migrations().run_direct(None, &mut connection, false).await?;

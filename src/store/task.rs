@@ -16,7 +16,7 @@ use super::reader::ReadConnection;
 use super::turn::Given;
 use super::watch::Watch;
 use super::write::{self, Change};
-use super::{Options, Saved, StoreError, rescue};
+use super::{Options, Saved, StoreError, rescue, room};
 use crate::clock::Steady;
 use crate::identity::VolumeId;
 use crate::memory;
@@ -30,7 +30,7 @@ const RETRY: Duration = Duration::from_secs(1);
 /// The number of commits after which the log is written into the database (a checkpoint), as soon as nobody waits.
 const CHECKPOINT: u32 = 200;
 
-/// How long no write happens before the rest of the log is moved too, and the file cut. So a burst leaves nothing
+/// How long no write happens before the rest of the log is moved too, and a long file cut. So a burst leaves little
 /// behind.
 const QUIET: Duration = Duration::from_secs(2);
 
@@ -42,6 +42,14 @@ const DRAIN: Duration = Duration::from_secs(3);
 
 /// The number of changes from which on memory is given back.
 const MANY: usize = 2000;
+
+/// How long news that nobody waits for may wait for a write whose caller waits. Both are committed together then, and the
+/// caller does not wait for two commits.
+const LINGER: Duration = Duration::from_millis(5);
+
+/// How long nothing is committed before a follower gets its turn: a caller's next write often comes soon after the one
+/// before, and must not wait for the follower.
+const CALM: Duration = Duration::from_millis(20);
 
 pub(super) type Answer = oneshot::Sender<Result<(), StoreError>>;
 
@@ -73,6 +81,8 @@ pub(super) struct Task {
     /// The number of changes since memory was last given back.
     changes: usize,
     last_write: Instant,
+    /// The last commit of the task's own.
+    last_commit: Instant,
     /// When a failed write is retried.
     again_at: Instant,
     pruned: Steady,
@@ -104,6 +114,7 @@ impl Task {
             uncut: 0,
             changes: 0,
             last_write: Instant::now(),
+            last_commit: Instant::now(),
             again_at: Instant::now() + RETRY,
             pruned: Steady::now(),
             untidy: false,
@@ -136,10 +147,17 @@ impl Task {
                 () = until(due) => if self.failure.borrow().is_some() { self.try_again().await },
             }
             let works = self.failure.borrow().is_none();
+            if works && batch.is_empty() && !self.posted.is_empty() {
+                tokio::select! {
+                    biased;
+                    _ = queue.recv_many(&mut batch, AT_ONCE) => {}
+                    () = tokio::time::sleep(LINGER) => {}
+                }
+            }
             if !batch.is_empty() || (works && !self.posted.is_empty()) {
                 self.carry_out(std::mem::take(&mut batch)).await;
             }
-            let idle = queue.is_empty() && self.posted.is_empty();
+            let idle = queue.is_empty() && self.posted.is_empty() && self.last_commit.elapsed() >= CALM;
             if turns.is_asked() && (idle || turns.is_overdue()) {
                 self.give(&mut turns).await;
             }
@@ -158,8 +176,11 @@ impl Task {
         if self.failure.borrow().is_some() {
             return Some(self.again_at);
         }
-        if turn_asked || self.untidy || !self.posted.is_empty() {
+        if self.untidy || !self.posted.is_empty() {
             return Some(Instant::now());
+        }
+        if turn_asked {
+            return Some(self.last_commit + CALM);
         }
         (self.uncut >= WORTH_CUTTING).then(|| self.last_write + QUIET)
     }
@@ -212,7 +233,7 @@ impl Task {
         }
         if self.uncut >= WORTH_CUTTING && self.last_write.elapsed() >= QUIET {
             self.uncut = 0;
-            self.checkpoint("PRAGMA wal_checkpoint(TRUNCATE)").await;
+            self.cut().await;
             if std::mem::take(&mut self.changes) >= MANY {
                 self.slim().await;
             }
@@ -299,6 +320,7 @@ impl Task {
                     self.note.send_replace(());
                 }
                 self.written();
+                self.last_commit = self.last_write;
                 self.changes = self.changes.saturating_add(changes.len());
                 self.works();
                 Ok(())
@@ -438,6 +460,18 @@ impl Task {
             // The log becomes longer, which loses nothing.
             tracing::warn!(store = %self.path.display(), %error, "the log could not be written into the database (checkpoint)");
         }
+    }
+
+    /// Moves the log into the database. Commits then begin at the front of its file again. A long file is cut.
+    async fn cut(&mut self) {
+        if room::size(&self.path).is_ok_and(|size| size <= open::LOG_STAYS) {
+            return self.checkpoint("PRAGMA wal_checkpoint(PASSIVE)").await;
+        }
+        self.checkpoint("PRAGMA wal_checkpoint(TRUNCATE)").await;
+        let Some(writer) = &mut self.writer else { return };
+        let asked = self.watch.ask();
+        room::make(&mut writer.connection, &self.path).await;
+        drop(asked);
     }
 
     /// Frees the memory that a burst has used: the statements prepared for it, and free pages.

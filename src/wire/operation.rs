@@ -226,7 +226,7 @@ pub(crate) struct StepView {
     pub(crate) waits_for: Party,
     /// The step in words.
     pub(crate) text: String,
-    /// Since when the operation has been in this step.
+    /// Since when the operation has been in this step. For `kernel`: when CloudStack said so.
     #[schema(value_type = String, format = DateTime)]
     pub(crate) since: Timestamp,
     /// The id of CloudStack's job. CloudStack's `queryAsyncJobResult` shows the job.
@@ -237,13 +237,14 @@ pub(crate) struct StepView {
     pub(crate) cancellable: bool,
 }
 
-/// Who must act now: `turn` (an earlier operation of the volume), `cloud`, `udev` (the kernel shows the disk, and udev
-/// has not finished with it) or `attachd`.
+/// Who must act now: `turn` (an earlier operation of the volume), `cloud`, `kernel` (CloudStack has attached the volume, and the kernel
+/// does not show its disk yet), `udev` (the kernel shows the disk, and udev has not finished with it) or `attachd`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum Party {
     Turn,
     Cloud,
+    Kernel,
     Udev,
     Attachd,
 }

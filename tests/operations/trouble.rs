@@ -165,26 +165,6 @@ fn clocks_that_differ_are_told_as_what_it_is() {
 }
 
 #[test]
-fn a_cloudstack_that_is_away_is_waited_for_and_nothing_is_asked_twice() {
-    let world = World::new();
-    let (volume, gate) = (world.attached(), Gate::new());
-    world.cloud.next_job("detachVolume", JobFault::Held(gate.clone()));
-    let begun = world.begin("detach", &volume, json!({}));
-    assert!(gate.reached(SOON));
-    world.cloud.go_away();
-    gate.open();
-    world.cloud.wait_quiet(SOON).unwrap();
-    let path = format!("/api/v1/operations/{}?wait=done&timeout_seconds=3", begun["id"].as_str().unwrap());
-    let waiting = world.api.request("GET", &path, None, SOON).unwrap();
-    assert_ne!(waiting.status, 200, "it does not know how it has ended: {}", waiting.text);
-    assert!(!world.lab.nbd_connects(&volume.export()), "and serves nothing meanwhile");
-    world.cloud.come_back().unwrap();
-    assert_eq!(world.end(&begun)["status"], "completed");
-    world.is_unknown_here(&volume);
-    assert_eq!(world.calls("detachVolume"), 1, "{}", world.cloud.told());
-}
-
-#[test]
 fn a_volume_is_served_by_its_disk_also_when_cloudstack_goes_away_before_it_has_said_so() {
     let world = World::new();
     let (volume, gate) = (world.volume(), Gate::new());

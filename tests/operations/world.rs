@@ -21,8 +21,13 @@ pub(crate) struct World {
 
 impl World {
     pub(crate) fn new() -> Self {
+        Self::with(Setup::default())
+    }
+
+    /// With another CloudStack.
+    pub(crate) fn with(setup: Setup) -> Self {
         let lab = with_nbdkit();
-        let cloud = lab.cloud(Setup::default()).unwrap();
+        let cloud = lab.cloud(setup).unwrap();
         cloud.add_vm(Vm::running(OTHER, "other"));
         lab.attachd_config(&format!("{CONFIG}{}", cloud.config().unwrap())).unwrap();
         let attachd = start(&lab);

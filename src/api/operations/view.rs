@@ -28,6 +28,8 @@ pub(in crate::api) async fn views(context: &Context, operations: &[Operation]) -
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Disk {
     Absent,
+    /// CloudStack says that the disk is attached, and the kernel does not show it.
+    NotShown,
     NotSettled,
     Settled,
 }
@@ -62,6 +64,11 @@ fn awaited(operation: &Operation) -> Option<Serial> {
 
 fn shown(context: &Context, operation: &Operation, disks: &HashMap<Serial, Disk>) -> OperationView {
     let disk = awaited(operation).and_then(|serial| disks.get(&serial)).copied().unwrap_or(Disk::Absent);
+    let attached = context.inner.operations.attached_since(operation.id);
+    let (disk, since) = match (disk, attached) {
+        (Disk::Absent, Some(attached)) => (Disk::NotShown, operation.updated_at.max(attached)),
+        (disk, _) => (disk, operation.updated_at),
+    };
     let waits_for = context.inner.operations.waits_for(operation);
     let unit = context.in_use().settings.export.server.unit();
     let (now, wall) = (Steady::now(), clock::wall());
@@ -87,7 +94,7 @@ fn shown(context: &Context, operation: &Operation, disks: &HashMap<Serial, Disk>
         error: predecessor::error(operation),
         code: operation.fault.as_ref().map(|fault| fault.code.into()),
         hint: operation.fault.as_ref().and_then(|fault| hint(fault, unit)),
-        step: (!operation.state.is_ended()).then(|| step(operation, waits_for, disk)),
+        step: (!operation.state.is_ended()).then(|| step(operation, waits_for, (disk, since))),
         deadline_at: clock::shown(operation.deadline, planned, now, wall),
         key: operation.key.as_ref().map(ToString::to_string),
         uid: operation.uid,
@@ -106,7 +113,7 @@ fn hint(fault: &Fault, unit: &str) -> Option<Cow<'static, str>> {
     }
 }
 
-fn step(operation: &Operation, waits_for: Option<OperationId>, disk: Disk) -> StepView {
+fn step(operation: &Operation, waits_for: Option<OperationId>, (disk, since): (Disk, jiff::Timestamp)) -> StepView {
     let progress = &operation.progress;
     let (party, text) = match (&progress.step, operation.request.client_wait_seconds()) {
         (Step::Seal, seconds @ 1..) => {
@@ -124,8 +131,8 @@ fn step(operation: &Operation, waits_for: Option<OperationId>, disk: Disk) -> St
         name: progress.step.name().into(),
         waits_for: party,
         text: format!("{back}{text}"),
-        since: operation.updated_at,
-        job_id: progress.step.job(),
+        since,
+        job_id: progress.job(),
         cancellable: progress.given_up.is_none() && progress.step.is_harmless(),
     }
 }
@@ -147,6 +154,9 @@ fn words(step: &Step, waits_for: Option<OperationId>, disk: Disk) -> (Party, Cow
         (Step::Delete, _) => (Party::Cloud, "CloudStack deletes the volume"),
         (Step::DestroyVm { .. }, _) => (Party::Cloud, "CloudStack deletes the VM"),
         (Step::Attach { .. }, Disk::Absent) => (Party::Cloud, "CloudStack attaches the volume"),
+        (Step::Attach { .. }, Disk::NotShown) => {
+            (Party::Kernel, "CloudStack has attached the volume, and the kernel does not show its disk yet")
+        }
         (Step::Attach { .. }, Disk::NotSettled) => {
             (Party::Udev, "the kernel shows the disk, and udev has not finished with it")
         }
@@ -167,12 +177,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_attach_waits_for_the_cloud_then_for_udev_and_then_for_attachd() {
+    fn an_attach_waits_for_the_cloud_the_kernel_udev_and_attachd() {
         let job = crate::identity::JobId::from(uuid::Uuid::from_u128(7));
         let party = |disk| words(&Step::Attach { job }, None, disk).0;
         assert_eq!(
-            [Disk::Absent, Disk::NotSettled, Disk::Settled].map(party),
-            [Party::Cloud, Party::Udev, Party::Attachd]
+            [Disk::Absent, Disk::NotShown, Disk::NotSettled, Disk::Settled].map(party),
+            [Party::Cloud, Party::Kernel, Party::Udev, Party::Attachd]
         );
         assert_eq!(words(&Step::Detach { job }, None, Disk::Settled).0, Party::Cloud, "its disk is not waited for");
     }

@@ -33,7 +33,7 @@ impl Play {
         let (reply, answer) = oneshot::channel();
         self.tell(format!("call: intend {} {:?} {:?}", intent.volume, intent.size_bytes, intent.deadline_seconds));
         self.calls.push(Call::Intend(intent.volume, answer));
-        self.send(Input::Request(Request::Intend(intent, reply)));
+        self.send(Input::Request(Request::Intend { intent, also: Vec::new(), reply }));
     }
 
     pub(super) fn leave(&mut self, id: VolumeId, call: leaving::Call) {

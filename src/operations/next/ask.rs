@@ -6,7 +6,7 @@ use jiff::SignedDuration;
 
 use super::{Act, Call, Code, Facts, Fault, Look, Next, Operation, Seen, Steady, fail};
 use crate::cloud::{CallError, CloudVm, CloudVolume, JobStatus, Refusal, RefusalKind};
-use crate::identity::{JobId, VmId, VolumeId};
+use crate::identity::{VmId, VolumeId};
 
 /// How old an answer may be that something is decided by.
 const FRESH: SignedDuration = SignedDuration::from_secs(5);
@@ -116,26 +116,32 @@ pub(super) fn again<T>(facts: &Facts, seen: &Seen<T>, look: Look) -> Next {
     }
 }
 
-/// How the step's job has ended. `call`: makes it, if it was not made; without one it is not made any more.
-pub(super) fn job(facts: &Facts, job: JobId, call: Option<Act>) -> Result<JobEnd, Next> {
+/// Returns how the job of the present step has ended. `call` makes it, if it was not made; without one it is not made any more.
+pub(super) fn job(operation: &Operation, facts: &Facts, call: Option<Act>) -> Result<JobEnd, Next> {
+    let Some(job) = operation.progress.job() else { return Ok(JobEnd::NotThere) };
     let not_there = match &facts.call {
         Call::NotMade => return call.map_or(Ok(JobEnd::NotThere), |call| Err(Next::Act(call))),
+        Call::UnderWay => return Err(Next::Wait(None)),
         Call::NotTaken { again, .. } => {
             let Some(call) = call else { return Ok(JobEnd::NotThere) };
             return Err(if facts.now < *again { Next::Wait(Some(*again)) } else { Next::Act(call) });
         }
         Call::Unclear { again, .. } if facts.now < *again => return Err(Next::Wait(Some(*again))),
         Call::Unclear { .. } | Call::Unknown => JobEnd::NotThere,
-        // Also one that was refused may have been made before: its id was used then.
+        // A refused call may also have been made before: then its id was used already.
         Call::Refused(refusal) => JobEnd::Refused(refusal.clone()),
-        Call::Taken(_) => JobEnd::Lost,
+        // An old server gives the job an id of its own. It is on record before it is asked for.
+        Call::Taken { job: Some(given), .. } if *given != job => {
+            return Err(Next::record(operation.progress.with_job(*given), None));
+        }
+        Call::Taken { .. } => JobEnd::Lost,
     };
     let poll = |at: Steady| {
         let again = at.after(pause(facts.polls));
         if facts.now < again { Next::Wait(Some(again)) } else { Next::Look(Look::Job(job)) }
     };
     match &facts.job {
-        Seen::NotAsked if matches!(facts.call, Call::Taken(_)) => Err(poll(facts.call_at)),
+        Seen::NotAsked if matches!(facts.call, Call::Taken { .. }) => Err(poll(facts.call_at)),
         Seen::At(at, Some(JobStatus::Running)) => Err(poll(*at)),
         Seen::Failed { again, .. } if facts.now < *again => Err(Next::Wait(Some(*again))),
         Seen::NotAsked | Seen::Failed { .. } => Err(Next::Look(Look::Job(job))),
@@ -196,11 +202,11 @@ pub(super) fn code_of(why: &CallError) -> Code {
     }
 }
 
-/// What came of what was done to this host's volume; `act` does it.
-pub(super) fn done(facts: &Facts, act: Act) -> Result<&Result<(), Fault>, Next> {
+/// Returns the result of what was done on this host. `todo` does it.
+pub(super) fn done(facts: &Facts, todo: Next) -> Result<&Result<(), Fault>, Next> {
     match (&facts.done, facts.again) {
         (_, Some(again)) if facts.now < again => Err(Next::Wait(Some(again))),
-        (None, _) | (_, Some(_)) => Err(Next::Act(act)),
+        (None, _) | (_, Some(_)) => Err(todo),
         (Some(done), None) => Ok(done),
     }
 }

@@ -1,26 +1,27 @@
-//! Attaching: to this host, where it is done when it is served; and to another VM.
+//! What is next of an attach. To this host, it is done when the volume is served; to another VM, when CloudStack has attached it.
 
 use jiff::SignedDuration;
 
 use super::{
-    Act, Call, Code, Ending, Facts, Fault, Look, Next, Operation, Placed, Progress, Response, Step, ask, completed,
-    fail, give_up, step,
+    Act, Call, Code, Ending, Facts, Fault, HereAct, JobStatus, Look, Next, Operation, Placed, Progress, Response, Seen,
+    Step, ask, completed, fail, give_up, step,
 };
 use crate::cloud::VolumeState;
-use crate::identity::{JobId, VmId, VolumeId};
-use crate::operation::{Attach, Place, remote_path};
+use crate::identity::{VmId, VolumeId};
+use crate::operation::{Attach, Place, Request, remote_path};
 use crate::volume::State;
 
-/// How long the disk of an attached volume may be refused: what is only not ready yet passes in a moment.
+/// How long the disk of an attached volume may be refused before the attach fails. A disk that is only not ready yet is
+/// accepted sooner.
 const REFUSED: SignedDuration = SignedDuration::from_secs(15);
 
-/// How long CloudStack's word that a volume is attached is taken for true while its disk is not here.
+/// How long the disk of an attached volume may be absent before CloudStack is asked again whether it is attached.
 const WITHOUT_DISK: SignedDuration = SignedDuration::from_secs(10);
 
-/// What is next of an attach.
+/// Returns what is next of an attach. `root`: as the VM's root disk.
 pub(super) fn attach(operation: &Operation, attach: &Attach, root: bool, facts: &Facts) -> Next {
-    // Once it has begun it stays with the VM that it has begun with.
     let own = match (&facts.own_vm, operation.progress.vm) {
+        // An attach to this host stays with the VM that it has begun with.
         (_, Some(begun)) if attach.to == Place::Here => begun,
         (Ok(own), _) => *own,
         (Err(_), Some(_)) => return Next::Wait(Some(facts.now.after(ask::LOOK_AGAIN))),
@@ -32,69 +33,92 @@ pub(super) fn attach(operation: &Operation, attach: &Attach, root: bool, facts: 
     };
     let here = vm == own;
     let tried = match &operation.progress.step {
-        Step::Accepted => begin(operation, facts, attach.volume, vm, here),
+        Step::Accepted if here => begin_here(operation, facts, attach.volume, own),
+        Step::Accepted => begin_there(operation, facts, attach.volume, vm, root),
         Step::Intend => Ok(intended(operation, facts, attach.volume)),
-        Step::Attach { job } if here => attached_here(operation, facts, (*job, attach.volume), own, |device_path| {
+        Step::Attach { .. } if here => attached_here(operation, facts, attach.volume, own, |device_path| {
             let message = "Volume attached successfully".to_owned();
             let response =
                 Response { vm_id: Some(own), device_path: Some(device_path), message, ..Response::default() };
             completed(operation, facts, response, Placed::Nowhere)
         }),
-        Step::Attach { job } => attached_there(operation, facts, (*job, attach.volume), vm, root),
+        Step::Attach { .. } => attached_there(operation, facts, attach.volume, vm, root),
         _ => Ok(give_up(operation, facts, unexpected(operation))),
     };
-    let (Ok(tried) | Err(tried)) = tried;
-    // What is so already is on record for another VM, too.
-    match tried {
-        Next::Record(progress, _) if progress.adopted && !here && operation.progress.step == Step::Accepted => {
-            let adopted = Operation { progress: *progress, ..operation.clone() };
-            there(&adopted, facts, vm, attach.volume, root)
-        }
-        next => next,
-    }
+    let (Ok(next) | Err(next)) = tried;
+    next
 }
 
 pub(super) fn own_unknown(why: &str) -> String {
     format!("it is not known which VM of CloudStack's this host is: {why}. Set [host] vm_id in attachd.toml")
 }
 
-/// A step that its kind does not have: of another version's record.
+/// The step on record is one that an operation of this kind does not have. Another version may have written it.
 pub(super) fn unexpected(operation: &Operation) -> Ending {
     let step = operation.progress.step.name();
     Ending::Failed(Fault::new(Code::Failed, format!("its record has a step that it cannot have: {step}")))
 }
 
-fn begin(operation: &Operation, facts: &Facts, id: VolumeId, vm: VmId, here: bool) -> Result<Next, Next> {
+/// Begins an attach to this host: it is put on record, in one transaction, that the volume is wanted here and that CloudStack
+/// is asked next.
+fn begin_here(operation: &Operation, facts: &Facts, id: VolumeId, own: VmId) -> Result<Next, Next> {
     let Some(volume) = ask::volume_first(operation, facts, id)? else {
         return Ok(fail(operation, facts, Code::NoSuchVolume, no_such_volume(id)));
     };
-    if !here && facts.here.is_some() {
-        let message = format!("volume {id} is wanted on this host: withdraw it here (or detach it), and ask again");
-        return Ok(fail(operation, facts, Code::IntentHere, message));
-    }
-    match volume.vm {
-        Some(has) if has == vm => {
-            let progress = Progress { adopted: true, vm: Some(vm), ..operation.progress.at(Step::Intend) };
-            return Ok(Next::record(progress, None));
-        }
+    let adopted = match volume.vm {
+        Some(has) if has == own => true,
         Some(has) => {
             return Ok(fail(operation, facts, Code::VolumeElsewhere, elsewhere(id, has, "detach it there first")));
         }
-        None => {}
+        None => false,
+    };
+    if !adopted {
+        ready_for_a_change(operation, facts, id, &volume.state)?;
+        if has_disk(facts) {
+            let message = format!(
+                "CloudStack shows volume {id} attached to nothing, and its disk is still on this host: a detach was not carried out in this guest. Stop and start the VM (or reboot it), and ask again"
+            );
+            return Ok(fail(operation, facts, Code::DiskStillHere, message));
+        }
     }
-    ready_for_a_change(operation, facts, id, &volume.state)?;
-    if here && has_disk(facts) {
-        let message = format!(
-            "CloudStack shows volume {id} attached to nothing, and its disk is still on this host: a detach was not carried out in this guest. Stop and start the VM (or reboot it), and ask again"
-        );
-        return Ok(fail(operation, facts, Code::DiskStillHere, message));
+    let begun = Progress { adopted, vm: Some(own), ..operation.progress.clone() };
+    let next = Next::Intend(id, Box::new(begun.at(Step::Attach { job: facts.new_job })));
+    match ask::done(facts, next)? {
+        // Its record says that the intent has failed.
+        Err(fault) => {
+            let refused = Operation { progress: begun.at(Step::Intend), ..operation.clone() };
+            Ok(give_up(&refused, facts, Ending::Failed(fault.clone())))
+        }
+        // A success is another step.
+        Ok(()) => Ok(give_up(operation, facts, unexpected(operation))),
     }
-    let begun = Progress { vm: Some(vm), ..operation.progress.clone() };
-    let step = if here { Step::Intend } else { Step::Attach { job: facts.new_job } };
-    Ok(Next::record(begun.at(step), None))
 }
 
-/// Its disk is here and was proven.
+/// Begins an attach to another VM.
+fn begin_there(operation: &Operation, facts: &Facts, id: VolumeId, vm: VmId, root: bool) -> Result<Next, Next> {
+    let Some(volume) = ask::volume_first(operation, facts, id)? else {
+        return Ok(fail(operation, facts, Code::NoSuchVolume, no_such_volume(id)));
+    };
+    if facts.here.is_some() {
+        let message = format!("volume {id} is wanted on this host: withdraw it here (or detach it), and ask again");
+        return Ok(fail(operation, facts, Code::IntentHere, message));
+    }
+    let progress = Progress { vm: Some(vm), ..operation.progress.clone() };
+    match volume.vm {
+        Some(has) if has == vm => {
+            let progress = Progress { adopted: true, ..progress };
+            let adopted = Operation { progress, ..operation.clone() };
+            Ok(there(&adopted, facts, vm, id, root))
+        }
+        Some(has) => Ok(fail(operation, facts, Code::VolumeElsewhere, elsewhere(id, has, "detach it there first"))),
+        None => {
+            ready_for_a_change(operation, facts, id, &volume.state)?;
+            Ok(Next::record(progress.at(Step::Attach { job: facts.new_job }), None))
+        }
+    }
+}
+
+/// Whether the volume's disk is present and proven.
 pub(super) fn has_disk(facts: &Facts) -> bool {
     let shown = facts.here.as_ref().map(|here| here.state);
     matches!(shown, Some(State::Matched | State::Exporting | State::Ready))
@@ -108,7 +132,7 @@ pub(super) fn elsewhere(id: VolumeId, has: VmId, what: &str) -> String {
     format!("volume {id} is attached to the VM {has}: {what}")
 }
 
-/// Whether CloudStack can attach or detach it now. What passes by itself within moments is waited for.
+/// Checks that CloudStack can attach or detach the volume now. A state that ends by itself within moments is waited for.
 pub(super) fn ready_for_a_change(
     operation: &Operation,
     facts: &Facts,
@@ -125,34 +149,36 @@ pub(super) fn ready_for_a_change(
     }
 }
 
-/// It is wanted here: then CloudStack is asked.
+/// Puts it on record that the volume is wanted here, in a step of its own. Then CloudStack is asked.
 pub(super) fn intended(operation: &Operation, facts: &Facts, volume: VolumeId) -> Next {
-    match ask::done(facts, Act::Intend(volume)) {
+    match ask::done(facts, Next::Here(HereAct::Intend(volume))) {
         Err(next) => next,
         Ok(Err(fault)) => give_up(operation, facts, Ending::Failed(fault.clone())),
-        // Adopted: it is attached already, and its disk may be here. Without a job it is the same from here on.
+        // Also an adopted one gets a job: its volume may turn out to be detached.
         Ok(Ok(())) => step(operation, Step::Attach { job: facts.new_job }),
     }
 }
 
-/// Until it is served.
+/// Waits until the volume is served here; then `served` is next.
 pub(super) fn attached_here(
     operation: &Operation,
     facts: &Facts,
-    (job, id): (JobId, VolumeId),
+    id: VolumeId,
     own: VmId,
     served: impl FnOnce(String) -> Next,
 ) -> Result<Next, Next> {
     let path = facts.here.as_ref().filter(|here| here.state == State::Ready);
     if let Some(path) = path.and_then(|here| here.device_path.clone()) {
-        // The disk is here, proven and served: nothing CloudStack can say makes that more certain.
+        // The disk is here, proven and served. No answer of CloudStack is needed for that.
         return Ok(served(path));
     }
     if operation.progress.adopted && facts.call == Call::NotMade {
         return adopted_here(operation, facts, id, own);
     }
+    let Some(job) = operation.progress.step.job() else { return Ok(give_up(operation, facts, unexpected(operation))) };
     let act = Act::Attach { job, volume: id, vm: own, root: false };
-    let end = ask::job(facts, job, Some(act.clone()))?;
+    // CloudStack is asked only while the volume is wanted here.
+    let end = ask::job(operation, facts, facts.here.is_some().then(|| act.clone()))?;
     match ask::volume(facts, id)? {
         None => Ok(fail(operation, facts, Code::NoSuchVolume, no_such_volume(id))),
         Some(volume) => match volume.vm {
@@ -161,13 +187,23 @@ pub(super) fn attached_here(
                 Ok(fail(operation, facts, Code::VolumeElsewhere, elsewhere(id, has, "somebody else was faster")))
             }
             None if volume.state == VolumeState::Attaching => Err(ask::again(facts, &facts.volume, Look::Volume(id))),
-            None if end == ask::JobEnd::NotThere => Ok(Next::Act(act)),
+            None if end == ask::JobEnd::NotThere => Ok(match (&facts.here, &facts.call) {
+                (Some(_), _) => Next::Act(act),
+                // Before the start of attachd its claim could not be written, or somebody has withdrawn it.
+                (None, Call::Unknown) => step(operation, Step::Intend),
+                (None, _) => fail(
+                    operation,
+                    facts,
+                    Code::NotServed,
+                    "it was withdrawn on this host by another request before CloudStack had attached it; it is not attached",
+                ),
+            }),
             None => Ok(give_up(operation, facts, Ending::Failed(end.fault("the attach")))),
         },
     }
 }
 
-/// It was attached when this began.
+/// Waits for the disk of a volume that was attached already when the operation began.
 fn adopted_here(operation: &Operation, facts: &Facts, id: VolumeId, own: VmId) -> Result<Next, Next> {
     let Some(volume) = ask::volume(facts, id)? else {
         return Ok(fail(operation, facts, Code::NoSuchVolume, no_such_volume(id)));
@@ -175,7 +211,7 @@ fn adopted_here(operation: &Operation, facts: &Facts, id: VolumeId, own: VmId) -
     match volume.vm {
         Some(has) if has == own => Ok(wait_until_served(operation, facts)),
         Some(has) => Ok(fail(operation, facts, Code::VolumeElsewhere, elsewhere(id, has, "somebody else was faster"))),
-        // It was being detached: CloudStack's record is behind its hypervisor's. So it is attached after all.
+        // It was being detached, and CloudStack showed that later than the hypervisor did it. So it is attached.
         None => {
             let anew = operation.progress.at(Step::Attach { job: facts.new_job });
             Ok(Next::record(Progress { adopted: false, ..anew }, None))
@@ -198,7 +234,7 @@ fn wait_until_served(operation: &Operation, facts: &Facts) -> Next {
             }
             give_up(operation, facts, Ending::Failed(not_served(operation, facts)))
         }
-        // Its disk may never come: somebody may have detached it meanwhile. So CloudStack is asked again.
+        // The disk may never come, because somebody has detached the volume meanwhile. So CloudStack is asked again.
         (Some(here), _) if !has_disk(facts) && here.state != State::Refused => {
             Next::Wait(Some(facts.now.after(WITHOUT_DISK)))
         }
@@ -206,7 +242,23 @@ fn wait_until_served(operation: &Operation, facts: &Facts) -> Next {
     }
 }
 
-/// Why a volume that is attached is not served.
+/// Whether CloudStack has said that it has attached the volume to this host, and the operation waits for its disk.
+pub(in crate::operations) fn is_attached_here(operation: &Operation, facts: &Facts) -> bool {
+    let here = match &operation.request {
+        Request::Attach(attach) | Request::AttachRoot(attach) => attach.to == Place::Here,
+        Request::Cleanup(_) => true,
+        Request::Create(_) | Request::Detach(_) | Request::Delete(_) | Request::Unusable(_) => false,
+    };
+    let job_has_ended = matches!(facts.job, Seen::At(_, Some(JobStatus::Succeeded { .. })));
+    let shown = ask::last(&facts.volume).map(|volume| volume.as_ref().and_then(|volume| volume.vm));
+    let attached = match (shown, &facts.own_vm) {
+        (Some(vm), Ok(own)) => vm == Some(*own),
+        _ => job_has_ended,
+    };
+    here && matches!(operation.progress.step, Step::Attach { .. }) && attached
+}
+
+/// Returns why an attached volume is not served.
 pub(super) fn not_served(operation: &Operation, facts: &Facts) -> Fault {
     let id = operation.volume.map(|id| id.to_string()).unwrap_or_default();
     let serial = operation.volume.map(|id| id.serial().to_string()).unwrap_or_default();
@@ -230,15 +282,11 @@ pub(super) fn not_served(operation: &Operation, facts: &Facts) -> Fault {
     )
 }
 
-fn attached_there(
-    operation: &Operation,
-    facts: &Facts,
-    (job, id): (JobId, VolumeId),
-    vm: VmId,
-    root: bool,
-) -> Result<Next, Next> {
+/// Waits until CloudStack has attached the volume to another VM.
+fn attached_there(operation: &Operation, facts: &Facts, id: VolumeId, vm: VmId, root: bool) -> Result<Next, Next> {
+    let Some(job) = operation.progress.step.job() else { return Ok(give_up(operation, facts, unexpected(operation))) };
     let act = Act::Attach { job, volume: id, vm, root };
-    let end = ask::job(facts, job, Some(act.clone()))?;
+    let end = ask::job(operation, facts, Some(act.clone()))?;
     let Some(volume) = ask::volume(facts, id)? else {
         return Ok(fail(operation, facts, Code::NoSuchVolume, no_such_volume(id)));
     };
@@ -251,7 +299,7 @@ fn attached_there(
     }
 }
 
-/// Another VM has it, CloudStack says so.
+/// CloudStack shows the volume attached to another VM.
 fn there(operation: &Operation, facts: &Facts, vm: VmId, id: VolumeId, root: bool) -> Next {
     let what = if root { "Volume attached as root disk successfully" } else { "Volume attached successfully" };
     let response = Response {

@@ -1,7 +1,7 @@
 //! Taking back what was begun. It ends with the truth: what CloudStack shows decides, not what was to be.
 
 use super::create::{seen_since, unique_name};
-use super::{Act, Call, Ending, Facts, Next, Operation, Request, Step, ask, given_up, step};
+use super::{Act, Call, Ending, Facts, HereAct, Next, Operation, Request, Step, ask, given_up, step};
 use crate::operation::{Create, Place};
 use crate::volume::{IntentOrigin, State};
 
@@ -15,6 +15,9 @@ pub(super) fn back(operation: &Operation, facts: &Facts, ending: &Ending) -> Nex
 fn taken_back(operation: &Operation, facts: &Facts, ending: &Ending) -> Result<Next, Next> {
     let over = || given_up(ending, facts);
     let (progress, volume) = (&operation.progress, operation.volume);
+    if facts.call == Call::UnderWay {
+        return Err(Next::Wait(None));
+    }
     match (&progress.step, volume, &operation.request) {
         (Step::Create { job, earlier }, _, Request::Create(create)) => {
             created(operation, facts, create, (*job, earlier), ending)
@@ -27,7 +30,7 @@ fn taken_back(operation: &Operation, facts: &Facts, ending: &Ending) -> Result<N
                 Call::NotTaken { again, .. } | Call::Unclear { again, .. } if facts.now < *again => {
                     Err(Next::Wait(Some(*again)))
                 }
-                Call::Refused(_) | Call::Taken(_) => Ok(over()),
+                Call::Refused(_) | Call::Taken { .. } => Ok(over()),
                 _ => Ok(Next::Act(Act::Delete(id))),
             },
         },
@@ -37,10 +40,10 @@ fn taken_back(operation: &Operation, facts: &Facts, ending: &Ending) -> Result<N
                 return Ok(over());
             }
             // An error: another one has sealed it, or it is being withdrawn.
-            ask::done(facts, Act::Unseal(id)).map(|_| over())
+            ask::done(facts, Next::Here(HereAct::Unseal(id))).map(|_| over())
         }
-        (Step::Detach { job }, Some(id), Request::Detach(_) | Request::Delete(_)) => {
-            ask::job(facts, *job, None)?;
+        (Step::Detach { .. }, Some(id), Request::Detach(_) | Request::Delete(_)) => {
+            ask::job(operation, facts, None)?;
             let has = ask::volume(facts, id)?.and_then(|volume| volume.vm);
             let attached = has.is_some() && has == progress.vm;
             match &facts.here {
@@ -52,16 +55,16 @@ fn taken_back(operation: &Operation, facts: &Facts, ending: &Ending) -> Result<N
             if facts.here.is_none() {
                 return Ok(over());
             }
-            ask::done(facts, Act::Release(id)).map(|_| over())
+            ask::done(facts, Next::Here(HereAct::Release(id))).map(|_| over())
         }
         (Step::Intend | Step::Withdraw, Some(id), _) => {
             if !is_own_and_idle(operation, facts) {
                 return Ok(over());
             }
-            ask::done(facts, Act::Withdraw(id)).map(|_| over())
+            ask::done(facts, Next::Here(HereAct::Withdraw(id))).map(|_| over())
         }
-        (Step::Attach { job }, Some(id), request) if attaches_here(request) => {
-            ask::job(facts, *job, None)?;
+        (Step::Attach { .. }, Some(id), request) if attaches_here(request) => {
+            ask::job(operation, facts, None)?;
             let has = ask::volume(facts, id)?.and_then(|volume| volume.vm);
             let own = match request {
                 Request::Cleanup(_) => facts.own_vm.as_ref().ok().copied(),
@@ -73,10 +76,8 @@ fn taken_back(operation: &Operation, facts: &Facts, ending: &Ending) -> Result<N
             }
             Ok(step(operation, Step::Withdraw))
         }
-        (step, _, _) => {
-            if let Some(job) = step.job() {
-                ask::job(facts, job, None)?;
-            }
+        _ => {
+            ask::job(operation, facts, None)?;
             Ok(over())
         }
     }
@@ -107,7 +108,7 @@ fn created(
     ending: &Ending,
 ) -> Result<Next, Next> {
     let name = unique_name(create, job);
-    let end = ask::job(facts, job, None)?;
+    let end = ask::job(operation, facts, None)?;
     if !matches!(facts.call, Call::NotMade | Call::NotTaken { .. }) {
         if let Some(orphan) = ask::named(facts, &name)? {
             return Ok(Next::record(operation.progress.at(Step::DeleteOrphan), Some(orphan.id)));

@@ -29,8 +29,8 @@ pub(super) fn cleanup(operation: &Operation, cleanup: &CleanUp, facts: &Facts) -
         Step::StopVm { job } => stopped(operation, facts, cleanup, *job),
         Step::Detach { job } => detached(operation, facts, cleanup, *job, own),
         Step::Intend => Ok(intended(operation, facts, cleanup.volume)),
-        Step::Attach { job } => {
-            attached_here(operation, facts, (*job, cleanup.volume), own, |path| {
+        Step::Attach { .. } => {
+            attached_here(operation, facts, cleanup.volume, own, |path| {
                 // A VM that did not have the volume is none of this operation's.
                 if cleanup.delete_vm && operation.progress.vm == Some(cleanup.test_vm) {
                     step(operation, Step::DestroyVm { job: facts.new_job })
@@ -106,7 +106,7 @@ fn stopped(operation: &Operation, facts: &Facts, cleanup: &CleanUp, job: JobId) 
         }
     }
     let act = Act::StopVm { job, vm: cleanup.test_vm, force: cleanup.force };
-    let end = ask::job(facts, job, Some(act.clone()))?;
+    let end = ask::job(operation, facts, Some(act.clone()))?;
     match ask::vm(facts, cleanup.test_vm)? {
         None | Some(CloudVm { state: VmState::Stopped, .. }) => {
             Ok(step(operation, Step::Detach { job: facts.new_job }))
@@ -128,7 +128,7 @@ fn detached(operation: &Operation, facts: &Facts, cleanup: &CleanUp, job: JobId,
         return Ok(fail(operation, facts, Code::RootVolume, message));
     }
     let made = facts.call != Call::NotMade;
-    let end = if made { Some(ask::job(facts, job, Some(act.clone()))?) } else { None };
+    let end = if made { Some(ask::job(operation, facts, Some(act.clone()))?) } else { None };
     let Some(volume) = ask::volume(facts, cleanup.volume)? else {
         return Ok(fail(operation, facts, Code::NoSuchVolume, no_such_volume(cleanup.volume)));
     };
@@ -152,7 +152,7 @@ fn destroyed(operation: &Operation, facts: &Facts, cleanup: &CleanUp, job: JobId
         return Ok(finished(operation, facts, cleanup, path, true));
     };
     let act = Act::DestroyVm { job, vm: cleanup.test_vm };
-    let end = ask::job(facts, job, Some(act.clone()))?;
+    let end = ask::job(operation, facts, Some(act.clone()))?;
     // Looked at before the job had ended, perhaps.
     if let (Seen::At(ended, _), Seen::At(looked, _)) = (&facts.job, &facts.vm)
         && looked < ended

@@ -45,9 +45,11 @@ fn made(operation: &Operation, create: &Create, facts: &Facts, job: JobId, earli
         disk_offering: create.disk_offering.to_string(),
         zone: create.zone.to_string(),
     });
-    let end = ask::job(facts, job, Some(Act::Create { job, what }))?;
+    let end = ask::job(operation, facts, Some(Act::Create { job, what }))?;
     let said = match (&end, &facts.call) {
-        (ask::JobEnd::Done(Some(volume)), _) | (ask::JobEnd::Done(None), Call::Taken(Some(volume))) => Some(*volume),
+        (ask::JobEnd::Done(Some(volume)), _) | (ask::JobEnd::Done(None), Call::Taken { volume: Some(volume), .. }) => {
+            Some(*volume)
+        }
         _ => None,
     };
     let found = match said {

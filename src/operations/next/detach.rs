@@ -2,8 +2,8 @@
 
 use super::attach::{elsewhere, has_disk, no_such_volume, own_unknown, ready_for_a_change, unexpected};
 use super::{
-    Act, Call, Code, Ending, Facts, Fault, Next, Operation, Placed, Progress, Response, Seen, Step, ask, completed,
-    fail, give_up, step,
+    Act, Call, Code, Ending, Facts, Fault, HereAct, Next, Operation, Placed, Progress, Response, Seen, Step, ask,
+    completed, fail, give_up, step,
 };
 use crate::cloud::{CloudVolume, VolumeKind};
 use crate::identity::VolumeId;
@@ -106,7 +106,7 @@ fn adopted(operation: &Operation, facts: &Facts, delete: bool, gone: bool) -> Ne
 
 /// The export is away.
 fn sealed(operation: &Operation, facts: &Facts, id: VolumeId, force: bool) -> Next {
-    match ask::done(facts, Act::Seal { volume: id, force }) {
+    match ask::done(facts, Next::Here(HereAct::Seal { volume: id, force })) {
         Err(next) => next,
         // Withdrawn meanwhile: there is nothing to take away.
         Ok(_) if facts.here.is_none() => step(operation, Step::Detach { job: facts.new_job }),
@@ -140,7 +140,7 @@ pub(super) fn detached(
         }
     }
     let act = Act::Detach { job, volume: id };
-    let end = ask::job(facts, job, Some(act.clone()))?;
+    let end = ask::job(operation, facts, Some(act.clone()))?;
     match ask::volume(facts, id)? {
         // Another VM that has it now has nothing to do with this.
         Some(volume) if volume.vm.is_some() && volume.vm == operation.progress.vm => {
@@ -163,7 +163,7 @@ fn after_detach(operation: &Operation, facts: &Facts, delete: bool) -> Next {
 
 /// Nothing of it stays here.
 fn released(operation: &Operation, facts: &Facts, id: VolumeId, delete: bool) -> Result<Next, Next> {
-    match ask::done(facts, Act::Release(id))? {
+    match ask::done(facts, Next::Here(HereAct::Release(id)))? {
         Ok(()) => Ok(ended(operation, facts, delete)),
         Err(_) if facts.here.is_none() => Ok(ended(operation, facts, delete)),
         // Detached it is.
@@ -197,7 +197,10 @@ fn deleted(operation: &Operation, facts: &Facts, id: VolumeId) -> Result<Next, N
             let message = format!("{}. It is detached, and not deleted", fault.message);
             Ok(give_up(operation, facts, Ending::Failed(Fault::new(fault.code, message))))
         }
-        Call::Taken(_) => Ok(give_up(operation, facts, Ending::Failed(ask::JobEnd::Done(None).fault("the deletion")))),
+        Call::UnderWay => Err(Next::Wait(None)),
+        Call::Taken { .. } => {
+            Ok(give_up(operation, facts, Ending::Failed(ask::JobEnd::Done(None).fault("the deletion"))))
+        }
         Call::NotTaken { again, .. } | Call::Unclear { again, .. } if facts.now < *again => {
             Err(Next::Wait(Some(*again)))
         }

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::world::{Trouble, here};
+use super::world::{CALL_LIMIT, Trouble, here};
 use super::*;
 use crate::cloud::{VolumeKind, VolumeState};
 use crate::identity::{OperationId, VmId};
@@ -393,4 +393,110 @@ async fn no_user_takes_the_operations_from_the_others() {
     assert_eq!(why.code(), Code::TooManyOperations, "{why}");
     let another = Submission { uid: Some(8), ..submission(attach(id(300))) };
     assert!(operations.submit(another).await.unwrap().new);
+}
+
+/// A call that hangs keeps nobody from seeing that the volume is served.
+#[tokio::test(start_paused = true)]
+async fn an_attach_is_done_by_its_disk_while_a_call_has_no_answer() {
+    for silent in ["cloud.attach", "cloud.job"] {
+        let world = World::new();
+        let id = world.with(volume(1, None));
+        let operations = world.start();
+        world.trouble().silent = match silent {
+            "cloud.job" => &["cloud.job"],
+            _ => &["cloud.attach"],
+        };
+        let begun = tokio::time::Instant::now();
+        let operation = done(&operations, attach(id)).await;
+        assert!(completed(&operation), "{operation:#?}");
+        assert!(begun.elapsed() < Duration::from_secs(2), "{silent}: {:?}", begun.elapsed());
+        assert!(!operation.is_settled(), "the control: CloudStack has not answered");
+        world.trouble().silent = &[];
+        world.settled(&operations, operation.id).await;
+        assert!(begun.elapsed() > CALL_LIMIT, "the control: it has hung that long: {:?}", begun.elapsed());
+        assert_eq!(world.state().log.len(), 1, "and nothing was asked for twice");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_time_limit_is_kept_while_a_call_has_no_answer() {
+    let world = World::new();
+    let id = world.with(volume(1, Some(own())));
+    world.trouble().silent = &["cloud.detach"];
+    let operations = world.start();
+    let limited = Submission { limit_seconds: Some(10), ..submission(detach(id)) };
+    let operation = operations.submit(limited).await.unwrap().operation;
+    let begun = tokio::time::Instant::now();
+    let operation = operations.ended(operation.id).await.unwrap();
+    assert!((10..12).contains(&begun.elapsed().as_secs()), "{:?}", begun.elapsed());
+    assert_eq!(failed(&operation).0, "TIME_IS_UP");
+    assert!(world.state().sealed.contains_key(&id), "what CloudStack may be doing is waited for");
+    world.settled(&operations, operation.id).await;
+    assert!(world.state().here.is_empty(), "in the end it is detached");
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_job_of_a_server_that_chooses_the_id_itself_is_on_record_and_followed() {
+    let world = World::new();
+    let (id, there) = (world.with(volume(1, Some(own()))), world.with(volume(2, None)));
+    world.trouble().old_server = true;
+    let operations = world.start();
+    assert!(completed(&done(&operations, detach(id)).await));
+    for request in [to(there, test_vm()), create()] {
+        let operation = done(&operations, request).await;
+        assert!(completed(&operation), "{operation:#?}");
+        let (asked, given) = (operation.progress.step.job(), operation.progress.job_given);
+        assert!(given.is_some() && given != asked, "{operation:#?}");
+        assert_eq!(world.state().operations[&operation.id].progress.job(), given, "on record");
+    }
+    // What the job says is told: without its id only the volume could be asked.
+    world.trouble().jobs_fail = Some("no free slot");
+    let operation = done(&operations, attach(id)).await;
+    assert!(failed(&operation).1.contains("no free slot"), "{operation:#?}");
+    // The control: a server that takes the id that it is given.
+    (world.trouble().old_server, world.trouble().jobs_fail) = (false, None);
+    let control = done(&operations, attach(id)).await;
+    assert!(completed(&control) && control.progress.job_given.is_none(), "{control:#?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_an_operation_begins_with_is_asked_while_it_is_put_on_record_and_only_if_no_other_goes_first() {
+    let world = World::new();
+    let id = world.with(volume(1, None));
+    let operations = world.start();
+    let (first, second) = (submit(&operations, attach(id)).await, submit(&operations, detach(id)).await);
+    let position = |point: &str| world.state().points.iter().position(|passed| passed == point).unwrap();
+    assert!(position("before:cloud.volume") < position("after:record"), "{:?}", world.state().points);
+    let looks = |world: &World| world.state().points.iter().filter(|point| *point == "before:cloud.volume").count();
+    assert_eq!(looks(&world), 1, "the second waits for its turn");
+    for operation in [first, second] {
+        assert!(completed(&operations.ended(operation.operation.id).await.unwrap()));
+    }
+    assert_eq!(world.state().volumes[&id].vm, None, "the second has seen what the first has done");
+}
+
+/// The intent, the step and the wish on record are one transaction: nothing is asked of CloudStack without it.
+#[tokio::test(start_paused = true)]
+async fn an_attach_whose_intent_is_gone_after_a_restart_puts_it_on_record_again_before_it_asks() {
+    let world = World::new();
+    let id = world.with(volume(1, None));
+    let operations = world.start();
+    world.trouble().away_until = Some(Duration::from_secs(3));
+    let begun = submit(&operations, attach(id)).await.operation;
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    operations.stop();
+    // As if it had died when the claim could not be written, and the intent was taken back.
+    {
+        let mut state = world.state();
+        let operation = state.operations.get_mut(&begun.id).unwrap();
+        operation.state = OperationState::Executing;
+        operation.progress.step = crate::operation::Step::Attach { job: crate::identity::JobId::from(tools::new_id()) };
+        operation.progress.vm = Some(own());
+        assert!(state.here.is_empty(), "the control");
+    }
+    let operations = world.start();
+    assert!(completed(&operations.ended(begun.id).await.unwrap()));
+    let points = world.state().points.clone();
+    let at = |name: &str| points.iter().position(|point| point == name).unwrap();
+    assert!(at("after:host.intend") < at("before:cloud.attach"), "{points:?}");
 }

@@ -3,7 +3,7 @@
 use jiff::SignedDuration;
 use proptest::prelude::*;
 
-use super::super::facts::{Act, Call, Facts, Next, Seen};
+use super::super::facts::{Act, Call, Facts, HereAct, Look, Next, Seen};
 use super::super::next::next;
 use super::world::{here, own, refusal, test_vm, volume};
 use super::{attach, cleanup, create, delete, detach, id};
@@ -98,7 +98,8 @@ fn call() -> impl Strategy<Value = Call> {
         Just(Call::Unknown),
         Just(Call::NotMade),
         (-2..3_i64).prop_map(|again| Call::NotTaken { why: why(), again: at(again) }),
-        Just(Call::Taken(None)),
+        Just(Call::UnderWay),
+        proptest::option::of(1..3_u128).prop_map(|n| Call::Taken { job: n.map(job), volume: None }),
         Just(Call::Refused(refusal(RefusalKind::Conflict, "no"))),
         (-2..3_i64).prop_map(|again| Call::Unclear { why: why(), again: at(again) }),
     ]
@@ -155,7 +156,7 @@ prop_compose! {
         let state = if ended { OperationState::Failed } else { OperationState::Executing };
         Operation {
             id: id(5), number: 1, volume: Some(id(1)), vm: None, request, written: None, key: None, uid: None, state,
-            progress: Progress { step, given_up, adopted, vm, flush: None, unsettled: ended && unsettled },
+            progress: Progress { step, job_given: None, given_up, adopted, vm, flush: None, unsettled: ended && unsettled },
             fault: ended.then_some(fault), response: None, limit_seconds: 60, deadline: at(if late { -1 } else { 1000 }),
             created_at: jiff::Timestamp::UNIX_EPOCH, updated_at: jiff::Timestamp::UNIX_EPOCH, completed_at: None,
         }
@@ -189,6 +190,13 @@ proptest! {
             // No loop without a pause.
             Next::Wait(Some(until)) => prop_assert!(*until > facts.now, "{:?}", followed),
             Next::Record(now, _) => prop_assert!(*now.as_ref() != operation.progress, "the same again: {:?}", followed),
+            Next::Intend(_, now) => prop_assert!(now.step.job().is_some() && progress.step == Step::Accepted),
+            // By the id that the server has given to it, which is on record before.
+            Next::Look(Look::Job(job)) => {
+                prop_assert_eq!(Some(*job), progress.job());
+                let other = matches!(facts.call, Call::Taken { job: Some(given), .. } if given != *job);
+                prop_assert!(!other, "{:?}", facts.call);
+            }
             _ => {}
         }
         match &followed {
@@ -203,14 +211,19 @@ proptest! {
                 prop_assert!(facts.own_vm.is_ok(), "it could be this host");
             }
             Next::Act(Act::Attach { vm, .. }) => {
+                // What comes here is wanted here, on record, before it can come.
+                prop_assert!(*vm != own() || operation.request.vm() == Some(own()) || facts.here.is_some());
                 let there = operation.request.vm().unwrap_or_else(own);
                 prop_assert!(*vm == there || matches!(operation.request, Request::Cleanup(_)) && *vm == own()
                     || progress.vm == Some(*vm), "{:?}", vm);
             }
-            Next::Act(Act::Withdraw(_)) => {
+            Next::Here(HereAct::Withdraw(_)) => {
                 prop_assert_eq!(facts.here.as_ref().map(|here| here.origin), Some(IntentOrigin::Operation(id(5))));
             }
             _ => {}
+        }
+        if facts.call == Call::UnderWay && progress.step.job().is_some() {
+            prop_assert!(!matches!(followed, Next::Act(_)), "one call at a time");
         }
         if operation.state.is_ended() {
             prop_assert!(!matches!(followed, Next::End(_)), "it ends once");

@@ -11,7 +11,7 @@ use jiff::Timestamp;
 use tokio::sync::{Notify, broadcast};
 use tokio::time::{Instant, sleep};
 
-use super::super::tools::{Here, Host, Listener, OwnVm, Records};
+use super::super::tools::{Here, Host, Listener, OwnVm, Recorded, Records};
 use super::super::{Operations, Tools};
 use crate::clock::{Clock, Steady};
 use crate::cloud::{
@@ -65,7 +65,14 @@ pub(super) struct Trouble {
     pub(super) refuse: Option<&'static str>,
     /// CloudStack lets nobody in.
     pub(super) not_let_in: bool,
+    /// CloudStack carries out these calls and does not answer them, until the client gives up.
+    pub(super) silent: &'static [&'static str],
+    /// The server gives jobs ids of its own.
+    pub(super) old_server: bool,
 }
+
+/// When the client gives up a call without an answer.
+pub(super) const CALL_LIMIT: Duration = Duration::from_mins(1);
 
 pub(super) struct Truth {
     pub(super) volumes: BTreeMap<VolumeId, CloudVolume>,
@@ -86,6 +93,8 @@ pub(super) struct Truth {
     pub(super) wrongs: Vec<String>,
     calls: usize,
     last_volume: u32,
+    /// The process has died: nothing of it goes on.
+    dead: bool,
 }
 
 pub(super) struct World {
@@ -144,6 +153,7 @@ impl World {
             wrongs: Vec::new(),
             calls: 0,
             last_volume: 0x1000,
+            dead: false,
         };
         let (events, _) = broadcast::channel(64);
         Arc::new(Self {
@@ -207,7 +217,8 @@ impl World {
             own_vm: Arc::new(Sure(own_vm)),
             clock: Arc::new(VirtualClock(self.begun)),
         };
-        let state = self.state();
+        let mut state = self.state();
+        state.dead = false;
         let mut open: Vec<Operation> = state.operations.values().filter(|it| !it.is_settled()).cloned().collect();
         open.sort_by_key(|operation| operation.number);
         let last = state.operations.values().map(|operation| operation.number).max().unwrap_or_default();
@@ -218,14 +229,19 @@ impl World {
 
     /// Passes a point; dies there, if it is the one.
     async fn point(&self, side: &str, name: &str) {
-        let number = {
+        let dies = self.trouble().die_at;
+        let dead = {
             let mut state = self.state();
-            state.points.push(format!("{side}:{name}"));
-            state.points.len() - 1
+            if !state.dead {
+                state.points.push(format!("{side}:{name}"));
+                state.dead = dies == Some(state.points.len() - 1);
+                if state.dead {
+                    self.died.notify_one();
+                }
+            }
+            state.dead
         };
-        let dies = self.trouble().die_at == Some(number);
-        if dies {
-            self.died.notify_one();
+        if dead {
             std::future::pending::<()>().await;
         }
     }
@@ -258,6 +274,10 @@ impl World {
                 if trouble.cut_at == Some((number, true)) { Err(unclear()) } else { answer }
             }
         };
+        if trouble.silent.contains(&name) {
+            sleep(CALL_LIMIT).await;
+            return Err(unclear());
+        }
         self.point("after", name).await;
         answer
     }
@@ -273,6 +293,7 @@ impl World {
         at_the_end: impl FnOnce(&mut Truth) -> Result<(), &'static str> + Send + 'static,
     ) -> Result<Started, CallError> {
         state.log.push(what);
+        let job = if self.trouble().old_server { JobId::from(super::super::tools::new_id()) } else { job };
         if state.jobs.contains_key(&job) {
             let words = "a job with this id already exists";
             return Err(CallError::Refused(refusal(RefusalKind::Invalid, words)));
@@ -368,6 +389,8 @@ impl<F: Fn() -> Result<VmId, String> + Send + Sync> OwnVm for Sure<F> {
     fn find(&self) -> BoxFuture<'_, Result<VmId, String>> {
         async { (self.0)() }.boxed()
     }
+
+    fn doubt(&self) {}
 }
 
 struct VirtualClock(Instant);
@@ -531,12 +554,20 @@ impl Host for Double {
         async move { Ok(self.0.state().here.get(&volume).cloned()) }.boxed()
     }
 
-    fn intend(&self, intent: Intent) -> BoxFuture<'_, Result<Result<(), Rejection>, Stopping>> {
+    fn intend(
+        &self,
+        intent: Intent,
+        also: Vec<Change>,
+    ) -> BoxFuture<'_, Result<Result<Recorded, Rejection>, Stopping>> {
         let id = intent.volume;
         let intended = self.done("host.intend", move |state| {
+            if state.here.contains_key(&id) {
+                return Ok(Recorded::Not);
+            }
             let stands = if state.disks.contains(&id) { State::Ready } else { State::Attaching };
-            state.here.entry(id).or_insert_with(|| here(stands, intent.origin, id));
-            Ok(())
+            state.here.insert(id, here(stands, intent.origin, id));
+            state.write(also);
+            Ok(Recorded::Together)
         });
         intended.boxed()
     }
