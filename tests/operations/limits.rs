@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use stand_in::{Fault, Gate, JobFault};
 
 use crate::common::*;
-use crate::world::World;
+use crate::world::{OTHER, World};
 
 const OPERATIONS: &str = "/api/v1/operations";
 
@@ -30,19 +30,17 @@ fn health_names_an_operation_that_has_not_ended_although_its_time_is_over_until_
     let mut world = World::new();
     let (volume, job, answers) = (world.volume(), Gate::new(), Gate::new());
     world.cloud.next_job("attachVolume", JobFault::Held(job.clone()));
-    let begun = world.begin("attach", &volume, json!({}));
+    let begun = world.begin("attach", &volume, json!({ "vm_id": OTHER }));
     let id = begun["id"].as_str().unwrap();
     assert!(job.reached(SOON));
     assert_eq!(late(&world), None, "the control: it is open, and in time");
 
-    // A minute after its time it waits for an answer of CloudStack's that does not come.
+    // A minute after its time it waits for CloudStack to say which VM this host is.
     world.attachd.kill9().unwrap();
     let passed = "UPDATE operations SET waits_until = waits_until - 1000000 * (limit_seconds + 60)";
     let status = Command::new("sqlite3").args(["/var/lib/attachd/attachd.db", passed]).status().unwrap();
     assert!(status.success());
-    for command in ["queryAsyncJobResult", "listVolumes"] {
-        world.cloud.each(command, Fault::Held(answers.clone()));
-    }
+    world.cloud.each("listVirtualMachines", Fault::Held(answers.clone()));
     world.attachd = start(&world.lab);
     world.api = world.attachd.api();
     assert!(answers.reached(SOON), "{}", world.cloud.told());
@@ -57,8 +55,9 @@ fn health_names_an_operation_that_has_not_ended_although_its_time_is_over_until_
     answers.open();
     world.is_failed(&world.end(&begun), "TIME_IS_UP");
     assert_eq!(late(&world), None, "it has ended");
-    // CloudStack has attached it after all, and it is still wanted.
-    world.is_served(&volume);
+    // CloudStack attaches it after all.
+    world.cloud.wait_quiet(SOON).unwrap();
+    assert_eq!(world.vm_of(&volume).as_deref(), Some(OTHER));
 }
 
 #[test]
