@@ -16,7 +16,7 @@ use crate::device::facts::sample;
 use crate::identity::VolumeId;
 use crate::operation::Placeholder;
 use crate::store::sample::{StoreFolder, run};
-use crate::store::{Change, Following, News};
+use crate::store::{Change, Following, News, Owed};
 use crate::volume::{Record, State};
 
 /// Short times for tests.
@@ -100,9 +100,11 @@ impl Running {
         panic!("{what}: {:?}", self.following().await);
     }
 
-    /// Waits until this many volumes are set aside and one of them is named, which happens a moment later.
+    /// Waits until this many volumes are set aside, all others are shown, and one of those set aside is named, which happens a
+    /// moment later.
     async fn until_set_aside(&self, volumes: u64) -> Following {
-        let counted = |following: &Following| following.owed.is_some_and(|owed| owed.set_aside == volumes);
+        let owed = Owed { records: 0, set_aside: volumes };
+        let counted = |following: &Following| following.owed.as_ref() == Some(&owed);
         self.until("set aside", |following| counted(following) && following.progress.example.is_some()).await
     }
 
