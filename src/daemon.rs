@@ -156,7 +156,7 @@ async fn serve(settings: Settings, config: &Path) -> anyhow::Result<()> {
     });
     let (stop_serving, serving_stops) = watch::channel(false);
     let server = tokio::spawn(api::serve(listeners, api::router(context), serving_stops));
-    tracing::info!(version = env!("CARGO_PKG_VERSION"), "attachd is up");
+    started();
     let manager = tokio::spawn(telemetry::manager::report(handle.clone()));
 
     tokio::select! {
@@ -186,6 +186,13 @@ async fn serve(settings: Settings, config: &Path) -> anyhow::Result<()> {
     projection.iter().for_each(JoinHandle::abort);
     tracing::info!("attachd has stopped; exports stay served");
     Ok(())
+}
+
+/// The start is over.
+fn started() {
+    // It has used more than what remains: the OpenAPI document, the text of the migrations, the command line.
+    memory::give_back();
+    tracing::info!(version = env!("CARGO_PKG_VERSION"), "attachd is up");
 }
 
 /// Starts to show the store to those who read the predecessor's tables.

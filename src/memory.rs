@@ -2,7 +2,7 @@
 
 /// Gives free pages back to the kernel.
 ///
-/// This is for the time after a burst. Twenty thousand intents that came and went leave ten megabytes of free pages
+/// This is for the time after a burst, or after the start. Twenty thousand intents that came and went leave ten megabytes of free pages
 /// between used ones, and glibc gives back only the free end of its heap. Takes some milliseconds.
 #[cfg(all(target_os = "linux", target_env = "gnu"))]
 pub(crate) fn give_back() {

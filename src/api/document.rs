@@ -2,10 +2,16 @@
 
 use std::collections::BTreeSet;
 
+use axum::http::header;
+use axum::response::{IntoResponse, Response};
+use tokio::sync::Semaphore;
 use utoipa::openapi::path::Operation;
 use utoipa::openapi::{ContentBuilder, OpenApi as Document, Ref, RefOr, ResponseBuilder};
 use utoipa::{OpenApi, ToSchema};
 
+use super::error::ApiError;
+use crate::blocking::blocking;
+use crate::memory;
 use crate::reason::Code;
 use crate::wire::ErrorBody;
 
@@ -37,8 +43,29 @@ const EVERYWHERE: [Code; 14] = [
     Code::Stopping,
 ];
 
+/// Makes one document at a time: each takes one and a half megabytes while it is made.
+static ONE_AT_A_TIME: Semaphore = Semaphore::const_new(1);
+
+/// Answers with the document; `declared` makes what the handlers declare. Both are made by a thread of their own.
+pub(super) async fn written(declared: impl FnOnce() -> Document + Send + 'static) -> Result<Response, ApiError> {
+    // The semaphore is never closed.
+    let turn = ONE_AT_A_TIME.acquire().await.ok();
+    let written = blocking(move || {
+        let written = serde_json::to_vec(&complete(declared()));
+        memory::give_back();
+        // Also a caller who does not wait for the document keeps the turn until it is made.
+        drop(turn);
+        written
+    });
+    let bytes = written
+        .await
+        .and_then(|written| written.map_err(Into::into))
+        .map_err(|error| ApiError::failed_for_now(format!("the document cannot be written: {error}; ask again")))?;
+    Ok(([(header::CONTENT_TYPE, "application/json")], bytes).into_response())
+}
+
 /// Adds to each operation the errors that it does not declare itself.
-pub(super) fn complete(mut document: Document) -> Document {
+fn complete(mut document: Document) -> Document {
     for item in document.paths.paths.values_mut() {
         let operations = [&mut item.get, &mut item.put, &mut item.post, &mut item.delete].into_iter().flatten();
         operations.for_each(add_refusals);

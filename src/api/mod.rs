@@ -31,7 +31,6 @@ mod volumes;
 
 use std::sync::Arc;
 
-use axum::Json;
 use axum::extract::State;
 use axum::middleware::{from_fn, from_fn_with_state};
 use axum::routing::get;
@@ -136,6 +135,25 @@ impl Context {
 
 /// Returns the router with every route and the OpenAPI document.
 pub fn router(context: Context) -> axum::Router {
+    // The document comes with the routes. It takes one and a half megabytes, so it is made again for whoever asks for it.
+    let (router, _) = routes(&context).split_for_parts();
+    let documented = context.clone();
+    let document = move || document::written(move || routes(&documented).into_openapi());
+    #[cfg(feature = "kill-points")]
+    let router = kill_points::add(router);
+    router
+        .route("/api/v1/openapi.json", get(document))
+        .fallback(|uri: axum::http::Uri| async move { ApiError::no_such_route(uri.path()) })
+        .method_not_allowed_fallback(|method: axum::http::Method, uri: axum::http::Uri| async move {
+            ApiError::method_not_allowed(&method, uri.path())
+        })
+        .layer(from_fn(middleware::read_body))
+        .layer(from_fn(tcp::admit))
+        .with_state(context)
+}
+
+/// Returns every route that the OpenAPI document shows, and the document.
+fn routes(context: &Context) -> OpenApiRouter<Context> {
     let lists = OpenApiRouter::new()
         .routes(routes!(intents::list, intents::add))
         .routes(routes!(volumes::list))
@@ -143,9 +161,9 @@ pub fn router(context: Context) -> axum::Router {
         .routes(routes!(devices::list))
         .routes(routes!(exports::list))
         .layer(from_fn_with_state(context.clone(), middleware::list));
-    let (router, document) = OpenApiRouter::with_openapi(document::Base::openapi())
+    OpenApiRouter::with_openapi(document::Base::openapi())
         .merge(lists)
-        .merge(legacy::routes(&context))
+        .merge(legacy::routes(context))
         .routes(routes!(intents::show, intents::withdraw))
         .routes(routes!(volumes::show))
         .routes(routes!(operations::show, operations::cancel))
@@ -154,19 +172,6 @@ pub fn router(context: Context) -> axum::Router {
         .routes(routes!(health::show))
         .routes(routes!(metrics::show))
         .layer(from_fn_with_state(context.clone(), middleware::change))
-        .split_for_parts();
-    #[cfg(feature = "kill-points")]
-    let router = kill_points::add(router);
-    let document = Arc::new(document::complete(document));
-    router
-        .route("/api/v1/openapi.json", get(move || async move { Json(utoipa::openapi::OpenApi::clone(&document)) }))
-        .fallback(|uri: axum::http::Uri| async move { ApiError::no_such_route(uri.path()) })
-        .method_not_allowed_fallback(|method: axum::http::Method, uri: axum::http::Uri| async move {
-            ApiError::method_not_allowed(&method, uri.path())
-        })
-        .layer(from_fn(middleware::read_body))
-        .layer(from_fn(tcp::admit))
-        .with_state(context)
 }
 
 /// Waits for an answer that waits for the store; stops waiting if the store hangs. The request is still carried out.

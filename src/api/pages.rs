@@ -61,7 +61,7 @@ pub(super) async fn list<T: Send + 'static, L: Serialize>(
     make: impl FnOnce(Vec<T>) -> L + Send + 'static,
 ) -> Result<Response, ApiError> {
     // The semaphore is never closed.
-    let _turn = ONE_AT_A_TIME.acquire().await.ok();
+    let turn = ONE_AT_A_TIME.acquire().await.ok();
     let all = volumes(engine, pick).await?;
     if all.len() <= SHORT {
         return Ok(Json(make(all)).into_response());
@@ -69,7 +69,10 @@ pub(super) async fn list<T: Send + 'static, L: Serialize>(
     let written = blocking(move || {
         // This affects only the current thread. If it is refused, only speed changes.
         let _ = rustix::process::nice(NICE);
-        serde_json::to_vec(&make(all))
+        let written = serde_json::to_vec(&make(all));
+        // Also a caller who does not wait for the list keeps the turn until it is made.
+        drop(turn);
+        written
     });
     let bytes = written
         .await
