@@ -1,7 +1,7 @@
 //! Loop devices that are built on other disks. The loop driver opens the disk below without claiming it. So neither
 //! `holders` nor an exclusive open of that disk shows the use, whatever is mounted above.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::ffi::OsStr;
 use std::io;
 use std::os::unix::ffi::OsStrExt;
@@ -14,59 +14,115 @@ use rustix::fs::{CWD, Mode, OFlags, openat};
 use super::DevNum;
 use super::facts::Use;
 use super::host::node_devnum;
+use super::kernel_events::{KernelEvents, is_loop};
 use crate::procfs::{table_if_any, unless_gone};
 
 /// The size limit of a path; a path that sysfs can show is shorter.
 const LONGEST: usize = 4096;
 
-/// The age at which a picture is taken again. It limits the damage by a kernel that does not report changes of loop
-/// devices.
-const FRESH: Duration = Duration::from_millis(50);
+/// The age at which all loop devices are read again, or ten times as long as reading them took, if that is more. It
+/// limits the damage by a kernel that does not report changes of loop devices.
+const FRESH: (Duration, u32) = (Duration::from_millis(50), 10);
 
 /// The uses by device number; a partition has its own entry.
 pub(super) type Uses = HashMap<DevNum, Vec<Use>>;
 
 /// The loop devices of this host that are built on a block device, each as a use of that device.
 ///
-/// Reading them takes a few microseconds per loop device in use, and each event needs the result. With a thousand
-/// loop devices, a thousand disks that arrive at once would need a million reads. So one picture serves all callers
-/// that asked before a change. The kernel counts its events (`/sys/kernel/uevent_seqnum`), and setting up or freeing
-/// a loop device is an event. A caller that asks after such an event gets a picture that was begun after the event.
+/// Reading one takes some ten microseconds, and each event needs the result. With a thousand loop devices, a thousand
+/// disks that arrive at once would need a million reads. So there is one picture for all callers. The kernel counts its
+/// events (`/sys/kernel/uevent_seqnum`), and setting up or freeing a loop device is an event. A caller gets a picture in
+/// which every loop device was read after its last event, as of the moment when the caller asked. If the kernel has told
+/// of all events since the picture ([`KernelEvents`]), only the loop devices that had one are read; otherwise all.
 pub(super) struct LoopUses {
     proc: PathBuf,
     sys: PathBuf,
-    picture: Mutex<Option<Picture>>,
+    /// See [`FRESH`].
+    fresh: Duration,
+    known: Mutex<Known>,
+}
+
+struct Known {
+    /// Where the kernel tells of its events; not in a recorded tree.
+    events: Events,
+    picture: Option<Picture>,
+}
+
+enum Events {
+    /// A recorded tree has none.
+    None,
+    /// Not listened to yet.
+    Unheard,
+    Heard(KernelEvents),
 }
 
 struct Picture {
-    /// The kernel's event count, and the time, both from before the first read.
+    /// The kernel's event count from before the last read.
     count: u64,
+    /// When all were read last, and how long that took.
     begun: Instant,
+    took: Duration,
+    /// The block device below each loop device that has one.
+    below: BTreeMap<String, DevNum>,
     uses: Arc<Uses>,
 }
 
 impl LoopUses {
-    /// `proc` and `sys` are the mount points of procfs and sysfs. Reads nothing yet.
+    /// `proc` and `sys` are the mount points of procfs and sysfs, of this host or of a recorded tree. Reads nothing yet.
     pub(super) fn new(proc: PathBuf, sys: PathBuf) -> Self {
-        Self { proc, sys, picture: Mutex::default() }
+        let events = if sys == Path::new("/sys") { Events::Unheard } else { Events::None };
+        Self { proc, sys, fresh: FRESH.0, known: Mutex::new(Known { events, picture: None }) }
     }
 
     /// Returns the uses now.
     pub(super) fn now(&self) -> io::Result<Arc<Uses>> {
         let asked = self.events()?;
-        // The lock is held while a picture is taken: a caller that waits can mostly use this picture.
-        let mut picture = self.picture.lock().unwrap_or_else(PoisonError::into_inner);
-        if let (Some(asked), Some(picture)) = (asked, picture.as_ref())
-            && picture.count >= asked
-            && picture.begun.elapsed() < FRESH
-        {
-            return Ok(Arc::clone(&picture.uses));
+        // The lock is held while loop devices are read: a caller that waits can mostly use the result.
+        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        // What fails below leaves no picture.
+        let picture = match (asked, known.picture.take()) {
+            (Some(asked), Some(picture)) => self.renewed(picture, asked, &mut known.events)?,
+            _ => None,
+        };
+        if let Some(picture) = picture {
+            let uses = Arc::clone(&picture.uses);
+            known.picture = Some(picture);
+            return Ok(uses);
         }
+        known.events.listen();
         let (count, begun) = (self.events()?, Instant::now());
-        let uses = Arc::new(read(&self.proc, &self.sys)?);
+        let below = read(&self.proc, &self.sys)?;
+        let uses = Arc::new(uses(&below));
         // Without an event count it is unknown how long the picture is valid.
-        *picture = count.map(|count| Picture { count, begun, uses: Arc::clone(&uses) });
+        known.picture =
+            count.map(|count| Picture { count, begun, took: begun.elapsed(), below, uses: Arc::clone(&uses) });
         Ok(uses)
+    }
+
+    /// Returns the picture as it is after event number `asked`; `None` if everything must be read for that.
+    fn renewed(&self, mut picture: Picture, asked: u64, events: &mut Events) -> io::Result<Option<Picture>> {
+        if picture.begun.elapsed() >= self.fresh.max(picture.took * FRESH.1) {
+            return Ok(None);
+        }
+        if picture.count >= asked {
+            return Ok(Some(picture));
+        }
+        let Events::Heard(events) = events else { return Ok(None) };
+        let Some(since) = events.since(picture.count, asked) else { return Ok(None) };
+        picture.count = since.count;
+        let mut differs = false;
+        for name in since.loops {
+            let now = below(&self.sys.join("block").join(&name))?;
+            let before = match now {
+                Some(now) => picture.below.insert(name, now),
+                None => picture.below.remove(&name),
+            };
+            differs |= before != now;
+        }
+        if differs {
+            picture.uses = Arc::new(uses(&picture.below));
+        }
+        Ok(Some(picture))
     }
 
     /// Returns how many events the kernel has sent; `None` if it does not report that, as in a recorded tree.
@@ -78,23 +134,41 @@ impl LoopUses {
     }
 }
 
-/// Reads the loop devices in use. The kernel's list leaves out unused ones, of which there can be many.
-fn read(proc: &Path, sys: &Path) -> io::Result<Uses> {
-    let mut uses = Uses::new();
-    for name in names(&table_if_any(&proc.join("partitions"))?) {
-        if let Some(below) = below(&sys.join("block").join(name))? {
-            uses.entry(below).or_default().push(Use::Loop(name.to_owned()));
+impl Events {
+    /// Listens, if nobody does. Without it each event has all loop devices read.
+    fn listen(&mut self) {
+        if matches!(self, Self::Unheard)
+            && let Ok(events) = KernelEvents::listen()
+        {
+            *self = Self::Heard(events);
         }
     }
-    Ok(uses)
+}
+
+fn uses(below: &BTreeMap<String, DevNum>) -> Uses {
+    let mut uses = Uses::new();
+    for (name, below) in below {
+        uses.entry(*below).or_default().push(Use::Loop(name.clone()));
+    }
+    uses
+}
+
+/// Reads the loop devices in use. The kernel's list leaves out unused ones, of which there can be many.
+fn read(proc: &Path, sys: &Path) -> io::Result<BTreeMap<String, DevNum>> {
+    let mut all = BTreeMap::new();
+    for name in names(&table_if_any(&proc.join("partitions"))?) {
+        if let Some(below) = below(&sys.join("block").join(name))? {
+            all.insert(name.to_owned(), below);
+        }
+    }
+    Ok(all)
 }
 
 /// Returns the loop devices in a `/proc/partitions` text, without their partitions.
 fn names(table: &[u8]) -> impl Iterator<Item = &str> {
     let lines = table.split(|byte| *byte == b'\n').filter_map(|line| str::from_utf8(line).ok());
     let names = lines.filter_map(|line| line.split_ascii_whitespace().nth(3));
-    let is_number = |text: &str| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
-    names.filter(move |name| name.strip_prefix("loop").is_some_and(is_number))
+    names.filter(|name| is_loop(name))
 }
 
 /// Returns the block device below a loop device, given the loop device's folder in sysfs. Only nodes in `/dev` are
@@ -131,31 +205,105 @@ mod tests {
         assert_eq!(names(b"").count(), 0);
     }
 
-    #[test]
-    fn a_picture_is_shared_until_the_kernels_next_event_and_never_without_an_event_count() {
-        let dir = tempfile::tempdir().unwrap();
-        let (proc, sys) = (dir.path().join("proc"), dir.path().join("sys"));
-        let write = |path: &str, text: &str| {
-            let path = dir.path().join(path);
+    /// A tree with some loop devices, and the picture of them, which is not too old at any time.
+    struct Tree {
+        dir: tempfile::TempDir,
+        loops: LoopUses,
+    }
+
+    impl Tree {
+        fn new(names: &[&str]) -> Self {
+            let dir = tempfile::tempdir().unwrap();
+            let mut loops = LoopUses::new(dir.path().join("proc"), dir.path().join("sys"));
+            loops.fresh = Duration::from_hours(1);
+            let tree = Self { dir, loops };
+            let rows: Vec<String> = names.iter().map(|name| format!("   7        0      10240 {name}\n")).collect();
+            tree.write("proc/partitions", &rows.concat());
+            for name in names {
+                tree.write(&Self::attribute(name), "/dev/null\n");
+            }
+            tree
+        }
+
+        fn write(&self, path: &str, text: &str) {
+            let path = self.dir.path().join(path);
             std::fs::create_dir_all(path.parent().unwrap()).unwrap();
             std::fs::write(path, text).unwrap();
-        };
-        let loops = LoopUses::new(proc, sys);
-        write("proc/partitions", "   7        0      10240 loop0\n");
-        write("sys/block/loop0/loop/backing_file", "/dev/null\n");
-        let first = loops.now().unwrap();
-        assert!(!Arc::ptr_eq(&first, &loops.now().unwrap()), "nothing tells for how long it is true");
-        write("sys/kernel/uevent_seqnum", "41\n");
-        let picture = || Arc::as_ptr(&loops.now().unwrap());
-        let begun = Instant::now();
-        let (second, again) = (picture(), picture());
-        assert!(second == again || begun.elapsed() >= FRESH);
-        write("sys/kernel/uevent_seqnum", "42\n");
-        // The old picture is kept alive, so that a new one cannot get the same address.
-        let held = loops.picture.lock().unwrap().as_ref().map(|picture| Arc::clone(&picture.uses));
-        assert_ne!(picture(), second, "the control: an event");
-        drop(held);
-        write("sys/kernel/uevent_seqnum", "?\n");
-        assert!(loops.now().is_err(), "what cannot be understood is no picture");
+        }
+
+        fn attribute(name: &str) -> String {
+            format!("sys/block/{name}/loop/backing_file")
+        }
+
+        /// Whoever reads this loop device gets an error.
+        fn unreadable(&self, name: &str) {
+            let path = self.dir.path().join(Self::attribute(name));
+            std::fs::remove_file(&path).unwrap();
+            std::fs::create_dir(&path).unwrap();
+        }
+
+        fn readable(&self, name: &str) {
+            std::fs::remove_dir(self.dir.path().join(Self::attribute(name))).unwrap();
+            self.write(&Self::attribute(name), "/dev/null\n");
+        }
+
+        /// Counts one more event, and tells of it if it is heard.
+        fn event(&self, number: u64, device: &str, heard: bool) {
+            self.write("sys/kernel/uevent_seqnum", &format!("{number}\n"));
+            let mut known = self.loops.known.lock().unwrap();
+            if let Events::None = known.events {
+                known.events = Events::Heard(KernelEvents::of_a_test());
+            }
+            if let (true, Events::Heard(events)) = (heard, &mut known.events) {
+                events.note(format!("change@/devices/virtual/block/{device}\0SEQNUM={number}\0").as_bytes());
+            }
+        }
+    }
+
+    #[test]
+    fn a_picture_is_shared_until_the_kernels_next_event_and_never_without_an_event_count() {
+        let tree = Tree::new(&["loop0"]);
+        let picture = || tree.loops.now().unwrap();
+        let first = picture();
+        assert!(!Arc::ptr_eq(&first, &picture()), "nothing tells for how long it is true");
+        tree.write("sys/kernel/uevent_seqnum", "41\n");
+        let second = picture();
+        assert!(Arc::ptr_eq(&second, &picture()));
+        tree.write("sys/kernel/uevent_seqnum", "42\n");
+        assert!(!Arc::ptr_eq(&second, &picture()), "the control: an event of which nobody has told");
+        tree.write("sys/kernel/uevent_seqnum", "?\n");
+        assert!(tree.loops.now().is_err(), "what cannot be understood is no picture");
+    }
+
+    #[test]
+    fn only_loop_devices_with_an_event_are_read_again_and_all_of_them_once_an_event_was_missed() {
+        let tree = Tree::new(&["loop0", "loop1"]);
+        tree.event(41, "vda", true);
+        tree.loops.now().unwrap();
+        tree.unreadable("loop0");
+        tree.event(42, "loop1", true);
+        assert!(tree.loops.now().is_ok(), "loop0 had no event");
+        tree.event(43, "loop0", true);
+        assert!(tree.loops.now().is_err(), "loop0 had one");
+        assert!(tree.loops.now().is_err(), "what could not be read does not count as read");
+        tree.readable("loop0");
+        tree.loops.now().unwrap();
+        tree.unreadable("loop1");
+        tree.event(44, "vda", true);
+        assert!(tree.loops.now().is_ok(), "the control: no event was missed");
+        tree.event(45, "vda", false);
+        tree.event(46, "vda", true);
+        assert!(tree.loops.now().is_err(), "event 45 may have been of loop1");
+    }
+
+    #[test]
+    fn all_loop_devices_are_read_again_after_some_time_whatever_the_kernel_has_told() {
+        let mut tree = Tree::new(&["loop0"]);
+        tree.event(41, "vda", true);
+        tree.loops.now().unwrap();
+        tree.unreadable("loop0");
+        assert!(tree.loops.now().is_ok(), "the control: not yet");
+        (tree.loops.fresh, tree.loops.known.lock().unwrap().picture.as_mut().unwrap().took) = Default::default();
+        assert!(tree.loops.now().is_err());
     }
 }

@@ -13,6 +13,7 @@ pub mod facts;
 pub mod found;
 pub mod host;
 pub mod host_changes;
+mod kernel_events;
 pub mod limited;
 mod loops;
 pub mod monitor;
