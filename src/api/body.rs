@@ -14,6 +14,13 @@ use crate::reason::Code;
 /// A JSON object as the body. [`super::middleware`] has read the bytes.
 pub(super) struct JsonBody<T>(pub(super) T);
 
+impl<T: DeserializeOwned> JsonBody<T> {
+    /// Reads a body that the caller has taken as bytes.
+    pub(super) fn read(bytes: &[u8]) -> Result<Self, ApiError> {
+        object(bytes).map(Self)
+    }
+}
+
 impl<S: Send + Sync, T: DeserializeOwned> FromRequest<S> for JsonBody<T> {
     type Rejection = ApiError;
 

@@ -3,10 +3,10 @@
 use axum::extract::State;
 use axum::{Extension, Json};
 
-use super::Ctx;
 use super::body::{NoQuery, QueryString};
 use super::error::ApiError;
 use super::serve::Peer;
+use super::{Context, Ctx};
 use crate::device::facts::LinkTarget;
 use crate::engine::world::World;
 use crate::reason::Code;
@@ -60,7 +60,12 @@ pub(super) async fn resync(
     Extension(peer): Extension<Peer>,
     _: QueryString<NoQuery>,
 ) -> Result<Json<Resynced>, ApiError> {
-    let done = context.inner.engine.resync("asked for", Some(User(peer.uid))).await?;
-    done.map_err(|why| ApiError::of(Code::ResyncFailed, format!("the disks cannot be read: {why}")))?;
+    read_again(&context, &peer).await?;
     Ok(Json(Resynced { message: "Everything was read again and compared".to_owned() }))
+}
+
+/// Has everything read again, and returns when every volume has been compared with it.
+pub(super) async fn read_again(context: &Context, peer: &Peer) -> Result<(), ApiError> {
+    let done = context.inner.engine.resync("asked for", Some(User(peer.uid))).await?;
+    done.map_err(|why| ApiError::of(Code::ResyncFailed, format!("the disks cannot be read: {why}")))
 }

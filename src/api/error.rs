@@ -39,6 +39,12 @@ impl ApiError {
         Self { status: StatusCode::SERVICE_UNAVAILABLE, ..Self::of(Code::Failed, error) }
     }
 
+    /// Adds what to do to the text.
+    pub(super) fn with(mut self, cure: &str) -> Self {
+        self.body.error = format!("{}; {cure}", self.body.error);
+        self
+    }
+
     /// Gives the error another status than its code has, for callers who know only that one.
     pub(super) fn at(self, status: StatusCode) -> Self {
         Self { status, ..self }

@@ -15,8 +15,9 @@ use super::error::ApiError;
 use super::pages;
 use super::volumes::export;
 use crate::engine::world::{Shown, Volume, World};
+use crate::identity::VolumeId;
 use crate::volume::State as VolumeState;
-use crate::wire::{ExportEntry, ExportList, PredecessorStatus, ServedCount};
+use crate::wire::{ExportEntry, ExportList, PredecessorStatus, ServedCount, whole_in_query};
 
 /// The options of the listing.
 #[derive(Deserialize, IntoParams)]
@@ -26,6 +27,27 @@ pub(super) struct ExportOptions {
     /// Ask the NBD server for its list, and open each export once.
     #[serde(default)]
     check: bool,
+    /// Only the export of this volume.
+    #[param(inline, value_type = Option<VolumeId>)]
+    volume_id: Option<String>,
+    /// Only exports with this `status`.
+    #[param(inline)]
+    status: Option<PredecessorStatus>,
+    /// Only exports whose name contains this.
+    vm_name: Option<String>,
+    /// At most so many.
+    #[param(minimum = 1)]
+    #[serde(default, deserialize_with = "whole_in_query")]
+    limit: Option<u32>,
+}
+
+impl ExportOptions {
+    /// Returns whether an export is wanted.
+    fn wants(&self, volume: Option<VolumeId>, export: &ExportEntry) -> bool {
+        volume.is_none_or(|volume| export.volume_id == volume)
+            && self.status.is_none_or(|status| export.status == status)
+            && self.vm_name.as_deref().is_none_or(|part| export.export_name.contains(part))
+    }
 }
 
 /// Lists what is published, served or not.
@@ -34,6 +56,8 @@ pub(super) async fn list(
     State(context): Ctx,
     QueryString(wish): QueryString<ExportOptions>,
 ) -> Result<Response, ApiError> {
+    let volume = wish.volume_id.as_deref().map(str::parse::<VolumeId>).transpose()?;
+    let most = wish.limit.map_or(usize::MAX, |limit| limit as usize);
     let listen = context.in_use().settings.export.listen;
     let engine = &context.inner.engine;
     let pick = |_: &World, volume: &Volume| volume.published.then(|| volume.shown());
@@ -46,7 +70,8 @@ pub(super) async fn list(
     let checked = if wish.check { Some(checked::exports(&context).await?) } else { None };
     let served = checked.as_deref().map(ServedCount::of);
     let make = move |exports: Vec<Arc<Shown>>| {
-        let exports: Vec<_> = exports.iter().map(|volume| entry(volume, listen)).collect();
+        let exports = exports.iter().map(|volume| entry(volume, listen));
+        let exports: Vec<_> = exports.filter(|export| wish.wants(volume, export)).take(most).collect();
         ExportList { count: exports.len(), exports, foreign, foreign_count, checked, served }
     };
     pages::list(engine, pick, make).await

@@ -42,7 +42,7 @@ pub(super) fn export(volume: &Shown, listen: std::net::SocketAddr) -> ExportView
 }
 
 /// The node of the volume's disk, if that is here.
-fn node(world: &World, volume: &Shown) -> Option<String> {
+pub(super) fn node(world: &World, volume: &Shown) -> Option<String> {
     let present = world.table.with_serial(volume.intent.serial()).next();
     present.map(|device| format!("/dev/{}", device.facts.name))
 }

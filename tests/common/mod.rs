@@ -4,6 +4,7 @@
 
 pub(crate) mod attachctl;
 pub(crate) mod cloud;
+pub(crate) mod predecessor;
 
 use std::io::Read;
 use std::os::unix::fs::chown;

@@ -5,7 +5,7 @@
 use std::sync::Arc;
 
 use axum::Json;
-use axum::extract::{Path, State};
+use axum::extract::State;
 use axum::response::Response;
 use jiff::Timestamp;
 use serde::Serialize;
@@ -14,7 +14,8 @@ use utoipa::ToSchema;
 use super::super::Ctx;
 use super::super::error::ApiError;
 use super::super::pages;
-use super::AskedVolume;
+use super::super::volumes::node;
+use super::{AskedVolume, PathText};
 use crate::device::evidence::Evidence;
 use crate::engine::world::{Shown, Volume, World};
 use crate::identity::VolumeId;
@@ -152,11 +153,35 @@ pub(super) async fn of_volume(
     })
 }
 
+/// Shows the device that has this path, with the slashes written as `%2F`.
+#[utoipa::path(get, path = "/api/v1/devices/{device_path}/volume", operation_id = "predecessorVolumeOfDevice", tag = "predecessor",
+    params(("device_path" = String, Path, description = "A by-id path, the node that it leads to, or the text in place of a path, like `%2Fdev%2Fvdb`.")), responses(
+    (status = 200, body = Mapping),
+    (status = 404, body = ErrorBody, description = "NO_DEVICE: no volume has it")))]
+pub(super) async fn of_device(State(context): Ctx, PathText(path): PathText) -> Result<Json<Mapping>, ApiError> {
+    let wanted = format!("/{}", path.trim_start_matches('/'));
+    let is_wanted = move |world: &World, volume: &Volume| {
+        let shown = volume.shown();
+        let mapping = here(&shown)?;
+        let has_it = mapping.device_path == wanted || node(world, &shown).is_some_and(|node| node == wanted);
+        has_it.then_some(mapping)
+    };
+    let own = pages::volumes(&context.inner.engine, is_wanted).await?.into_iter().next();
+    let theirs = || {
+        let all = context.inner.operations.placeholders();
+        all.iter().find(|placeholder| placeholder.device_path() == path.trim_start_matches('/')).map(elsewhere)
+    };
+    own.or_else(theirs).map(Json).ok_or_else(|| {
+        let shown: String = path.chars().take(255).collect();
+        ApiError::of(Code::NoDevice, format!("no volume has the device {shown:?}"))
+    })
+}
+
 /// Lists the volumes that a VM has, as far as attachd has attached or serves them.
 #[utoipa::path(get, path = "/api/v1/vms/{vm_id}/volumes", operation_id = "predecessorVolumesOfVm", tag = "predecessor",
     params(("vm_id" = String, Path, description = "The VM's UUID; any other text has no volumes.")),
     responses((status = 200, body = Vec<VolumeOfVm>)))]
-pub(super) async fn of_vm(State(context): Ctx, Path(vm): Path<String>) -> Result<Response, ApiError> {
+pub(super) async fn of_vm(State(context): Ctx, PathText(vm): PathText) -> Result<Response, ApiError> {
     let theirs = context.inner.operations.placeholders();
     let wanted = vm.clone();
     let pick =

@@ -9,8 +9,10 @@
 
 mod asked;
 mod exports;
+mod figures;
 mod mappings;
 mod operations;
+mod upkeep;
 
 use axum::extract::{FromRequestParts, Path};
 use axum::http::StatusCode;
@@ -22,13 +24,15 @@ use utoipa_axum::routes;
 
 use super::error::ApiError;
 use super::{Context, Ctx, health, middleware};
-use crate::identity::VolumeId;
+use crate::identity::{NotAVolumeId, VolumeId};
+use crate::reason::Code;
 use crate::wire::Health;
 
 /// Returns the routes, each with its part of the OpenAPI document.
 pub(super) fn routes(context: &Context) -> OpenApiRouter<Context> {
     let lists = OpenApiRouter::new()
         .routes(routes!(mappings::of_vm))
+        .routes(routes!(figures::show))
         .layer(from_fn_with_state(context.clone(), middleware::list));
     OpenApiRouter::new()
         .merge(lists)
@@ -39,7 +43,14 @@ pub(super) fn routes(context: &Context) -> OpenApiRouter<Context> {
         .routes(routes!(operations::delete))
         .routes(routes!(operations::clean_up))
         .routes(routes!(mappings::of_volume))
-        .routes(routes!(exports::show))
+        .routes(routes!(mappings::of_device))
+        .routes(routes!(exports::show, exports::delete))
+        .routes(routes!(exports::create))
+        .routes(routes!(exports::validate))
+        .routes(routes!(upkeep::tidy))
+        .routes(routes!(upkeep::tidy_by_age))
+        .routes(routes!(upkeep::orphans))
+        .routes(routes!(upkeep::force_sync))
         .routes(routes!(show_health))
         .layer(map_response(in_known_status))
 }
@@ -74,8 +85,20 @@ impl<S: Send + Sync> FromRequestParts<S> for AskedVolume {
         let not_there = |error: ApiError| error.at(StatusCode::NOT_FOUND);
         let Path(text) = Path::<String>::from_request_parts(parts, state)
             .await
-            .map_err(|error| not_there(ApiError::of(crate::reason::Code::NotAVolumeId, error.body_text())))?;
-        text.parse().map(Self).map_err(|error: crate::identity::NotAVolumeId| not_there(error.into()))
+            .map_err(|error| not_there(ApiError::of(Code::NotAVolumeId, error.body_text())))?;
+        text.parse().map(Self).map_err(|error: NotAVolumeId| not_there(error.into()))
+    }
+}
+
+/// A text in the path, whatever it is.
+struct PathText(String);
+
+impl<S: Send + Sync> FromRequestParts<S> for PathText {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, ApiError> {
+        let path = Path::<String>::from_request_parts(parts, state).await;
+        path.map(|Path(text)| Self(text)).map_err(|error| ApiError::of(Code::BadHttp, error.body_text()))
     }
 }
 

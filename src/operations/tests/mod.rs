@@ -1,5 +1,6 @@
 //! Operations against doubles, in virtual time.
 
+mod asked_before;
 mod cases;
 mod deaths;
 mod rules;
