@@ -271,6 +271,7 @@ codes! {
     NoSuchRoute "NO_SUCH_ROUTE" [Http(404)] "there is no such path" ""
     NoDevice "NO_DEVICE" [Http(404)] "the volume has no disk on this host, and is not attached to another VM by attachd" ""
     NoExport "NO_EXPORT" [Http(404)] "the volume has no export" ""
+    NoSnapshot "NO_SNAPSHOT" [Http(404)] "no snapshot of the volume is kept track of" ""
     NoSuchIntent "NO_SUCH_INTENT" [Http(404)] "there is no intent for this volume" ""
     MethodNotAllowed "METHOD_NOT_ALLOWED" [Http(405)] "the path does not take this method" ""
     BodyTooSlow "BODY_TOO_SLOW" [Http(408)] "the body did not arrive in time" ""

@@ -9,6 +9,10 @@ use crate::device::evidence::Evidence;
 use crate::identity::{OperationId, Serial, VolumeId};
 use crate::reason::{Case, Code, StepName, StoryStep};
 
+mod snapshot;
+
+pub use snapshot::{Snapshot, SnapshotNews};
+
 /// A durable wish that a volume be mapped and exported on this host.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Intent {

@@ -24,7 +24,7 @@ fn exports_are_listed_by_what_is_asked_for_and_made_and_taken_away_with_their_vo
     let new =
         |volume: &Volume| send(&api, "POST", EXPORTS, &json!({ "volume_id": volume.id, "vm_name": "v" }).to_string());
     let (status, refused) = new(&one);
-    assert_eq!((status, &refused["code"]), (500, &json!("NO_EXPORT")), "{refused}");
+    assert_eq!((status, &refused["code"]), (404, &json!("NO_EXPORT")), "{refused}");
     assert!(refused["error"].as_str().unwrap().contains("attach it"), "{refused}");
     for volume in [&one, &two] {
         assert_eq!(attach(&api, volume, cloud.vm_here())["status"], "completed");
@@ -143,6 +143,62 @@ fn a_device_is_found_by_its_path_and_the_metrics_are_true() {
         (rate - 100.0 / 3.0).abs() < 0.01 && metrics["average_response_time_ms"].as_f64().unwrap() > 0.0,
         "{metrics}"
     );
+}
+
+#[test]
+fn a_snapshot_that_a_caller_keeps_track_of_outlives_the_attachment_of_its_volume_and_a_restart() {
+    let (lab, cloud, _helper, mut attachd, api) = with_cloud();
+    let (one, two) = (volume_in(&cloud), volume_in(&cloud));
+    let track = |volume: &Volume, snapshot: &str| {
+        let body = json!({
+            "volume_uuid": volume.id, "vm_context_id": "ctx-pgtest1", "snapshot_id": snapshot, "snapshot_name": "n",
+            "disk_id": "disk-2000"
+        });
+        send(&api, "POST", "/api/v1/snapshots/track", &body.to_string())
+    };
+    let of = |api: &lab::Api| send(api, "GET", "/api/v1/snapshots/vm/ctx-pgtest1", "").1;
+    assert_eq!(of(&api), json!({ "vm_context_id": "ctx-pgtest1", "snapshots": null, "count": 0 }));
+    let (status, tracked) = track(&one, "snap-1");
+    assert_eq!((status, &tracked["snapshot_id"]), (200, &json!("snap-1")), "{tracked}");
+    assert_eq!(track(&one, "snap-2").0, 200, "in place of the earlier one");
+    assert_eq!(track(&two, "snap-3").0, 200);
+    assert_eq!(attach(&api, &one, cloud.vm_here())["status"], "completed");
+    let one_of = |list: &Value| {
+        assert_eq!(list["count"], 2, "{list}");
+        let all = list["snapshots"].as_array().unwrap();
+        all.iter().find(|snapshot| snapshot["volume_uuid"] == *one.id).unwrap().clone()
+    };
+    let shown = one_of(&of(&api));
+    assert_eq!((&shown["snapshot_id"], &shown["snapshot_status"]), (&json!("snap-2"), &json!("ready")), "{shown}");
+    assert_eq!((&shown["operation_mode"], &shown["device_path"]), (&json!("oma"), &json!(one.link())), "{shown}");
+    let put = |volume: &str, body: &str| send(&api, "PUT", &format!("/api/v1/snapshots/{volume}"), body);
+    assert_eq!(put(&one.id, "{\"snapshot_status\": \"reverted\"}").0, 200);
+    let detached = ended(&api, &begin(&api, "POST", &path(&one, "/detach"), ""));
+    assert_eq!(detached["status"], "completed");
+    let shown = one_of(&of(&api));
+    assert_eq!((&shown["snapshot_id"], &shown["snapshot_status"]), (&json!("snap-2"), &json!("reverted")), "{shown}");
+    assert_eq!(shown["device_path"], "", "it is attached no more");
+
+    let unknown = Volume::random().id;
+    let long = format!("{{\"snapshot_name\": \"{}\"}}", "x".repeat(192));
+    for ((status, answer), expected, code) in [
+        (put(&unknown, "{}"), 404, "NO_SNAPSHOT"),
+        (put("vol-1", "{}"), 400, "NOT_A_VOLUME_ID"),
+        (put(&one.id, &long), 400, "INVALID_BODY"),
+        (put(&one.id, "{\"snapshot_id\": \"\"}"), 400, "INVALID_BODY"),
+        (track(&one, ""), 400, "INVALID_BODY"),
+        (track(&Volume::of("vol-1"), "s"), 400, "NOT_A_VOLUME_ID"),
+        (send(&api, "POST", "/api/v1/snapshots/track", "{}"), 400, "INVALID_BODY"),
+    ] {
+        assert_eq!((status, &answer["code"]), (expected, &json!(code)), "{answer}");
+    }
+    let before = of(&api);
+    attachd.kill9().unwrap();
+    let attachd = start(&lab);
+    assert_eq!(of(&attachd.api()), before, "durable");
+    let (_, cleared) = send(&attachd.api(), "DELETE", "/api/v1/snapshots/vm/ctx-pgtest1", "");
+    assert_eq!(cleared["snapshots_cleared"], 2, "{cleared}");
+    assert_eq!(of(&attachd.api())["count"], 0);
 }
 
 /// Returns the predecessor's rows of operations, the oldest first.

@@ -16,8 +16,12 @@ use super::pages;
 use super::volumes::export;
 use crate::engine::world::{Shown, Volume, World};
 use crate::identity::VolumeId;
+use crate::reason::Code;
 use crate::volume::State as VolumeState;
 use crate::wire::{ExportEntry, ExportList, PredecessorStatus, ServedCount, whole_in_query};
+
+/// The largest `limit`.
+const MOST_LISTED: u32 = 1000;
 
 /// The options of the listing.
 #[derive(Deserialize, IntoParams)]
@@ -36,7 +40,7 @@ pub(super) struct ExportOptions {
     /// Only exports whose name contains this.
     vm_name: Option<String>,
     /// At most so many.
-    #[param(minimum = 1)]
+    #[param(minimum = 1, maximum = 1000)]
     #[serde(default, deserialize_with = "whole_in_query")]
     limit: Option<u32>,
 }
@@ -57,6 +61,10 @@ pub(super) async fn list(
     QueryString(wish): QueryString<ExportOptions>,
 ) -> Result<Response, ApiError> {
     let volume = wish.volume_id.as_deref().map(str::parse::<VolumeId>).transpose()?;
+    if wish.limit.is_some_and(|limit| !(1..=MOST_LISTED).contains(&limit)) {
+        let text = format!("limit takes a number from 1 to {MOST_LISTED}; without it all exports are listed");
+        return Err(ApiError::of(Code::InvalidQuery, text));
+    }
     let most = wish.limit.map_or(usize::MAX, |limit| limit as usize);
     let listen = context.in_use().settings.export.listen;
     let engine = &context.inner.engine;

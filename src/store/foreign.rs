@@ -21,7 +21,7 @@ const MAGIC: &[u8] = b"SQLite format 3\0";
 const NUMBER: std::ops::Range<usize> = 68..72;
 
 /// The tables that this and earlier versions create.
-const TABLES: [&str; 15] = [
+const TABLES: [&str; 16] = [
     MIGRATIONS,
     "intents",
     "mappings",
@@ -37,6 +37,7 @@ const TABLES: [&str; 15] = [
     "operations",
     "placeholders",
     "changed_operations",
+    "snapshots",
 ];
 
 /// sqlx creates this table first.

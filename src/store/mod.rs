@@ -29,6 +29,7 @@ mod rescue;
 mod room;
 #[cfg(test)]
 pub(crate) mod sample;
+mod snapshots;
 mod task;
 #[cfg(test)]
 mod tests;
@@ -47,7 +48,7 @@ use tokio::task::JoinHandle;
 
 use crate::identity::{OperationId, VolumeId};
 use crate::operation::{IdempotencyKey, Operation, Placeholder};
-use crate::volume::{Entry, Record};
+use crate::volume::{Entry, Record, Snapshot};
 pub use error::{Saved, StoreError};
 use follow::AllProgress;
 pub use follow::{Changed, Follower, Follows, Present, Progress};
@@ -273,6 +274,21 @@ impl Store {
     /// Returns the operations that match the filter, the newest first.
     pub async fn operations(&self, filter: &OperationFilter) -> Result<Vec<Operation>, StoreError> {
         self.reader.operations(filter).await
+    }
+
+    /// Returns the snapshot of a volume that a caller keeps track of.
+    pub async fn snapshot(&self, volume: VolumeId) -> Result<Option<Snapshot>, StoreError> {
+        self.reader.snapshot(volume).await
+    }
+
+    /// Returns the snapshots of a context, by volume.
+    pub async fn snapshots_of(&self, vm_context: &str) -> Result<Vec<Snapshot>, StoreError> {
+        self.reader.snapshots_of(vm_context).await
+    }
+
+    /// Returns how many snapshots are kept track of.
+    pub async fn snapshots_count(&self) -> Result<u64, StoreError> {
+        self.reader.snapshots_count().await
     }
 
     /// Returns a receiver of the reason for which writing fails. It is `None` while writing works.

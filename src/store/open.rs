@@ -144,6 +144,7 @@ fn migrations() -> Migrator {
         (6, "shown", include_str!("../../migrations/0006_shown.sql")),
         (7, "placeholder rows", include_str!("../../migrations/0007_placeholder_rows.sql")),
         (8, "written", include_str!("../../migrations/0008_written.sql")),
+        (9, "snapshots", include_str!("../../migrations/0009_snapshots.sql")),
     ];
     let migration = |(number, name, sql): (i64, &'static str, &'static str)| {
         Migration::new(number, name.into(), MigrationType::Simple, sql.into_sql_str(), false)

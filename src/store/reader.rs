@@ -10,10 +10,10 @@ use sqlx::sqlite::SqliteConnection;
 use tokio::sync::Mutex;
 
 use super::watch::Watch;
-use super::{OperationFilter, Owed, SILENT_AFTER, StoreError, operations, read};
+use super::{OperationFilter, Owed, SILENT_AFTER, StoreError, operations, read, snapshots};
 use crate::identity::{OperationId, VolumeId};
 use crate::operation::{IdempotencyKey, Operation, Placeholder};
-use crate::volume::Entry;
+use crate::volume::{Entry, Snapshot};
 
 /// The reading connection. Cheap to clone.
 #[derive(Clone)]
@@ -66,6 +66,18 @@ impl ReadConnection {
 
     pub(super) async fn operations(&self, filter: &OperationFilter) -> Result<Vec<Operation>, StoreError> {
         self.ask(async |connection| operations::list(connection, filter).await).await
+    }
+
+    pub(super) async fn snapshot(&self, volume: VolumeId) -> Result<Option<Snapshot>, StoreError> {
+        self.ask(async |connection| snapshots::of_volume(connection, volume).await).await
+    }
+
+    pub(super) async fn snapshots_of(&self, vm_context: &str) -> Result<Vec<Snapshot>, StoreError> {
+        self.ask(async |connection| snapshots::of_context(connection, vm_context).await).await
+    }
+
+    pub(super) async fn snapshots_count(&self) -> Result<u64, StoreError> {
+        self.ask(async |connection| snapshots::count(connection).await).await
     }
 
     /// Reads from another file from now on.

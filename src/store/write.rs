@@ -7,12 +7,13 @@ use super::batch::{self, Batch, Values};
 use super::news::News;
 use super::operations;
 use super::read::BY_WITHDRAWAL;
+use super::snapshots;
 use crate::clock::Steady;
 use crate::device::evidence::Evidence;
 use crate::effect;
 use crate::identity::VolumeId;
 use crate::operation::{Operation, Placeholder};
-use crate::volume::{By, Intent, IntentOrigin, State};
+use crate::volume::{By, Intent, IntentOrigin, Snapshot, SnapshotNews, State};
 
 /// One change. Writing it twice has the same result as once, except for [`News::Note`], which adds to the history.
 #[derive(Debug, Clone)]
@@ -33,6 +34,12 @@ pub enum Change {
     Place(Placeholder),
     /// No other VM has the volume any more.
     Displace(VolumeId),
+    /// A caller keeps track of a volume's snapshot.
+    Track(Box<Snapshot>),
+    /// What it knows of the snapshot has changed.
+    Retrack(VolumeId, SnapshotNews),
+    /// It keeps track of the snapshots of this context no more.
+    Untrack(String),
 }
 
 impl Change {
@@ -44,7 +51,12 @@ impl Change {
                 Some(*volume)
             }
             // Posted news are never about these.
-            Self::Operation(_) | Self::Place(_) | Self::Displace(_) => None,
+            Self::Operation(_)
+            | Self::Place(_)
+            | Self::Displace(_)
+            | Self::Track(_)
+            | Self::Retrack(..)
+            | Self::Untrack(_) => None,
         }
     }
 
@@ -59,6 +71,7 @@ impl Change {
             Self::Operation(operation) => operations::effect(operation),
             Self::Place(_) => "commit.placeholder",
             Self::Displace(_) => "commit.no-placeholder",
+            Self::Track(_) | Self::Retrack(..) | Self::Untrack(_) => "commit.snapshot",
         }
     }
 }
@@ -171,6 +184,9 @@ fn apply(batch: &mut Batch, change: &Change, boot_id: &str) {
         Change::Operation(operation) => operations::put(batch, operation, boot_id),
         Change::Place(placeholder) => operations::place(batch, placeholder),
         Change::Displace(volume) => operations::displace(batch, *volume),
+        Change::Track(snapshot) => snapshots::track(batch, snapshot),
+        Change::Retrack(volume, news) => snapshots::update(batch, *volume, news),
+        Change::Untrack(context) => snapshots::forget(batch, context),
     };
 }
 

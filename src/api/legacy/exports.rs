@@ -52,6 +52,7 @@ pub(super) async fn show(State(context): Ctx, AskedVolume(volume): AskedVolume) 
 #[serde(default)]
 pub(super) struct NewExport {
     /// The volume's UUID.
+    #[schema(required = true, value_type = VolumeId)]
     volume_id: Option<String>,
 }
 
@@ -59,14 +60,14 @@ pub(super) struct NewExport {
 #[utoipa::path(post, path = "/api/v1/exports", operation_id = "predecessorNewExport", tag = "predecessor", request_body = NewExport, responses(
     (status = 201, body = ExportEntry),
     (status = 400, body = ErrorBody, description = "The body does not parse, or has no volume id"),
-    (status = 500, body = ErrorBody, description = "The volume has no export: attach it, and it gets one")))]
+    (status = 404, body = ErrorBody, description = "NO_EXPORT: attach the volume, and it gets one")))]
 pub(super) async fn create(State(context): Ctx, JsonBody(new): JsonBody<NewExport>) -> Result<Response, ApiError> {
     let volume: VolumeId = new.volume_id.unwrap_or_default().parse()?;
     match export(&context, volume).await {
         Ok(export) => Ok((StatusCode::CREATED, Json(export)).into_response()),
         Err(error) => {
             let cure = format!("attach it (POST /api/v1/volumes/{volume}/attach), and its export is made with it");
-            Err(error.with(&cure).at(StatusCode::INTERNAL_SERVER_ERROR))
+            Err(error.with(&cure))
         }
     }
 }

@@ -2,6 +2,7 @@
 //! another VM has it by an operation. Callers take any `device_path` for "attached": a volume that waits, is being
 //! attached, has expired, is lost or is refused has none.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use axum::Json;
@@ -11,10 +12,10 @@ use jiff::Timestamp;
 use serde::Serialize;
 use utoipa::ToSchema;
 
-use super::super::Ctx;
 use super::super::error::ApiError;
 use super::super::pages;
 use super::super::volumes::node;
+use super::super::{Context, Ctx};
 use super::{AskedVolume, PathText};
 use crate::device::evidence::Evidence;
 use crate::engine::world::{Shown, Volume, World};
@@ -129,6 +130,23 @@ fn elsewhere(placeholder: &Placeholder) -> Mapping {
         created_at: placeholder.since,
         updated_at: placeholder.since,
     }
+}
+
+/// Returns the path and the mode of each of these volumes that is attached.
+pub(super) async fn of_volumes(
+    context: &Context,
+    volumes: Vec<VolumeId>,
+) -> Result<HashMap<VolumeId, (String, &'static str)>, ApiError> {
+    let wanted = volumes.clone();
+    let look = move |world: &World| {
+        wanted.into_iter().filter_map(|id| world.volume(id).map(Volume::shown)).collect::<Vec<_>>()
+    };
+    let own = context.inner.engine.read(look).await?;
+    let own = own.iter().filter_map(|volume| here(volume));
+    let placeholder = |volume: VolumeId| context.inner.operations.placeholder(volume);
+    let theirs = volumes.into_iter().filter_map(placeholder).map(|placeholder| elsewhere(&placeholder));
+    let places = theirs.chain(own).map(|mapping| (mapping.volume_id, (mapping.device_path, mapping.operation_mode)));
+    Ok(places.collect())
 }
 
 /// Shows the device of a volume, if it is attached.

@@ -12,6 +12,7 @@ mod exports;
 mod figures;
 mod mappings;
 mod operations;
+mod snapshots;
 mod upkeep;
 
 use axum::extract::{FromRequestParts, Path};
@@ -33,6 +34,7 @@ pub(super) fn routes(context: &Context) -> OpenApiRouter<Context> {
     let lists = OpenApiRouter::new()
         .routes(routes!(mappings::of_vm))
         .routes(routes!(figures::show))
+        .routes(routes!(snapshots::of_context, snapshots::clear))
         .layer(from_fn_with_state(context.clone(), middleware::list));
     OpenApiRouter::new()
         .merge(lists)
@@ -51,6 +53,8 @@ pub(super) fn routes(context: &Context) -> OpenApiRouter<Context> {
         .routes(routes!(upkeep::tidy_by_age))
         .routes(routes!(upkeep::orphans))
         .routes(routes!(upkeep::force_sync))
+        .routes(routes!(snapshots::track))
+        .routes(routes!(snapshots::update))
         .routes(routes!(show_health))
         .layer(map_response(in_known_status))
 }

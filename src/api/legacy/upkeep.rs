@@ -123,7 +123,10 @@ pub(super) async fn tidy(
     body: Bytes,
 ) -> Result<Json<Tidied>, ApiError> {
     let begun = Instant::now();
-    let asked = if body.trim_ascii().is_empty() { Tidy::default() } else { JsonBody::read(&body)?.0 };
+    let asked = match body.trim_ascii() {
+        b"" | b"null" => Tidy::default(),
+        body => JsonBody::read(body)?.0,
+    };
     let dry_run = asked.dry_run.unwrap_or(true);
     if !dry_run {
         devices::read_again(&context, &peer).await?;

@@ -111,7 +111,13 @@ impl Durable {
                 }
             }
             // The engine writes none of the others.
-            Change::News(..) | Change::Operation(_) | Change::Place(_) | Change::Displace(_) => {}
+            Change::News(..)
+            | Change::Operation(_)
+            | Change::Place(_)
+            | Change::Displace(_)
+            | Change::Track(_)
+            | Change::Retrack(..)
+            | Change::Untrack(_) => {}
         }
     }
 
