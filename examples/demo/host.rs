@@ -108,7 +108,7 @@ impl Drop for Mount {
 }
 
 /// Runs a program with an input and returns its output.
-fn run(program: &str, arguments: &[&str], input: &str) -> Result<String> {
+pub(crate) fn run(program: &str, arguments: &[&str], input: &str) -> Result<String> {
     let mut command = Command::new(program);
     command.args(arguments).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut child = command.spawn().with_context(|| format!("running {program}: is it installed?"))?;

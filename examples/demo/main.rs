@@ -7,6 +7,7 @@
 
 mod arrive;
 mod both_ends;
+mod callers;
 mod check;
 mod crash;
 mod host;
@@ -41,6 +42,7 @@ const SCENES: &[(&str, Scene)] = &[
     ("kill -9 between match and ready", crash::killed_between_match_and_ready),
     ("a second disk with the serial of a served volume", leave::second_disk_with_the_serial),
     ("a volume that attachd has CloudStack make, attach, detach and delete", both_ends::made_attached_detached_deleted),
+    ("today's callers: their lines as they stand, over TCP", callers::lines_as_they_stand),
     ("at the end", stage::the_end),
 ];
 

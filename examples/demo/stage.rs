@@ -9,6 +9,7 @@ use lab::{Api, Attachd, AttachdOptions, Disk, Lab, LabCloud, Volume};
 use serde_json::{Value, json};
 use stand_in::Setup;
 
+use crate::callers::TCP;
 use crate::check::{About, Checks};
 use crate::host;
 use crate::kernel::Ear;
@@ -43,7 +44,7 @@ impl Stage {
     pub(crate) fn set(program: PathBuf) -> Result<Self> {
         let mut lab = Lab::builder().build().context("building the lab")?;
         let cloud = lab.cloud(Setup { job_takes: JOB_TAKES, ..Setup::default() })?;
-        lab.attachd_config(&format!("{CONFIG}{}", cloud.config()?))?;
+        lab.attachd_config(&format!("{CONFIG}{}[api]\ntcp = \"{TCP}\"\n", cloud.config()?))?;
         lab.nbdkit_start()?;
         let ear = Ear::new()?;
         let attachd = lab.attachd_start(&program, &AttachdOptions::default())?;

@@ -37,7 +37,7 @@ pub(crate) fn replay(row: &Row) {
     ] {
         names.insert(name.to_owned(), value);
     }
-    let mut replay = Replay { row, world: &world, caller: Caller::of(&World::place()), names };
+    let mut replay = Replay { row, world: &world, caller: Caller::default(), names };
     for (number, step) in row.step.iter().enumerate() {
         println!("{} {}", number + 1, replay.step(step));
     }

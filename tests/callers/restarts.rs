@@ -12,7 +12,7 @@ use lab::{Attachd, AttachdOptions, HeldSocket, Volume};
 use serde_json::{Value, json};
 use stand_in::{Gate, JobFault};
 
-use crate::caller::{Caller, Place};
+use crate::caller::{Caller, PORT};
 use crate::common::*;
 use crate::replay::Seen;
 use crate::row::Then;
@@ -36,9 +36,9 @@ enum Told {
 }
 
 /// Polls an operation as the common client does, until it has ended; tells the test of each request and answer.
-fn polls(place: Place, path: String, tell: Sender<Told>) {
+fn polls(path: String, tell: Sender<Told>) {
     spawn(move || {
-        let mut caller = Caller::of(&place);
+        let mut caller = Caller::default();
         let mut seen = Seen::default();
         loop {
             sleep(EVERY);
@@ -76,14 +76,14 @@ fn until_it_asks(told: &Receiver<Told>) {
 
 #[test]
 fn a_caller_that_polls_sees_only_right_answers_while_attachd_is_restarted_upgraded_and_killed() {
-    let sockets = |world: &World| Some(world.lab.held_socket().unwrap());
-    let nothing = is_attached_across_ends_of_attachd(sockets, &Place::Socket(lab::attachd::SOCKET.into()));
+    let sockets = |world: &World| Some(world.lab.held_socket().unwrap().and_tcp(PORT).unwrap());
+    let nothing = is_attached_across_ends_of_attachd(sockets);
     assert_eq!(nothing, Vec::<String>::new(), "the sockets are systemd's: no request is refused or cut");
 }
 
 #[test]
 fn without_a_socket_unit_a_caller_that_polls_meets_refused_connections_and_no_wrong_answer() {
-    let nothing = is_attached_across_ends_of_attachd(|_| None, &World::place());
+    let nothing = is_attached_across_ends_of_attachd(|_| None);
     assert!(!nothing.is_empty(), "the control: attachd was away while the caller asked");
     let refused = |error: &String| error.contains("refused") || error.contains("No such file");
     assert!(nothing.iter().all(refused), "{nothing:?}");
@@ -91,7 +91,7 @@ fn without_a_socket_unit_a_caller_that_polls_meets_refused_connections_and_no_wr
 
 /// Attaches a volume while attachd is stopped in order, replaced by a new program, and killed, each time just before the
 /// caller asks. Returns the requests that were not answered.
-fn is_attached_across_ends_of_attachd(sockets: impl Fn(&World) -> Option<HeldSocket>, place: &Place) -> Vec<String> {
+fn is_attached_across_ends_of_attachd(sockets: impl Fn(&World) -> Option<HeldSocket>) -> Vec<String> {
     let mut world = World::stopped();
     install_program();
     let held = sockets(&world);
@@ -110,10 +110,10 @@ fn is_attached_across_ends_of_attachd(sockets: impl Fn(&World) -> Option<HeldSoc
 
     let attach = format!("/api/v1/volumes/{}/attach", volume.id);
     let body = json!({ "vm_id": world.cloud.vm_here() });
-    let begun = Caller::of(place).request("POST", &attach, Some(&body), None).unwrap();
+    let begun = Caller::default().request("POST", &attach, Some(&body), None).unwrap();
     assert_eq!(begun.status, 201, "{}", begun.text);
     let (tell, told) = channel();
-    polls(place.clone(), format!("/api/v1/operations/{}", begun.json["id"].as_str().unwrap()), tell);
+    polls(format!("/api/v1/operations/{}", begun.json["id"].as_str().unwrap()), tell);
     world.cloud.wait_calls("attachVolume", 1, SOON).unwrap();
 
     let mut nothing = Vec::new();
@@ -155,7 +155,7 @@ fn rows_that_another_program_deletes_take_nothing_from_a_volume() {
     let world = World::new();
     let volume = world.lab.volume();
     world.cloud.add(&volume, MIB);
-    let mut caller = Caller::of(&World::place());
+    let mut caller = Caller::default();
     let mut done = |method: &str, path: &str, body: Option<Value>| {
         let begun = caller.request(method, path, body.as_ref(), None).unwrap();
         assert_eq!(begun.status, 201, "{}", begun.text);

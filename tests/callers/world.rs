@@ -1,7 +1,6 @@
 //! The host on which the callers are replayed, and how its volumes are looked at from outside of attachd.
 
 use std::collections::BTreeMap;
-use std::net::{Ipv4Addr, SocketAddr};
 use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -10,16 +9,13 @@ use lab::{Api, Attachd, Lab, LabCloud, Volume};
 use serde_json::{Value, json};
 use stand_in::{Fault, JobFault, Refusal, Vm};
 
-use crate::caller::Place;
+use crate::caller::PORT;
 use crate::common::cloud::lab_in_cloud;
 use crate::common::*;
 use crate::row::{Before, Broken, Row, Then};
 
 /// Another VM, switched off.
 pub(crate) const OTHER: &str = "00000000-0000-4000-8000-0000000000bb";
-
-/// The address of the predecessor. The lab has a network of its own, so it is free.
-const PORT: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 8090);
 
 /// CloudStack's calls that change something.
 const CHANGES: [&str; 8] = [
@@ -96,11 +92,6 @@ impl World {
 
     pub(crate) fn api(&self) -> Api {
         self.attachd().api()
-    }
-
-    /// Where the callers find attachd.
-    pub(crate) fn place() -> Place {
-        Place::Port(PORT)
     }
 
     fn given(&self, is: Before) -> Volume {
