@@ -256,3 +256,113 @@ fn another_address_from_systemd_than_in_the_setting_is_served_and_said() {
         attachd.terminate().unwrap();
     }
 }
+
+/// A user's share of connections on both transports together; as many may wait.
+const CONNECTIONS: usize = 128;
+
+const LIST: &[u8] = b"GET /api/v1/volumes HTTP/1.1\r\nHost: localhost\r\n\r\n";
+
+/// Invariant 15, over both transports. How long the others wait is measured by `make bench` (`crowd`).
+#[test]
+fn a_user_who_holds_all_connections_that_it_may_on_both_transports_leaves_the_others_theirs() {
+    let (lab, attachd) = on_tcp("");
+    make_member(MEMBER);
+    let api = attachd.api();
+    for _ in 0..200 {
+        intend(&api, &lab.volume());
+    }
+    // 100 readers that never read, then 300 connections that send nothing or half a request.
+    let mut unix = api.by(NAMED).connections(200, SOON).unwrap();
+    let mut tcp = by(NAMED).connections(200).unwrap();
+    for n in 0..200 {
+        let part = if n < 50 { LIST } else { &LIST[..(n % 2) * 20] };
+        // What is beyond the share is refused and closed.
+        let _ = (unix[n].write_all(part), tcp[n].write_all(part));
+    }
+    let refused = [by(NAMED).get("/api/v1/health").unwrap(), api.by(NAMED).get("/api/v1/health").unwrap()];
+    for refused in refused {
+        assert_eq!((refused.status, &refused.json["code"]), (503, &json!("TOO_MANY_CONNECTIONS")), "the control");
+    }
+    for path in ["/api/v1/health", "/api/v1/volumes"] {
+        by(MEMBER).get(path).unwrap().expect(200).unwrap();
+        api.by(MEMBER).get(path).unwrap().expect(200).unwrap();
+        by(0).get(path).unwrap().expect(200).unwrap();
+    }
+    let volume = lab.volume();
+    by(MEMBER).post("/api/v1/intents", &json!({ "volume_id": volume.id })).unwrap().expect(201).unwrap();
+    api.by(MEMBER).delete(&format!("/api/v1/intents/{}", volume.id)).unwrap().expect(200).unwrap();
+    drop((unix, tcp));
+}
+
+/// Not even descriptors: each is closed when it is accepted.
+#[test]
+fn a_stranger_uses_up_nothing() {
+    let (_lab, attachd) = on_tcp("");
+    let open = || fs::read_dir(format!("/proc/{}/fd", attachd.pid().unwrap())).unwrap().count();
+    by(NAMED).get("/api/v1/health").unwrap().expect(200).unwrap();
+    let before = open();
+    let strangers = by(STRANGER).connections(4 * CONNECTIONS).unwrap();
+    // Connections are accepted in order, so the strangers' are all refused by now.
+    by(NAMED).get("/api/v1/health").unwrap().expect(200).unwrap();
+    assert!(open() <= before + 2, "{before} before, {} now", open());
+    for mut stranger in strangers {
+        let mut answer = String::new();
+        stranger.read_to_string(&mut answer).unwrap();
+        assert!(answer.starts_with("HTTP/1.1 403") && answer.contains("NOT_LET_IN"), "{answer}");
+    }
+    let held = by(NAMED).connections(2 * CONNECTIONS).unwrap();
+    by(0).get("/api/v1/health").unwrap().expect(200).unwrap();
+    assert!(open() >= before + CONNECTIONS, "the control: who may come in holds as many");
+    drop(held);
+}
+
+/// A refusal is read even by a client that sends much before it reads.
+#[test]
+fn a_stranger_reads_its_refusal_whenever_it_looks() {
+    let (_lab, _attachd) = on_tcp("");
+    let body = " ".repeat(60_000);
+    for _ in 0..50 {
+        let refused = by(STRANGER).request("POST", "/api/v1/intents", &[], Some(&body)).unwrap();
+        assert_eq!(refused.json["code"], "NOT_LET_IN");
+    }
+}
+
+/// What HTTP's parser and the router make of odd requests, over TCP as on the Unix socket.
+#[test]
+fn odd_requests_get_their_status_and_code_over_tcp_too() {
+    let (_lab, attachd) = on_tcp("");
+    let tls_hello = [0x16, 0x03, 0x01, 0x02, 0x00, 0x01, 0x00, 0x01, 0xfc, 0x03, 0x03, b'\r', b'\n', b'\r', b'\n'];
+    let long = format!("GET /{} HTTP/1.1\r\nHost: localhost\r\n\r\n", "x".repeat(20_000));
+    let cases: [(&[u8], u16, &str); 12] = [
+        (b"GET /api/v1/health HTTP/1.0\r\n\r\n", 200, ""),
+        (b"HEAD /api/v1/health HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n", 200, ""),
+        (b"OPTIONS /api/v1/health HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n", 405, "METHOD_NOT_ALLOWED"),
+        (b"OPTIONS * HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n", 404, "NO_SUCH_ROUTE"),
+        (b"GET http://localhost:8090/api/v1/health HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n", 200, ""),
+        (b"GET http://evil.example/api/v1/health HTTP/1.1\r\nHost: localhost\r\n\r\n", 403, "FOREIGN_HOST"),
+        (b"CONNECT localhost:8090 HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n", 404, "NO_SUCH_ROUTE"),
+        (b"GET /api/v1/volumes/ HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n", 404, "NO_SUCH_ROUTE"),
+        (b"nonsense\r\n\r\n", 400, "BAD_HTTP"),
+        (b"GET / HTTP/1.1\r\nHost\r\n\r\n", 400, "BAD_HTTP"),
+        (&tls_hello, 400, "BAD_HTTP"),
+        (long.as_bytes(), 431, "HEAD_TOO_LARGE"),
+    ];
+    for (request, status, code) in cases {
+        let told = |answer: &[u8]| {
+            let text = String::from_utf8_lossy(answer).into_owned();
+            let (head, body) = text.split_once("\r\n\r\n").unwrap_or((&text, ""));
+            let status: u16 = head.split(' ').nth(1).unwrap_or("0").parse().unwrap();
+            (status, serde_json::from_str::<Value>(body).unwrap_or_default()["code"].clone())
+        };
+        let mut stream = by(NAMED).connect().unwrap();
+        stream.write_all(request).unwrap();
+        let mut over_tcp = Vec::new();
+        stream.read_to_end(&mut over_tcp).unwrap();
+        let shown = String::from_utf8_lossy(&request[..request.len().min(80)]).into_owned();
+        let expected = (status, if code.is_empty() { Value::Null } else { json!(code) });
+        assert_eq!(told(&over_tcp), expected, "{shown:?}");
+        if code != "FOREIGN_HOST" {
+            assert_eq!(told(&attachd.api().raw(request, SOON).unwrap()), expected, "on the Unix socket: {shown:?}");
+        }
+    }
+}

@@ -11,6 +11,7 @@
 
 mod backends;
 mod burst;
+mod crowd;
 mod flood;
 mod idle;
 mod intents;
@@ -52,7 +53,7 @@ impl Plan {
 type Bench = fn(Plan) -> Result<Section>;
 
 /// The quiet ones come first, so that no leftover of a flood disturbs them.
-const BENCHES: [(&str, Bench); 13] = [
+const BENCHES: [(&str, Bench); 14] = [
     ("idle", idle::switches),
     ("memory", idle::memory),
     ("served", served::bench),
@@ -63,6 +64,7 @@ const BENCHES: [(&str, Bench); 13] = [
     ("startup", startup::bench),
     ("intents", intents::bench),
     ("listing", listing::bench),
+    ("crowd", crowd::bench),
     ("turns", turns::bench),
     ("burst", burst::bench),
     ("flood", flood::bench),
