@@ -6,9 +6,12 @@ mod common;
 use std::fs;
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
+use std::os::fd::AsFd;
+use std::time::{Duration, Instant};
 
 use common::*;
 use lab::{Attachd, AttachdOptions, Lab, TcpCaller, Volume};
+use rustix::event::{PollFd, PollFlags, Timespec};
 use serde_json::{Value, json};
 
 /// The predecessor's port, which is free in the lab's own network.
@@ -292,6 +295,41 @@ fn a_user_who_holds_all_connections_that_it_may_on_both_transports_leaves_the_ot
     by(MEMBER).post("/api/v1/intents", &json!({ "volume_id": volume.id })).unwrap().expect(201).unwrap();
     api.by(MEMBER).delete(&format!("/api/v1/intents/{}", volume.id)).unwrap().expect(200).unwrap();
     drop((unix, tcp));
+}
+
+/// Returns how much the kernel keeps of what attachd has sent to this client, in bytes; `None`: the connection is gone.
+fn kept_for(client: &TcpStream) -> Option<u64> {
+    let table = fs::read_to_string("/proc/thread-self/net/tcp").unwrap();
+    let [ours, theirs] = [8090, client.local_addr().unwrap().port()].map(|port| format!(":{port:04X}"));
+    let fields = table.lines().map(|row| row.split_whitespace().collect::<Vec<_>>());
+    let mut rows = fields.filter(|row| row.len() > 4 && row[1].ends_with(&ours) && row[2].ends_with(&theirs));
+    rows.next().map(|row| u64::from_str_radix(row[4].split(':').next().unwrap(), 16).unwrap())
+}
+
+#[test]
+fn the_kernel_keeps_little_of_an_answer_that_is_not_read_and_not_for_long() {
+    let (_lab, attachd) = on_tcp("");
+    let api = attachd.api();
+    std::thread::scope(|scope| {
+        (0..8).for_each(|_| drop(scope.spawn(|| (0..250).for_each(|_| drop(intend(&api, &Volume::random()))))));
+    });
+    let length = by(NAMED).get("/api/v1/volumes").unwrap().text.len() as u64;
+    let mut deaf = by(NAMED).connect_narrow().unwrap();
+    deaf.write_all(LIST).unwrap();
+    assert!(lab::watch::readable(&[deaf.as_fd()], SOON).unwrap());
+    // Its answer is being sent: the next one comes after it.
+    by(0).get("/api/v1/health").unwrap().expect(200).unwrap();
+    let kept = kept_for(&deaf).unwrap();
+    println!("of an answer of {length} bytes the kernel keeps {kept}");
+    assert!(kept > 0 && kept < length / 3, "{kept} of {length}");
+    // attachd cuts it after 10 s, and the kernel drops what is left at its next probe; by itself that would take minutes.
+    // It tells the client nothing, so its table is looked at again and again.
+    let deadline = Instant::now() + Duration::from_mins(1);
+    while kept_for(&deaf).is_some() {
+        assert!(Instant::now() < deadline, "the kernel still keeps {:?} bytes", kept_for(&deaf));
+        let mut hang_up = [PollFd::new(&deaf, PollFlags::RDHUP)];
+        rustix::event::poll(&mut hang_up, Some(&Timespec { tv_sec: 0, tv_nsec: 100_000_000 })).unwrap();
+    }
 }
 
 /// Not even descriptors: each is closed when it is accepted.

@@ -51,7 +51,7 @@ pub(crate) fn bench(plan: Plan) -> Result<Section> {
         (Table::of_samples("request → answer", &["caller on"]), Vec::new(), Vec::new());
     let tries = AtomicU64::new(0);
     for (transport, caller) in &callers {
-        let [mut quiet, mut crowded, mut stranger] = [const { () }; 3].map(|()| Samples::default());
+        let (mut quiet, mut crowded, mut stranger) = (Samples::default(), Samples::default(), Samples::default());
         for _ in 0..blocks {
             block(&lab, caller, &mut quiet)?;
             let crowd = Crowd::gather(&api.by(CROWD), TcpCaller::new(at, CROWD))?;
@@ -133,13 +133,13 @@ impl Crowd {
     fn gather(api: &Api, tcp: TcpCaller) -> Result<Self> {
         let mut unix = api.connections(READERS / 2, LIMIT)?;
         let mut over_tcp = tcp.connections(READERS / 2)?;
-        unix.iter_mut().for_each(|stream| drop(stream.write_all(LIST)));
-        over_tcp.iter_mut().for_each(|stream| drop(stream.write_all(LIST)));
         unix.extend(api.connections(HALF_OPEN / 2, LIMIT)?);
         over_tcp.extend(tcp.connections(HALF_OPEN / 2)?);
-        // What was refused is closed already.
-        unix.iter_mut().skip(READERS / 2).step_by(2).for_each(|stream| drop(stream.write_all(&LIST[..20])));
-        over_tcp.iter_mut().skip(READERS / 2).step_by(2).for_each(|stream| drop(stream.write_all(&LIST[..20])));
+        for (n, (unix, tcp)) in unix.iter_mut().zip(&mut over_tcp).enumerate() {
+            let part = if n < READERS / 2 { LIST } else { &LIST[..n % 2 * 20] };
+            // What was refused is closed already.
+            let _ = (unix.write_all(part), tcp.write_all(part));
+        }
         Ok(Self { _unix: unix, _tcp: over_tcp })
     }
 }

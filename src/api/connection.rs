@@ -10,6 +10,7 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec};
+use rustix::net::sockopt::set_tcp_user_timeout;
 use rustix::net::{RecvFlags, SendFlags, Shutdown};
 use tokio::io::unix::AsyncFd;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
@@ -104,6 +105,17 @@ impl Connection {
         let _ = rustix::net::send(&self.socket, answer, SendFlags::DONTWAIT | SendFlags::NOSIGNAL);
         let _ = rustix::net::shutdown(&self.socket, Shutdown::Write);
         read_away(&self.socket);
+    }
+}
+
+impl Drop for Connection {
+    /// Has the kernel drop soon what a client has not taken when its connection is closed. Over TCP it would keep that for
+    /// some minutes, for as many closed connections as a client makes.
+    fn drop(&mut self) {
+        if let Socket::Tcp(stream) = &self.socket {
+            let limit = u32::try_from(ANSWER_LIMIT.as_millis()).unwrap_or(u32::MAX);
+            let _ = set_tcp_user_timeout(stream, limit);
+        }
     }
 }
 

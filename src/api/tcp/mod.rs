@@ -16,7 +16,8 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use rustix::net::sockopt::{
-    set_socket_keepalive, set_tcp_keepcnt, set_tcp_keepidle, set_tcp_keepintvl, set_tcp_nodelay,
+    set_socket_keepalive, set_socket_send_buffer_size, set_tcp_keepcnt, set_tcp_keepidle, set_tcp_keepintvl,
+    set_tcp_nodelay,
 };
 use tokio::net::{TcpListener, TcpStream};
 
@@ -29,6 +30,10 @@ use crate::remote::{Remote, RemoteKeys};
 pub(super) use admit::admit;
 use members::Members;
 use table::{Table, UserUnknown};
+
+/// How much of its answers the kernel keeps for one client, in bytes; it counts twice as much. By itself it would go up to 4 MB,
+/// for each client that does not read.
+const UNREAD: usize = 128 * 1024;
 
 /// How long a caller on another host may be silent before the kernel asks whether it is there, and how often it asks.
 const SILENT: Duration = Duration::from_secs(30);
@@ -110,8 +115,8 @@ impl TcpDoor {
     pub(super) fn poll_accept(&self, cx: &mut Context<'_>) -> Poll<io::Result<(TcpStream, SocketAddr)>> {
         let accepted = std::task::ready!(self.listener.poll_accept(cx));
         Poll::Ready(accepted.map(|(stream, theirs)| {
-            // An answer goes out at once; if that cannot be set, only later.
-            let _ = set_tcp_nodelay(&stream, true);
+            // An answer goes out at once. What cannot be set is no reason to refuse.
+            let _ = (set_tcp_nodelay(&stream, true), set_socket_send_buffer_size(&stream, UNREAD));
             if self.remote().is_some() {
                 let _ = watch_for_silence(&stream);
             }

@@ -94,6 +94,17 @@ impl TcpCaller {
         })
     }
 
+    /// Opens a connection whose kernel takes as little as possible of an answer that is not read.
+    pub fn connect_narrow(&self) -> Result<TcpStream> {
+        use rustix::net::{AddressFamily, SocketType, connect, socket, sockopt::set_socket_recv_buffer_size};
+        self.as_user(|| {
+            let client: OwnedFd = socket(AddressFamily::INET, SocketType::STREAM, None)?;
+            set_socket_recv_buffer_size(&client, 4096)?;
+            connect(&client, &self.address).context("connecting")?;
+            Ok(TcpStream::from(client))
+        })
+    }
+
     /// A connection is of the user whose thread makes it, and one thread can change its user.
     fn as_user<T: Send>(&self, connect: impl FnOnce() -> Result<T> + Send) -> Result<T> {
         std::thread::scope(|scope| {
