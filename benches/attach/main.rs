@@ -12,6 +12,7 @@
 mod backends;
 mod burst;
 mod crowd;
+mod daemon;
 mod flood;
 mod idle;
 mod intents;

@@ -21,11 +21,12 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use jiff::Timestamp;
-use lab::{Api, Attachd, Events, Lab, LabCloud, NbdClient, Volume};
+use lab::{Lab, LabCloud, NbdClient, Volume};
 use serde_json::{Value, json};
 use stand_in::{JobFault, Setup};
 
 use crate::Plan;
+use crate::daemon::{self, Daemon};
 use crate::predecessor::{JOB_POLL, Predecessor, Reached};
 use crate::report::{Goal, Samples, Section, Table, ms};
 use crate::setup::{self, CONFIG, EXPORTS, LIMIT, PORT, Witness, now_ns, on_timeline, step_ns, time_ns};
@@ -39,17 +40,17 @@ pub(crate) fn bench(plan: Plan) -> Result<Section> {
     let rounds = plan.count(50, 3);
     let stage = Stage::new()?;
     let predecessor = Predecessor::new(&stage.cloud)?;
-    let mut daemon = Daemon::start(&stage)?;
+    let mut daemon = Daemon::start(&stage.lab)?;
     // The first operation also finds out which VM this host is.
-    daemon.turn(&stage, Duration::ZERO, &mut Times::default())?;
+    attachd_turn(&mut daemon, &stage, Duration::ZERO, &mut Times::default())?;
 
     let mut times = Times::default();
     for round in 0..rounds {
         let takes = job_takes(round);
         // attachd has its turn before and after, so that a drift affects both alike.
-        daemon.turn(&stage, takes, &mut times)?;
+        attachd_turn(&mut daemon, &stage, takes, &mut times)?;
         stage.turn_of(&predecessor, takes, &mut times)?;
-        daemon.turn(&stage, takes, &mut times)?;
+        attachd_turn(&mut daemon, &stage, takes, &mut times)?;
         if (round + 1) % 10 == 0 {
             let [attachd, predecessor] = [&times.attachd, &times.predecessor].map(|samples| ms(samples.p50()));
             println!("{} rounds, p50: attachd {attachd}, predecessor's way {predecessor} ms", round + 1);
@@ -156,68 +157,51 @@ impl Stage {
     }
 }
 
-/// attachd itself, stopped (SIGSTOP) while the other has its turn.
-struct Daemon {
-    attachd: Attachd,
-    api: Api,
-    events: Events,
-}
+/// Takes attachd's turn.
+fn attachd_turn(daemon: &mut Daemon, stage: &Stage, takes: Duration, times: &mut Times) -> Result<()> {
+    let volume = stage.volume(takes);
+    let calls = stage.cloud.calls().len();
+    daemon.wake()?;
+    daemon::caught_up();
 
-impl Daemon {
-    fn start(stage: &Stage) -> Result<Self> {
-        let attachd = setup::start(&stage.lab)?;
-        let api = attachd.api();
-        let events = api.events()?;
-        attachd.sigstop()?;
-        Ok(Self { attachd, api, events })
-    }
+    let request = json!({ "type": "attach", "volume_id": volume.id });
+    let asked = now_ns();
+    let begun = daemon.api.post("/api/v1/operations", &request)?.expect(201)?;
+    let accepted = now_ns();
+    // The step with which the intent is put on record.
+    let calls_now = |event: &Value| event["id"] == begun["id"] && event["step"]["name"] == "attach";
+    let calling = daemon.events.wait_for(calls_now, LIMIT).with_context(|| daemon.attachd.stderr_text())?;
+    let over = |event: &Value| event["id"] == begun["id"] && !event["completed_at"].is_null();
+    let ended = daemon.events.wait_for(over, LIMIT).with_context(|| daemon.attachd.stderr_text())?;
+    let done = now_ns();
+    ensure!(ended["status"] == "completed", "{ended:#}{}", stage.cloud.told());
 
-    fn turn(&mut self, stage: &Stage, takes: Duration, times: &mut Times) -> Result<()> {
-        let volume = stage.volume(takes);
-        let calls = stage.cloud.calls().len();
-        self.attachd.sigcont()?;
-        // The events that it received while stopped, and the projection, must be handled first.
-        std::thread::sleep(Duration::from_millis(50));
+    let shown = daemon.api.get(&format!("/api/v1/volumes/{}", volume.id))?.expect(200)?;
+    let seen = stage.seen(&volume, calls)?;
+    // On a busy machine the witness may be woken after the daemon, so the earlier of the two counts.
+    let announced = seen.announced.min(step_ns(&shown, "heard")?);
+    let (decided_to_call, ready) = (time_ns(&calling["updated_at"])?, step_ns(&shown, "ready")?);
+    let decided = time_ns(&ended["completed_at"])?;
+    let before_ns = seen.before_ns(accepted);
+    times.attachd.add_between(before_ns + announced - seen.called, done - asked);
+    times.accepted.add_between(asked, accepted);
+    times.before_jobs_end += usize::from(done < seen.job_ended);
+    let steps = [
+        // The call of listVolumes lies before that step.
+        (asked + before_ns, decided_to_call),
+        (decided_to_call, seen.called),
+        (0, before_ns),
+        (seen.called, seen.plugged),
+        (seen.plugged, announced),
+        (announced, ready),
+        (ready, decided),
+        (decided, done),
+    ];
+    times.steps.iter_mut().zip(steps).for_each(|(samples, (from, to))| samples.add_between(from, to));
 
-        let request = json!({ "type": "attach", "volume_id": volume.id });
-        let asked = now_ns();
-        let begun = self.api.post("/api/v1/operations", &request)?.expect(201)?;
-        let accepted = now_ns();
-        // The step with which the intent is put on record.
-        let calls_now = |event: &Value| event["id"] == begun["id"] && event["step"]["name"] == "attach";
-        let calling = self.events.wait_for(calls_now, LIMIT).with_context(|| self.attachd.stderr_text())?;
-        let over = |event: &Value| event["id"] == begun["id"] && !event["completed_at"].is_null();
-        let ended = self.events.wait_for(over, LIMIT).with_context(|| self.attachd.stderr_text())?;
-        let done = now_ns();
-        ensure!(ended["status"] == "completed", "{ended:#}{}", stage.cloud.told());
-
-        let shown = self.api.get(&format!("/api/v1/volumes/{}", volume.id))?.expect(200)?;
-        let seen = stage.seen(&volume, calls)?;
-        // On a busy machine the witness may be woken after the daemon, so the earlier of the two counts.
-        let announced = seen.announced.min(step_ns(&shown, "heard")?);
-        let (decided_to_call, ready) = (time_ns(&calling["updated_at"])?, step_ns(&shown, "ready")?);
-        let decided = time_ns(&ended["completed_at"])?;
-        let before_ns = seen.before_ns(accepted);
-        times.attachd.add_between(before_ns + announced - seen.called, done - asked);
-        times.accepted.add_between(asked, accepted);
-        times.before_jobs_end += usize::from(done < seen.job_ended);
-        let steps = [
-            // The call of listVolumes lies before that step.
-            (asked + before_ns, decided_to_call),
-            (decided_to_call, seen.called),
-            (0, before_ns),
-            (seen.called, seen.plugged),
-            (seen.plugged, announced),
-            (announced, ready),
-            (ready, decided),
-            (decided, done),
-        ];
-        times.steps.iter_mut().zip(steps).for_each(|(samples, (from, to))| samples.add_between(from, to));
-
-        setup::withdraw(&self.api, &volume.id)?;
-        stage.cloud.detach(&volume.id)?;
-        self.attachd.sigstop()
-    }
+    setup::withdraw(&daemon.api, &volume.id)?;
+    stage.cloud.detach(&volume.id)?;
+    daemon.rest()
 }
 
 /// The steps of an attach by attachd, in order but for the third, which lies within the first.

@@ -20,13 +20,14 @@ use attachd::identity::VolumeId;
 use attachd::store::{Change, Store};
 use jiff::Timestamp;
 use lab::listen::monotonic_ns;
-use lab::{Api, Attachd, Disk, Events, Lab, NbdClient, Volume, people};
+use lab::{Disk, Lab, NbdClient, Volume, people};
 use sqlx::ConnectOptions as _;
 use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection, SqliteJournalMode, SqliteSynchronous};
 use tokio::runtime::Runtime;
 use tokio::task::JoinHandle;
 
 use crate::Plan;
+use crate::daemon::{self, Daemon};
 use crate::report::{Goal, Samples, Section, Table, ms};
 use crate::setup::{self, EXPORTS, LIMIT, PORT, Witness, on_timeline, runtime, step_ns};
 
@@ -44,7 +45,7 @@ pub(crate) fn bench(plan: Plan) -> Result<Section> {
     let rounds = plan.count(100, 8);
     let lab = setup::lab()?;
     let stage = Stage { witness: Witness::new(&lab)?, lab };
-    let mut daemon = Daemon::start(&stage)?;
+    let mut daemon = Daemon::start(&stage.lab)?;
     let mut poll = Poll::new(&stage.lab.dir().join("poll"))?;
     let script = Script::new(&stage.lab.dir().join("script"))?;
     let mut floor = Floor::new(&stage.lab.dir().join("floor"))?;
@@ -55,7 +56,7 @@ pub(crate) fn bench(plan: Plan) -> Result<Section> {
         // Every contender is first equally often, so that a drift affects all alike.
         for turn in 0..4 {
             match (round + turn) % 4 {
-                0 => daemon.turn(&stage, &mut times)?,
+                0 => attachd_turn(&mut daemon, &stage, &mut times)?,
                 1 => poll.turn(&stage, &mut times.poll)?,
                 2 => script.turn(&stage, &mut times.script)?,
                 _ => floor.turn(&stage, &mut times)?,
@@ -118,50 +119,32 @@ struct Times {
     floor_steps: [Samples; 3],
 }
 
-/// attachd itself, stopped (SIGSTOP) while others have their turn.
-struct Daemon {
-    attachd: Attachd,
-    api: Api,
-    events: Events,
-}
+/// Takes attachd's turn.
+fn attachd_turn(daemon: &mut Daemon, stage: &Stage, times: &mut Times) -> Result<()> {
+    let (volume, mut disk) = stage.disk()?;
+    daemon.wake()?;
+    setup::intend(&daemon.api, &volume.id)?;
+    daemon::caught_up();
+    let from = stage.attach(&mut disk)?;
+    let served = daemon.events.wait_for(|event| event["volume_id"] == volume.id && event["event"] == "ready", LIMIT);
+    served.with_context(|| daemon.attachd.stderr_text())?;
+    let to = on_timeline(monotonic_ns());
 
-impl Daemon {
-    fn start(stage: &Stage) -> Result<Self> {
-        let attachd = setup::start(&stage.lab)?;
-        let api = attachd.api();
-        let events = api.events()?;
-        attachd.sigstop()?;
-        Ok(Self { attachd, api, events })
+    let shown = daemon.api.get(&format!("/api/v1/volumes/{}", volume.id))?.expect(200)?;
+    // On a busy machine the witness may be woken after the daemon, so the earlier of the two counts.
+    let from = on_timeline(from).min(step_ns(&shown, "heard")?);
+    times.attachd.add_between(from, to);
+    let mut last = from;
+    for (step, samples) in STEPS.iter().zip(&mut times.steps) {
+        let at = step_ns(&shown, step)?;
+        samples.add_between(last, at);
+        last = at;
     }
+    times.steps[5].add_between(last, to);
 
-    fn turn(&mut self, stage: &Stage, times: &mut Times) -> Result<()> {
-        let (volume, mut disk) = stage.disk()?;
-        self.attachd.sigcont()?;
-        setup::intend(&self.api, &volume.id)?;
-        // The events that it received while stopped, and the projection, must be handled first.
-        std::thread::sleep(Duration::from_millis(50));
-        let from = stage.attach(&mut disk)?;
-        // The stream was opened long before: a waiting caller is woken by the daemon's own write.
-        let served = self.events.wait_for(|event| event["volume_id"] == volume.id && event["event"] == "ready", LIMIT);
-        served.with_context(|| self.attachd.stderr_text())?;
-        let to = on_timeline(monotonic_ns());
-
-        let shown = self.api.get(&format!("/api/v1/volumes/{}", volume.id))?.expect(200)?;
-        // On a busy machine the witness may be woken after the daemon, so the earlier of the two counts.
-        let from = on_timeline(from).min(step_ns(&shown, "heard")?);
-        times.attachd.add_between(from, to);
-        let mut last = from;
-        for (step, samples) in STEPS.iter().zip(&mut times.steps) {
-            let at = step_ns(&shown, step)?;
-            samples.add_between(last, at);
-            last = at;
-        }
-        times.steps[5].add_between(last, to);
-
-        setup::withdraw(&self.api, &volume.id)?;
-        disk.detach()?;
-        self.attachd.sigstop()
-    }
+    setup::withdraw(&daemon.api, &volume.id)?;
+    disk.detach()?;
+    daemon.rest()
 }
 
 /// A loop that reads the by-id link every 100 ms and then does the same work with the same functions, in line.

@@ -1,6 +1,10 @@
 //! CloudStack, this host and the records as doubles that share one world, in tokio's paused time. Every call passes points
 //! before and after it is carried out; at the one that is chosen the process dies, or the answer of CloudStack is cut off.
 
+mod cloud;
+mod host;
+mod records;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
@@ -11,20 +15,18 @@ use jiff::Timestamp;
 use tokio::sync::{Notify, broadcast};
 use tokio::time::{Instant, sleep};
 
-use super::super::tools::{Here, Host, Listener, OwnVm, Recorded, Records};
+use super::super::tools::{Here, OwnVm};
 use super::super::{Operations, Tools};
 use crate::clock::{Clock, Steady};
 use crate::cloud::{
-    Answer, CallError, Cloud, CloudVm, CloudVolume, JobStatus, NewVolume, Refusal, RefusalKind, Sent, Started, VmState,
-    VolumeKind, VolumeState,
+    CallError, CloudVm, CloudVolume, JobStatus, Refusal, RefusalKind, Sent, Started, VmState, VolumeKind, VolumeState,
 };
-use crate::engine::{Event, Rejection, SharedEvent, Stopping};
-use crate::helper_client::Holders;
+use crate::engine::{Event, SharedEvent};
 use crate::identity::{JobId, OperationId, VmId, VolumeId};
-use crate::operation::{Flush, IdempotencyKey, Operation, Placeholder};
+use crate::operation::{Operation, Placeholder};
 use crate::reason::{Code, StoryStep};
-use crate::store::{Change, OperationFilter, StoreError};
-use crate::volume::{Intent, IntentOrigin, Reason, State, User};
+use crate::store::Change;
+use crate::volume::{IntentOrigin, Reason, State};
 
 /// An id, the same each time.
 pub(super) fn id<T: std::str::FromStr<Err: std::fmt::Debug>>(n: u32) -> T {
@@ -406,268 +408,5 @@ impl Clock for VirtualClock {
 
     fn now(&self) -> std::time::Instant {
         Instant::now().into_std()
-    }
-}
-
-impl Cloud for Double {
-    fn volume(&self, id: VolumeId) -> Answer<'_, Option<CloudVolume>> {
-        self.0.call("cloud.volume", move |state| Ok(state.volumes.get(&id).cloned())).boxed()
-    }
-
-    fn volume_named<'a>(&'a self, name: &'a str) -> Answer<'a, Option<CloudVolume>> {
-        let named = move |state: &mut Truth| Ok(state.volumes.values().find(|volume| volume.name == name).cloned());
-        self.0.call("cloud.volume-named", named).boxed()
-    }
-
-    fn volumes_of<'a>(&'a self, vm: &'a VmId) -> Answer<'a, Vec<CloudVolume>> {
-        let of = move |state: &mut Truth| Ok(state.volumes.values().filter(|it| it.vm == Some(*vm)).cloned().collect());
-        self.0.call("cloud.volumes-of", of).boxed()
-    }
-
-    fn vm<'a>(&'a self, id: &'a VmId) -> Answer<'a, Option<CloudVm>> {
-        self.0.call("cloud.vm", move |state| Ok(state.vms.get(id).cloned())).boxed()
-    }
-
-    fn create<'a>(&'a self, job: JobId, what: &'a NewVolume) -> Answer<'a, Started> {
-        let made = move |state: &mut Truth| {
-            state.last_volume += 1;
-            let new = CloudVolume {
-                name: what.name.clone(),
-                size_bytes: what.gib << 30,
-                state: VolumeState::Allocated,
-                ..volume(state.last_volume, None)
-            };
-            let id = new.id;
-            // Made before it is refused, as CloudStack does.
-            state.volumes.insert(id, new);
-            let fails = self.0.trouble().jobs_fail.is_some();
-            if fails {
-                state.volumes.remove(&id);
-            }
-            self.0.begin(state, job, format!("create {}", what.gib), Some(id), |_| {}, |_| Ok(()))
-        };
-        self.0.call("cloud.create", made).boxed()
-    }
-
-    fn attach<'a>(&'a self, job: JobId, id: VolumeId, vm: &'a VmId, device_id: Option<u32>) -> Answer<'a, Started> {
-        let vm = *vm;
-        let attached = move |state: &mut Truth| {
-            let guest = move |world: &World| {
-                if vm == own() {
-                    world.plug(id);
-                }
-            };
-            let end = move |state: &mut Truth| match state.volumes.get_mut(&id) {
-                Some(volume) if volume.vm.is_some() => Err("This volume is already attached to a VM."),
-                Some(volume) => {
-                    volume.vm = Some(vm);
-                    volume.device_id = device_id.or(Some(4));
-                    Ok(())
-                }
-                None => Err("Unable to find volume"),
-            };
-            self.0.begin(state, job, format!("attach {id} {vm} {device_id:?}"), Some(id), guest, end)
-        };
-        self.0.call("cloud.attach", attached).boxed()
-    }
-
-    fn detach(&self, job: JobId, id: VolumeId) -> Answer<'_, Started> {
-        let detached = move |state: &mut Truth| {
-            let had = state.volumes.get(&id).and_then(|volume| volume.vm);
-            let guest = move |world: &World| {
-                if had == Some(own()) {
-                    world.unplug(id);
-                }
-            };
-            let end = move |state: &mut Truth| match state.volumes.get_mut(&id) {
-                Some(volume) if volume.vm.is_some() => {
-                    (volume.vm, volume.device_id) = (None, None);
-                    Ok(())
-                }
-                _ => Err("The specified volume is not attached to a VM."),
-            };
-            self.0.begin(state, job, format!("detach {id}"), Some(id), guest, end)
-        };
-        self.0.call("cloud.detach", detached).boxed()
-    }
-
-    fn delete(&self, id: VolumeId) -> Answer<'_, ()> {
-        let deleted = move |state: &mut Truth| {
-            state.log.push(format!("delete {id}"));
-            match state.volumes.remove(&id) {
-                Some(volume) if volume.vm.is_some() => {
-                    state.volumes.insert(id, volume);
-                    let words = "Please specify a volume that is not attached to any VM.";
-                    Err(CallError::Refused(refusal(RefusalKind::Conflict, words)))
-                }
-                Some(_) => Ok(()),
-                None => Err(CallError::Refused(refusal(RefusalKind::Gone, "Unable to find volume"))),
-            }
-        };
-        self.0.call("cloud.delete", deleted).boxed()
-    }
-
-    fn job(&self, job: JobId) -> Answer<'_, Option<JobStatus>> {
-        self.0.call("cloud.job", move |state| Ok(state.jobs.get(&job).cloned())).boxed()
-    }
-
-    fn stop_vm<'a>(&'a self, job: JobId, vm: &'a VmId, forced: bool) -> Answer<'a, Started> {
-        let vm = *vm;
-        let stopped = move |state: &mut Truth| {
-            let end = move |state: &mut Truth| {
-                state.vms.get_mut(&vm).ok_or("no such VM")?.state = VmState::Stopped;
-                Ok(())
-            };
-            self.0.begin(state, job, format!("stop {vm} {forced}"), None, |_| {}, end)
-        };
-        self.0.call("cloud.stop-vm", stopped).boxed()
-    }
-
-    fn destroy_vm<'a>(&'a self, job: JobId, vm: &'a VmId) -> Answer<'a, Started> {
-        let vm = *vm;
-        let destroyed = move |state: &mut Truth| {
-            let end = move |state: &mut Truth| {
-                state.vms.remove(&vm);
-                Ok(())
-            };
-            self.0.begin(state, job, format!("destroy {vm}"), None, |_| {}, end)
-        };
-        self.0.call("cloud.destroy-vm", destroyed).boxed()
-    }
-}
-
-impl Double {
-    async fn done<T>(
-        &self,
-        name: &str,
-        change: impl FnOnce(&mut Truth) -> Result<T, Rejection>,
-    ) -> Result<Result<T, Rejection>, Stopping> {
-        self.0.point("before", name).await;
-        let done = change(&mut self.0.state());
-        self.0.point("after", name).await;
-        Ok(done)
-    }
-}
-
-impl Host for Double {
-    fn look(&self, volume: VolumeId) -> BoxFuture<'_, Result<Option<Here>, Stopping>> {
-        async move { Ok(self.0.state().here.get(&volume).cloned()) }.boxed()
-    }
-
-    fn intend(
-        &self,
-        intent: Intent,
-        also: Vec<Change>,
-    ) -> BoxFuture<'_, Result<Result<Recorded, Rejection>, Stopping>> {
-        let id = intent.volume;
-        let intended = self.done("host.intend", move |state| {
-            if state.here.contains_key(&id) {
-                return Ok(Recorded::Not);
-            }
-            let stands = if state.disks.contains(&id) { State::Ready } else { State::Attaching };
-            state.here.insert(id, here(stands, intent.origin, id));
-            state.write(also);
-            Ok(Recorded::Together)
-        });
-        intended.boxed()
-    }
-
-    fn withdraw(&self, volume: VolumeId, _: User) -> BoxFuture<'_, Result<Result<(), Rejection>, Stopping>> {
-        let withdrawn = self
-            .done("host.withdraw", move |state| state.here.remove(&volume).map(drop).ok_or(Rejection::Unknown(volume)));
-        withdrawn.boxed()
-    }
-
-    fn seal(
-        &self,
-        volume: VolumeId,
-        operation: OperationId,
-        force: bool,
-        _: User,
-    ) -> BoxFuture<'_, Result<Result<Flush, Rejection>, Stopping>> {
-        let sealed = self.done("host.seal", move |state| {
-            let clients: Vec<String> =
-                state.clients.get(&volume).map(|_| "127.0.0.1:7".to_owned()).into_iter().collect();
-            let clients = Holders { clients, exact: true };
-            if !clients.clients.is_empty() && !force {
-                return Err(Rejection::ClientsConnected { volume, clients });
-            }
-            let here = state.here.get_mut(&volume).ok_or(Rejection::Unknown(volume))?;
-            here.state = State::Detaching;
-            state.sealed.insert(volume, operation);
-            Ok(Flush::Done)
-        });
-        sealed.boxed()
-    }
-
-    fn unseal(
-        &self,
-        volume: VolumeId,
-        operation: OperationId,
-        _: User,
-    ) -> BoxFuture<'_, Result<Result<(), Rejection>, Stopping>> {
-        let unsealed = self.done("host.unseal", move |state| {
-            let disk = state.disks.contains(&volume);
-            let here = state.here.get_mut(&volume).ok_or(Rejection::Unknown(volume))?;
-            if state.sealed.remove(&volume).is_some_and(|by| by != operation) {
-                return Err(Rejection::Leaving(volume));
-            }
-            here.state = if disk { State::Ready } else { State::Lost };
-            Ok(())
-        });
-        unsealed.boxed()
-    }
-
-    fn release(
-        &self,
-        volume: VolumeId,
-        operation: OperationId,
-        _: User,
-    ) -> BoxFuture<'_, Result<Result<(), Rejection>, Stopping>> {
-        let released = self.done("host.release", move |state| {
-            if !state.here.contains_key(&volume) {
-                return Err(Rejection::Unknown(volume));
-            }
-            if state.sealed.get(&volume) != Some(&operation) {
-                return Err(Rejection::NotSealed { volume, operation });
-            }
-            state.here.remove(&volume);
-            state.sealed.remove(&volume);
-            Ok(())
-        });
-        released.boxed()
-    }
-
-    fn listen(&self) -> Result<Listener, Stopping> {
-        Ok(Listener(self.0.events.subscribe()))
-    }
-}
-
-impl Records for Double {
-    fn write(&self, changes: Vec<Change>) -> BoxFuture<'_, Result<(), StoreError>> {
-        let written = async move {
-            self.0.point("before", "record").await;
-            self.0.state().write(changes);
-            self.0.point("after", "record").await;
-            Ok(())
-        };
-        written.boxed()
-    }
-
-    fn operation(&self, id: OperationId) -> BoxFuture<'_, Result<Option<Operation>, StoreError>> {
-        async move { Ok(self.0.state().operations.get(&id).cloned()) }.boxed()
-    }
-
-    fn keyed(&self, uid: Option<u32>, key: IdempotencyKey) -> BoxFuture<'_, Result<Option<Operation>, StoreError>> {
-        let keyed = async move {
-            let state = self.0.state();
-            let mut all = state.operations.values();
-            Ok(all.find(|it| it.uid == uid && it.key.as_ref() == Some(&key)).cloned())
-        };
-        keyed.boxed()
-    }
-
-    fn list(&self, _: OperationFilter) -> BoxFuture<'_, Result<Vec<Operation>, StoreError>> {
-        async move { Ok(self.0.state().operations.values().cloned().collect()) }.boxed()
     }
 }
