@@ -1,21 +1,23 @@
 //! An operation: a request that its caller can follow, as it is recorded. [`crate::operations`] carries it out.
 
+mod fault;
 pub mod predecessor;
 mod request;
 mod step;
+mod written;
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use crate::clock::Steady;
 use crate::identity::{OperationId, VmId, VolumeId};
-use crate::reason::Code;
-pub use predecessor::Written;
+pub use fault::Fault;
 pub use request::{
     Attach, CleanUp, Create, Detach, IdempotencyKey, InvalidRequest, Kind, Name, Place, Request, ResourceId, Size,
     Unusable,
 };
 pub use step::{Ending, Flush, Progress, Step};
+pub use written::Written;
 
 /// An operation.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -102,28 +104,6 @@ impl OperationState {
 impl std::fmt::Display for OperationState {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.pad(self.as_str())
-    }
-}
-
-/// Why an operation failed.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Fault {
-    /// The code for programs.
-    pub code: Code,
-    /// What happened, to what, and what to do next.
-    pub message: String,
-}
-
-impl Fault {
-    /// Returns a fault with this message.
-    pub fn new(code: Code, message: impl Into<String>) -> Self {
-        Self { code, message: message.into() }
-    }
-}
-
-impl std::fmt::Display for Fault {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(&self.message)
     }
 }
 

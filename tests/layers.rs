@@ -190,6 +190,26 @@ fn no_file_of_the_engine_comes_back_to_itself_by_what_it_imports_or_calls() {
     assert!(cycle(&knows("engine", &files)).is_superset(&["settle", "step"].into()));
 }
 
+/// A folder's `mod.rs` declares its files, which use what it defines: it is left out.
+#[test]
+fn no_file_of_any_other_folder_comes_back_to_itself_by_what_it_imports() {
+    let without_face = |folder: &str| {
+        let mut files = of_folder(folder);
+        files.remove("mod");
+        files
+    };
+    let folders = ["cloud", "config", "device", "export", "operation", "operations", "operations/next", "projection"];
+    for folder in folders.into_iter().chain(["api", "ctl", "helper", "reason", "store", "telemetry", "wire"]) {
+        let files = without_face(folder);
+        let knows = knows(folder, &files);
+        assert_eq!(cycle(&knows), BTreeSet::new(), "{folder}: {knows:?}");
+    }
+    // The control: what each kind of operation uses imports one of them.
+    let mut files = without_face("operations/next");
+    files.get_mut("outcome").unwrap().push_str("use super::attach::not_served;\n");
+    assert!(cycle(&knows("operations/next", &files)).is_superset(&["attach", "outcome"].into()));
+}
+
 /// A part is told what it needs, and says what is to be done: only the files that make up the engine name it.
 #[test]
 fn the_parts_of_the_engine_do_not_know_it() {

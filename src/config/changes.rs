@@ -1,6 +1,7 @@
 //! Compares two configurations: which keys differ, and when each change takes effect. Pure.
 
-use super::{Settings, cloudstack};
+use super::Settings;
+use crate::cloud::CloudSettings;
 
 /// The keys whose values differ, as `[section] key`.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -31,11 +32,26 @@ impl Changes {
         export.compare(&new.export, &mut changes);
         helper.compare(&new.helper, &mut changes);
         host.compare(&new.host, &mut changes);
-        cloudstack::compare(cloudstack.as_ref(), new.cloudstack.as_ref(), &mut changes);
+        compare_cloudstack(cloudstack.as_ref(), new.cloudstack.as_ref(), &mut changes);
         history.compare(&new.history, &mut changes);
         limits.compare(new.limits, &mut changes);
         changes
     }
+}
+
+/// Compares the settings in use with new ones. Whether there is a client at all is decided at the start.
+fn compare_cloudstack(old: Option<&CloudSettings>, new: Option<&CloudSettings>, changes: &mut Changes) {
+    let (Some(old), Some(new)) = (old, new) else {
+        return changes.restart("[cloudstack] url", old.is_some() != new.is_some());
+    };
+    let CloudSettings { url, key_file, secret_file, ca, proxy, insecure, timeout } = old;
+    changes.at_once("[cloudstack] url", *url != new.url);
+    changes.at_once("[cloudstack] key_file", *key_file != new.key_file);
+    changes.at_once("[cloudstack] secret_file", *secret_file != new.secret_file);
+    changes.at_once("[cloudstack] ca", *ca != new.ca);
+    changes.at_once("[cloudstack] proxy", *proxy != new.proxy);
+    changes.at_once("[cloudstack] insecure", *insecure != new.insecure);
+    changes.at_once("[cloudstack] timeout_seconds", *timeout != new.timeout);
 }
 
 impl Settings {

@@ -6,7 +6,6 @@ use std::time::Duration;
 use toml::Spanned;
 use toml::de::DeValue;
 
-use super::changes::Changes;
 use super::places::is_unseen;
 use super::text::{Setting, TomlSection, text_of};
 use crate::cloud::{ApiUrl, CloudSettings, ProxyUrl, SecretFile, judge_authorities, judge_secret_file};
@@ -82,21 +81,6 @@ pub(super) fn unusable_files(settings: &CloudSettings) -> Vec<(&'static str, Str
         Some((key, format!("[cloudstack] {key}: {why}")))
     });
     unusable.collect()
-}
-
-/// Compares the settings in use with new ones. Whether there is a client at all is decided at the start.
-pub(super) fn compare(old: Option<&CloudSettings>, new: Option<&CloudSettings>, changes: &mut Changes) {
-    let (Some(old), Some(new)) = (old, new) else {
-        return changes.restart("[cloudstack] url", old.is_some() != new.is_some());
-    };
-    let CloudSettings { url, key_file, secret_file, ca, proxy, insecure, timeout } = old;
-    changes.at_once("[cloudstack] url", *url != new.url);
-    changes.at_once("[cloudstack] key_file", *key_file != new.key_file);
-    changes.at_once("[cloudstack] secret_file", *secret_file != new.secret_file);
-    changes.at_once("[cloudstack] ca", *ca != new.ca);
-    changes.at_once("[cloudstack] proxy", *proxy != new.proxy);
-    changes.at_once("[cloudstack] insecure", *insecure != new.insecure);
-    changes.at_once("[cloudstack] timeout_seconds", *timeout != new.timeout);
 }
 
 impl Setting for ApiUrl {

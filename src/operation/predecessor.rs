@@ -1,21 +1,10 @@
 //! An operation in the predecessor's words: in its table `volume_operations`, and in the answers to callers of its routes.
 
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 use serde_json::{Map, Value, json};
 
 use super::{Kind, Operation, Place, Request, Step};
 use crate::reason::Code;
-
-/// A request as a caller of the predecessor's routes wrote it: the fields that such a request has.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(transparent)]
-pub struct Written(Map<String, Value>);
-
-impl From<Map<String, Value>> for Written {
-    fn from(fields: Map<String, Value>) -> Self {
-        Self(fields)
-    }
-}
 
 /// Returns the type. A root disk is told by its request alone.
 pub fn kind(request: &Request) -> Kind {
@@ -27,7 +16,7 @@ pub fn kind(request: &Request) -> Kind {
 
 /// Returns the request: as it was written, or as it would have been.
 pub fn request(operation: &Operation) -> Map<String, Value> {
-    let mut fields = operation.written.clone().map_or_else(|| asked(operation), |Written(fields)| fields);
+    let mut fields = operation.written.clone().map_or_else(|| asked(operation), |written| written.0);
     if operation.request.kind() == Kind::AttachRoot {
         fields.insert("device_id".to_owned(), json!(0));
         fields.insert("attach_as".to_owned(), json!("root"));
@@ -83,7 +72,7 @@ pub struct More {
 pub fn more(operation: &Operation) -> More {
     let path = operation.response.as_ref().and_then(|response| response.device_path.clone());
     let written = |field: &str| {
-        let Written(fields) = operation.written.as_ref()?;
+        let fields = &operation.written.as_ref()?.0;
         fields.get(field)?.as_str().map(str::to_owned)
     };
     match &operation.request {

@@ -1,4 +1,4 @@
-//! What can be asked for, in types that hold nothing else.
+//! The requests for operations. Their types can hold only values that are allowed.
 
 use std::str::FromStr;
 
@@ -10,32 +10,32 @@ use crate::identity::{VmId, VolumeId};
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "type", rename_all = "kebab-case")]
 pub enum Request {
-    /// Make a volume.
+    /// Create a volume.
     Create(Create),
-    /// Attach it, as data.
+    /// Attach a volume as a data disk.
     Attach(Attach),
-    /// Attach it as a VM's root disk.
+    /// Attach a volume as a VM's root disk.
     AttachRoot(Attach),
-    /// Detach it.
+    /// Detach a volume.
     Detach(Detach),
-    /// Detach it and delete it for good.
+    /// Detach a volume and delete it for good.
     Delete(Detach),
-    /// Bring a volume back from the VM of a test.
+    /// Bring a volume back from the VM of a test failover.
     Cleanup(CleanUp),
     /// On record only: it can never be carried out.
     Unusable(Unusable),
 }
 
-/// A volume to make.
+/// A volume to create.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Create {
-    /// What people are to call it. CloudStack's name has the id of the job after it, so that it can be found again.
+    /// The name for people. In CloudStack the job's id is appended, so that the volume can be found again.
     pub name: Name,
-    /// How large.
+    /// The size.
     pub size: Size,
-    /// On which storage.
+    /// The disk offering, which selects the storage.
     pub disk_offering: ResourceId,
-    /// Where.
+    /// The zone.
     pub zone: ResourceId,
 }
 
@@ -44,7 +44,7 @@ pub struct Create {
 pub struct Attach {
     /// Which.
     pub volume: VolumeId,
-    /// To what.
+    /// Where the volume is to be attached.
     pub to: Place,
 }
 
@@ -53,39 +53,39 @@ pub struct Attach {
 pub struct Detach {
     /// Which.
     pub volume: VolumeId,
-    /// Where the caller believes it to be; `None`: where it is on record here.
+    /// Where the caller expects the volume to be attached. `None`: where it is on record here.
     pub from: Option<Place>,
-    /// Also while NBD clients are connected, or may be.
+    /// Detach even if NBD clients are connected, or if it is unknown whether any are.
     pub force: bool,
-    /// How long connected clients are waited for, in seconds.
+    /// How long to wait for connected clients to disconnect, in seconds.
     #[serde(default)]
     pub client_wait_seconds: u32,
 }
 
-/// A test to clean up after.
+/// A test failover to clean up after.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CleanUp {
-    /// Which volume.
+    /// The volume.
     pub volume: VolumeId,
-    /// The VM that has it.
+    /// The VM of the test, which has the volume.
     pub test_vm: VmId,
-    /// Delete that VM afterwards.
+    /// Whether to delete that VM afterwards.
     pub delete_vm: bool,
-    /// Cut its power instead of asking it to stop.
+    /// Whether to cut the VM's power instead of asking its guest to stop.
     pub force: bool,
-    /// To which VM the volume comes back; only this host can have it.
+    /// The VM to which the volume comes back. Only this host's own is possible.
     #[serde(default)]
     pub back_to: Place,
 }
 
-/// What somebody has asked for that no operation can do.
+/// A request that no operation can carry out.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Unusable {
-    /// What it was to be.
+    /// The kind that was asked for.
     pub kind: Kind,
-    /// The volume, if it names one.
+    /// The volume, if the request names one.
     pub volume: Option<VolumeId>,
-    /// What is wrong with it.
+    /// What is wrong with the request.
     pub why: String,
 }
 
@@ -93,7 +93,7 @@ pub struct Unusable {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Place {
-    /// This host, whatever its VM is called.
+    /// This host, whatever the id of its VM is.
     #[default]
     Here,
     /// Another VM.
@@ -123,7 +123,7 @@ impl Kind {
     pub const ALL: [Self; 6] =
         [Self::Create, Self::Attach, Self::AttachRoot, Self::Detach, Self::Delete, Self::Cleanup];
 
-    /// The name in the API and the store.
+    /// Returns the name in the API and the store.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Create => "create",
@@ -135,15 +135,15 @@ impl Kind {
         }
     }
 
-    /// The kind of that name.
+    /// Returns the kind with this name.
     pub fn from_name(name: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|kind| kind.as_str() == name)
     }
 
-    /// How long one may take if its caller does not say, in seconds.
+    /// Returns the time limit in seconds if the caller names none.
     pub const fn usual_limit(self) -> u32 {
         match self {
-            // A VM has to stop first.
+            // The VM of the test has to stop first.
             Self::Cleanup => 900,
             _ => 300,
         }
@@ -157,7 +157,7 @@ impl std::fmt::Display for Kind {
 }
 
 impl Request {
-    /// Its kind.
+    /// Returns the request's kind.
     pub const fn kind(&self) -> Kind {
         match self {
             Self::Create(_) => Kind::Create,
@@ -170,7 +170,7 @@ impl Request {
         }
     }
 
-    /// The volume that it names.
+    /// Returns the volume that the request names.
     pub const fn volume(&self) -> Option<VolumeId> {
         match self {
             Self::Create(_) => None,
@@ -181,7 +181,7 @@ impl Request {
         }
     }
 
-    /// The VM that it names. This host's own is `None`.
+    /// Returns the VM that the request names. `None`: none, or this host.
     pub const fn vm(&self) -> Option<VmId> {
         let place = match self {
             Self::Create(_) | Self::Unusable(_) => None,
@@ -195,7 +195,7 @@ impl Request {
         }
     }
 
-    /// How long NBD clients that are connected are waited for, in seconds.
+    /// Returns how long to wait for connected NBD clients, in seconds.
     pub const fn client_wait_seconds(&self) -> u32 {
         match self {
             Self::Detach(detach) | Self::Delete(detach) => detach.client_wait_seconds,
@@ -203,7 +203,7 @@ impl Request {
         }
     }
 
-    /// The same with this host's own VM called [`Place::Here`]: one wish has one form.
+    /// Returns the same request with [`Place::Here`] in place of the own VM's id, so that equal requests compare as equal.
     #[must_use]
     pub fn seen_from(mut self, own: Option<VmId>) -> Self {
         let place = match &mut self {
@@ -222,40 +222,40 @@ impl Request {
     }
 }
 
-/// A value that no request can have.
+/// Why a value of a request is not allowed.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum InvalidRequest {
-    /// Of a name.
+    /// The name of a volume.
     #[error("a volume's name takes 1 to {MOST_OF_A_NAME} characters, none of them a control character; this one {0}")]
     Name(&'static str),
-    /// Of a size.
+    /// The size of a volume.
     #[error("a volume's size takes from 1 to {most} bytes, not {0}", most = i64::MAX)]
     Size(u64),
-    /// Of the id of an offering or a zone.
+    /// The id of an offering or a zone.
     #[error("{what:?} is no id of CloudStack's: it takes 1 to 64 letters, digits and hyphens")]
     Resource {
-        /// The text.
+        /// The value that was given.
         what: String,
     },
-    /// Of a caller's own name for an operation.
+    /// The idempotency key.
     #[error("an idempotency key takes 1 to 255 visible ASCII characters")]
     Key,
 }
 
-/// CloudStack takes 255 characters, and a hyphen and the id of a job follow.
+/// CloudStack's limit is 255 characters, and attachd appends a hyphen and a job's id.
 const MOST_OF_A_NAME: usize = 200;
 
-/// The name of a volume to make.
+/// The name of a volume to create.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct Name(String);
 
-/// The id of an offering or a zone. Mostly a UUID.
+/// The id of an offering or a zone, usually a UUID.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct ResourceId(String);
 
-/// A caller's own name for an operation.
+/// The idempotency key: a name that the caller chooses for an operation.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct IdempotencyKey(String);
@@ -299,7 +299,7 @@ impl FromStr for IdempotencyKey {
 macro_rules! text {
     ($($name:ident),+) => { $(
         impl $name {
-            /// As text.
+            /// Returns the text.
             pub fn as_str(&self) -> &str {
                 &self.0
             }
@@ -328,18 +328,18 @@ macro_rules! text {
 }
 text!(Name, ResourceId, IdempotencyKey);
 
-/// How large a volume is to be.
+/// The size of a volume to create.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "u64", into = "u64")]
 pub struct Size(u64);
 
 impl Size {
-    /// As it was asked for.
+    /// Returns the size that was asked for, in bytes.
     pub const fn bytes(self) -> u64 {
         self.0
     }
 
-    /// As CloudStack makes it: whole GiB, and never less than was asked for.
+    /// Returns the size that CloudStack creates, in GiB: rounded up.
     pub const fn gib(self) -> u64 {
         self.0.div_ceil(1 << 30)
     }

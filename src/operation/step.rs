@@ -1,39 +1,39 @@
-//! Where an operation is. What is on record is the step that is being taken: it is put there before, and may be repeated.
+//! How far an operation is. Each step is recorded before it is carried out, and may be repeated.
 
 use serde::{Deserialize, Serialize};
 
-use super::Fault;
+use super::fault::Fault;
 use crate::identity::{JobId, VmId};
 use crate::reason::Code;
 
-/// How far an operation is, for itself.
+/// How far an operation is: what its task needs to continue after a restart.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Progress {
-    /// The step it is in.
+    /// The present step.
     pub step: Step,
     /// The id that CloudStack has given to the step's job, if it is not the one that was asked for: an old server chooses it
     /// itself.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub job_given: Option<JobId>,
-    /// It will not be done, for this reason: what it has begun is taken back.
+    /// If set, the operation is given up for this reason, and what it has begun is undone.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub given_up: Option<Ending>,
-    /// It was so already.
+    /// Nothing had to be done: the wanted state existed already.
     #[serde(default)]
     pub adopted: bool,
-    /// The VM that had the volume when this began: another one that has it later is none of its business.
+    /// The VM that had the volume when the operation began. A detach leaves any other VM alone.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub vm: Option<VmId>,
-    /// Whether what clients had written was flushed.
+    /// Whether the clients' writes were flushed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub flush: Option<Flush>,
-    /// Its caller was answered, and something of it may still happen in CloudStack, or has to be seen to here.
+    /// The operation has ended for its caller, but its job may still run in CloudStack, or something must still be undone.
     #[serde(default)]
     pub unsettled: bool,
 }
 
 impl Progress {
-    /// The beginning.
+    /// Returns the state of a new operation.
     pub const fn begin() -> Self {
         Self {
             step: Step::Accepted,
@@ -46,7 +46,7 @@ impl Progress {
         }
     }
 
-    /// The same, in another step.
+    /// Returns the same progress at another step.
     #[must_use]
     pub fn at(&self, step: Step) -> Self {
         Self { step, job_given: None, ..self.clone() }
@@ -64,58 +64,58 @@ impl Progress {
     }
 }
 
-/// A step. The id of a job is chosen before CloudStack is asked for it.
+/// A step. The id of a CloudStack job is chosen and recorded before the call.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "at", rename_all = "kebab-case")]
 pub enum Step {
-    /// Nothing was begun.
+    /// Accepted; nothing has been done.
     Accepted,
-    /// CloudStack makes the volume.
+    /// CloudStack creates the volume.
     Create {
-        /// Its job.
+        /// CloudStack's job.
         job: JobId,
-        /// Jobs that may have been begun before, and have come to nothing.
+        /// Jobs of earlier calls, of which no volume has been found.
         #[serde(default)]
         earlier: Vec<JobId>,
     },
-    /// A volume of a create that is given up is deleted.
+    /// The volume of a create that was given up is deleted.
     DeleteOrphan,
-    /// The VM of a test is stopped.
+    /// CloudStack stops the VM of a test.
     StopVm {
-        /// Its job.
+        /// CloudStack's job.
         job: JobId,
     },
-    /// The export is taken away.
+    /// The export is removed: the volume is sealed.
     Seal,
     /// CloudStack detaches the volume.
     Detach {
-        /// Its job.
+        /// CloudStack's job.
         job: JobId,
     },
-    /// The volume is withdrawn here.
+    /// The sealed volume is withdrawn on this host.
     Release,
-    /// The volume is wanted here.
+    /// The intent is recorded on this host.
     Intend,
-    /// CloudStack attaches it; for this host: until it is served.
+    /// CloudStack attaches the volume. For this host the step lasts until the volume is served.
     Attach {
-        /// Its job.
+        /// CloudStack's job.
         job: JobId,
     },
     /// CloudStack deletes the volume.
     Delete,
-    /// The VM of a test is deleted.
+    /// CloudStack deletes the VM of a test.
     DestroyVm {
-        /// Its job.
+        /// CloudStack's job.
         job: JobId,
     },
-    /// The export is given back.
+    /// The seal is removed, so the volume is exported again.
     Unseal,
-    /// What was wanted here is wanted no more.
+    /// The operation's own intent is withdrawn.
     Withdraw,
 }
 
 impl Step {
-    /// Its name, for people and programs.
+    /// Returns the name, for people and programs.
     pub const fn name(&self) -> &'static str {
         match self {
             Self::Accepted => "accepted",
@@ -134,7 +134,7 @@ impl Step {
         }
     }
 
-    /// The job that CloudStack was, or will be, asked for in it.
+    /// Returns CloudStack's job of this step, whether it was begun or not.
     pub const fn job(&self) -> Option<JobId> {
         match self {
             Self::Create { job, .. }
@@ -146,35 +146,35 @@ impl Step {
         }
     }
 
-    /// Whether it can be called off: nothing was asked of CloudStack, and what was done here can be undone.
+    /// Returns whether the operation can be cancelled at this step: nothing was asked of CloudStack, and what was done here can be undone.
     pub const fn is_harmless(&self) -> bool {
         matches!(self, Self::Accepted | Self::Seal | Self::Intend)
     }
 }
 
-/// How an operation ends that is not done.
+/// How an operation ends without success.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Ending {
-    /// It failed.
+    /// Failed.
     Failed(Fault),
-    /// Its caller has called it off.
+    /// Cancelled by a caller.
     Cancelled,
 }
 
-/// Whether what clients had written was flushed to the disk before it was given away.
+/// Whether the clients' writes were flushed to the disk before it was detached.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Flush {
-    /// Yes.
+    /// They were flushed.
     Done,
-    /// The volume was not served.
+    /// The volume was not served, so there was nothing to flush.
     NotServed,
-    /// No, for this reason.
+    /// The flush failed, for this reason.
     Failed(String),
 }
 
-/// A fault as the store keeps it.
+/// A fault in the form in which the store keeps it.
 #[derive(Serialize, Deserialize)]
 struct Kept {
     code: String,
@@ -190,7 +190,7 @@ impl Serialize for Fault {
 impl<'de> Deserialize<'de> for Fault {
     fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let Kept { code, message } = Kept::deserialize(deserializer)?;
-        // Another version's.
+        // A code of another version.
         Ok(Self { code: Code::from_name(&code).unwrap_or(Code::Failed), message })
     }
 }

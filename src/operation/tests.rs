@@ -3,6 +3,7 @@
 use proptest::prelude::*;
 
 use super::*;
+use crate::reason::Code;
 
 fn id<T: std::str::FromStr<Err: std::fmt::Debug>>(n: u32) -> T {
     format!("{n:08x}-1b59-4f62-97e8-cefffdfe3804").parse().unwrap()

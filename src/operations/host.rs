@@ -1,4 +1,4 @@
-//! This host's volumes, as the engine's handle has them; with what makes their clients' writes durable before they go.
+//! This host's volumes through the engine's handle, and the flush of the clients' writes before a volume is detached.
 
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
@@ -22,12 +22,12 @@ pub struct ThisHost {
 }
 
 impl ThisHost {
-    /// Through this handle, with this server and this helper, which the engine asks too.
+    /// Uses this handle, and the NBD server and the helper that the engine uses.
     pub fn new(engine: Handle, server: Endpoint, helper: HelperClient) -> Self {
         Self { engine, server, helper }
     }
 
-    /// The export is taken away; what was written to it is flushed before, and once more when nobody new can come.
+    /// Seals the volume. The clients' writes are flushed before, and once more when no new client can connect.
     async fn seal(
         &self,
         volume: VolumeId,
@@ -56,10 +56,10 @@ impl ThisHost {
         if let Err(rejection) = sealed {
             return Ok(Err(rejection));
         }
-        // After the last client.
+        // The last client has disconnected, or cannot write any more.
         let after = flusher.flush().await;
         drop(flusher);
-        // Without that connection it is not certain whose the disk was while it was asked.
+        // If attachd's own connection has broken, a client may have been taken for it: the clients are asked for again.
         if after.is_err()
             && !force
             && let Err(rejection) = seal().await?
@@ -72,7 +72,7 @@ impl ThisHost {
         }))
     }
 
-    /// Asked while attachd itself has the disk open, once.
+    /// Seals while the helper's client knows that one connection to this disk is attachd's own.
     async fn seal_beside<T>(&self, devnum: DevNum, seal: impl Future<Output = T>) -> T {
         let _own = self.helper.has_open(devnum);
         seal.await

@@ -1,4 +1,4 @@
-//! What operations work with besides CloudStack, as traits: with one real implementation and one for tests each.
+//! What operations use besides CloudStack. Each is a trait with one real implementation and one for tests.
 
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
@@ -14,16 +14,16 @@ use crate::operation::{Flush, IdempotencyKey, Operation};
 use crate::store::{Change, OperationFilter, Store, StoreError};
 use crate::volume::{Intent, IntentOrigin, Reason, State, User};
 
-/// A volume of this host, as the engine has it.
+/// A volume of this host, as the engine shows it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Here {
-    /// Where it stands.
+    /// Its state.
     pub state: State,
     /// Why it is not served.
     pub reason: Option<Reason>,
-    /// Whose wish it is.
+    /// Where its intent comes from.
     pub origin: IntentOrigin,
-    /// The by-id path of its disk, when that is here and proven.
+    /// The by-id path of its disk, if the disk is here and proven.
     pub device_path: Option<String>,
 }
 
@@ -36,19 +36,19 @@ pub enum Recorded {
     Not,
 }
 
-/// This host's volumes. Each call may be repeated.
+/// This host's volumes. Every call may be repeated.
 pub trait Host: Send + Sync {
-    /// As it is now; `None`: it is not wanted here.
+    /// Returns the volume as it is now. `None`: there is no intent for it.
     fn look(&self, volume: VolumeId) -> BoxFuture<'_, Result<Option<Here>, Stopping>>;
 
     /// The volume is wanted here from now on. `also` is written in the same transaction, if the volume was not wanted before.
     fn intend(&self, intent: Intent, also: Vec<Change>)
     -> BoxFuture<'_, Result<Result<Recorded, Rejection>, Stopping>>;
 
-    /// It is wanted here no more.
+    /// Withdraws the volume.
     fn withdraw(&self, volume: VolumeId, user: User) -> BoxFuture<'_, Result<Result<(), Rejection>, Stopping>>;
 
-    /// Its export is taken away, and stays away. What clients had written is flushed.
+    /// Seals the volume: flushes the clients' writes and removes the export until the operation unseals or releases it.
     fn seal(
         &self,
         volume: VolumeId,
@@ -57,7 +57,7 @@ pub trait Host: Send + Sync {
         user: User,
     ) -> BoxFuture<'_, Result<Result<Flush, Rejection>, Stopping>>;
 
-    /// Its export is given back.
+    /// Ends the seal, so the volume is exported again.
     fn unseal(
         &self,
         volume: VolumeId,
@@ -65,7 +65,7 @@ pub trait Host: Send + Sync {
         user: User,
     ) -> BoxFuture<'_, Result<Result<(), Rejection>, Stopping>>;
 
-    /// It is withdrawn, although clients may be connected: its disk is given away already.
+    /// Withdraws the sealed volume even if clients are connected, because its disk is detached already.
     fn release(
         &self,
         volume: VolumeId,
@@ -73,13 +73,13 @@ pub trait Host: Send + Sync {
         user: User,
     ) -> BoxFuture<'_, Result<Result<(), Rejection>, Stopping>>;
 
-    /// Tells of what happens to volumes from now on.
+    /// Subscribes to the changes of volumes.
     fn listen(&self) -> Result<Listener, Stopping>;
 }
 
-/// Says which VM this host is. Asked each time: it can become known, and it can change.
+/// Finds this host's own VM. Asked each time, because it can become known and can change.
 pub trait OwnVm: Send + Sync {
-    /// Which, or why that is not known.
+    /// Returns the VM's id, or why it is unknown.
     fn find(&self) -> BoxFuture<'_, Result<VmId, String>>;
 
     /// CloudStack does not know something that it was asked to change, perhaps this VM: it is found out again.
@@ -102,7 +102,7 @@ impl OwnVm for OwnVmFinder {
     }
 }
 
-/// For a host that works with no CloudStack: nothing is attached to it.
+/// For a host without CloudStack: its VM is unknown.
 pub struct NoVm;
 
 impl OwnVm for NoVm {
@@ -113,7 +113,7 @@ impl OwnVm for NoVm {
     }
 }
 
-/// Tells of what happens to volumes.
+/// A subscription to the changes of volumes.
 pub struct Listener(pub broadcast::Receiver<SharedEvent>);
 
 impl Listener {
@@ -135,18 +135,18 @@ const fn is_on_the_way(state: State) -> bool {
     matches!(state, State::Matched | State::Exporting)
 }
 
-/// What is on record.
+/// The records of operations in the store.
 pub trait Records: Send + Sync {
     /// Writes all changes or none; they are durable when this answers with success.
     fn write(&self, changes: Vec<Change>) -> BoxFuture<'_, Result<(), StoreError>>;
 
-    /// The operation of this id.
+    /// Returns the operation with this id.
     fn operation(&self, id: OperationId) -> BoxFuture<'_, Result<Option<Operation>, StoreError>>;
 
-    /// The operation to which this user gave this name.
+    /// Returns the operation with this user's idempotency key.
     fn keyed(&self, uid: Option<u32>, key: IdempotencyKey) -> BoxFuture<'_, Result<Option<Operation>, StoreError>>;
 
-    /// Those that are wanted, the newest first.
+    /// Returns the operations that match the filter, the newest first.
     fn list(&self, filter: OperationFilter) -> BoxFuture<'_, Result<Vec<Operation>, StoreError>>;
 }
 
@@ -168,13 +168,13 @@ impl Records for Store {
     }
 }
 
-/// An id that nothing else has.
+/// Returns a new random id.
 pub(super) fn new_id() -> Uuid {
     let mut bytes = [0; 16];
-    // The kernel has it at once: only before its first seed it would wait.
+    // The kernel answers at once; it waits only until its random generator has been seeded after a boot.
     let filled = rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty());
     if filled != Ok(bytes.len()) {
-        // Never seen: it takes a kernel without this call. Two different moments are still two different ids.
+        // Only a kernel without this call fails. Then the time makes the id: it differs from moment to moment.
         let (now, wall) = (crate::clock::Steady::now().as_micros(), Timestamp::now().as_microsecond());
         bytes = (u128::from(now.cast_unsigned()) << 64 | u128::from(wall.cast_unsigned())).to_be_bytes();
     }

@@ -92,7 +92,7 @@ macro_rules! names {
             }
         }
 
-        impl $crate::reason::Listed for $type {
+        impl $crate::reason::named::Listed for $type {
             fn name(self) -> &'static str {
                 Self::name(self)
             }

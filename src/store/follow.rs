@@ -16,12 +16,11 @@ use sqlx::sqlite::SqliteConnection;
 use tokio::sync::watch;
 
 use super::batch::Batch;
+use super::read::Present;
 use super::turn::{Turn, Turns};
 use super::{StoreError, open, read, write};
 use crate::effect;
 use crate::identity::VolumeId;
-use crate::operation::Placeholder;
-use crate::volume::Record;
 
 /// A volume that has changed.
 #[derive(Debug)]
@@ -32,17 +31,6 @@ pub struct Changed {
     pub volume: VolumeId,
     /// What is on record of the volume now. An error: the row holds a value that attachd did not write.
     pub present: Result<Present, String>,
-}
-
-/// What is on record of a volume.
-#[derive(Debug)]
-pub enum Present {
-    /// The volume is wanted on this host.
-    Wanted(Box<Record>),
-    /// An operation had the volume attached to another VM.
-    Elsewhere(Placeholder),
-    /// Neither: the volume was withdrawn here, or detached there.
-    Absent,
 }
 
 /// The state of a follower, as it reports it.

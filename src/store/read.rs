@@ -10,7 +10,6 @@ use sqlx::Row;
 use sqlx::sqlite::{SqliteConnection, SqliteRow};
 
 use super::Owed;
-use super::follow::Present;
 use crate::clock::Steady;
 use crate::device::evidence::Evidence;
 use crate::device::scheme;
@@ -64,6 +63,17 @@ pub(super) async fn timeline(connection: &mut SqliteConnection, volume: VolumeId
             Ok(Entry { at: time(row, "at")?, event: event.as_str().into(), detail: row.try_get("detail")? })
         })
         .collect()
+}
+
+/// What is on record of a volume.
+#[derive(Debug)]
+pub enum Present {
+    /// The volume is wanted on this host.
+    Wanted(Box<Record>),
+    /// An operation had the volume attached to another VM.
+    Elsewhere(Placeholder),
+    /// Neither: the volume was withdrawn here, or detached there.
+    Absent,
 }
 
 /// Returns how many changed volumes each follower has yet to show, and how many it has set aside.

@@ -1,39 +1,43 @@
-//! What has to be asked before something can be decided: each function gives the answer, or what is to be done to get it.
+//! The questions to CloudStack. Each function returns the answer, or the next thing to do to get it.
 
 use std::time::Duration;
 
 use jiff::SignedDuration;
 
-use super::{Act, Call, Code, Facts, Fault, Look, Next, Operation, Seen, Steady, fail};
+use super::outcome::fail;
+use crate::clock::Steady;
 use crate::cloud::{CallError, CloudVm, CloudVolume, JobStatus, Refusal, RefusalKind};
 use crate::identity::{VmId, VolumeId};
+use crate::operation::{Fault, Operation};
+use crate::operations::facts::{Act, Call, Facts, Look, Next, Seen};
+use crate::reason::Code;
 
-/// How old an answer may be that something is decided by.
+/// The maximum age of an answer that a decision is based on.
 const FRESH: SignedDuration = SignedDuration::from_secs(5);
 
-/// How long is waited before something that CloudStack itself is about to change is looked at again.
+/// The pause before asking again for something that CloudStack is changing by itself.
 pub(super) const LOOK_AGAIN: SignedDuration = SignedDuration::from_secs(1);
 
-/// First and longest wait between two looks at a job.
+/// The first and the longest pause between two questions for a job.
 const POLL: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(5));
 
 /// How a job has ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum JobEnd {
-    /// It is done. The volume that it has made.
+    /// It succeeded. The volume that it created, if CloudStack named one.
     Done(Option<VolumeId>),
-    /// It was refused, in the call or in the job.
+    /// CloudStack refused it, in the call or in the job.
     Refused(Refusal),
-    /// Somebody has cancelled it.
+    /// It was cancelled in CloudStack.
     Cancelled,
-    /// CloudStack took it, and knows nothing of it any more.
+    /// CloudStack accepted the call and does not know the job any more.
     Lost,
-    /// CloudStack has never had it, as far as it says.
+    /// CloudStack does not know the job: the call has probably not arrived.
     NotThere,
 }
 
 impl JobEnd {
-    /// Why what it was to do is not done.
+    /// Returns the fault of an operation that did not reach its goal by this job.
     pub(super) fn fault(&self, what: &str) -> Fault {
         match self {
             Self::Done(_) => Fault::new(
@@ -65,7 +69,7 @@ impl JobEnd {
     }
 }
 
-/// A question whose answer may be as old as [`FRESH`].
+/// Returns the last answer if it is not older than [`FRESH`].
 fn seen<'f, T>(facts: &Facts, seen: &'f Seen<T>, look: Look) -> Result<&'f T, Next> {
     match seen {
         Seen::At(at, answer) if facts.now.since(*at) <= FRESH => Ok(answer),
@@ -74,13 +78,13 @@ fn seen<'f, T>(facts: &Facts, seen: &'f Seen<T>, look: Look) -> Result<&'f T, Ne
     }
 }
 
-/// The volume, as CloudStack shows it; one that is deleted is none.
+/// Returns the volume as CloudStack shows it. A deleted volume is `None`.
 pub(super) fn volume(facts: &Facts, id: VolumeId) -> Result<Option<&CloudVolume>, Next> {
     let volume = seen(facts, &facts.volume, Look::Volume(id))?;
     Ok(volume.as_ref().filter(|volume| !volume.state.is_gone()))
 }
 
-/// The same before anything has begun: what will not pass by itself ends it at once.
+/// The same before the first step. An error that will not go away by itself ends the operation at once.
 pub(super) fn volume_first<'f>(
     operation: &Operation,
     facts: &'f Facts,
@@ -92,7 +96,7 @@ pub(super) fn volume_first<'f>(
     }
 }
 
-/// The volume of a name.
+/// Returns the volume with this name.
 pub(super) fn named<'f>(facts: &'f Facts, name: &str) -> Result<Option<&'f CloudVolume>, Next> {
     let look = || Look::Named(name.to_owned());
     match seen(facts, &facts.named, look())? {
@@ -101,14 +105,14 @@ pub(super) fn named<'f>(facts: &'f Facts, name: &str) -> Result<Option<&'f Cloud
     }
 }
 
-/// A VM, as CloudStack shows it; one that is deleted is none.
+/// Returns the VM as CloudStack shows it. A deleted VM is `None`.
 pub(super) fn vm(facts: &Facts, id: VmId) -> Result<Option<&CloudVm>, Next> {
     let vm = seen(facts, &facts.vm, Look::Vm(id))?;
     let is_gone = |vm: &&CloudVm| matches!(&vm.state, crate::cloud::VmState::Other(state) if ["Destroyed", "Expunging"].contains(&state.as_str()));
     Ok(vm.as_ref().filter(|vm| !is_gone(vm)))
 }
 
-/// What is waited for before something is looked at again that changes by itself.
+/// Returns the wait before, or the question for, something that changes by itself.
 pub(super) fn again<T>(facts: &Facts, seen: &Seen<T>, look: Look) -> Next {
     match seen {
         Seen::At(at, _) if facts.now < at.after(LOOK_AGAIN) => Next::Wait(Some(at.after(LOOK_AGAIN))),
@@ -157,7 +161,7 @@ fn pause(polls: u32) -> SignedDuration {
     SignedDuration::try_from(pause).unwrap_or(LOOK_AGAIN)
 }
 
-/// What was said last, however long ago.
+/// Returns the last answer, whatever its age.
 pub(super) fn last<T>(seen: &Seen<T>) -> Option<&T> {
     match seen {
         Seen::At(_, answer) => Some(answer),
@@ -165,7 +169,7 @@ pub(super) fn last<T>(seen: &Seen<T>) -> Option<&T> {
     }
 }
 
-/// What keeps it from going on, for people.
+/// Describes what keeps the operation from continuing.
 pub(super) fn trouble(facts: &Facts) -> Option<String> {
     let call = match &facts.call {
         Call::NotTaken { why, .. } | Call::Unclear { why, .. } => Some(why),
@@ -189,7 +193,7 @@ fn failure<T>(seen: &Seen<T>) -> Option<&CallError> {
     }
 }
 
-/// It would be the same a moment later.
+/// Returns whether the same call would fail in the same way a moment later.
 fn is_final(why: &CallError) -> bool {
     matches!(why, CallError::Refused(_) | CallError::NotUnderstood { .. } | CallError::NotAble { .. })
 }

@@ -2,13 +2,14 @@
 
 use jiff::SignedDuration;
 
-use super::{
-    Act, Call, Code, Ending, Facts, Fault, HereAct, JobStatus, Look, Next, Operation, Placed, Progress, Response, Seen,
-    Step, ask, completed, fail, give_up, step,
-};
+use super::ask;
+use super::outcome::{completed, fail, give_up, step};
+use crate::cloud::JobStatus;
 use crate::cloud::VolumeState;
 use crate::identity::{VmId, VolumeId};
-use crate::operation::{Attach, Place, Request, remote_path};
+use crate::operation::{Attach, Ending, Fault, Operation, Place, Progress, Request, Response, Step, remote_path};
+use crate::operations::facts::{Act, Call, Facts, HereAct, Look, Next, Placed, Seen};
+use crate::reason::Code;
 use crate::volume::State;
 
 /// How long the disk of an attached volume may be refused before the attach fails. A disk that is only not ready yet is

@@ -1,11 +1,13 @@
-//! Taking back what was begun. It ends with the truth: what CloudStack shows decides, not what was to be.
+//! Undoing what an operation began. What CloudStack shows decides how it ends.
 
+use super::ask;
 use super::create::{seen_since, unique_name};
-use super::{Act, Call, Ending, Facts, HereAct, Next, Operation, Request, Step, ask, given_up, step};
-use crate::operation::{Create, Place};
+use super::outcome::{given_up, step};
+use crate::operation::{Create, Ending, Operation, Place, Request, Step};
+use crate::operations::facts::{Act, Call, Facts, HereAct, Next};
 use crate::volume::{IntentOrigin, State};
 
-/// What is next of an operation that will not be done.
+/// Returns what is next of an operation that is given up.
 pub(super) fn back(operation: &Operation, facts: &Facts, ending: &Ending) -> Next {
     match taken_back(operation, facts, ending) {
         Ok(next) | Err(next) => next,
@@ -23,7 +25,7 @@ fn taken_back(operation: &Operation, facts: &Facts, ending: &Ending) -> Result<N
             created(operation, facts, create, (*job, earlier), ending)
         }
         (Step::DeleteOrphan, Some(id), _) => match ask::volume(facts, id)? {
-            // Somebody uses it: it is none any more.
+            // Somebody uses the volume, so it is no orphan any more.
             Some(volume) if volume.vm.is_some() => Ok(over()),
             None => Ok(over()),
             Some(_) => match &facts.call {
@@ -34,12 +36,12 @@ fn taken_back(operation: &Operation, facts: &Facts, ending: &Ending) -> Result<N
                 _ => Ok(Next::Act(Act::Delete(id))),
             },
         },
-        // Given back, whether it was taken away or not: that is one and the same.
+        // To unseal a volume that is not sealed changes nothing, so it does not matter whether the seal was made.
         (Step::Seal | Step::Unseal, Some(id), _) => {
             if facts.here.is_none() {
                 return Ok(over());
             }
-            // An error: another one has sealed it, or it is being withdrawn.
+            // An error means that another operation has sealed it, or that it is being withdrawn.
             ask::done(facts, Next::Here(HereAct::Unseal(id))).map(|_| over())
         }
         (Step::Detach { .. }, Some(id), Request::Detach(_) | Request::Delete(_)) => {
@@ -70,7 +72,7 @@ fn taken_back(operation: &Operation, facts: &Facts, ending: &Ending) -> Result<N
                 Request::Cleanup(_) => facts.own_vm.as_ref().ok().copied(),
                 _ => progress.vm,
             };
-            // Attached, and not served: what is wanted says why it waits. The same as long as it cannot be told where it is.
+            // It is attached but not served: the intent stays and says why. It also stays while it is unknown where the volume is.
             if has.is_some() && (own.is_none() || has == own) || !is_own_and_idle(operation, facts) {
                 return Ok(over());
             }
@@ -91,7 +93,7 @@ fn attaches_here(request: &Request) -> bool {
     }
 }
 
-/// It is wanted here by this operation's doing, and its disk is not here.
+/// Returns whether the intent is this operation's own and the volume's disk is not here.
 fn is_own_and_idle(operation: &Operation, facts: &Facts) -> bool {
     facts.here.as_ref().is_some_and(|here| {
         here.origin == IntentOrigin::Operation(operation.id)
@@ -99,7 +101,7 @@ fn is_own_and_idle(operation: &Operation, facts: &Facts) -> bool {
     })
 }
 
-/// No volume of a create that is given up stays.
+/// Deletes every volume that a create which was given up has made.
 fn created(
     operation: &Operation,
     facts: &Facts,

@@ -1,17 +1,17 @@
-//! Cleaning up after a test: the VM that has the volume is stopped, the volume comes back here, and the VM goes if that is wished.
+//! Cleaning up after a test failover: stop the VM that has the volume, attach the volume here, and delete the VM if asked.
 
+use super::ask;
 use super::attach::{
     attached_here, elsewhere, has_disk, intended, no_such_volume, own_unknown, ready_for_a_change, unexpected,
 };
-use super::{
-    Act, Call, Code, Ending, Facts, Fault, Look, Next, Operation, Placed, Progress, Response, Seen, Step, ask,
-    completed, fail, give_up, step,
-};
+use super::outcome::{completed, fail, give_up, step};
 use crate::cloud::{CloudVm, VmState, VolumeKind};
 use crate::identity::{JobId, VmId};
-use crate::operation::CleanUp;
+use crate::operation::{CleanUp, Ending, Fault, Operation, Progress, Response, Step};
+use crate::operations::facts::{Act, Call, Facts, Look, Next, Placed, Seen};
+use crate::reason::Code;
 
-/// What is next of a cleanup.
+/// Returns what is next of a cleanup.
 pub(super) fn cleanup(operation: &Operation, cleanup: &CleanUp, facts: &Facts) -> Next {
     let own = match &facts.own_vm {
         Ok(own) => *own,
@@ -31,7 +31,7 @@ pub(super) fn cleanup(operation: &Operation, cleanup: &CleanUp, facts: &Facts) -
         Step::Intend => Ok(intended(operation, facts, cleanup.volume)),
         Step::Attach { .. } => {
             attached_here(operation, facts, cleanup.volume, own, |path| {
-                // A VM that did not have the volume is none of this operation's.
+                // A VM that did not have the volume is left alone.
                 if cleanup.delete_vm && operation.progress.vm == Some(cleanup.test_vm) {
                     step(operation, Step::DestroyVm { job: facts.new_job })
                 } else {
@@ -97,7 +97,7 @@ fn begin(operation: &Operation, facts: &Facts, cleanup: &CleanUp, own: VmId) -> 
 }
 
 fn stopped(operation: &Operation, facts: &Facts, cleanup: &CleanUp, job: JobId) -> Result<Next, Next> {
-    // Only a VM that holds the volume is touched: seen once more before the call.
+    // Only a VM that has the volume is stopped, so this is checked again just before the call.
     if facts.call == Call::NotMade {
         let volume = ask::volume(facts, cleanup.volume)?;
         if volume.and_then(|volume| volume.vm) != Some(cleanup.test_vm) {
@@ -153,7 +153,7 @@ fn destroyed(operation: &Operation, facts: &Facts, cleanup: &CleanUp, job: JobId
     };
     let act = Act::DestroyVm { job, vm: cleanup.test_vm };
     let end = ask::job(operation, facts, Some(act.clone()))?;
-    // Looked at before the job had ended, perhaps.
+    // The VM may have been looked up before the job had ended.
     if let (Seen::At(ended, _), Seen::At(looked, _)) = (&facts.job, &facts.vm)
         && looked < ended
     {

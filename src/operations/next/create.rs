@@ -1,28 +1,28 @@
-//! Creating. A repeated call makes a second volume, whatever CloudStack answers to it: so each call has a job and a name of its
-//! own, and no call follows another whose outcome is not known.
+//! Creating. A repeated call makes a second volume, even if CloudStack refuses its job id. So each call has its own job and its
+//! own name, and no call is made while the outcome of an earlier one is unknown.
 
 use jiff::SignedDuration;
 
-use super::{
-    Act, Call, End, Ending, Facts, Look, Next, Operation, Placed, Response, Seen, Steady, Step, ask, completed,
-    give_up, step,
-};
+use super::ask;
+use super::outcome::{completed, give_up, step};
+use crate::clock::Steady;
 use crate::cloud::NewVolume;
 use crate::identity::{JobId, VolumeId};
-use crate::operation::Create;
+use crate::operation::{Create, Ending, Operation, Response, Step};
+use crate::operations::facts::{Act, Call, End, Facts, Look, Next, Placed, Seen};
 
-/// How long after a call without an answer its volume may still come to be seen.
+/// How long after a call without an answer its volume may still appear.
 pub(super) const GRACE: SignedDuration = SignedDuration::from_secs(5);
 
-/// Calls in all.
+/// The maximum number of calls.
 const CALLS: usize = 3;
 
-/// The name by which a volume is found again: only one call uses it.
+/// Returns the name by which a volume is found again. Only one call uses it.
 pub(super) fn unique_name(create: &Create, job: JobId) -> String {
     format!("{}-{job}", create.name)
 }
 
-/// What is next of a create.
+/// Returns what is next of a create.
 pub(super) fn create(operation: &Operation, create: &Create, facts: &Facts) -> Next {
     match &operation.progress.step {
         Step::Accepted => step(operation, Step::Create { job: facts.new_job, earlier: Vec::new() }),
@@ -36,7 +36,7 @@ pub(super) fn create(operation: &Operation, create: &Create, facts: &Facts) -> N
 fn made(operation: &Operation, create: &Create, facts: &Facts, job: JobId, earlier: &[JobId]) -> Result<Next, Next> {
     let name = unique_name(create, job);
     if let (Some(volume), Some(last)) = (operation.volume, earlier.last()) {
-        // It is there, once. What an earlier call may have made after all goes.
+        // The volume is known. A second one, of an earlier call that was carried out after all, is deleted.
         return without_stray(operation, create, facts, (job, earlier), (volume, *last));
     }
     let what = Box::new(NewVolume {
@@ -60,7 +60,7 @@ fn made(operation: &Operation, create: &Create, facts: &Facts, job: JobId, earli
         (ask::JobEnd::Done(_) | ask::JobEnd::NotThere | ask::JobEnd::Lost, Some(volume)) => {
             Ok(if earlier.is_empty() { finished(operation, facts, volume) } else { known(operation, volume) })
         }
-        // Not there: it may be that the call is on its way still.
+        // Not there yet: the call may still be under way.
         (ask::JobEnd::NotThere, None) => {
             seen_since(facts, facts.call_at.after(GRACE), &name, job)?;
             if earlier.len() + 1 >= CALLS {
@@ -74,7 +74,7 @@ fn made(operation: &Operation, create: &Create, facts: &Facts, job: JobId, earli
     }
 }
 
-/// Neither the job nor a volume of the name was there at that moment, or they are to be looked at again then.
+/// Succeeds if both the job and the name were looked up after that moment; else returns what to do first.
 pub(super) fn seen_since(facts: &Facts, moment: Steady, name: &str, job: JobId) -> Result<(), Next> {
     if facts.now < moment {
         return Err(Next::Wait(Some(moment)));
@@ -111,7 +111,7 @@ fn finished(operation: &Operation, facts: &Facts, volume: VolumeId) -> Next {
     let message = "Volume created successfully".to_owned();
     let response = Response { volume_id: Some(volume), message, ..Response::default() };
     match completed(operation, facts, response, Placed::AsBefore) {
-        // There is a volume: its job has nothing more to do to it.
+        // The volume exists, so its job has nothing left to do.
         Next::End(end) => Next::End(Box::new(End { unsettled: false, ..*end })),
         next => next,
     }

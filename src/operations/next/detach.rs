@@ -1,15 +1,15 @@
-//! Detaching and deleting. The export is taken away first, and stays away until CloudStack has answered.
+//! Detaching and deleting. The export is removed first, and stays removed until CloudStack has answered.
 
+use super::ask;
 use super::attach::{elsewhere, has_disk, no_such_volume, own_unknown, ready_for_a_change, unexpected};
-use super::{
-    Act, Call, Code, Ending, Facts, Fault, HereAct, Next, Operation, Placed, Progress, Response, Seen, Step, ask,
-    completed, fail, give_up, step,
-};
+use super::outcome::{completed, fail, give_up, step};
 use crate::cloud::{CloudVolume, VolumeKind};
 use crate::identity::VolumeId;
-use crate::operation::{Detach, Place};
+use crate::operation::{Detach, Ending, Fault, Operation, Place, Progress, Response, Step};
+use crate::operations::facts::{Act, Call, Facts, HereAct, Next, Placed, Seen};
+use crate::reason::Code;
 
-/// What is next of a detach, or of a delete, which goes on after it.
+/// Returns what is next of a detach, or of a delete, which begins with a detach.
 pub(super) fn detach(operation: &Operation, detach: &Detach, delete: bool, facts: &Facts) -> Next {
     let (id, force) = (detach.volume, detach.force);
     let tried = match &operation.progress.step {
@@ -31,7 +31,7 @@ fn begin(operation: &Operation, facts: &Facts, detach: &Detach, delete: bool) ->
         if !delete && facts.here.is_none() && facts.placeholder.is_none() {
             return Ok(fail(operation, facts, Code::NoSuchVolume, no_such_volume(id)));
         }
-        // Deleted already: nothing is attached, and nothing of it stays here.
+        // Deleted already: only what is left on this host is removed.
         return Ok(adopted(operation, facts, delete, true));
     };
     if delete {
@@ -43,7 +43,7 @@ fn begin(operation: &Operation, facts: &Facts, detach: &Detach, delete: bool) ->
         }
         return Ok(adopted(operation, facts, delete, false));
     };
-    // Where its caller believes it to be, or else where it is on record.
+    // Where the caller expects the volume, or else where it is on record.
     let own = facts.own_vm.as_ref().ok().copied();
     let supposed = match detach.from {
         Some(Place::Here) => own,
@@ -60,7 +60,7 @@ fn begin(operation: &Operation, facts: &Facts, detach: &Detach, delete: bool) ->
             );
             return Ok(fail(operation, facts, Code::VolumeElsewhere, elsewhere(id, has, &cure)));
         }
-        // Its disk is here, and has shown the volume's serial.
+        // The own VM is unknown, but the disk is here and has shown the volume's serial.
         None if has_disk(facts) => {}
         None => {
             let why = facts.own_vm.as_ref().err().map(String::as_str).unwrap_or_default();
@@ -75,7 +75,7 @@ fn begin(operation: &Operation, facts: &Facts, detach: &Detach, delete: bool) ->
     Ok(Next::record(begun.at(step), None))
 }
 
-/// Delete never touches what a VM starts from, nor what is protected.
+/// Refuses to delete a root disk and a volume with delete protection.
 fn may_be_deleted(operation: &Operation, facts: &Facts, volume: &CloudVolume) -> Result<(), Next> {
     let id = volume.id;
     if volume.kind == VolumeKind::Root {
@@ -94,7 +94,7 @@ fn may_be_deleted(operation: &Operation, facts: &Facts, volume: &CloudVolume) ->
     Ok(())
 }
 
-/// It is attached to nothing: what is left of it here goes.
+/// The volume is attached to nothing: only what is left on this host is removed.
 fn adopted(operation: &Operation, facts: &Facts, delete: bool, gone: bool) -> Next {
     let adopted = Progress { adopted: !delete || gone, ..operation.progress.clone() };
     if facts.here.is_some() {
@@ -104,27 +104,27 @@ fn adopted(operation: &Operation, facts: &Facts, delete: bool, gone: bool) -> Ne
     ended(&operation, facts, delete)
 }
 
-/// The export is away.
+/// Continues after the seal.
 fn sealed(operation: &Operation, facts: &Facts, id: VolumeId, force: bool) -> Next {
     match ask::done(facts, Next::Here(HereAct::Seal { volume: id, force })) {
         Err(next) => next,
-        // Withdrawn meanwhile: there is nothing to take away.
+        // Withdrawn in the meantime: there is no export.
         Ok(_) if facts.here.is_none() => step(operation, Step::Detach { job: facts.new_job }),
         Ok(Err(fault)) => give_up(operation, facts, Ending::Failed(fault.clone())),
-        // Attached to nothing when this began: then it is not detached. What was attached meanwhile is seen there.
+        // It was attached to nothing when this operation began, so CloudStack is not asked to detach it.
         Ok(Ok(())) if operation.progress.adopted => step(operation, Step::Release),
         Ok(Ok(())) => step(operation, Step::Detach { job: facts.new_job }),
     }
 }
 
-/// CloudStack has detached it.
+/// Continues after CloudStack's detach.
 pub(super) fn detached(
     operation: &Operation,
     facts: &Facts,
     (job, id): (crate::identity::JobId, VolumeId),
     delete: bool,
 ) -> Result<Next, Next> {
-    // Once more before the call: the volume may have gone somewhere else while its export was taken away.
+    // Checked again before the call: the volume may have been attached elsewhere while its export was removed.
     if facts.call == Call::NotMade {
         let volume = ask::volume(facts, id)?;
         if let Some(volume) = volume.filter(|_| delete) {
@@ -142,7 +142,7 @@ pub(super) fn detached(
     let act = Act::Detach { job, volume: id };
     let end = ask::job(operation, facts, Some(act.clone()))?;
     match ask::volume(facts, id)? {
-        // Another VM that has it now has nothing to do with this.
+        // If another VM has the volume now, this detach is done.
         Some(volume) if volume.vm.is_some() && volume.vm == operation.progress.vm => {
             Ok(if end == ask::JobEnd::NotThere {
                 Next::Act(act)
@@ -161,12 +161,12 @@ fn after_detach(operation: &Operation, facts: &Facts, delete: bool) -> Next {
     ended(operation, facts, delete)
 }
 
-/// Nothing of it stays here.
+/// Continues after the release.
 fn released(operation: &Operation, facts: &Facts, id: VolumeId, delete: bool) -> Result<Next, Next> {
     match ask::done(facts, Next::Here(HereAct::Release(id)))? {
         Ok(()) => Ok(ended(operation, facts, delete)),
         Err(_) if facts.here.is_none() => Ok(ended(operation, facts, delete)),
-        // Detached it is.
+        // It is detached in CloudStack, but something stayed on this host.
         Err(fault) => Ok(give_up(operation, facts, Ending::Failed(fault.clone()))),
     }
 }
@@ -185,7 +185,7 @@ fn ended(operation: &Operation, facts: &Facts, delete: bool) -> Next {
 
 const DELETED: &str = "Volume deleted successfully (detached and cleaned up NBD exports)";
 
-/// CloudStack has deleted it.
+/// Continues after CloudStack's deletion.
 fn deleted(operation: &Operation, facts: &Facts, id: VolumeId) -> Result<Next, Next> {
     let Some(volume) = ask::volume(facts, id)? else {
         let response = Response { vm_id: operation.vm, message: DELETED.to_owned(), ..Response::default() };

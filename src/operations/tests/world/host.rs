@@ -9,6 +9,7 @@ use crate::engine::{Rejection, Stopping};
 use crate::helper_client::Holders;
 use crate::identity::{OperationId, VolumeId};
 use crate::operation::Flush;
+use crate::store::Change;
 use crate::volume::{Intent, State, User};
 
 impl Double {
