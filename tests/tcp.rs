@@ -354,6 +354,18 @@ fn a_stranger_uses_up_nothing() {
     drop(held);
 }
 
+/// When the queue is full, the kernel does not answer, and the caller tries again only after a second.
+#[test]
+fn hundreds_of_callers_who_connect_at_one_moment_keep_no_other_out() {
+    let (_lab, attachd) = on_tcp("");
+    attachd.sigstop().unwrap();
+    let crowd = by(NAMED).connections(600).unwrap();
+    let caller = by(0).connect().unwrap();
+    attachd.sigcont().unwrap();
+    drop((crowd, caller));
+    by(0).get("/api/v1/health").unwrap().expect(200).unwrap();
+}
+
 /// A refusal is read even by a client that sends much before it reads.
 #[test]
 fn a_stranger_reads_its_refusal_whenever_it_looks() {

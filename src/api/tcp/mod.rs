@@ -31,6 +31,10 @@ pub(super) use admit::admit;
 use members::Members;
 use table::{Table, UserUnknown};
 
+/// The connections that may wait until attachd accepts them. When the queue is full, the kernel drops who connects next, and
+/// that caller tries again only after a second.
+const QUEUE: i32 = 1024;
+
 /// How much of its answers the kernel keeps for one client, in bytes; it counts twice as much. By itself it would go up to 4 MB,
 /// for each client that does not read.
 const UNREAD: usize = 128 * 1024;
@@ -74,6 +78,7 @@ impl TcpDoor {
     /// Opens a listener at the address.
     pub(super) fn bind(address: SocketAddr, settings: &ApiSettings) -> io::Result<Self> {
         let listener = std::net::TcpListener::bind(address)?;
+        rustix::net::listen(&listener, QUEUE)?;
         Self::new(listener, settings)
     }
 
