@@ -197,10 +197,12 @@ fn started() {
 
 /// Starts to show the store to those who read the predecessor's tables.
 fn projections(store: &Store, settings: &Settings) -> Vec<JoinHandle<()>> {
-    let volumes = projection::start(store, settings.export.listen.port());
+    let port = settings.export.listen.port();
+    let volumes = projection::start(store, port);
+    let mariadb = projection::start_mariadb(store, settings.projection.as_ref(), port);
     // Without CloudStack there are no operations.
     let operations = settings.cloudstack.is_some().then(|| projection::start_operations(store));
-    [Some(volumes), operations].into_iter().flatten().collect()
+    [Some(volumes), Some(mariadb), operations].into_iter().flatten().collect()
 }
 
 /// Waits until the store is closed, but not for long.

@@ -2,6 +2,7 @@
 
 use super::Settings;
 use crate::cloud::CloudSettings;
+use crate::projection::DatabaseSettings;
 
 /// The keys whose values differ, as `[section] key`.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -24,7 +25,7 @@ impl Changes {
     /// Compares the settings in use with new ones. Each section destructures all its fields, so that no field can be
     /// forgotten.
     pub fn between(old: &Settings, new: &Settings) -> Self {
-        let Settings { api, store, device, export, helper, host, cloudstack, history, limits } = old;
+        let Settings { api, store, device, export, helper, host, cloudstack, projection, history, limits } = old;
         let mut changes = Self::default();
         api.compare(&new.api, &mut changes);
         store.compare(&new.store, &mut changes);
@@ -33,6 +34,7 @@ impl Changes {
         helper.compare(&new.helper, &mut changes);
         host.compare(&new.host, &mut changes);
         compare_cloudstack(cloudstack.as_ref(), new.cloudstack.as_ref(), &mut changes);
+        compare_projection(projection.as_ref(), new.projection.as_ref(), &mut changes);
         history.compare(&new.history, &mut changes);
         limits.compare(new.limits, &mut changes);
         changes
@@ -52,6 +54,19 @@ fn compare_cloudstack(old: Option<&CloudSettings>, new: Option<&CloudSettings>, 
     changes.at_once("[cloudstack] proxy", *proxy != new.proxy);
     changes.at_once("[cloudstack] insecure", *insecure != new.insecure);
     changes.at_once("[cloudstack] timeout_seconds", *timeout != new.timeout);
+}
+
+/// A target is begun at the start.
+fn compare_projection(old: Option<&DatabaseSettings>, new: Option<&DatabaseSettings>, changes: &mut Changes) {
+    let (Some(old), Some(new)) = (old, new) else {
+        return changes.restart("[projection] urls", old.is_some() != new.is_some());
+    };
+    let DatabaseSettings { server, user, password_file, tls_ca, database } = old;
+    changes.restart("[projection] urls", *server != new.server);
+    changes.restart("[projection] user", *user != new.user);
+    changes.restart("[projection] password_file", *password_file != new.password_file);
+    changes.restart("[projection] tls_ca", *tls_ca != new.tls_ca);
+    changes.restart("[projection] database", *database != new.database);
 }
 
 impl Settings {
@@ -79,7 +94,7 @@ mod tests {
 
     /// Each key of the configuration with a value other than its default: section, line, reported name, and whether
     /// it takes effect at a reload.
-    const OTHERS: [(&str, &str, &str, bool); 26] = [
+    const OTHERS: [(&str, &str, &str, bool); 27] = [
         ("api", "socket = \"/run/x\"", "[api] socket", false),
         ("api", "tcp = \"127.0.0.1:8090\"", "[api] tcp", false),
         ("api", "tcp_uids = [7]", "[api] tcp_uids", false),
@@ -102,6 +117,7 @@ mod tests {
         ("helper", "socket = \"/run/x\"", "[helper] socket", false),
         ("host", "vm_id = \"x\"", "[host] vm_id", true),
         ("cloudstack", "url = \"https://x\"", "[cloudstack] url", false),
+        ("projection", "urls = [\"mysql:///s\"]", "[projection] urls", false),
         ("history", "days = 7", "[history] days", true),
         ("limits", "intents = 7", "[limits] intents", true),
         ("limits", "intents_per_user = 7", "[limits] intents_per_user", true),

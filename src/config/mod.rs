@@ -13,6 +13,7 @@ mod history;
 mod host;
 mod limits;
 mod places;
+mod projection;
 mod store;
 mod text;
 
@@ -23,6 +24,7 @@ use std::process::ExitCode;
 
 use crate::cloud::{CloudSettings, VmId};
 use crate::place;
+use crate::projection::DatabaseSettings;
 pub use api::{ApiSettings, is_loopback};
 pub use changes::Changes;
 pub use device::DeviceSettings;
@@ -56,6 +58,8 @@ pub struct Settings {
     pub host: HostSettings,
     /// `[cloudstack]`; `None`: CloudStack is not called.
     pub cloudstack: Option<CloudSettings>,
+    /// `[projection]`; `None`: the predecessor's tables are in the store's own file alone.
+    pub projection: Option<DatabaseSettings>,
     /// `[history]`.
     pub history: HistorySettings,
     /// `[limits]`.
@@ -133,6 +137,12 @@ fn read_and_check(path: &Path, everything: bool) -> Result<Settings, Invalid> {
             problems.push(ConfigMistake { place: at.map(|at| line_and_column(&text, *at)), message });
         }
     }
+    if everything && let Some(database) = &settings.projection {
+        for (key, message) in projection::unusable_files(database) {
+            let at = offsets.get(&("projection", key));
+            problems.push(ConfigMistake { place: at.map(|at| line_and_column(&text, *at)), message });
+        }
+    }
     problems.sort_by_key(|problem| problem.place);
     if problems.is_empty() { Ok(settings) } else { Err(invalid(problems)) }
 }
@@ -140,8 +150,11 @@ fn read_and_check(path: &Path, everything: bool) -> Result<Settings, Invalid> {
 /// Checks the file, prints the result and returns the exit status, for `check-config` in both programs.
 pub fn report(path: &Path) -> ExitCode {
     // A failed print does not change the exit status.
-    match check(path) {
-        Ok(_) => {
+    match check(path).and_then(|settings| judged(path, &settings)) {
+        Ok(note) => {
+            if let Some(note) = note {
+                let _ = writeln!(std::io::stderr(), "{}: {note}", path.display());
+            }
             let _ = writeln!(std::io::stdout(), "{}: valid", path.display());
             ExitCode::SUCCESS
         }
@@ -150,6 +163,12 @@ pub fn report(path: &Path) -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+/// Asks the database, if there is one. Returns a note about what could not be checked.
+fn judged(path: &Path, settings: &Settings) -> Result<Option<String>, Invalid> {
+    let judged = settings.projection.as_ref().map(projection::judge).transpose().map(Option::flatten);
+    judged.map_err(|message| Invalid { path: path.to_owned(), problems: vec![ConfigMistake { place: None, message }] })
 }
 
 /// Parses a configuration text. `host` is called only if nbd-server should serve.
@@ -167,6 +186,7 @@ fn read(text: &str, host: impl FnOnce() -> HostFacts) -> Result<(Settings, Offse
     file.section("helper", |helper| settings.helper.read(helper));
     file.section("host", |host| settings.host.read(host));
     file.section("cloudstack", |cloudstack| settings.cloudstack = cloudstack::read(cloudstack));
+    file.section("projection", |projection| settings.projection = projection::read(projection));
     file.section("history", |history| settings.history.read(history));
     file.section("limits", |limits| settings.limits.read(limits));
     for (keys, message) in places::overlaps(&settings) {

@@ -37,6 +37,9 @@ pub(super) trait Source: Send + 'static {
     /// Continues where the last run stopped. What was set aside is owed again.
     fn resume(&mut self) -> impl Future<Output = Result<(), StoreError>> + Send;
 
+    /// Makes everything owed again that the target may have lost.
+    fn owe_all(&mut self) -> impl Future<Output = Result<(), StoreError>> + Send;
+
     /// Returns some of the records that are owed, in order.
     fn next(&mut self, limit: i64) -> impl Future<Output = Result<Vec<Noted<Self::Shown>>, StoreError>> + Send;
 
@@ -96,6 +99,10 @@ impl Source for Volumes {
         self.follower.resume(&self.basis).await
     }
 
+    async fn owe_all(&mut self) -> Result<(), StoreError> {
+        self.follower.owe_all().await
+    }
+
     async fn next(&mut self, limit: i64) -> Result<Vec<Noted<Rows>>, StoreError> {
         let changed = self.follower.next(limit).await?;
         Ok(changed.into_iter().map(volume).collect())
@@ -153,6 +160,11 @@ impl Source for Operations {
 
     async fn resume(&mut self) -> Result<(), StoreError> {
         self.0.try_operations_again().await
+    }
+
+    async fn owe_all(&mut self) -> Result<(), StoreError> {
+        // Its only target is in the store's own file.
+        Ok(())
     }
 
     async fn next(&mut self, limit: i64) -> Result<Vec<Noted<OperationRow>>, StoreError> {

@@ -51,6 +51,7 @@ pub(super) async fn run<S: Source, T: Target<S::Shown>>(source: S, target: T, pa
     };
     task.begin().await;
     while task.turn().await {}
+    task.target.rest().await;
     task.source.follower().rest().await;
 }
 
@@ -74,16 +75,21 @@ impl<S: Source, T: Target<S::Shown>> ProjectionTask<S, T> {
     async fn begin(&mut self) {
         loop {
             let last = self.source.follower().is_last();
-            let begun = match self.source.resume().await {
-                Ok(()) => self.target.write(&[], self.source.follower()).await.map_err(|error| error.to_string()),
-                Err(error) => Err(error.to_string()),
-            };
-            match begun {
+            match self.begun().await {
                 Ok(()) => return self.works(),
                 Err(_) if last => return,
                 Err(why) => self.failed(why).await,
             }
         }
+    }
+
+    async fn begun(&mut self) -> Result<(), String> {
+        self.source.resume().await.map_err(|error| error.to_string())?;
+        self.target.write(&[], self.source.follower()).await.map_err(|error| error.to_string())?;
+        if T::LOSES_ROWS {
+            self.source.owe_all().await.map_err(|error| error.to_string())?;
+        }
+        Ok(())
     }
 
     /// Writes some pending rows, or waits for more. Returns false when everything is done, or everything that is
@@ -143,6 +149,10 @@ impl<S: Source, T: Target<S::Shown>> ProjectionTask<S, T> {
         let shown: Vec<Id<S>> = shown.collect();
         self.source.settle(last, &names, &shown).await.map_err(|error| error.to_string())?;
         self.set_apart(refused, &shown);
+        if T::LOSES_ROWS && self.progress.failure.is_some() {
+            // Some may be missing there since.
+            self.source.owe_all().await.map_err(|error| error.to_string())?;
+        }
         self.works();
         Ok(true)
     }
@@ -211,6 +221,7 @@ impl<S: Source, T: Target<S::Shown>> ProjectionTask<S, T> {
             () = until(self.again.map(|(at, _)| at)) => return self.try_set_aside_again().await,
             () = sleep(self.pace.quiet) => {}
         }
+        self.target.rest().await;
         self.source.follower().rest().await;
         tokio::select! {
             noted = self.source.follower().noted() => self.gather(noted).await,

@@ -160,9 +160,7 @@ impl Follower {
         self.write(async |connection: &mut SqliteConnection| {
             let mut batch = Batch::default();
             if !same {
-                // All volumes are noted again, because the number of the old rows says nothing about the new ones.
-                batch.add("DELETE FROM changed WHERE volume_id IN (SELECT volume_id FROM mappings)");
-                batch.add("INSERT INTO changed (volume_id) SELECT volume_id FROM mappings");
+                note_all(&mut batch);
                 let follows = "INSERT INTO followers (name, done, basis) VALUES (?, 0, ?) \
                     ON CONFLICT (name) DO UPDATE SET basis = excluded.basis";
                 batch.add(follows).bind(name).bind(basis.to_owned());
@@ -210,6 +208,33 @@ impl Follower {
         self.write(settled).await?;
         self.done = number;
         Ok(())
+    }
+
+    /// Makes all volumes owed again.
+    pub async fn owe_all(&mut self) -> Result<(), StoreError> {
+        self.write(async |connection: &mut SqliteConnection| {
+            let mut batch = Batch::default();
+            note_all(&mut batch);
+            batch.run(connection).await
+        })
+        .await
+    }
+
+    /// Removes the follower from the store, so that nothing is kept for it any more.
+    pub(super) async fn forget(mut self) {
+        let name = self.name;
+        let forgotten = self.write(async |connection: &mut SqliteConnection| {
+            let mut batch = Batch::default();
+            batch.add("DELETE FROM set_aside WHERE follower = ?").bind(name);
+            batch.add("DELETE FROM followers WHERE name = ?").bind(name);
+            batch.add("DELETE FROM changed WHERE seq <= (SELECT min(done) FROM followers)");
+            batch.run(connection).await
+        });
+        if let Err(error) = forgotten.await {
+            // The next start tries again.
+            tracing::debug!(follower = name, %error, "a follower is not forgotten");
+        }
+        self.rest().await;
     }
 
     /// Makes the volumes that are set aside owed again.
@@ -318,6 +343,18 @@ async fn opened(path: &Path, deadline: Deadline) -> sqlx::Result<SqliteConnectio
     };
     connection.lock_handle().await?.set_progress_handler(STEPS, goes_on);
     Ok(connection)
+}
+
+/// All volumes are noted again, because the number of the old rows says nothing about new ones.
+fn note_all(batch: &mut Batch) {
+    for table in [
+        "DELETE FROM changed WHERE volume_id IN (SELECT volume_id FROM mappings)",
+        "INSERT INTO changed (volume_id) SELECT volume_id FROM mappings",
+        "DELETE FROM changed WHERE volume_id IN (SELECT volume_id FROM placeholders)",
+        "INSERT INTO changed (volume_id) SELECT volume_id FROM placeholders",
+    ] {
+        batch.add(table);
+    }
 }
 
 fn note_set_aside(batch: &mut Batch, follower: &'static str) {

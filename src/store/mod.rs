@@ -228,6 +228,18 @@ impl Store {
         Follower::new((name, follows), self.watch.path().to_owned(), turns, noted, Arc::clone(&self.followers))
     }
 
+    /// Removes a follower that there may have been in an earlier run. The returned future does not keep the store open.
+    pub fn unfollow(&self, name: &'static str) -> impl Future<Output = ()> + Send + use<> {
+        let reader = self.reader.clone();
+        let (path, turns, noted) = (self.watch.path().to_owned(), self.turns.clone(), self.noted.clone());
+        async move {
+            if reader.owed().await.is_ok_and(|owed| owed.contains_key(name)) {
+                // It is not one of those that report.
+                Follower::new((name, Follows::Volumes), path, turns, noted, AllProgress::default()).forget().await;
+            }
+        }
+    }
+
     /// Returns a volume's timeline in the order of events. It is empty when the volume has none.
     pub async fn story(&self, volume: VolumeId) -> Story {
         let mut unwritten = self.posted.notes(volume);

@@ -1,3 +1,4 @@
+mod conformance;
 mod operations;
 mod refused;
 mod tables;
