@@ -87,8 +87,13 @@ impl MariaDb {
             watch.take();
         }
         self.server = Some(server);
-        // A client waits until the server has finished its start.
-        self.sql("", "SELECT 1").map(drop)
+        // The socket is there a moment before the server listens. A client that is connected waits for the end of the start.
+        while let Err(error) = self.sql("", "SELECT 1") {
+            if !error.to_string().contains("ERROR 2002") || begun.elapsed() > SOON {
+                return Err(error.context(self.log()));
+            }
+        }
+        Ok(())
     }
 
     /// Ends the server in order.
