@@ -174,3 +174,58 @@ fn of_volume(volume: VolumeId, mut fields: Map<String, Value>) -> Map<String, Va
 fn cut(text: &str) -> String {
     text.chars().take(LONGEST_TEXT).collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const VOLUME: &str = "b3bb9310-1b59-4f62-97e8-cefffdfe3804";
+
+    fn kept(asked: &Asked) -> Value {
+        json!(asked.written)
+    }
+
+    #[test]
+    fn the_paths_volume_wins_and_what_cannot_be_carried_out_keeps_what_was_written() {
+        let volume: VolumeId = VOLUME.parse().unwrap();
+        let body: ToVm = serde_json::from_value(json!({ "volume_id": "another", "vm_id": VOLUME, "x": 1 })).unwrap();
+        let asked = attach(volume, &body, false);
+        assert_eq!(asked.request, Request::Attach(Attach { volume, to: Place::Vm(VOLUME.parse().unwrap()) }));
+        assert_eq!(kept(&asked), json!({ "volume_id": VOLUME, "vm_id": VOLUME }));
+
+        let asked = attach(volume, &ToVm { vm_id: Some("i-2-7-VM".to_owned()), volume: None }, true);
+        let Request::Unusable(unusable) = &asked.request else { panic!("{asked:?}") };
+        assert_eq!((unusable.kind, unusable.volume), (Kind::AttachRoot, Some(volume)));
+        assert!(unusable.why.starts_with("vm_id: \"i-2-7-VM\" is not a VM id"), "{}", unusable.why);
+        assert_eq!(kept(&asked)["vm_id"], "i-2-7-VM");
+    }
+
+    #[test]
+    fn what_is_kept_of_a_request_is_bounded() {
+        let long = "\u{e4}".repeat(60_000);
+        let metadata = (0..1000).map(|n| (format!("{n}{long}"), Some(long.clone()))).collect();
+        let body = NewVolume { name: Some(long.clone()), metadata: Some(metadata), ..NewVolume::default() };
+        let asked = create(body);
+        assert!(matches!(asked.request, Request::Unusable(_)));
+        assert!(kept(&asked).to_string().len() < 24 * 1024, "{}", kept(&asked).to_string().len());
+        let cleanup = TestFailover { volume_id: Some(long), ..TestFailover::default() };
+        assert!(kept(&clean_up(&cleanup)).to_string().len() < 1024);
+    }
+
+    #[test]
+    fn a_cleanup_brings_a_volume_back_to_this_host_unless_another_is_named() {
+        let body = |own: Option<&str>| TestFailover {
+            test_vm_id: Some(VOLUME.to_owned()),
+            volume_id: Some(VOLUME.to_owned()),
+            oma_vm_id: own.map(str::to_owned),
+            ..TestFailover::default()
+        };
+        let back_to = |own| match clean_up(&body(own)).request {
+            Request::Cleanup(cleanup) => Some(cleanup.back_to),
+            _ => None,
+        };
+        assert_eq!((back_to(None), back_to(Some(""))), (Some(Place::Here), Some(Place::Here)));
+        assert_eq!(back_to(Some(VOLUME)), Some(Place::Vm(VOLUME.parse().unwrap())));
+        assert_eq!(back_to(Some("oma")), None, "it is named in the failure");
+    }
+}

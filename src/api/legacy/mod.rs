@@ -114,3 +114,31 @@ async fn show_health(context: Ctx) -> Response {
     response.extensions_mut().insert(OwnStatus);
     response
 }
+
+#[cfg(test)]
+mod tests {
+    use axum::response::IntoResponse;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_caller_gets_the_statuses_that_it_knows_and_health_keeps_its_own() {
+        for (code, expected) in [
+            (Code::InvalidBody, 400),
+            (Code::BadJson, 400),
+            (Code::NotAVolumeId, 400),
+            (Code::NoDevice, 404),
+            (Code::ClientsConnected, 500),
+            (Code::TooManyOperations, 500),
+            (Code::StoreBusy, 500),
+            (Code::StoreSilent, 500),
+            (Code::Stopping, 500),
+        ] {
+            let status = in_known_status(ApiError::of(code, "why").into_response()).await.status();
+            assert_eq!(status.as_u16(), expected, "{code}");
+        }
+        let mut health = StatusCode::SERVICE_UNAVAILABLE.into_response();
+        health.extensions_mut().insert(OwnStatus);
+        assert_eq!(in_known_status(health).await.status().as_u16(), 503);
+    }
+}
