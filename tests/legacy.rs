@@ -91,6 +91,7 @@ fn a_volume_is_made_attached_read_detached_and_deleted_by_the_routes_and_in_the_
         (&json!(volume.id), &json!("Volume detached successfully"))
     );
     assert_eq!(send(&api, "GET", &path(&volume, "/device"), "").0, 404);
+    assert_eq!(response["device_path"], json!(link), "where it was: {detached}");
     let again = ended(&api, &begin(&api, "POST", &path(&volume, "/detach"), "no json"));
     assert_eq!((&again["status"], &again["response"]["device_path"]), (&json!("completed"), &json!("")), "{again}");
     let deleted = ended(&api, &begin(&api, "DELETE", &path(&volume, ""), ""));

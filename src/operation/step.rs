@@ -27,6 +27,9 @@ pub struct Progress {
     /// Whether the clients' writes were flushed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub flush: Option<Flush>,
+    /// Of a detach: the path that the volume had. When the operation ends, the volume has none any more.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub device_path: Option<String>,
     /// The operation has ended for its caller, but its job may still run in CloudStack, or something must still be undone.
     #[serde(default)]
     pub unsettled: bool,
@@ -42,6 +45,7 @@ impl Progress {
             adopted: false,
             vm: None,
             flush: None,
+            device_path: None,
             unsettled: false,
         }
     }

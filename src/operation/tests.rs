@@ -102,6 +102,7 @@ fn a_progress_reads_the_same_again() {
                 adopted: true,
                 vm: Some(id(3)),
                 flush,
+                device_path: Some("/l".to_owned()),
                 unsettled: true,
             };
             let kept = serde_json::to_string(&progress).unwrap();

@@ -5,7 +5,7 @@ use super::attach::{elsewhere, has_disk, no_such_volume, own_unknown, ready_for_
 use super::outcome::{completed, fail, give_up, step};
 use crate::cloud::{CloudVolume, VolumeKind};
 use crate::identity::VolumeId;
-use crate::operation::{Detach, Ending, Fault, Operation, Place, Progress, Response, Step};
+use crate::operation::{Detach, Ending, Fault, Operation, Place, Progress, Response, Step, remote_path};
 use crate::operations::facts::{Act, Call, Facts, HereAct, Next, Placed, Seen};
 use crate::reason::Code;
 
@@ -70,7 +70,7 @@ fn begin(operation: &Operation, facts: &Facts, detach: &Detach, delete: bool) ->
     }
     ready_for_a_change(operation, facts, id, &volume.state)?;
     let sealed = here && facts.here.is_some();
-    let begun = Progress { vm: Some(has), ..operation.progress.clone() };
+    let begun = Progress { vm: Some(has), device_path: device_path(facts, id), ..operation.progress.clone() };
     let step = if sealed { Step::Seal } else { Step::Detach { job: facts.new_job } };
     Ok(Next::record(begun.at(step), None))
 }
@@ -94,9 +94,16 @@ fn may_be_deleted(operation: &Operation, facts: &Facts, volume: &CloudVolume) ->
     Ok(())
 }
 
+/// Returns the path of the volume's disk on this host, or the text in place of a path if another VM has it.
+fn device_path(facts: &Facts, id: VolumeId) -> Option<String> {
+    let here = facts.here.as_ref().and_then(|here| here.device_path.clone());
+    here.or_else(|| facts.placeholder.map(|vm| remote_path(vm, id)))
+}
+
 /// The volume is attached to nothing: only what is left on this host is removed.
 fn adopted(operation: &Operation, facts: &Facts, delete: bool, gone: bool) -> Next {
-    let adopted = Progress { adopted: !delete || gone, ..operation.progress.clone() };
+    let device_path = operation.volume.and_then(|id| device_path(facts, id));
+    let adopted = Progress { adopted: !delete || gone, device_path, ..operation.progress.clone() };
     if facts.here.is_some() {
         return Next::record(adopted.at(Step::Seal), None);
     }
@@ -178,7 +185,7 @@ fn ended(operation: &Operation, facts: &Facts, delete: bool) -> Next {
         return step(operation, Step::Delete);
     }
     let message = if delete { DELETED } else { "Volume detached successfully" };
-    let device_path = facts.here.as_ref().and_then(|here| here.device_path.clone());
+    let device_path = operation.progress.device_path.clone();
     let response = Response { vm_id: operation.vm, device_path, message: message.to_owned(), ..Response::default() };
     completed(operation, facts, response, Placed::Nowhere)
 }

@@ -156,7 +156,7 @@ prop_compose! {
         let state = if ended { OperationState::Failed } else { OperationState::Executing };
         Operation {
             id: id(5), number: 1, volume: Some(id(1)), vm: None, request, written: None, key: None, uid: None, state,
-            progress: Progress { step, job_given: None, given_up, adopted, vm, flush: None, unsettled: ended && unsettled },
+            progress: Progress { step, job_given: None, given_up, adopted, vm, flush: None, device_path: None, unsettled: ended && unsettled },
             fault: ended.then_some(fault), response: None, limit_seconds: 60, deadline: at(if late { -1 } else { 1000 }),
             created_at: jiff::Timestamp::UNIX_EPOCH, updated_at: jiff::Timestamp::UNIX_EPOCH, completed_at: None,
         }
