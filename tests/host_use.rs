@@ -132,6 +132,26 @@ fn a_disk_under_a_loop_device_is_refused_before_and_after() {
     assert!(refused["error"].as_str().unwrap().contains("under the loop device"), "{refused:#}");
 }
 
+/// Of all loop devices, only those with an event are read again (`src/device/loops.rs`).
+#[test]
+fn a_loop_device_that_comes_or_goes_is_seen_at_once_among_the_events_of_other_disks() {
+    let (lab, _attachd, api) = up();
+    let (volume, disk) = present(&lab, &api, MIB);
+    let mut other = lab.disk(&lab.volume().serial, MIB).unwrap();
+    let mut above = lab.loop_over(&disk.node());
+    let announced = || api.post("/api/v1/intents", &json!({ "volume_id": volume.id })).unwrap();
+    for _ in 0..20 {
+        other.attach().unwrap();
+        above.attach().unwrap();
+        let refused = announced().expect(409).unwrap();
+        assert!(refused["error"].as_str().unwrap().contains("under the loop device"), "{refused:#}");
+        other.detach().unwrap();
+        above.detach().unwrap();
+        announced().expect(201).unwrap();
+        api.delete(&format!("/api/v1/intents/{}?force=true", volume.id)).unwrap().expect(200).unwrap();
+    }
+}
+
 /// Every change of the table wakes the daemon; its work for these changes is limited.
 #[test]
 fn a_host_that_mounts_a_thousand_file_systems_delays_no_request() {

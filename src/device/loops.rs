@@ -27,13 +27,26 @@ const FRESH: (Duration, u32) = (Duration::from_millis(50), 10);
 /// The uses by device number; a partition has its own entry.
 pub(super) type Uses = HashMap<DevNum, Vec<Use>>;
 
+/// What each loop device is built on. One without a backing file is not here: it may be about to get it.
+type Below = BTreeMap<String, Backing>;
+
+/// What a loop device is built on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Backing {
+    Device(DevNum),
+    /// A file, or what cannot be examined.
+    Other,
+}
+
 /// The loop devices of this host that are built on a block device, each as a use of that device.
 ///
 /// Reading one takes some ten microseconds, and each event needs the result. With a thousand loop devices, a thousand
 /// disks that arrive at once would need a million reads. So there is one picture for all callers. The kernel counts its
 /// events (`/sys/kernel/uevent_seqnum`), and setting up or freeing a loop device is an event. A caller gets a picture in
 /// which every loop device was read after its last event, as of the moment when the caller asked. If the kernel has told
-/// of all events since the picture ([`KernelEvents`]), only the loop devices that had one are read; otherwise all.
+/// of all events since the picture ([`KernelEvents`]), only the loop devices that had one are read; otherwise all. Many
+/// kernels send no event when an unused loop device is set up (before Linux 6.15), so those that are new in the kernel's
+/// table are read too.
 pub(super) struct LoopUses {
     proc: PathBuf,
     sys: PathBuf,
@@ -62,8 +75,7 @@ struct Picture {
     /// When all were read last, and how long that took.
     begun: Instant,
     took: Duration,
-    /// The block device below each loop device that has one.
-    below: BTreeMap<String, DevNum>,
+    below: Below,
     uses: Arc<Uses>,
 }
 
@@ -91,7 +103,7 @@ impl LoopUses {
         }
         known.events.listen();
         let (count, begun) = (self.events()?, Instant::now());
-        let below = read(&self.proc, &self.sys)?;
+        let below = read(&self.proc, &self.sys, |_| None)?;
         let uses = Arc::new(uses(&below));
         // Without an event count it is unknown how long the picture is valid.
         known.picture =
@@ -110,17 +122,10 @@ impl LoopUses {
         let Events::Heard(events) = events else { return Ok(None) };
         let Some(since) = events.since(picture.count, asked) else { return Ok(None) };
         picture.count = since.count;
-        let mut differs = false;
-        for name in since.loops {
-            let now = below(&self.sys.join("block").join(&name))?;
-            let before = match now {
-                Some(now) => picture.below.insert(name, now),
-                None => picture.below.remove(&name),
-            };
-            differs |= before != now;
-        }
-        if differs {
-            picture.uses = Arc::new(uses(&picture.below));
+        let kept = |name: &str| picture.below.get(name).filter(|_| !since.loops.contains(name)).copied();
+        let below = read(&self.proc, &self.sys, kept)?;
+        if below != picture.below {
+            (picture.uses, picture.below) = (Arc::new(uses(&below)), below);
         }
         Ok(Some(picture))
     }
@@ -145,21 +150,26 @@ impl Events {
     }
 }
 
-fn uses(below: &BTreeMap<String, DevNum>) -> Uses {
+fn uses(below: &Below) -> Uses {
     let mut uses = Uses::new();
     for (name, below) in below {
-        uses.entry(*below).or_default().push(Use::Loop(name.clone()));
+        if let Backing::Device(below) = below {
+            uses.entry(*below).or_default().push(Use::Loop(name.clone()));
+        }
     }
     uses
 }
 
-/// Reads the loop devices in use. The kernel's list leaves out unused ones, of which there can be many.
-fn read(proc: &Path, sys: &Path) -> io::Result<BTreeMap<String, DevNum>> {
-    let mut all = BTreeMap::new();
+/// Reads the loop devices in use, except those of which `kept` knows the answer. The kernel's table leaves out unused
+/// ones, of which there can be many.
+fn read(proc: &Path, sys: &Path, kept: impl Fn(&str) -> Option<Backing>) -> io::Result<Below> {
+    let mut all = Below::new();
     for name in names(&table_if_any(&proc.join("partitions"))?) {
-        if let Some(below) = below(&sys.join("block").join(name))? {
-            all.insert(name.to_owned(), below);
-        }
+        let found = match kept(name) {
+            None => backing(&sys.join("block").join(name))?,
+            kept => kept,
+        };
+        all.extend(found.map(|found| (name.to_owned(), found)));
     }
     Ok(all)
 }
@@ -171,10 +181,17 @@ fn names(table: &[u8]) -> impl Iterator<Item = &str> {
     names.filter(|name| is_loop(name))
 }
 
-/// Returns the block device below a loop device, given the loop device's folder in sysfs. Only nodes in `/dev` are
-/// examined: any other path is usually a file, and its file system may never answer.
+/// Returns the block device below a loop device, given the loop device's folder in sysfs.
 pub(super) fn below(device: &Path) -> io::Result<Option<DevNum>> {
-    // There is no backing file, or it is no loop device.
+    Ok(match backing(device)? {
+        Some(Backing::Device(below)) => Some(below),
+        Some(Backing::Other) | None => None,
+    })
+}
+
+/// Returns what a loop device is built on; `None`: it has no backing file, or it is no loop device. Only nodes in `/dev`
+/// are examined: any other path is usually a file, and its file system may never answer.
+fn backing(device: &Path) -> io::Result<Option<Backing>> {
     let flags = OFlags::RDONLY | OFlags::CLOEXEC;
     let attribute = openat(CWD, device.join("loop/backing_file"), flags, Mode::empty()).map_err(Into::into);
     let Some(attribute) = unless_gone(attribute)? else { return Ok(None) };
@@ -182,15 +199,19 @@ pub(super) fn below(device: &Path) -> io::Result<Option<DevNum>> {
     let read = rustix::io::read(&attribute, &mut buffer).map_err(Into::into);
     let Some(length) = unless_gone(read)? else { return Ok(None) };
     let path = buffer[..length].strip_suffix(b"\n").unwrap_or(&buffer[..length]);
-    if !path.starts_with(b"/dev/") {
+    if path.is_empty() {
         return Ok(None);
     }
-    match node_devnum(Path::new(OsStr::from_bytes(path))) {
+    if !path.starts_with(b"/dev/") {
+        return Ok(Some(Backing::Other));
+    }
+    let below = match node_devnum(Path::new(OsStr::from_bytes(path))) {
         // The path is in a private folder, for instance below /dev/shm. The nodes of disks can be examined by every
         // user.
-        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => Ok(None),
-        found => found,
-    }
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => None,
+        found => found?,
+    };
+    Ok(Some(below.map_or(Backing::Other, Backing::Device)))
 }
 
 #[cfg(test)]
@@ -276,7 +297,7 @@ mod tests {
     }
 
     #[test]
-    fn only_loop_devices_with_an_event_are_read_again_and_all_of_them_once_an_event_was_missed() {
+    fn only_new_loop_devices_and_those_with_an_event_are_read_and_all_of_them_once_an_event_was_missed() {
         let tree = Tree::new(&["loop0", "loop1"]);
         tree.event(41, "vda", true);
         tree.loops.now().unwrap();
@@ -291,9 +312,23 @@ mod tests {
         tree.unreadable("loop1");
         tree.event(44, "vda", true);
         assert!(tree.loops.now().is_ok(), "the control: no event was missed");
-        tree.event(45, "vda", false);
+        tree.readable("loop1");
+        tree.write(
+            "proc/partitions",
+            "   7        0      10240 loop0\n   7        1      10240 loop1\n   7        2        64 loop2\n",
+        );
+        tree.write(&Tree::attribute("loop2"), "/dev/null\n");
+        tree.unreadable("loop2");
+        tree.event(45, "vda", true);
+        assert!(tree.loops.now().is_err(), "loop2 is new in the table, although no event was of it");
+        tree.readable("loop2");
+        tree.loops.now().unwrap();
+        tree.unreadable("loop1");
         tree.event(46, "vda", true);
-        assert!(tree.loops.now().is_err(), "event 45 may have been of loop1");
+        assert!(tree.loops.now().is_ok(), "the control: no event was missed");
+        tree.event(47, "vda", false);
+        tree.event(48, "vda", true);
+        assert!(tree.loops.now().is_err(), "event 47 may have been of loop1");
     }
 
     #[test]
@@ -305,5 +340,30 @@ mod tests {
         assert!(tree.loops.now().is_ok(), "the control: not yet");
         (tree.loops.fresh, tree.loops.known.lock().unwrap().picture.as_mut().unwrap().took) = Default::default();
         assert!(tree.loops.now().is_err());
+    }
+
+    #[test]
+    fn the_running_kernel_tells_of_every_loop_device_that_comes_or_goes() {
+        let lab = lab::Lab::builder().build().unwrap();
+        let disk = lab.settled_disk(&lab.volume().serial, 1 << 20).unwrap();
+        let number = node_devnum(&disk.node()).unwrap().unwrap();
+        let mut above = lab.loop_over(&disk.node());
+        let mut loops = LoopUses::new("/proc".into(), "/sys".into());
+        loops.fresh = Duration::from_hours(1);
+        let uses = || loops.now().unwrap().get(&number).map_or(0, Vec::len);
+        let all_read = || loops.known.lock().unwrap().picture.as_ref().map(|picture| picture.begun);
+        // An event in a namespace of another program is a missing number here, and then everything is read.
+        for _ in 0..50 {
+            assert_eq!(uses(), 0);
+            let before = all_read();
+            above.attach().unwrap();
+            assert_eq!(uses(), 1);
+            above.detach().unwrap();
+            assert_eq!(uses(), 0);
+            if all_read() == before {
+                return;
+            }
+        }
+        panic!("everything was read each time, so no event was needed");
     }
 }
