@@ -500,3 +500,18 @@ async fn an_attach_whose_intent_is_gone_after_a_restart_puts_it_on_record_again_
     let at = |name: &str| points.iter().position(|point| point == name).unwrap();
     assert!(at("after:host.intend") < at("before:cloud.attach"), "{points:?}");
 }
+
+#[tokio::test(start_paused = true)]
+async fn which_vm_this_host_is_is_found_out_again_when_cloudstack_does_not_know_what_it_is_asked_for() {
+    let world = World::new();
+    let id = world.with(volume(1, None));
+    world.trouble().no_such_vm = true;
+    let operations = world.start();
+    let (code, message) = failed(&done(&operations, attach(id)).await);
+    assert!(code == "CLOUD_REFUSED" && message.contains("Unable to find virtual machine"), "{code} {message}");
+    assert_eq!(world.state().doubts, 1);
+    world.trouble().no_such_vm = false;
+    world.trouble().jobs_fail = Some("no free slot");
+    assert_eq!(failed(&done(&operations, attach(id)).await).0, "CLOUD_REFUSED");
+    assert_eq!(world.state().doubts, 1, "the control: any other refusal says nothing about it");
+}

@@ -69,6 +69,8 @@ pub(super) struct Trouble {
     pub(super) not_let_in: bool,
     /// CloudStack carries out these calls and does not answer them, until the client gives up.
     pub(super) silent: &'static [&'static str],
+    /// CloudStack does not know the VM to which a volume is to be attached.
+    pub(super) no_such_vm: bool,
     /// The server gives jobs ids of its own.
     pub(super) old_server: bool,
 }
@@ -97,6 +99,8 @@ pub(super) struct Truth {
     last_volume: u32,
     /// The process has died: nothing of it goes on.
     dead: bool,
+    /// How often it was doubted which VM this host is.
+    pub(super) doubts: usize,
 }
 
 pub(super) struct World {
@@ -156,6 +160,7 @@ impl World {
             calls: 0,
             last_volume: 0x1000,
             dead: false,
+            doubts: 0,
         };
         let (events, _) = broadcast::channel(64);
         Arc::new(Self {
@@ -216,7 +221,7 @@ impl World {
             cloud: Some(Arc::new(Double(Arc::clone(self)))),
             host: Arc::new(Double(Arc::clone(self))),
             records: Arc::new(Double(Arc::clone(self))),
-            own_vm: Arc::new(Sure(own_vm)),
+            own_vm: Arc::new(Sure(own_vm, Arc::clone(self))),
             clock: Arc::new(VirtualClock(self.begun)),
         };
         let mut state = self.state();
@@ -385,14 +390,16 @@ pub(super) fn here(state: State, origin: IntentOrigin, id: VolumeId) -> Here {
 /// CloudStack, the host and the records of a world.
 struct Double(Arc<World>);
 
-struct Sure<F>(F);
+struct Sure<F>(F, Arc<World>);
 
 impl<F: Fn() -> Result<VmId, String> + Send + Sync> OwnVm for Sure<F> {
     fn find(&self) -> BoxFuture<'_, Result<VmId, String>> {
         async { (self.0)() }.boxed()
     }
 
-    fn doubt(&self) {}
+    fn doubt(&self) {
+        self.1.state().doubts += 1;
+    }
 }
 
 struct VirtualClock(Instant);

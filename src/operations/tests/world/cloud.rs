@@ -52,6 +52,10 @@ impl Cloud for Double {
     fn attach<'a>(&'a self, job: JobId, id: VolumeId, vm: &'a VmId, device_id: Option<u32>) -> Answer<'a, Started> {
         let vm = *vm;
         let attached = move |state: &mut Truth| {
+            if self.0.trouble().no_such_vm {
+                let words = "Unable to find virtual machine";
+                return Err(CallError::Refused(refusal(RefusalKind::Gone, words)));
+            }
             let guest = move |world: &World| {
                 if vm == own() {
                     world.plug(id);
