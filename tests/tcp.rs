@@ -60,6 +60,9 @@ fn root_members_of_the_group_and_named_users_are_served_and_others_are_told_how_
     for uid in [0, NAMED, lab::people::ATTACHD.id] {
         by(uid).get("/api/v1/health").unwrap().expect(200).unwrap();
     }
+    let body = json!({ "volume_id": Volume::random().id });
+    let asked = by(NAMED).post("/api/v1/intents", &body).unwrap().expect(201).unwrap();
+    assert_eq!(asked["uid"], NAMED, "who has asked is on record");
     for uid in [MEMBER, STRANGER] {
         let refused = by(uid).get("/api/v1/health").unwrap();
         assert_eq!((refused.status, &refused.json["code"]), (403, &json!("NOT_LET_IN")), "{}", refused.text);
