@@ -131,10 +131,10 @@ fn readable(api: &Api) -> Value {
 }
 
 /// Tests the daemon against its document with all phases.
-fn nothing_is_found(lab: &Lab, document: &Value, address: &str, usual: u32) {
+fn nothing_is_found(lab: &Lab, document: &Value, address: &str, usual: u32, more: &[&str]) {
     let (examples, times) = examples(usual);
     let document = written(lab, "openapi.json", document);
-    let found = findings(lab, &document, address, &["--max-examples", &examples], LIMIT * times);
+    let found = findings(lab, &document, address, &[&["--max-examples", &examples], more].concat(), LIMIT * times);
     assert!(found.is_none(), "{}", found.unwrap_or_default());
 }
 
@@ -153,7 +153,9 @@ fn the_openapi_document_matches_a_daemon_that_calls_cloudstack() {
         assert_eq!(api.get(&path).unwrap().json["status"], "completed");
     }
     let before = cloud.calls().len();
-    nothing_is_found(&lab, &readable(&api), &bridge(&api), EXAMPLES / 2);
+    // An operation that is deleted is cancelled, and can still be read: one check takes that for a mistake.
+    let but = ["--exclude-checks", "use_after_free"];
+    nothing_is_found(&lab, &readable(&api), &bridge(&api), EXAMPLES / 2, &but);
     assert!(cloud.calls().len() > before, "the control: CloudStack was called");
     drop(attachd);
 }
@@ -177,7 +179,7 @@ fn the_openapi_document_matches_the_daemon() {
         assert!(found.contains(finding), "{finding} is found: {found}");
     }
 
-    nothing_is_found(&lab, &document, &address, EXAMPLES);
+    nothing_is_found(&lab, &document, &address, EXAMPLES, &[]);
     // The daemon runs until it is stopped, and a restart must keep the volumes that schemathesis has left; the lab
     // checks both.
     drop(attachd);
