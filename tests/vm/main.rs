@@ -30,6 +30,7 @@ mod host_disks;
 mod name_reuse;
 mod odd_disks;
 mod power_cut;
+mod procedures;
 mod reboot;
 mod scsi;
 mod served;
