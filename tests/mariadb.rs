@@ -316,6 +316,18 @@ fn a_row_that_mariadb_refuses_is_named_in_its_words_and_others_are_written() {
     };
     let has = ["target mariadb", &refused.id, "not this one", "error 1644"].iter().all(|part| told.contains(part));
     assert!(has, "{told}");
+
+    // It is tried again when the volume changes.
+    scene.sql("DROP TRIGGER refuse");
+    disk.detach().unwrap();
+    wait(&scene.api, &refused, "lost");
+    disk.attach().unwrap();
+    wait(&scene.api, &refused, "ready");
+    scene.until_all_served(&[&neighbour, &refused]);
+    let begun = Instant::now();
+    while health(&scene.api)["status"] != "healthy" {
+        assert!(begun.elapsed() < SOON, "{:#}", health(&scene.api));
+    }
 }
 
 /// Nothing is connected and nothing runs while nothing changes.
