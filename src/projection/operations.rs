@@ -4,7 +4,6 @@
 
 use jiff::Timestamp;
 use serde_json::Value;
-use sqlx::sqlite::SqliteConnection;
 
 use super::judge::{LIMIT, judged};
 use super::{Target, TargetError};
@@ -12,7 +11,7 @@ use crate::effect;
 use crate::identity::OperationId;
 use crate::operation::{Operation, predecessor};
 use crate::store::batch::Batch;
-use crate::store::{Follower, begin, end};
+use crate::store::{Follower, WriteConnection};
 
 /// What is shown of an operation; `row` is `None` if it was deleted.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -76,7 +75,7 @@ impl Target<OperationRow> for SqliteOperations {
     }
 }
 
-async fn written(connection: &mut SqliteConnection, rows: &[OperationRow]) -> sqlx::Result<()> {
+async fn written(connection: &mut WriteConnection, rows: &[OperationRow]) -> sqlx::Result<()> {
     if rows.is_empty() {
         return Ok(());
     }
@@ -89,9 +88,9 @@ async fn written(connection: &mut SqliteConnection, rows: &[OperationRow]) -> sq
         }
     }
     effect::at_all(&["commit.shown-operations"], async {
-        begin(connection).await?;
+        connection.begin().await?;
         let applied = batch.run(connection).await;
-        end(connection, applied).await
+        connection.end(applied).await
     })
     .await
 }

@@ -4,14 +4,12 @@
 //! row is inserted. These are two statements, because an insert must meet conditions (of columns that somebody has
 //! added, for instance) that an existing row already meets.
 
-use sqlx::sqlite::SqliteConnection;
-
 use super::judge::{LIMIT, judged};
 use super::{Mode, Rows, ShownVolume, Target, TargetError};
 use crate::effect;
 use crate::identity::VolumeId;
 use crate::store::batch::Batch;
-use crate::store::{Follower, begin, end};
+use crate::store::{Follower, WriteConnection};
 
 /// A row of the other kind is of an earlier life of the volume: it was withdrawn here and then attached to another VM, or
 /// the reverse, and only the end was seen.
@@ -48,7 +46,7 @@ impl Sqlite {
         Self { port }
     }
 
-    async fn written(&self, connection: &mut SqliteConnection, rows: &[Rows]) -> sqlx::Result<()> {
+    async fn written(&self, connection: &mut WriteConnection, rows: &[Rows]) -> sqlx::Result<()> {
         if rows.is_empty() {
             return Ok(());
         }
@@ -60,9 +58,9 @@ impl Sqlite {
             }
         }
         effect::at_all(&["commit.projection"], async {
-            begin(connection).await?;
+            connection.begin().await?;
             let applied = batch.run(connection).await;
-            end(connection, applied).await
+            connection.end(applied).await
         })
         .await
     }

@@ -11,14 +11,13 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
-use sqlx::Connection;
 use sqlx::sqlite::SqliteConnection;
 use tokio::sync::watch;
 
 use super::batch::Batch;
 use super::read::Present;
 use super::turn::{Turn, Turns};
-use super::{StoreError, open, read, write};
+use super::{StoreError, WriteConnection, open, read};
 use crate::effect;
 use crate::identity::VolumeId;
 
@@ -75,7 +74,7 @@ pub struct Follower {
     noted: watch::Receiver<()>,
     all_progress: AllProgress,
     /// The connection. It is opened during a turn.
-    connection: Option<SqliteConnection>,
+    connection: Option<WriteConnection>,
     /// The time at which a statement on the connection is interrupted.
     deadline: Deadline,
     done: i64,
@@ -141,11 +140,11 @@ impl Follower {
         let known = async {
             let done: Option<(i64, String)> = sqlx::query_as("SELECT done, basis FROM followers WHERE name = ?")
                 .bind(name)
-                .fetch_optional(&mut *connection)
+                .fetch_optional(&mut **connection)
                 .await?;
             let set_aside: i64 = sqlx::query_scalar("SELECT count(*) FROM set_aside WHERE follower = ?")
                 .bind(name)
-                .fetch_one(&mut *connection)
+                .fetch_one(&mut **connection)
                 .await?;
             sqlx::Result::Ok((done, set_aside))
         };
@@ -269,9 +268,9 @@ impl Follower {
     ) -> Result<T, StoreError> {
         let (_turn, connection) = self.at_the_file(None).await?;
         let written = effect::at_all(&["commit.followed"], async {
-            write::begin(connection).await?;
+            connection.begin().await?;
             let applied = changes(connection).await;
-            write::end(connection, applied).await
+            connection.end(applied).await
         });
         let written = written.await;
         self.checked(written)
@@ -282,7 +281,7 @@ impl Follower {
     pub(crate) async fn at_the_file(
         &mut self,
         limit: Option<Duration>,
-    ) -> Result<(Turn, &mut SqliteConnection), StoreError> {
+    ) -> Result<(Turn, &mut WriteConnection), StoreError> {
         let turn = self.turns.take().await?;
         self.let_go_on_until(limit.map(|limit| Instant::now() + limit));
         match &mut self.connection {
@@ -335,14 +334,14 @@ impl Drop for Follower {
     }
 }
 
-async fn opened(path: &Path, deadline: Deadline) -> sqlx::Result<SqliteConnection> {
+async fn opened(path: &Path, deadline: Deadline) -> sqlx::Result<WriteConnection> {
     let mut connection = open::derived(path).await?;
     let goes_on = move || {
         let deadline = *deadline.lock().unwrap_or_else(PoisonError::into_inner);
         deadline.is_none_or(|deadline| Instant::now() < deadline)
     };
     connection.lock_handle().await?.set_progress_handler(STEPS, goes_on);
-    Ok(connection)
+    Ok(connection.into())
 }
 
 /// All volumes are noted again, because the number of the old rows says nothing about new ones.

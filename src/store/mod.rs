@@ -11,6 +11,7 @@
 //! writing works again.
 
 pub(crate) mod batch;
+mod connection;
 mod error;
 mod files;
 mod follow;
@@ -49,6 +50,7 @@ use tokio::task::JoinHandle;
 use crate::identity::{OperationId, VolumeId};
 use crate::operation::{IdempotencyKey, Operation, Placeholder};
 use crate::volume::{Entry, Record, Snapshot};
+pub(crate) use connection::WriteConnection;
 pub use error::{Saved, StoreError};
 use follow::AllProgress;
 pub use follow::{Changed, Follower, Follows, Progress};
@@ -64,7 +66,6 @@ use turn::Given;
 use turn::Turns;
 use watch::Watch;
 pub use write::Change;
-pub(crate) use write::{begin, end};
 
 /// The number of writes that may wait for the task. Further writes are refused.
 const QUEUE: usize = 4096;

@@ -12,7 +12,7 @@ use sqlx::{Connection, SqlSafeStr};
 use super::files::Files;
 use super::foreign;
 use super::history::{self, Seen};
-use super::{Options, StoreError, read, room, write};
+use super::{Options, StoreError, WriteConnection, read, room, write};
 use crate::volume::Record;
 
 /// SQLite's page cache: 256 KiB. The default of two megabytes would fill over weeks with the timelines of old
@@ -41,7 +41,7 @@ const LOCKED_AT_START: Duration = Duration::from_secs(5);
 
 /// The connection that writes, and what belongs to it.
 pub(super) struct Writer {
-    pub(super) connection: SqliteConnection,
+    pub(super) connection: WriteConnection,
     pub(super) files: Files,
     pub(super) seen: Seen,
     /// Whether a trigger has noted a volume as changed since the last check.
@@ -51,7 +51,7 @@ pub(super) struct Writer {
 /// Opens a store for writing.
 pub(super) async fn writer(options: Options<'_>) -> Result<Writer, StoreError> {
     let failed = |error: sqlx::Error| StoreError::of(options.path, &error);
-    let mut connection = migrated(options).await.map_err(failed)?;
+    let mut connection = WriteConnection::from(migrated(options).await.map_err(failed)?);
     let prepared = async {
         history::rebase(&mut connection, options.boot_id).await?;
         let seen = Seen::load(&mut connection, options.boot_id).await?;
@@ -59,7 +59,7 @@ pub(super) async fn writer(options: Options<'_>) -> Result<Writer, StoreError> {
         write::prepare(&mut connection).await?;
         while seen.prune(&mut connection, options.history_days).await? {}
         let busy = format!("PRAGMA busy_timeout = {}", LOCKED.as_millis());
-        sqlx::query(sqlx::AssertSqlSafe(busy)).execute(&mut connection).await?;
+        sqlx::query(sqlx::AssertSqlSafe(busy)).execute(&mut *connection).await?;
         Ok(seen)
     };
     let seen = prepared.await.map_err(failed)?;

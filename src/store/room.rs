@@ -6,10 +6,8 @@ use std::fs::File;
 use std::io;
 use std::path::Path;
 
-use sqlx::sqlite::SqliteConnection;
-
+use super::WriteConnection;
 use super::parts;
-use super::write::begin;
 use crate::blocking::blocking;
 
 /// The rows that are written and taken back, and the size of each in bytes: more than a megabyte in all, of which the page
@@ -24,27 +22,27 @@ const ENOUGH: u64 = (1 << 20) - (128 << 10);
 ///
 /// The rows of a transaction that do not fit into SQLite's page cache go to the log at once. Taking the transaction back
 /// leaves the file as long as it is.
-pub(super) async fn make(connection: &mut SqliteConnection, path: &Path) {
+pub(super) async fn make(connection: &mut WriteConnection, path: &Path) {
     if let Err(error) = made(connection, path).await {
         tracing::debug!(%error, "the log has no room beforehand");
     }
 }
 
-async fn made(connection: &mut SqliteConnection, path: &Path) -> sqlx::Result<()> {
+async fn made(connection: &mut WriteConnection, path: &Path) -> sqlx::Result<()> {
     if size(path)? >= ENOUGH {
         return Ok(());
     }
-    begin(connection).await?;
+    connection.begin().await?;
     let mut filled = Ok(());
     for _ in 0..ROWS {
         let row = "INSERT INTO timeline (volume_id, at, event, detail) VALUES ('', 0, '', hex(zeroblob(?)))";
-        filled = sqlx::query(row).bind(ROW_SIZE / 2).persistent(false).execute(&mut *connection).await.map(drop);
+        filled = sqlx::query(row).bind(ROW_SIZE / 2).persistent(false).execute(&mut **connection).await.map(drop);
         if filled.is_err() {
             break;
         }
     }
     // This fails when SQLite has rolled back by itself, because the disk is full.
-    let ended = sqlx::query("ROLLBACK").execute(connection).await;
+    let ended = sqlx::query("ROLLBACK").execute(&mut **connection).await;
     filled.and(ended.map(drop))?;
     // The first commit would have to wait for these bytes.
     let log = parts::with(path, "-wal");

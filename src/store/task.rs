@@ -454,7 +454,7 @@ impl Task {
         let Some(writer) = &mut self.writer else { return };
         self.commits = 0;
         let asked = self.watch.ask();
-        let done = sqlx::query(how).execute(&mut writer.connection).await;
+        let done = sqlx::query(how).execute(&mut *writer.connection).await;
         drop(asked);
         if let Err(error) = done {
             // The log becomes longer, which loses nothing.
@@ -479,7 +479,7 @@ impl Task {
         let Some(writer) = &mut self.writer else { return };
         let asked = self.watch.ask();
         let cleared = writer.connection.clear_cached_statements().await;
-        let shrunk = sqlx::query("PRAGMA shrink_memory").execute(&mut writer.connection).await;
+        let shrunk = sqlx::query("PRAGMA shrink_memory").execute(&mut *writer.connection).await;
         let ready = write::prepare(&mut writer.connection).await;
         drop(asked);
         if let Err(error) = cleared.and(shrunk.map(drop)).and(ready) {

@@ -3,6 +3,7 @@
 use sqlx::Executor;
 use sqlx::sqlite::SqliteConnection;
 
+use super::WriteConnection;
 use super::batch::{self, Batch, Values};
 use super::news::News;
 use super::operations;
@@ -89,7 +90,7 @@ pub(super) async fn prepare(connection: &mut SqliteConnection) -> sqlx::Result<(
 }
 
 /// Writes all changes durably, or none of them.
-pub(super) async fn commit(connection: &mut SqliteConnection, changes: &[&Change], boot_id: &str) -> sqlx::Result<()> {
+pub(super) async fn commit(connection: &mut WriteConnection, changes: &[&Change], boot_id: &str) -> sqlx::Result<()> {
     let mut names: Vec<&'static str> = changes.iter().map(|change| change.effect()).collect();
     names.sort_unstable();
     names.dedup();
@@ -102,36 +103,12 @@ pub(super) async fn commit(connection: &mut SqliteConnection, changes: &[&Change
             // This is the one write between an event and its export. A single statement is its own transaction.
             batch.run(connection).await
         } else {
-            begin(connection).await?;
+            connection.begin().await?;
             let applied = batch.run(connection).await;
-            end(connection, applied).await
+            connection.end(applied).await
         }
     })
     .await
-}
-
-/// Begins a transaction.
-///
-/// This is not sqlx's own transaction. SQLite rolls back by itself when the disk is full. Then sqlx's rollback fails,
-/// and sqlx believes for ever that a transaction is open (sqlx 0.9.0: "attempted to call `begin_with` at non-zero
-/// transaction depth").
-pub(crate) async fn begin(connection: &mut SqliteConnection) -> sqlx::Result<()> {
-    // IMMEDIATE, because taking the write lock later could fail in the middle with SQLITE_BUSY.
-    sqlx::query("BEGIN IMMEDIATE").execute(connection).await.map(drop)
-}
-
-/// Ends a transaction: with a commit if everything succeeded, else with a rollback. Afterwards no transaction is
-/// open.
-pub(crate) async fn end<T>(connection: &mut SqliteConnection, applied: sqlx::Result<T>) -> sqlx::Result<T> {
-    let ended = match applied {
-        Ok(value) => sqlx::query("COMMIT").execute(&mut *connection).await.map(|_| value),
-        Err(error) => Err(error),
-    };
-    if ended.is_err() {
-        // The rollback fails when SQLite has rolled back already, which is fine.
-        let _ = sqlx::query("ROLLBACK").execute(connection).await;
-    }
-    ended
 }
 
 fn apply(batch: &mut Batch, change: &Change, boot_id: &str) {

@@ -84,6 +84,8 @@ fn the_shipped_configuration_is_valid_as_it_is_and_with_every_line_in_force() {
     };
     // TLS of the API is for an address that other hosts can reach.
     let certificates = without("tls_psk_").replace("\"127.0.0.1:8090\"", "\"0.0.0.0:8090\"");
+    // A Unix socket of MariaDB has no TLS. Nothing listens at this address, which is no mistake of the file.
+    let certificates = certificates.replace("mysql:///run/mysqld/mysqld.sock", "mysql://127.0.0.1:1");
     let key = without("tls_").replace("token_file = \"/etc/attachd/tls/api-token\"\n", "");
     let key = key.replace("[helper]", "tls_psk_file = \"/etc/attachd/tls/keys.psk\"\n[helper]");
     let dir = tempfile::tempdir().unwrap();
@@ -91,11 +93,14 @@ fn the_shipped_configuration_is_valid_as_it_is_and_with_every_line_in_force() {
     let tls = Certificates::make(&dir.path().join("tls"), "127.0.0.1").unwrap();
     std::fs::write(tls.file("keys.psk"), "attachd:000102030405060708090a0b0c0d0e0f\n").unwrap();
     std::fs::write(tls.file("api-token"), "0123456789abcdef\n").unwrap();
-    for secret in ["keys.psk", "api-token"] {
+    std::fs::write(tls.file("mariadb-password"), "secret\n").unwrap();
+    for secret in ["keys.psk", "api-token", "mariadb-password"] {
         std::fs::set_permissions(tls.file(secret), std::fs::Permissions::from_mode(0o600)).unwrap();
     }
-    let [certificates, key] =
-        [certificates, key].map(|text| text.replace("/etc/attachd/tls", tls.folder().to_str().unwrap()));
+    let [certificates, key] = [certificates, key].map(|text| {
+        let text = text.replace("/etc/attachd/mariadb-password", "/etc/attachd/tls/mariadb-password");
+        text.replace("/etc/attachd/tls", tls.folder().to_str().unwrap())
+    });
     for (name, text) in [("shipped.toml", shipped), ("certificates.toml", &certificates), ("key.toml", &key)] {
         let path = dir.path().join(name);
         std::fs::write(&path, text).unwrap();

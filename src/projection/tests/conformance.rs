@@ -242,8 +242,12 @@ impl<S: Subject> Suite<'_, S> {
     async fn a_database_that_was_away_has_the_present_rows(&mut self) -> Conforms {
         let folder = self.subject.empty().await;
         let running = self.start(&folder).await;
-        self.subject.run("ALTER TABLE nbd_exports RENAME TO aside").await;
         running.store.write((1..=3).flat_map(|n| ready(volume(n))).collect()).await.unwrap();
+        running.until_shown().await;
+        // The target has statements prepared now.
+        running.store.write((1..=3).map(|n| stand(volume(n), State::Lost)).collect()).await.unwrap();
+        running.until_shown().await;
+        self.subject.run("ALTER TABLE nbd_exports RENAME TO aside").await;
         for state in [State::Lost, State::Ready].into_iter().cycle().take(20) {
             running.store.write((1..=3).map(|n| stand(volume(n), state)).collect()).await.unwrap();
         }
@@ -382,7 +386,7 @@ impl Target<Rows> for Faulty {
         };
         let (_turn, connection) =
             follower.at_the_file(Some(Duration::from_secs(1))).await.map_err(|e| TargetError::Away(e.to_string()))?;
-        sqlx::query(more).execute(connection).await.map_err(|error| TargetError::Away(error.to_string()))?;
+        sqlx::query(more).execute(&mut **connection).await.map_err(|error| TargetError::Away(error.to_string()))?;
         Ok(())
     }
 }
